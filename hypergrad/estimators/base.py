@@ -1,0 +1,184 @@
+"""The contract of every hypergradient estimator, and what those that unroll training share."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad import tree
+from hypergrad.adjoint import Backward, state_floats
+from hypergrad.autodiff import depends
+from hypergrad.problem import Problem, check_hparams
+from hypergrad.train import TrainState, init_state, trained, unroll
+from hypergrad.types import Array, HParams, Key, PyTree
+
+
+class Estimate(NamedTuple):
+    """A hypergradient and how far it can be trusted.
+
+    Attributes:
+        value: the objective `[]`.
+        hypergrad: d objective / d hparams, a pytree like `hparams`.
+        info: the method's own diagnostics, e.g. `UnrollInfo`.
+    """
+
+    value: Array
+    hypergrad: HParams
+    info: Any
+
+
+class Estimator(NamedTuple):
+    """A way to differentiate a training run, as a value.
+
+    Attributes:
+        init: (key, hparams) -> state. Warm starts, accumulators and windows live there.
+        estimate: (key, state, hparams) -> (state, Estimate). Pure and traceable; the key decides the
+            initial weights and every minibatch, so the same key gives the same bits.
+    """
+
+    init: Callable[[Key, HParams], PyTree]
+    estimate: Callable[[Key, PyTree, HParams], tuple[PyTree, Estimate]]
+
+
+class UnrollInfo(NamedTuple):
+    """Diagnostics of a hypergradient through an unrolled run.
+
+    Attributes:
+        direct: ∂f/∂λ at the final weights, a pytree like `hparams`.
+        response: (∂f/∂w)(dw/dλ), a pytree like `hparams`; hypergrad = direct + response.
+        horizon: number of steps differentiated through, int32 `[]`.
+        sensitivity: `[horizon]`; in reverse mode the norm of the adjoint of the weights before each
+            step, in forward mode that of their derivative after each step.
+        growth: geometric mean growth of `sensitivity` a step (towards the start in reverse mode, towards
+            the end in forward mode), `[]`. Well above 1 means chaos: gradients through the run explode.
+        first_nonfinite: first step whose training loss was not finite, the number of steps if only the
+            objective was not, -1 if none; int32 `[]`.
+    """
+
+    direct: HParams
+    response: HParams
+    horizon: Array
+    sensitivity: Array
+    growth: Array
+    first_nonfinite: Array
+
+
+def check_real(hparams: HParams) -> None:
+    """Raise a `ValueError` that names the first leaf that has no hypergradient."""
+    check_hparams(hparams)
+    for name, leaf in zip(tree.leaf_names(hparams), jax.tree.leaves(hparams), strict=True):
+        if not tree.is_float(leaf):
+            raise ValueError(
+                f"hparams[{name!r}] has dtype {jnp.result_type(leaf)}, expected floating point, because "
+                "integers and choices have no hypergradient; close over it, or search it with method 'random'"
+            )
+
+
+def structural_zeros(problem: Problem, hparams: HParams, horizon: int) -> list[str]:
+    """Name the leaves whose hypergradient is zero whatever the numbers.
+
+    Signs (Lion, sign-SGD), rounding, integer casts and comparisons stop a derivative; a leaf that
+    reaches the objective through nothing else gets a silent zero.
+
+    **Cost:** one trace of three steps; nothing is compiled or run.
+    """
+
+    def value(hparams):
+        key = jax.random.key(0)
+        state = unroll(problem, hparams, init_state(problem, key, hparams), min(horizon, 3))
+        return problem.objective(state.params, hparams, problem.valid_batch(key))
+
+    used = depends(value, hparams)
+    return [name for name, alive in zip(tree.leaf_names(hparams), used, strict=True) if not alive]
+
+
+def warn_structural_zeros(problem: Problem, hparams: HParams, horizon: int) -> None:
+    """Warn, once a trace, of every leaf that `structural_zeros` names."""
+    for name in structural_zeros(problem, hparams, horizon):
+        warnings.warn(
+            f"the hypergradient of hparams[{name!r}] is zero by structure: it reaches the objective only "
+            "through a sign, a rounding, a comparison or an integer, or not at all; search it instead, "
+            "or use an optimizer without sign (Lion and sign-SGD have one)",
+            stacklevel=3,
+        )
+
+
+def objective_parts(
+    problem: Problem, key: Key, hparams: HParams, state: TrainState
+) -> tuple[Array, HParams, list[Array]]:
+    """Differentiate the objective at the end of a run.
+
+    Returns:
+        The value `[]`, the direct gradient, and the adjoint of the state's float leaves.
+    """
+    leaves, join = state_floats(state)
+    batch = problem.valid_batch(key)
+
+    def objective(leaves, hparams):
+        return problem.objective(join(leaves).params, hparams, batch)
+
+    value, (adjoint, direct) = jax.value_and_grad(objective, (0, 1))(leaves, hparams)
+    return value, direct, adjoint
+
+
+def unrolled_estimate(
+    problem: Problem,
+    key: Key,
+    hparams: HParams,
+    start: TrainState,
+    num_steps: int,
+    backward: Backward,
+    through_init: bool = True,
+) -> tuple[Estimate, Array]:
+    """Estimate by reverse mode through `num_steps` steps from `start`.
+
+    Args:
+        problem: the training loop.
+        key: draws the validation batch, and (with `through_init`) drew `start`: see `split_key`.
+        hparams: real hyperparameters.
+        start: the state before the first step differentiated.
+        num_steps: how many.
+        backward: the pass to use (`adjoint.mixed`, `adjoint.plain`).
+        through_init: whether `start` is the run's first state and depends on the hparams.
+
+    Returns:
+        The estimate and the training losses `[num_steps]`.
+    """
+    init_key, valid_key = split_key(key)
+    run = backward(problem, hparams, start, num_steps)
+    value, direct, adjoint = objective_parts(problem, valid_key, hparams, run.state)
+    total, first, norms = run.pullback(adjoint)
+    if through_init:
+        _, pull_init = jax.vjp(
+            lambda h: state_floats(init_state(problem, init_key, h))[0], hparams
+        )
+        total = tree.add(total, tree.floats(pull_init(first)[0]))
+    response = jax.tree.unflatten(jax.tree.structure(hparams), total)
+    num_weights = len(jax.tree.leaves(trained(run.state.params)))
+    last = tree.norm(adjoint[:num_weights])
+    growth = growth_rate(last, norms[0], num_steps)
+    nonfinite = first_nonfinite(run.losses, value)
+    horizon = jnp.asarray(num_steps, jnp.int32)
+    info = UnrollInfo(direct, response, horizon, norms, growth, nonfinite)
+    return Estimate(value, tree.add(direct, response), info), run.losses
+
+
+def split_key(key: Key) -> tuple[Key, Key]:
+    """Split an estimate's key into that of the run and that of the validation batch."""
+    run_key, valid_key = jax.random.split(key)
+    return run_key, valid_key
+
+
+def growth_rate(before: Array, after: Array, num_steps: int) -> Array:
+    """Return (after / before)^(1 / num_steps), and 1 where there was nothing to grow."""
+    alive = (before > 0) & (after > 0)
+    ratio = jnp.log(jnp.where(alive, after, 1)) - jnp.log(jnp.where(alive, before, 1))
+    return jnp.exp(ratio / num_steps)
+
+
+def first_nonfinite(losses: Array, value: Array) -> Array:
+    """Return the first step with a non-finite loss, `len(losses)` if only `value` is, or -1; int32 `[]`."""
+    bad = ~jnp.isfinite(jnp.append(losses, value.astype(losses.dtype)))
+    return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)

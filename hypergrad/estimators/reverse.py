@@ -1,0 +1,118 @@
+"""Reverse-mode hypergradients: exact, for many hyperparameters and a horizon that fits in memory."""
+
+from typing import NamedTuple
+
+import jax
+
+from hypergrad import adjoint
+from hypergrad.adjoint import Backward, mixed, nested_checkpoint, plain, sqrt_checkpoint
+from hypergrad.estimators.base import (
+    Estimator,
+    check_real,
+    split_key,
+    unrolled_estimate,
+    warn_structural_zeros,
+)
+from hypergrad.problem import Problem, check_horizon
+from hypergrad.train import init_state
+from hypergrad.types import HParams
+
+__all__ = ["Plan", "mixed", "plain", "plan", "reverse"]
+
+
+def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None) -> Estimator:
+    """Differentiate the objective through the whole training run.
+
+    d f(w_T, λ)/dλ = ∂f/∂λ + Σ_t ᾱ_{t+1} ∂Φ_t/∂λ + ᾱ_0 ∂w_0/∂λ,   ᾱ_t = ᾱ_{t+1} ∂Φ_t/∂w_t,   ᾱ_T = ∂f/∂w_T
+
+    **Cost:** about 4 x training with O(√horizon) states of memory, whatever the number of hparams (the
+    default, `mixed()`); other trade-offs through `backward`, or `plan` for a budget in bytes.
+
+    **Limits:** exact but for rounding. Where training is chaotic the exact gradient is useless: watch
+    `info.growth`. Signs and roundings in the optimizer give zeros, which are warned of by name.
+
+    Args:
+        problem: the training loop.
+        horizon: number of inner steps.
+        backward: the backward pass: `mixed(checkpoint)`, or `plain(checkpoint)` for losses without
+            forward derivatives.
+
+    Returns:
+        A stateless estimator; `info` is an `UnrollInfo`.
+
+    Raises:
+        ValueError: for a horizon below 1 and, when traced, for a leaf that is not real, by name.
+
+    Reference:
+        Maclaurin, Duvenaud, Adams, 2015, arXiv:1502.03492; Franceschi, Donini, Frasconi, Pontil, 2017,
+        arXiv:1703.01785, Algorithm 1 (Reverse-HG).
+    """
+    check_horizon(horizon)
+    backward = mixed() if backward is None else backward
+
+    def init(key, hparams):
+        return ()
+
+    def estimate(key, state, hparams):
+        check_real(hparams)
+        warn_structural_zeros(problem, hparams, horizon)
+        start = init_state(problem, split_key(key)[0], hparams)
+        result, _ = unrolled_estimate(problem, key, hparams, start, horizon, backward)
+        return state, result
+
+    return Estimator(init, estimate)
+
+
+class Plan(NamedTuple):
+    """A backward pass chosen for a memory budget.
+
+    Attributes:
+        backward: what to pass to `reverse` or `truncated`.
+        checkpoint: its segment lengths.
+        num_bytes: temporary memory of the compiled estimate.
+        tried: (checkpoint, bytes) of each pass compiled, fastest first.
+    """
+
+    backward: Backward
+    checkpoint: tuple[int, ...]
+    num_bytes: int
+    tried: tuple[tuple[tuple[int, ...], int], ...]
+
+
+def plan(problem: Problem, hparams: HParams, horizon: int, memory: int) -> Plan:
+    """Choose the fastest backward pass whose compiled program stays within `memory`.
+
+    Passes are tried from the fastest to the leanest: every state stored, then one, two and three
+    levels of segments. The compiler is asked, nothing is run.
+
+    **Cost:** one compilation for each pass tried, up to four.
+
+    Args:
+        problem: the training loop.
+        hparams: of the shapes to be used.
+        horizon: number of inner steps.
+        memory: budget in bytes for the temporaries of one estimate.
+
+    Raises:
+        ValueError: where even the leanest pass needs more, with the number of bytes it needs.
+    """
+    check_horizon(horizon)
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+        raise ValueError(
+            f"memory is {memory!r}, expected a positive number of bytes; pass e.g. 64 * 2**20"
+        )
+    ladder = [(), sqrt_checkpoint(horizon), *(nested_checkpoint(horizon, n) for n in (2, 3))]
+    tried = []
+    for checkpoint in dict.fromkeys(ladder):
+        backward = adjoint.mixed(checkpoint)
+        estimate = reverse(problem, horizon, backward=backward).estimate
+        lowered = jax.jit(estimate).lower(jax.random.key(0), (), hparams)
+        num_bytes = lowered.compile().memory_analysis().temp_size_in_bytes
+        tried.append((checkpoint, num_bytes))
+        if num_bytes <= memory:
+            return Plan(backward, checkpoint, num_bytes, tuple(tried))
+    least = min(size for _, size in tried)
+    raise ValueError(
+        f"memory is {memory} bytes, expected at least {least} for horizon = {horizon}; raise it, shorten "
+        "the horizon, or use truncated(...) or forward(...)"
+    )

@@ -1,0 +1,274 @@
+"""What the user writes: a training loop as pure functions of its hyperparameters, and its checks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad import tree
+from hypergrad.types import (
+    Array,
+    Batch,
+    HParams,
+    InitFn,
+    LossFn,
+    ObjectiveFn,
+    OptimizerFn,
+    Params,
+    PyTree,
+    TrainBatchFn,
+    ValidBatchFn,
+)
+
+
+class Variables(NamedTuple):
+    """Params that carry untrained state along: BatchNorm statistics, averaged weights, counters.
+
+    A problem without such state never meets this class. One with it returns `Variables` from `init`;
+    `loss` then receives the whole and returns `(value, new_state)`: the state is updated by the one
+    forward pass that training makes anyway, and every estimator differentiates through it.
+
+    Attributes:
+        params: trained; the only part the optimizer sees. Floating-point leaves.
+        state: carried; whatever the loss returns beside its value, of the same structure.
+    """
+
+    params: PyTree
+    state: PyTree
+
+
+class Examples(NamedTuple):
+    """A set of examples by index, for full batches, epochs and per-example hyperparameters.
+
+    Attributes:
+        num_examples: how many there are.
+        at: indices `[B]` -> batch.
+    """
+
+    num_examples: int
+    at: Callable[[Array], Batch]
+
+
+class Problem(NamedTuple):
+    """A training run as a pure function of its hyperparameters.
+
+    All functions are traced; none may keep state. Randomness is data: a batch carries the PRNG key of
+    its dropout or augmentation, drawn by `train_batch` from the key and step it is given.
+
+    Attributes:
+        init: (key, hparams) -> params, or -> `Variables(params, state)`.
+        loss: (params, hparams, batch) -> `[]`, the inner (training) objective; with `Variables`,
+            -> (`[]`, new state).
+        objective: (params, hparams, batch) -> `[]`, the outer (validation) objective.
+        optimizer: (hparams) -> optax.GradientTransformation. Its arguments may be hparams; extra
+            arguments (`value`, `grad`, `value_fn`, `grad_fn`) are handed to those that take them.
+        train_batch: (key, step) -> batch of the inner step.
+        valid_batch: (key) -> batch of the objective.
+        train_set: the training examples by index, where a method needs them.
+    """
+
+    init: InitFn
+    loss: LossFn
+    objective: ObjectiveFn
+    optimizer: OptimizerFn
+    train_batch: TrainBatchFn
+    valid_batch: ValidBatchFn
+    train_set: Examples | None = None
+
+
+class Task(NamedTuple):
+    """A problem with its search space, horizon and test set: what the command line runs.
+
+    Attributes:
+        name: shown to people.
+        problem: the training loop.
+        space: a pytree of dimensions (`hypergrad.space`) in the structure of the problem's hparams.
+        horizon: number of inner steps of one training run.
+        test: (params, hparams) -> per-example scores `[num_test]` on the test set, which nothing else reads.
+        metric: name of the mean of those scores, e.g. "accuracy".
+        higher_is_better: direction of that metric.
+        snippet: (hparams) -> plain optax code with these settings, to paste elsewhere; optional.
+        description: one sentence for the report.
+    """
+
+    name: str
+    problem: Problem
+    space: PyTree
+    horizon: int
+    test: Callable[[Params, HParams], Array]
+    metric: str
+    higher_is_better: bool
+    snippet: Callable[[HParams], str] | None = None
+    description: str = ""
+
+
+def check(problem: Problem, hparams: HParams, horizon: int = 1) -> None:
+    """Check that the functions of a problem fit one another, before anything compiles.
+
+    **Cost:** abstract evaluation of one training step; no arithmetic, no compilation.
+
+    Args:
+        problem: what to check.
+        hparams: hyperparameters of the structure and shapes to be used.
+        horizon: number of inner steps to be run.
+
+    Raises:
+        ValueError: in one line, naming the argument, what was got, what was expected and what to do.
+    """
+    if not isinstance(problem, Problem):
+        raise ValueError(
+            f"problem is {_describe(problem)}, expected a hypergrad.Problem; "
+            "build one with Problem(init=..., loss=..., ...)"
+        )
+    for name, function in problem._asdict().items():
+        if name != "train_set" and not callable(function):
+            raise ValueError(
+                f"problem.{name} is {_describe(function)}, expected a function; see help(Problem)"
+            )
+    check_horizon(horizon)
+    check_hparams(hparams)
+    key = jax.eval_shape(jax.random.key, 0)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    params = _shapes("problem.init", problem.init, key, hparams)
+    trained = params.params if isinstance(params, Variables) else params
+    _check_trained(trained)
+    batch = _shapes("problem.train_batch", problem.train_batch, key, step)
+    _check_loss(problem, params, hparams, batch)
+    valid = _shapes("problem.valid_batch", problem.valid_batch, key)
+    value = _shapes("problem.objective", problem.objective, params, hparams, valid)
+    check_scalar("problem.objective", value)
+    _check_optimizer(problem, hparams, trained)
+
+
+def check_horizon(horizon: Any, name: str = "horizon") -> int:
+    """Return `horizon` if it is a whole number of at least one step, or raise a `ValueError`."""
+    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
+        raise ValueError(
+            f"{name} is {horizon!r}, expected a whole number of at least 1 inner step; "
+            f"pass e.g. {name}=100"
+        )
+    return horizon
+
+
+def check_hparams(hparams: HParams) -> None:
+    """Raise a `ValueError` that names the first leaf of `hparams` that is no number or array."""
+    leaves = jax.tree.leaves(hparams)
+    if not leaves:
+        raise ValueError("hparams has no leaves, expected at least one array; pass e.g. {'lr': 0.1}")
+    for name, leaf in zip(tree.leaf_names(hparams), leaves, strict=True):
+        try:
+            jnp.result_type(leaf)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"hparams[{name!r}] is {_describe(leaf)}, expected a number or an array; "
+                "keep names and functions outside hparams"
+            ) from None
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless what the user's function `name` returned is one float `[]`."""
+    shape = getattr(value, "shape", None)
+    if shape is None and isinstance(value, float):
+        return
+    if shape != () or not tree.is_float(value):
+        raise ValueError(
+            f"{name} returned {_describe(value)}, expected one real number of shape (); "
+            "reduce it, for example with jnp.mean(...)"
+        )
+
+
+def split_loss(params: Params, out: Any) -> tuple[Array, PyTree]:
+    """Split what `loss` returned into its value `[]` and the new carried state (None without one)."""
+    if not isinstance(params, Variables):
+        if isinstance(out, tuple):
+            raise ValueError(
+                f"problem.loss returned a tuple of {len(out)}, expected one real number; to carry state "
+                "from step to step, return hypergrad.Variables(params, state) from problem.init"
+            )
+        check_scalar("problem.loss", out)
+        return out, None
+    if not (isinstance(out, tuple) and len(out) == 2):
+        raise ValueError(
+            f"problem.loss returned {_describe(out)}, expected (value, new_state), because "
+            "problem.init returned Variables; return the carried state beside the loss"
+        )
+    value, state = out
+    check_scalar("problem.loss", value)
+    got, expected = jax.tree.structure(state), jax.tree.structure(params.state)
+    if got != expected:
+        raise ValueError(
+            f"problem.loss returned a state of structure {got}, expected {expected} as problem.init "
+            "made it; return every part of the carried state, changed or not"
+        )
+    return value, state
+
+
+def _shapes(name: str, function: Callable, *args) -> Any:
+    """Evaluate a user's function abstractly; put its name before what it raises."""
+    try:
+        return jax.eval_shape(function, *args)
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        reason = text[0] if text else type(error).__name__
+        if isinstance(error, ValueError) and reason.startswith("problem."):
+            raise
+        if isinstance(error, KeyError):
+            reason = f"hparams or batch has no entry {reason}"
+        raise ValueError(
+            f"{name} failed on the given hparams: {reason} ({type(error).__name__}); "
+            "expected a traceable function of its documented arguments; run it once by itself to see where"
+        ) from error
+
+
+def _check_trained(trained: PyTree) -> None:
+    leaves = jax.tree.leaves(trained)
+    if not leaves:
+        raise ValueError(
+            "problem.init returned params without leaves, expected at least one array to train"
+        )
+    for name, leaf in zip(tree.leaf_names(trained), leaves, strict=True):
+        if not tree.is_float(leaf):
+            raise ValueError(
+                f"params[{name!r}] has dtype {leaf.dtype}, expected floating point; carry what is not "
+                "trained in Variables(params, state)"
+            )
+
+
+def _check_loss(problem: Problem, params: Params, hparams: HParams, batch: Batch) -> None:
+    def loss(params, hparams, batch):
+        return split_loss(params, problem.loss(params, hparams, batch))
+
+    _, state = _shapes("problem.loss", loss, params, hparams, batch)
+    if not isinstance(params, Variables):
+        return
+    names = tree.leaf_names(params.state)
+    pairs = zip(names, jax.tree.leaves(params.state), jax.tree.leaves(state), strict=True)
+    for name, before, after in pairs:
+        if before.shape != after.shape:
+            raise ValueError(
+                f"problem.loss returned state[{name!r}] of shape {after.shape}, expected {before.shape} "
+                "as problem.init made it; keep the shapes of carried state constant"
+            )
+
+
+def _check_optimizer(problem: Problem, hparams: HParams, trained: PyTree) -> None:
+    def init(hparams, trained):
+        optimizer = problem.optimizer(hparams)
+        if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+            raise ValueError(
+                f"problem.optimizer returned {_describe(optimizer)}, expected an "
+                "optax.GradientTransformation; return e.g. optax.sgd(hparams['lr'])"
+            )
+        return optimizer.init(trained)
+
+    _shapes("problem.optimizer", init, hparams, trained)
+
+
+def _describe(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"an array of shape {tuple(shape)} and dtype {value.dtype}"
+    if value is None:
+        return "None"
+    return f"{type(value).__name__} {str(value)[:60]!r}"

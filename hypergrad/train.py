@@ -1,0 +1,272 @@
+"""Training as a pure function: `jax.grad`, `jax.jacfwd`, `jax.hessian` and `jax.vmap` go straight through."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hypergrad import tree
+from hypergrad.autodiff import smooth_sqrt
+from hypergrad.problem import Problem, Variables, split_loss
+from hypergrad.types import Array, Batch, HParams, Key, Params, PyTree
+
+
+class TrainState(NamedTuple):
+    """All that the next step of training needs.
+
+    Attributes:
+        step: index of the next step, int32 `[]`.
+        params: trained params, or `Variables`.
+        opt_state: state of the optax optimizer.
+        key: the run's PRNG key; step t draws its batch with `fold_in(key, t)`.
+    """
+
+    step: Array
+    params: Params
+    opt_state: PyTree
+    key: Key
+
+
+def init_state(problem: Problem, key: Key, hparams: HParams) -> TrainState:
+    """Make the state before the first step; differentiable in `hparams`."""
+    init_key, run_key = jax.random.split(key)
+    params = problem.init(init_key, hparams)
+    opt_state = problem.optimizer(hparams).init(trained(params))
+    # optax keeps some counters as Python numbers; a scan's carry wants arrays of a fixed type
+    params, opt_state = jax.tree.map(_as_array, (params, opt_state))
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, run_key)
+
+
+def _as_array(leaf: Any) -> Array:
+    dtype = jnp.result_type(leaf)
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return leaf
+    return jnp.asarray(leaf, dtype)
+
+
+def trained(params: Params) -> PyTree:
+    """Return the part of the params that the optimizer sees."""
+    return params.params if isinstance(params, Variables) else params
+
+
+def carried(params: Params) -> PyTree:
+    """Return the part of the params that the loss carries along (None without one)."""
+    return params.state if isinstance(params, Variables) else None
+
+
+def with_parts(params: Params, weights: PyTree, state: PyTree) -> Params:
+    """Return params of the same kind as `params` with these weights and carried state."""
+    return Variables(weights, state) if isinstance(params, Variables) else weights
+
+
+def draw_batch(problem: Problem, state: TrainState) -> Batch:
+    """Draw the batch of the state's step."""
+    return problem.train_batch(jax.random.fold_in(state.key, state.step), state.step)
+
+
+def evaluate_loss(
+    problem: Problem, params: Params, hparams: HParams, batch: Batch
+) -> tuple[Array, PyTree]:
+    """Return the training loss `[]` and the new carried state, in the dtypes it had."""
+    value, state = split_loss(params, problem.loss(params, hparams, batch))
+    return value, tree.cast_like(state, carried(params))
+
+
+def takes_extra_args(problem: Problem, hparams: HParams) -> bool:
+    """Tell whether the optimizer wants the loss beside the gradient (SAM, line searches, Polyak)."""
+    return isinstance(problem.optimizer(hparams), optax.GradientTransformationExtraArgs)
+
+
+def _extra_args(optimizer: optax.GradientTransformation, offered: tuple[str, ...]) -> list[str]:
+    """List those of optax's extra arguments that the optimizer takes; `contrib.sam` takes one alone."""
+    if not isinstance(optimizer, optax.GradientTransformationExtraArgs):
+        return []
+    parameters = inspect.signature(optimizer.update).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return list(offered)
+    return [name for name in offered if name in parameters]
+
+
+def update(
+    problem: Problem,
+    hparams: HParams,
+    state: TrainState,
+    batch: Batch,
+    value: Array,
+    grads: PyTree,
+) -> tuple[PyTree, PyTree]:
+    """Apply the optimizer to the gradient of one step.
+
+    Square roots within the optimizer get the derivative 0 at 0 (`autodiff.smooth_sqrt`), which cures the
+    NaN hypergradients of the Adam family and changes no value. Dtypes stay those of the state, so that
+    bfloat16 params with float32 hparams train as optax would train them.
+
+    Returns:
+        New weights and new optimizer state.
+    """
+    weights = trained(state.params)
+    state_of_loss = carried(state.params)
+
+    def value_fn(weights, **_):
+        params = with_parts(state.params, weights, state_of_loss)
+        return evaluate_loss(problem, params, hparams, batch)[0]
+
+    def grad_fn(weights, *_):
+        return jax.grad(value_fn)(weights)
+
+    def apply(hparams, grads, opt_state, weights, value):
+        optimizer = problem.optimizer(hparams)
+        offered = {"value": value, "grad": grads, "value_fn": value_fn, "grad_fn": grad_fn}
+        extra = {name: offered[name] for name in _extra_args(optimizer, tuple(offered))}
+        updates, opt_state = optimizer.update(grads, opt_state, weights, **extra)
+        return optax.apply_updates(weights, updates), opt_state
+
+    new = smooth_sqrt(apply)(hparams, grads, state.opt_state, weights, value)
+    return tree.cast_like(new, (weights, state.opt_state))
+
+
+def step(problem: Problem, hparams: HParams, state: TrainState) -> tuple[TrainState, Array]:
+    """Make one step of training: draw a batch, differentiate the loss, apply the optimizer.
+
+    Returns:
+        The next state and the loss `[]` before the step.
+    """
+    batch = draw_batch(problem, state)
+    weights = trained(state.params)
+
+    def loss(weights):
+        params = with_parts(state.params, weights, carried(state.params))
+        return evaluate_loss(problem, params, hparams, batch)
+
+    (value, new_carried), grads = jax.value_and_grad(loss, has_aux=True)(weights)
+    weights, opt_state = update(problem, hparams, state, batch, value, grads)
+    params = with_parts(state.params, weights, new_carried)
+    return TrainState(state.step + 1, params, opt_state, state.key), value
+
+
+def unroll(
+    problem: Problem,
+    hparams: HParams,
+    state: TrainState,
+    num_steps: int,
+    *,
+    checkpoint: tuple[int, ...] = (),
+) -> TrainState:
+    """Train: w_{t+1} = Φ_t(w_t, λ) for `num_steps` steps.
+
+    A pure function: reverse and forward mode, second derivatives and `vmap` go through it.
+    `estimators.reverse` computes the same gradient faster.
+
+    **Cost:** time `num_steps` steps. Under `jax.grad`, memory is that of all activations of all steps
+    unless `checkpoint` says otherwise.
+
+    Args:
+        problem: the training loop.
+        hparams: hyperparameters; traced, so that other values never recompile.
+        state: where to start (`init_state`).
+        num_steps: static number of steps.
+        checkpoint: lengths of nested segments, outermost first, whose insides are recomputed in the
+            backward pass. `()` stores everything, `(1,)` the state of every step, `(32, 1)` one state in
+            32 and, within a segment being recomputed, each step's.
+
+    Returns:
+        The state after the last step.
+    """
+    return unroll_losses(problem, hparams, state, num_steps, checkpoint=checkpoint)[0]
+
+
+def unroll_losses(
+    problem: Problem,
+    hparams: HParams,
+    state: TrainState,
+    num_steps: int,
+    *,
+    checkpoint: tuple[int, ...] = (),
+) -> tuple[TrainState, Array]:
+    """Train like `unroll`, and return the loss before each step `[num_steps]` beside the state."""
+    return nested_scan(lambda s, _: step(problem, hparams, s), state, None, num_steps, checkpoint)
+
+
+def nested_scan(
+    body: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    xs: Any,
+    num_steps: int,
+    checkpoint: tuple[int, ...],
+) -> tuple[Any, Any]:
+    """Run `jax.lax.scan(body, carry, xs)` in nested checkpointed segments.
+
+    Unlike loops with a derivative rule of their own, this one can be differentiated twice and in
+    forward mode.
+
+    Returns:
+        The last carry and the stacked outputs, leading axis `[num_steps]`.
+    """
+    if not checkpoint:
+        return jax.lax.scan(body, carry, xs, length=num_steps)
+    size, inner = min(checkpoint[0], num_steps), checkpoint[1:]
+    if size == 1:
+        return jax.lax.scan(jax.checkpoint(body, prevent_cse=False), carry, xs, length=num_steps)
+    num_segments, rest = divmod(num_steps, size)
+    whole = num_segments * size
+
+    def segment(carry, xs):
+        return nested_scan(body, carry, xs, size, inner)
+
+    blocks = jax.tree.map(lambda x: x[:whole].reshape((num_segments, size) + x.shape[1:]), xs)
+    remat = jax.checkpoint(segment, prevent_cse=False)
+    carry, ys = jax.lax.scan(remat, carry, blocks, length=num_segments)
+    ys = jax.tree.map(lambda y: y.reshape((whole,) + y.shape[2:]), ys)
+    if rest:
+        last = jax.tree.map(lambda x: x[whole:], xs)
+        remat = jax.checkpoint(lambda c, x: nested_scan(body, c, x, rest, inner))
+        carry, tail = remat(carry, last)
+        ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, tail)
+    return carry, ys
+
+
+def averaged(problem: Problem, decay: float | Callable[[HParams], Array]) -> Problem:
+    """Judge a problem by the exponential moving average of its weights.
+
+    w̄_0 = w_0,  w̄_t = β w̄_{t−1} + (1 − β) w_t;  the objective reads w̄_T. The average travels as carried
+    state, is updated in the loss without another forward pass, and β may be a hyperparameter.
+
+    Args:
+        problem: any problem, with or without carried state of its own.
+        decay: β in [0, 1), or (hparams) -> β.
+
+    Returns:
+        A problem whose params are `Variables`; its `objective` receives averaged weights.
+    """
+    if not callable(decay) and not 0 <= decay < 1:
+        raise ValueError(
+            f"decay is {decay!r}, expected a number in [0, 1) or a function of hparams; pass e.g. 0.99"
+        )
+
+    def average(hparams, mean, weights):
+        beta = decay(hparams) if callable(decay) else decay
+        mixed = jax.tree.map(lambda m, w: beta * m + (1 - beta) * w, mean, weights)
+        return tree.cast_like(mixed, mean)
+
+    def init(key, hparams):
+        params = problem.init(key, hparams)
+        return Variables(trained(params), {"inner": carried(params), "mean": trained(params)})
+
+    def original(params, weights):
+        inner = params.state["inner"]
+        return weights if inner is None else Variables(weights, inner)
+
+    def loss(params, hparams, batch):
+        inner = original(params, params.params)
+        value, new_inner = split_loss(inner, problem.loss(inner, hparams, batch))
+        mean = average(hparams, params.state["mean"], params.params)
+        return value, {"inner": new_inner, "mean": mean}
+
+    def objective(params, hparams, batch):
+        mean = average(hparams, params.state["mean"], params.params)
+        return problem.objective(original(params, mean), hparams, batch)
+
+    return problem._replace(init=init, loss=loss, objective=objective)

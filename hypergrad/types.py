@@ -1,0 +1,24 @@
+"""Aliases that the whole package shares."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+PyTree: TypeAlias = Any
+Key: TypeAlias = jax.Array
+"""A PRNG key, as `jax.random.key(seed)` makes it (old-style uint32 keys work too)."""
+Params: TypeAlias = Any
+"""What the inner loop trains: a pytree of floating-point arrays, or `hypergrad.Variables`."""
+HParams: TypeAlias = Any
+"""Hyperparameters: any pytree of arrays."""
+Batch: TypeAlias = Any
+"""What one step consumes: examples and, where a model draws noise, the key of its dropout."""
+
+InitFn: TypeAlias = Callable[[Key, HParams], Params]
+LossFn: TypeAlias = Callable[[Params, HParams, Batch], Any]
+ObjectiveFn: TypeAlias = Callable[[Params, HParams, Batch], Array]
+OptimizerFn: TypeAlias = Callable[[HParams], Any]
+TrainBatchFn: TypeAlias = Callable[[Key, Array], Batch]
+ValidBatchFn: TypeAlias = Callable[[Key], Batch]
