@@ -1,0 +1,828 @@
+"""Read a finished study and write its report: one HTML file that works offline, and its figures."""
+
+import html
+import json
+import math
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hypergrad import plots
+
+FORMAT = 1
+MAX_BYTES = 256 * 2**20
+MAX_DEPTH = 32
+MAX_SHOWN = 20_000
+"""Numbers that the page shows in full; more are left to `result.json`."""
+FIGURES = ("objective", "schedules", "values", "hypergradient", "curves")
+
+_RANGE = re.compile(
+    r"(Log)?(?:Real|Integer)\((?:low=)?([^,()]{1,40}), ?(?:high=)?([^,()]{1,40})[,)]"
+)
+_ADVICE = "the file is damaged or was edited; restore it or run `hypergrad tune` again"
+_KINDS: dict[type, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+}
+_ODD = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+_METHODS = {"descent": "hypergradient descent", "random": "random search"}
+
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+_CSS = """
+:root { color-scheme: light; --ink: #222; --soft: #666; --rule: #ddd; --blue: #0072b2; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #fff; color: var(--ink); line-height: 1.5;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 52rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .6rem; }
+p { margin: .6rem 0; overflow-wrap: anywhere; }
+.facts { color: var(--soft); margin: .25rem 0 0; }
+.headline { font-size: 1.25rem; line-height: 1.45; margin: 1.6rem 0 .8rem; }
+.bounds { color: var(--soft); font-size: .85em; white-space: nowrap; }
+small { display: block; color: var(--soft); font-weight: normal; font-size: .85em; }
+table { border-collapse: collapse; width: 100%; margin: 1.6rem 0;
+  font-variant-numeric: tabular-nums; }
+th, td { text-align: left; vertical-align: top; padding: .45rem .8rem .45rem 0;
+  border-bottom: 1px solid var(--rule); overflow-wrap: break-word; }
+.about td { overflow-wrap: anywhere; }
+thead th { border-bottom: 2px solid var(--ink); font-size: .95rem; }
+td b { font-weight: 500; }
+.tuned th, .tuned td b { color: var(--blue); font-weight: 700; }
+.about { font-size: .9rem; margin-top: 0; }
+.about th { width: 9rem; font-weight: 500; color: var(--soft); }
+figure { margin: 2.2rem 0; }
+figcaption { color: var(--soft); font-size: .92rem; margin-top: .4rem; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-family: inherit !important; }
+.narrow { display: none; }
+pre { background: #f6f7f8; border: 1px solid var(--rule); border-radius: 4px; padding: .8rem 1rem;
+  overflow: auto; max-height: 30rem; font: .82rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
+details pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+summary { cursor: pointer; color: var(--blue); }
+.warnings { border-left: 4px solid #e69f00; padding: .1rem 0 .1rem 1rem; }
+.warnings h2 { margin-top: .2rem; }
+ul { padding-left: 1.2rem; overflow-wrap: anywhere; }
+@media screen and (max-width: 620px) {
+  main { padding: 1.5rem 1rem 3rem; }
+  .wide { display: none; }
+  .narrow { display: block; }
+  .headline { font-size: 1.1rem; }
+  table { font-size: .92rem; }
+  .about th { width: 6.5rem; }
+}
+@media print {
+  body { font-size: 10.5pt; }
+  main { max-width: none; padding: 0; }
+  figure, table, .warnings { break-inside: avoid; }
+  figure { margin: 1.2rem 0; max-width: 15.5cm; }
+  h2 { break-after: avoid; }
+  pre { max-height: none; overflow: visible; white-space: pre-wrap; overflow-wrap: anywhere; }
+}
+"""
+
+
+class Interval(NamedTuple):
+    """Hold a mean with its interval and how many values it stands on; NaN where unknown."""
+
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    num: int | None = None
+
+
+class Configuration(NamedTuple):
+    """Hold what one choice of hyperparameters reached.
+
+    `raw` is the pytree as the file has it, `leaves` its leaves by dotted name: arrays, or text for
+    a choice.
+    """
+
+    raw: Any
+    leaves: dict[str, np.ndarray | str]
+    valid: Interval
+    test: Interval
+    curves: dict[str, plots.Curve]
+
+
+class Results(NamedTuple):
+    """Hold a finished study as its files tell it. `study` is the content of study.json."""
+
+    study: dict[str, Any]
+    metric: str
+    higher_is_better: bool
+    objective: str
+    configurations: dict[str, Configuration]
+    trace: dict[str, np.ndarray]
+    random_trace: dict[str, np.ndarray] | None
+    snippet: str | None
+    warnings: list[str]
+    interrupted: bool
+    seconds: float
+    num_seeds: int
+
+
+def load(directory: str | os.PathLike[str]) -> Results:
+    """Read `study.json` and `result.json` of a study and check every type and shape on the way.
+
+    **Limits:** a file of at most 256 MB, nested at most 32 deep. Null, NaN and infinity become NaN.
+
+    Args:
+        directory: Where the study was written.
+
+    Raises:
+        ValueError: One line that names the file, says what is wrong with it and what to do.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise ValueError(
+            f"directory {_line(folder)} does not exist or is no directory: "
+            "give the directory of a study, as `hypergrad tune --out` wrote it"
+        )
+    study, where = _read_json(folder / "study.json"), f"{_line(folder / 'study.json')}: "
+    if type(study.get("format")) is not int or study["format"] != FORMAT:
+        found = _line(json.dumps(study.get("format")), 40)
+        raise ValueError(
+            f"{where}format is {found}, expected {FORMAT}: "
+            "read it with the version of hypergrad that wrote it, or upgrade hypergrad-jax"
+        )
+    for key in ("task", "method"):
+        _field(study, key, str, where)
+    study["description"] = _field(study, "description", str, where, "")
+    for key in ("space", "settings", "versions", "task_arguments"):
+        study[key] = _field(study, key, dict, where, {})
+    result = _read_json(folder / "result.json")
+    return _results(study, result, f"{_line(folder / 'result.json')}: ")
+
+
+def report(directory: str | os.PathLike[str]) -> Path:
+    """Write `report.html` and `figures/*.svg`, `figures/*.png` into a study's directory.
+
+    Each file appears whole or not at all. The page holds its figures, has no script, loads nothing.
+
+    Args:
+        directory: Where the study was written.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: If the study cannot be read, a file cannot be written or matplotlib is missing.
+    """
+    results = load(directory)
+    folder, page = Path(directory) / "figures", Path(directory) / "report.html"
+    try:
+        folder.mkdir(exist_ok=True)
+        wide, narrow = _figures(results, plots.WIDE), _figures(results, plots.NARROW)
+        drawn = {
+            name: (plots.svg(wide[name], f"{name}-"), plots.svg(narrow[name], f"{name}-narrow-"))
+            for name in wide
+        }
+        for name, figure in wide.items():
+            _write(folder / f"{name}.svg", drawn[name][0].encode())
+            _write(folder / f"{name}.png", plots.png(figure))
+        for name in set(FIGURES) - set(wide):  # an older report may have left one
+            for ending in ("svg", "png"):
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
+        _write(page, _page(results, drawn).encode())
+    except OSError as error:
+        where = error.filename or folder
+        raise ValueError(
+            f"cannot write {_line(where)}: {error.strerror or error}; "
+            "make the study's directory writable or free some space"
+        ) from error
+    return page
+
+
+def _results(study: dict[str, Any], data: dict[str, Any], where: str) -> Results:
+    metric = _field(data, "metric", dict, where, {})
+    configurations = _field(data, "configurations", dict, where)
+    trace = _trace(_field(data, "trace", dict, where, {}), f"{where}trace.")
+    random_trace = _field(data, "random_trace", dict, where, None)
+    notes = _field(data, "warnings", list, where, [])
+    return Results(
+        study=study,
+        metric=_field(metric, "name", str, f"{where}metric.", "metric"),
+        higher_is_better=_field(metric, "higher_is_better", bool, f"{where}metric.", False),
+        objective=_field(data, "objective_name", str, where, "validation loss"),
+        configurations={
+            name: _configuration(
+                _typed(value, dict, f"{where}configurations.{_line(name, 40)}"), where, name
+            )
+            for name, value in configurations.items()
+        },
+        trace=trace,
+        random_trace=None
+        if random_trace is None
+        else _trace(random_trace, f"{where}random_trace."),
+        snippet=_field(data, "snippet", str, where, None),
+        warnings=[_typed(note, str, f"{where}warnings[{i}]") for i, note in enumerate(notes)],
+        interrupted=_field(data, "interrupted", bool, where, False),
+        seconds=_field(data, "seconds", float, where, None),
+        num_seeds=_field(data, "num_seeds", int, where, 0),
+    )
+
+
+def _configuration(data: dict[str, Any], where: str, name: str) -> Configuration:
+    where = f"{where}configurations.{_line(name, 40)}."
+    leaves: dict[str, np.ndarray | str] = {}
+    raw = data.get("hparams")
+    if raw is not None:
+        _flatten(raw, "", leaves)
+    curves = {}
+    for key in ("train_curve", "valid_curve"):
+        fields = _field(data, key, dict, where, None)
+        if fields is not None:
+            curves[key] = plots.Curve(*_columns(fields, plots.Curve._fields, f"{where}{key}."))
+    valid, test = (
+        _interval(_field(data, key, dict, where, {}), f"{where}{key}.") for key in ("valid", "test")
+    )
+    return Configuration(raw, leaves, valid, test, curves)
+
+
+def _interval(data: dict[str, Any], where: str) -> Interval:
+    mean, low, high = (_field(data, key, float, where, None) for key in ("mean", "low", "high"))
+    num = _field(data, "num", int, where, None)
+    values = _field(data, "values", list, where, None)
+    return Interval(mean, low, high, len(values) if num is None and values is not None else num)
+
+
+def _trace(data: dict[str, Any], where: str) -> dict[str, np.ndarray]:
+    """Read a trace; a column that a method does not have is NaN throughout."""
+    cost = _array(data.get("trainings"), f"{where}trainings")
+    trace = {"trainings": cost}
+    for key in ("value", "best", "direct_norm", "response_norm", "adjoint_growth"):
+        trace[key] = _array(data.get(key) or [None] * cost.size, f"{where}{key}")
+        _same_length(trace[key], cost, f"{where}{key}", "trainings")
+    skipped = _field(data, "skipped", int, where, 0)
+    return {**trace, "skipped": np.array(skipped)}
+
+
+def _columns(data: dict[str, Any], keys: tuple[str, ...], where: str) -> list[np.ndarray]:
+    arrays = [_array(data.get(key), f"{where}{key}") for key in keys]
+    for key, array in zip(keys, arrays, strict=True):
+        _same_length(array, arrays[0], f"{where}{key}", keys[0])
+    return arrays
+
+
+def _same_length(array: np.ndarray, other: np.ndarray, where: str, name: str) -> None:
+    if array.size != other.size:
+        raise ValueError(
+            f"{where} has {array.size} values, expected {other.size} as in {name}: {_ADVICE}"
+        )
+
+
+def _array(value: Any, where: str) -> np.ndarray:
+    """Read a flat list of numbers and nulls; null itself is an empty list."""
+    array = _numbers(_typed([] if value is None else value, list, where))
+    if array is None or array.ndim != 1:
+        raise ValueError(f"{where} holds something else than numbers and nulls: {_ADVICE}")
+    return array
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """Return nested lists of numbers and nulls as an array, None if ragged or of anything else."""
+    array = np.array(value, dtype=object)
+    if not all(item is None or type(item) in (int, float) for item in array.flat):
+        return None
+    try:
+        array = array.astype(float)
+    except OverflowError:  # an integer beyond the floats
+        array = np.vectorize(_finite, otypes=[float])(array)
+    return np.where(np.isfinite(array), array, np.nan)
+
+
+def _finite(value: float | None) -> float:
+    try:
+        return float(value) if value is not None and math.isfinite(value) else math.nan
+    except OverflowError:
+        return math.nan
+
+
+def _flatten(value: Any, name: str, leaves: dict[str, np.ndarray | str]) -> None:
+    """Collect the leaves of a pytree by dotted name; lists of numbers are leaves, too."""
+    array = None if isinstance(value, dict | str | bool) else _numbers(value)
+    if array is not None:
+        leaves[name or "value"] = array
+    elif isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _flatten(item, f"{name}.{key}" if name else str(key), leaves)
+    else:
+        leaves[name or "value"] = value if isinstance(value, str) else json.dumps(value)
+
+
+def _field(data: dict[str, Any], key: str, kind: type, where: str, *default: Any) -> Any:
+    """Return a field of the type `kind`; absent or null is the default, if there is one."""
+    value = data.get(key)
+    if value is None and default:
+        return math.nan if kind is float else default[0]
+    return _typed(value, kind, where + key)
+
+
+def _typed(value: Any, kind: type, where: str) -> Any:
+    if kind is float and type(value) in (int, float):
+        return _finite(value)
+    if type(value) is not kind:
+        found = "missing or null" if value is None else _KINDS.get(type(value), "something else")
+        raise ValueError(f"{where} is {found}, expected {_KINDS[kind]}: {_ADVICE}")
+    return value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    name = _line(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise ValueError(f"{name} is no regular file: {_ADVICE}")
+        if status.st_size > MAX_BYTES:
+            size, limit = status.st_size / 2**20, MAX_BYTES // 2**20
+            raise ValueError(f"{name} has {size:.0f} MB, expected at most {limit} MB: {_ADVICE}")
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1).decode()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{name} does not exist: give the directory of a finished study, "
+            "or finish this one with `hypergrad tune`"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"cannot read {name}: {error.strerror or error}") from error
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not UTF-8 text: {_ADVICE}") from None
+    try:
+        data = json.loads(text, parse_constant=lambda _: None)
+    except RecursionError:
+        raise ValueError(
+            f"{name} is nested too deep, expected at most {MAX_DEPTH}: {_ADVICE}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid JSON ({_line(error, 120)}): {_ADVICE}") from None
+    level, depth = [data], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{name} is nested too deep, expected at most {MAX_DEPTH}: {_ADVICE}")
+        inner = (
+            item.values() if isinstance(item, dict) else item
+            for item in level
+            if isinstance(item, dict | list)
+        )
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+    return _typed(data, dict, f"{name}: the whole")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: under another name, onto the disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _line(value: Any, limit: int = 300) -> str:
+    return plots.clean(str(value), limit)
+
+
+def _figures(results: Results, width: float) -> dict[str, Any]:
+    """Draw the figures that have anything to show, by name and in the order of the page."""
+    schedules, values, _ = _tuned_leaves(results)
+    start, best = _ends(results)
+    names = {"train_curve": "training loss", "valid_curve": results.objective}
+    figures = {
+        "objective": plots.objective(
+            results.trace,
+            results.random_trace,
+            start.valid.mean,
+            results.objective,
+            method=results.study["method"],
+            width=width,
+        ),
+        "schedules": plots.schedules(schedules, width=width),
+        "values": plots.values(values, width=width),
+        "hypergradient": plots.hypergradient(results.trace, width=width),
+        "curves": plots.curves(start.curves, best.curves, names, width=width),
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _ends(results: Results) -> tuple[Configuration, Configuration]:
+    """Return where the study started and the best it found, empty where the file has none."""
+    empty = Configuration(None, {}, Interval(), Interval(), {})
+    found = results.configurations
+    return found.get("default", empty), found.get("tuned", found.get("random", empty))
+
+
+def _tuned_leaves(results: Results) -> tuple[list[plots.Leaf], list[plots.Leaf], list[str]]:
+    """Split the tuned leaves into schedules, other numbers and choices (as sentences)."""
+    start, best = _ends(results)
+    space: dict[str, np.ndarray | str] = {}
+    _flatten(results.study["space"], "", space)
+    horizon = results.study.get("horizon")
+    schedules, values, choices = [], [], []
+    for name, after in best.leaves.items():
+        before, dimension = start.leaves.get(name), space.get(name, "")
+        dimension = dimension[:200] if isinstance(dimension, str) else ""
+        if isinstance(after, str) or dimension.startswith("Choice"):
+            among = "" if isinstance(after, str) else f" of {dimension}"  # the index of an option
+            path = [_plain(end) for end in (before, after) if end is not None]
+            choices.append(f"{name}: {' → '.join(path)}{among}")
+            continue
+        if isinstance(before, str) or (before is not None and before.shape != after.shape):
+            before = None
+        leaf = plots.Leaf(name, before, after, *_range(dimension))
+        known = dimension.startswith("Sequence") if dimension else after.shape[:1] == (horizon,)
+        (schedules if known and after.ndim and len(after) > 1 else values).append(leaf)
+    return schedules, values, choices
+
+
+def _range(dimension: str) -> tuple[float, float, bool]:
+    """Read the bounds from the repr of a dimension, as in `LogReal(1e-05, 1.0)`; NaN if unknown."""
+    match = _RANGE.search(dimension)
+    try:
+        low, high = float(match[2]), float(match[3])  # type: ignore[index]
+    except (TypeError, ValueError):
+        return math.nan, math.nan, False
+    usable = math.isfinite(low) and math.isfinite(high) and low < high
+    return (low, high, bool(match[1])) if match and usable else (math.nan, math.nan, False)
+
+
+def _page(results: Results, drawn: Mapping[str, tuple[str, str]]) -> str:
+    study = results.study
+    method = _METHODS.get(study["method"], study["method"])
+    steps = results.trace["trainings"].size
+    facts = [method, f"{_count(steps, 'outer step')}", f"horizon {study.get('horizon', '?')} steps"]
+    facts += [f"seed {study.get('seed', '?')}", _duration(results.seconds)]
+    facts += ["interrupted"] * results.interrupted
+    description = study["description"]
+    lines = _headline(results)
+    body = [
+        f"<header><h1>{_text(study['task'])}</h1>",
+        f'<p class="facts">{" · ".join(_text(fact, 80) for fact in facts if fact)}</p>',
+        f"<p>{_text(description, 1000)}</p>" if description else "",
+        "</header>",
+        f'<p class="headline">{lines[0]}</p>',
+        *(f"<p>{line}</p>" for line in lines[1:]),
+        _table(results),
+        *_figure_parts(results, drawn),
+        _warnings(results),
+        _settings(results),
+        _about(results),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light">\n'
+        f"<title>{_text(study['task'], 80)}: {_text(method, 40)}</title>\n"
+        f"<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _headline(results: Results) -> list[str]:
+    """Say in sentences what tuning changed, and what the numbers do not show."""
+    start, best = _ends(results)
+    found, score = results.configurations, _score(results)
+    if not {"default", "tuned"} <= set(found) and not {"default", "random"} <= set(found):
+        return ["No tuned configuration was recorded, so there is nothing to compare."]
+    test = _change(f"test {results.metric}", start.test, best.test, score, _bounds)
+    kind = "bootstrap 95 % intervals" if math.isfinite(best.test.low) else ""
+    size = f"n = {best.test.num}" if best.test.num else ""
+    about = ", ".join(part for part in (kind, size) if part)
+    lines = [
+        f"{_change(_capital(results.objective), start.valid, best.valid, _four)}; {test}"
+        + (f' <span class="bounds">({about})</span>.' if about else ".")
+    ]
+    if not results.trace["trainings"].size:
+        return [*lines, "No outer step was finished, so there is no descent to show."]
+    learned = _ahead(start.valid, best.valid, False) == 1 or (
+        math.isfinite(best.valid.mean) and math.isnan(start.valid.mean)
+    )
+    verdict = _verdict(start.test, best.test, results.higher_is_better, learned)
+    if not learned:
+        verdict = f"Tuning did not improve the {_text(results.objective)}. {verdict}"
+    lines.append(verdict)
+    if "random" in found and "tuned" in found:
+        lines.append(_against_random(results))
+    elif results.study["method"] != "random":
+        lines.append(
+            "Random search at equal cost was not run, so the default is the only rival here."
+        )
+    return lines
+
+
+def _change(
+    name: str,
+    before: Interval,
+    after: Interval,
+    show: Callable[[float], str],
+    bounds: Callable[..., str] = lambda *_: "",
+) -> str:
+    old, new = show(before.mean), show(after.mean)
+    if old == new:
+        return f"{_text(name)} stayed at <b>{old}</b>{bounds(after, show)}"
+    finite = math.isfinite(before.mean) and math.isfinite(after.mean)
+    verb = "went" if not finite else "fell" if after.mean < before.mean else "rose"
+    start = f"{_text(name)} {verb} from <b>{old}</b>{bounds(before, show)}"
+    return f"{start} to <b>{new}</b>{bounds(after, show)}"
+
+
+def _verdict(before: Interval, after: Interval, higher: bool, learned: bool) -> str:
+    """Judge the test set, which tuning has not seen."""
+    sign, overlap = _ahead(before, after, higher), _overlap(before, after)
+    if sign is None:
+        return "The test metric is not known for both, so nothing can be said about new data."
+    if sign == 0:
+        return "On the test set nothing was won or lost."
+    size = f"{after.num} examples" if after.num else "one test set"
+    if sign > 0 and overlap is False:
+        return "The test intervals do not overlap: the gain holds on data that tuning has not seen."
+    if sign > 0:
+        said = "The test metric improved" + (" too" if learned else "")
+    else:
+        why = ": the gain on validation did not carry over" if learned else ""
+        said = f"On the test set the tuned hyperparameters are worse than the default{why}"
+    if overlap is None:
+        return f"{said}; without intervals this may be chance."
+    if not overlap:
+        return f"{said}."
+    return (
+        f"{said}; the intervals overlap, so {size} cannot settle whether that is more than chance."
+    )
+
+
+def _against_random(results: Results) -> str:
+    random, tuned = results.configurations["random"], results.configurations["tuned"]
+    score, cost = _score(results), _cost(results.trace)
+    spent = _cost(results.random_trace) if results.random_trace else math.nan
+    equal = abs(spent - cost) <= 0.1 * cost
+    budget = f" with {_four(spent)} trainings" if math.isfinite(spent) else ""
+    budget = f" at equal cost ({_four(spent)} trainings)" if equal else budget
+    places = {1: "ahead", 0: "level", -1: "behind", None: "not comparable"}
+    valid = places[_ahead(random.valid, tuned.valid, False)]
+    test = places[_ahead(random.test, tuned.test, results.higher_is_better)]
+    joined = (
+        f"{valid} on validation and on test"
+        if valid == test
+        else f"{valid} on validation and {test} on test"
+    )
+    reached = f"{_text(results.objective)} <b>{_four(random.valid.mean)}</b>"
+    tested = f"test {_text(results.metric)} <b>{score(random.test.mean)}</b>"
+    overlap = "; the test intervals overlap" if _overlap(random.test, tuned.test) else ""
+    return (
+        f"Random search{budget} reached {reached} and {tested}{_bounds(random.test, score)}. "
+        f"Against it the tuned hyperparameters are {joined}{overlap}."
+    )
+
+
+def _ahead(before: Interval, after: Interval, higher: bool) -> int | None:
+    gain = (after.mean - before.mean) * (1 if higher else -1)
+    return None if math.isnan(gain) else (gain > 0) - (gain < 0)
+
+
+def _overlap(one: Interval, other: Interval) -> bool | None:
+    """Return whether two intervals overlap, None if one is unknown."""
+    if math.isnan(one.low + one.high + other.low + other.high):
+        return None
+    return one.low <= other.high and other.low <= one.high
+
+
+def _table(results: Results) -> str:
+    score = _score(results)
+    known = [name for name in ("default", "random", "tuned") if name in results.configurations]
+    rows = [*known, *(name for name in results.configurations if name not in known)][:20]
+    if not rows:
+        return ""
+    num = next((c.test.num for c in results.configurations.values() if c.test.num), None)
+    seeds = (
+        f"mean of {_count(results.num_seeds, 'seed')}" if results.num_seeds else "mean over seeds"
+    )
+    examples = f", n\u00a0=\u00a0{num}" if num else ""
+    cells = "".join(
+        f'<tr{" class=tuned" if name == "tuned" else ""}><th scope="row">{_text(name, 40)}</th>'
+        f"<td>{_cell(found.valid, _four)}</td><td>{_cell(found.test, score)}</td></tr>"
+        for name, found in ((name, results.configurations[name]) for name in rows)
+    )
+    return (
+        "<table><thead><tr><th></th>"
+        f"<th>{_text(results.objective)} <small>{seeds}</small></th>"
+        f"<th>test {_text(results.metric)} <small>bootstrap 95 %{examples}</small></th>"
+        f"</tr></thead><tbody>{cells}</tbody></table>"
+    )
+
+
+def _cell(value: Interval, show: Callable[[float], str]) -> str:
+    return f"<b>{show(value.mean)}</b><small>{_bounds(value, show)}</small>"
+
+
+def _figure_parts(results: Results, drawn: Mapping[str, tuple[str, str]]) -> list[str]:
+    if not drawn:
+        return ["<p>There is nothing to draw: no outer step with a finite value was recorded.</p>"]
+    schedules, values, _ = _tuned_leaves(results)
+    skipped = int(results.trace["skipped"])
+    seeds = _count(results.num_seeds, "seed") if results.num_seeds else "the seeds"
+    captions = {
+        "objective": f"{_capital(results.objective)} against cost; the unit is one full training.",
+        "schedules": "Learned schedules against their start."
+        + " Columns run from dark to light." * any(leaf.after.ndim > 1 for leaf in schedules)
+        + _shown(len(schedules)),
+        "values": "Other hyperparameters against their start, each on its searched range."
+        + _shown(len(values)),
+        "hypergradient": "Norms of the hypergradient's two terms, and adjoint growth; "
+        f"{_count(skipped, 'step')} skipped as not finite.",
+        "curves": f"Training before and after tuning: mean over {seeds} with its band.",
+    }
+    parts = []
+    for name, (wide, narrow) in drawn.items():
+        caption = _text(captions[name])
+        parts.append(
+            f'<figure><div class="wide">{_inline(wide, caption)}</div>'
+            f'<div class="narrow">{_inline(narrow, caption)}</div>'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+    return parts
+
+
+def _shown(count: int) -> str:
+    return (
+        f" The first {plots.MAX_PANELS} of {count} are shown." if count > plots.MAX_PANELS else ""
+    )
+
+
+def _inline(svg: str, caption: str) -> str:
+    """Turn an SVG document into an element of the page that takes the width it is given."""
+    head, rest = svg.split(">", 1)
+    box = re.search(r'viewBox="[-\d. ]+"', head)
+    style = "stroke-linejoin: round; stroke-linecap: butt"
+    return f'<svg {box[0] if box else ""} role="img" aria-label="{caption}" style="{style}">{rest}'
+
+
+def _warnings(results: Results) -> str:
+    notes = list(results.warnings[:100])
+    if len(results.warnings) > 100:
+        notes.append(f"and {len(results.warnings) - 100} more, in result.json")
+    skipped = int(results.trace["skipped"])
+    if skipped:
+        notes.append(f"{_count(skipped, 'outer step')} skipped: the hypergradient was not finite.")
+    if results.interrupted:
+        notes.append(
+            "The study was interrupted; these are the best hyperparameters found until then."
+        )
+    items = "".join(f"<li>{_text(note, 2000)}</li>" for note in notes)
+    return f'<section class="warnings"><h2>Warnings</h2><ul>{items}</ul></section>' if notes else ""
+
+
+def _settings(results: Results) -> str:
+    best = _ends(results)[1]
+    if best.raw is None and results.snippet is None:
+        return ""
+    parts = ["<h2>Settings to paste back</h2>"]
+    choices = _tuned_leaves(results)[2]
+    if choices:
+        more = [f"and {len(choices) - 50} more"] if len(choices) > 50 else []
+        items = "".join(f"<li>{_text(choice)}</li>" for choice in choices[:50] + more)
+        parts.append(f"<ul>{items}</ul>")
+    if results.snippet is not None and len(results.snippet) <= 10 * MAX_SHOWN:
+        parts.append(f"<pre>{_text(results.snippet, 10 * MAX_SHOWN, lines=True)}</pre>")
+    elif results.snippet is not None:
+        parts.append(
+            "<p>The optax code is too long for a page: it is in result.json under snippet.</p>"
+        )
+    numbers = sum(leaf.size if isinstance(leaf, np.ndarray) else 1 for leaf in best.leaves.values())
+    summary = f"{_count(len(best.leaves), 'hyperparameter')}, {_count(numbers, 'number')}"
+    if best.raw is not None and numbers <= MAX_SHOWN:
+        shown = _json(best.raw)
+        if isinstance(best.raw, dict):
+            items = (f"  {_json(key)}: {_json(value)}" for key, value in best.raw.items())
+            shown = "{\n" + ",\n".join(items) + "\n}"
+        parts.append(
+            f"<details><summary>JSON of the tuned hyperparameters ({summary})</summary>"
+            f"<pre>{_text(shown, 100 * MAX_SHOWN, lines=True)}</pre></details>"
+        )
+    elif best.raw is not None:
+        parts.append(
+            f"<p>The tuned hyperparameters ({summary}) are too long for a page: "
+            "they are in result.json under configurations.</p>"
+        )
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _about(results: Results) -> str:
+    study = results.study
+    rows = {
+        "command": study.get("command"),
+        "started": study.get("started"),
+        "took": _duration(results.seconds),
+        "seed": study.get("seed"),
+        "seeds to compare": results.num_seeds or None,
+        "task arguments": study["task_arguments"],
+        "settings": study["settings"],
+        "space": study["space"],
+        "versions": study["versions"],
+    }
+    cells = []
+    for name, value in rows.items():
+        if value is None or value in ({}, ""):
+            continue
+        if isinstance(value, dict):
+            pairs = [
+                f"{_text(k, 80)} = {_text(_plain(v), 200)}" for k, v in list(value.items())[:100]
+            ]
+            shown = "<br>".join(pairs)
+        else:
+            shown = _text(_plain(value), 1000)
+        cells.append(f'<tr><th scope="row">{name}</th><td>{shown}</td></tr>')
+    return (
+        '<section><h2>How it was made</h2><table class="about"><tbody>'
+        f"{''.join(cells)}</tbody></table></section>"
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return ", ".join(plots.number(item) for item in value.flat[:20])
+    return value if isinstance(value, str) else _json(value)
+
+
+def _json(value: Any) -> str:
+    """Write JSON that survives `_text`: letters as they are, unless one cannot be shown."""
+    shown = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if _ODD.search(shown) else shown
+
+
+def _score(results: Results) -> Callable[[float], str]:
+    """Return how the metric is written: an accuracy in percent, to 0.01 % where n deserves it."""
+    known = [found.test for found in results.configurations.values()]
+    means = [test.mean for test in known if math.isfinite(test.mean)]
+    if "accuracy" not in results.metric.lower() or not all(0 <= mean <= 1 for mean in means):
+        return _four
+    decimals = 2 if max((test.num or 0 for test in known), default=0) >= 5000 else 1
+    return lambda value: (
+        f"{100 * value:.{decimals}f}\u00a0%" if math.isfinite(value) else "not finite"
+    )
+
+
+def _bounds(value: Interval, show: Callable[[float], str]) -> str:
+    if not (math.isfinite(value.low) and math.isfinite(value.high)):
+        return ""
+    low, high = show(value.low), show(value.high)
+    if low.endswith("\u00a0%") and high.endswith("\u00a0%"):
+        low, high = low[:-2], high[:-2]
+    return f' <span class="bounds">[{low}, {high}]</span>'
+
+
+def _four(value: float) -> str:
+    return plots.number(value, 4)
+
+
+def _cost(trace: Mapping[str, np.ndarray]) -> float:
+    cost = trace["trainings"][np.isfinite(trace["trainings"])]
+    return float(cost.max()) if cost.size else math.nan
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds) or seconds < 0:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _text(value: Any, limit: int = 200, *, lines: bool = False) -> str:
+    """Escape anything for a page; with `lines`, keep its line breaks and its spaces."""
+    text = str(value)
+    if lines:
+        text = "\n".join(_ODD.sub("\ufffd", line) for line in text[:limit].splitlines())
+    else:
+        text = plots.clean(text, limit)
+    return html.escape(text, quote=True)
