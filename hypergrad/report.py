@@ -6,18 +6,15 @@ import math
 import os
 import re
 import secrets
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from hypergrad import plots
+from hypergrad.results import Configuration, Interval, Results, flatten, load
 
-FORMAT = 1
-MAX_BYTES = 256 * 2**20
-MAX_DEPTH = 32
 MAX_SHOWN = 20_000
 """Numbers that the page shows in full; more are left to `result.json`."""
 FIGURES = ("objective", "schedules", "values", "hypergradient", "curves")
@@ -25,15 +22,6 @@ FIGURES = ("objective", "schedules", "values", "hypergradient", "curves")
 _RANGE = re.compile(
     r"(Log)?(?:Real|Integer)\((?:low=)?([^,()]{1,40}), ?(?:high=)?([^,()]{1,40})[,)]"
 )
-_ADVICE = "the file is damaged or was edited; restore it or run `hypergrad tune` again"
-_KINDS: dict[type, str] = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-}
 _ODD = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
@@ -97,79 +85,6 @@ ul { padding-left: 1.2rem; overflow-wrap: anywhere; }
 """
 
 
-class Interval(NamedTuple):
-    """Hold a mean with its interval and how many values it stands on; NaN where unknown."""
-
-    mean: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    num: int | None = None
-
-
-class Configuration(NamedTuple):
-    """Hold what one choice of hyperparameters reached.
-
-    `raw` is the pytree as the file has it, `leaves` its leaves by dotted name: arrays, or text for
-    a choice.
-    """
-
-    raw: Any
-    leaves: dict[str, np.ndarray | str]
-    valid: Interval
-    test: Interval
-    curves: dict[str, plots.Curve]
-
-
-class Results(NamedTuple):
-    """Hold a finished study as its files tell it. `study` is the content of study.json."""
-
-    study: dict[str, Any]
-    metric: str
-    higher_is_better: bool
-    objective: str
-    configurations: dict[str, Configuration]
-    trace: dict[str, np.ndarray]
-    random_trace: dict[str, np.ndarray] | None
-    snippet: str | None
-    warnings: list[str]
-    interrupted: bool
-    seconds: float
-    num_seeds: int
-
-
-def load(directory: str | os.PathLike[str]) -> Results:
-    """Read `study.json` and `result.json` of a study and check every type and shape on the way.
-
-    **Limits:** a file of at most 256 MB, nested at most 32 deep. Null, NaN and infinity become NaN.
-
-    Args:
-        directory: Where the study was written.
-
-    Raises:
-        ValueError: One line that names the file, says what is wrong with it and what to do.
-    """
-    folder = Path(directory)
-    if not folder.is_dir():
-        raise ValueError(
-            f"directory {_line(folder)} does not exist or is no directory: "
-            "give the directory of a study, as `hypergrad tune --out` wrote it"
-        )
-    study, where = _read_json(folder / "study.json"), f"{_line(folder / 'study.json')}: "
-    if type(study.get("format")) is not int or study["format"] != FORMAT:
-        found = _line(json.dumps(study.get("format")), 40)
-        raise ValueError(
-            f"{where}format is {found}, expected {FORMAT}: "
-            "read it with the version of hypergrad that wrote it, or upgrade hypergrad-jax"
-        )
-    for key in ("task", "method"):
-        _field(study, key, str, where)
-    study["description"] = _field(study, "description", str, where, "")
-    for key in ("space", "settings", "versions", "task_arguments"):
-        study[key] = _field(study, key, dict, where, {})
-    result = _read_json(folder / "result.json")
-    return _results(study, result, f"{_line(folder / 'result.json')}: ")
-
-
 def report(directory: str | os.PathLike[str]) -> Path:
     """Write `report.html` and `figures/*.svg`, `figures/*.png` into a study's directory.
 
@@ -203,186 +118,10 @@ def report(directory: str | os.PathLike[str]) -> Path:
     except OSError as error:
         where = error.filename or folder
         raise ValueError(
-            f"cannot write {_line(where)}: {error.strerror or error}; "
+            f"cannot write {plots.clean(str(where), 300)}: {error.strerror or error}; "
             "make the study's directory writable or free some space"
         ) from error
     return page
-
-
-def _results(study: dict[str, Any], data: dict[str, Any], where: str) -> Results:
-    metric = _field(data, "metric", dict, where, {})
-    configurations = _field(data, "configurations", dict, where)
-    trace = _trace(_field(data, "trace", dict, where, {}), f"{where}trace.")
-    random_trace = _field(data, "random_trace", dict, where, None)
-    notes = _field(data, "warnings", list, where, [])
-    return Results(
-        study=study,
-        metric=_field(metric, "name", str, f"{where}metric.", "metric"),
-        higher_is_better=_field(metric, "higher_is_better", bool, f"{where}metric.", False),
-        objective=_field(data, "objective_name", str, where, "validation loss"),
-        configurations={
-            name: _configuration(
-                _typed(value, dict, f"{where}configurations.{_line(name, 40)}"), where, name
-            )
-            for name, value in configurations.items()
-        },
-        trace=trace,
-        random_trace=None
-        if random_trace is None
-        else _trace(random_trace, f"{where}random_trace."),
-        snippet=_field(data, "snippet", str, where, None),
-        warnings=[_typed(note, str, f"{where}warnings[{i}]") for i, note in enumerate(notes)],
-        interrupted=_field(data, "interrupted", bool, where, False),
-        seconds=_field(data, "seconds", float, where, None),
-        num_seeds=_field(data, "num_seeds", int, where, 0),
-    )
-
-
-def _configuration(data: dict[str, Any], where: str, name: str) -> Configuration:
-    where = f"{where}configurations.{_line(name, 40)}."
-    leaves: dict[str, np.ndarray | str] = {}
-    raw = data.get("hparams")
-    if raw is not None:
-        _flatten(raw, "", leaves)
-    curves = {}
-    for key in ("train_curve", "valid_curve"):
-        fields = _field(data, key, dict, where, None)
-        if fields is not None:
-            curves[key] = plots.Curve(*_columns(fields, plots.Curve._fields, f"{where}{key}."))
-    valid, test = (
-        _interval(_field(data, key, dict, where, {}), f"{where}{key}.") for key in ("valid", "test")
-    )
-    return Configuration(raw, leaves, valid, test, curves)
-
-
-def _interval(data: dict[str, Any], where: str) -> Interval:
-    mean, low, high = (_field(data, key, float, where, None) for key in ("mean", "low", "high"))
-    num = _field(data, "num", int, where, None)
-    values = _field(data, "values", list, where, None)
-    return Interval(mean, low, high, len(values) if num is None and values is not None else num)
-
-
-def _trace(data: dict[str, Any], where: str) -> dict[str, np.ndarray]:
-    """Read a trace; a column that a method does not have is NaN throughout."""
-    cost = _array(data.get("trainings"), f"{where}trainings")
-    trace = {"trainings": cost}
-    for key in ("value", "best", "direct_norm", "response_norm", "adjoint_growth"):
-        trace[key] = _array(data.get(key) or [None] * cost.size, f"{where}{key}")
-        _same_length(trace[key], cost, f"{where}{key}", "trainings")
-    skipped = _field(data, "skipped", int, where, 0)
-    return {**trace, "skipped": np.array(skipped)}
-
-
-def _columns(data: dict[str, Any], keys: tuple[str, ...], where: str) -> list[np.ndarray]:
-    arrays = [_array(data.get(key), f"{where}{key}") for key in keys]
-    for key, array in zip(keys, arrays, strict=True):
-        _same_length(array, arrays[0], f"{where}{key}", keys[0])
-    return arrays
-
-
-def _same_length(array: np.ndarray, other: np.ndarray, where: str, name: str) -> None:
-    if array.size != other.size:
-        raise ValueError(
-            f"{where} has {array.size} values, expected {other.size} as in {name}: {_ADVICE}"
-        )
-
-
-def _array(value: Any, where: str) -> np.ndarray:
-    """Read a flat list of numbers and nulls; null itself is an empty list."""
-    array = _numbers(_typed([] if value is None else value, list, where))
-    if array is None or array.ndim != 1:
-        raise ValueError(f"{where} holds something else than numbers and nulls: {_ADVICE}")
-    return array
-
-
-def _numbers(value: Any) -> np.ndarray | None:
-    """Return nested lists of numbers and nulls as an array, None if ragged or of anything else."""
-    array = np.array(value, dtype=object)
-    if not all(item is None or type(item) in (int, float) for item in array.flat):
-        return None
-    try:
-        array = array.astype(float)
-    except OverflowError:  # an integer beyond the floats
-        array = np.vectorize(_finite, otypes=[float])(array)
-    return np.where(np.isfinite(array), array, np.nan)
-
-
-def _finite(value: float | None) -> float:
-    try:
-        return float(value) if value is not None and math.isfinite(value) else math.nan
-    except OverflowError:
-        return math.nan
-
-
-def _flatten(value: Any, name: str, leaves: dict[str, np.ndarray | str]) -> None:
-    """Collect the leaves of a pytree by dotted name; lists of numbers are leaves, too."""
-    array = None if isinstance(value, dict | str | bool) else _numbers(value)
-    if array is not None:
-        leaves[name or "value"] = array
-    elif isinstance(value, dict | list):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            _flatten(item, f"{name}.{key}" if name else str(key), leaves)
-    else:
-        leaves[name or "value"] = value if isinstance(value, str) else json.dumps(value)
-
-
-def _field(data: dict[str, Any], key: str, kind: type, where: str, *default: Any) -> Any:
-    """Return a field of the type `kind`; absent or null is the default, if there is one."""
-    value = data.get(key)
-    if value is None and default:
-        return math.nan if kind is float else default[0]
-    return _typed(value, kind, where + key)
-
-
-def _typed(value: Any, kind: type, where: str) -> Any:
-    if kind is float and type(value) in (int, float):
-        return _finite(value)
-    if type(value) is not kind:
-        found = "missing or null" if value is None else _KINDS.get(type(value), "something else")
-        raise ValueError(f"{where} is {found}, expected {_KINDS[kind]}: {_ADVICE}")
-    return value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    name = _line(path)
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise ValueError(f"{name} is no regular file: {_ADVICE}")
-        if status.st_size > MAX_BYTES:
-            size, limit = status.st_size / 2**20, MAX_BYTES // 2**20
-            raise ValueError(f"{name} has {size:.0f} MB, expected at most {limit} MB: {_ADVICE}")
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1).decode()
-    except FileNotFoundError:
-        raise ValueError(
-            f"{name} does not exist: give the directory of a finished study, "
-            "or finish this one with `hypergrad tune`"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"cannot read {name}: {error.strerror or error}") from error
-    except UnicodeDecodeError:
-        raise ValueError(f"{name} is not UTF-8 text: {_ADVICE}") from None
-    try:
-        data = json.loads(text, parse_constant=lambda _: None)
-    except RecursionError:
-        raise ValueError(
-            f"{name} is nested too deep, expected at most {MAX_DEPTH}: {_ADVICE}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{name} is not valid JSON ({_line(error, 120)}): {_ADVICE}") from None
-    level, depth = [data], 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"{name} is nested too deep, expected at most {MAX_DEPTH}: {_ADVICE}")
-        inner = (
-            item.values() if isinstance(item, dict) else item
-            for item in level
-            if isinstance(item, dict | list)
-        )
-        level = [item for items in inner for item in items if isinstance(item, dict | list)]
-    return _typed(data, dict, f"{name}: the whole")
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -397,10 +136,6 @@ def _write(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _line(value: Any, limit: int = 300) -> str:
-    return plots.clean(str(value), limit)
 
 
 def _figures(results: Results, width: float) -> dict[str, Any]:
@@ -436,7 +171,7 @@ def _tuned_leaves(results: Results) -> tuple[list[plots.Leaf], list[plots.Leaf],
     """Split the tuned leaves into schedules, other numbers and choices (as sentences)."""
     start, best = _ends(results)
     space: dict[str, np.ndarray | str] = {}
-    _flatten(results.study["space"], "", space)
+    flatten(results.study["space"], "", space)
     horizon = results.study.get("horizon")
     schedules, values, choices = [], [], []
     for name, after in best.leaves.items():

@@ -261,6 +261,17 @@ def check_differentiable(space: PyTree) -> None:
             )
 
 
+def check_traceable(space: PyTree) -> None:
+    """Raise a `ValueError` naming the first static dimension: its values cannot share one program."""
+    check_space(space)
+    for name, leaf in zip(tree.leaf_names(space), jax.tree.leaves(space), strict=True):
+        if getattr(leaf, "static", False):
+            raise ValueError(
+                f"space[{name!r}] is static, expected a dimension whose values share one compiled "
+                "program; fix its value in the problem and search each value by itself"
+            )
+
+
 def check_value(space: PyTree, hparams: HParams) -> None:
     """Raise a `ValueError` unless concrete `hparams` have the structure, shapes and bounds of `space`."""
     check_space(space)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from hypergrad import plots, report
+from hypergrad import plots, report, results
 
 pytest.importorskip("matplotlib", reason="the report is an extra")
 
@@ -240,7 +240,7 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone(healthy):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    trace = report.load(healthy.parent).trace
+    trace = results.load(healthy.parent).trace
     figure = plots.objective(trace, None, 0.3, "validation loss")
     assert figure is not None and plots.svg(figure) and plots.png(figure)
     assert dict(matplotlib.rcParams) == before
@@ -249,10 +249,10 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone(healthy):
 def headline(change):
     study, result = study_files()
     change(study, result)
-    results = report._results(
+    read = results._results(
         study | {"space": {}, "settings": {}, "versions": {}, "task_arguments": {}}, result, "f: "
     )
-    return re.sub("<[^>]*>", "", " ".join(report._headline(results)))
+    return re.sub("<[^>]*>", "", " ".join(report._headline(read)))
 
 
 def test_headline_is_honest():
@@ -439,9 +439,9 @@ def test_missing_directory(tmp_path):
 
 def test_file_too_large_is_refused_unread(tmp_path):
     folder = save(tmp_path, *study_files())
-    os.truncate(folder / "result.json", report.MAX_BYTES + 1)
+    os.truncate(folder / "result.json", results.MAX_BYTES + 1)
     with pytest.raises(ValueError, match="expected at most 256 MB"):
-        report.load(folder)
+        results.load(folder)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -450,7 +450,7 @@ def test_pipe_is_refused(tmp_path):
     (folder / "result.json").unlink()
     os.mkfifo(folder / "result.json")
     with pytest.raises(ValueError, match="no regular file"):
-        report.load(folder)
+        results.load(folder)
 
 
 def places(value, path=()):
@@ -474,11 +474,11 @@ def test_any_damage_is_read_or_refused(wrong):
             inner[path[-1]] = wrong
         study = study_files()[0]
         try:
-            results = report._results(study, data, "result.json: ")
+            read = results._results(study, data, "result.json: ")
         except ValueError as error:
             refused.append(str(error))
         else:
-            parse(report._page(results, {}))
+            parse(report._page(read, {}))
     assert all(line.startswith("result.json: ") and "\n" not in line for line in refused)
 
 

@@ -1,0 +1,26 @@
+"""Train everything to the end."""
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.problem import check_horizon
+from hypergrad.schedulers.base import Scheduler
+from hypergrad.searchers.base import Outcome
+
+
+def full(num_steps: int) -> Scheduler:
+    """Give every trial the same `num_steps` steps of training.
+
+    **Cost:** N x `num_steps` steps.
+    """
+    check_horizon(num_steps, "num_steps")
+
+    def run(population, key, hparams):
+        num = jax.tree.leaves(hparams)[0].shape[0]
+        states = population.init(jax.random.split(key, num), hparams)
+        states = population.advance(hparams, states, num_steps)
+        values = population.value(hparams, states)
+        steps = jnp.full(num, num_steps, jnp.int32)
+        return Outcome(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), {})
+
+    return run

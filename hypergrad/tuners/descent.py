@@ -1,0 +1,174 @@
+"""Hypergradient descent: walk down the objective in the unconstrained coordinates of the space."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hypergrad import space as spaces
+from hypergrad import tree
+from hypergrad.estimators.base import Estimator
+from hypergrad.problem import check_horizon
+from hypergrad.searchers.base import Outcome
+from hypergrad.tuners.base import Tuner
+from hypergrad.types import Array, HParams, Key, PyTree
+
+EDGE = 6.9
+"""Starts are moved to |z| <= 6.9, a thousandth of the range from a bound, where gradients live."""
+
+
+class DescentState(NamedTuple):
+    """State of R restarts; every array has the leading axis `[R]` but `key` and `since_best`.
+
+    Attributes:
+        unconstrained: where each restart is.
+        last_finite: where it last had a finite value and hypergradient.
+        opt_state: of the outer optimizer.
+        estimator: of the estimator.
+        best: the hparams with the lowest objective so far.
+        best_value: that objective; infinity before the first finite one.
+        num_skipped: non-finite steps so far, int32.
+        since_best: steps since any restart improved, int32 `[]`.
+        key: the key of every step where steps are not resampled.
+    """
+
+    unconstrained: PyTree
+    last_finite: PyTree
+    opt_state: PyTree
+    estimator: PyTree
+    best: HParams
+    best_value: Array
+    num_skipped: Array
+    since_best: Array
+    key: Key
+
+
+def descent(
+    estimator: Estimator,
+    space: PyTree,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    num_restarts: int = 1,
+    clip: float = 1.0,
+    patience: int | None = None,
+    resample: bool = True,
+) -> Tuner:
+    """Descend the hypergradient with an optax optimizer: z ← z − optimizer(∂λ/∂zᵀ hypergrad), λ = constrain(z).
+
+    A step whose value or hypergradient is not finite is counted, changes neither the optimizer nor the
+    best, and moves that restart half way back to where it was last finite.
+
+    **Cost:** `num_restarts` hypergradients a step.
+
+    **Limits:** with `resample`, values of different steps differ by the noise of initial weights and
+    minibatches; the best is the best seen.
+
+    Args:
+        estimator: any hypergradient estimator.
+        space: a pytree of real dimensions. Restart 0 starts at the defaults, the others at random.
+        optimizer: the outer optimizer; Adam with a learning rate of 0.1 where None.
+        num_restarts: how many descend side by side, as one program.
+        clip: largest Euclidean norm of a hypergradient in unconstrained coordinates.
+        patience: stop after so many steps without a better objective in any restart; None: never.
+        resample: new initial weights and minibatches at every step (a stochastic gradient of the
+            expected objective), instead of the same ones (a smooth problem that may be overfitted).
+
+    Returns:
+        A tuner; its outcomes carry the norms of the hypergradient and of its direct and response parts
+        (in unconstrained coordinates), growth, first non-finite step and what was skipped.
+
+    Raises:
+        ValueError: for a dimension that is not real, by its name, and for settings out of range.
+    """
+    spaces.check_differentiable(space)
+    check_horizon(num_restarts, "num_restarts")
+    if patience is not None:
+        check_horizon(patience, "patience")
+    if isinstance(clip, bool) or not isinstance(clip, (int, float)) or not clip > 0:
+        raise ValueError(f"clip is {clip!r}, expected a positive number; pass float('inf') for none")
+    inner = optax.adam(0.1) if optimizer is None else optimizer
+    outer = optax.chain(optax.clip_by_global_norm(clip), inner)
+
+    def start(key, index):
+        drawn, first = spaces.sample(space, key), spaces.default(space)
+        chosen = jax.tree.map(lambda a, b: jnp.where(index == 0, a, b), first, drawn)
+        z = spaces.unconstrain(space, chosen)
+        return jax.tree.map(lambda x: jnp.clip(x, -EDGE, EDGE), z)
+
+    @jax.jit
+    def init(key):
+        start_key, estimator_key, run_key = jax.random.split(key, 3)
+        keys = jax.random.split(start_key, num_restarts)
+        z = jax.vmap(start)(keys, jnp.arange(num_restarts))
+        hparams = jax.vmap(lambda z: spaces.constrain(space, z))(z)
+        keys = jax.random.split(estimator_key, num_restarts)
+        return DescentState(
+            unconstrained=z,
+            last_finite=z,
+            opt_state=jax.vmap(outer.init)(z),
+            estimator=jax.vmap(estimator.init)(keys, hparams),
+            best=hparams,
+            best_value=jnp.full(num_restarts, jnp.inf),
+            num_skipped=jnp.zeros(num_restarts, jnp.int32),
+            since_best=jnp.zeros((), jnp.int32),
+            key=run_key,
+        )
+
+    def one(key, z, last_finite, opt_state, estimator_state):
+        """Take one step of one restart."""
+        hparams, pull = jax.vjp(lambda z: spaces.constrain(space, z), z)
+        estimator_state, estimate = estimator.estimate(key, estimator_state, hparams)
+        grads = pull(estimate.hypergrad)[0]
+        finite = jnp.isfinite(estimate.value) & jnp.isfinite(tree.norm(grads))
+
+        def either(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        updates, new_opt_state = outer.update(grads, opt_state, z)
+        back = jax.tree.map(lambda a, b: (a + b) / 2, z, last_finite)
+        moved = either(optax.apply_updates(z, updates), back)
+        info = {
+            "hypergrad_norm": tree.norm(grads),
+            "direct_norm": tree.norm(pull(estimate.info.direct)[0]),
+            "response_norm": tree.norm(pull(estimate.info.response)[0]),
+            "adjoint_growth": estimate.info.growth,
+            "horizon": estimate.info.horizon,
+            "first_nonfinite": estimate.info.first_nonfinite,
+            "skipped": ~finite,
+        }
+        after = (moved, either(z, last_finite), either(new_opt_state, opt_state), estimator_state)
+        return after, hparams, estimate.value, info
+
+    @jax.jit
+    def step(key, state):
+        keys = jax.random.split(key if resample else state.key, num_restarts)
+        inputs = (state.unconstrained, state.last_finite, state.opt_state, state.estimator)
+        if num_restarts == 1:  # a batch of one would lose the faster unbatched kernels
+            outs = one(keys[0], *jax.tree.map(lambda x: x[0], inputs))
+            after, hparams, values, info = jax.tree.map(lambda x: x[None], outs)
+        else:
+            after, hparams, values, info = jax.vmap(one)(keys, *inputs)
+        better = ~info["skipped"] & (values < state.best_value)
+        best = _where(better, hparams, state.best)
+        since_best = jnp.where(jnp.any(better), 0, state.since_best + 1)
+        new = DescentState(
+            *after,
+            best=best,
+            best_value=jnp.where(better, values, state.best_value),
+            num_skipped=state.num_skipped + info["skipped"],
+            since_best=since_best,
+            key=state.key,
+        )
+        info["done"] = since_best >= (jnp.iinfo(jnp.int32).max if patience is None else patience)
+        index = jnp.arange(num_restarts, dtype=jnp.int32)
+        return new, Outcome(hparams, values, info["horizon"], index, info)
+
+    return Tuner(init, step)
+
+
+def _where(mask: Array, new: PyTree, old: PyTree) -> Any:
+    def pick(a, b):
+        return jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, new, old)

@@ -1,0 +1,1 @@
+"""Flax modules that the tasks train."""

@@ -1,0 +1,64 @@
+"""Multilayer perceptrons, in both of flax's interfaces."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+from flax import linen as nn
+from flax import nnx
+
+
+class MLP(nn.Module):
+    """Dense layers with an activation between them.
+
+    `[B, D] -> [B, features[-1]]`; layers are called `dense_0`, `dense_1`, ...
+
+    Attributes:
+        features: width of each layer, the outputs last.
+        activation: applied between layers.
+        dropout: share of hidden units dropped in training.
+    """
+
+    features: Sequence[int]
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, train: bool = False) -> jax.Array:
+        x = inputs.reshape(inputs.shape[0], -1)
+        for index, width in enumerate(self.features):
+            x = nn.Dense(width, name=f"dense_{index}")(x)
+            if index + 1 < len(self.features):
+                x = self.activation(x)
+                if self.dropout:
+                    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return x
+
+
+class NnxMLP(nnx.Module):
+    """The same network as an nnx module.
+
+    Args:
+        features: width of the inputs, of each layer, the outputs last.
+        activation: applied between layers.
+        dropout: share of hidden units dropped in training.
+        rngs: random streams `params` and `dropout`.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[int],
+        activation: Callable[[jax.Array], jax.Array] = nnx.relu,
+        dropout: float = 0.0,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        pairs = zip(features[:-1], features[1:], strict=True)
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairs])
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        x = inputs.reshape(inputs.shape[0], -1)
+        for layer in self.layers[:-1]:
+            x = self.dropout(self.activation(layer(x)))
+        return self.layers[-1](x)

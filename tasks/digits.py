@@ -1,0 +1,146 @@
+"""Handwritten digits (scikit-learn, 1797 images of 8x8): the schedules of SGD for an MLP."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hypergrad.adapters import from_linen
+from hypergrad.problem import Examples, Problem, Task
+from hypergrad.space import LogReal, Real, Sequence, schedule
+from models.mlp import MLP
+
+NUM_LAYERS = 2
+
+
+def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: int = 0) -> Task:
+    """Tune a per-step learning rate, a weight-decay schedule with per-layer scales, and the momentum.
+
+    w ← w − lr_t (m_t + decay_t · decay_scale_layer · w), decay on kernels only.
+
+    Args:
+        horizon: training steps.
+        batch_size: examples a step, drawn with replacement.
+        width: hidden units.
+        seed: of the split into 1000 training, 400 validation and 397 test images.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError(
+            "task 'digits' needs scikit-learn, which is not installed; "
+            "install the extra: pip install 'hypergrad-jax[zoo]'"
+        ) from error
+    images, labels = load_digits(return_X_y=True)
+    images, labels = (images / 16).astype(np.float32), labels.astype(np.int32)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    parts = np.split(order, [1000, 1400])
+    train, valid, test = ((jnp.asarray(images[p]), jnp.asarray(labels[p])) for p in parts)
+    if not 1 <= batch_size <= len(parts[0]):
+        raise ValueError(
+            f"batch_size is {batch_size!r}, expected 1 to {len(parts[0])}, the size of the training set; "
+            "pass a smaller one"
+        )
+    if not isinstance(width, int) or width < 1:
+        raise ValueError(f"width is {width!r}, expected at least 1 hidden unit; pass e.g. width=64")
+
+    model = from_linen(MLP((width, 10)))
+
+    def cross_entropy(params, hparams, batch):
+        inputs, targets = batch
+        logits, _ = model.apply(params, inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+
+    def train_batch(key, step):
+        indices = jax.random.randint(key, (batch_size,), 0, len(parts[0]))
+        return train[0][indices], train[1][indices]
+
+    def score(params, hparams):
+        logits, _ = model.apply(params, test[0])
+        return (jnp.argmax(logits, -1) == test[1]).astype(jnp.float32)
+
+    problem = Problem(
+        init=lambda key, hparams: model.init(key, train[0][:1]),
+        loss=cross_entropy,
+        objective=cross_entropy,
+        optimizer=optimizer,
+        train_batch=train_batch,
+        valid_batch=lambda key: valid,
+        train_set=Examples(len(parts[0]), lambda indices: (train[0][indices], train[1][indices])),
+    )
+    space = {
+        "lr": Sequence(LogReal(1e-3, 2.0, default=0.1), horizon),
+        "decay": Sequence(LogReal(1e-6, 1e-1, default=1e-4), horizon),
+        "decay_scale": Real(0.0, 4.0, default=1.0, shape=(NUM_LAYERS,)),
+        "momentum": Real(0.0, 0.99, default=0.9),
+    }
+    return Task(
+        name="digits",
+        problem=problem,
+        space=space,
+        horizon=horizon,
+        test=score,
+        metric="accuracy",
+        higher_is_better=True,
+        snippet=snippet,
+        description=f"An MLP 64-{width}-10 on 8x8 digits, {horizon} steps of SGD, batches of {batch_size}.",
+    )
+
+
+def optimizer(hparams):
+    """Build SGD with momentum and scheduled, per-layer decoupled weight decay from optax's pieces."""
+    decays = {f"dense_{i}": hparams["decay_scale"][i] * hparams["decay"] for i in range(NUM_LAYERS)}
+    return optax.chain(
+        optax.trace(hparams["momentum"]),
+        *(
+            optax.add_decayed_weights(schedule(decay), mask=kernel_of(layer))
+            for layer, decay in decays.items()
+        ),
+        optax.scale_by_learning_rate(schedule(hparams["lr"])),
+    )
+
+
+def kernel_of(layer: str):
+    """Return an optax mask that is true for the kernel of one layer."""
+
+    def mask(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: (path[-2].key, path[-1].key) == (layer, "kernel"), params
+        )
+
+    return mask
+
+
+def snippet(hparams) -> str:
+    """Write the tuned optimizer as plain optax code."""
+
+    def numbers(values):
+        return "[" + ", ".join(f"{float(v):.6g}" for v in np.ravel(values)) + "]"
+
+    return f'''import jax
+import jax.numpy as jnp
+import optax
+
+lr = jnp.array({numbers(hparams["lr"])})
+decay = jnp.array({numbers(hparams["decay"])})
+decay_scale = {numbers(hparams["decay_scale"])}
+momentum = {float(hparams["momentum"]):.6g}
+
+
+def at(values):
+    return lambda count: values[jnp.minimum(count, len(values) - 1)]
+
+
+def kernel_of(layer):
+    return lambda params: jax.tree_util.tree_map_with_path(
+        lambda path, _: (path[-2].key, path[-1].key) == (layer, "kernel"), params
+    )
+
+
+optimizer = optax.chain(
+    optax.trace(momentum),
+    optax.add_decayed_weights(at(decay_scale[0] * decay), mask=kernel_of("dense_0")),
+    optax.add_decayed_weights(at(decay_scale[1] * decay), mask=kernel_of("dense_1")),
+    optax.scale_by_learning_rate(at(lr)),
+)
+'''
