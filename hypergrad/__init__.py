@@ -1,0 +1,101 @@
+"""Tune the hyperparameters of JAX training loops. Names load when they are first used."""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hypergrad import adapters, estimators, schedulers, searchers, space, study, tuners
+    from hypergrad.estimators import Estimate, Estimator
+    from hypergrad.population import Population, population
+    from hypergrad.problem import Examples, Problem, Task, Variables, check
+    from hypergrad.report import report
+    from hypergrad.searchers import Outcome, Searcher
+    from hypergrad.space import Choice, Integer, LogReal, Real, Sequence, schedule
+    from hypergrad.train import TrainState, averaged, init_state, step, unroll
+    from hypergrad.tune import Settings, Tuned, tune
+    from hypergrad.tuners import Tuner
+    from hypergrad.verify import verify
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "hypergrad": "adapters estimators schedulers searchers space study tuners",
+    "hypergrad.estimators": "Estimate Estimator",
+    "hypergrad.population": "Population population",
+    "hypergrad.problem": "Examples Problem Task Variables check",
+    "hypergrad.report": "report",
+    "hypergrad.searchers": "Outcome Searcher",
+    "hypergrad.space": "Choice Integer LogReal Real Sequence schedule",
+    "hypergrad.train": "TrainState averaged init_state step unroll",
+    "hypergrad.tune": "Settings Tuned tune",
+    "hypergrad.tuners": "Tuner",
+    "hypergrad.verify": "verify",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "Choice",
+    "Estimate",
+    "Estimator",
+    "Examples",
+    "Integer",
+    "LogReal",
+    "Outcome",
+    "Population",
+    "Problem",
+    "Real",
+    "Searcher",
+    "Sequence",
+    "Settings",
+    "Task",
+    "TrainState",
+    "Tuned",
+    "Tuner",
+    "Variables",
+    "adapters",
+    "averaged",
+    "check",
+    "estimators",
+    "init_state",
+    "population",
+    "report",
+    "schedule",
+    "schedulers",
+    "searchers",
+    "space",
+    "step",
+    "study",
+    "tune",
+    "tuners",
+    "unroll",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'hypergrad' has no attribute {name!r}")
+    if home == "hypergrad":
+        return importlib.import_module(f"hypergrad.{name}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+class _Package(ModuleType):
+    """Keeps the names `tune`, `report` and `population` for the functions, not their modules."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        shadow = isinstance(value, ModuleType) and _HOME_OF.get(name, "hypergrad") != "hypergrad"
+        if not shadow:
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

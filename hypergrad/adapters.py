@@ -123,7 +123,9 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         _, abstract_params, abstract_rng, abstract_state = split(abstract)
         nnx.replace_by_pure_dict(abstract_params, weights)
         nnx.replace_by_pure_dict(abstract_state, state)
-        return nnx.merge(graph, abstract_params, _streams(abstract_rng, key), abstract_state, copy=True)
+        return nnx.merge(
+            graph, abstract_params, _streams(abstract_rng, key), abstract_state, copy=True
+        )
 
     return Model(init, apply)
 

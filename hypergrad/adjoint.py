@@ -253,4 +253,7 @@ def _tap(weights: list[Array], probe: Array) -> list[Array]:
     return weights
 
 
-_tap.defvjp(lambda weights, probe: (weights, None), lambda _, bars: (bars, tree.norm(bars).astype(jnp.float32)))
+_tap.defvjp(
+    lambda weights, probe: (weights, None),
+    lambda _, bars: (bars, tree.norm(bars).astype(jnp.float32)),
+)

@@ -141,7 +141,9 @@ def _live_scan(params: dict, outs: list[bool]) -> list[bool]:
     carry, stacked = outs[:num_carry], outs[num_carry:]
     while True:
         ins = _live(params["jaxpr"].jaxpr, carry + stacked)
-        grown = [a or b for a, b in zip(carry, ins[num_consts : num_consts + num_carry], strict=True)]
+        grown = [
+            a or b for a, b in zip(carry, ins[num_consts : num_consts + num_carry], strict=True)
+        ]
         if grown == carry:
             return ins[:num_consts] + grown + ins[num_consts + num_carry :]
         carry = grown

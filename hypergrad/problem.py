@@ -155,7 +155,9 @@ def check_hparams(hparams: HParams) -> None:
     """Raise a `ValueError` that names the first leaf of `hparams` that is no number or array."""
     leaves = jax.tree.leaves(hparams)
     if not leaves:
-        raise ValueError("hparams has no leaves, expected at least one array; pass e.g. {'lr': 0.1}")
+        raise ValueError(
+            "hparams has no leaves, expected at least one array; pass e.g. {'lr': 0.1}"
+        )
     for name, leaf in zip(tree.leaf_names(hparams), leaves, strict=True):
         try:
             jnp.result_type(leaf)

@@ -13,7 +13,7 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
 }
 METHODS: dict[str, str] = {
     "descent": "hypergradient descent on the unconstrained space, with any estimator",
-    "random": "random search, every trial trained to the end",
+    "random": "random search over schedules held constant, every trial trained to the end",
 }
 
 

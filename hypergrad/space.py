@@ -281,7 +281,9 @@ def check_value(space: PyTree, hparams: HParams) -> None:
             f"hparams has the leaves {tree.leaf_names(hparams)}, expected those of the space, {names}; "
             "start from default(space)"
         )
-    for name, dim, value in zip(names, jax.tree.leaves(space), jax.tree.leaves(hparams), strict=True):
+    for name, dim, value in zip(
+        names, jax.tree.leaves(space), jax.tree.leaves(hparams), strict=True
+    ):
         _check_leaf(name, dim, value)
 
 
@@ -306,7 +308,9 @@ def _check_leaf(name: str, dim: Dimension, value: Any) -> None:
     # a bound rounded to float32 may lie just outside the float64 one
     slack = 1e-6 * max(abs(low), abs(high))
     if not np.all((array >= low - slack) & (array <= high + slack)):
-        worst = array.ravel()[np.argmax(np.abs(np.nan_to_num(array, nan=np.inf) - (low + high) / 2))]
+        worst = array.ravel()[
+            np.argmax(np.abs(np.nan_to_num(array, nan=np.inf) - (low + high) / 2))
+        ]
         raise ValueError(
             f"hparams[{name!r}] holds {worst:g}, expected values in [{low:g}, {high:g}]; "
             "widen the dimension or move the value inside"
@@ -342,6 +346,22 @@ def sample(space: PyTree, key: Key) -> HParams:
     return from_unit(space, jax.random.uniform(key, (num_coordinates(space),)))
 
 
+def sample_constant(space: PyTree, key: Key) -> HParams:
+    """Draw one value whose schedules are constant over time: what one tries without gradients.
+
+    Independent draws for every step would be noise around the middle of the range, a straw man.
+    """
+    check_space(space)
+
+    def one(dim):
+        return dim.element if isinstance(dim, Sequence) else dim
+
+    def spread(dim, value):
+        return jnp.broadcast_to(value, dim.shape) if isinstance(dim, Sequence) else value
+
+    return jax.tree.map(spread, space, sample(jax.tree.map(one, space), key))
+
+
 def from_unit(space: PyTree, unit: Array) -> HParams:
     """Map unit coordinates `[D]` to a value; 0 and 1 give the bounds exactly.
 
@@ -368,7 +388,9 @@ def to_unit(space: PyTree, hparams: HParams) -> Array:
 
 def _from_unit(dim: Dimension, u: Array) -> Any:
     if isinstance(dim, (Integer, Choice)):
-        low, num = (dim.low, dim.high - dim.low + 1) if isinstance(dim, Integer) else (0, len(dim.options))
+        low, num = (
+            (dim.low, dim.high - dim.low + 1) if isinstance(dim, Integer) else (0, len(dim.options))
+        )
         index = jnp.minimum(jnp.floor(u * num), num - 1).astype(jnp.int32) + low
         if not dim.static:
             return index
@@ -419,7 +441,8 @@ def _interpolate(dim: Sequence, lower: Array, upper: Array) -> Array:
         position = np.arange(dim.length)
         right = np.clip(np.searchsorted(steps, position), 1, len(steps) - 1)
         gap = steps[right] - steps[right - 1]
-        share = ((position - steps[right - 1]) / gap).reshape((-1,) + (1,) * (lower.ndim - 1))
+        share = (position - steps[right - 1]) / gap
+        share = share.reshape((-1,) + (1,) * (lower.ndim - 1))
         lower, upper = ((1 - share) * x[right - 1] + share * x[right] for x in (lower, upper))
     return dim.element.value(lower, upper)
 
@@ -471,7 +494,7 @@ def _logit(lower: Array, upper: Array) -> Array:
     return jnp.log(jnp.maximum(lower, 0)) - jnp.log(jnp.maximum(upper, 0))
 
 
-def schedule(values: Array) -> Callable[[Array], Array]:
+def schedule(values: Array) -> Callable[..., Any]:
     """Return an `optax.Schedule` that reads `values[count]`, and the last one past the end.
 
     Args:
@@ -490,7 +513,9 @@ def _check_bounds(dim: Real | LogReal | Integer) -> None:
         value = getattr(dim, argument)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
-            raise ValueError(f"{argument} is {value!r} in {name}, expected a finite number; pass one")
+            raise ValueError(
+                f"{argument} is {value!r} in {name}, expected a finite number; pass one"
+            )
     if not dim.low < dim.high:
         raise ValueError(
             f"low = {dim.low!r} and high = {dim.high!r} in {name}, expected low < high; "
@@ -507,4 +532,6 @@ def _check_bounds(dim: Real | LogReal | Integer) -> None:
             )
     shape = getattr(dim, "shape", ())
     if not isinstance(shape, tuple) or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ValueError(f"shape is {shape!r} in {name}, expected a tuple of positive sizes; pass e.g. (3,)")
+        raise ValueError(
+            f"shape is {shape!r} in {name}, expected a tuple of positive sizes; pass e.g. (3,)"
+        )

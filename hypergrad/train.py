@@ -216,10 +216,10 @@ def nested_scan(
     def segment(carry, xs):
         return nested_scan(body, carry, xs, size, inner)
 
-    blocks = jax.tree.map(lambda x: x[:whole].reshape((num_segments, size) + x.shape[1:]), xs)
+    blocks = jax.tree.map(lambda x: x[:whole].reshape((num_segments, size, *x.shape[1:])), xs)
     remat = jax.checkpoint(segment, prevent_cse=False)
     carry, ys = jax.lax.scan(remat, carry, blocks, length=num_segments)
-    ys = jax.tree.map(lambda y: y.reshape((whole,) + y.shape[2:]), ys)
+    ys = jax.tree.map(lambda y: y.reshape((whole, *y.shape[2:])), ys)
     if rest:
         last = jax.tree.map(lambda x: x[whole:], xs)
         remat = jax.checkpoint(lambda c, x: nested_scan(body, c, x, rest, inner))

@@ -1,10 +1,10 @@
 """Multilayer perceptrons, in both of flax's interfaces."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
-from flax import linen as nn
-from flax import nnx
+from flax import linen as nn, nnx
 
 
 class MLP(nn.Module):
@@ -52,7 +52,7 @@ class NnxMLP(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        pairs = zip(features[:-1], features[1:], strict=True)
+        pairs = itertools.pairwise(features)
         self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairs])
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.activation = activation

@@ -117,7 +117,7 @@ def snippet(hparams) -> str:
     def numbers(values):
         return "[" + ", ".join(f"{float(v):.6g}" for v in np.ravel(values)) + "]"
 
-    return f'''import jax
+    return f"""import jax
 import jax.numpy as jnp
 import optax
 
@@ -143,4 +143,4 @@ optimizer = optax.chain(
     optax.add_decayed_weights(at(decay_scale[1] * decay), mask=kernel_of("dense_1")),
     optax.scale_by_learning_rate(at(lr)),
 )
-'''
+"""

@@ -42,6 +42,10 @@ class Estimator(NamedTuple):
     estimate: Callable[[Key, PyTree, HParams], tuple[PyTree, Estimate]]
 
 
+class StructuralZeroWarning(UserWarning):
+    """A hypergradient is zero whatever the numbers; the message names the leaf."""
+
+
 class UnrollInfo(NamedTuple):
     """Diagnostics of a hypergradient through an unrolled run.
 
@@ -101,6 +105,7 @@ def warn_structural_zeros(problem: Problem, hparams: HParams, horizon: int) -> N
             f"the hypergradient of hparams[{name!r}] is zero by structure: it reaches the objective only "
             "through a sign, a rounding, a comparison or an integer, or not at all; search it instead, "
             "or use an optimizer without sign (Lion and sign-SGD have one)",
+            StructuralZeroWarning,
             stacklevel=3,
         )
 
@@ -151,9 +156,7 @@ def unrolled_estimate(
     value, direct, adjoint = objective_parts(problem, valid_key, hparams, run.state)
     total, first, norms = run.pullback(adjoint)
     if through_init:
-        _, pull_init = jax.vjp(
-            lambda h: state_floats(init_state(problem, init_key, h))[0], hparams
-        )
+        _, pull_init = jax.vjp(lambda h: state_floats(init_state(problem, init_key, h))[0], hparams)
         total = tree.add(total, tree.floats(pull_init(first)[0]))
     response = jax.tree.unflatten(jax.tree.structure(hparams), total)
     num_weights = len(jax.tree.leaves(trained(run.state.params)))
@@ -182,3 +185,14 @@ def first_nonfinite(losses: Array, value: Array) -> Array:
     """Return the first step with a non-finite loss, `len(losses)` if only `value` is, or -1; int32 `[]`."""
     bad = ~jnp.isfinite(jnp.append(losses, value.astype(losses.dtype)))
     return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
+
+
+def temporary_bytes(compiled: Any) -> int:
+    """Return the temporary memory of a compiled program in bytes, as the compiler states it."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise ValueError(
+            "this backend states no memory of its programs, expected memory_analysis(); choose the backward "
+            "pass by hand: reverse(..., backward=mixed(checkpoint))"
+        )
+    return int(analysis.temp_size_in_bytes)

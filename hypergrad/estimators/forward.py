@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from hypergrad import tree
 from hypergrad.adjoint import state_floats
@@ -93,7 +94,7 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
             response = jax.vmap(lambda tangent: tree.dot(adjoint, tangent))(tangents)
             return (value, direct, losses), response, squares
 
-        flat, unravel = jax.flatten_util.ravel_pytree(hparams)
+        flat, unravel = ravel_pytree(hparams)
         size = flat.size if chunk is None else min(chunk, flat.size)
         num_chunks = -(-flat.size // size)
         basis = jnp.eye(num_chunks * size, flat.size, dtype=flat.dtype)

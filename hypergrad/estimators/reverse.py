@@ -10,6 +10,7 @@ from hypergrad.estimators.base import (
     Estimator,
     check_real,
     split_key,
+    temporary_bytes,
     unrolled_estimate,
     warn_structural_zeros,
 )
@@ -107,7 +108,7 @@ def plan(problem: Problem, hparams: HParams, horizon: int, memory: int) -> Plan:
         backward = adjoint.mixed(checkpoint)
         estimate = reverse(problem, horizon, backward=backward).estimate
         lowered = jax.jit(estimate).lower(jax.random.key(0), (), hparams)
-        num_bytes = lowered.compile().memory_analysis().temp_size_in_bytes
+        num_bytes = temporary_bytes(lowered.compile())
         tried.append((checkpoint, num_bytes))
         if num_bytes <= memory:
             return Plan(backward, checkpoint, num_bytes, tuple(tried))

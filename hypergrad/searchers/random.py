@@ -1,17 +1,20 @@
 """Random search: the baseline that every other searcher has to beat."""
 
+from collections.abc import Callable
+
 import jax
 
 from hypergrad import space as spaces
 from hypergrad.searchers.base import Searcher
-from hypergrad.types import PyTree
+from hypergrad.types import HParams, Key, PyTree
 
 
-def random(space: PyTree) -> Searcher:
+def random(space: PyTree, draw: Callable[[PyTree, Key], HParams] = spaces.sample) -> Searcher:
     """Draw every trial independently, uniform in unit coordinates.
 
     Args:
         space: a pytree of dimensions without static ones.
+        draw: (space, key) -> hparams; `space.sample_constant` holds schedules constant over time.
 
     Reference:
         Bergstra, Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 13, 2012.
@@ -19,6 +22,6 @@ def random(space: PyTree) -> Searcher:
     spaces.check_traceable(space)
 
     def ask(key, state, num):
-        return jax.vmap(lambda k: spaces.sample(space, k))(jax.random.split(key, num))
+        return jax.vmap(lambda k: draw(space, k))(jax.random.split(key, num))
 
     return Searcher(lambda key: (), ask, lambda state, outcome: state)

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hypergrad import space as spaces
-from hypergrad import tree
+from hypergrad import space as spaces, tree
 from hypergrad.estimators.base import Estimator
 from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Outcome
@@ -86,7 +85,9 @@ def descent(
     if patience is not None:
         check_horizon(patience, "patience")
     if isinstance(clip, bool) or not isinstance(clip, (int, float)) or not clip > 0:
-        raise ValueError(f"clip is {clip!r}, expected a positive number; pass float('inf') for none")
+        raise ValueError(
+            f"clip is {clip!r}, expected a positive number; pass float('inf') for none"
+        )
     inner = optax.adam(0.1) if optimizer is None else optimizer
     outer = optax.chain(optax.clip_by_global_norm(clip), inner)
 

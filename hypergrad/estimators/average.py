@@ -1,0 +1,89 @@
+"""Average any estimator over seeds: less noise, and a standard error beside the number."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.estimators.base import Estimate, Estimator
+from hypergrad.problem import check_horizon
+from hypergrad.types import Array, HParams
+
+
+class AverageInfo(NamedTuple):
+    """Diagnostics of an average over `num_seeds` estimates.
+
+    Attributes:
+        direct: mean direct gradient, a pytree like `hparams`.
+        response: mean response gradient, a pytree like `hparams`.
+        horizon: steps differentiated through by one estimate, int32 `[]`.
+        growth: largest growth over the seeds, `[]`.
+        first_nonfinite: earliest non-finite step over the seeds, -1 if none; int32 `[]`.
+        std_error: standard error of the mean hypergradient, a pytree like `hparams`.
+        value_std_error: standard error of the mean value, `[]`.
+        each: the estimates' own infos, leading axis `[num_seeds]`.
+    """
+
+    direct: HParams
+    response: HParams
+    horizon: Array
+    growth: Array
+    first_nonfinite: Array
+    std_error: HParams
+    value_std_error: Array
+    each: Any
+
+
+def average(estimator: Estimator, num_seeds: int) -> Estimator:
+    """Average `num_seeds` independent estimates: other initial weights, other minibatches.
+
+    hypergrad = (1/S) Σ_s g_s,   standard error = std(g) / √S with S − 1 degrees of freedom
+
+    **Cost:** `num_seeds` estimates, side by side under `vmap`.
+
+    **Limits:** the standard error of few seeds is itself uncertain; below about 10 read it as an order
+    of magnitude.
+
+    Args:
+        estimator: any estimator whose info has `direct`, `response`, `horizon`, `growth` and
+            `first_nonfinite`.
+        num_seeds: at least 2.
+
+    Raises:
+        ValueError: for fewer than two seeds.
+    """
+    check_horizon(num_seeds, "num_seeds")
+    if num_seeds < 2:
+        raise ValueError(
+            f"num_seeds is {num_seeds}, expected at least 2; use the estimator itself for one seed"
+        )
+
+    def init(key, hparams):
+        return jax.vmap(lambda k: estimator.init(k, hparams))(jax.random.split(key, num_seeds))
+
+    def estimate(key, state, hparams):
+        keys = jax.random.split(key, num_seeds)
+        state, each = jax.vmap(estimator.estimate, in_axes=(0, 0, None))(keys, state, hparams)
+
+        def mean(tree):
+            return jax.tree.map(lambda x: jnp.mean(x, 0), tree)
+
+        def error(x):
+            return jnp.std(x, 0, ddof=1) / jnp.sqrt(num_seeds)
+
+        bad = each.info.first_nonfinite
+        never = jnp.iinfo(jnp.int32).max
+        first = jnp.min(jnp.where(bad < 0, never, bad))
+        info = AverageInfo(
+            direct=mean(each.info.direct),
+            response=mean(each.info.response),
+            horizon=each.info.horizon[0],
+            growth=jnp.max(each.info.growth),
+            first_nonfinite=jnp.where(first == never, -1, first),
+            std_error=jax.tree.map(error, each.hypergrad),
+            value_std_error=error(each.value),
+            each=each.info,
+        )
+        return state, Estimate(mean(each.value), mean(each.hypergrad), info)
+
+    return Estimator(init, estimate)
