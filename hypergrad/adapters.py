@@ -44,7 +44,7 @@ def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Mo
             "use from_nnx for nnx modules"
         )
 
-    def switch(train: bool) -> dict[str, bool]:
+    def switch(train: bool) -> dict[str, Any]:
         if train_argument is None:
             return {}
         if train_argument.startswith("not "):
@@ -95,7 +95,8 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         )
 
     def split(module: nnx.Module) -> tuple[Any, PyTree, PyTree, PyTree]:
-        return nnx.split(module, nnx.Param, nnx.RngState, ...)
+        graph, params, rng, state = nnx.split(module, nnx.Param, nnx.RngState, ...)  # pyright: ignore
+        return graph, params, rng, state
 
     # the graph holds no arrays: it is the same for every key and is found without computing any
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad import tree
+from hypergrad.autodiff import uses
 from hypergrad.problem import Problem
 from hypergrad.train import (
     TrainState,
@@ -23,7 +24,6 @@ from hypergrad.train import (
     evaluate_loss,
     nested_scan,
     step,
-    takes_extra_args,
     trained,
     update,
     with_parts,
@@ -135,12 +135,13 @@ def _store(problem, hparams, state, num_steps, levels) -> tuple[TrainState, Arra
         return jax.lax.scan(lambda s, _: step(problem, hparams, s), start, None, length=length)
 
     def advance(start, _):
-        end, losses = train(start, size)
+        end, losses = step(problem, hparams, start) if size == 1 else train(start, size)
         return end, (start, losses)
 
     tail, (starts, losses) = jax.lax.scan(advance, state, None, length=num_segments)
-    final, last = train(tail, rest) if rest else (tail, losses[:0, 0])
-    return final, jnp.concatenate([losses.reshape(-1), last]), _Stored(starts, tail, size, rest)
+    losses = losses.reshape(-1)
+    final, last = train(tail, rest) if rest else (tail, losses[:0])
+    return final, jnp.concatenate([losses, last]), _Stored(starts, tail, size, rest)
 
 
 def _sweep(problem, hparams, stored: _Stored, adjoint, levels) -> tuple[Any, Array]:
@@ -167,7 +168,6 @@ def _pull_step(problem, hparams, state, adjoint):
     total, state_bar = adjoint
     batch = draw_batch(problem, state)
     weights = trained(state.params)
-    extra = takes_extra_args(problem, hparams)
     h, join_h = tree.split_float(hparams)
     c, join_c = tree.split_float(carried(state.params))
     o, join_o = tree.split_float(state.opt_state)
@@ -192,7 +192,9 @@ def _pull_step(problem, hparams, state, adjoint):
         here = state._replace(params=params, opt_state=join_o(o))
         return [tree.floats(x) for x in update(problem, join_h(h), here, batch, value, grads)]
 
-    # without extra arguments the optimizer sees neither the loss nor the carried state
+    # most optimizers see neither the loss nor, through value_fn, the carried state
+    live = uses(apply, grads[0], o, weights, h, value, c)
+    extra = any(live[len(live) - 1 - len(c) :])
     late = (value, c) if extra else ()
     fixed = () if extra else (value, c)
     inputs = (grads[0], o, weights, h, *late)

@@ -110,6 +110,12 @@ def depends(function: Callable, *args) -> list[bool]:
     return used[len(shapes) :]
 
 
+def uses(function: Callable, *args) -> list[bool]:
+    """Tell, for each leaf of `args`, whether the value of `function` depends on it; one trace."""
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return _live(jaxpr, [True] * len(jaxpr.outvars))
+
+
 def _live(jaxpr: Jaxpr, live_outs: list[bool]) -> list[bool]:
     """Propagate liveness from the outputs of a jaxpr back to its inputs."""
     live = {

@@ -145,8 +145,7 @@ def check_horizon(horizon: Any, name: str = "horizon") -> int:
     """Return `horizon` if it is a whole number of at least one step, or raise a `ValueError`."""
     if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
         raise ValueError(
-            f"{name} is {horizon!r}, expected a whole number of at least 1 inner step; "
-            f"pass e.g. {name}=100"
+            f"{name} is {horizon!r}, expected a whole number of at least 1; pass e.g. {name}=100"
         )
     return horizon
 

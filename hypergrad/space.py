@@ -441,8 +441,8 @@ def _interpolate(dim: Sequence, lower: Array, upper: Array) -> Array:
         position = np.arange(dim.length)
         right = np.clip(np.searchsorted(steps, position), 1, len(steps) - 1)
         gap = steps[right] - steps[right - 1]
-        share = (position - steps[right - 1]) / gap
-        share = share.reshape((-1,) + (1,) * (lower.ndim - 1))
+        shares = (position - steps[right - 1]) / gap
+        share = shares.reshape((-1,) + (1,) * (lower.ndim - 1))
         lower, upper = ((1 - share) * x[right - 1] + share * x[right] for x in (lower, upper))
     return dim.element.value(lower, upper)
 

@@ -75,11 +75,6 @@ def evaluate_loss(
     return value, tree.cast_like(state, carried(params))
 
 
-def takes_extra_args(problem: Problem, hparams: HParams) -> bool:
-    """Tell whether the optimizer wants the loss beside the gradient (SAM, line searches, Polyak)."""
-    return isinstance(problem.optimizer(hparams), optax.GradientTransformationExtraArgs)
-
-
 def _extra_args(optimizer: optax.GradientTransformation, offered: tuple[str, ...]) -> list[str]:
     """List those of optax's extra arguments that the optimizer takes; `contrib.sam` takes one alone."""
     if not isinstance(optimizer, optax.GradientTransformationExtraArgs):

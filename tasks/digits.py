@@ -6,9 +6,10 @@ import numpy as np
 import optax
 
 from hypergrad.adapters import from_linen
-from hypergrad.problem import Examples, Problem, Task
+from hypergrad.problem import Examples, Problem, Task, check_horizon
 from hypergrad.space import LogReal, Real, Sequence, schedule
 from models.mlp import MLP
+from tasks.data import check_batch
 
 NUM_LAYERS = 2
 
@@ -24,6 +25,7 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
         width: hidden units.
         seed: of the split into 1000 training, 400 validation and 397 test images.
     """
+    check_horizon(horizon)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -36,11 +38,7 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
     order = np.random.default_rng(seed).permutation(len(labels))
     parts = np.split(order, [1000, 1400])
     train, valid, test = ((jnp.asarray(images[p]), jnp.asarray(labels[p])) for p in parts)
-    if not 1 <= batch_size <= len(parts[0]):
-        raise ValueError(
-            f"batch_size is {batch_size!r}, expected 1 to {len(parts[0])}, the size of the training set; "
-            "pass a smaller one"
-        )
+    check_batch(batch_size, len(parts[0]))
     if not isinstance(width, int) or width < 1:
         raise ValueError(f"width is {width!r}, expected at least 1 hidden unit; pass e.g. width=64")
 

@@ -1,0 +1,87 @@
+"""Any CSV file of the user's, or one of scikit-learn's small tables: an MLP trained by Adam."""
+
+import numpy as np
+import optax
+
+from hypergrad.adapters import from_linen
+from hypergrad.problem import Task, check_horizon
+from hypergrad.space import LogReal, Real, Sequence, schedule
+from models.mlp import MLP
+from tasks import data as files
+from tasks.supervised import cross_entropy, squared_error, supervised, take
+
+BUNDLED = ("breast_cancer", "wine", "iris", "diabetes")
+
+
+def task(
+    *,
+    data: str = "breast_cancer",
+    label: str | None = None,
+    kind: str | None = None,
+    horizon: int = 200,
+    batch_size: int = 32,
+    width: int = 32,
+    seed: int = 0,
+) -> Task:
+    """Tune the learning-rate schedule, decay, momentum and label smoothing of an MLP on a table.
+
+    Args:
+        data: path of a CSV file, or breast_cancer, wine, iris, diabetes.
+        label: name of the label column of a CSV file; the last one where None.
+        kind: "classification" or "regression"; told from the labels where None.
+        horizon: training steps.
+        batch_size: examples a step.
+        width: hidden units.
+        seed: of the split (60 % training, 20 % validation, 20 % test, stratified by class).
+    """
+    check_horizon(horizon)
+    table = _bundled(data) if data in BUNDLED else files.read_csv(data, label)
+    labels, names = files.encode_labels(table, kind)
+    parts = files.split(len(labels), (0.2, 0.2), seed, None if names is None else labels)
+    if names is None:
+        mean, scale = labels[parts[0]].mean(), labels[parts[0]].std() or 1.0
+        labels = ((labels - mean) / scale).astype(np.float32)
+    inputs = files.encode(table, parts[0])
+    model = from_linen(MLP((width, 1 if names is None else len(names))))
+    loss = squared_error if names is None else cross_entropy
+
+    def optimizer(hparams):
+        return optax.chain(
+            optax.scale_by_adam(b1=hparams["b1"]),
+            optax.add_decayed_weights(hparams["decay"]),
+            optax.scale_by_learning_rate(schedule(hparams["lr"])),
+        )
+
+    problem, score = supervised(model, take(inputs, labels, parts), loss, optimizer, batch_size)
+    space = {
+        "lr": Sequence(LogReal(1e-4, 1e-1, default=3e-3), horizon),
+        "decay": LogReal(1e-6, 1.0, default=1e-3),
+        "b1": Real(0.0, 0.99, default=0.9),
+    }
+    if names is not None:
+        space["label_smoothing"] = Real(0.0, 0.3, default=0.01)
+    return Task(
+        name="tabular",
+        problem=problem,
+        space=space,
+        horizon=horizon,
+        test=score,
+        metric="squared error (standardized)" if names is None else "accuracy",
+        higher_is_better=names is not None,
+        description=f"An MLP of {width} units on {len(labels)} rows with {inputs.shape[1]} encoded features.",
+    )
+
+
+def _bundled(name: str) -> files.Table:
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise ValueError(
+            f"data {name!r} needs scikit-learn, which is not installed; "
+            "install the extra: pip install 'hypergrad-jax[zoo]'"
+        ) from error
+    bunch = getattr(datasets, f"load_{name}")()
+    columns = [column.astype(np.float64) for column in bunch.data.T]
+    return files.Table(
+        list(map(str, bunch.feature_names)), columns, "target", bunch.target.astype(str)
+    )
