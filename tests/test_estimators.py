@@ -1,0 +1,280 @@
+"""The contract of the estimators, over every member and every problem."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hypergrad import problem as problems_module
+from hypergrad.adjoint import nested_checkpoint, sqrt_checkpoint
+from hypergrad.estimators import (
+    average,
+    forward,
+    mixed,
+    plain,
+    plan,
+    reverse,
+    structural_zeros,
+    truncated,
+)
+from hypergrad.estimators.base import StructuralZeroWarning, split_key
+from hypergrad.testing import assert_close
+from hypergrad.train import init_state, unroll
+from hypergrad.verify import in_float64
+from tests.problems import ALL, HORIZON, ridge, schedules, value
+
+KEY = jax.random.key(3)
+ESTIMATORS = {
+    "reverse": reverse,
+    "reverse_all_states": lambda p, n: reverse(p, n, backward=mixed(())),
+    "reverse_nested": lambda p, n: reverse(p, n, backward=mixed((4, 2))),
+    "reverse_plain": lambda p, n: reverse(p, n, backward=plain((3, 1))),
+    "forward": forward,
+    "forward_chunked": lambda p, n: forward(p, n, chunk=2),
+    "truncated_window": lambda p, n: truncated(p, n, 3),
+}
+EXACT = [name for name in ESTIMATORS if not name.startswith("truncated")]
+
+
+def final(problem, hparams, key, window=HORIZON):
+    """The objective by plain code; all but the last `window` steps carry no derivative."""
+    run_key, valid_key = split_key(key)
+    early = hparams if window == HORIZON else jax.lax.stop_gradient(hparams)
+    state = init_state(problem, run_key, early)
+    if window < HORIZON:
+        state = unroll(problem, early, state, HORIZON - window)
+    state = unroll(problem, hparams, state, window)
+    return problem.objective(state.params, hparams, problem.valid_batch(valid_key))
+
+
+@pytest.fixture(scope="module", params=list(ALL))
+def case(request):
+    problem, hparams = ALL[request.param]()
+    problems_module.check(problem, hparams, HORIZON)
+    reference = {
+        window: jax.jit(jax.value_and_grad(lambda h, w=window: final(problem, h, KEY, w)))(hparams)
+        for window in (HORIZON, 3)
+    }
+    return problem, hparams, reference
+
+
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+def test_equals_plain_autodiff(case, name):
+    problem, hparams, reference = case
+    estimator = ESTIMATORS[name](problem, HORIZON)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StructuralZeroWarning)
+        state, estimate = jax.jit(estimator.estimate)(KEY, estimator.init(KEY, hparams), hparams)
+    expected_value, expected = reference[HORIZON if name in EXACT else 3]
+    assert_close(estimate.value, expected_value)
+    scale = optax.tree.norm(expected)
+    assert scale > 1e-4
+    for got, want in zip(
+        jax.tree.leaves(estimate.hypergrad), jax.tree.leaves(expected), strict=True
+    ):
+        assert jnp.all(jnp.abs(got - want) <= 2e-5 * scale), name
+    parts = jax.tree.map(jnp.add, estimate.info.direct, estimate.info.response)
+    assert_close(parts, estimate.hypergrad)
+    assert estimate.info.first_nonfinite == -1
+    assert jnp.all(jnp.isfinite(estimate.info.sensitivity))
+
+
+@pytest.mark.parametrize("problem_name", ["schedules", "batch_norm_dropout", "recurrent"])
+@pytest.mark.parametrize("name", ["reverse", "forward", "truncated_window"])
+def test_contract(problem_name, name):
+    problem, hparams = ALL[problem_name]()
+    traces = []
+
+    def loss(*args):
+        traces.append(1)
+        return ALL_LOSS(*args)
+
+    ALL_LOSS = problem.loss
+    estimator = ESTIMATORS[name](problem._replace(loss=loss), HORIZON)
+    state = estimator.init(KEY, hparams)
+    compiled = jax.jit(estimator.estimate)
+    first = compiled(KEY, state, hparams)
+    count = len(traces)
+    again = compiled(KEY, state, jax.tree.map(lambda x: x * 1.0, hparams))
+    assert len(traces) == count, "the second call traced again"
+    assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(again)))
+    other = compiled(jax.random.key(4), state, hparams)
+    assert other[1].value != first[1].value
+    assert_close(estimator.estimate(KEY, state, hparams)[1].hypergrad, first[1].hypergrad, 1e3)
+
+    keys = jax.random.split(KEY, 2)
+    many = jax.tree.map(lambda x: jnp.stack([x, 0.9 * x]), hparams)
+    batched = jax.jit(jax.vmap(lambda k, h: estimator.estimate(k, state, h)[1].hypergrad))(
+        keys, many
+    )
+    for i in range(2):
+        one = compiled(keys[i], state, jax.tree.map(lambda x, i=i: x[i], many))[1].hypergrad
+        assert_close(jax.tree.map(lambda x, i=i: x[i], batched), one)
+
+    def body(carry, key):
+        carry, estimate = estimator.estimate(key, carry, hparams)
+        return carry, estimate.value
+
+    jax.jit(lambda: jax.lax.scan(body, state, keys))()
+
+
+@pytest.mark.parametrize("problem_name", ["schedules", "batch_norm_dropout", "adam_dead_input"])
+def test_finite_differences_in_float64(problem_name):
+    with jax.enable_x64(True):
+        problem, hparams = ALL[problem_name]()
+        problem = in_float64(problem)
+        hparams = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), hparams)
+        objective = jax.jit(lambda h: final(problem, h, KEY))
+        random = np.random.default_rng(1)
+        directions = jax.tree.map(lambda x: random.normal(size=x.shape), hparams)
+        slope = {}
+        for name in hparams:
+            sides = [
+                objective({**hparams, name: hparams[name] + sign * 1e-6 * directions[name]})
+                for sign in (1, -1)
+            ]
+            slope[name] = (sides[0] - sides[1]) / 2e-6
+        estimators = [reverse(problem, HORIZON), forward(problem, HORIZON, chunk=8)]
+        for estimator in estimators:
+            grads = jax.jit(estimator.estimate)(KEY, (), hparams)[1].hypergrad
+            largest = max(abs(float(s)) for s in slope.values())
+            for name in hparams:
+                got = jnp.sum(grads[name] * directions[name])
+                assert abs(got - slope[name]) <= 1e-6 * largest + 1e-6 * abs(slope[name]), name
+
+
+def test_ridge_at_convergence_has_the_closed_form():
+    from tasks import ridge as ridge_task
+
+    made = ridge_task.task(horizon=400)
+    penalty = np.full(8, 0.1)
+    value_exact, grad_exact = ridge_task.exact(penalty, ridge_task.make_data(8, 0))
+    estimator = reverse(made.problem, 400)
+    hparams = {"penalty": jnp.asarray(penalty, jnp.float32)}
+    estimate = jax.jit(estimator.estimate)(KEY, (), hparams)[1]
+    assert_close(estimate.value, value_exact, 1.0)
+    assert_close(estimate.hypergrad["penalty"], grad_exact, 1.0)
+
+
+def test_quadratic_recurrence():
+    from tasks import quadratic
+
+    made = quadratic.task(horizon=12)
+    lr, momentum = np.full(12, 0.1), 0.5
+    hparams = {"lr": jnp.asarray(lr, jnp.float32), "momentum": jnp.float32(momentum)}
+    estimate = jax.jit(reverse(made.problem, 12).estimate)(KEY, (), hparams)[1]
+    assert_close(estimate.value, quadratic.exact(lr, momentum, 5, 0), 1.0)
+    for step in (0, 11):
+        moved = [quadratic.exact(lr + s * 1e-6 * np.eye(12)[step], momentum, 5, 0) for s in (1, -1)]
+        assert_close(estimate.hypergrad["lr"][step], (moved[0] - moved[1]) / 2e-6, 1.0)
+
+
+def test_unroll_takes_every_transform():
+    problem, hparams = ridge()
+
+    def objective(h, checkpoint=()):
+        state = unroll(problem, h, init_state(problem, KEY, h), HORIZON, checkpoint=checkpoint)
+        return problem.objective(state.params, h, problem.valid_batch(KEY))
+
+    grads = jax.grad(objective)(hparams)
+    for checkpoint in ((1,), (3,), (3, 1), (4, 2, 1)):
+        assert_close(jax.grad(objective)(hparams, checkpoint), grads, 1e-1)
+        assert_close(jax.jacfwd(objective)(hparams, checkpoint), grads, 1e-1)
+    hessian = jax.hessian(objective)(hparams)["l2"]["l2"]
+    slopes = [jax.grad(objective)({"l2": hparams["l2"] + s * 1e-2})["l2"] for s in (1, -1)]
+    assert abs(hessian - (slopes[0] - slopes[1]) / 2e-2) < 1e-2 * abs(hessian)
+    many = {"l2": jnp.linspace(-2.0, 0.0, 3)}
+    batched = jax.vmap(jax.grad(objective))(many)["l2"]
+    for i in range(3):
+        assert_close(batched[i], jax.grad(objective)({"l2": many["l2"][i]})["l2"], 1e-1)
+
+
+def test_bfloat16_params():
+    problem, hparams = schedules()
+    narrow = problem._replace(
+        init=lambda key, h: jax.tree.map(lambda x: x.astype(jnp.bfloat16), problem.init(key, h))
+    )
+    state = init_state(narrow, KEY, hparams)
+    after = unroll(narrow, hparams, state, HORIZON)
+    assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+    wide = jax.jit(reverse(problem, HORIZON).estimate)(KEY, (), hparams)[1]
+    for name in ("reverse", "reverse_plain"):
+        got = jax.jit(ESTIMATORS[name](narrow, HORIZON).estimate)(KEY, (), hparams)[1]
+        assert jax.tree.map(jnp.result_type, got.hypergrad) == jax.tree.map(
+            jnp.result_type, hparams
+        )
+        a, b = (
+            jnp.concatenate([x.ravel() for x in jax.tree.leaves(t.hypergrad)]) for t in (got, wide)
+        )
+        assert jnp.vdot(a, b) > 0.98 * jnp.linalg.norm(a) * jnp.linalg.norm(b)
+
+
+def test_first_nonfinite_step_and_growth():
+    problem, hparams = ridge()
+    exploding = problem._replace(optimizer=lambda h: optax.sgd(1e20))
+    info = jax.jit(reverse(exploding, HORIZON).estimate)(KEY, (), hparams)[1].info
+    assert 1 <= info.first_nonfinite <= 3
+    only_objective = problem._replace(objective=lambda p, h, b: jnp.nan * jnp.sum(p) * h["l2"])
+    info = jax.jit(forward(only_objective, HORIZON).estimate)(KEY, (), hparams)[1].info
+    assert info.first_nonfinite == HORIZON
+    unstable = problem._replace(optimizer=lambda h: optax.sgd(2.0))
+    grown = jax.jit(reverse(unstable, HORIZON).estimate)(KEY, (), hparams)[1].info
+    calm = jax.jit(reverse(problem, HORIZON).estimate)(KEY, (), hparams)[1].info
+    assert grown.growth > 1.5 and calm.growth < 1.0
+    ratio = grown.sensitivity[0] / grown.sensitivity[-1]
+    assert ratio > 1.5 ** (HORIZON - 2)
+
+
+def test_structural_zeros_are_named():
+    problem, hparams = schedules()
+    hparams = {"rate": value(0.1), "l2": value(0.1), "bits": value(3.2)}
+
+    def loss(p, h, b):
+        penalty = h["l2"] * sum(jnp.sum(w**2) for w in p.values())
+        return jnp.mean((b[0] @ p["one"]) ** 2) + penalty * jnp.round(h["bits"])
+
+    signed = problem._replace(
+        init=lambda key, h: problem.init(key, {"scale": 0.5}),
+        loss=loss,
+        objective=lambda p, h, b: jnp.mean((b[0] @ p["one"]) ** 2),
+        optimizer=lambda h: optax.lion(h["rate"]),
+    )
+    assert structural_zeros(signed, hparams, HORIZON) == ["bits", "l2"]
+    smooth = signed._replace(optimizer=lambda h: optax.sgd(h["rate"]))
+    assert structural_zeros(smooth, hparams, HORIZON) == ["bits"]
+    with pytest.warns(StructuralZeroWarning, match="hparams\\['l2'\\]"):
+        jax.jit(reverse(signed, HORIZON).estimate)(KEY, (), hparams)
+
+
+def test_plan_keeps_the_budget():
+    problem, hparams = schedules()
+    roomy = plan(problem, hparams, 64, 2**30)
+    assert roomy.checkpoint == ()
+    lean = plan(problem, hparams, 64, roomy.num_bytes - 1)
+    assert lean.checkpoint and lean.num_bytes < roomy.num_bytes
+    with pytest.raises(ValueError, match="memory is 10 bytes, expected at least"):
+        plan(problem, hparams, 64, 10)
+
+
+def test_segments():
+    assert sqrt_checkpoint(1000) == (25,) or sqrt_checkpoint(1000) == (40,)
+    assert sqrt_checkpoint(1) == ()
+    assert nested_checkpoint(1000, 2) == (100, 10)
+    for num in (1, 2, 7, 97):
+        for segment in sqrt_checkpoint(num):
+            assert 1 < segment <= num
+
+
+def test_average_is_the_mean_with_its_standard_error():
+    problem, hparams = schedules()
+    single = reverse(problem, HORIZON)
+    estimator = average(single, 3)
+    state = estimator.init(KEY, hparams)
+    estimate = jax.jit(estimator.estimate)(KEY, state, hparams)[1]
+    each = [single.estimate(k, (), hparams)[1].hypergrad["lr"] for k in jax.random.split(KEY, 3)]
+    assert_close(estimate.hypergrad["lr"], jnp.mean(jnp.stack(each), 0), 1.0)
+    error = jnp.std(jnp.stack(each), 0, ddof=1) / np.sqrt(3)
+    assert_close(estimate.info.std_error["lr"], error, 1.0)
