@@ -82,6 +82,14 @@ def nested_checkpoint(num_steps: int, depth: int) -> tuple[int, ...]:
     return tuple(lengths)
 
 
+def num_stored(num_steps: int, checkpoint: tuple[int, ...]) -> int:
+    """Return how many states a pass over `num_steps` holds at once."""
+    total, left = 0, num_steps
+    for size in (*checkpoint, 1):
+        total, left = total + left // size, size
+    return total
+
+
 def mixed(checkpoint: tuple[int, ...] | None = None) -> Backward:
     """Pull back with mixed-mode inner gradients, storing states only.
 

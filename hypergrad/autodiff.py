@@ -1,4 +1,4 @@
-"""Derivative rules that plain autodiff lacks: a square root that is smooth at zero, and who depends on whom."""
+"""Derivative rules that plain autodiff lacks: finite ones at singular points, and who depends on whom."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,36 +6,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
-from jax.extend.core.primitives import jit_p, scan_p, sqrt_p
+from jax.extend.core.primitives import (
+    div_p,
+    jit_p,
+    mul_p,
+    pow_p,
+    rsqrt_p,
+    scan_p,
+    select_n_p,
+    sqrt_p,
+)
 
 from hypergrad.types import Array
 
+PARTIALS: dict[Any, tuple[Callable[..., Array], ...]] = {
+    sqrt_p: (lambda x: 0.5 / jnp.sqrt(x),),
+    rsqrt_p: (lambda x: -0.5 * jax.lax.rsqrt(x) / x,),
+    div_p: (lambda x, y: 1 / y, lambda x, y: -(x / y) / y),
+    pow_p: (lambda x, y: y * x ** (y - 1), lambda x, y: jnp.log(x) * x**y),
+    mul_p: (lambda x, y: y, lambda x, y: x),
+}
+"""Partial derivatives of what is tamed; a product only where a `where` may discard it (RAdam)."""
 
-@jax.custom_jvp
-def sqrt(x: Array) -> Array:
-    """Return √x with the derivative 0 at x = 0, where that of `jnp.sqrt` is infinite.
+
+def smooth(function: Callable) -> Callable:
+    """Make the derivative of `function` finite where a root, quotient or power in it is singular.
 
     The Adam family divides by √ν + ε. At a gradient entry that is exactly zero (a dead pixel, a dead
     unit, padding) plain autodiff multiplies √′(0) = ∞ by the zero derivative of ν and makes NaN of a
-    derivative that is finite. Values are those of `jnp.sqrt`, bit for bit.
-    """
-    return jax.lax.sqrt(x)
+    derivative that is finite; so does a quotient 0/0 whose value a `where` discards (clipping, LAMB,
+    normalization). Here a partial derivative that is not finite counts as zero. Values do not change,
+    bit for bit under the same jit; `eps_root` would change the training.
 
-
-@sqrt.defjvp
-def _sqrt_jvp(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    root = sqrt(x)
-    positive = x > 0
-    return root, jnp.where(positive, dx * 0.5 / jnp.where(positive, root, 1), 0)
-
-
-def smooth_sqrt(function: Callable) -> Callable:
-    """Make `function` use `sqrt` wherever it takes a square root; its values do not change.
-
-    The function is traced to a jaxpr, and each `sqrt` in it, also within loops and branches, is
-    replaced. This is how every optax optimizer is cured without touching its code or its training
-    (`eps_root` would change both).
+    The function is traced to a jaxpr, and each such primitive in it, also within loops and branches,
+    gets the rule. This cures every optax optimizer without touching its code.
 
     **Limits:** functions with derivative rules of their own (`custom_jvp`, `custom_vjp`) keep them.
 
@@ -46,37 +50,77 @@ def smooth_sqrt(function: Callable) -> Callable:
         A function of the same signature, without keyword arguments.
     """
 
-    def smooth(*args):
+    def smoothed(*args):
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        outs = jaxpr_as_fun(_substitute(closed))(*jax.tree.leaves(args))
+        outs = jaxpr_as_fun(_substitute(closed, _discards(closed.jaxpr)))(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shape), outs)
 
-    return smooth
+    return smoothed
 
 
-def _substitute(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """Put `sqrt` in the place of every square root, down into loops, branches and inner jits."""
+def _substitute(closed: ClosedJaxpr, discards: bool) -> ClosedJaxpr:
+    """Put the tame rule in the place of every singular primitive, down into loops and inner jits."""
     eqns = []
     for eqn in closed.jaxpr.eqns:
-        if eqn.primitive is sqrt_p:
-            aval = eqn.invars[0].aval
-            traced = jax.make_jaxpr(sqrt)(jax.ShapeDtypeStruct(aval.shape, aval.dtype)).jaxpr.eqns
-            # traced is the single call that carries the derivative rule
-            eqns.append(traced[0].replace(invars=eqn.invars, outvars=eqn.outvars))
+        tame = eqn.primitive in PARTIALS and (discards or eqn.primitive is not mul_p)
+        if tame and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+            shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+            # the trace is the single call that carries the derivative rule
+            (call,) = jax.make_jaxpr(_tame(eqn))(*shapes).jaxpr.eqns
+            eqns.append(call.replace(invars=eqn.invars, outvars=eqn.outvars))
         elif eqn.primitive.name.startswith("custom_"):
             eqns.append(eqn)
         else:
-            params = {name: _substitute_param(value) for name, value in eqn.params.items()}
+            params = {
+                name: _substitute_param(value, discards) for name, value in eqn.params.items()
+            }
             eqns.append(eqn.replace(params=params))
     return ClosedJaxpr(closed.jaxpr.replace(eqns=eqns), closed.consts)
 
 
-def _substitute_param(value: Any) -> Any:
+def _substitute_param(value: Any, discards: bool) -> Any:
     if isinstance(value, ClosedJaxpr):
-        return _substitute(value)
+        return _substitute(value, discards)
     if isinstance(value, tuple) and any(isinstance(v, ClosedJaxpr) for v in value):
-        return tuple(_substitute_param(v) for v in value)
+        return tuple(_substitute_param(v, discards) for v in value)
     return value
+
+
+def _discards(jaxpr: Jaxpr) -> bool:
+    """Tell whether a `where` anywhere in a jaxpr can throw a value away."""
+    for eqn in jaxpr.eqns:
+        params = jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda p: isinstance(p, ClosedJaxpr)
+        )
+        inner = any(isinstance(p, ClosedJaxpr) and _discards(p.jaxpr) for p in params)
+        if inner or eqn.primitive is select_n_p:
+            return True
+    return False
+
+
+def _tame(eqn: Any) -> Callable:
+    """Return the primitive of an equation with partial derivatives that are zero where not finite."""
+    partials = PARTIALS[eqn.primitive]
+
+    @jax.custom_jvp
+    def apply(*xs):
+        return eqn.primitive.bind(*xs, **eqn.params)
+
+    @apply.defjvp
+    def rule(primals, tangents):
+        out = apply(*primals)
+        total = jnp.zeros_like(out)
+        for partial, tangent in zip(partials, tangents, strict=True):
+            if tangent.dtype == jax.dtypes.float0:
+                continue
+            finite = jnp.isfinite(partial(*primals))
+            # evaluated at 1 where singular, so that second derivatives are finite too
+            safe = [jnp.where(finite, x, jnp.ones_like(x)) for x in primals]
+            slope = jnp.where(finite, partial(*safe), 0)
+            total = total + (slope * tangent).astype(out.dtype)
+        return out, total
+
+    return apply
 
 
 def depends(function: Callable, *args) -> list[bool]:

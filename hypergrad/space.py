@@ -443,7 +443,8 @@ def _interpolate(dim: Sequence, lower: Array, upper: Array) -> Array:
         gap = steps[right] - steps[right - 1]
         shares = (position - steps[right - 1]) / gap
         share = shares.reshape((-1,) + (1,) * (lower.ndim - 1))
-        lower, upper = ((1 - share) * x[right - 1] + share * x[right] for x in (lower, upper))
+        weight = jnp.asarray(share, lower.dtype)
+        lower, upper = ((1 - weight) * x[right - 1] + weight * x[right] for x in (lower, upper))
     return dim.element.value(lower, upper)
 
 

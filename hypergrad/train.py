@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from hypergrad import tree
-from hypergrad.autodiff import smooth_sqrt
+from hypergrad.autodiff import smooth
 from hypergrad.problem import Problem, Variables, split_loss
 from hypergrad.types import Array, Batch, HParams, Key, Params, PyTree
 
@@ -81,7 +81,8 @@ def _extra_args(optimizer: optax.GradientTransformation, offered: tuple[str, ...
         return []
     parameters = inspect.signature(optimizer.update).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return list(offered)
+        # a chain hands everything on, and line searches refuse what their value_fn does not take
+        return [name for name in offered if name != "grad_fn"]
     return [name for name in offered if name in parameters]
 
 
@@ -95,9 +96,10 @@ def update(
 ) -> tuple[PyTree, PyTree]:
     """Apply the optimizer to the gradient of one step.
 
-    Square roots within the optimizer get the derivative 0 at 0 (`autodiff.smooth_sqrt`), which cures the
-    NaN hypergradients of the Adam family and changes no value. Dtypes stay those of the state, so that
-    bfloat16 params with float32 hparams train as optax would train them.
+    Roots and quotients within the optimizer get finite derivatives where they are singular
+    (`autodiff.smooth`), which cures the NaN hypergradients of the Adam family and changes no value.
+    Dtypes stay those of the state, so that bfloat16 params with float32 hparams train as optax would
+    train them.
 
     Returns:
         New weights and new optimizer state.
@@ -119,7 +121,7 @@ def update(
         updates, opt_state = optimizer.update(grads, opt_state, weights, **extra)
         return optax.apply_updates(weights, updates), opt_state
 
-    new = smooth_sqrt(apply)(hparams, grads, state.opt_state, weights, value)
+    new = smooth(apply)(hparams, grads, state.opt_state, weights, value)
     return tree.cast_like(new, (weights, state.opt_state))
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 import jax
-from flax import linen as nn
-from flax import nnx
+from flax import linen as nn, nnx
 
 
 class CNN(nn.Module):

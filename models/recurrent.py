@@ -1,6 +1,7 @@
 """A recurrent classifier of sequences."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 
@@ -19,5 +20,5 @@ class RNN(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        states = nn.RNN(nn.SimpleCell(self.width))(inputs)
+        states = jnp.asarray(nn.RNN(nn.SimpleCell(self.width))(inputs))
         return nn.Dense(self.num_classes)(states[:, -1])

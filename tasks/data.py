@@ -207,7 +207,7 @@ def encode_labels(table: Table, kind: str | None) -> tuple[np.ndarray, list[str]
         return numbers.astype(np.float32), None
     if len(names) < 2:
         raise ValueError(
-            f"label {table.label_name!r} has one class, {names[0]!r}, expected at least two; "
+            f"label {table.label_name!r} has one class, {str(names[0])!r}, expected at least two; "
             "check the column"
         )
     return np.searchsorted(names, table.labels).astype(np.int32), names

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import jax
 
-from hypergrad import adjoint
-from hypergrad.adjoint import Backward, mixed, nested_checkpoint, plain, sqrt_checkpoint
+from hypergrad import adjoint, tree
+from hypergrad.adjoint import Backward, mixed, nested_checkpoint, num_stored, plain, sqrt_checkpoint
 from hypergrad.estimators.base import (
     Estimator,
     check_real,
@@ -71,7 +71,8 @@ class Plan(NamedTuple):
         backward: what to pass to `reverse` or `truncated`.
         checkpoint: its segment lengths.
         num_bytes: temporary memory of the compiled estimate.
-        tried: (checkpoint, bytes) of each pass compiled, fastest first.
+        tried: (checkpoint, bytes) of each pass looked at, fastest first; for one whose states alone
+            exceed the budget, the bytes of those.
     """
 
     backward: Backward
@@ -103,8 +104,15 @@ def plan(problem: Problem, hparams: HParams, horizon: int, memory: int) -> Plan:
             f"memory is {memory!r}, expected a positive number of bytes; pass e.g. 64 * 2**20"
         )
     ladder = [(), sqrt_checkpoint(horizon), *(nested_checkpoint(horizon, n) for n in (2, 3))]
+    one = jax.eval_shape(lambda h: init_state(problem, jax.random.key(0), h), hparams)
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in tree.floats(one))
+    # the states alone bound the memory from below: what cannot fit is not compiled
+    lowest = {c: state_bytes * num_stored(horizon, c) for c in dict.fromkeys(ladder)}
     tried = []
-    for checkpoint in dict.fromkeys(ladder):
+    for checkpoint in lowest:
+        if lowest[checkpoint] > memory:
+            tried.append((checkpoint, lowest[checkpoint]))
+            continue
         backward = adjoint.mixed(checkpoint)
         estimate = reverse(problem, horizon, backward=backward).estimate
         lowered = jax.jit(estimate).lower(jax.random.key(0), (), hparams)

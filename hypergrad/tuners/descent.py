@@ -104,7 +104,7 @@ def descent(
         z = jax.vmap(start)(keys, jnp.arange(num_restarts))
         hparams = jax.vmap(lambda z: spaces.constrain(space, z))(z)
         keys = jax.random.split(estimator_key, num_restarts)
-        return DescentState(
+        state = DescentState(
             unconstrained=z,
             last_finite=z,
             opt_state=jax.vmap(outer.init)(z),
@@ -115,6 +115,7 @@ def descent(
             since_best=jnp.zeros((), jnp.int32),
             key=run_key,
         )
+        return _strong(state)
 
     def one(key, z, last_finite, opt_state, estimator_state):
         """Take one step of one restart."""
@@ -163,9 +164,18 @@ def descent(
         )
         info["done"] = since_best >= (jnp.iinfo(jnp.int32).max if patience is None else patience)
         index = jnp.arange(num_restarts, dtype=jnp.int32)
-        return new, Outcome(hparams, values, info["horizon"], index, info)
+        return _strong(new), Outcome(hparams, values, info["horizon"], index, info)
 
     return Tuner(init, step)
+
+
+def _strong(state: PyTree) -> PyTree:
+    """Strip weak types, so that the second step finds the first one's program."""
+
+    def strip(x):
+        return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.astype(x.dtype)
+
+    return jax.tree.map(strip, state)
 
 
 def _where(mask: Array, new: PyTree, old: PyTree) -> Any:
