@@ -7,7 +7,7 @@ ARGS ?=
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help tune test lint format benchmarks clean
+.PHONY: help tune test lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,9 +26,6 @@ lint: $(VENV)/.dev ## ruff, ruff format --check, pyright
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-
-benchmarks: $(VENV)/.dev ## list the benchmarks
-	$(BIN)/python -m benchmarks --help
 
 clean: ## remove the environment, caches and runs
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache runs
