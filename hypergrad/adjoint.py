@@ -20,6 +20,7 @@ from hypergrad.problem import Problem
 from hypergrad.train import (
     TrainState,
     carried,
+    check_checkpoint,
     draw_batch,
     evaluate_loss,
     nested_scan,
@@ -111,6 +112,8 @@ def mixed(checkpoint: tuple[int, ...] | None = None) -> Backward:
         Kemaev, Calian, Zintgraf, Farquhar, van Hasselt, "Scalable Meta-Learning via Mixed-Mode
         Differentiation", 2025. Segments: Chen, Xu, Zhang, Guestrin, arXiv:1604.06174.
     """
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
 
     def backward(problem, hparams, state, num_steps):
         levels = sqrt_checkpoint(num_steps) if checkpoint is None else checkpoint
@@ -235,6 +238,7 @@ def plain(checkpoint: tuple[int, ...] = (1,)) -> Backward:
 
     **Cost:** 4 to 5 x training with `(1,)` and memory of `num_steps` states; 6 to 13 x with `()`.
     """
+    check_checkpoint(checkpoint)
 
     def backward(problem, hparams, state, num_steps):
         h, join_h = tree.split_float(hparams)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jax.extend.core.primitives import (
+    cbrt_p,
     div_p,
     jit_p,
     mul_p,
@@ -21,6 +22,7 @@ from hypergrad.types import Array
 
 PARTIALS: dict[Any, tuple[Callable[..., Array], ...]] = {
     sqrt_p: (lambda x: 0.5 / jnp.sqrt(x),),
+    cbrt_p: (lambda x: 1 / (3 * jnp.square(jnp.cbrt(x))),),
     rsqrt_p: (lambda x: -0.5 * jax.lax.rsqrt(x) / x,),
     div_p: (lambda x, y: 1 / y, lambda x, y: -(x / y) / y),
     pow_p: (lambda x, y: y * x ** (y - 1), lambda x, y: jnp.log(x) * x**y),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from hypergrad.problem import Problem
+from hypergrad.problem import Problem, check_horizon, check_problem
 from hypergrad.train import TrainState, init_state, unroll
 from hypergrad.types import Array, HParams, Key
 
@@ -36,6 +36,9 @@ def population(problem: Problem, *, batch_size: int | None = 4) -> Population:
         batch_size: how many members are trained side by side (`vmap`); the chunks follow one another
             (`lax.map`). None: all at once, as an accelerator likes it.
     """
+    check_problem(problem)
+    if batch_size is not None:
+        check_horizon(batch_size, "batch_size")
 
     def each(function, *args):
         if batch_size is None:

@@ -116,11 +116,7 @@ def check(problem: Problem, hparams: HParams, horizon: int = 1) -> None:
     Raises:
         ValueError: in one line, naming the argument, what was got, what was expected and what to do.
     """
-    if not isinstance(problem, Problem):
-        raise ValueError(
-            f"problem is {_describe(problem)}, expected a hypergrad.Problem; "
-            "build one with Problem(init=..., loss=..., ...)"
-        )
+    check_problem(problem)
     for name, function in problem._asdict().items():
         if name != "train_set" and not callable(function):
             raise ValueError(
@@ -130,15 +126,24 @@ def check(problem: Problem, hparams: HParams, horizon: int = 1) -> None:
     check_hparams(hparams)
     key = jax.eval_shape(jax.random.key, 0)
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    params = _shapes("problem.init", problem.init, key, hparams)
+    params = abstract("problem.init", problem.init, key, hparams)
     trained = params.params if isinstance(params, Variables) else params
     _check_trained(trained)
-    batch = _shapes("problem.train_batch", problem.train_batch, key, step)
+    batch = abstract("problem.train_batch", problem.train_batch, key, step)
     _check_loss(problem, params, hparams, batch)
-    valid = _shapes("problem.valid_batch", problem.valid_batch, key)
-    value = _shapes("problem.objective", problem.objective, params, hparams, valid)
+    valid = abstract("problem.valid_batch", problem.valid_batch, key)
+    value = abstract("problem.objective", problem.objective, params, hparams, valid)
     check_scalar("problem.objective", value)
     _check_optimizer(problem, hparams, trained)
+
+
+def check_problem(problem: Any) -> None:
+    """Raise a `ValueError` unless `problem` is a `Problem`."""
+    if not isinstance(problem, Problem):
+        raise ValueError(
+            f"problem is {_describe(problem)}, expected a hypergrad.Problem; "
+            "build one with Problem(init=..., loss=..., ...)"
+        )
 
 
 def check_horizon(horizon: Any, name: str = "horizon") -> int:
@@ -205,7 +210,7 @@ def split_loss(params: Params, out: Any) -> tuple[Array, PyTree]:
     return value, state
 
 
-def _shapes(name: str, function: Callable, *args) -> Any:
+def abstract(name: str, function: Callable, *args) -> Any:
     """Evaluate a user's function abstractly; put its name before what it raises."""
     try:
         return jax.eval_shape(function, *args)
@@ -240,7 +245,7 @@ def _check_loss(problem: Problem, params: Params, hparams: HParams, batch: Batch
     def loss(params, hparams, batch):
         return split_loss(params, problem.loss(params, hparams, batch))
 
-    _, state = _shapes("problem.loss", loss, params, hparams, batch)
+    _, state = abstract("problem.loss", loss, params, hparams, batch)
     if not isinstance(params, Variables):
         return
     names = tree.leaf_names(params.state)
@@ -263,7 +268,7 @@ def _check_optimizer(problem: Problem, hparams: HParams, trained: PyTree) -> Non
             )
         return optimizer.init(trained)
 
-    _shapes("problem.optimizer", init, hparams, trained)
+    abstract("problem.optimizer", init, hparams, trained)
 
 
 def _describe(value: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 from hypergrad import tree
 from hypergrad.types import Array, HParams, Key, PyTree
@@ -275,15 +276,9 @@ def check_traceable(space: PyTree) -> None:
 def check_value(space: PyTree, hparams: HParams) -> None:
     """Raise a `ValueError` unless concrete `hparams` have the structure, shapes and bounds of `space`."""
     check_space(space)
-    names = tree.leaf_names(space)
-    if jax.tree.structure(space) != jax.tree.structure(hparams):
-        raise ValueError(
-            f"hparams has the leaves {tree.leaf_names(hparams)}, expected those of the space, {names}; "
-            "start from default(space)"
-        )
-    for name, dim, value in zip(
-        names, jax.tree.leaves(space), jax.tree.leaves(hparams), strict=True
-    ):
+    _check_shapes("hparams", space, hparams, _value_shape)
+    leaves = zip(jax.tree.leaves(space), jax.tree.leaves(hparams), strict=True)
+    for name, (dim, value) in zip(tree.leaf_names(space), leaves, strict=True):
         _check_leaf(name, dim, value)
 
 
@@ -294,11 +289,6 @@ def _check_leaf(name: str, dim: Dimension, value: Any) -> None:
                 f"hparams[{name!r}] is {value!r}, expected one of {dim.options}; pass one of them"
             )
         return
-    shape = getattr(dim, "shape", ())
-    if np.shape(value) != shape:
-        raise ValueError(
-            f"hparams[{name!r}] has shape {np.shape(value)}, expected {shape}; start from default(space)"
-        )
     array = np.asarray(value, np.float64)
     if isinstance(dim, Choice):
         low, high = 0, len(dim.options) - 1
@@ -336,6 +326,28 @@ def num_coordinates(space: PyTree) -> int:
     return sum(math.prod(_coordinates_shape(dim)) for dim in jax.tree.leaves(space))
 
 
+def _value_shape(dim: Dimension) -> tuple[int, ...]:
+    return getattr(dim, "shape", ())
+
+
+def _check_shapes(name: str, space: PyTree, values: PyTree, shape: Callable) -> None:
+    """Raise a `ValueError` unless `values` has the structure of `space` and each leaf its shape."""
+    names = tree.leaf_names(space)
+    if jax.tree.structure(space) != jax.tree.structure(values):
+        raise ValueError(
+            f"{name} has the leaves {tree.leaf_names(values)}, expected those of the space, {names}; "
+            "start from default(space)"
+        )
+    leaves = zip(names, jax.tree.leaves(space), jax.tree.leaves(values), strict=True)
+    for leaf, dim, value in leaves:
+        static = isinstance(dim, Choice) and dim.static
+        if not static and np.shape(value) != shape(dim):
+            raise ValueError(
+                f"{name}[{leaf!r}] has shape {np.shape(value)}, expected {shape(dim)}; "
+                "start from default(space)"
+            )
+
+
 def _coordinates_shape(dim: Dimension) -> tuple[int, ...]:
     return getattr(dim, "coordinates_shape", getattr(dim, "shape", ()))
 
@@ -367,6 +379,12 @@ def from_unit(space: PyTree, unit: Array) -> HParams:
 
     **Limits:** static dimensions need concrete coordinates (outside `jit` and `vmap`).
     """
+    check_space(space)
+    if jnp.shape(unit) != (num_coordinates(space),):
+        raise ValueError(
+            f"unit has shape {jnp.shape(unit)}, expected ({num_coordinates(space)},), one coordinate for "
+            "each free number of the space; vmap over many"
+        )
     leaves, treedef = jax.tree.flatten(space)
     values, used = [], 0
     for dim in leaves:
@@ -382,6 +400,8 @@ def to_unit(space: PyTree, hparams: HParams) -> Array:
 
     A whole number or option maps to the middle of its share of [0, 1].
     """
+    check_space(space)
+    _check_shapes("hparams", space, hparams, _value_shape)
     parts = jax.tree.map(lambda dim, value: jnp.ravel(_to_unit(dim, value)), space, hparams)
     return jnp.concatenate(jax.tree.leaves(parts))
 
@@ -394,6 +414,11 @@ def _from_unit(dim: Dimension, u: Array) -> Any:
         index = jnp.minimum(jnp.floor(u * num), num - 1).astype(jnp.int32) + low
         if not dim.static:
             return index
+        if isinstance(u, core.Tracer):
+            raise ValueError(
+                f"space holds {dim!r}, which is static, expected traceable dimensions within jit or vmap; "
+                "call it outside, or leave static out"
+            )
         return int(index) if isinstance(dim, Integer) else dim.options[int(index)]
     if isinstance(dim, (Real, LogReal)):
         return dim.value(u, 1 - u)
@@ -462,6 +487,7 @@ def unconstrain(space: PyTree, hparams: HParams) -> PyTree:
         ValueError: where a dimension is not real, by its name.
     """
     check_differentiable(space)
+    _check_shapes("hparams", space, hparams, _value_shape)
 
     def leaf(dim, value):
         if isinstance(dim, (Real, LogReal)):
@@ -478,6 +504,7 @@ def unconstrain(space: PyTree, hparams: HParams) -> PyTree:
 def constrain(space: PyTree, unconstrained: PyTree) -> HParams:
     """Map unconstrained coordinates to a value; inverts `unconstrain` to the dtype's precision."""
     check_differentiable(space)
+    _check_shapes("unconstrained", space, unconstrained, _coordinates_shape)
 
     def leaf(dim, z):
         lower, upper = jax.nn.sigmoid(z), jax.nn.sigmoid(-z)

@@ -48,6 +48,12 @@ def run(tuner: Tuner, key: Key, num_steps: int, on_step: OnStep | None = None) -
         on_step: called after every step.
     """
     check_horizon(num_steps, "budget")
+    if not isinstance(tuner, Tuner):
+        raise ValueError(
+            f"tuner is {type(tuner).__name__}, expected a Tuner; pass e.g. tuners.descent(...)"
+        )
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"key is {key!r}, expected a PRNG key; pass e.g. jax.random.key(0)")
     began = time.perf_counter()
     best, best_value = None, float("inf")
     outcomes: list[Outcome] = []

@@ -10,7 +10,7 @@ import optax
 
 from hypergrad import tree
 from hypergrad.autodiff import smooth
-from hypergrad.problem import Problem, Variables, split_loss
+from hypergrad.problem import Problem, Variables, abstract, check_problem, split_loss
 from hypergrad.types import Array, Batch, HParams, Key, Params, PyTree
 
 
@@ -107,7 +107,7 @@ def update(
     weights = trained(state.params)
     state_of_loss = carried(state.params)
 
-    def value_fn(weights, **_):
+    def value_fn(weights, obj_fn=None, **_):  # line searches insist that it names what they get
         params = with_parts(state.params, weights, state_of_loss)
         return evaluate_loss(problem, params, hparams, batch)[0]
 
@@ -117,6 +117,7 @@ def update(
     def apply(hparams, grads, opt_state, weights, value):
         optimizer = problem.optimizer(hparams)
         offered = {"value": value, "grad": grads, "value_fn": value_fn, "grad_fn": grad_fn}
+        offered["obj_fn"] = value_fn  # what Sophia calls it
         extra = {name: offered[name] for name in _extra_args(optimizer, tuple(offered))}
         updates, opt_state = optimizer.update(grads, opt_state, weights, **extra)
         return optax.apply_updates(weights, updates), opt_state
@@ -142,6 +143,25 @@ def step(problem: Problem, hparams: HParams, state: TrainState) -> tuple[TrainSt
     weights, opt_state = update(problem, hparams, state, batch, value, grads)
     params = with_parts(state.params, weights, new_carried)
     return TrainState(state.step + 1, params, opt_state, state.key), value
+
+
+def check_step(problem: Problem, hparams: HParams) -> None:
+    """Raise a one-line `ValueError` where one step of training fails or changes the shape of a weight.
+
+    **Cost:** abstract evaluation of one step; nothing is compiled or run.
+    """
+    key = jax.eval_shape(jax.random.key, 0)
+    start = jax.eval_shape(lambda key, h: init_state(problem, key, h), key, hparams)
+    end, _ = abstract("problem.optimizer", lambda h, s: step(problem, h, s), hparams, start)
+    before, after = trained(start.params), trained(end.params)
+    for name, a, b in zip(
+        tree.leaf_names(before), jax.tree.leaves(before), jax.tree.leaves(after), strict=True
+    ):
+        if a.shape != b.shape:
+            raise ValueError(
+                f"problem.optimizer returned an update that makes params[{name!r}] of shape {b.shape}, "
+                f"expected {a.shape}; read one value a step from a schedule, with schedule(hparams[...])"
+            )
 
 
 def unroll(
@@ -187,6 +207,17 @@ def unroll_losses(
     return nested_scan(lambda s, _: step(problem, hparams, s), state, None, num_steps, checkpoint)
 
 
+def check_checkpoint(checkpoint: Any) -> None:
+    """Raise a `ValueError` unless `checkpoint` is a tuple of whole numbers of at least 1."""
+    if not isinstance(checkpoint, tuple) or not all(
+        isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in checkpoint
+    ):
+        raise ValueError(
+            f"checkpoint is {checkpoint!r}, expected a tuple of segment lengths of at least 1; "
+            "pass e.g. (32, 1), or () to store everything"
+        )
+
+
 def nested_scan(
     body: Callable[[Any, Any], tuple[Any, Any]],
     carry: Any,
@@ -202,6 +233,7 @@ def nested_scan(
     Returns:
         The last carry and the stacked outputs, leading axis `[num_steps]`.
     """
+    check_checkpoint(checkpoint)
     if not checkpoint:
         return jax.lax.scan(body, carry, xs, length=num_steps)
     size, inner = min(checkpoint[0], num_steps), checkpoint[1:]
@@ -238,7 +270,9 @@ def averaged(problem: Problem, decay: float | Callable[[HParams], Array]) -> Pro
     Returns:
         A problem whose params are `Variables`; its `objective` receives averaged weights.
     """
-    if not callable(decay) and not 0 <= decay < 1:
+    check_problem(problem)
+    number = isinstance(decay, (int, float)) and not isinstance(decay, bool)
+    if not callable(decay) and not (number and 0 <= decay < 1):
         raise ValueError(
             f"decay is {decay!r}, expected a number in [0, 1) or a function of hparams; pass e.g. 0.99"
         )

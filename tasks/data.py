@@ -1,19 +1,34 @@
-"""Read the user's data files, strictly: every refusal is one line that says what to do."""
+"""Read and encode the user's tables, strictly: every refusal is one line that says what to do."""
 
 import csv
 import difflib
-import gzip
+import io
 import math
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from tasks.arrays import MAX_BYTES, find_file, read_idx, read_npz
+
+__all__ = [
+    "Table",
+    "check_batch",
+    "encode",
+    "encode_labels",
+    "read_csv",
+    "read_idx",
+    "read_npz",
+    "split",
+]
+
 MISSING = {"", "?", "na", "nan", "null", "none"}
-MAX_BYTES = 2**30
-"""Largest file read, after decompression."""
-IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+MAX_CATEGORIES = 1000
+"""Most values of a categorical column: more are names or numbers of the rows, not categories."""
+MAX_CLASSES = 20
+"""Most different whole numbers that are taken for classes where `kind` is not given."""
+MAX_SCALED = 1e6
+"""Where standardized numbers are clipped, in standard deviations of the training set."""
 
 
 class Table(NamedTuple):
@@ -36,6 +51,7 @@ def read_csv(path: str | Path, label: str | None) -> Table:
     """Read a CSV file with one header row.
 
     A column is numeric if all its known values are numbers. Missing: empty, ?, NA, NaN, null, None.
+    Blank lines are skipped; refusals count rows as an editor does, by their line in the file.
 
     Args:
         path: of the file, UTF-8, at most 1 GiB.
@@ -44,20 +60,8 @@ def read_csv(path: str | Path, label: str | None) -> Table:
     Raises:
         ValueError: in one line, for whatever is wrong with it.
     """
-    path = _file(path)
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(
-            f"data {str(path)!r} has over {MAX_BYTES} bytes, expected less; take a sample"
-        )
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [(i, row) for i, row in enumerate(csv.reader(file, strict=True), 1) if row]
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"data {str(path)!r} is not UTF-8 at byte {error.start}, expected UTF-8 text; convert it"
-        ) from None
-    except csv.Error as error:
-        raise ValueError(f"data {str(path)!r} is no CSV file ({error}); check its quotes") from None
+    path = find_file(path)
+    rows = _rows(path)
     if len(rows) < 2:
         raise ValueError(
             f"data {str(path)!r} has {len(rows)} rows, expected a header and at least one example"
@@ -73,53 +77,106 @@ def read_csv(path: str | Path, label: str | None) -> Table:
     label = header[-1] if label is None else label
     if label not in header:
         near = difflib.get_close_matches(label, header, n=3) or header[:5]
+        hint = ", ".join(map(repr, near))[:200]
         raise ValueError(
-            f"label is {label!r}, expected a column of {str(path)!r}; the nearest are {', '.join(near)}"
+            f"label is {label!r}, expected a column of {str(path)!r}; the nearest are {hint}"
         )
+    lines = [line for line, _ in rows[1:]]
     texts = np.array([[field.strip() for field in row] for _, row in rows[1:]], dtype=object)
     index = header.index(label)
-    unlabelled = [rows[1 + i][0] for i, v in enumerate(texts[:, index]) if v.lower() in MISSING]
+    unlabelled = [line for line, v in zip(lines, texts[:, index], strict=True) if _missing(v)]
     if unlabelled:
         raise ValueError(
             f"label {label!r} is missing in row {unlabelled[0]} of {str(path)!r}, expected a label in "
             "every row; drop that row"
         )
-    names = [name for name in header if name != label]
-    if not names:
+    others = [(i, name) for i, name in enumerate(header) if name != label]
+    if not others:
         raise ValueError(
-            f"data {str(path)!r} has the label only, expected a feature column beside it"
+            f"data {str(path)!r} has the label only, expected a feature column beside it; "
+            "separate columns by commas"
         )
-    columns = [_column(path, name, texts[:, header.index(name)]) for name in names]
-    return Table(names, columns, label, texts[:, index].astype(str))
+    columns = [_column(path, name, lines, texts[:, i]) for i, name in others]
+    return Table([name for _, name in others], columns, label, texts[:, index].astype(str))
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Read the rows that are not blank, each with the number of its last line in the file."""
+    content = _content(path)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # the decoder counts from behind the byte order mark
+        byte = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
+        raise ValueError(
+            f"data {str(path)!r} is not UTF-8 at byte {byte}, expected UTF-8 text; convert it"
+        ) from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        return [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise ValueError(
+            f"data {str(path)!r} is broken in line {reader.line_num} ({error}), expected a CSV file; "
+            "check its quotes"
+        ) from None
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ValueError(
+            f"data {str(path)!r} cannot be read ({error.strerror}); check its permissions"
+        ) from None
+    if len(content) > MAX_BYTES:
+        raise ValueError(
+            f"data {str(path)!r} has over {MAX_BYTES} bytes, expected less; take a sample"
+        )
+    return content
+
+
+def _missing(text: str) -> bool:
+    return text.lower() in MISSING
 
 
 def _check_header(path: Path, header: list[str]) -> None:
+    seen = set()
     for name in header:
         if not name:
             raise ValueError(
                 f"data {str(path)!r} has a column without a name, expected a header row; name it"
             )
-        if header.count(name) > 1:
+        if name in seen:
             raise ValueError(
                 f"data {str(path)!r} has two columns {name!r}, expected different names; rename one"
             )
+        seen.add(name)
 
 
-def _column(path: Path, name: str, texts: np.ndarray) -> np.ndarray:
-    missing = np.array([t.lower() in MISSING for t in texts])
+def _column(path: Path, name: str, lines: list[int], texts: np.ndarray) -> np.ndarray:
+    missing = np.array([_missing(text) for text in texts])
     try:
         values = np.array(
-            [math.nan if m else float(t) for t, m in zip(texts, missing, strict=True)]
+            [math.nan if m else _number(t) for t, m in zip(texts, missing, strict=True)]
         )
     except ValueError:
         return np.where(missing, "", texts).astype(object)
-    if np.isinf(values).any():
-        row = int(np.flatnonzero(np.isinf(values))[0]) + 2
+    infinite = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
+    if len(infinite):
+        first = infinite[0]
         raise ValueError(
-            f"data {str(path)!r} holds an infinity in column {name!r}, row {row}, expected finite "
-            "numbers; mend it or leave it empty"
+            f"data {str(path)!r} holds an infinity in column {name!r}, row {lines[first]}: "
+            f"{texts[first][:40]!r}, expected finite float32 numbers; mend it or leave it empty"
         )
     return values
+
+
+def _number(text: str) -> float:
+    """Parse a number as a CSV file has it; Python's own spelling 1_000 is none."""
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)
 
 
 def split(num: int, fractions: tuple[float, float], seed: int, labels=None) -> list[np.ndarray]:
@@ -127,10 +184,15 @@ def split(num: int, fractions: tuple[float, float], seed: int, labels=None) -> l
 
     Args:
         num: number of examples.
-        fractions: share of validation and test examples.
+        fractions: share of validation and test examples, each above 0, together below 1.
         seed: of the shuffle.
         labels: int `[num]`, or None.
     """
+    if min(fractions) <= 0 or sum(fractions) >= 1:
+        raise ValueError(
+            f"fractions is {fractions}, expected two shares above 0 that leave some to train; "
+            "pass e.g. (0.2, 0.2)"
+        )
     random = np.random.default_rng(seed)
     groups = (
         [np.arange(num)]
@@ -147,8 +209,10 @@ def split(num: int, fractions: tuple[float, float], seed: int, labels=None) -> l
     whole = [np.sort(np.concatenate(part)) for part in parts]
     for name, part in zip(("training", "validation", "test"), whole, strict=True):
         if not len(part):
+            classes = "" if labels is None else f" of {len(groups)} classes"
             raise ValueError(
-                f"data has {num} examples, too few for a {name} set; bring at least 20"
+                f"data has {num} examples{classes}, expected enough for a {name} set; bring more, "
+                "or check the label column"
             )
     return whole
 
@@ -156,25 +220,51 @@ def split(num: int, fractions: tuple[float, float], seed: int, labels=None) -> l
 def encode(table: Table, train: np.ndarray) -> np.ndarray:
     """Encode features as float32 `[N, D]` with statistics of the `train` rows only.
 
-    Numbers are standardized, missing ones are the mean with an indicator column beside; categories are
-    one-hot, and all zero where missing or not seen in training.
+    Numbers are standardized and clipped at `MAX_SCALED`, so that none is infinite as float32; missing
+    ones are the mean, with an indicator column beside. Categories are one-hot, and all zero where
+    missing or not seen in training.
+
+    Raises:
+        ValueError: for a column with too many categories, or where nothing is left to learn from.
     """
-    blocks = []
-    for column in table.columns:
-        if column.dtype == object:
-            seen = sorted({v for v in column[train] if v})
-            blocks.append(
-                np.stack([column == value for value in seen], 1) if seen else column[:, :0]
-            )
-            continue
-        known = column[train][~np.isnan(column[train])]
-        mean, scale = (known.mean(), known.std()) if len(known) else (0.0, 0.0)
-        missing = np.isnan(column)
-        filled = np.where(missing, mean, column)
-        blocks.append(((filled - mean) / (scale or 1.0))[:, None])
-        if missing.any():
-            blocks.append(missing[:, None])
-    return np.concatenate([np.asarray(b, np.float32) for b in blocks], 1)
+    blocks = [
+        _one_hot(name, column, train) if column.dtype == object else _standardized(column, train)
+        for name, column in zip(table.names, table.columns, strict=True)
+    ]
+    inputs = np.concatenate(blocks, 1)
+    if not inputs.shape[1]:
+        raise ValueError(
+            "data has no feature with a known value in the training set, expected at least one; "
+            "check for empty columns"
+        )
+    return inputs
+
+
+def _one_hot(name: str, column: np.ndarray, train: np.ndarray) -> np.ndarray:
+    seen = sorted({value for value in column[train] if value})
+    if len(seen) > MAX_CATEGORIES:
+        raise ValueError(
+            f"data has {len(seen)} different texts in column {name!r}, expected at most {MAX_CATEGORIES} "
+            "categories; drop that column"
+        )
+    block = np.zeros((len(column), len(seen)), np.float32)
+    for position, value in enumerate(seen):
+        block[:, position] = column == value
+    return block
+
+
+def _standardized(column: np.ndarray, train: np.ndarray) -> np.ndarray:
+    missing = np.isnan(column)
+    known = column[train][~missing[train]]
+    mean, scale = (known.mean(), known.std()) if len(known) else (0.0, 0.0)
+    if scale <= 1e-12 * abs(mean):  # constant up to rounding
+        scale = 1.0
+    with np.errstate(over="ignore"):
+        values = np.where(missing, 0.0, (column - mean) / scale)
+    values = np.clip(values, -MAX_SCALED, MAX_SCALED).astype(np.float32)[:, None]
+    if not missing.any():
+        return values
+    return np.concatenate([values, missing[:, None].astype(np.float32)], 1)
 
 
 def encode_labels(table: Table, kind: str | None) -> tuple[np.ndarray, list[str] | None]:
@@ -182,119 +272,49 @@ def encode_labels(table: Table, kind: str | None) -> tuple[np.ndarray, list[str]
 
     Args:
         table: whose labels to encode.
-        kind: "classification", "regression", or None: regression for numbers of over 20 values.
+        kind: "classification", "regression", or None: classification for texts and for at most
+            `MAX_CLASSES` different whole numbers, regression for other numbers.
     """
     if kind not in (None, "classification", "regression"):
         raise ValueError(
             f"kind is {kind!r}, expected 'classification' or 'regression'; pass one of them"
         )
-    numbers = None
     try:
-        numbers = table.labels.astype(np.float64)
+        numbers = np.array([_number(text) for text in table.labels])
     except ValueError:
-        if kind == "regression":
-            raise ValueError(
-                f"label {table.label_name!r} is not numeric, expected numbers for kind='regression'; "
-                "leave kind out"
-            ) from None
-    names = sorted(set(table.labels))
-    if kind == "regression" or (kind is None and numbers is not None and len(names) > 20):
-        assert numbers is not None
-        if not np.isfinite(numbers).all():
-            raise ValueError(
-                f"label {table.label_name!r} holds NaN or infinity, expected finite numbers"
-            )
-        return numbers.astype(np.float32), None
+        numbers = None
+    if kind == "regression" and numbers is None:
+        raise ValueError(
+            f"label {table.label_name!r} is not numeric, expected numbers for kind='regression'; "
+            "leave kind out"
+        )
+    if numbers is not None and not (np.abs(numbers) <= np.finfo(np.float32).max).all():
+        raise ValueError(
+            f"label {table.label_name!r} holds NaN or infinity, expected finite numbers; mend it"
+        )
+    # as numbers 1 and 1.0 are one class, as texts they would be two
+    names, classes = np.unique(table.labels if numbers is None else numbers, return_inverse=True)
     if len(names) < 2:
         raise ValueError(
-            f"label {table.label_name!r} has one class, {str(names[0])!r}, expected at least two; "
+            f"label {table.label_name!r} has one class, {str(table.labels[0])!r}, expected at least two; "
             "check the column"
         )
-    return np.searchsorted(names, table.labels).astype(np.int32), names
+    if kind is None and numbers is not None:
+        few = len(names) <= MAX_CLASSES and (numbers == np.round(numbers)).all()
+        kind = "classification" if few else "regression"
+    if kind == "regression":
+        assert numbers is not None
+        return numbers.astype(np.float32), None
+    if numbers is not None:
+        return classes.astype(np.int32), [f"{name:.15g}" for name in names]
+    return classes.astype(np.int32), [str(name) for name in names]
 
 
 def check_batch(batch_size: int, num_train: int) -> None:
     """Raise a `ValueError` unless a batch fits in the training set."""
-    if not isinstance(batch_size, int) or not 1 <= batch_size <= num_train:
+    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    if not whole or not 1 <= batch_size <= num_train:
         raise ValueError(
             f"batch_size is {batch_size!r}, expected 1 to {num_train}, the size of the training set; "
             "pass a smaller one"
         )
-
-
-def read_idx(path: str | Path) -> np.ndarray:
-    """Read an IDX file (the format of MNIST), gzipped where its name ends in .gz.
-
-    Raises:
-        ValueError: for a wrong magic number, or sizes that do not fit the file, in one line.
-    """
-    path = _file(path)
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            magic = file.read(4)
-            if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not magic[3]:
-                raise ValueError(
-                    f"data {str(path)!r} starts with {magic.hex() or 'nothing'}, expected the magic number "
-                    "of an IDX file, 0000TTDD; name an IDX file"
-                )
-            sizes = file.read(4 * magic[3])
-            if len(sizes) < 4 * magic[3]:
-                raise ValueError(
-                    f"data {str(path)!r} ends in its header, expected {magic[3]} sizes"
-                )
-            shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]
-            dtype = np.dtype(IDX_TYPES[magic[2]])
-            expected = math.prod(shape) * dtype.itemsize
-            if expected > MAX_BYTES:
-                raise ValueError(
-                    f"data {str(path)!r} declares {expected} bytes, expected at most {MAX_BYTES}; "
-                    "take a part of it"
-                )
-            content = file.read(expected + 1)
-    except (OSError, EOFError, gzip.zlib.error) as error:  # pyright: ignore[reportAttributeAccessIssue]
-        raise ValueError(f"data {str(path)!r} cannot be read ({error}); fetch it again") from None
-    if len(content) != expected:
-        more = "more" if len(content) > expected else f"{len(content)} bytes"
-        raise ValueError(
-            f"data {str(path)!r} holds {more}, expected {expected} bytes for shape {tuple(shape)}; "
-            "fetch it again"
-        )
-    return np.frombuffer(content, dtype).reshape(shape)
-
-
-def read_npz(path: str | Path, names: tuple[str, ...]) -> list[np.ndarray]:
-    """Read named arrays of an npz file; nothing is unpickled, sizes are checked before loading."""
-    path = _file(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(info.file_size for info in archive.infolist())
-        if total > MAX_BYTES:
-            raise ValueError(
-                f"data {str(path)!r} unpacks to {total} bytes, expected at most {MAX_BYTES}"
-            )
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = [name for name in names if name not in arrays]
-            if missing:
-                raise ValueError(
-                    f"data {str(path)!r} has no array {missing[0]!r}, expected {', '.join(names)}; "
-                    f"it has {', '.join(arrays.files)[:200]}"
-                )
-            return [arrays[name] for name in names]
-    except zipfile.BadZipFile:
-        raise ValueError(
-            f"data {str(path)!r} is no npz file, expected one made by numpy.savez"
-        ) from None
-    except ValueError as error:
-        if "pickle" in str(error):
-            raise ValueError(
-                f"data {str(path)!r} holds Python objects, expected plain arrays, because nothing is "
-                "unpickled; save numbers"
-            ) from None
-        raise
-
-
-def _file(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"data is {str(path)!r}, a file that is not there; check the path")
-    return path

@@ -1,4 +1,4 @@
-"""MNIST-like images from a folder of IDX files or an npz file: an MLP trained by SGD."""
+"""MNIST-like images from a folder of IDX files or an npz file: a network trained by SGD."""
 
 from pathlib import Path
 
@@ -8,9 +8,20 @@ import optax
 from hypergrad.adapters import from_linen
 from hypergrad.problem import Task, check_horizon
 from hypergrad.space import LogReal, Real, Sequence, schedule
+from models.cnn import CNN
 from models.mlp import MLP
-from tasks import data as files
+from tasks.arrays import npz_names, read_idx, read_npz
 from tasks.supervised import Splits, cross_entropy, supervised
+
+MODELS = {
+    "mlp": lambda width, num_classes: from_linen(MLP((width, num_classes))),
+    "cnn": lambda width, num_classes: from_linen(CNN(num_classes, width), train_argument="train"),
+}
+MAX_CLASSES = 1000
+"""One more than the largest label."""
+
+Labelled = tuple[np.ndarray, np.ndarray]
+"""Images `[N, ...]` and labels `[N]`, as they stand in the files."""
 
 
 def task(
@@ -21,39 +32,46 @@ def task(
     num_test: int = 2500,
     horizon: int = 300,
     batch_size: int = 100,
+    model: str = "mlp",
     width: int = 50,
     seed: int = 0,
 ) -> Task:
-    """Tune the learning-rate schedule, decay, momentum and input noise of an MLP on images.
+    """Tune the learning-rate schedule, decay, momentum and input noise of a network on images.
 
     Args:
         data: a folder with `train-images-idx3-ubyte[.gz]` and its labels, or the `t10k` pair, or both; or
-            an npz file with arrays `x` and `y`. All images are pooled and split anew.
+            an npz file with arrays `x_train`, `y_train`, `x_test`, `y_test`, or `x` and `y`. Test images
+            come from the test files where there are such beside training files; a single set is split.
         num_train: training images.
         num_valid: validation images.
         num_test: test images.
         horizon: training steps.
         batch_size: images a step.
-        width: hidden units.
+        model: "mlp", or "cnn" (with BatchNorm).
+        width: hidden units, or channels.
         seed: of the split.
     """
     check_horizon(horizon)
-    images, labels = _read(Path(data))
-    sizes = (num_train, num_valid, num_test)
-    for name, size in zip(("num_train", "num_valid", "num_test"), sizes, strict=True):
-        check_horizon(size, name)
-    if sum(sizes) > len(labels):
+    check_horizon(width, "width")
+    if model not in MODELS:
         raise ValueError(
-            f"num_train + num_valid + num_test is {sum(sizes)}, expected at most the {len(labels)} images "
-            "there are; pass smaller ones"
+            f"model is {model!r}, expected one of {', '.join(MODELS)}; pass one of them"
         )
-    order = np.random.default_rng(seed).permutation(len(labels))
-    parts = np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])
-    splits = Splits(*((images[p], labels[p]) for p in parts))
-    num_classes = int(labels.max()) + 1
+    sizes = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test}
+    for name, size in sizes.items():
+        check_horizon(size, name)
+    pools = _read(Path(data))
+    splits = _split(data, pools, sizes, seed)
+    num_classes = int(max(labels.max() for _, labels in pools)) + 1
     if len(np.unique(splits.train[1])) < 2:
         raise ValueError(
-            f"data {data!r} has one class among the training images, expected at least two"
+            f"data {data!r} has one class among the training images, expected at least two; "
+            "raise num_train, or check the labels"
+        )
+    if model == "cnn" and splits.train[0].ndim != 4:
+        raise ValueError(
+            f"data {data!r} has images of shape {splits.train[0].shape[1:]}, expected height and width for "
+            "model='cnn'; pass model='mlp'"
         )
 
     def optimizer(hparams):
@@ -63,8 +81,9 @@ def task(
             optax.scale_by_learning_rate(schedule(hparams["lr"])),
         )
 
-    model = from_linen(MLP((width, num_classes)))
-    problem, score = supervised(model, splits, cross_entropy, optimizer, batch_size)
+    network = MODELS[model](width, num_classes)
+    problem, score = supervised(network, splits, cross_entropy, optimizer, batch_size)
+    pixels = " x ".join(map(str, splits.train[0].shape[1:3]))
     return Task(
         name="images",
         problem=problem,
@@ -78,25 +97,72 @@ def task(
         test=score,
         metric="accuracy",
         higher_is_better=True,
-        description=f"An MLP of {width} units on {num_train} images of {images.shape[1]} pixels.",
+        description=f"Model {model} of width {width} on {num_train} images of {pixels} pixels.",
     )
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read all images as float32 `[N, D]` in [0, 1] and labels as int32 `[N]`."""
-    if path.is_file():
-        images, labels = files.read_npz(path, ("x", "y"))
-    elif path.is_dir():
-        pairs = [p for p in (_pair(path, prefix) for prefix in ("train", "t10k")) if p]
-        if not pairs:
+def _split(data: str, pools: list[Labelled], sizes: dict[str, int], seed: int) -> Splits:
+    """Draw the three sets: all from one pool, or the test images from a pool of their own."""
+    names = list(sizes)
+    random = np.random.default_rng(seed)
+    parts = []
+    for (images, labels), wanted in zip(
+        pools, [names] if len(pools) == 1 else [names[:2], names[2:]], strict=True
+    ):
+        total = sum(sizes[name] for name in wanted)
+        if total > len(labels):
             raise ValueError(
-                f"data is {str(path)!r}, which holds no train-images-idx3-ubyte or t10k-images-idx3-ubyte "
-                "with its labels (.gz or not); name the folder that does"
+                f"{' + '.join(wanted)} is {total}, expected at most the {len(labels)} images there are for "
+                f"them in {data!r}; pass smaller ones"
             )
-        images, labels = (np.concatenate([p[i] for p in pairs]) for i in (0, 1))
+        order = random.permutation(len(labels))[:total]
+        for part in np.split(order, np.cumsum([sizes[name] for name in wanted])[:-1]):
+            parts.append((_pixels(data, images[part]), labels[part].astype(np.int32)))
+    return Splits(*parts)
+
+
+def _pixels(data: str, images: np.ndarray) -> np.ndarray:
+    """Scale images to float32 `[N, H, W, C]` in [0, 1], or `[N, D]` where they came flat."""
+    scale = 255.0 if images.dtype.kind in "ui" else 1.0
+    pixels = images.astype(np.float32) / np.float32(scale)
+    if not np.isfinite(pixels).all():
+        raise ValueError(f"data {data!r} holds NaN or infinity, expected finite pixels; mend them")
+    return pixels[..., None] if pixels.ndim == 3 else pixels
+
+
+def _read(path: Path) -> list[Labelled]:
+    """Read one set to be split, or two: for training and validation, and for test."""
+    if path.is_file():
+        there = npz_names(path)
+        names = [("x_train", "y_train"), ("x_test", "y_test")]
+        if "x_test" not in there:
+            names = names[:1] if "x_train" in there else [("x", "y")]
+        pools = [(images, labels) for images, labels in (read_npz(path, pair) for pair in names)]
+    elif path.is_dir():
+        pools = [p for p in (_pair(path, prefix) for prefix in ("train", "t10k")) if p]
+        if not pools:
+            raise ValueError(
+                f"data is {str(path)!r}, expected train-images-idx3-ubyte or t10k-images-idx3-ubyte with "
+                "its labels in it (.gz or not); name the folder that holds them"
+            )
     else:
-        raise ValueError(f"data is {str(path)!r}, which is not there; name a folder or an npz file")
-    if images.ndim < 2 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
+        raise ValueError(
+            f"data is {str(path)!r}, which is not there, expected a folder or an npz file; check the path"
+        )
+    for images, labels in pools:
+        _check(path, images, labels)
+    shapes = [images.shape[1:] for images, _ in pools]
+    if shapes[0] != shapes[-1]:
+        raise ValueError(
+            f"data {str(path)!r} has training images of shape {shapes[0]} and test images of shape "
+            f"{shapes[-1]}, expected the same; mend the files"
+        )
+    return pools
+
+
+def _check(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    fits = 2 <= images.ndim <= 4 and labels.ndim == 1 and len(images) == len(labels)
+    if not fits or not images.size:
         raise ValueError(
             f"data {str(path)!r} has images of shape {images.shape} and labels of shape {labels.shape}, "
             "expected one label for each of at least one image"
@@ -106,21 +172,20 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"data {str(path)!r} has images of {images.dtype} and labels of {labels.dtype}, expected "
             "numbers and whole numbers"
         )
-    scale = 255.0 if images.dtype.kind in "ui" else 1.0
-    flat = images.reshape(len(images), -1).astype(np.float32) / scale
-    if not np.isfinite(flat).all():
-        raise ValueError(f"data {str(path)!r} holds NaN or infinity, expected finite pixels")
-    if labels.min() < 0:
-        raise ValueError(f"data {str(path)!r} has a label {labels.min()}, expected 0 and above")
-    return flat, labels.astype(np.int32)
+    if labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise ValueError(
+            f"data {str(path)!r} has labels from {labels.min()} to {labels.max()}, expected 0 to "
+            f"{MAX_CLASSES - 1}; number the classes from 0"
+        )
 
 
-def _pair(folder: Path, prefix: str) -> list[np.ndarray] | None:
+def _pair(folder: Path, prefix: str) -> Labelled | None:
     found = []
     for part in ("images-idx3-ubyte", "labels-idx1-ubyte"):
         paths = [folder / f"{prefix}-{part}{suffix}" for suffix in ("", ".gz")]
         there = [p for p in paths if p.is_file()]
         if not there:
             return None
-        found.append(files.read_idx(there[0]))
-    return found
+        found.append(read_idx(there[0]))
+    images, labels = found
+    return images, labels

@@ -9,7 +9,20 @@ from hypergrad.space import LogReal, Real, Sequence, schedule
 
 
 def task(*, horizon: int = 50, num_params: int = 5, seed: int = 0) -> Task:
-    """Tune the per-step learning rate and the momentum on L(w) = ½ (w − c)ᵀA(w − c)."""
+    """Tune the per-step learning rate and the momentum on L(w) = ½ (w − c)ᵀA(w − c).
+
+    The objective is ½ ‖w − target‖². Training from w_0 = 0 is the linear recurrence
+
+    m_{t+1} = A (w_t − c) + momentum · m_t,   w_{t+1} − c = (w_t − c) − lr_t m_{t+1},
+
+    so that (w_T − c, m_T) = B_{T−1} ⋯ B_0 (−c, 0) with
+    B_t = [[I − lr_t A, −lr_t momentum I], [A, momentum I]]; `exact` multiplies it out.
+
+    Args:
+        horizon: training steps.
+        num_params: size of w.
+        seed: of A, c and the target.
+    """
     check_horizon(horizon)
     check_horizon(num_params, "num_params")
     matrix, centre, target = make_data(num_params, seed)

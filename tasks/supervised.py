@@ -47,7 +47,8 @@ def supervised(
     """Build the problem and the test scores.
 
     Hparams that are read if they are there: `label_smoothing`, and `noise`, the standard deviation of
-    Gaussian noise added to training inputs, drawn from the key in each batch.
+    Gaussian noise added to training inputs, drawn from the key in each batch. Models with state of their
+    own (BatchNorm statistics) carry it as `Variables`.
     """
     check_batch(batch_size, len(splits.train[1]))
     train, valid, test = (tuple(map(jnp.asarray, part)) for part in splits)
@@ -55,9 +56,11 @@ def supervised(
 
     def train_loss(params, hparams, batch):
         inputs, targets, key = batch
-        inputs = inputs + hparams.get("noise", 0.0) * jax.random.normal(key, inputs.shape)
-        outputs, _ = model.apply(params, inputs, train=True, key=key)
-        return loss(outputs, targets, hparams.get("label_smoothing", 0.0))
+        if "noise" in hparams:
+            inputs = inputs + hparams["noise"] * jax.random.normal(key, inputs.shape)
+        outputs, state = model.apply(params, inputs, train=True, key=key)
+        value = loss(outputs, targets, hparams.get("label_smoothing", 0.0))
+        return value if state is None else (value, state)
 
     def objective(params, hparams, batch):
         return loss(model.apply(params, batch[0])[0], batch[1])

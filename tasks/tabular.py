@@ -35,12 +35,18 @@ def task(
         seed: of the split (60 % training, 20 % validation, 20 % test, stratified by class).
     """
     check_horizon(horizon)
+    check_horizon(width, "width")
+    if data in BUNDLED and label is not None:
+        raise ValueError(
+            f"label is {label!r}, expected none for the bundled {data!r}, whose label is known; "
+            "leave it out, or name a CSV file as data"
+        )
     table = _bundled(data) if data in BUNDLED else files.read_csv(data, label)
     labels, names = files.encode_labels(table, kind)
     parts = files.split(len(labels), (0.2, 0.2), seed, None if names is None else labels)
     if names is None:
-        mean, scale = labels[parts[0]].mean(), labels[parts[0]].std() or 1.0
-        labels = ((labels - mean) / scale).astype(np.float32)
+        known = labels[parts[0]].astype(np.float64)
+        labels = ((labels - known.mean()) / (known.std() or 1.0)).astype(np.float32)
     inputs = files.encode(table, parts[0])
     model = from_linen(MLP((width, 1 if names is None else len(names))))
     loss = squared_error if names is None else cross_entropy

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from hypergrad import tree
 from hypergrad.adjoint import Backward, state_floats
 from hypergrad.autodiff import depends
-from hypergrad.problem import Problem, check_hparams
-from hypergrad.train import TrainState, init_state, trained, unroll
+from hypergrad.problem import Problem, check, check_hparams
+from hypergrad.train import TrainState, check_step, init_state, trained, unroll
 from hypergrad.types import Array, HParams, Key, PyTree
 
 
@@ -69,8 +69,11 @@ class UnrollInfo(NamedTuple):
     first_nonfinite: Array
 
 
-def check_real(hparams: HParams) -> None:
-    """Raise a `ValueError` that names the first leaf that has no hypergradient."""
+def check_real(problem: Problem, hparams: HParams) -> None:
+    """Raise a one-line `ValueError` where problem and hparams do not fit, or a leaf has no hypergradient.
+
+    **Cost:** abstract evaluation of one step, once a trace.
+    """
     check_hparams(hparams)
     for name, leaf in zip(tree.leaf_names(hparams), jax.tree.leaves(hparams), strict=True):
         if not tree.is_float(leaf):
@@ -78,6 +81,8 @@ def check_real(hparams: HParams) -> None:
                 f"hparams[{name!r}] has dtype {jnp.result_type(leaf)}, expected floating point, because "
                 "integers and choices have no hypergradient; close over it, or search it with method 'random'"
             )
+    check(problem, hparams)
+    check_step(problem, hparams)
 
 
 def structural_zeros(problem: Problem, hparams: HParams, horizon: int) -> list[str]:

@@ -17,7 +17,7 @@ from hypergrad.estimators.base import (
     split_key,
     warn_structural_zeros,
 )
-from hypergrad.problem import Problem, check_horizon
+from hypergrad.problem import Problem, check_horizon, check_problem
 from hypergrad.train import init_state, step, trained
 
 
@@ -46,6 +46,7 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
     Reference:
         Franceschi, Donini, Frasconi, Pontil, 2017, arXiv:1703.01785, Algorithm 2 (Forward-HG).
     """
+    check_problem(problem)
     check_horizon(horizon)
     if chunk is not None:
         check_horizon(chunk, "chunk")
@@ -54,7 +55,7 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
         return ()
 
     def estimate(key, state, hparams):
-        check_real(hparams)
+        check_real(problem, hparams)
         warn_structural_zeros(problem, hparams, horizon)
         run_key, valid_key = split_key(key)
 

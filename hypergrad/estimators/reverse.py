@@ -14,7 +14,7 @@ from hypergrad.estimators.base import (
     unrolled_estimate,
     warn_structural_zeros,
 )
-from hypergrad.problem import Problem, check_horizon
+from hypergrad.problem import Problem, check_horizon, check_problem
 from hypergrad.train import init_state
 from hypergrad.types import HParams
 
@@ -48,14 +48,19 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
         Maclaurin, Duvenaud, Adams, 2015, arXiv:1502.03492; Franceschi, Donini, Frasconi, Pontil, 2017,
         arXiv:1703.01785, Algorithm 1 (Reverse-HG).
     """
+    check_problem(problem)
     check_horizon(horizon)
     backward = mixed() if backward is None else backward
+    if not callable(backward):
+        raise ValueError(
+            f"backward is {backward!r}, expected a backward pass; pass mixed(...) or plain(...)"
+        )
 
     def init(key, hparams):
         return ()
 
     def estimate(key, state, hparams):
-        check_real(hparams)
+        check_real(problem, hparams)
         warn_structural_zeros(problem, hparams, horizon)
         start = init_state(problem, split_key(key)[0], hparams)
         result, _ = unrolled_estimate(problem, key, hparams, start, horizon, backward)
@@ -98,11 +103,13 @@ def plan(problem: Problem, hparams: HParams, horizon: int, memory: int) -> Plan:
     Raises:
         ValueError: where even the leanest pass needs more, with the number of bytes it needs.
     """
+    check_problem(problem)
     check_horizon(horizon)
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
         raise ValueError(
             f"memory is {memory!r}, expected a positive number of bytes; pass e.g. 64 * 2**20"
         )
+    check_real(problem, hparams)
     ladder = [(), sqrt_checkpoint(horizon), *(nested_checkpoint(horizon, n) for n in (2, 3))]
     one = jax.eval_shape(lambda h: init_state(problem, jax.random.key(0), h), hparams)
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in tree.floats(one))

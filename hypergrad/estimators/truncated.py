@@ -11,7 +11,7 @@ from hypergrad.estimators.base import (
     unrolled_estimate,
     warn_structural_zeros,
 )
-from hypergrad.problem import Problem, check_horizon
+from hypergrad.problem import Problem, check_horizon, check_problem
 from hypergrad.train import init_state, unroll_losses
 
 
@@ -45,6 +45,7 @@ def truncated(
         Shaban, Cheng, Hatch, Boots, 2019, arXiv:1810.10667 (K-RMD); bias: Wu, Ren, Liao, Grosse, 2018,
         arXiv:1803.02021.
     """
+    check_problem(problem)
     check_horizon(horizon)
     check_horizon(window, "window")
     if window > horizon:
@@ -57,7 +58,7 @@ def truncated(
         return ()
 
     def estimate(key, state, hparams):
-        check_real(hparams)
+        check_real(problem, hparams)
         warn_structural_zeros(problem, hparams, window)
         frozen = jax.lax.stop_gradient(hparams)
         start = init_state(problem, split_key(key)[0], frozen)

@@ -89,6 +89,14 @@ def descent(
             f"clip is {clip!r}, expected a positive number; pass float('inf') for none"
         )
     inner = optax.adam(0.1) if optimizer is None else optimizer
+    if not isinstance(inner, optax.GradientTransformation):
+        raise ValueError(
+            f"optimizer is {inner!r}, expected an optax.GradientTransformation; pass e.g. optax.adam(0.1)"
+        )
+    if not isinstance(estimator, Estimator):
+        raise ValueError(
+            f"estimator is {type(estimator).__name__}, expected an Estimator; pass e.g. reverse(problem, 100)"
+        )
     outer = optax.chain(optax.clip_by_global_norm(clip), inner)
 
     def start(key, index):
