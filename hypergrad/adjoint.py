@@ -25,6 +25,7 @@ from hypergrad.train import (
     evaluate_loss,
     nested_scan,
     step,
+    step_and_grads,
     trained,
     update,
     with_parts,
@@ -47,6 +48,9 @@ class Run(NamedTuple):
     losses: Array
     pullback: Callable[[list[Array]], tuple[list[Array], list[Array], Array]]
 
+
+MAX_STORED = 32 * 2**20
+"""Bytes up to which `mixed()` keeps every step; beyond the caches, computing again is as fast."""
 
 Backward: TypeAlias = Callable[[Problem, HParams, TrainState, int], Run]
 
@@ -73,6 +77,16 @@ def sqrt_checkpoint(num_steps: int) -> tuple[int, ...]:
     return (best,) if best > 1 else ()
 
 
+def choose_checkpoint(state: TrainState, num_steps: int) -> tuple[int, ...]:
+    """Return () while all steps fit in `MAX_STORED` bytes, else segments of about √num_steps."""
+    kept = [
+        *tree.floats(state),
+        *jax.tree.leaves(trained(state.params)),
+    ]  # the gradient is kept too
+    num_bytes = num_steps * sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+    return () if num_bytes <= MAX_STORED else sqrt_checkpoint(num_steps)
+
+
 def nested_checkpoint(num_steps: int, depth: int) -> tuple[int, ...]:
     """Return `depth` nested segment lengths, about num_steps^(d/(depth + 1)) each, outermost first."""
     lengths = []
@@ -94,19 +108,20 @@ def num_stored(num_steps: int, checkpoint: tuple[int, ...]) -> int:
 def mixed(checkpoint: tuple[int, ...] | None = None) -> Backward:
     """Pull back with mixed-mode inner gradients, storing states only.
 
-    A step's backward needs Hv and (∂²L/∂λ∂w)ᵀv for one v. The Hessian is symmetric, so both come from one
-    forward derivative of the gradient map along v, (d/dε) ∇_{(w,λ)} L(w + εv, λ): the gradient is
-    linearized once, its value feeds the optimizer's own pullback, which yields v, and the linear part
-    is then applied to v. No activations are kept between steps, no reverse-over-reverse is needed.
+    A step's backward needs Hv and (∂²L/∂λ∂w)ᵀv for one v, the adjoint of the gradient. The Hessian is
+    symmetric, so both come from one forward derivative of the gradient map along v,
+    (d/dε) ∇_{(w,λ)} L(w + εv, λ). The optimizer's own pullback yields v; the gradient at which it is
+    taken was kept on the way forward. No activations are kept, no reverse-over-reverse is needed.
 
-    **Cost:** about 3 x training with memory `num_steps` states for `checkpoint=()`; one training more
-    for each nested level, with O(√num_steps) states for one level, O(∛num_steps) for two.
+    **Cost:** 2 to 3.5 x training with memory of `num_steps` states and gradients for `checkpoint=()`; one
+    training more for each nested level, with O(√num_steps) of them for one level, O(∛num_steps) for two.
 
     **Limits:** the loss must have forward derivatives (no `jax.custom_vjp` in it: use `plain`). The result
     is not itself differentiable in reverse mode for free: use `unroll` for second derivatives.
 
     Args:
-        checkpoint: lengths of nested segments, outermost first; None means one level of about √num_steps.
+        checkpoint: lengths of nested segments, outermost first; None means `choose_checkpoint`: none
+            while all steps take at most 32 MiB, else one level of about √num_steps.
 
     Reference:
         Kemaev, Calian, Zintgraf, Farquhar, van Hasselt, "Scalable Meta-Learning via Mixed-Mode
@@ -116,7 +131,7 @@ def mixed(checkpoint: tuple[int, ...] | None = None) -> Backward:
         check_checkpoint(checkpoint)
 
     def backward(problem, hparams, state, num_steps):
-        levels = sqrt_checkpoint(num_steps) if checkpoint is None else checkpoint
+        levels = choose_checkpoint(state, num_steps) if checkpoint is None else checkpoint
         final, losses, stored = _store(problem, hparams, state, num_steps, levels)
 
         def pullback(adjoint):
@@ -130,9 +145,17 @@ def mixed(checkpoint: tuple[int, ...] | None = None) -> Backward:
 
 
 class _Stored(NamedTuple):
-    """States kept on the way forward: the start of every whole segment, and of the shorter last one."""
+    """What is kept on the way forward.
 
-    starts: TrainState
+    Attributes:
+        starts: the state before every whole segment, leading axis `[num_segments]`; where a segment is a
+            single step, with that step's loss and gradient: (state, value, grads).
+        tail: the state before the shorter last segment.
+        size: steps in a whole segment.
+        rest: steps in the shorter last segment, or 0.
+    """
+
+    starts: Any
     tail: TrainState
     size: int
     rest: int
@@ -146,8 +169,11 @@ def _store(problem, hparams, state, num_steps, levels) -> tuple[TrainState, Arra
         return jax.lax.scan(lambda s, _: step(problem, hparams, s), start, None, length=length)
 
     def advance(start, _):
-        end, losses = step(problem, hparams, start) if size == 1 else train(start, size)
-        return end, (start, losses)
+        if size > 1:
+            end, losses = train(start, size)
+            return end, (start, losses)
+        end, value, grads = step_and_grads(problem, hparams, start)
+        return end, ((start, value, grads), value)
 
     tail, (starts, losses) = jax.lax.scan(advance, state, None, length=num_segments)
     losses = losses.reshape(-1)
@@ -174,8 +200,9 @@ def _sweep(problem, hparams, stored: _Stored, adjoint, levels) -> tuple[Any, Arr
     return adjoint, jnp.concatenate([norms.reshape(-1), tail_norms])
 
 
-def _pull_step(problem, hparams, state, adjoint):
-    """Pull the adjoint back over one step of training, mixed-mode."""
+def _pull_step(problem, hparams, kept, adjoint):
+    """Pull the adjoint back over one step of training, whose loss and gradient were kept."""
+    state, value, grads = kept
     total, state_bar = adjoint
     batch = draw_batch(problem, state)
     weights = trained(state.params)
@@ -185,40 +212,39 @@ def _pull_step(problem, hparams, state, adjoint):
     num_w, num_c = len(jax.tree.leaves(weights)), len(c)
     w_bar, c_bar, o_bar = _cut(state_bar, num_w, num_c)
 
-    # The new carried state s(w, c, λ) has an adjoint too. Adding κ⟨s̄, s⟩ to the loss makes the one
-    # derivative along (v, κ̇ = 1) at κ = 0 return Hv + ∂⟨s̄, s⟩ together.
-    def gradient(weights, kappa):
-        def lagrangian(weights, c, h):
-            params = with_parts(state.params, weights, join_c(c))
-            value, new = evaluate_loss(problem, params, join_h(h), batch)
-            return value + kappa * tree.dot(tree.floats(new), c_bar) if c else value, value
-
-        (_, value), grads = jax.value_and_grad(lagrangian, (0, 1, 2), has_aux=True)(weights, c, h)
-        return grads, value
-
-    (grads, value), push = jax.linearize(gradient, weights, jnp.zeros(()))
-
     def apply(grads, o, weights, h, value, c):
         params = with_parts(state.params, weights, join_c(c))
         here = state._replace(params=params, opt_state=join_o(o))
         return [tree.floats(x) for x in update(problem, join_h(h), here, batch, value, grads)]
 
     # most optimizers see neither the loss nor, through value_fn, the carried state
-    live = uses(apply, grads[0], o, weights, h, value, c)
+    live = uses(apply, grads, o, weights, h, value, c)
     extra = any(live[len(live) - 1 - len(c) :])
     late = (value, c) if extra else ()
     fixed = () if extra else (value, c)
-    inputs = (grads[0], o, weights, h, *late)
+    inputs = (grads, o, weights, h, *late)
     _, pull_update = jax.vjp(lambda *args: apply(*args, *fixed), *inputs)
     v, o_new, w_new, h_new, *late_bar = pull_update([w_bar, o_bar])
-    (w_hess, c_new, h_cross), _ = push(v, jnp.ones(()))
+
+    # The new carried state s(w, c, λ) has an adjoint too. Adding κ⟨s̄, s⟩ to the loss makes the one
+    # derivative along (v, κ̇ = 1) at κ = 0 return Hv + ∂⟨s̄, s⟩ together.
+    def gradient(weights, kappa):
+        def lagrangian(weights, c, h):
+            params = with_parts(state.params, weights, join_c(c))
+            value, new = evaluate_loss(problem, params, join_h(h), batch)
+            return value + kappa * tree.dot(tree.floats(new), c_bar) if c else value
+
+        return jax.grad(lagrangian, (0, 1, 2))(weights, c, h)
+
+    zero, one = jnp.zeros(()), jnp.ones(())
+    direct, (w_hess, c_new, h_cross) = jax.jvp(gradient, (weights, zero), (v, one))
     w_new = jax.tree.leaves(tree.add(w_new, w_hess))
     h_new = tree.add(h_new, h_cross)
     if extra:
         value_bar, c_late = late_bar
         w_new, c_new, h_new = (
-            [a + value_bar * b for a, b in zip(bar, jax.tree.leaves(direct), strict=True)]
-            for bar, direct in zip((w_new, tree.add(c_new, c_late), h_new), grads, strict=True)
+            [a + value_bar * b for a, b in zip(bar, jax.tree.leaves(slope), strict=True)]
+            for bar, slope in zip((w_new, tree.add(c_new, c_late), h_new), direct, strict=True)
         )
     bars = tree.cast_like([*w_new, *c_new, *o_new], state_bar)
     norm = tree.norm(bars[:num_w]).astype(jnp.float32)
@@ -236,7 +262,7 @@ def plain(checkpoint: tuple[int, ...] = (1,)) -> Backward:
     Takes any loss, one with `jax.custom_vjp` too. `checkpoint=()` is the naive `grad` of a `scan`, which
     stores the activations of every step.
 
-    **Cost:** 4 to 5 x training with `(1,)` and memory of `num_steps` states; 6 to 13 x with `()`.
+    **Cost:** 4 to 5 x training with `(1,)` and memory of `num_steps` states.
     """
     check_checkpoint(checkpoint)
 

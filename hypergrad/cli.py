@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     tune.add_argument(
         "--memory",
-        help="budget of one hypergradient, e.g. 64M (default: about sqrt(horizon) states)",
+        help="budget of one hypergradient, e.g. 64M (default: 32M, or about sqrt(horizon) states)",
     )
     tune.add_argument("--out", help="folder of the study (default runs/TASK)")
     tune.add_argument("--overwrite", action="store_true", help="replace the study in --out")

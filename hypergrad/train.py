@@ -132,6 +132,13 @@ def step(problem: Problem, hparams: HParams, state: TrainState) -> tuple[TrainSt
     Returns:
         The next state and the loss `[]` before the step.
     """
+    return step_and_grads(problem, hparams, state)[:2]
+
+
+def step_and_grads(
+    problem: Problem, hparams: HParams, state: TrainState
+) -> tuple[TrainState, Array, PyTree]:
+    """Make one step of training like `step`, and return the gradient of the weights beside."""
     batch = draw_batch(problem, state)
     weights = trained(state.params)
 
@@ -142,7 +149,7 @@ def step(problem: Problem, hparams: HParams, state: TrainState) -> tuple[TrainSt
     (value, new_carried), grads = jax.value_and_grad(loss, has_aux=True)(weights)
     weights, opt_state = update(problem, hparams, state, batch, value, grads)
     params = with_parts(state.params, weights, new_carried)
-    return TrainState(state.step + 1, params, opt_state, state.key), value
+    return TrainState(state.step + 1, params, opt_state, state.key), value, grads
 
 
 def check_step(problem: Problem, hparams: HParams) -> None:

@@ -26,8 +26,9 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
 
     d f(w_T, λ)/dλ = ∂f/∂λ + Σ_t ᾱ_{t+1} ∂Φ_t/∂λ + ᾱ_0 ∂w_0/∂λ,   ᾱ_t = ᾱ_{t+1} ∂Φ_t/∂w_t,   ᾱ_T = ∂f/∂w_T
 
-    **Cost:** about 4 x training with O(√horizon) states of memory, whatever the number of hparams (the
-    default, `mixed()`); other trade-offs through `backward`, or `plan` for a budget in bytes.
+    **Cost:** 2 to 5 x training, whatever the number of hparams, with memory of 32 MiB or O(√horizon) states,
+    whichever is more (the default, `mixed()`); other trade-offs through `backward`, or `plan` for a
+    budget in bytes.
 
     **Limits:** exact but for rounding. Where training is chaotic the exact gradient is useless: watch
     `info.growth`. Signs and roundings in the optimizer give zeros, which are warned of by name.

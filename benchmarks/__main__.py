@@ -1,0 +1,73 @@
+"""Run a benchmark: `python -m benchmarks NAME [--quick] [--out FILE] [--data DIR] [--torch-python PATH]`."""
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks.record import Results, pin
+
+RESULTS = Path(__file__).parent / "results"
+NAMES = {
+    "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",
+    "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, run what is not yet in the results file, print its table."""
+    names = "\n".join(f"  {name:14s} {text}" for name, text in NAMES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure hypergrad side by side with its peers.",
+        epilog=f"benchmarks:\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--quick", action="store_true", help="small cases, to see that it works")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="results file; cases in it are not run again (default: results/NAME.jsonl)",
+    )
+    parser.add_argument("--data", help="folder of the MNIST files, for 'schedules'")
+    parser.add_argument(
+        "--torch-python",
+        help="Python with torch, torchopt and higher (pip install torch torchopt higher); no peers without",
+    )
+    parser.add_argument(
+        "--cores",
+        type=int,
+        default=1,
+        help="processor cores to use (default: 1; small steps are fastest so)",
+    )
+    options = parser.parse_args(arguments)
+    if options.cores < 1:
+        parser.error(f"--cores is {options.cores}, expected at least 1; leave it out for one")
+    for name in ("data", "torch_python"):
+        path = getattr(options, name)
+        if path is not None and not Path(path).exists():
+            flag = "--" + name.replace("_", "-")
+            parser.error(f"{flag} is {path!r}, which is not there; check the path")
+    pin(options.cores)
+    module = import_module(f"benchmarks.{options.name}")  # imports jax, after the cores are set
+    quick = "-quick" if options.quick else ""
+    out = options.out or RESULTS / f"{options.name}{quick}.jsonl"
+    settings = {"quick": options.quick, "cores": options.cores}
+    try:
+        results = Results(out, options.name, settings)
+        module.run(results, options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; finished cases are in {out}", file=sys.stderr)
+        return 130
+    print(module.table(results))
+    print(f"\n{len(results.cases)} cases in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""What every benchmark shares: a results file that survives being stopped, and honest timing."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = ("hypergrad-jax", "jax", "jaxlib", "optax", "numpy")
+
+
+class Results:
+    """A file of JSON lines, a header first and then one line a case; reopened, it goes on where it stopped.
+
+    Args:
+        path: of the file; created with its folder.
+        benchmark: name in the header.
+        settings: what must be equal for two runs to share a file, such as the number of repeats.
+    """
+
+    def __init__(self, path: Path, benchmark: str, settings: dict[str, Any]):
+        self.path = path
+        self.cases: dict[str, dict[str, Any]] = {}
+        header = {
+            "benchmark": benchmark,
+            "settings": settings,
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "versions": versions(PACKAGES),
+            "machine": machine(),
+        }
+        if path.exists():
+            self._read(header)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.header = header
+            self._append(header)
+
+    def _read(self, header: dict[str, Any]) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        try:
+            self.header, *cases = (json.loads(line) for line in lines)
+            self.cases = {case["case"]: case for case in cases}
+            same = all(self.header[name] == header[name] for name in ("benchmark", "settings"))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"out is {str(self.path)!r}, which is no results file; name another with --out"
+            ) from None
+        if not same:
+            raise ValueError(
+                f"out is {str(self.path)!r}, which holds {self.header['benchmark']!r} with "
+                f"{self.header['settings']}, expected {header['benchmark']!r} with {header['settings']}; "
+                "name another with --out, or remove it"
+            )
+
+    def add(self, case: dict[str, Any]) -> None:
+        """Append one finished case, on disk before this returns."""
+        self.cases[case["case"]] = case
+        self._append(case)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Describe the processor, and how many of its cores this process may use."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return {"processor": model, "system": platform.system(), "cores": num_cores()}
+
+
+def num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def pin(cores: int) -> None:
+    """Keep this process and its children on `cores` processors; call before jax is imported."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+
+def interleave(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str, dict[str, float]]:
+    """Time all `calls` in turn, `repeats` times after one turn that does not count.
+
+    Taking turns, they share whatever disturbs the machine.
+
+    Args:
+        calls: name -> a function that works and returns the seconds it took.
+        repeats: how many turns count.
+
+    Returns:
+        For each name the median, lowest and highest seconds.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            took = call()
+            if turn:
+                seconds[name].append(took)
+    return {
+        name: {"seconds": float(np.median(s)), "low": min(s), "high": max(s)}
+        for name, s in seconds.items()
+    }
+
+
+def timed(function: Callable[[], Any]) -> Callable[[], float]:
+    """Turn a function of jax arrays into one that waits for them and returns the seconds taken."""
+    import jax
+
+    def call() -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(function())
+        return time.perf_counter() - began
+
+    return call
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Write a table whose columns are aligned in the source too."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    cells = [header, ["-" * w for w in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    )
