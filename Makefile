@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+WORKERS ?= 2
 # compiled programs are kept between runs, so that the second `make test` compiles little
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
@@ -15,8 +16,8 @@ help: ## list the targets
 tune: $(VENV)/.run ## tune the digits task and write runs/digits/report.html
 	$(BIN)/hypergrad tune digits --out runs/digits --overwrite $(ARGS)
 
-test: $(VENV)/.dev ## run the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev ## run the whole test suite, in WORKERS processes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, ruff format --check, pyright
 	$(BIN)/ruff check .

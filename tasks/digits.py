@@ -10,6 +10,7 @@ from hypergrad.problem import Examples, Problem, Task, check_horizon
 from hypergrad.space import LogReal, Real, Sequence, schedule
 from models.mlp import MLP
 from tasks.data import check_batch
+from tasks.supervised import Splits, take
 
 NUM_LAYERS = 2
 
@@ -26,19 +27,10 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
         seed: of the split into 1000 training, 400 validation and 397 test images.
     """
     check_horizon(horizon)
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ValueError(
-            "task 'digits' needs scikit-learn, which is not installed; "
-            "install the extra: pip install 'hypergrad-jax[zoo]'"
-        ) from error
-    images, labels = load_digits(return_X_y=True)
-    images, labels = (images / 16).astype(np.float32), labels.astype(np.int32)
-    order = np.random.default_rng(seed).permutation(len(labels))
-    parts = np.split(order, [1000, 1400])
-    train, valid, test = ((jnp.asarray(images[p]), jnp.asarray(labels[p])) for p in parts)
-    check_batch(batch_size, len(parts[0]))
+    splits = load(seed)
+    train, valid, test = (tuple(map(jnp.asarray, part)) for part in splits)
+    num_train = len(splits.train[1])
+    check_batch(batch_size, num_train)
     if not isinstance(width, int) or width < 1:
         raise ValueError(f"width is {width!r}, expected at least 1 hidden unit; pass e.g. width=64")
 
@@ -50,7 +42,7 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
     def train_batch(key, step):
-        indices = jax.random.randint(key, (batch_size,), 0, len(parts[0]))
+        indices = jax.random.randint(key, (batch_size,), 0, num_train)
         return train[0][indices], train[1][indices]
 
     def score(params, hparams):
@@ -64,7 +56,7 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
         optimizer=optimizer,
         train_batch=train_batch,
         valid_batch=lambda key: valid,
-        train_set=Examples(len(parts[0]), lambda indices: (train[0][indices], train[1][indices])),
+        train_set=Examples(num_train, lambda indices: (train[0][indices], train[1][indices])),
     )
     space = {
         "lr": Sequence(LogReal(1e-3, 2.0, default=0.1), horizon),
@@ -83,6 +75,21 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
         snippet=snippet,
         description=f"An MLP 64-{width}-10 on 8x8 digits, {horizon} steps of SGD, batches of {batch_size}.",
     )
+
+
+def load(seed: int = 0) -> Splits:
+    """Load the digits, scaled to [0, 1] and split into 1000, 400 and 397."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError(
+            "task 'digits' needs scikit-learn, which is not installed; "
+            "install the extra: pip install 'hypergrad-jax[zoo]'"
+        ) from error
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    parts = np.split(order, [1000, 1400])
+    return take((images / 16).astype(np.float32), labels.astype(np.int32), parts)
 
 
 def optimizer(hparams):

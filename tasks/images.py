@@ -57,12 +57,8 @@ def task(
         raise ValueError(
             f"model is {model!r}, expected one of {', '.join(MODELS)}; pass one of them"
         )
-    sizes = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test}
-    for name, size in sizes.items():
-        check_horizon(size, name)
-    pools = _read(Path(data))
-    splits = _split(data, pools, sizes, seed)
-    num_classes = int(max(labels.max() for _, labels in pools)) + 1
+    splits = load(data, num_train, num_valid, num_test, seed)
+    num_classes = int(max(labels.max() for _, labels in splits)) + 1
     if len(np.unique(splits.train[1])) < 2:
         raise ValueError(
             f"data {data!r} has one class among the training images, expected at least two; "
@@ -99,6 +95,14 @@ def task(
         higher_is_better=True,
         description=f"Model {model} of width {width} on {num_train} images of {pixels} pixels.",
     )
+
+
+def load(data: str, num_train: int, num_valid: int, num_test: int, seed: int = 0) -> Splits:
+    """Read and split images, scaled to [0, 1]; the arguments are those of `task`."""
+    sizes = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test}
+    for name, size in sizes.items():
+        check_horizon(size, name)
+    return _split(data, _read(Path(data)), sizes, seed)
 
 
 def _split(data: str, pools: list[Labelled], sizes: dict[str, int], seed: int) -> Splits:
