@@ -52,6 +52,7 @@ def descent(
     clip: float = 1.0,
     patience: int | None = None,
     resample: bool = True,
+    start: HParams | None = None,
 ) -> Tuner:
     """Descend the hypergradient with an optax optimizer: z ← z − optimizer(∂λ/∂zᵀ hypergrad), λ = constrain(z).
 
@@ -65,13 +66,15 @@ def descent(
 
     Args:
         estimator: any hypergradient estimator.
-        space: a pytree of real dimensions. Restart 0 starts at the defaults, the others at random.
+        space: a pytree of real dimensions.
         optimizer: the outer optimizer; Adam with a learning rate of 0.1 where None.
         num_restarts: how many descend side by side, as one program.
         clip: largest Euclidean norm of a hypergradient in unconstrained coordinates.
         patience: stop after so many steps without a better objective in any restart; None: never.
         resample: new initial weights and minibatches at every step (a stochastic gradient of the
             expected objective), instead of the same ones (a smooth problem that may be overfitted).
+        start: where restart 0 starts, hparams of the space; its defaults where None. The others start
+            at random.
 
     Returns:
         A tuner; its outcomes carry the norms of the hypergradient and of its direct and response parts
@@ -98,9 +101,11 @@ def descent(
             f"estimator is {type(estimator).__name__}, expected an Estimator; pass e.g. reverse(problem, 100)"
         )
     outer = optax.chain(optax.clip_by_global_norm(clip), inner)
+    first = spaces.default(space) if start is None else start
+    spaces.check_value(space, first)
 
-    def start(key, index):
-        drawn, first = spaces.sample(space, key), spaces.default(space)
+    def begin(key, index):
+        drawn = spaces.sample(space, key)
         chosen = jax.tree.map(lambda a, b: jnp.where(index == 0, a, b), first, drawn)
         z = spaces.unconstrain(space, chosen)
         return jax.tree.map(lambda x: jnp.clip(x, -EDGE, EDGE), z)
@@ -109,7 +114,7 @@ def descent(
     def init(key):
         start_key, estimator_key, run_key = jax.random.split(key, 3)
         keys = jax.random.split(start_key, num_restarts)
-        z = jax.vmap(start)(keys, jnp.arange(num_restarts))
+        z = jax.vmap(begin)(keys, jnp.arange(num_restarts))
         hparams = jax.vmap(lambda z: spaces.constrain(space, z))(z)
         keys = jax.random.split(estimator_key, num_restarts)
         state = DescentState(
