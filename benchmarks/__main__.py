@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from benchmarks import tables
 from benchmarks.record import Results, pin
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nstopped; finished cases are in {out}", file=sys.stderr)
         return 130
     print(module.table(results))
+    if out == RESULTS / f"{options.name}.jsonl":
+        tables.write()
     print(f"\n{len(results.cases)} cases in {out}")
     return 0
 

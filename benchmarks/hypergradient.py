@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.record import Results, interleave, markdown, timed
+from benchmarks.record import Figure, Results, interleave, markdown, timed
 from hypergrad.adjoint import nested_checkpoint, sqrt_checkpoint
 from hypergrad.estimators import forward, mixed, plain, reverse
 from hypergrad.problem import Problem
@@ -138,16 +138,17 @@ def run(results: Results, options) -> None:
     for setting in QUICK if options.quick else SETTINGS:
         if setting.name not in results.cases:
             print(f"{setting.name} ...", flush=True)
-            results.add(measure(setting, options.torch_python))
+            results.add(setting.name, measure(setting, options.torch_python))
     for optimizer in ("momentum", "adam"):
         small = Setting(optimizer, 20 if options.quick else 200)
         name = f"finite differences, {optimizer}, T = {small.horizon}"
         if name not in results.cases:
             print(f"{name} ...", flush=True)
-            results.add({"case": name, "errors": finite_differences(small)})
+            errors = finite_differences(small).items()
+            results.add(name, [Figure(n, "error", error, "relative") for n, error in errors])
 
 
-def measure(setting: Setting, torch_python: str | None) -> dict[str, Any]:
+def measure(setting: Setting, torch_python: str | None) -> list[Figure]:
     """Time all schemes and all peers in turn, and compare their hypergradients."""
     problem, hparams, arrays = make_problem(setting)
 
@@ -156,21 +157,20 @@ def measure(setting: Setting, torch_python: str | None) -> dict[str, Any]:
 
     training = jax.jit(train)
     calls = {"training": timed(lambda: training(hparams))}
-    compiled, costs, grads = {}, {}, {}
+    figures: list[Figure] = []
+    grads = {}
     for name, estimator in schemes(problem, setting.horizon).items():
         lowered = jax.jit(estimator.estimate).lower(KEY, (), hparams)
         began = time.perf_counter()
-        compiled[name] = lowered.compile()
-        seconds = time.perf_counter() - began
-        num_bytes = compiled[name].memory_analysis().temp_size_in_bytes
-        costs[name] = {"megabytes": num_bytes / 1e6, "compile_seconds": seconds}
-        calls[name] = timed(lambda name=name: compiled[name](KEY, (), hparams))
-        grads[name] = vector(compiled[name](KEY, (), hparams)[1].hypergrad)
-    reference = grads["plain, naive"]
-    ours = {n: {**costs[n], "error": relative(g, reference)} for n, g in grads.items()}
+        compiled = lowered.compile()
+        figures.append(Figure(name, "compile", time.perf_counter() - began, "s"))
+        num_bytes = compiled.memory_analysis().temp_size_in_bytes
+        figures.append(Figure(name, "memory", num_bytes / 1e6, "MB"))
+        calls[name] = timed(lambda compiled=compiled: compiled(KEY, (), hparams))
+        grads[name] = vector(compiled(KEY, (), hparams)[1].hypergrad)
 
     with contextlib.ExitStack() as stack:
-        workers, absent = {}, {}
+        workers = {}
         if torch_python:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             data = Path(folder) / "case.npz"
@@ -179,45 +179,37 @@ def measure(setting: Setting, torch_python: str | None) -> dict[str, Any]:
                 try:
                     workers[peer] = stack.enter_context(Worker(torch_python, peer, data, setting))
                 except RuntimeError as error:
-                    absent[peer] = str(error)
-        calls |= {peer: worker.seconds for peer, worker in workers.items()}
-        if workers:
+                    figures.append(Figure(peer, "absent", str(error), "message"))
+        for peer, worker in workers.items():
+            grads[peer] = np.array(worker.answer["gradient"], np.float64)
+            missing = [n for n, g in zip(HPARAMS, grads[peer], strict=True) if np.isnan(g)]
+            figures.append(Figure(peer, "missing", missing, "hparams"))
+            figures.append(Figure(peer, "memory", worker.megabytes, "MB"))
+            figures.append(Figure(peer, "version", worker.version, "torch"))
+            calls[peer] = worker.seconds
+        if "torch" in workers:
             calls["torch training"] = workers["torch"].training
+            with Worker(torch_python, "torch", data, setting, wide=True) as worker:
+                answer = np.array(worker.answer["gradient"])
+            error = relative(answer, hypergrad_float64(problem, hparams, setting.horizon))
+            figures.append(Figure("torch", "error in float64", error, "relative"))
         times = interleave(calls, REPEATS)
-        peers = {
-            peer: {
-                "error": relative(np.array(worker.answer["gradient"], np.float64), reference),
-                "megabytes": worker.megabytes,
-                "missing": [
-                    n for n, g in zip(HPARAMS, worker.answer["gradient"], strict=True) if g is None
-                ],
-            }
-            for peer, worker in workers.items()
-        }
-    forward_seconds = times["training"]["seconds"]
-    for name, entry in (ours | peers).items():
-        entry |= times[name] | {"ratio": times[name]["seconds"] / forward_seconds}
-    best = min(entry["seconds"] for name, entry in ours.items() if name != "default")
-    for entry in peers.values():
-        entry["slower_than_best"] = entry["seconds"] / best
-        entry["slower_than_default"] = entry["seconds"] / ours["default"]["seconds"]
-    return {
-        "case": setting.name,
-        "setting": setting._asdict(),
-        "repeats": REPEATS,
-        "training": times["training"],
-        "torch_training": times.get("torch training"),
-        "torch_version": workers["torch"].version if workers else None,
-        "schemes": ours,
-        "peers": peers,
-        "peers_absent": absent,
-    }
+    for name, grad in grads.items():
+        error = relative(grad, grads["plain, naive"])
+        ratio = times[name]["median"] / times["training"]["median"]
+        figures += [
+            Figure(name, "error", error, "relative"),
+            Figure(name, "ratio", ratio, "trainings"),
+        ]
+    for name, found in times.items():
+        figures += [Figure(name, f"time, {which}", took, "s") for which, took in found.items()]
+    return figures
 
 
 class Worker:
     """A peer in a process of its own."""
 
-    def __init__(self, python: str, peer: str, data: Path, setting: Setting):
+    def __init__(self, python, peer: str, data: Path, setting: Setting, *, wide: bool = False):
         script = Path(__file__).with_name("peers_torch.py")
         self.process = subprocess.Popen(
             [python, "-W", "ignore", str(script)],
@@ -225,7 +217,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
-        request = {"peer": peer, "data": str(data), **setting._asdict()}
+        request = {"peer": peer, "data": str(data), "wide": wide, **setting._asdict()}
         try:
             self.version = self.ask(request)["torch"]
             self.ask(
@@ -260,6 +252,14 @@ class Worker:
     def __exit__(self, *_):
         self.process.kill()
         self.process.communicate()
+
+
+def hypergrad_float64(problem: Problem, hparams: dict, horizon: int) -> np.ndarray:
+    """Repeat the same run in float64, where rounding does not part long trainings so soon."""
+    with jax.enable_x64(True):
+        estimator = reverse(in_float64(problem), horizon)
+        point = {name: jnp.asarray(value, jnp.float64) for name, value in hparams.items()}
+        return vector(jax.jit(estimator.estimate)(KEY, (), point)[1].hypergrad)
 
 
 def finite_differences(setting: Setting, h: float = 1e-6) -> dict[str, float]:
@@ -299,22 +299,60 @@ def relative(actual: np.ndarray, expected: np.ndarray) -> float:
 def table(results: Results) -> str:
     """Write the results as Markdown."""
     parts = []
-    for name, case in results.cases.items():
-        if "schemes" not in case:
-            worst = max(case["errors"].values())
-            parts.append(f"**{name}**: largest relative error of any scheme {worst:.1e}")
+    for name, methods in results.cases.items():
+        if "training" not in methods:
+            worst = max(found["error"] for found in methods.values())
+            parts.append(f"**{name}**: largest relative error of any scheme {worst:.0e}")
             continue
-        rows = [
-            [
-                scheme,
-                f"{entry['ratio']:.2f}",
-                f"{entry['megabytes']:.1f}",
-                f"{entry['compile_seconds']:.1f}" if "compile_seconds" in entry else "",
-                f"{entry['error']:.0e}",
-            ]
-            for scheme, entry in (case["schemes"] | case["peers"]).items()
+        rows = [row(method, found) for method, found in methods.items() if "ratio" in found]
+        rows += [
+            [method, "does not run", "", "", ""]
+            for method, found in methods.items()
+            if "absent" in found
         ]
-        header = ["scheme", "x training", "MB", "compile s", "error"]
-        micro = case["training"]["seconds"] / case["setting"]["horizon"] * 1e6
-        parts.append(f"**{name}**, training {micro:.0f} µs a step\n\n{markdown(header, rows)}")
+        horizon = int(name.rsplit(" ", 1)[1])
+        micro = methods["training"]["time, median"] / horizon * 1e6
+        head = f"**{name}**, training {micro:.0f} µs a step"
+        if "torch" in methods:
+            error = methods["torch"]["error in float64"]
+            head += f"; in float64 the hypergradient of PyTorch differs by {error:.0e}"
+        header = ["method", "x training", "MB", "compile s", "error"]
+        parts.append(f"{head}\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)
+
+
+def summary(results: Results) -> str:
+    """Write one line a case: the default beside the naive scheme and the fastest peer."""
+    rows = []
+    for name, methods in results.cases.items():
+        if "training" not in methods:
+            continue
+        ours, naive = methods["default"], methods["plain, naive"]
+        cells = [
+            name,
+            f"{ours['ratio']:.1f}",
+            f"{ours['memory']:.1f}",
+            f"{naive['ratio']:.1f}",
+            f"{naive['memory']:.0f}",
+        ]
+        peers = {peer: methods[peer]["ratio"] for peer in PEERS if "ratio" in methods.get(peer, {})}
+        if peers:
+            best = min(peers, key=peers.__getitem__)
+            cells.append(f"{peers[best] / ours['ratio']:.1f}x ({best})")
+        else:
+            cells.append("not measured")
+        rows.append(cells)
+    header = ["digits MLP", "x training", "MB", "naive: x training", "MB", "faster than best peer"]
+    return markdown(header, rows)
+
+
+def row(method: str, found: dict[str, Any]) -> list[str]:
+    compile_seconds = f"{found['compile']:.1f}" if "compile" in found else ""
+    missing = f" without {', '.join(found['missing'])}" if found.get("missing") else ""
+    return [
+        method + missing,
+        f"{found['ratio']:.2f}",
+        f"{found['memory']:.1f}",
+        compile_seconds,
+        f"{found['error']:.0e}",
+    ]

@@ -1,11 +1,10 @@
 """The peers, run as a script by a Python that has torch: one request a line in, one answer a line out.
 
-Requests are JSON objects: {"peer", "data", "optimizer", "horizon"} once, then {"run": "gradient"} or
+Requests are JSON objects: {"peer", "data", "wide", "optimizer", "horizon"} once, then {"run": "gradient"} or
 {"run": "train"} any number of times.
 """
 
 import json
-import resource
 import sys
 import time
 
@@ -37,6 +36,8 @@ class Case:
 
     def __init__(self, request):
         data = {name: torch.from_numpy(array) for name, array in np.load(request["data"]).items()}
+        if request["wide"]:
+            data = {name: x.double() if x.is_floating_point() else x for name, x in data.items()}
         self.x, self.y, self.indices = data["x"], data["y"].long(), data["indices"].long()
         self.valid = data["valid_x"], data["valid_y"].long()
         self.weights = [data[name] for name in ("w1", "b1", "w2", "b2")]
@@ -136,8 +137,19 @@ class Case:
             found = torch.autograd.grad(value, hparams, allow_unused=True)
             grads = [None if g is None else float(g) for g in found]
         seconds = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"seconds": seconds, "value": float(value), "gradient": grads, "peak_bytes": peak}
+        return {
+            "seconds": seconds,
+            "value": float(value),
+            "gradient": grads,
+            "peak_bytes": peak_bytes(),
+        }
+
+
+def peak_bytes():
+    """Most memory this program has held; unlike ru_maxrss it does not begin with the parent's."""
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def main():

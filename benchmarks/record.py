@@ -3,53 +3,76 @@
 import json
 import os
 import platform
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 PACKAGES = ("hypergrad-jax", "jax", "jaxlib", "optax", "numpy")
 
 
+class Figure(NamedTuple):
+    """One measured number: of a method, in a case; several with a seed each make one list."""
+
+    method: str
+    metric: str
+    value: Any
+    unit: str
+    seed: int | None = None
+
+
 class Results:
-    """A file of JSON lines, a header first and then one line a case; reopened, it goes on where it stopped.
+    """A file of JSON lines, a header first and then one line a figure; reopened, it goes on with the next case.
+
+    Attributes:
+        cases: case -> method -> metric -> value, or the list of values over seeds.
 
     Args:
         path: of the file; created with its folder.
         benchmark: name in the header.
-        settings: what must be equal for two runs to share a file, such as the number of repeats.
+        settings: what must be equal for two runs to share a file, such as the number of cores.
     """
 
     def __init__(self, path: Path, benchmark: str, settings: dict[str, Any]):
         self.path = path
-        self.cases: dict[str, dict[str, Any]] = {}
+        self.benchmark = benchmark
+        self.cases: dict[str, dict[str, dict[str, Any]]] = {}
         header = {
             "benchmark": benchmark,
             "settings": settings,
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "versions": versions(PACKAGES),
             "machine": machine(),
+            "commit": commit(),
+            "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         }
         if path.exists():
             self._read(header)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.header = header
-            self._append(header)
+            self._append([header])
 
     def _read(self, header: dict[str, Any]) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines()
         try:
-            self.header, *cases = (json.loads(line) for line in lines)
-            self.cases = {case["case"]: case for case in cases}
+            text = self.path.read_text(encoding="utf-8")
+            if not text.endswith("\n"):  # stopped while it wrote; the case is not whole
+                raise ValueError
+            self.header, *figures = (json.loads(line) for line in text.splitlines())
             same = all(self.header[name] == header[name] for name in ("benchmark", "settings"))
-        except (ValueError, KeyError, TypeError):
+            for record in figures:
+                self._keep(record["case"], Figure(*(record[name] for name in Figure._fields)))
+        except (ValueError, KeyError, TypeError, OSError):
             raise ValueError(
-                f"out is {str(self.path)!r}, which is no results file; name another with --out"
+                f"out is {str(self.path)!r}, which is no whole results file; "
+                "name another with --out, or remove it"
             ) from None
         if not same:
             raise ValueError(
@@ -58,16 +81,42 @@ class Results:
                 "name another with --out, or remove it"
             )
 
-    def add(self, case: dict[str, Any]) -> None:
-        """Append one finished case, on disk before this returns."""
-        self.cases[case["case"]] = case
-        self._append(case)
+    def _keep(self, case: str, figure: Figure) -> None:
+        metrics = self.cases.setdefault(case, {}).setdefault(figure.method, {})
+        if figure.seed is None:
+            metrics[figure.metric] = figure.value
+        else:
+            metrics.setdefault(figure.metric, []).append(figure.value)
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def add(self, case: str, figures: list[Figure]) -> None:
+        """Append the figures of one finished case, on disk before this returns."""
+        head = {"benchmark": self.benchmark, "case": case}
+        self._append([head | figure._asdict() for figure in figures])
+        for figure in figures:
+            self._keep(case, figure)
+
+    def _append(self, records: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
+
+
+def commit() -> str:
+    """Name the commit measured, with a `+` where files differ from it."""
+    root = Path(__file__).parent.parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
@@ -124,7 +173,7 @@ def interleave(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str,
             if turn:
                 seconds[name].append(took)
     return {
-        name: {"seconds": float(np.median(s)), "low": min(s), "high": max(s)}
+        name: {"median": float(np.median(s)), "lowest": min(s), "highest": max(s)}
         for name, s in seconds.items()
     }
 

@@ -8,7 +8,6 @@ ten fresh ones.
 import argparse
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ import numpy as np
 import optax
 from scipy.stats import t as student
 
-from benchmarks.record import Results, markdown
+from benchmarks.record import Figure, Results, markdown
 from hypergrad import study
 from hypergrad.estimators import Estimator, average, reverse
 from hypergrad.problem import Problem, Task
@@ -24,15 +23,19 @@ from hypergrad.space import LogReal, Sequence, default, sample
 from hypergrad.train import init_state, unroll
 from hypergrad.tune import measure_ratio
 from hypergrad.tuners import descent
-from hypergrad.types import Array, HParams, Key
+from hypergrad.types import Array, Key
 from tasks import digits, images
 from tasks.supervised import Splits
 
 RATES = LogReal(1e-3, 2.0, default=0.1)
-NUM_CHOOSE = 4
+NUM_CHOOSE = 8
 """Seeds on which every method chooses; a hypergradient is averaged over as many."""
+NUM_LAST = 20
+"""Last iterates of the descent among which it chooses: their own values are of as many different seeds, and
+the lowest of noisy values is a lucky one."""
 NUM_JUDGE = 10
 NUM_KNOTS = 5
+UNITS = {"validation loss": "nats", "test loss": "nats", "test accuracy": "fraction"}
 
 
 def run(results: Results, options: argparse.Namespace) -> None:
@@ -51,7 +54,7 @@ def run(results: Results, options: argparse.Namespace) -> None:
     for name, build in cases.items():
         if name not in results.cases:
             print(f"{name} ...", flush=True)
-            results.add({"case": name, **measure(*build(), budget)})
+            results.add(name, measure(*build(), budget))
 
 
 def rates_only(task: Task) -> Task:
@@ -78,51 +81,54 @@ def rates_only(task: Task) -> Task:
     return task._replace(problem=problem, space={"lr": Sequence(RATES, task.horizon)})
 
 
-def measure(task: Task, splits: Splits, budget: int) -> dict[str, Any]:
+def measure(task: Task, splits: Splits, budget: int) -> list[Figure]:
     """Tune, search, and judge."""
     task = rates_only(task)
     keys = jax.random.split(jax.random.key(1), 4)
     estimator = reverse(task.problem, task.horizon)
     start = default(task.space)
     ratio = measure_ratio(task, estimator, start, num_repeats=5)
-    num_random = round(budget * ratio)
-    tuned, seconds = tune(task, estimator, keys[0], budget)
+    num_trials = round(budget * ratio) + NUM_LAST
+    began = time.perf_counter()
+    iterates = descend(task, estimator, keys[0], budget)
+    seconds = {"tuned": time.perf_counter() - began}
     candidates = {
-        "constant": constants(num_random, task.horizon),
-        "cosine": cosines(num_random, task.horizon),
-        "random": randoms(keys[1], num_random, task.horizon),
+        "tuned": iterates[-NUM_LAST:],
+        "constant": constants(num_trials, task.horizon),
+        "cosine": cosines(num_trials, task.horizon),
+        "random": randoms(keys[1], num_trials, task.horizon),
     }
     choose = jax.random.split(keys[2], NUM_CHOOSE)
-    schedules = {"tuned": tuned["lr"], "default": start["lr"]}
+    schedules = {"default": start["lr"]}
     for name, rates in candidates.items():
         began = time.perf_counter()
         values = np.asarray(validate(task.problem, task.horizon, rates, choose))
-        seconds[name] = time.perf_counter() - began
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
         schedules[name] = rates[int(np.nanargmin(values))]
-    judged = judge(task, splits, schedules, jax.random.split(keys[3], NUM_JUDGE))
+    figures = judge(task, splits, schedules, jax.random.split(keys[3], NUM_JUDGE))
     for name, rates in schedules.items():
-        judged[name] |= {"rates": [float(f"{r:.4g}") for r in rates], "seconds": seconds.get(name)}
-    return {
-        "horizon": task.horizon,
-        "outer_steps": budget,
-        "ratio": ratio,
-        "trials": num_random,
-        "seeds_to_choose": NUM_CHOOSE,
-        "seeds_to_judge": NUM_JUDGE,
-        "methods": judged,
-    }
+        found = [float(f"{r:.4g}") for r in rates]
+        figures.append(Figure(name, "rates", found, "learning rate a step"))
+    figures += [Figure(name, "time", took, "s") for name, took in seconds.items()]
+    figures += [
+        Figure("tuned", "horizon", task.horizon, "steps"),
+        Figure("tuned", "hypergradients", budget, "count"),
+        Figure("tuned", "ratio", ratio, "trainings"),
+        Figure("random", "trials", num_trials, "count"),
+    ]
+    return figures
 
 
-def tune(
-    task: Task, estimator: Estimator, key: Key, budget: int
-) -> tuple[HParams, dict[str, float]]:
-    """Descend on the schedule, with the defaults of `hypergrad tune`; keep the best by validation."""
+def descend(task: Task, estimator: Estimator, key: Key, budget: int) -> Array:
+    """Descend on the schedule; return its iterates, `[budget, horizon]`.
+
+    Noise in the hypergradients asks for a shorter memory of their squares than Adam's own.
+    """
     rate = optax.cosine_decay_schedule(0.05, budget)
-    tuner = descent(average(estimator, NUM_CHOOSE), task.space, optimizer=optax.adam(rate))
-    began = time.perf_counter()
-    best = study.run(tuner, key, budget).best
-    assert best is not None, "no hypergradient was finite"
-    return best, {"tuned": time.perf_counter() - began}
+    optimizer = optax.adam(rate, b2=0.99)
+    tuner = descent(average(estimator, NUM_CHOOSE), task.space, optimizer=optimizer)
+    outcomes = study.run(tuner, key, budget).outcomes
+    return jnp.stack([jnp.asarray(outcome.hparams["lr"][0]) for outcome in outcomes])
 
 
 def constants(num: int, horizon: int) -> Array:
@@ -156,62 +162,51 @@ def validate(problem: Problem, horizon: int, rates: Array, keys: Array) -> Array
     return every(rates)
 
 
-def judge(task: Task, splits: Splits, schedules: dict[str, Array], keys: Array) -> dict[str, Any]:
-    """Train each schedule on the same fresh seeds; differences to the tuned one are paired by seed."""
+def judge(task: Task, splits: Splits, schedules: dict[str, Array], keys: Array) -> list[Figure]:
+    """Train each schedule on the same fresh seeds; the test set is read here, once."""
     problem, test = task.problem, tuple(map(jnp.asarray, splits.test))
 
     def one(rates, key):
         hparams = {"lr": rates}
         params = unroll(problem, hparams, init_state(problem, key, hparams), task.horizon).params
-        valid = problem.objective(params, hparams, problem.valid_batch(key))
-        accuracy = jnp.mean(task.test(params, hparams))
-        return valid, problem.objective(params, hparams, test), accuracy
+        return {
+            "validation loss": problem.objective(params, hparams, problem.valid_batch(key)),
+            "test loss": problem.objective(params, hparams, test),
+            "test accuracy": jnp.mean(task.test(params, hparams)),
+        }
 
     every = jax.jit(lambda rates: jax.lax.map(lambda key: one(rates, key), keys))
-    names = ("valid_loss", "test_loss", "test_accuracy")
-    scores = {
-        s: dict(zip(names, map(np.asarray, every(r)), strict=True)) for s, r in schedules.items()
-    }
-    return {
-        schedule: {
-            name: {
-                **interval(values),
-                "tuned_minus_this": interval(scores["tuned"][name] - values),
-            }
-            for name, values in found.items()
-        }
-        for schedule, found in scores.items()
-    }
+    return [
+        Figure(name, score, float(value), UNITS[score], seed)
+        for name, rates in schedules.items()
+        for score, values in every(rates).items()
+        for seed, value in enumerate(values)
+    ]
 
 
-def interval(values: np.ndarray) -> dict[str, float]:
-    """Mean over seeds with its 95 % interval by Student's t."""
-    values = values.astype(np.float64)
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return {
-        "mean": float(values.mean()),
-        "low": float(values.mean() - half),
-        "high": float(values.mean() + half),
-    }
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean over seeds, and half its 95 % interval by Student's t."""
+    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return float(np.mean(values)), float(half)
 
 
 def table(results: Results) -> str:
-    """Write the results as Markdown."""
+    """Write the results as Markdown; the last column is paired by seed."""
     parts = []
-    for name, case in results.cases.items():
+    for name, methods in results.cases.items():
+        tuned = methods["tuned"]
         rows = []
-        for method, scores in case["methods"].items():
-            row = [method]
-            for score, digits_ in (("valid_loss", 4), ("test_loss", 4), ("test_accuracy", 4)):
-                x = scores[score]
-                row.append(
-                    f"{x['mean']:.{digits_}f} [{x['low']:.{digits_}f}, {x['high']:.{digits_}f}]"
-                )
-            rows.append(row)
+        for method, found in methods.items():
+            scores = ["{:.4f} ± {:.4f}".format(*interval(found[score])) for score in UNITS]
+            paired = np.subtract(found["validation loss"], tuned["validation loss"])
+            more = "" if method == "tuned" else "{:+.4f} ± {:.4f}".format(*interval(list(paired)))
+            rows.append([method, *scores, more])
         head = (
-            f"**{name}**, {case['horizon']} steps; {case['outer_steps']} hypergradients of {case['ratio']:.1f} "
-            f"trainings each = {case['trials']} trials of the others"
+            f"**{name}**, {tuned['horizon']} steps; {tuned['hypergradients']} hypergradients of "
+            f"{tuned['ratio']:.1f} trainings each and {NUM_LAST} trials = "
+            f"{methods['random']['trials']} trials of each other way; every one is a mean over "
+            f"{NUM_CHOOSE} seeds"
         )
-        columns = ["schedule", "validation loss", "test loss", "test accuracy"]
-        parts.append(f"{head}\n\n{markdown(columns, rows)}")
+        header = ["schedule", *UNITS, "validation loss above tuned"]
+        parts.append(f"{head}\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)

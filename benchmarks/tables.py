@@ -1,0 +1,45 @@
+"""Write the tables of the documents from the results files, and from nothing else.
+
+A table stands between `<!-- NAME table -->` (or `<!-- NAME summary -->`) and `<!-- end -->`.
+"""
+
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks.record import Results
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "benchmarks/README.md")
+BLOCK = re.compile(r"<!-- (\w+) (table|summary) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def render(text: str, folder: Path) -> str:
+    """Replace every table in a document by what the results files in `folder` say now."""
+
+    def block(match: re.Match[str]) -> str:
+        name, kind = match.groups()
+        results = load(folder / f"{name}.jsonl")
+        made = getattr(import_module(f"benchmarks.{name}"), kind)(results)
+        machine, versions = results.header["machine"], results.header["versions"]
+        origin = (
+            f"`{results.header['command']}`, {results.header['date']}, jax {versions['jax']}, "
+            f"{machine['processor']}, cores: {machine['cores']}"
+        )
+        return f"<!-- {name} {kind} -->\n{made}\n\n{origin}\n<!-- end -->"
+
+    return BLOCK.sub(block, text)
+
+
+def load(path: Path) -> Results:
+    """Open a kept results file as it is."""
+    header = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    return Results(path, header["benchmark"], header["settings"])
+
+
+def write() -> None:
+    """Bring all documents up to date."""
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(render(path.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"))
