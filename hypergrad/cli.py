@@ -18,6 +18,8 @@ EXAMPLES = """examples:
   hypergrad tune my_task.py:task --arg width=32
   hypergrad check digits --horizon 20
   hypergrad report runs/digits
+  hypergrad resume runs/digits digits
+  hypergrad replay runs/digits 17 digits --debug-nans
 
 exit status: 0 done; 1 a check failed; 2 wrong input, said in one line; 130 ended by Ctrl-C."""
 
@@ -63,13 +65,36 @@ def parser() -> argparse.ArgumentParser:
     _add_task(check)
     check.add_argument("--seed", type=int, default=0, help="of the run (default 0)")
 
+    _add_resume(commands)
+
     report = commands.add_parser("report", help="write the report of a finished study again")
     report.add_argument("directory", metavar="DIR", help="folder of the study")
     return top
 
 
-def _add_task(command: argparse.ArgumentParser) -> None:
-    command.add_argument("task", metavar="TASK", help="a name from `list`, or file.py:name")
+def _add_resume(commands: Any) -> None:
+    resume = commands.add_parser("resume", help="go on with a study that was ended or killed")
+    replay = commands.add_parser(
+        "replay", help="train one trial of a study again, to the same bits"
+    )
+    for command in (resume, replay):
+        command.add_argument("directory", metavar="DIR", help="folder of the study")
+    replay.add_argument("trial", metavar="TRIAL", type=int, help="its number, counted from 0")
+    for command in (resume, replay):
+        _add_task(command, nargs="?", more="; code is never loaded because a file names it")
+        command.add_argument(
+            "--allow-changes", action="store_true", help="go on although the task's source changed"
+        )
+    replay.add_argument(
+        "--debug-nans", action="store_true", help="name the operation that made the first NaN"
+    )
+    resume.add_argument("--quiet", action="store_true", help="print the result only")
+
+
+def _add_task(command: argparse.ArgumentParser, nargs: str | None = None, more: str = "") -> None:
+    command.add_argument(
+        "task", metavar="TASK", nargs=nargs, help="a name from `list`, or file.py:name" + more
+    )
     command.add_argument(
         "--data", help="file or folder of the user's data, for tasks that read one"
     )
@@ -94,7 +119,14 @@ def main(argv: list[str] | None = None) -> int:
         The exit status.
     """
     arguments = parser().parse_args(argv)
-    command = {"tune": _tune, "list": _list, "check": _check, "report": _report}[arguments.command]
+    command = {
+        "tune": _tune,
+        "list": _list,
+        "check": _check,
+        "report": _report,
+        "resume": _resume,
+        "replay": _replay,
+    }[arguments.command]
     try:
         return command(arguments, sys.argv[1:] if argv is None else argv)
     except ValueError as error:
@@ -226,7 +258,64 @@ def _report(arguments: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def load_task(arguments: argparse.Namespace) -> "tuple[Task, dict[str, Any]]":
+def _resume(arguments: argparse.Namespace, words: list[str]) -> int:
+    task = _load_recorded(arguments)
+    from hypergrad.resume import resume
+
+    bar = _Bar(quiet=arguments.quiet)
+    with bar:
+        tuned = resume(
+            task,
+            arguments.directory,
+            allow_changes=arguments.allow_changes,
+            on_progress=bar.show,
+        )
+    _print_result(tuned.result)
+    print(f"report: {tuned.report}")
+    return 130 if tuned.result["interrupted"] else 0
+
+
+def _replay(arguments: argparse.Namespace, words: list[str]) -> int:
+    task = _load_recorded(arguments)
+    from hypergrad.resume import replay
+
+    found = replay(
+        task,
+        arguments.directory,
+        arguments.trial,
+        debug_nans=arguments.debug_nans,
+        allow_changes=arguments.allow_changes,
+    )
+    value, losses = float(found.trial.outcome.values), found.losses
+    print(f"trial {arguments.trial}: step {found.trial.step}, member {found.trial.member}")
+    print("  ".join(f"{name} {_brief(value)}" for name, value in found.hparams.items()))
+    print(f"objective {value:.6g}, to the bits of its record")
+    print(f"training loss {losses[:, 0].mean():.6g} -> {losses[:, -1].mean():.6g}", end="")
+    print(f", {losses.shape[1]} steps" + (f", {len(losses)} seeds" if len(losses) > 1 else ""))
+    first = found.first_nonfinite
+    print("every training loss is finite" if first is None else f"first non-finite step: {first}")
+    if arguments.debug_nans:
+        print(f"first bad operation: {found.where or 'none'}")
+    return 0
+
+
+def _load_recorded(arguments: argparse.Namespace) -> "Task":
+    """Build the task that the command line names, with the arguments that the study has of it."""
+    from hypergrad.study import describe
+
+    described = describe(arguments.directory)
+    if arguments.task is None:
+        raise ValueError(
+            f"TASK is missing, expected the task of the study, {str(described.get('task'))[:80]!r}; name it: "
+            f"hypergrad {arguments.command} {arguments.directory} ... TASK"
+        )
+    recorded = described.get("task_arguments")
+    return load_task(arguments, recorded if isinstance(recorded, dict) else {})[0]
+
+
+def load_task(
+    arguments: argparse.Namespace, recorded: dict[str, Any] | None = None
+) -> "tuple[Task, dict[str, Any]]":
     """Import the task that the command line names and build it with its arguments.
 
     Raises:
@@ -237,7 +326,7 @@ def load_task(arguments: argparse.Namespace) -> "tuple[Task, dict[str, Any]]":
     factory = _resolve(arguments.task)
     from hypergrad.problem import Task
 
-    given = _task_arguments(arguments)
+    given = {**(recorded or {}), **_task_arguments(arguments)}
     if isinstance(factory, Task):
         if given:
             raise ValueError(
@@ -277,7 +366,7 @@ def _task_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("data", "label"):
         if getattr(arguments, name) is not None:
             given[name] = getattr(arguments, name)
-    if arguments.horizon is not None and arguments.command == "tune":
+    if arguments.horizon is not None and arguments.command != "check":
         given["horizon"] = arguments.horizon
     for text in arguments.arg:
         name, equals, value = text.partition("=")
