@@ -10,6 +10,8 @@ from benchmarks.record import Results, pin
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
+    "faults": "studies killed, damaged, out of disk, raced for and read while they are written",
+    "storage": "acknowledged trials a second, beside the storages of Optuna",
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",
     "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
 }

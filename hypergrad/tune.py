@@ -1,5 +1,8 @@
 """The front door: tune a task, compare it with its baselines, leave a report."""
 
+import contextlib
+import hashlib
+import inspect
 import time
 import warnings
 from collections.abc import Callable
@@ -12,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hypergrad import registry, space as spaces, storage, study, tree
+from hypergrad import records, registry, space as spaces, storage, study, tree
 from hypergrad.estimators import Estimator, average, plan, reverse
 from hypergrad.estimators.base import StructuralZeroWarning
 from hypergrad.population import population
 from hypergrad.problem import Task, check, check_horizon
 from hypergrad.schedulers import full
-from hypergrad.searchers import Outcome, random
+from hypergrad.searchers import random
 from hypergrad.train import init_state, unroll, unroll_losses
 from hypergrad.tuners import Tuner, descent, search
 from hypergrad.types import Array, HParams, Key
@@ -139,29 +142,58 @@ def _structural(caught: list[warnings.WarningMessage]) -> list[str]:
 
 
 def _tune(task, settings, out, overwrite, details, on_progress, caught) -> Tuned:
-    began = time.perf_counter()
-    _check_settings(task, settings)
-    directory = None if out is None else storage.create(out, overwrite)
+    check_settings(task, settings)
     show = on_progress or (lambda _: None)
-    start = spaces.default(task.space)
-    if directory is not None:
-        storage.write_json(directory / "study.json", _describe(task, settings, details))
+    if out is None:
+        return complete(task, settings, None, details, show, caught)
+    with storage.create(out, overwrite) as folder:
+        return complete(task, settings, folder, details, show, caught)
 
+
+def complete(
+    task: Task,
+    settings: Settings,
+    folder: storage.Folder | None,
+    details: dict[str, Any],
+    show: OnProgress,
+    caught: list[warnings.WarningMessage],
+    cost: float | None = None,
+) -> Tuned:
+    """Do what is left of a study: the method, its random baseline, the comparison and the report.
+
+    Args:
+        task: what to tune.
+        settings: how, checked.
+        folder: of the study, locked; a study that it holds is resumed. Nothing is written where None.
+        details: further entries for `study.json`.
+        show: called after every step.
+        caught: the warnings raised so far, a list that grows.
+        cost: trainings that one step costs, as a study that is resumed has it; measured where None.
+    """
+    began = time.perf_counter()
+    start = spaces.default(task.space)
     tune_key, random_key, judge_key = jax.random.split(jax.random.key(settings.seed), 3)
-    tuner, per_step = _build(task, settings)
-    cost = per_step
-    if settings.method == "descent":
-        cost = per_step * measure_ratio(task, _estimator(task, settings), start)
-    found = _run(settings.method, tuner, tune_key, _num_steps(settings), cost, directory, show)
+    tuner, per_step = build(task, settings)
+    if cost is None:
+        cost = per_step
+        if settings.method == "descent":
+            cost = per_step * measure_ratio(task, _estimator(task, settings), start)
+        details = _describe(task, settings, {**details, "cost": cost})
+    running = time.perf_counter()
+    found = _run(settings.method, tuner, tune_key, _num_steps(settings), folder, details, show)
+    earlier = found.seconds - (time.perf_counter() - running)  # in sessions before this one
     best = _best(task, found)
 
     configurations = {"default": start, "tuned": best}
     baseline = None
     if settings.method == "descent" and not found.interrupted:
         num_trials = max(1, round(cost * len(found.outcomes)))
-        searcher = _random_tuner(task)
         generations = -(-num_trials // GENERATION)
-        baseline = _run("random", searcher, random_key, generations, GENERATION, None, show)
+        with _random_folder(folder) as inner:
+            about = {"task": task.name, "method": "random"}
+            baseline = _run(
+                "random", _random_tuner(task), random_key, generations, inner, about, show
+            )
         if baseline.best is not None:
             configurations["random"] = baseline.best
 
@@ -169,18 +201,33 @@ def _tune(task, settings, out, overwrite, details, on_progress, caught) -> Tuned
     judged = judge(task, configurations, judge_key, settings.eval_seeds)
     show(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
     result = _result(task, settings, found, baseline, judged, cost)
-    result["warnings"] += _structural(caught)
-    result["seconds"] = time.perf_counter() - began
+    result["warnings"] += _structural(caught) + _recoveries(caught)
+    result["seconds"] = time.perf_counter() - began + max(0.0, earlier)
+    result["digest"] = found.digest
     path = None
-    if directory is not None:
-        storage.write_json(directory / "result.json", result)
+    if folder is not None:
+        storage.write_json(folder.path / "result.json", result)
         from hypergrad.report import report  # matplotlib is loaded for pictures only
 
-        path = report(directory)
+        path = report(folder.path)
     return Tuned(best, result, found, path)
 
 
-def _check_settings(task: Task, settings: Settings) -> None:
+def _random_folder(folder: storage.Folder | None):
+    """Open the folder of the random baseline, a study of its own within that of the method."""
+    if folder is None:
+        return contextlib.nullcontext()
+    path = folder.path / "random"
+    return storage.lock(path) if (path / "study.json").is_file() else storage.create(path)
+
+
+def _recoveries(caught: list[warnings.WarningMessage]) -> list[str]:
+    """List what was damaged in the study's folder, and made again."""
+    return [str(w.message) for w in caught if issubclass(w.category, storage.RecoveryWarning)]
+
+
+def check_settings(task: Task, settings: Settings) -> None:
+    """Raise a `ValueError` for a task or settings that cannot work, before anything compiles."""
     if not isinstance(task, Task):
         raise ValueError(
             f"task is {type(task).__name__}, expected a hypergrad.Task; build one as tasks/digits.py does"
@@ -199,7 +246,7 @@ def _check_settings(task: Task, settings: Settings) -> None:
     check(task.problem, spaces.default(task.space), task.horizon)
 
 
-def _build(task: Task, settings: Settings) -> tuple[Tuner, float]:
+def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
     """Build the tuner, and say how many estimates or trials one of its steps costs."""
     if settings.method == "random":
         return _random_tuner(task), GENERATION
@@ -238,39 +285,18 @@ def _num_steps(settings: Settings) -> int:
     return settings.budget
 
 
-def _run(method, tuner, key, num_steps, cost, directory, on_progress) -> study.Study:
-    """Run a tuner, with a journal where there is a folder."""
-    began = time.perf_counter()
-    journal = None if directory is None else storage.Journal(directory / "journal.jsonl")
+def _run(method, tuner, key, num_steps, folder, details, show) -> study.Study:
+    """Run a tuner, or go on with the study in the folder, where there is one."""
 
     def on_step(index, outcome, best):
-        seconds = time.perf_counter() - began
-        record = _record(index, outcome, best, cost * (index + 1), seconds)
-        if journal is not None:
-            journal.append(record)
-        lowest = float(np.min(np.where(np.isfinite(outcome.values), outcome.values, np.inf)))
-        on_progress(Progress(method, index + 1, num_steps, lowest, best, record["hparams"]))
+        values = np.where(np.isfinite(outcome.values), outcome.values, np.inf)
+        member = int(np.argmin(values))
+        hparams = named(jax.tree.map(lambda x: x[member], outcome.hparams))
+        show(Progress(method, index + 1, num_steps, float(values[member]), best, hparams))
 
-    try:
-        return study.run(tuner, key, num_steps, on_step)
-    finally:
-        if journal is not None:
-            journal.close()
-
-
-def _record(index: int, outcome: Outcome, best: float, trainings: float, seconds: float) -> dict:
-    values = np.where(np.isfinite(outcome.values), outcome.values, np.inf)
-    member = int(np.argmin(values))
-    hparams = jax.tree.map(lambda x: x[member], outcome.hparams)
-    return {
-        "step": index,
-        "values": outcome.values,
-        **{name: value for name, value in outcome.info.items() if np.ndim(value) == 1},
-        "best": best,
-        "trainings": trainings,
-        "seconds": seconds,
-        "hparams": named(hparams),
-    }
+    if folder is not None and (folder.path / "study.json").exists():
+        return study.resume(tuner, folder, on_step)
+    return study.run(tuner, key, num_steps, on_step, storage=folder, details=details)
 
 
 def named(hparams: HParams) -> dict[str, Any]:
@@ -436,14 +462,6 @@ def _best(task: Task, found: study.Study) -> HParams:
 
 
 def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for package in ("hypergrad-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
     return {
         "format": storage.FORMAT,
         "task": task.name,
@@ -451,12 +469,27 @@ def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[s
         "method": settings.method,
         "settings": settings._asdict(),
         "seed": settings.seed,
+        "width": GENERATION if settings.method == "random" else settings.num_restarts,
         "horizon": task.horizon,
         "space": {n: repr(d) for n, d in named(task.space).items()},
-        "versions": versions,
+        "sources": sources(task),
+        "versions": records.machine()["versions"],
         "device": str(jax.devices()[0]),
         "command": "hypergrad.tune(...)",
         "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "description": task.description,
         **details,
     }
+
+
+def sources(task: Task) -> dict[str, str]:
+    """Name the files outside this package that define a task's functions, each with its SHA-256."""
+    found = {}
+    for function in (*task.problem, task.test):
+        try:
+            path = Path(inspect.getsourcefile(function) or "")  # type: ignore[arg-type]
+            if path.parent != Path(__file__).parent:
+                found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        except (TypeError, OSError):  # a partial, a builtin, or code that was typed in
+            continue
+    return dict(sorted(found.items()))
