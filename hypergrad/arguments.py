@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any, NoReturn
 
-from hypergrad import __version__
+import hypergrad
 from hypergrad.settings import OPTION, OPTIONS, Option, Settings, check_name, check_value, nearest
 
 SHELLS = ("bash", "zsh", "fish")
@@ -88,7 +88,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    top.add_argument("--version", action="version", version=f"hypergrad-jax {__version__}")
+    top.add_argument(
+        "--version", action="version", version=f"hypergrad-jax {hypergrad.__version__}"
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {}
     for name, text in COMMANDS.items():
@@ -123,7 +125,9 @@ def parser() -> argparse.ArgumentParser:
     made["replay"].add_argument(
         "--debug-nans", action="store_true", help="name the operation that made the first NaN"
     )
-    made["export"].add_argument("--out", metavar="FILE", help="file to write (default: the terminal)")
+    made["export"].add_argument(
+        "--out", metavar="FILE", help="file to write (default: the terminal)"
+    )
 
     _add_task(made["check"], "TASK")
     _add_options(made["check"], [*task_options, OPTION["seed"]])
@@ -151,9 +155,7 @@ def _add_options(command: argparse.ArgumentParser, options: list[Option]) -> Non
         default = Settings._field_defaults.get(option.name)
         text = option.text if default is None else f"{option.text} (default {default})"
         flags = [option.flag] + ([option.alias] if option.alias else [])
-        command.add_argument(
-            *flags, dest=option.name, default=argparse.SUPPRESS, help=text, **more
-        )
+        command.add_argument(*flags, dest=option.name, default=argparse.SUPPRESS, help=text, **more)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ class Progress(NamedTuple):
         value: lowest objective of this step.
         best: lowest objective so far.
         hparams: {leaf name: value} of this step's best member; empty while judging.
-        record: further numbers of the step, as the journal has them; empty while judging.
+        record: further numbers of that member, and the trainings spent so far; empty while judging.
     """
 
     phase: str
@@ -114,6 +114,6 @@ def jsonl(path: str | Path) -> Callback:
         return write("end", {"best_value": study.best_value, "interrupted": study.interrupted})
 
     def step(now: Progress) -> None:
-        write("step", {**now.record, **now._asdict(), "record": None})
+        write("step", now._asdict())
 
     return Callback(lambda description: write("start", description), step, end)

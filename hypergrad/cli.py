@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypergrad import arguments as words
-from hypergrad.settings import OPTION, Settings, check_name
+from hypergrad.settings import Settings, check_name
 
 if TYPE_CHECKING:
     from hypergrad.problem import Task
@@ -69,10 +69,10 @@ def _tune(given: argparse.Namespace, command: str) -> int:
 def _tune_task(given: argparse.Namespace, options: dict[str, Any], command: str, file=None) -> int:
     """Tune what `options` name; `file` is the study file that they are from, if they are."""
     if "task" not in options:
-        raise ValueError(f"{given.file!r} names no task, expected one; write e.g. task = \"digits\"")
+        raise ValueError(f'{given.file!r} names no task, expected one; write e.g. task = "digits"')
     name = options["task"]
     out = Path(options.get("out") or Path("runs") / _plain_name(name))
-    task, task_arguments = _load(name, options, file)
+    task, task_arguments = _load(name, options, file=file)
     from hypergrad.tune import tune
 
     settings = {field: options[field] for field in Settings._fields if field in options}
@@ -94,12 +94,12 @@ def _tune_task(given: argparse.Namespace, options: dict[str, Any], command: str,
 def _run(given: argparse.Namespace, start, out: Path, task: str, logs: list[str]) -> int:
     """Start or resume a study, show how it goes and print what came out."""
     from hypergrad import terminal
-    from hypergrad.integrations import LOGS
+    from hypergrad.integrations import LOGS, log
 
     for name in logs:
         check_name("--log", name, LOGS)
     bar = terminal.Bar(quiet=given.quiet, color=terminal.use_color(given.no_color))
-    callbacks = [bar.callback, *(LOGS[name](out) for name in dict.fromkeys(logs))]
+    callbacks = [bar.callback, *(log(name, out) for name in dict.fromkeys(logs))]
     again = shlex.join(["hypergrad", "resume", str(out), task])
     try:
         with warnings.catch_warnings():
@@ -134,9 +134,7 @@ def _resume(given: argparse.Namespace, command: str) -> int:
     from hypergrad.resume import resume
 
     def start(callbacks):
-        return resume(
-            task, given.directory, allow_changes=given.allow_changes, callbacks=callbacks
-        )
+        return resume(task, given.directory, allow_changes=given.allow_changes, callbacks=callbacks)
 
     logs = words.options(given).get("log", [])
     return _run(given, start, Path(given.directory), given.task, logs)
@@ -210,7 +208,7 @@ def _load(
     flags = {flag: options[flag] for flag in FLAGS if flag in options}
     arguments = {**(recorded or {}), **flags, **options.get("arg", {})}
     try:
-        return load_task(name, arguments)
+        return load_task(name, arguments), arguments
     except ArgumentError as error:
         if file is None or error.name not in file.options.get("arg", {}):
             raise
@@ -265,7 +263,11 @@ def _check(given: argparse.Namespace, command: str) -> int:
     )
     for row, wrong in zip(rows, bad, strict=True):
         note = (
-            " <- exact in theory: look at it" if wrong else "" if row.exact else " (biased by design)"
+            " <- exact in theory: look at it"
+            if wrong
+            else ""
+            if row.exact
+            else " (biased by design)"
         )
         size = f"{row.num_bytes / 2**20:.1f} MiB"
         print(

@@ -71,7 +71,7 @@ def _bash(commands: dict[str, Command]) -> str:
     ways = {
         FILES: 'compgen -f -- "$cur"',
         FOLDERS: 'compgen -d -- "$cur"',
-        TASKS: "compgen -W \"$(_hypergrad_tasks)\" -- \"$cur\"; compgen -f -X '!*.py' -- \"$cur\"",
+        TASKS: 'compgen -W "$(_hypergrad_tasks)" -- "$cur"; compgen -f -X \'!*.py\' -- "$cur"',
         NOTHING: ":",
     }
 
@@ -81,18 +81,19 @@ def _bash(commands: dict[str, Command]) -> str:
     cases = []
     for name, command in commands.items():
         values = [
-            f"        {flag}) _hypergrad_reply \"$({way(kind)})\"; return ;;"
+            f'        {flag}) _hypergrad_reply "$({way(kind)})"; return ;;'
             for flag, (_, kind) in command.flags.items()
             if kind is not None
         ]
         flags = " ".join(command.flags)
         words = "\n".join(
-            f"        {index}) _hypergrad_reply \"$({way(kind)})\" ;;"
+            f'        {index}) _hypergrad_reply "$({way(kind)})" ;;'
             for index, kind in enumerate(command.words)
         )
         cases.append(
             f"    {name})\n      case $prev in\n" + "\n".join(values) + "\n      esac\n"
-            f'      if [[ $cur == -* ]]; then _hypergrad_reply "$(compgen -W "{flags}" -- "$cur")"; return; fi\n'
+            "      if [[ $cur == -* ]]; then\n"
+            f'        _hypergrad_reply "$(compgen -W "{flags}" -- "$cur")"\n        return\n      fi\n'
             f"      case $place in\n{words}\n      esac ;;"
         )
     takes = " | ".join(
@@ -220,7 +221,9 @@ def _fish(commands: dict[str, Command]) -> str:
             value = "" if kind is None else f" -r {way(kind)}".rstrip()
             lines.append(f"complete -c hypergrad {seen} {long}{value} -d {_quote(text)}")
         lines += [
-            f"complete -c hypergrad {seen} {way(kind)}" for kind in dict.fromkeys(command.words) if kind
+            f"complete -c hypergrad {seen} {way(kind)}"
+            for kind in dict.fromkeys(command.words)
+            if kind
         ]
     return "\n".join(lines) + "\n"
 

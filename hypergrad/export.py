@@ -1,6 +1,6 @@
 """Tuned hyperparameters as a JSON file, and learned schedules read back from one.
 
-    {"format": "hypergrad.hparams", "version": 1, "hparams": {"lr": [0.1, ...], "momentum": 0.9}}
+{"format": "hypergrad.hparams", "version": 1, "hparams": {"lr": [0.1, ...], "momentum": 0.9}}
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 
 from hypergrad import space as spaces
 from hypergrad.settings import check_name
-from hypergrad.storage import plain
+from hypergrad.storage import plain, write_bytes
 
 FORMAT = "hypergrad.hparams"
 VERSION = 1
@@ -38,6 +38,16 @@ def document(hparams: dict[str, Any]) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, "hparams": plain(hparams)}
 
 
+def write(path: str | Path, hparams: dict[str, Any]) -> None:
+    """Write hparams by leaf name as a JSON file, whole or not at all.
+
+    Raises:
+        ValueError: for values that are not finite, and where the file cannot be written.
+    """
+    text = json.dumps(document(hparams), allow_nan=False, indent=1) + "\n"
+    write_bytes(Path(path), text.encode())
+
+
 def read_hparams(path: str | Path) -> dict[str, Any]:
     """Read a file of `document` as {leaf name: numpy array or text}.
 
@@ -55,7 +65,9 @@ def read_hparams(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{name} cannot be read ({error.strerror}); check the path") from None
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{name} is no JSON file ({reason}), expected one of Study.export") from None
+        raise ValueError(
+            f"{name} is no JSON file ({reason}), expected one of Study.export"
+        ) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
         raise ValueError(
             f"{name} is no file of tuned hyperparameters, expected format {FORMAT!r}, version {VERSION}; "
@@ -76,7 +88,9 @@ def _leaf(whose: str, value: Any) -> Any:
     except (ValueError, OverflowError):  # lists of different lengths
         good = False
     if not good:
-        raise ValueError(f"{whose} holds something else than finite numbers, expected only those; mend it")
+        raise ValueError(
+            f"{whose} holds something else than finite numbers, expected only those; mend it"
+        )
     return array
 
 

@@ -1,7 +1,6 @@
 """Import the user's task by the name given on the command line, and build it with its arguments."""
 
 import ast
-import hashlib
 import importlib
 import inspect
 import os
@@ -16,20 +15,6 @@ FLAGS = ("data", "label", "horizon")
 """Arguments of tasks that have a flag of their own."""
 
 
-class Loaded(NamedTuple):
-    """A task with what it takes to load it again.
-
-    Attributes:
-        task: ready to tune.
-        arguments: that its function was called with.
-        sha256: of the file that defines it; None where there is no such file.
-    """
-
-    task: Task
-    arguments: dict[str, Any]
-    sha256: str | None
-
-
 class ArgumentError(ValueError):
     """An argument that a task does not take.
 
@@ -42,7 +27,7 @@ class ArgumentError(ValueError):
         self.name = name
 
 
-def load_task(name: str, given: dict[str, Any]) -> Loaded:
+def load_task(name: str, given: dict[str, Any]) -> Task:
     """Import the task `name` and build it.
 
     Args:
@@ -52,16 +37,14 @@ def load_task(name: str, given: dict[str, Any]) -> Loaded:
     Raises:
         ValueError: for an unknown task or argument, with the nearest name there is.
     """
-    module, factory = _resolve(name)
-    file = getattr(module, "__file__", None)
-    sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    factory = _resolve(name)
     if isinstance(factory, Task):
         if given:
             raise ValueError(
                 f"TASK {name!r} is a finished Task, expected a function for {next(iter(given))!r:.80}; "
                 "write a function that returns it"
             )
-        return Loaded(factory, {}, sha256)
+        return factory
     if not callable(factory):
         raise ValueError(
             f"TASK {name!r} is {type(factory).__name__}, expected a function that returns a "
@@ -82,7 +65,7 @@ def load_task(name: str, given: dict[str, Any]) -> Loaded:
             f"TASK {name!r} made {type(task).__name__}, expected a hypergrad.Task; "
             "see tasks/digits.py"
         )
-    return Loaded(task, given, sha256)
+    return task
 
 
 def _check_arguments(name: str, factory: Any, given: dict[str, Any]) -> None:
@@ -98,12 +81,10 @@ def _check_arguments(name: str, factory: Any, given: dict[str, Any]) -> None:
     if missing:
         first = missing[0]
         way = f"--{first} VALUE" if first in FLAGS else f"--arg {first}=VALUE"
-        raise ValueError(
-            f"task {name!r} was given no {first}, expected a value; pass {way}"
-        )
+        raise ValueError(f"task {name!r} was given no {first}, expected a value; pass {way}")
 
 
-def _resolve(name: str) -> tuple[Any, Any]:
+def _resolve(name: str) -> Any:
     """Import `name` from ./tasks, or `file.py:attribute`, or `module:attribute`."""
     module_name, _, attribute = name.partition(":")
     attribute = attribute or "task"
@@ -134,7 +115,7 @@ def _resolve(name: str) -> tuple[Any, Any]:
         raise ValueError(
             f"TASK is {name!r}, but {module_name} has no {attribute!r}, expected one of {names[:200]}"
         )
-    return module, getattr(module, attribute)
+    return getattr(module, attribute)
 
 
 def _search_first(folder: str) -> None:
@@ -155,13 +136,13 @@ class Known(NamedTuple):
 
 
 def known_tasks() -> dict[str, Known]:
-    """List the files in ./tasks that define a function `task`, by reading them only."""
+    """List the files in ./tasks that define a function `task`, by reading them; what cannot be read is none."""
     found = {}
     for path in sorted(Path("tasks").glob("*.py")):
         try:
             module = ast.parse(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, SyntaxError, RecursionError):
-            continue  # whoever names it is told why
+            continue
         for node in module.body:
             if isinstance(node, ast.FunctionDef) and node.name == "task":
                 words = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)

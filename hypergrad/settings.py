@@ -133,7 +133,9 @@ def _whole(name: str, value: Any, lowest: int, highest: int) -> int:
             f"pass e.g. {max(lowest, 10)}"
         )
     if value > highest:
-        raise ValueError(f"{name} is {_short(value)}, expected at most {highest}; pass a smaller one")
+        raise ValueError(
+            f"{name} is {_short(value)}, expected at most {highest}; pass a smaller one"
+        )
     return value
 
 

@@ -1,14 +1,14 @@
 """Study files: the options of `tune` in TOML, refused with the line, the key and the nearest valid name.
 
-    task = "digits"             # a name from `hypergrad list`, or my_file.py:task
-    method = "descent"
-    budget = 60
-    out = "runs/digits"
-    log = ["jsonl"]
+task = "digits"             # a name from `hypergrad list`, or my_file.py:task
+method = "descent"
+budget = 60
+out = "runs/digits"
+log = ["jsonl"]
 
-    [arg]                       # arguments of the task
-    horizon = 100
-    width = 32
+[arg]                       # arguments of the task
+horizon = 100
+width = 32
 """
 
 import re
@@ -85,7 +85,9 @@ def _check(key: str, value: Any, known: Mapping[str, Collection[str]]) -> Any:
     if key not in OPTION:
         near = nearest(key, OPTION)
         hint = f"did you mean {near!r}?" if near else f"see the names in {', '.join(OPTION)}"
-        raise ValueError(f"{key!r:.80} is no option, expected one of `hypergrad tune --help`; {hint}")
+        raise ValueError(
+            f"{key!r:.80} is no option, expected one of `hypergrad tune --help`; {hint}"
+        )
     value = check_value(key, value)
     if key in known:
         for name in value if isinstance(value, list) else [value]:

@@ -21,18 +21,21 @@ def tensorboard(directory: str | Path) -> Callback:
     Raises:
         ValueError: without tensorboardX.
     """
-    writer: Any = library("tensorboardX", "tensorboard").SummaryWriter(str(directory))
+    writers: list[Any] = []
+    make = library("tensorboardX", "tensorboard").SummaryWriter
+
+    def start(description: dict[str, Any]) -> None:
+        writers.append(make(str(directory)))
 
     def step(now: Progress) -> None:
         for name, value in scalars(now).items():
-            writer.add_scalar(name, value, now.done)
+            writers[0].add_scalar(name, value, now.done)
 
     def end(study: Study | None) -> None:
-        best = {} if study is None else study.hparams()
+        best = {} if study is None or study.best is None else study.hparams()
         for name, value in best.items():
-            if np.ndim(value) == 1:
-                for index, item in enumerate(value):
-                    writer.add_scalar(f"schedule/{name}", float(item), index)
-        writer.close()
+            for index, item in enumerate(value if np.ndim(value) == 1 else []):
+                writers[0].add_scalar(f"schedule/{name}", float(item), index)
+        writers[0].close()
 
-    return Callback(step=step, end=end)
+    return Callback(start, step, end)

@@ -5,11 +5,12 @@ from typing import Any
 
 from hypergrad.callbacks import Callback, Progress
 from hypergrad.integrations.base import library, scalars
+from hypergrad.storage import plain
 from hypergrad.study import Study
 
 
 def wandb(directory: str | Path, *, project: str = "hypergrad", mode: str = "offline") -> Callback:
-    """Write a run of Weights & Biases: study.json as its config, the scalars of every step, the best at the end.
+    """Write a run of Weights & Biases: study.json as its config and the scalars of every step.
 
     Args:
         directory: where the run is kept; `wandb sync DIRECTORY/wandb/offline-run-*` uploads it.
@@ -23,25 +24,20 @@ def wandb(directory: str | Path, *, project: str = "hypergrad", mode: str = "off
     runs: list[Any] = []
 
     def start(description: dict[str, Any]) -> None:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        settings = tracker.Settings(silent=True, console="off")
-        runs.append(
-            tracker.init(
-                project=project,
-                dir=str(directory),
-                mode=mode,
-                config=description,
-                settings=settings,
-                reinit="create_new",
-            )
+        run = tracker.init(
+            project=project,
+            dir=str(directory),
+            mode=mode,
+            config=plain(description),
+            settings=tracker.Settings(silent=True, console="off"),
+            reinit="create_new",
         )
+        runs.append(run)
 
     def step(now: Progress) -> None:
         runs[0].log(scalars(now))
 
     def end(study: Study | None) -> None:
-        if not runs:
-            return
         if study is not None:
             runs[0].summary["best_value"] = study.best_value
         runs[0].finish(exit_code=1 if study is None else 0)
