@@ -64,8 +64,10 @@ def read(path: str | Path, known: Mapping[str, Collection[str]]) -> StudyFile:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
+        last = f"at line {len(text.rstrip().splitlines())}, the last"
+        reason = _line(error).replace("at end of document", last)
         raise ValueError(
-            f"{str(path)!r} is not valid TOML: {_line(error)}, expected key = value; mend it there"
+            f"{str(path)!r} is not valid TOML: {reason}, expected key = value; mend it there"
         ) from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 1,000 deep
         raise ValueError(
