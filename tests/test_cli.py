@@ -172,13 +172,20 @@ def test_list_names_the_tasks():
 
 
 def test_readme_example_runs(tmp_path):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 2
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", "".join(blocks)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     before, after = map(float, done.stdout.split(" -> "))
     assert after < 0.9 * before
+    assert (tmp_path / "runs/mine/report.html").is_file() and (tmp_path / "tuned.json").is_file()
 
 
 def test_readme_commands_parse():
@@ -219,7 +226,8 @@ def test_ctrl_c_ends_cleanly_and_the_study_resumes(tmp_path):
     advice = re.search(
         r"^hypergrad: ended by Ctrl-C after (\d+) steps; go on with: (.*)$", stderr, re.M
     )
-    assert int(advice[1]) == before < 2000
+    # the step in flight may be done without being on disk
+    assert int(advice[1]) - before in (0, 1) and before < 2000
     again = shlex.split(advice[2])
     assert again == ["hypergrad", "resume", str(out), "quadratic"]
 
@@ -253,7 +261,7 @@ def test_every_command_has_the_common_flags():
 def test_json_of_list_report_export_and_completion(finished, capsys, monkeypatch, tmp_path):
     out, _ = finished
     listed = run_json(["list"], capsys, monkeypatch)
-    assert listed["tasks"]["tabular"]["needs"] == ["data"]
+    assert listed["tasks"]["images"]["needs"] == ["data"]
     assert {"descent", "random"} <= set(listed["methods"]) and "jsonl" in listed["logs"]
     assert run_json(["report", str(out)], capsys, monkeypatch) == {
         "report": str(out / "report.html")
