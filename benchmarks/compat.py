@@ -1,9 +1,9 @@
-"""Whether the suite passes: every Python that is here, the oldest and the newest supported jax, x64 on and off.
+"""Whether the suite passes: every Python here, the oldest and the newest supported jax, x64 on and off.
 
-Each cell has an environment of its own in `.cache/compat` (made once) and runs the whole suite in it. `--quick` runs
-the one cell that is farthest from `make test`: the newest Python, the oldest jax, x64 on. Cells that are in the
-results file are not run again. The full run takes about ten minutes a cell; nothing here touches the environment
-that runs it.
+Each cell has an environment of its own in `.cache/compat`, made once, and runs the whole suite in it.
+`--quick` runs the one cell that is farthest from `make test`: the newest Python, the oldest jax, x64 on.
+Cells that are in the results file are not run again. The full run takes about ten minutes a cell; nothing
+here touches the environment that runs it.
 """
 
 import json
