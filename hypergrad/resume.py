@@ -69,7 +69,7 @@ def resume(
         described = study.describe(folder.path)
         settings = check_same_task(task, described, allow_changes)
         cost = described.get("cost")
-        if type(cost) not in (int, float) or not 0 < cost < float("inf"):
+        if not isinstance(cost, (int, float)) or not 0 < cost < float("inf"):
             raise ValueError(
                 f"{str(folder.path / 'study.json')!r}: cost is {cost!r}, expected a positive number; "
                 "resume it with study.resume"
