@@ -31,7 +31,7 @@ from hypergrad.tuners import Tuner
 from tasks import quadratic
 
 NUM_STEPS = 20
-KILLED_STEPS = 120
+KILLED_STEPS = 60
 FULL = {
     "kills": 200,
     "prefixes": 20,
@@ -109,7 +109,7 @@ def share(num: int) -> Iterator[tuple[str, int]]:
         yield method, num // len(METHODS) + (i < num % len(METHODS))
 
 
-def kills(folder: Path, num: int) -> dict[str, Counter]:
+def kills(folder: Path, num: int, num_steps: int = KILLED_STEPS) -> dict[str, Counter]:
     """Kill -9 a study at random instants, go on each time, compare the end."""
     # what is compiled is kept, so that a killed process costs a second
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
@@ -122,17 +122,19 @@ def kills(folder: Path, num: int) -> dict[str, Counter]:
         count = counts[method] = Counter(
             {"kills": 0, "records lost": 0, "failed resumes": 0, "other digests": 0, "studies": 0}
         )
-        expected, longest = None, 0.0
+        began = time.monotonic()
+        expected = undisturbed(method, num_steps)
+        longest = 1.0 + time.monotonic() - began
         while count["kills"] < share_of:
             place = folder / f"{method}-{count['studies']}"
             acknowledged, digest = -1, None
             while digest is None:
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_child, args=(theirs, method, place))
+                process = context.Process(target=_child, args=(theirs, method, place, num_steps))
                 process.start()
                 theirs.close()
                 began = time.monotonic()
-                if expected is not None and count["kills"] < share_of:
+                if count["kills"] < share_of:
                     process.join(draw.uniform(0, longest))
                     if process.is_alive():
                         process.kill()
@@ -141,8 +143,7 @@ def kills(folder: Path, num: int) -> dict[str, Counter]:
                     if kind == "step":
                         acknowledged = max(acknowledged, value)
                     elif kind == "digest":
-                        digest = value
-                        longest = longest or time.monotonic() - began
+                        digest, longest = value, max(0.8 * longest, time.monotonic() - began)
                     else:
                         print(value)
                         count["failed resumes"] += 1
@@ -150,16 +151,14 @@ def kills(folder: Path, num: int) -> dict[str, Counter]:
                 process.join()
                 on_disk = sum(1 for _ in _records(place))
                 count["records lost"] += max(0, acknowledged + 1 - on_disk)
-            if expected is None:  # the first is not killed
-                expected = digest
             count["studies"] += 1
             count["other digests"] += digest != expected
     return counts
 
 
-def _child(pipe: Connection, method: str, folder: Path) -> None:
+def _child(pipe: Connection, method: str, folder: Path, num_steps: int) -> None:
     try:
-        found = go_on(method, folder, KILLED_STEPS, lambda i, *_: pipe.send(("step", i)))
+        found = go_on(method, folder, num_steps, lambda i, *_: pipe.send(("step", i)))
         pipe.send(("digest", found.digest))
     except Exception as error:
         pipe.send(("error", repr(error)))

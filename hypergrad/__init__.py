@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hypergrad.population import Population, population
     from hypergrad.problem import Examples, Problem, Task, Variables, check
     from hypergrad.report import report
+    from hypergrad.resume import replay, resume
     from hypergrad.searchers import Outcome, Searcher
     from hypergrad.space import Choice, Integer, LogReal, Real, Sequence, schedule
     from hypergrad.train import TrainState, averaged, init_state, step, unroll
@@ -26,6 +27,7 @@ _HOMES = {
     "hypergrad.population": "Population population",
     "hypergrad.problem": "Examples Problem Task Variables check",
     "hypergrad.report": "report",
+    "hypergrad.resume": "replay resume",
     "hypergrad.searchers": "Outcome Searcher",
     "hypergrad.space": "Choice Integer LogReal Real Sequence schedule",
     "hypergrad.train": "TrainState averaged init_state step unroll",
@@ -60,7 +62,9 @@ __all__ = [
     "estimators",
     "init_state",
     "population",
+    "replay",
     "report",
+    "resume",
     "schedule",
     "schedulers",
     "searchers",
@@ -86,7 +90,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps the names `tune`, `report` and `population` for the functions, not their modules."""
+    """Keeps the names `tune`, `report`, `resume` and `population` for the functions, not their modules."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         shadow = isinstance(value, ModuleType) and _HOME_OF.get(name, "hypergrad") != "hypergrad"
