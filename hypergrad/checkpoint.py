@@ -5,9 +5,11 @@
 The structure is never read from a file: it comes from a fresh state, and a checkpoint fits it or is refused.
 """
 
+import contextlib
 import hashlib
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,16 +34,20 @@ def save(folder: Path, step: int, state: PyTree) -> None:
     Raises:
         ValueError: where the disk refuses, or a leaf is neither an array, a number nor a PRNG key.
     """
-    path = folder / f"checkpoint-{step:010d}.npz"
+    path = _path(folder, step)
     leaves = [_bits(name, x) for name, x in zip(*_named(state), strict=True)]
     with replacing(path) as fd, os.fdopen(os.dup(fd), "w+b") as file:
-        np.savez(file, **{_member(i): x for i, x in enumerate(leaves)})
+        members: dict[str, Any] = {_member(i): x for i, x in enumerate(leaves)}
+        np.savez(file, **members)
         file.flush()
         size, digest = file.tell(), _digest(file)
     manifest = {"step": step, "bytes": size, "npz": digest, "leaves": describe(state)}
     write_json(path.with_suffix(".json"), manifest)
-    for old in steps(folder)[NUM_KEPT:]:
-        remove(folder, old)
+    keep = steps(folder)[:NUM_KEPT]
+    for name in os.listdir(folder):  # those without a manifest too, which a crash leaves
+        match = CHECKPOINT.fullmatch(name)
+        if match and int(match[1]) not in keep:
+            remove(folder, int(match[1]))
 
 
 def load(folder: Path, step: int, like: PyTree) -> PyTree:
@@ -58,33 +64,48 @@ def load(folder: Path, step: int, like: PyTree) -> PyTree:
     Raises:
         ValueError: in one line, where the checkpoint is damaged or is of another tuner.
     """
-    path = folder / f"checkpoint-{step:010d}.npz"
-    try:
-        manifest = read_json(path.with_suffix(".json"))
-        fd = open_file(path, os.O_RDONLY)
-    except FileNotFoundError as error:
-        raise ValueError(f"{error.filename!r} is not there, expected it beside the other") from None
-    expected = {"step": step, "leaves": describe(like)}
-    for name, value in expected.items():
-        if manifest.get(name) != value:
+    blanks = [_bits(name, x) for name, x in zip(*_named(like), strict=True)]
+    with _checked(folder, step, blanks) as (file, leaves):
+        if leaves != describe(like):
             raise ValueError(
-                f"{str(path)!r} is of another tuner, space or step ({name} differ); "
-                "resume with the task and the settings it was made with"
+                f"{str(_path(folder, step))!r} is of another tuner or space; resume with the settings it has"
             )
-    with os.fdopen(fd, "rb") as file:
-        size = os.fstat(fd).st_size
-        blanks = [_bits(name, x) for name, x in zip(*_named(like), strict=True)]
-        bound = sum(x.nbytes + _OVERHEAD for x in blanks) + _OVERHEAD
-        if size != manifest.get("bytes") or size > bound or _digest(file) != manifest.get("npz"):
-            raise ValueError(f"{str(path)!r} does not match its checksum")
-        file.seek(0)
         try:
             arrays = _read_members(file, blanks)
         except Exception as error:  # whatever parsers of zip and npy raise at hostile bytes
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{str(path)!r} is no checkpoint ({reason})") from None
+            raise ValueError(f"{str(_path(folder, step))!r} is no checkpoint ({reason})") from None
     leaves, structure = jax.tree.flatten(like)
     return jax.tree.unflatten(structure, map(_restore, arrays, leaves))
+
+
+def check(folder: Path, step: int, like: PyTree) -> None:
+    """Raise a `ValueError` unless the checkpoint before a step matches its manifest."""
+    blanks = [_bits(name, x) for name, x in zip(*_named(like), strict=True)]
+    with _checked(folder, step, blanks):
+        pass
+
+
+@contextlib.contextmanager
+def _checked(folder: Path, step: int, blanks: list[np.ndarray]) -> Iterator[tuple[BinaryIO, Any]]:
+    """Open a checkpoint that matches its manifest, and give what that says of its leaves."""
+    bound = sum(x.nbytes + _OVERHEAD for x in blanks) + _OVERHEAD
+    path = _path(folder, step)
+    try:
+        manifest = read_json(path.with_suffix(".json"))
+        fd = open_file(path, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise ValueError(f"{str(error.filename)!r} is not there, expected a checkpoint") from None
+    with open(fd, "rb") as file:
+        size = os.fstat(fd).st_size
+        if size > bound:
+            raise ValueError(f"{str(path)!r} has {size} bytes, expected at most {bound}")
+        if (manifest.get("step"), manifest.get("bytes")) != (step, size):
+            raise ValueError(f"{str(path)!r} is not of the step and size that its manifest says")
+        if _digest(file) != manifest.get("npz"):
+            raise ValueError(f"{str(path)!r} does not match its checksum")
+        file.seek(0)
+        yield file, manifest.get("leaves")
 
 
 def steps(folder: Path) -> list[int]:
@@ -128,6 +149,10 @@ def _type(leaf: Any) -> str:
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint-{step:010d}.npz"
 
 
 def _member(index: int) -> str:
@@ -185,6 +210,6 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, blank: np.ndarr
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _digest(file: BinaryIO) -> str:
+def _digest(file: Any) -> str:
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()

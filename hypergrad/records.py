@@ -36,8 +36,10 @@ def encode(step: int, outcome: Outcome) -> dict[str, Any]:
     record: dict[str, Any] = {"step": step}
     for part, value in outcome._asdict().items():
         if part in ("hparams", "info"):
-            pairs = zip(_names(value), jax.tree.leaves(value), strict=True)
-            record[part] = {name: _numbers(f"{part}.{name}", leaf) for name, leaf in pairs}
+            leaves = jax.tree.leaves(value)
+            record[part] = {
+                n: _numbers(f"{part}.{n}", x) for n, x in zip(_names(value), leaves, strict=True)
+            }
         else:
             record[part] = _numbers(part, value)
     return record
@@ -63,7 +65,7 @@ def decode(record: dict[str, Any], like: Outcome) -> Outcome:
         whole = part in ("hparams", "info")
         if whole and (not isinstance(found, dict) or list(found) != names):
             raise _misfit(step, part, "other leaves")
-        items = list(found.values()) if whole else [found]
+        items = list(found.values()) if whole and isinstance(found, dict) else [found]
         arrays = [
             _array(item, leaf, f"{part}.{name}" if whole else part, step)
             for item, leaf, name in zip(items, leaves, names, strict=True)
@@ -169,13 +171,13 @@ def machine() -> dict[str, Any]:
     return {
         "platform": jax.default_backend(),
         "num_devices": len(devices),
-        "x64": bool(jax.config.jax_enable_x64),
-        "threefry_partitionable": bool(jax.config.jax_threefry_partitionable),
+        "x64": bool(_config("jax_enable_x64")),
+        "threefry_partitionable": bool(_config("jax_threefry_partitionable")),
         "device": devices[0].device_kind,
         "cores": _num_cores(),
         "processor": platform.machine(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "matmul_precision": str(jax.config.jax_default_matmul_precision),
+        "matmul_precision": str(_config("jax_default_matmul_precision")),
         "versions": versions,
     }
 
@@ -217,7 +219,7 @@ def check_study(described: dict[str, Any], name: str) -> None:
     key, about = described.get("key"), described.get("machine")
     good = {
         "num_steps": type(num_steps) is int and 0 < num_steps <= 10**6,
-        "checkpoint_seconds": type(seconds) in (int, float) and seconds >= 0,
+        "checkpoint_seconds": isinstance(seconds, (int, float)) and seconds >= 0,
         "key": isinstance(key, dict) and _is_key(key),
         "machine": isinstance(about, dict),
     }
@@ -235,6 +237,10 @@ def _is_key(value: dict[str, Any]) -> bool:
         and len(data) in (2, 4)
         and all(type(x) is int and 0 <= x < 2**32 for x in data)
     )
+
+
+def _config(name: str) -> Any:
+    return getattr(jax.config, name)
 
 
 def _num_cores() -> int:

@@ -73,7 +73,7 @@ def resume(
         task = _as_task(task, space, described)
         settings = check_same_task(task, described, allow_changes)
         cost = described.get("cost")
-        if type(cost) not in (int, float) or not 0 < cost < float("inf"):
+        if not isinstance(cost, (int, float)) or not 0 < cost < float("inf"):
             raise ValueError(
                 f"{str(folder.path / 'study.json')!r}: cost is {cost!r}, expected a positive number; "
                 "resume it with study.resume"
@@ -166,15 +166,22 @@ def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) 
             f"{', '.join(changed)} changed since the study was started, expected the same source; restore it, "
             "or pass --allow-changes"
         )
-    given = _of(described, "settings")
-    unknown = [name for name in given if name not in Settings._fields]
-    if unknown or type(given.get("seed", 0)) is not int:
+    given, usual = _of(described, "settings"), Settings()._asdict()
+    odd = [n for n, value in given.items() if n not in usual or not _fits(value, usual[n])]
+    if odd:
         raise ValueError(
-            f"settings of the study have {(unknown or ['seed'])[0]!r}, expected those of this version; "
-            "resume with the version of hypergrad that wrote it"
+            f"settings of the study have {odd[0]!r} = {str(given[odd[0]])[:40]!r}, expected one of this version's "
+            "and its kind; resume with the version of hypergrad that wrote it"
         )
     settings = Settings(**given)
     return check_task(task, settings)
+
+
+def _fits(value: Any, usual: Any) -> bool:
+    """Tell whether a setting from a file is of the kind of its default; None stands for a whole number."""
+    if usual is None:
+        return value is None or type(value) is int
+    return type(value) is type(usual) or (type(usual) is float and type(value) is int)
 
 
 def _of(described: dict[str, Any], name: str) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def check_name(name: str, argument: str) -> str:
     return name
 
 
-def check_folder(directory: str | Path) -> Path:
+def check_folder(directory: str | os.PathLike[str]) -> Path:
     """Return the path of a folder that holds no symbolic link, or raise a `ValueError`."""
     path = Path(directory)
     if not path.is_dir():

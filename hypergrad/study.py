@@ -360,15 +360,22 @@ class _Disk:
 
 
 def _newest(path: Path, most: int, fresh: PyTree) -> tuple[int, PyTree]:
-    """Return the newest whole checkpoint of at most `most` steps, (0, `fresh`) where there is none."""
+    """Return the newest whole checkpoint of at most `most` steps, (0, `fresh`) where there is none.
+
+    The others are looked at too: one that is damaged would be missed when it is needed.
+    """
+    first, state = 0, fresh
     for step in checkpoint.steps(path):
-        if step <= most:
-            try:
-                return step, checkpoint.load(path, step, fresh)
-            except ValueError as error:
-                text = f"{error}; an earlier state is used"
-                warnings.warn(text, RecoveryWarning, stacklevel=5)
-    return 0, fresh
+        try:
+            if step <= most and not first:
+                state = checkpoint.load(path, step, fresh)
+                first = step
+            else:
+                checkpoint.check(path, step, fresh)
+        except ValueError as error:
+            text = f"{error}; the state is made again from an earlier one"
+            warnings.warn(text, RecoveryWarning, stacklevel=5)
+    return first, state
 
 
 def _template(tuner: Tuner, key: Key, state: PyTree) -> Outcome:
