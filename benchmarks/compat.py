@@ -128,7 +128,7 @@ def build(cell: Cell) -> str:
     wanted = {"packages": requirements(), "constraints": constraints(cell.jax)}
     if not stamp.is_file() or json.loads(stamp.read_text()) != wanted:
         PLACE.mkdir(parents=True, exist_ok=True)
-        limits = place.with_suffix(f".{cell.jax}.txt")
+        limits = PLACE / f"{place.name}.txt"
         limits.write_text("\n".join(wanted["constraints"]) + "\n")
         install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         upgrade = ["--upgrade", "--upgrade-strategy", "only-if-needed"]
