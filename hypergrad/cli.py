@@ -326,7 +326,8 @@ def _completion(given: argparse.Namespace, command: str) -> int:
 
 def _plain_name(task: str) -> str:
     stem = Path(task.partition(":")[0]).stem
-    return "".join(c if c.isalnum() or c in ".-_" else "_" for c in stem) or "study"
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in ".-_") else "_" for c in stem)
+    return plain.lstrip(".") or "study"
 
 
 _COMMANDS = {
