@@ -260,10 +260,14 @@ def _report(arguments: argparse.Namespace, words: list[str]) -> int:
 
 def _resume(arguments: argparse.Namespace, words: list[str]) -> int:
     task = _load_recorded(arguments)
+    import warnings
+
     from hypergrad.resume import resume
+    from hypergrad.storage import StudyWarning
 
     bar = _Bar(quiet=arguments.quiet)
-    with bar:
+    with bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", StudyWarning)  # printed with the result
         tuned = resume(
             task,
             arguments.directory,
@@ -277,15 +281,21 @@ def _resume(arguments: argparse.Namespace, words: list[str]) -> int:
 
 def _replay(arguments: argparse.Namespace, words: list[str]) -> int:
     task = _load_recorded(arguments)
+    import warnings
+
     from hypergrad.resume import replay
 
-    found = replay(
-        task,
-        arguments.directory,
-        arguments.trial,
-        debug_nans=arguments.debug_nans,
-        allow_changes=arguments.allow_changes,
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = replay(
+            task,
+            arguments.directory,
+            arguments.trial,
+            debug_nans=arguments.debug_nans,
+            allow_changes=arguments.allow_changes,
+        )
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        print(f"warning: {text}", file=sys.stderr)
     value, losses = float(found.trial.outcome.values), found.losses
     print(f"trial {arguments.trial}: step {found.trial.step}, member {found.trial.member}")
     print("  ".join(f"{name} {_brief(value)}" for name, value in found.hparams.items()))
@@ -305,9 +315,12 @@ def _load_recorded(arguments: argparse.Namespace) -> "Task":
 
     described = describe(arguments.directory)
     if arguments.task is None:
+        words = " ".join([arguments.command, str(arguments.directory), "TASK"])
+        if arguments.command == "replay":
+            words = words.replace("TASK", f"{arguments.trial} TASK")
         raise ValueError(
-            f"TASK is missing, expected the task of the study, {str(described.get('task'))[:80]!r}; name it: "
-            f"hypergrad {arguments.command} {arguments.directory} ... TASK"
+            f"TASK is missing, expected that of the study, {str(described.get('task'))[:80]!r} (no code is "
+            f"loaded because a file names it); name it: hypergrad {words}"
         )
     recorded = described.get("task_arguments")
     return load_task(arguments, recorded if isinstance(recorded, dict) else {})[0]

@@ -22,6 +22,7 @@ from hypergrad.tune import (
     complete,
     named,
     sources,
+    width,
 )
 from hypergrad.types import Key
 
@@ -79,8 +80,8 @@ def resume(
             warnings.simplefilter("always")
             tuned = complete(task, settings, folder, {}, show, caught, cost)
     for warning in caught:
-        if issubclass(warning.category, storage.RecoveryWarning):
-            warnings.warn(str(warning.message), storage.RecoveryWarning, stacklevel=2)
+        if issubclass(warning.category, storage.StudyWarning):
+            warnings.warn(str(warning.message), storage.StudyWarning, stacklevel=2)
     return tuned
 
 
@@ -164,11 +165,16 @@ def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) 
     odd = [n for n, value in given.items() if n not in usual or not _fits(value, usual[n])]
     if odd:
         raise ValueError(
-            f"settings of the study have {odd[0]!r} = {str(given[odd[0]])[:40]!r}, expected one of this version's "
-            "and its kind; resume with the version of hypergrad that wrote it"
+            f"settings of the study have {odd[0]!r} = {str(given[odd[0]])[:40]!r}, expected a setting and "
+            "a kind of this version; resume with the version of hypergrad that wrote it"
         )
     settings = Settings(**given)
     check_settings(task, settings)
+    if described.get("width") != width(settings):
+        raise ValueError(
+            f"width is {width(settings)}, expected {described.get('width')!r} trials a step as the study has; "
+            "resume with the version of hypergrad that wrote it"
+        )
     return settings
 
 

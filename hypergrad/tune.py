@@ -201,9 +201,10 @@ def complete(
     judged = judge(task, configurations, judge_key, settings.eval_seeds)
     show(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
     result = _result(task, settings, found, baseline, judged, cost)
-    result["warnings"] += _structural(caught) + _recoveries(caught)
+    result["warnings"] += _structural(caught) + _about_study(caught)
     result["seconds"] = time.perf_counter() - began + max(0.0, earlier)
     result["digest"] = found.digest
+    result["interrupted"] |= baseline is not None and baseline.interrupted
     path = None
     if folder is not None:
         storage.write_json(folder.path / "result.json", result)
@@ -221,9 +222,9 @@ def _random_folder(folder: storage.Folder | None):
     return storage.lock(path) if (path / "study.json").is_file() else storage.create(path)
 
 
-def _recoveries(caught: list[warnings.WarningMessage]) -> list[str]:
-    """List what was damaged in the study's folder, and made again."""
-    return [str(w.message) for w in caught if issubclass(w.category, storage.RecoveryWarning)]
+def _about_study(caught: list[warnings.WarningMessage]) -> list[str]:
+    """List what was damaged in the study's folder and made again, or differs on this machine."""
+    return [str(w.message) for w in caught if issubclass(w.category, storage.StudyWarning)]
 
 
 def check_settings(task: Task, settings: Settings) -> None:
@@ -469,7 +470,7 @@ def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[s
         "method": settings.method,
         "settings": settings._asdict(),
         "seed": settings.seed,
-        "width": GENERATION if settings.method == "random" else settings.num_restarts,
+        "width": width(settings),
         "horizon": task.horizon,
         "space": {n: repr(d) for n, d in named(task.space).items()},
         "sources": sources(task),
@@ -480,6 +481,11 @@ def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[s
         "description": task.description,
         **details,
     }
+
+
+def width(settings: Settings) -> int:
+    """Return how many trials one compiled step makes side by side."""
+    return GENERATION if settings.method == "random" else settings.num_restarts
 
 
 def sources(task: Task) -> dict[str, str]:
