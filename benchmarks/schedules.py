@@ -165,6 +165,7 @@ def validate(problem: Problem, horizon: int, rates: Array, keys: Array) -> Array
 def judge(task: Task, splits: Splits, schedules: dict[str, Array], keys: Array) -> list[Figure]:
     """Train each schedule on the same fresh seeds; the test set is read here, once."""
     problem, test = task.problem, tuple(map(jnp.asarray, splits.test))
+    assert task.test is not None
 
     def one(rates, key):
         hparams = {"lr": rates}
