@@ -127,8 +127,9 @@ def _run(given: argparse.Namespace, start, out: Path, task: str, logs: list[str]
 
 
 def _print_warnings(caught: list[warnings.WarningMessage], known: list[str]) -> None:
-    """Print warnings in a line each, but for those that the result has, too."""
-    for text in dict.fromkeys(str(warning.message) for warning in caught):
+    """Print this package's warnings in a line each, but for those that the result has, too."""
+    ours = [w for w in caught if w.category.__module__.startswith("hypergrad.")]
+    for text in dict.fromkeys(str(w.message) for w in ours):
         if text not in known:
             print(f"hypergrad: warning: {' '.join(text.split())}", file=sys.stderr)
 
