@@ -51,7 +51,7 @@ class Results:
             "versions": versions(PACKAGES),
             "machine": machine(),
             "commit": commit(),
-            "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+            "command": command(),
         }
         if path.exists():
             self._read(header)
@@ -101,6 +101,12 @@ class Results:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+
+
+def command() -> str:
+    """Repeat the command line, of paths the last part only: where things lie is this machine's own affair."""
+    words = (Path(word).name if "/" in word else word for word in sys.argv[1:])
+    return shlex.join(["python", "-m", "benchmarks", *words])
 
 
 def commit() -> str:

@@ -20,6 +20,8 @@ def render(text: str, folder: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         name, kind = match.groups()
+        if not (folder / f"{name}.jsonl").exists():
+            return match.group()
         results = load(folder / f"{name}.jsonl")
         made = getattr(import_module(f"benchmarks.{name}"), kind)(results)
         machine, versions = results.header["machine"], results.header["versions"]

@@ -36,6 +36,17 @@ def test_descends_to_the_optimum_of_ridge(made):
     assert found.best["penalty"].shape == (8,)
 
 
+def test_starts_where_it_is_told(made):
+    given = {"penalty": jnp.linspace(0.01, 0.1, 8)}
+    estimator = reverse(made.problem, 5)
+    tuner = descent(estimator, made.space, start=given, num_restarts=2)
+    first, second = study.run(tuner, KEY, 1).outcomes[0].hparams["penalty"]
+    np.testing.assert_allclose(first, given["penalty"], rtol=1e-4)
+    assert not np.allclose(second, first, rtol=0.1), "only the first restart starts there"
+    with pytest.raises(ValueError, match="penalty"):
+        descent(estimator, made.space, start={"penalty": jnp.ones(3)})
+
+
 def diverging(made):
     """A space where the start is fine and a step too far is not."""
 
