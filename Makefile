@@ -28,8 +28,9 @@ format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-benchmarks: $(VENV)/.dev ## measure what needs neither peers nor a data folder, and rewrite the tables
-	for name in hypergradient schedules; do $(BIN)/python -m benchmarks $$name $(ARGS) || exit 1; done
+benchmarks: $(VENV)/.dev ## measure what needs neither peers nor a data folder, into runs/benchmarks
+	for name in hypergradient schedules; do \
+	  $(BIN)/python -m benchmarks $$name --out runs/benchmarks/$$name.jsonl $(ARGS) || exit 1; done
 
 clean: ## remove the environment, caches and runs
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache runs

@@ -37,7 +37,7 @@ def render(text: str, folder: Path) -> str:
 def load(path: Path) -> Results:
     """Open a kept results file as it is."""
     header = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
-    return Results(path, header["benchmark"], header["settings"])
+    return Results(path, header["benchmark"], header["settings"], resume=False)
 
 
 def write() -> None:

@@ -53,6 +53,14 @@ def test_other_settings_do_not_share_a_file(file):
         Results(file, "speed", {"cores": 2})
 
 
+def test_other_versions_are_read_but_not_added_to(file, monkeypatch):
+    Results(file, "speed", {})
+    monkeypatch.setattr("benchmarks.record.commit", lambda: "another")
+    assert Results(file, "speed", {}, resume=False).cases == {}
+    with pytest.raises(ValueError, match=r"expected .*another; name another with --out"):
+        Results(file, "speed", {})
+
+
 def test_a_number_that_is_none_is_refused(file):
     with pytest.raises(ValueError, match="Out of range float"):
         Results(file, "speed", {}).add("small", [Figure("ours", "time", float("nan"), "s")])
@@ -122,4 +130,4 @@ def test_a_quick_run_ends_with_its_table(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "| tuned" in done.stdout
-    assert len(Results(out, "schedules", {"quick": True, "cores": 1}).cases["digits"]) == 5
+    assert len(tables.load(out).cases["digits"]) == 5

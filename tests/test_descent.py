@@ -9,7 +9,7 @@ from hypergrad.estimators import reverse
 from hypergrad.population import population
 from hypergrad.schedulers import full
 from hypergrad.searchers import random
-from hypergrad.space import LogReal, Real, sample_constant
+from hypergrad.space import LogReal, Real, Sequence, sample_constant, schedule
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import descent, search
 from tasks import quadratic, ridge
@@ -45,6 +45,15 @@ def test_starts_where_it_is_told(made):
     assert not np.allclose(second, first, rtol=0.1), "only the first restart starts there"
     with pytest.raises(ValueError, match="penalty"):
         descent(estimator, made.space, start={"penalty": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("length", [5, 300])
+def test_a_decreasing_schedule_starts_at_its_default(length):
+    task = quadratic.task(horizon=5)
+    space = {"lr": Sequence(LogReal(1e-3, 2.0, default=0.1), length, decreasing=True)}
+    problem = task.problem._replace(optimizer=lambda h: optax.sgd(schedule(h["lr"])))
+    found = study.run(descent(reverse(problem, 5), space), KEY, 1)
+    np.testing.assert_allclose(found.outcomes[0].hparams["lr"][0], 0.1, rtol=0.01)
 
 
 def diverging(made):

@@ -31,13 +31,14 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
     budget in bytes.
 
     **Limits:** exact but for rounding. Where training is chaotic the exact gradient is useless: watch
-    `info.growth`. Signs and roundings in the optimizer give zeros, which are warned of by name.
+    `info.growth`. Signs and roundings in the optimizer give zeros, which are warned of by name. Loops of
+    unknown length (the line searches of `optax.lbfgs`) have no reverse mode: an error sends to `forward`.
 
     Args:
         problem: the training loop.
         horizon: number of inner steps.
-        backward: the backward pass: `mixed(checkpoint)`, or `plain(checkpoint)` for losses without
-            forward derivatives.
+        backward: the backward pass: `mixed(checkpoint)`, or `plain(checkpoint)` for losses whose
+            gradient has no forward derivative.
 
     Returns:
         A stateless estimator; `info` is an `UnrollInfo`.
