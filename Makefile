@@ -42,7 +42,7 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[all]' -c constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[zoo,report,terminal]' -c constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt

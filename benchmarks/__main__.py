@@ -10,6 +10,9 @@ from benchmarks.record import Results, pin
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
+    "faults": "studies killed, damaged, out of disk, raced for and read while they are written",
+    "storage": "acknowledged trials a second, beside the storages of Optuna",
+    "compat": "whether the suite passes on every Python here, oldest and newest jax, x64 on and off",
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",
     "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
 }

@@ -3,17 +3,14 @@
 import json
 import math
 import os
-import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hypergrad import plots
+from hypergrad import plots, storage
 
-FORMAT = 1
-MAX_BYTES = 256 * 2**20
-MAX_DEPTH = 32
+MAX_BYTES = storage.MAX_JSON
 _ADVICE = "the file is damaged or was edited; restore it or run `hypergrad tune` again"
 _KINDS: dict[type, str] = {
     dict: "an object",
@@ -68,7 +65,7 @@ class Results(NamedTuple):
 def load(directory: str | os.PathLike[str]) -> Results:
     """Read `study.json` and `result.json` of a study and check every type and shape on the way.
 
-    **Limits:** a file of at most 256 MB, nested at most 32 deep. Null, NaN and infinity become NaN.
+    **Limits:** a file of at most 64 MB, nested at most 32 deep. Null, NaN and infinity become NaN.
 
     Args:
         directory: Where the study was written.
@@ -76,17 +73,12 @@ def load(directory: str | os.PathLike[str]) -> Results:
     Raises:
         ValueError: One line that names the file, says what is wrong with it and what to do.
     """
-    folder = Path(directory)
-    if not folder.is_dir():
-        raise ValueError(
-            f"directory {_line(folder)} does not exist or is no directory: "
-            "give the directory of a study, as `hypergrad tune --out` wrote it"
-        )
+    folder = storage.check_folder(directory)
     study, where = _read_json(folder / "study.json"), f"{_line(folder / 'study.json')}: "
-    if type(study.get("format")) is not int or study["format"] != FORMAT:
+    if type(study.get("format")) is not int or study["format"] != storage.FORMAT:
         found = _line(json.dumps(study.get("format")), 40)
         raise ValueError(
-            f"{where}format is {found}, expected {FORMAT}: "
+            f"{where}format is {found}, expected {storage.FORMAT}: "
             "read it with the version of hypergrad that wrote it, or upgrade hypergrad-jax"
         )
     for key in ("task", "method"):
@@ -233,45 +225,13 @@ def _typed(value: Any, kind: type, where: str) -> Any:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    name = _line(path)
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise ValueError(f"{name} is no regular file: {_ADVICE}")
-        if status.st_size > MAX_BYTES:
-            size, limit = status.st_size / 2**20, MAX_BYTES // 2**20
-            raise ValueError(f"{name} has {size:.0f} MB, expected at most {limit} MB: {_ADVICE}")
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1).decode()
+        return storage.read_json(path, MAX_BYTES)
     except FileNotFoundError:
         raise ValueError(
-            f"{name} does not exist: give the directory of a finished study, "
-            "or finish this one with `hypergrad tune`"
+            f"{_line(path)} does not exist: give the directory of a finished study, "
+            "or finish this one with `hypergrad resume`"
         ) from None
-    except OSError as error:
-        raise ValueError(f"cannot read {name}: {error.strerror or error}") from error
-    except UnicodeDecodeError:
-        raise ValueError(f"{name} is not UTF-8 text: {_ADVICE}") from None
-    try:
-        data = json.loads(text, parse_constant=lambda _: None)
-    except RecursionError:
-        raise ValueError(
-            f"{name} is nested too deep, expected at most {MAX_DEPTH}: {_ADVICE}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{name} is not valid JSON ({_line(error, 120)}): {_ADVICE}") from None
-    level, depth = [data], 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"{name} is nested too deep, expected at most {MAX_DEPTH}: {_ADVICE}")
-        inner = (
-            item.values() if isinstance(item, dict) else item
-            for item in level
-            if isinstance(item, dict | list)
-        )
-        level = [item for items in inner for item in items if isinstance(item, dict | list)]
-    return _typed(data, dict, f"{name}: the whole")
 
 
 def _line(value: Any, limit: int = 300) -> str:

@@ -1,17 +1,53 @@
-"""What a study leaves on disk: JSON written whole or not at all, and an append-only journal."""
+"""The folder of a study: files that survive a crash and are safe to open, whoever wrote them.
 
+JSON carries a checksum and is written whole or not at all. Every size is bounded before anything is read,
+no link is followed, and one process at a time writes.
+"""
+
+import contextlib
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 
-FORMAT = 1
-FILES = ("study.json", "journal.jsonl", "result.json", "report.html", "figures")
+FORMAT = 2
+MAX_JSON = 64 * 2**20
+MAX_DEPTH = 32
+MAX_CONTAINERS = 10**6
+ADVICE = "the file is damaged or was edited; restore it from a copy, or start a new study"
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+CHECKPOINT = re.compile(r"checkpoint-([0-9]{10})\.(npz|json)")
+FILES = (
+    "study.json",
+    "journal.jsonl",
+    "journal-damaged.jsonl",
+    "result.json",
+    "report.html",
+    "log.jsonl",
+)
+FOLDERS = ("figures", "random", "tensorboard", "wandb")
+_BEFORE = ("lock", "study.json.tmp")
+"""What a process may leave that was killed before its study began."""
+_SEAL = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",')
+
+
+class RecoveryWarning(UserWarning):
+    """Something in a study's folder was damaged, and made again from what was whole."""
+
+
+class Folder(NamedTuple):
+    """A study's folder that this process alone may write, until the block that opened it ends."""
+
+    path: Path
 
 
 def plain(value: Any) -> Any:
@@ -27,71 +63,304 @@ def plain(value: Any) -> Any:
     return plain(np.asarray(value).tolist())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that a crash leaves the old one or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(plain(value), file, allow_nan=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def create(directory: str | Path, overwrite: bool = False) -> Path:
-    """Make the folder of a new study.
+def open_file(path: Path, flags: int) -> int:
+    """Open a regular file of a study and return its descriptor; no link is followed, no pipe waited for.
 
     Raises:
-        ValueError: where it holds something already and `overwrite` is false, or is not a folder.
+        FileNotFoundError: where there is none.
+        ValueError: for a symbolic link, for anything but a file, and, where `flags` ask to write, for a
+            file with a second name elsewhere, which would change with it.
+    """
+    writes = flags & (os.O_WRONLY | os.O_RDWR)
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if path.is_symlink():
+            raise ValueError(
+                f"{str(path)!r} is a symbolic link, expected a file; copy what it points to"
+            ) from None
+        raise failed("open", path, error) from error
+    status = os.fstat(fd)
+    wrong = None
+    if not stat.S_ISREG(status.st_mode):
+        wrong = "is no regular file, expected one; " + ADVICE
+    elif writes and status.st_nlink > 1:
+        wrong = "has a second name (a hard link), expected none; copy the study with `cp -r` first"
+    if wrong:
+        os.close(fd)
+        raise ValueError(f"{str(path)!r} {wrong}")
+    return fd
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a file of at most `limit` bytes.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where it is larger, and as `open_file`.
+    """
+    with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ValueError(
+                f"{str(path)!r} has {size / 2**20:.1f} MB, expected at most {limit / 2**20:.0f} MB; {ADVICE}"
+            )
+        try:
+            return file.read(limit)
+        except OSError as error:
+            raise failed("read", path, error) from error
+
+
+def sync(fd: int) -> None:
+    """Wait until what was written to a file is on the disk."""
+    import fcntl
+
+    full = getattr(fcntl, "F_FULLFSYNC", None)  # on macOS, fsync stops at the drive's own cache
+    if full is None:
+        os.fsync(fd)
+    else:
+        fcntl.fcntl(fd, full)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[int]:
+    """Give the descriptor of a new file that takes the place of `path` at the end of the block.
+
+    A crash leaves the old file or the new one, never a part, and so does a full disk.
+
+    Raises:
+        ValueError: where the disk refuses.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            yield fd
+            sync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise failed("write", path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`; one call of the system may take a part of it."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part."""
+    with replacing(path) as fd:
+        write_all(fd, data)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object whose first entry is the SHA-256 of the bytes after it, whole or not at all."""
+    body = json.dumps(plain(value), allow_nan=False, indent=1).encode()[1:] + b"\n"
+    seal = hashlib.sha256(body).hexdigest().encode()
+    write_bytes(path, b'{\n "sha256": "%s",%s' % (seal, body))
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """Read what `write_json` wrote, after its size, its depth and its checksum have been checked.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: in one line that names the file, for anything else.
+    """
+    data = read_bytes(path, limit)
+    value = parse_json(data, repr(str(path)))
+    seal = _SEAL.match(data)
+    if not seal or hashlib.sha256(data[seal.end() :]).hexdigest() != seal[1].decode():
+        raise ValueError(f"{str(path)!r} does not match its checksum; {ADVICE}")
+    del value["sha256"]
+    return value
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """Parse one JSON object of bounded depth and number of parts; NaN and infinities become null.
+
+    Raises:
+        ValueError: in one line that begins with `name`.
+    """
+    # escapes and strings go first, so that the brackets left are structure
+    bare = re.sub(rb'"[^"]*"', b"", re.sub(rb"\\.", b"", data, flags=re.DOTALL))
+    brackets = np.frombuffer(bare.translate(None, _NO_BRACKET), np.uint8)
+    opens = (brackets == ord("[")) | (brackets == ord("{"))
+    depth = int(np.cumsum(np.where(opens, 1, -1), dtype=np.int64).max(initial=0))
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{name} is nested too deep, expected at most {MAX_DEPTH}: {ADVICE}")
+    if opens.sum() > MAX_CONTAINERS:
+        raise ValueError(
+            f"{name} has {opens.sum()} lists and objects, expected at most {MAX_CONTAINERS}; {ADVICE}"
+        )
+    try:
+        value = json.loads(data.decode(), parse_constant=lambda _: None)
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not UTF-8 text: {ADVICE}") from None
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{name} is not valid JSON ({reason}): {ADVICE}") from None
+    if not isinstance(value, dict):
+        kind = "a list" if isinstance(value, list) else "no object"
+        raise ValueError(f"{name}: the whole is {kind}, expected an object: {ADVICE}")
+    return value
+
+
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def check_name(name: str, argument: str) -> str:
+    """Return `name` if it can name a study's folder anywhere, or raise a `ValueError`."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{argument} is named {name[:140]!r}, expected up to 128 letters, digits, dots, dashes and "
+            "underscores, the first no dot; rename it"
+        )
+    return name
+
+
+def check_folder(directory: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder that holds no symbolic link, or raise a `ValueError`."""
+    path = Path(directory)
+    if not path.is_dir():
+        raise ValueError(
+            f"directory {str(path)!r} does not exist or is no directory: "
+            "give the directory of a study, as `hypergrad tune --out` wrote it"
+        )
+    for entry in os.scandir(path):
+        if entry.is_symlink():
+            raise ValueError(
+                f"{entry.path!r} is a symbolic link, expected a file; copy what it points to"
+            )
+    return path
+
+
+@contextlib.contextmanager
+def lock(directory: str | Path) -> Iterator[Folder]:
+    """Open a study's folder for writing, to the end of the block; no other process may meanwhile.
+
+    The lock is the kernel's and goes with the process, however that ends.
+
+    Raises:
+        ValueError: where another process has it, naming that process; within a second.
+    """
+    import fcntl
+
+    path = check_folder(directory)
+    fd = open_file(path / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{str(path)!r} is in use by {_holder(fd)}, expected one writer; wait for it or end it"
+            ) from None
+        with contextlib.suppress(OSError):  # the number is for people; a full disk may refuse it
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        try:
+            yield Folder(path)
+        finally:
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+
+
+def _holder(fd: int) -> str:
+    """Name the process that holds a lock; one that has just taken it may not have said so yet."""
+    for _ in range(10):
+        text = os.pread(fd, 32, 0).strip()
+        if text.isdigit() and _alive(int(text)):
+            return f"process {int(text)}"
+        time.sleep(0.05)
+    return "another process"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def create(directory: str | Path, overwrite: bool = False) -> Iterator[Folder]:
+    """Make the folder of a new study and lock it, to the end of the block.
+
+    Raises:
+        ValueError: where it holds something already and `overwrite` is false, is not a folder, has a name
+            of other characters, or is in use.
     """
     path = Path(directory)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"out is {str(path)!r}, a file, expected a folder; name another one")
-    if path.is_dir() and any(path.iterdir()):
-        if not overwrite:
-            raise ValueError(
-                f"out is {str(path)!r}, which is not empty, expected a new folder; name another one or "
-                "pass --overwrite"
-            )
-        if not (path / "study.json").is_file():
-            raise ValueError(
-                f"out is {str(path)!r}, which holds something else than a study, expected a study to "
-                "overwrite; name another folder"
-            )
-        for name in FILES:
-            target = path / name
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
+    check_name(path.absolute().name, "out")
+    _check_free(path, overwrite)  # before anything is made
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"out is {str(path)!r}, which cannot be made ({error.strerror}); name a folder you may write"
         ) from error
-    return path
+    with lock(path) as folder:
+        _check_free(path, overwrite)  # another process may have been faster
+        _clear(path)
+        yield folder
 
 
-class Journal:
-    """An append-only file of JSON lines; a line is on disk when `append` returns."""
+def _check_free(path: Path, overwrite: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"out is {str(path)!r}, a file, expected a folder; name another one")
+    if not path.is_dir() or all(e.name in _BEFORE for e in path.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(
+            f"out is {str(path)!r}, which is not empty, expected a new folder; name another one, "
+            "pass --overwrite, or go on with `hypergrad resume`"
+        )
+    if not (path / "study.json").is_file():
+        raise ValueError(
+            f"out is {str(path)!r}, which holds something else than a study, expected a study to "
+            "overwrite; name another folder"
+        )
 
-    def __init__(self, path: Path):
-        self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write one record and wait for the disk."""
-        self._file.write(json.dumps(plain(record), allow_nan=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+def _clear(path: Path) -> None:
+    """Remove what a study leaves behind, and nothing else."""
+    for entry in list(path.iterdir()):
+        if entry.name in FOLDERS and entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name.removesuffix(".tmp") in FILES or CHECKPOINT.fullmatch(
+            entry.name.removesuffix(".tmp")
+        ):
+            entry.unlink()
 
 
-def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the whole records of a journal; a last line without an end was never acknowledged."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+def failed(action: str, path: Path, error: OSError) -> ValueError:
+    """Say in one line what the system refused to do."""
+    return ValueError(
+        f"cannot {action} {str(path)!r}: {error.strerror or error}; make room or allow it, "
+        "then go on with `hypergrad resume`"
+    )

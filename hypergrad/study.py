@@ -1,16 +1,33 @@
-"""Run any tuner: budget, callbacks, failures."""
+"""Run any tuner: budget, callbacks, failures; on disk, a study that can be killed, resumed and replayed."""
 
+import contextlib
+import hashlib
+import json
 import time
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from hypergrad import checkpoint, export, records, tree, trials
+from hypergrad.journal import Journal, read
 from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Outcome
+from hypergrad.storage import (
+    FORMAT,
+    Folder,
+    RecoveryWarning,
+    check_folder,
+    create,
+    lock,
+    read_json,
+    write_json,
+)
 from hypergrad.tuners.base import Tuner
-from hypergrad.types import HParams, Key
+from hypergrad.types import HParams, Key, PyTree
 
 
 class Study(NamedTuple):
@@ -21,7 +38,9 @@ class Study(NamedTuple):
         best_value: that objective; infinity if there was none.
         outcomes: every outcome, as numpy arrays, in order.
         interrupted: whether Ctrl-C ended it.
-        seconds: wall-clock time, compilation included.
+        seconds: wall-clock time, compilation included, over all its sessions.
+        result: the comparison with the defaults and random search, as `result.json` has it; None from `run`.
+        report: path of the report; None where nothing was written.
     """
 
     best: HParams | None
@@ -29,51 +48,354 @@ class Study(NamedTuple):
     outcomes: list[Outcome]
     interrupted: bool
     seconds: float
+    result: dict[str, Any] | None = None
+    report: Path | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all outcomes to the bit: equal for two runs that are the same."""
+        digest = hashlib.sha256()
+        for step, outcome in enumerate(self.outcomes):
+            digest.update(json.dumps(records.encode(step, outcome)).encode())
+        return digest.hexdigest()
+
+    def hparams(self) -> dict[str, Any]:
+        """Return the best hparams as {leaf name: array}.
+
+        Raises:
+            ValueError: where no trial had a finite objective.
+        """
+        if self.best is None:
+            raise ValueError(
+                f"study has no finite objective in {len(self.outcomes)} steps, expected one; lower the "
+                "learning rates of the space"
+            )
+        return tree.named(self.best)
+
+    def trials(self) -> Any:
+        """Return all trials, one row each: a pandas frame, or a dict of arrays where pandas is missing."""
+        return trials.frame(self.outcomes)
+
+    def to_xarray(self) -> Any:
+        """Return all trials as an `xarray.Dataset`; xarray is an extra."""
+        return trials.dataset(self.outcomes)
+
+    def schedule(self, name: str) -> Callable[..., Any]:
+        """Return the best value of the leaf `name` as an `optax.Schedule`; the last value holds past its end.
+
+        Raises:
+            ValueError: for a name that is none, with the nearest, and for a leaf that is no schedule.
+        """
+        return export.as_schedule(self.hparams(), name)
+
+    def export(self, path: str | Path) -> None:
+        """Write the best hparams as JSON; `load_schedule(path, name)` reads a schedule back, bit by bit."""
+        export.write(path, self.hparams())
+
+
+class Trial(NamedTuple):
+    """One trial of a study, made again.
+
+    Attributes:
+        step: of the tuner.
+        member: its place in that step.
+        outcome: what came of it: an `Outcome` without the leading axis.
+        key: of the step.
+    """
+
+    step: int
+    member: int
+    outcome: Outcome
+    key: Key
 
 
 OnStep = Callable[[int, Outcome, float], Any]
 """(step, outcome, best value so far) -> anything; called after every step on the host."""
 
 
-def run(tuner: Tuner, key: Key, num_steps: int, on_step: OnStep | None = None) -> Study:
+def run(
+    tuner: Tuner,
+    key: Key,
+    num_steps: int,
+    on_step: OnStep | None = None,
+    *,
+    storage: str | Path | Folder | None = None,
+    details: dict[str, Any] | None = None,
+    checkpoint_seconds: float = 10.0,
+) -> Study:
     """Take `num_steps` steps of a tuner.
 
     Ctrl-C ends the study after the step in flight and keeps the best so far. A trial that is not finite
     is kept among the outcomes and never becomes the best.
+
+    With `storage`, a step counts when its record is on the disk; `on_step` is called after that. Whatever
+    ends the process then, `resume` goes on and arrives at the same bits.
+
+    **Cost:** with `storage`, one wait for the disk a step, two more a checkpoint.
 
     Args:
         tuner: any method.
         key: of the whole study; step i draws from `fold_in(key, i)`.
         num_steps: budget; a tuner that says it is done ends earlier.
         on_step: called after every step.
+        storage: a new folder, or one that `storage.create` opened; nothing is written where None.
+        details: further entries for the folder's `study.json`.
+        checkpoint_seconds: how often the tuner's state is written; 0 for every step. What came after the
+            last one is computed again on `resume`, and compared with its records.
+
+    Raises:
+        ValueError: for arguments that cannot work, a folder that is not free, or a disk that refuses.
     """
     check_horizon(num_steps, "budget")
+    _check_tuner(tuner)
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"key is {key!r}, expected a PRNG key; pass e.g. jax.random.key(0)")
+    if storage is None:
+        return _run(tuner, key, num_steps, on_step, None)
+    with _opened(storage, create) as folder:
+        described = {
+            "format": FORMAT,
+            **(details or {}),
+            "num_steps": num_steps,
+            "checkpoint_seconds": checkpoint_seconds,
+            "key": records.encode_key(key),
+            "machine": records.machine(),
+        }
+        write_json(folder.path / "study.json", described)
+        with contextlib.closing(_Disk(folder.path, checkpoint_seconds)) as disk:
+            return _run(tuner, key, num_steps, on_step, disk)
+
+
+def resume(tuner: Tuner, directory: str | Path | Folder, on_step: OnStep | None = None) -> Study:
+    """Go on with a study where it ended, to the same bits as if it never had.
+
+    Starts from the newest checkpoint that is whole; steps after it that have a record are made again and
+    compared. What was damaged is made again from what was not, with a `RecoveryWarning`.
+
+    Args:
+        tuner: the same as at the start, built again.
+        directory: of the study, or one that `storage.lock` opened.
+        on_step: called after every step that had no record.
+
+    Raises:
+        ValueError: where there is no study, another process is running it, this machine cannot repeat it
+            (platform, number of devices, x64), or a step made again differs from its record.
+    """
+    _check_tuner(tuner)
+    with _opened(directory, lock) as folder:
+        described = describe(folder.path)
+        for text in records.check_machine(described["machine"]):
+            warnings.warn(text, RecoveryWarning, stacklevel=2)
+        key = records.decode_key(described["key"])
+        seconds = described["checkpoint_seconds"]
+        with contextlib.closing(_Disk(folder.path, seconds)) as disk:
+            return _run(tuner, key, described["num_steps"], on_step, disk)
+
+
+def replay(tuner: Tuner, directory: str | Path, trial: int) -> Trial:
+    """Make one trial of a study again, to the same bits.
+
+    **Cost:** the steps from the newest checkpoint before it on; from the start where there is none.
+
+    Args:
+        tuner: the same as at the start, built again.
+        directory: of the study, which may be running.
+        trial: its number, counted from 0 over all members of all steps.
+
+    Raises:
+        ValueError: where there is no such trial, or it does not come out as recorded.
+    """
+    _check_tuner(tuner)
+    path = check_folder(directory)
+    described = describe(path)
+    for text in records.check_machine(described["machine"]):
+        warnings.warn(text, RecoveryWarning, stacklevel=2)
+    kept, member = _find(path, trial)
+    step = len(kept) - 1
+    init_key, run_key = jax.random.split(records.decode_key(described["key"]))
+    first, state = _newest(path, step, checkpoint.normal(tuner.init(init_key)))
+    for index in range(first, step):
+        state, outcome = _step(tuner, jax.random.fold_in(run_key, index), state)
+        records.check_same(records.encode(index, outcome), kept[index])
+    key = jax.random.fold_in(run_key, step)
+    outcome = _step(tuner, key, state)[1]
+    records.check_same(records.encode(step, outcome), kept[step])
+    num = len(outcome.values)
+    one = jax.tree.map(lambda x: x[member] if np.shape(x)[:1] == (num,) else x, outcome)
+    return Trial(step, member, one, key)
+
+
+def describe(directory: str | Path) -> dict[str, Any]:
+    """Read what `study.json` says of a study, with the entries that a resume needs checked.
+
+    Raises:
+        ValueError: in one line, where there is none or it is not one.
+    """
+    path = Path(directory) / "study.json"
+    try:
+        described = read_json(path)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{str(path)!r} does not exist, expected a study that has begun; start it with `hypergrad tune`"
+        ) from None
+    records.check_study(described, repr(str(path)))
+    return described
+
+
+def _check_tuner(tuner: Any) -> None:
     if not isinstance(tuner, Tuner):
         raise ValueError(
             f"tuner is {type(tuner).__name__}, expected a Tuner; pass e.g. tuners.descent(...)"
         )
-    if not hasattr(key, "dtype"):
-        raise ValueError(f"key is {key!r}, expected a PRNG key; pass e.g. jax.random.key(0)")
+
+
+def _opened(place: str | Path | Folder, opening: Callable) -> Any:
+    return contextlib.nullcontext(place) if isinstance(place, Folder) else opening(place)
+
+
+def _step(tuner: Tuner, key: Key, state: PyTree) -> tuple[PyTree, Outcome]:
+    state, outcome = tuner.step(key, state)
+    return checkpoint.normal(state), jax.tree.map(np.asarray, jax.device_get(outcome))
+
+
+def _run(
+    tuner: Tuner, key: Key, num_steps: int, on_step: OnStep | None, disk: "_Disk | None"
+) -> Study:
+    """Take the steps that are left; all of them where there is no disk."""
     began = time.perf_counter()
     best, best_value = None, float("inf")
     outcomes: list[Outcome] = []
     interrupted = False
+    before = 0.0
+
+    def keep(outcome: Outcome) -> None:
+        nonlocal best, best_value
+        outcomes.append(outcome)
+        values = np.where(np.isfinite(outcome.values), outcome.values, np.inf)
+        member = int(np.argmin(values))
+        if values[member] < best_value:
+            best_value = float(values[member])
+            best = jax.tree.map(lambda x: x[member], outcome.hparams)
+
     try:
         init_key, run_key = jax.random.split(key)
-        state = tuner.init(init_key)
-        for index in range(num_steps):
-            state, outcome = tuner.step(jax.random.fold_in(run_key, index), state)
-            outcome = jax.tree.map(np.asarray, jax.device_get(outcome))
-            outcomes.append(outcome)
-            values = np.where(np.isfinite(outcome.values), outcome.values, np.inf)
-            member = int(np.argmin(values))
-            if values[member] < best_value:
-                best_value = float(values[member])
-                best = jax.tree.map(lambda x, m=member: x[m], outcome.hparams)
-            if on_step is not None:
-                on_step(index, outcome, best_value)
-            if np.any(outcome.info.get("done", False)):
+        state = checkpoint.normal(tuner.init(init_key))
+        if disk is not None:
+            state, old, before = disk.restore(tuner, run_key, state)
+            for outcome in old:
+                keep(outcome)
+        for index in range(len(outcomes), num_steps):
+            if outcomes and np.any(outcomes[-1].info.get("done", False)):
                 break
+            state, outcome = _step(tuner, jax.random.fold_in(run_key, index), state)
+            keep(outcome)
+            seconds = before + time.perf_counter() - began
+            new = disk is None or disk.append(index, outcome, best_value, seconds, state)
+            if new and on_step is not None:
+                on_step(index, outcome, best_value)
     except KeyboardInterrupt:
         interrupted = True
-    return Study(best, best_value, outcomes, interrupted, time.perf_counter() - began)
+    if disk is not None:
+        disk.save()
+    return Study(best, best_value, outcomes, interrupted, before + time.perf_counter() - began)
+
+
+class _Disk:
+    """The journal and the checkpoints of a study, to its one writer."""
+
+    def __init__(self, path: Path, seconds: float):
+        self.path = path
+        self.seconds = seconds
+        self.journal = Journal(path / "journal.jsonl")
+        self.position: tuple[int, PyTree] | None = None
+        self.saved = -1
+        self.time = time.monotonic()
+        if self.journal.damage:
+            warnings.warn(self.journal.damage, RecoveryWarning, stacklevel=4)
+
+    def restore(self, tuner: Tuner, key: Key, fresh: PyTree) -> tuple[PyTree, list[Outcome], float]:
+        """Return the state of the newest checkpoint, the outcomes before it and the seconds they took."""
+        count = self.journal.count
+        for step in checkpoint.steps(self.path):
+            if step > count:  # kept, it would push out those of the steps that are made again
+                checkpoint.remove(self.path, step)
+                text = f"{str(self.path)!r} has {count} whole records, expected {step}; they are made again"
+                warnings.warn(text, RecoveryWarning, stacklevel=4)
+        step, state = _newest(self.path, count, fresh)
+        if not step:
+            return state, [], 0.0
+        self.saved = step
+        like = _template(tuner, jax.random.fold_in(key, 0), fresh)
+        kept = [self.journal.record(i) or {} for i in range(step)]
+        seconds = kept[-1].get("seconds")
+        before = float(seconds) if isinstance(seconds, (int, float)) else 0.0
+        return state, [records.decode(record, like) for record in kept], before
+
+    def append(
+        self, step: int, outcome: Outcome, best: float, seconds: float, state: PyTree
+    ) -> bool:
+        """Put a step on disk and return true; compare it with its record where it has one."""
+        record = records.encode(step, outcome)
+        old = self.journal.record(step)
+        if old is not None:
+            records.check_same(record, old)
+        new = step >= self.journal.count
+        if new:
+            self.journal.append(records.timed(record, best, seconds))
+        self.position = (step + 1, state)
+        if time.monotonic() - self.time >= self.seconds:
+            self.save()
+        return new
+
+    def save(self) -> None:
+        """Write the state after the last step, unless it is written."""
+        if self.position is not None and self.position[0] > self.saved:
+            checkpoint.save(self.path, *self.position)
+            self.saved = self.position[0]
+        self.time = time.monotonic()
+
+    def close(self) -> None:
+        """Close the journal."""
+        self.journal.close()
+
+
+def _newest(path: Path, most: int, fresh: PyTree) -> tuple[int, PyTree]:
+    """Return the newest whole checkpoint of at most `most` steps, (0, `fresh`) where there is none.
+
+    The others are looked at too: one that is damaged would be missed when it is needed.
+    """
+    first, state = 0, fresh
+    for step in checkpoint.steps(path):
+        try:
+            if step <= most and not first:
+                state = checkpoint.load(path, step, fresh)
+                first = step
+            else:
+                checkpoint.check(path, step, fresh)
+        except ValueError as error:
+            text = f"{error}; the state is made again from an earlier one"
+            warnings.warn(text, RecoveryWarning, stacklevel=5)
+    return first, state
+
+
+def _template(tuner: Tuner, key: Key, state: PyTree) -> Outcome:
+    """Find the structure and dtypes of an outcome."""
+    try:
+        return jax.eval_shape(tuner.step, key, state)[1]
+    except Exception:  # a tuner that works on the host shows them by a step
+        return tuner.step(key, state)[1]
+
+
+def _find(path: Path, trial: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the records up to the one that holds a trial, and the trial's place in it."""
+    kept, before = [], 0
+    if isinstance(trial, int) and trial >= 0:
+        for record in read(path / "journal.jsonl"):
+            kept.append(record)
+            num = len(record["values"])
+            if trial < before + num:
+                return kept, trial - before
+            before += num
+    raise ValueError(
+        f"trial is {trial!r}, expected a whole number from 0 to {before - 1}; the study has {before} trials"
+    )

@@ -1,109 +1,51 @@
 """The front door: tune a task, compare it with its baselines, leave a report."""
 
+import contextlib
+import hashlib
+import inspect
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hypergrad import registry, space as spaces, storage, study, tree
+from hypergrad import records, registry, space as spaces, study, tree
+from hypergrad.callbacks import Callback, CallbackWarning, Listeners, Progress
 from hypergrad.estimators import Estimator, average, plan, reverse
 from hypergrad.estimators.base import StructuralZeroWarning
+from hypergrad.judge import judge
 from hypergrad.population import population
-from hypergrad.problem import Task, check, check_horizon
+from hypergrad.problem import Problem, Task, check, check_horizon
 from hypergrad.schedulers import full
 from hypergrad.searchers import Outcome, random
-from hypergrad.train import init_state, unroll, unroll_losses
+from hypergrad.settings import Settings, check_settings
+from hypergrad.storage import FORMAT, Folder, RecoveryWarning, create, lock, write_json
+from hypergrad.study import Study
+from hypergrad.train import init_state, unroll
 from hypergrad.tuners import Tuner, descent, search
-from hypergrad.types import Array, HParams, Key
+from hypergrad.types import HParams, Key, PyTree
 
 GENERATION = 16
 """Trials a generation of the random search."""
-CURVE_POINTS = 25
-"""Points of a validation curve."""
-
-
-class Settings(NamedTuple):
-    """How to tune.
-
-    Attributes:
-        method: "descent" or "random" (`registry.METHODS`).
-        estimator: name of the hypergradient estimator ("reverse", "forward", "truncated").
-        budget: outer steps for "descent", trials for "random".
-        seed: of everything.
-        learning_rate: of the outer Adam, decayed to zero by a cosine over the budget.
-        num_seeds: seeds averaged in each hypergradient; 1 for none.
-        num_restarts: descents side by side.
-        eval_seeds: fresh seeds on which every configuration is judged in the end.
-        memory: bytes for the temporaries of one hypergradient by "reverse"; its default scheme where None.
-    """
-
-    method: str = "descent"
-    estimator: str = "reverse"
-    budget: int = 60
-    seed: int = 0
-    learning_rate: float = 0.05
-    num_seeds: int = 4
-    num_restarts: int = 1
-    eval_seeds: int = 10
-    memory: int | None = None
-
-
-class Tuned(NamedTuple):
-    """What tuning found.
-
-    Attributes:
-        hparams: the best hparams, numpy arrays.
-        result: the comparison with default and random search, as written to `result.json`.
-        study: the study of the method itself.
-        report: path of the report, None if nothing was written.
-    """
-
-    hparams: HParams
-    result: dict[str, Any]
-    study: study.Study
-    report: Path | None
-
-
-class Progress(NamedTuple):
-    """Where a run is, for a progress bar.
-
-    Attributes:
-        phase: "descent", "random" or "judge".
-        done: steps done in this phase.
-        total: steps in all.
-        value: lowest objective of this step.
-        best: lowest objective so far.
-        hparams: {leaf name: value} of this step's best member; empty while judging.
-    """
-
-    phase: str
-    done: int
-    total: int
-    value: float
-    best: float
-    hparams: dict[str, Any]
-
-
-OnProgress = Callable[[Progress], Any]
 
 
 def tune(
-    task: Task,
-    settings: Settings | None = None,
+    task: Task | Problem,
+    space: PyTree | None = None,
     *,
-    out: str | Path | None = None,
+    horizon: int | None = None,
+    storage: str | Path | None = None,
     overwrite: bool = False,
+    callbacks: Iterable[Callback] = (),
     details: dict[str, Any] | None = None,
-    on_progress: OnProgress | None = None,
-) -> Tuned:
-    """Tune a task, judge the result on fresh seeds, and write the study and its report.
+    **settings: Any,
+) -> Study:
+    """Tune a task, or a problem over a space, judge the result on fresh seeds, and write the study.
 
     The default hparams, the tuned ones and (for "descent") the best of as many random trials as cost
     the same training time are trained again on the same fresh seeds; the test set is read then, once.
@@ -112,94 +54,162 @@ def tune(
     baseline.
 
     Args:
-        task: what to tune.
-        settings: how; the defaults of `Settings` where None.
-        out: folder of the study; nothing is written where None.
+        task: what to tune; a `Problem` has no test set, and needs a space and a horizon.
+        space: of a `Problem`, a pytree of dimensions.
+        horizon: of a `Problem`, its training steps.
+        storage: folder of the study; nothing is written where None.
         overwrite: replace a study that is there.
+        callbacks: told of every step of every phase.
         details: further entries for `study.json` (the command, the task's arguments).
-        on_progress: called after every step of every phase.
+        **settings: fields of `Settings`: method="random", budget=64, ...
+
+    Returns:
+        The study, with `result` (the comparison) and the path of its `report`.
 
     Raises:
         ValueError: for a task or settings that cannot work, before anything compiles.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        tuned = _tune(
-            task, settings or Settings(), out, overwrite, details or {}, on_progress, caught
-        )
-    for text in _structural(caught):
-        warnings.warn(text, StructuralZeroWarning, stacklevel=2)
-    return tuned
+    task = as_task(task, space, horizon)
+    for name in settings:
+        registry.check_name("setting of tune", name, Settings._fields)
+    chosen = check_task(task, Settings(**settings))
+    listeners = Listeners(callbacks)
+    with collected_warnings() as caught:
+        if storage is None:
+            return complete(task, chosen, None, details or {}, listeners, caught)
+        with create(storage, overwrite) as folder:
+            return complete(task, chosen, folder, details or {}, listeners, caught)
 
 
-def _structural(caught: list[warnings.WarningMessage]) -> list[str]:
-    """List the warnings of structural zeros, each once; every compiled variant repeats them."""
-    texts = [str(w.message) for w in caught if issubclass(w.category, StructuralZeroWarning)]
-    return list(dict.fromkeys(texts))
-
-
-def _tune(task, settings, out, overwrite, details, on_progress, caught) -> Tuned:
-    began = time.perf_counter()
-    _check_settings(task, settings)
-    directory = None if out is None else storage.create(out, overwrite)
-    show = on_progress or (lambda _: None)
-    start = spaces.default(task.space)
-    if directory is not None:
-        storage.write_json(directory / "study.json", _describe(task, settings, details))
-
-    tune_key, random_key, judge_key = jax.random.split(jax.random.key(settings.seed), 3)
-    tuner, per_step = _build(task, settings)
-    cost = per_step
-    if settings.method == "descent":
-        cost = per_step * measure_ratio(task, _estimator(task, settings), start)
-    found = _run(settings.method, tuner, tune_key, _num_steps(settings), cost, directory, show)
-    best = _best(task, found)
-
-    configurations = {"default": start, "tuned": best}
-    baseline = None
-    if settings.method == "descent" and not found.interrupted:
-        num_trials = max(1, round(cost * len(found.outcomes)))
-        searcher = _random_tuner(task)
-        generations = -(-num_trials // GENERATION)
-        baseline = _run("random", searcher, random_key, generations, GENERATION, None, show)
-        if baseline.best is not None:
-            configurations["random"] = baseline.best
-
-    show(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
-    judged = judge(task, configurations, judge_key, settings.eval_seeds)
-    show(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
-    result = _result(task, settings, found, baseline, judged, cost)
-    result["warnings"] += _structural(caught)
-    result["seconds"] = time.perf_counter() - began
-    path = None
-    if directory is not None:
-        storage.write_json(directory / "result.json", result)
-        from hypergrad.report import report  # matplotlib is loaded for pictures only
-
-        path = report(directory)
-    return Tuned(best, result, found, path)
-
-
-def _check_settings(task: Task, settings: Settings) -> None:
-    if not isinstance(task, Task):
+def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
+    """Return a task as it is, and a problem with its space and horizon as a task without a test set."""
+    if isinstance(task, Task):
+        for name, value in (("space", space), ("horizon", horizon)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} is given with a Task, expected None, because the task has its own; leave it out"
+                )
+        return task
+    if not isinstance(task, Problem):
         raise ValueError(
-            f"task is {type(task).__name__}, expected a hypergrad.Task; build one as tasks/digits.py does"
+            f"task is {type(task).__name__}, expected a hypergrad.Task or a Problem; "
+            "build one as tasks/digits.py does"
         )
+    if space is None or horizon is None:
+        missing = "space" if space is None else "horizon"
+        raise ValueError(
+            f"{missing} is None, expected one with a Problem; pass tune(problem, space, horizon=100)"
+        )
+    return Task("problem", task, space, check_horizon(horizon), None, "metric", False)
+
+
+@contextlib.contextmanager
+def collected_warnings() -> Iterator[list[warnings.WarningMessage]]:
+    """Collect the warnings of a study for its report, and raise those meant for the user at the end, once."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield caught
+    finally:
+        kinds = (StructuralZeroWarning, RecoveryWarning, CallbackWarning)
+        found = [(str(w.message), w.category) for w in caught if issubclass(w.category, kinds)]
+        for text, category in dict.fromkeys(found):
+            warnings.warn(text, category, stacklevel=4)
+
+
+def complete(
+    task: Task,
+    settings: Settings,
+    folder: Folder | None,
+    details: dict[str, Any],
+    listeners: Listeners,
+    caught: list[warnings.WarningMessage],
+    cost: float | None = None,
+) -> Study:
+    """Do what is left of a study: the method, its random baseline, the comparison and the report.
+
+    Args:
+        task: what to tune.
+        settings: how, checked.
+        folder: of the study, locked; a study that it holds is resumed. Nothing is written where None.
+        details: further entries for `study.json`; all of them where the study is resumed.
+        listeners: told of every step.
+        caught: the warnings raised so far, a list that grows.
+        cost: trainings that one step costs, as a study that is resumed has it; measured where None.
+    """
+    began = time.perf_counter()
+    tune_key, random_key, judge_key = jax.random.split(jax.random.key(settings.seed), 3)
+    tuner, per_step = build(task, settings)
+    if cost is None:
+        cost = per_step
+        if settings.method == "descent":
+            start = spaces.default(task.space)
+            cost = per_step * measure_ratio(task, _estimator(task, settings), start)
+        details = _describe(task, settings, {**details, "cost": cost})
+    ended = None
+    try:
+        listeners.start(details)
+        running = time.perf_counter()
+        show = _Steps(listeners, settings.method, _num_steps(settings), cost)
+        found = _run(tuner, tune_key, folder, details, show)
+        earlier = found.seconds - (time.perf_counter() - running)  # in sessions before this one
+        baseline = None
+        if settings.method == "descent" and not found.interrupted:
+            num_steps = -(-max(1, round(cost * len(found.outcomes))) // GENERATION)
+            show = _Steps(listeners, "random", num_steps, GENERATION)
+            about = {"task": task.name, "method": "random"}
+            with _random_folder(folder) as inner:
+                baseline = _run(_random_tuner(task), random_key, inner, about, show)
+
+        listeners.step(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
+        configurations = {"default": spaces.default(task.space), "tuned": _best(task, found)}
+        if baseline is not None and baseline.best is not None:
+            configurations["random"] = baseline.best
+        judged = judge(task, configurations, judge_key, settings.eval_seeds)
+        listeners.step(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
+        result = _result(task, settings, found, baseline, judged, cost)
+        result["warnings"] += _for_report(caught)
+        result["seconds"] = time.perf_counter() - began + max(0.0, earlier)
+        ended = found._replace(result=result, interrupted=result["interrupted"])
+        if folder is not None:
+            write_json(folder.path / "result.json", result)
+            from hypergrad.report import report  # matplotlib is loaded for pictures only
+
+            ended = ended._replace(report=report(folder.path))
+        return ended
+    finally:
+        listeners.end(ended)
+
+
+def _random_folder(folder: Folder | None):
+    """Open the folder of the random baseline, a study of its own within that of the method."""
+    if folder is None:
+        return contextlib.nullcontext()
+    path = folder.path / "random"
+    return lock(path) if (path / "study.json").is_file() else create(path)
+
+
+def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
+    """List structural zeros, and what was damaged in the study's folder and made again, each once."""
+    kinds = (StructuralZeroWarning, RecoveryWarning)
+    return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, kinds)))
+
+
+def check_task(task: Task, settings: Settings) -> Settings:
+    """Raise a `ValueError` for a task or settings that cannot work, before anything compiles."""
+    settings = check_settings(settings)
     registry.check_name("method", settings.method, registry.METHODS)
     registry.check_name("estimator", settings.estimator, registry.ESTIMATORS)
-    for name in ("budget", "num_seeds", "num_restarts", "eval_seeds"):
-        check_horizon(getattr(settings, name), name)
-    rate = settings.learning_rate
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
-        raise ValueError(f"learning_rate is {rate!r}, expected a positive number; pass e.g. 0.05")
     if settings.method == "descent":
         spaces.check_differentiable(task.space)
     else:
         spaces.check_traceable(task.space)
     check(task.problem, spaces.default(task.space), task.horizon)
+    return settings
 
 
-def _build(task: Task, settings: Settings) -> tuple[Tuner, float]:
+def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
     """Build the tuner, and say how many estimates or trials one of its steps costs."""
     if settings.method == "random":
         return _random_tuner(task), GENERATION
@@ -238,44 +248,32 @@ def _num_steps(settings: Settings) -> int:
     return settings.budget
 
 
-def _run(method, tuner, key, num_steps, cost, directory, on_progress) -> study.Study:
-    """Run a tuner, with a journal where there is a folder."""
-    began = time.perf_counter()
-    journal = None if directory is None else storage.Journal(directory / "journal.jsonl")
+class _Steps:
+    """Tells the listeners of the steps of one phase."""
 
-    def on_step(index, outcome, best):
-        seconds = time.perf_counter() - began
-        record = _record(index, outcome, best, cost * (index + 1), seconds)
-        if journal is not None:
-            journal.append(record)
-        lowest = float(np.min(np.where(np.isfinite(outcome.values), outcome.values, np.inf)))
-        on_progress(Progress(method, index + 1, num_steps, lowest, best, record["hparams"]))
+    def __init__(self, listeners: Listeners, phase: str, num_steps: int, cost: float):
+        self.listeners = listeners
+        self.phase = phase
+        self.num_steps = num_steps
+        self.cost = cost
 
-    try:
-        return study.run(tuner, key, num_steps, on_step)
-    finally:
-        if journal is not None:
-            journal.close()
-
-
-def _record(index: int, outcome: Outcome, best: float, trainings: float, seconds: float) -> dict:
-    values = np.where(np.isfinite(outcome.values), outcome.values, np.inf)
-    member = int(np.argmin(values))
-    hparams = jax.tree.map(lambda x: x[member], outcome.hparams)
-    return {
-        "step": index,
-        "values": outcome.values,
-        **{name: value for name, value in outcome.info.items() if np.ndim(value) == 1},
-        "best": best,
-        "trainings": trainings,
-        "seconds": seconds,
-        "hparams": named(hparams),
-    }
+    def __call__(self, index: int, outcome: Outcome, best: float) -> None:
+        values = np.where(np.isfinite(outcome.values), outcome.values, np.inf)
+        member = int(np.argmin(values))
+        hparams = tree.named(jax.tree.map(lambda x: x[member], outcome.hparams))
+        record = {n: x[member].item() for n, x in outcome.info.items() if x.shape == values.shape}
+        record["trainings"] = self.cost * (index + 1)
+        lowest = float(values[member])
+        self.listeners.step(
+            Progress(self.phase, index + 1, self.num_steps, lowest, best, hparams, record)
+        )
 
 
-def named(hparams: HParams) -> dict[str, Any]:
-    """Flatten hparams to {leaf name: value}."""
-    return dict(zip(tree.leaf_names(hparams), jax.tree.leaves(hparams), strict=True))
+def _run(tuner: Tuner, key: Key, folder: Folder | None, details: dict, show: _Steps) -> Study:
+    """Run a tuner, or go on with the study in the folder, where there is one."""
+    if folder is not None and (folder.path / "study.json").exists():
+        return study.resume(tuner, folder, show)
+    return study.run(tuner, key, show.num_steps, show, storage=folder, details=details)
 
 
 def measure_ratio(
@@ -300,90 +298,7 @@ def measure_ratio(
     return float(np.median(times[1]) / np.median(times[0]))
 
 
-def judge(
-    task: Task, configurations: dict[str, HParams], key: Key, num_seeds: int
-) -> dict[str, dict[str, Any]]:
-    """Train every configuration on the same fresh seeds and read its curves and test scores.
-
-    Returns:
-        For each name: validation objective of each seed, curves, and the test metric with a 95 %
-        bootstrap interval over test examples (scores averaged over seeds first).
-    """
-    interval = max(1, task.horizon // CURVE_POINTS)
-    num_chunks, rest = divmod(task.horizon, interval)
-
-    def one(hparams: HParams, key: Key) -> tuple[Array, Array, Array]:
-        problem = task.problem
-        state = init_state(problem, key, hparams)
-        valid = problem.valid_batch(jax.random.fold_in(key, 1))
-
-        def objective(state):
-            return problem.objective(state.params, hparams, valid)
-
-        def chunk(state, _):
-            state, losses = unroll_losses(problem, hparams, state, interval)
-            return state, (losses, objective(state))
-
-        first = objective(state)
-        state, (losses, values) = jax.lax.scan(chunk, state, None, length=num_chunks)
-        state, late = unroll_losses(problem, hparams, state, rest)
-        curve = jnp.concatenate([first[None], values, objective(state)[None]])
-        return jnp.append(losses.reshape(-1), late), curve, task.test(state.params, hparams)
-
-    @jax.jit
-    def run(hparams, keys):
-        return jax.lax.map(lambda key: one(hparams, key), keys)
-
-    keys = jax.random.split(key, num_seeds)
-    steps = [*range(0, num_chunks * interval + 1, interval), task.horizon]
-    judged = {}
-    for name, hparams in configurations.items():
-        losses, curves, scores = map(np.asarray, run(jax.tree.map(jnp.asarray, hparams), keys))
-        if not rest:
-            curves = curves[:, :-1]
-        judged[name] = {
-            "hparams": named(hparams),
-            "valid": {**_interval(curves[:, -1]), "values": curves[:, -1]},
-            "test": _bootstrap(scores.mean(0)),
-            "train_curve": _curve(np.arange(task.horizon), losses),
-            "valid_curve": _curve(np.asarray(steps[: curves.shape[1]]), curves),
-        }
-    return judged
-
-
-def _interval(values: np.ndarray) -> dict[str, Any]:
-    """Mean over seeds and its 95 % interval by Student's t."""
-    mean = values.mean(0)
-    half = (
-        _t95(len(values)) * values.std(0, ddof=1) / np.sqrt(len(values))
-        if len(values) > 1
-        else np.nan
-    )
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
-def _t95(num: int) -> float:
-    """Two-sided 95 % quantile of Student's t with num − 1 degrees of freedom."""
-    from scipy.stats import t  # comes with jax
-
-    return float(t.ppf(0.975, num - 1))
-
-
-def _curve(steps: np.ndarray, values: np.ndarray) -> dict[str, Any]:
-    """Thin a curve over seeds to what a picture can show."""
-    keep = np.unique(np.round(np.linspace(0, len(steps) - 1, 400)).astype(int))
-    return {"step": steps[keep], **_interval(values[:, keep])}
-
-
-def _bootstrap(scores: np.ndarray, num_resamples: int = 2000) -> dict[str, Any]:
-    """Mean of per-example scores with its 95 % percentile bootstrap interval over examples."""
-    draws = np.random.default_rng(0).integers(len(scores), size=(num_resamples, len(scores)))
-    means = scores[draws].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"mean": scores.mean(), "low": low, "high": high, "num": len(scores)}
-
-
-def _trace(found: study.Study, cost: float) -> dict[str, Any]:
+def _trace(found: Study, cost: float) -> dict[str, Any]:
     values = [np.where(np.isfinite(o.values), o.values, np.inf) for o in found.outcomes]
     lowest = [float(v.min()) for v in values]
     trace = {
@@ -422,41 +337,49 @@ def _result(task, settings, found, baseline, judged, cost) -> dict[str, Any]:
         "trace": trace,
         "snippet": task.snippet(_best(task, found)) if task.snippet else None,
         "warnings": notes,
-        "interrupted": found.interrupted,
+        "interrupted": found.interrupted or (baseline is not None and baseline.interrupted),
         "num_seeds": settings.eval_seeds,
+        "digest": found.digest,
     }
     if baseline is not None:
         result["random_trace"] = _trace(baseline, GENERATION)
     return result
 
 
-def _best(task: Task, found: study.Study) -> HParams:
+def _best(task: Task, found: Study) -> HParams:
     best = spaces.default(task.space) if found.best is None else found.best
     return jax.tree.map(np.asarray, best)
 
 
 def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for package in ("hypergrad-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
     return {
-        "format": storage.FORMAT,
+        "format": FORMAT,
         "task": task.name,
         "task_arguments": {},
         "method": settings.method,
         "settings": settings._asdict(),
         "seed": settings.seed,
+        "width": GENERATION if settings.method == "random" else settings.num_restarts,
         "horizon": task.horizon,
-        "space": {n: repr(d) for n, d in named(task.space).items()},
-        "versions": versions,
+        "space": {n: repr(d) for n, d in tree.named(task.space).items()},
+        "sources": sources(task),
+        "versions": records.machine()["versions"],
         "device": str(jax.devices()[0]),
         "command": "hypergrad.tune(...)",
         "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "description": task.description,
         **details,
     }
+
+
+def sources(task: Task) -> dict[str, str]:
+    """Name the files outside this package that define a task's functions, each with its SHA-256."""
+    found = {}
+    for function in (*task.problem, task.test):
+        try:
+            path = Path(inspect.getsourcefile(function) or "")  # type: ignore[arg-type]
+            if path.parent != Path(__file__).parent:
+                found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        except (TypeError, OSError):  # a partial, a builtin, or code that was typed in
+            continue
+    return dict(sorted(found.items()))

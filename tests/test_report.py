@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from hypergrad import plots, results
+from hypergrad import plots, results, storage
 
 # the package gives the name to the function
 report = importlib.import_module("hypergrad.report")
@@ -49,7 +49,7 @@ def study_files():
     cost = [4.1 * (i + 1) for i in range(STEPS)]
     value = [0.3 - 0.02 * i for i in range(STEPS)]
     study = {
-        "format": 1,
+        "format": 2,
         "task": "digits",
         "task_arguments": {"width": 64},
         "method": "descent",
@@ -94,8 +94,8 @@ def study_files():
 
 def save(folder, study, result):
     folder.mkdir(exist_ok=True)
-    (folder / "study.json").write_text(json.dumps(study))
-    (folder / "result.json").write_text(json.dumps(result))
+    storage.write_json(folder / "study.json", study)
+    storage.write_json(folder / "result.json", result)
     return folder
 
 
@@ -385,7 +385,8 @@ def change_file(name, *keys_and_value):
         for key in keys:
             inner = inner[key]
         inner[last] = value
-        (folder / name).write_text(json.dumps(data))
+        del data["sha256"]
+        storage.write_json(folder / name, data)
 
     return apply
 
@@ -403,9 +404,9 @@ BAD = {
         break_file("result.json", b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}"),
         "nested too deep",
     ),
-    "format": (change_file("study.json", "format", 2), "format is 2, expected 1"),
-    "format true": (change_file("study.json", "format", True), "format is true, expected 1"),
-    "no format": (change_file("study.json", "format", None), "format is null, expected 1"),
+    "format": (change_file("study.json", "format", 1), "format is 1, expected 2"),
+    "format true": (change_file("study.json", "format", True), "format is true, expected 2"),
+    "no format": (change_file("study.json", "format", None), "format is null, expected 2"),
     "task": (change_file("study.json", "task", 3), "task is a whole number, expected a string"),
     "space": (change_file("study.json", "space", []), "space is a list, expected an object"),
     "trace": (change_file("result.json", "trace", "best", [1]), "trace.best has 1 values"),
@@ -444,7 +445,7 @@ def test_missing_directory(tmp_path):
 def test_file_too_large_is_refused_unread(tmp_path):
     folder = save(tmp_path, *study_files())
     os.truncate(folder / "result.json", results.MAX_BYTES + 1)
-    with pytest.raises(ValueError, match="expected at most 256 MB"):
+    with pytest.raises(ValueError, match="expected at most 64 MB"):
         results.load(folder)
 
 

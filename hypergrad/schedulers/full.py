@@ -17,10 +17,12 @@ def full(num_steps: int) -> Scheduler:
 
     def run(population, key, hparams):
         num = jax.tree.leaves(hparams)[0].shape[0]
-        states = population.init(jax.random.split(key, num), hparams)
+        keys = jax.random.split(key, num)
+        states = population.init(keys, hparams)
         states = population.advance(hparams, states, num_steps)
         values = population.value(hparams, states)
         steps = jnp.full(num, num_steps, jnp.int32)
-        return Outcome(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), {})
+        info = {"key": jax.random.key_data(keys)}  # with it, a trial can be trained again alone
+        return Outcome(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
 
     return run

@@ -177,6 +177,7 @@ def descent(
             since_best=since_best,
             key=state.key,
         )
+        info["key"] = jax.random.key_data(keys)  # with it, an estimate can be made again alone
         info["done"] = since_best >= (jnp.iinfo(jnp.int32).max if patience is None else patience)
         index = jnp.arange(num_restarts, dtype=jnp.int32)
         return _strong(new), Outcome(hparams, values, info["horizon"], index, info)

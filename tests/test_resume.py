@@ -1,0 +1,218 @@
+"""Going on with a study of a task, and training one of its trials again."""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hypergrad as hg
+from hypergrad import cli, storage
+from hypergrad.journal import read
+from hypergrad.problem import Problem, Task
+from hypergrad.resume import replay, resume
+from hypergrad.space import Real
+from hypergrad.tune import tune
+from tasks import quadratic
+
+REPORT, TUNE = map(importlib.import_module, ("hypergrad.report", "hypergrad.tune"))
+ROOT = Path(__file__).parent.parent
+TASK = quadratic.task(horizon=4, num_params=2)
+SETTINGS = {
+    "descent": {"budget": 4, "num_seeds": 2, "num_restarts": 2, "eval_seeds": 2, "seed": 5},
+    "random": {"method": "random", "budget": 64, "eval_seeds": 2, "seed": 5},
+}
+
+
+class Stop(BaseException):
+    """Ends the process, as far as a study can tell; an `Exception` would only end the callback."""
+
+
+def stop_at(phase, done):
+    def show(now):
+        if (now.phase, now.done) == (phase, done):
+            raise Stop
+
+    return [hg.Callback(step=show)]
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """The report has tests of its own; drawing takes seconds."""
+    monkeypatch.setattr(REPORT, "report", lambda folder: Path(folder) / "report.html")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Each method's study, run without a pause."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(REPORT, "report", lambda folder: Path(folder) / "report.html")
+        patch.setattr(TUNE, "measure_ratio", lambda *_: 4.0)
+        for method, settings in SETTINGS.items():
+            tune(TASK, storage=folder / method, **settings)
+    return folder
+
+
+def comparable(folder):
+    result = storage.read_json(folder / "result.json")
+    del result["seconds"]
+    return result
+
+
+def lines(path):
+    return [{**record, "seconds": 0} for record in read(path)]
+
+
+@pytest.mark.parametrize(("phase", "done"), [("descent", 1), ("random", 2), ("judge", 0)])
+def test_descent_goes_on_to_the_same_result(tmp_path, finished, monkeypatch, phase, done):
+    monkeypatch.setattr(TUNE, "measure_ratio", lambda *_: 4.0)
+    path = tmp_path / "s"
+    with pytest.raises(Stop):
+        tune(TASK, storage=path, callbacks=stop_at(phase, done), **SETTINGS["descent"])
+    monkeypatch.setattr(TUNE, "measure_ratio", lambda *_: 1 / 0)  # read, not measured
+    tuned = hg.resume(TASK, path)
+    assert comparable(path) == comparable(finished / "descent")
+    for name in ("journal.jsonl", "random/journal.jsonl"):
+        assert lines(path / name) == lines(finished / "descent" / name)
+    assert not tuned.result["interrupted"]
+
+
+def test_random_search_goes_on_and_a_finished_study_stays(tmp_path, finished):
+    path = tmp_path / "s"
+    with pytest.raises(Stop):
+        tune(TASK, storage=path, callbacks=stop_at("random", 3), **SETTINGS["random"])
+    for _ in range(2):
+        resume(TASK, path)
+        assert comparable(path) == comparable(finished / "random")
+
+
+def test_damage_is_told_in_the_result(tmp_path, finished):
+    path = tmp_path / "s"
+    shutil.copytree(finished / "random", path)
+    data = bytearray((path / "journal.jsonl").read_bytes())
+    data[40] ^= 1
+    (path / "journal.jsonl").write_bytes(data)
+    with pytest.warns(storage.RecoveryWarning) as caught:
+        tuned = resume(TASK, path)
+    assert "line 1 of" in str(caught[0].message)
+    assert "line 1 of" in tuned.result["warnings"][0]
+    assert tuned.result["digest"] == comparable(finished / "random")["digest"]
+
+
+@pytest.mark.parametrize(
+    ("task", "fragment"),
+    [
+        (3, "task is int"),
+        (TASK._replace(name="other"), "task is 'other', expected 'quadratic'"),
+        (quadratic.task(horizon=5, num_params=2), "horizon is 5, expected 4"),
+        (TASK._replace(space={"lr": Real(0, 1)}), "space is"),
+        (TASK._replace(test=lambda params, h: params), "test_resume.py changed since"),
+    ],
+)
+def test_another_task_is_refused(finished, task, fragment):
+    with pytest.raises(ValueError) as caught:
+        resume(task, finished / "descent")
+    assert fragment in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "fragment"),
+    [
+        ({"cost": -1}, "cost is -1"),
+        ({"cost": "x"}, "cost is 'x'"),
+        ({"settings": {"method": "__import__"}}, "method is '__import__'"),
+        ({"settings": {"metod": "random"}}, "settings of the study have 'metod'"),
+        ({"settings": {"seed": "x"}}, "settings of the study have 'seed'"),
+        ({"settings": {"estimator": ["x"]}}, "settings of the study have 'estimator'"),
+        ({"settings": {"memory": "x"}}, "settings of the study have 'memory'"),
+    ],
+)
+def test_entries_that_cannot_be_are_refused(tmp_path, finished, entries, fragment):
+    path = tmp_path / "s"
+    shutil.copytree(finished / "descent", path)
+    storage.write_json(path / "study.json", storage.read_json(path / "study.json") | entries)
+    with pytest.raises(ValueError) as caught:
+        resume(TASK, path)
+    assert fragment in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_replay_trains_the_same_run_again(finished, method):
+    found = replay(TASK, finished / method, 5)
+    step, member = (2, 1) if method == "descent" else (0, 5)
+    assert (found.trial.step, found.trial.member) == (step, member)
+    record = list(read(finished / method / "journal.jsonl"))[step]
+    assert float(found.trial.outcome.values) == record["values"][member]
+    assert found.hparams["momentum"] == record["hparams"]["momentum"][member]
+    assert found.losses.shape == ((2 if method == "descent" else 1), 4)
+    assert found.first_nonfinite is None and np.isfinite(found.losses).all()
+
+
+def exploding():
+    """A run whose loss is log(1 − x t) at step t: not finite from step 1 / x on."""
+
+    def loss(params, hparams, batch):
+        return params**2 * 0 + jnp.log(1 - hparams["x"] * batch)
+
+    problem = Problem(
+        init=lambda key, h: jnp.zeros(()),
+        loss=loss,
+        objective=lambda params, h, batch: loss(params, h, 5.0),
+        optimizer=lambda h: optax.sgd(0.1),
+        train_batch=lambda key, step: step.astype(jnp.float32),
+        valid_batch=lambda key: (),
+    )
+    return Task(
+        "exploding", problem, {"x": Real(0.26, 0.32)}, 6, lambda p, h: p[None], "none", False
+    )
+
+
+def test_replay_shows_where_it_went_wrong(tmp_path):
+    task = exploding()
+    with pytest.raises(Stop):
+        tune(
+            task,
+            method="random",
+            budget=16,
+            storage=tmp_path / "s",
+            callbacks=stop_at("random", 1),
+        )
+    found = replay(task, tmp_path / "s", 2, debug_nans=True)
+    assert found.first_nonfinite == 4 and np.isnan(found.losses[0, 4:]).all()
+    assert "log" in found.where and "test_resume.py" in found.where
+
+
+def test_the_command_line(tmp_path, finished, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    out = str(tmp_path / "s")
+    words = (
+        "tune quadratic --horizon 4 --arg num_params=2 --budget 32 --method random --quiet --out"
+    )
+    assert cli.main([*words.split(), out]) == 0
+    before = comparable(tmp_path / "s")
+    (tmp_path / "s" / "result.json").unlink()
+    assert cli.main(["resume", out]) == 2
+    assert "TASK is missing, expected the task of the study, 'quadratic'" in capsys.readouterr().err
+    assert cli.main(["resume", out, "quadratic", "--quiet"]) == 0
+    assert comparable(tmp_path / "s") == before
+    assert cli.main(["replay", out, "17", "quadratic", "--debug-nans"]) == 0
+    text = capsys.readouterr().out
+    assert "trial 17: step 1, member 1" in text and "every training loss is finite" in text
+    assert "first bad operation: none" in text
+    assert cli.main(["replay", out, "99", "quadratic"]) == 2
+    assert "0 to 31" in capsys.readouterr().err
+    assert cli.main(["resume", str(tmp_path / "nowhere"), "quadratic"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_the_seed_decides_everything(finished):
+    about = json.loads((finished / "random" / "study.json").read_text())
+    tune_key = jax.random.split(jax.random.key(5), 3)[0]
+    assert about["key"]["data"] == np.asarray(jax.random.key_data(tune_key)).tolist()
+    assert about["width"] == 16 and about["sources"].keys() == {"quadratic.py"}
