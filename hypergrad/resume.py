@@ -23,6 +23,7 @@ from hypergrad.tune import (
     collected_warnings,
     complete,
     sources,
+    width,
 )
 from hypergrad.types import Key, PyTree
 
@@ -170,11 +171,16 @@ def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) 
     odd = [n for n, value in given.items() if n not in usual or not _fits(value, usual[n])]
     if odd:
         raise ValueError(
-            f"settings of the study have {odd[0]!r} = {str(given[odd[0]])[:40]!r}, expected one of this version's "
-            "and its kind; resume with the version of hypergrad that wrote it"
+            f"settings of the study have {odd[0]!r} = {str(given[odd[0]])[:40]!r}, expected a setting and "
+            "a kind of this version; resume with the version of hypergrad that wrote it"
         )
-    settings = Settings(**given)
-    return check_task(task, settings)
+    settings = check_task(task, Settings(**given))
+    if described.get("width") != width(settings):
+        raise ValueError(
+            f"width is {width(settings)}, expected {described.get('width')!r} trials a step as the study has; "
+            "resume with the version of hypergrad that wrote it"
+        )
+    return settings
 
 
 def _fits(value: Any, usual: Any) -> bool:

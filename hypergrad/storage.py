@@ -40,8 +40,8 @@ _BEFORE = ("lock", "study.json.tmp")
 _SEAL = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",')
 
 
-class RecoveryWarning(UserWarning):
-    """Something in a study's folder was damaged, and made again from what was whole."""
+class StudyWarning(UserWarning):
+    """A study's folder was damaged and made good, or this machine differs from the one before."""
 
 
 class Folder(NamedTuple):

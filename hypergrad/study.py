@@ -19,7 +19,7 @@ from hypergrad.searchers.base import Outcome
 from hypergrad.storage import (
     FORMAT,
     Folder,
-    RecoveryWarning,
+    StudyWarning,
     check_folder,
     create,
     lock,
@@ -170,7 +170,7 @@ def resume(tuner: Tuner, directory: str | Path | Folder, on_step: OnStep | None 
     """Go on with a study where it ended, to the same bits as if it never had.
 
     Starts from the newest checkpoint that is whole; steps after it that have a record are made again and
-    compared. What was damaged is made again from what was not, with a `RecoveryWarning`.
+    compared. What was damaged is made again from what was not, with a `StudyWarning`.
 
     Args:
         tuner: the same as at the start, built again.
@@ -185,7 +185,7 @@ def resume(tuner: Tuner, directory: str | Path | Folder, on_step: OnStep | None 
     with _opened(directory, lock) as folder:
         described = describe(folder.path)
         for text in records.check_machine(described["machine"]):
-            warnings.warn(text, RecoveryWarning, stacklevel=2)
+            warnings.warn(text, StudyWarning, stacklevel=2)
         key = records.decode_key(described["key"])
         seconds = described["checkpoint_seconds"]
         with contextlib.closing(_Disk(folder.path, seconds)) as disk:
@@ -209,7 +209,7 @@ def replay(tuner: Tuner, directory: str | Path, trial: int) -> Trial:
     path = check_folder(directory)
     described = describe(path)
     for text in records.check_machine(described["machine"]):
-        warnings.warn(text, RecoveryWarning, stacklevel=2)
+        warnings.warn(text, StudyWarning, stacklevel=2)
     kept, member = _find(path, trial)
     step = len(kept) - 1
     init_key, run_key = jax.random.split(records.decode_key(described["key"]))
@@ -311,7 +311,7 @@ class _Disk:
         self.saved = -1
         self.time = time.monotonic()
         if self.journal.damage:
-            warnings.warn(self.journal.damage, RecoveryWarning, stacklevel=4)
+            warnings.warn(self.journal.damage, StudyWarning, stacklevel=4)
 
     def restore(self, tuner: Tuner, key: Key, fresh: PyTree) -> tuple[PyTree, list[Outcome], float]:
         """Return the state of the newest checkpoint, the outcomes before it and the seconds they took."""
@@ -320,7 +320,7 @@ class _Disk:
             if step > count:  # kept, it would push out those of the steps that are made again
                 checkpoint.remove(self.path, step)
                 text = f"{str(self.path)!r} has {count} whole records, expected {step}; they are made again"
-                warnings.warn(text, RecoveryWarning, stacklevel=4)
+                warnings.warn(text, StudyWarning, stacklevel=4)
         step, state = _newest(self.path, count, fresh)
         if not step:
             return state, [], 0.0
@@ -374,7 +374,7 @@ def _newest(path: Path, most: int, fresh: PyTree) -> tuple[int, PyTree]:
                 checkpoint.check(path, step, fresh)
         except ValueError as error:
             text = f"{error}; the state is made again from an earlier one"
-            warnings.warn(text, RecoveryWarning, stacklevel=5)
+            warnings.warn(text, StudyWarning, stacklevel=5)
     return first, state
 
 

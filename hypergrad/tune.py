@@ -24,7 +24,7 @@ from hypergrad.problem import Problem, Task, check, check_horizon
 from hypergrad.schedulers import full
 from hypergrad.searchers import Outcome, random
 from hypergrad.settings import Settings, check_settings
-from hypergrad.storage import FORMAT, Folder, RecoveryWarning, create, lock, write_json
+from hypergrad.storage import FORMAT, Folder, StudyWarning, create, lock, write_json
 from hypergrad.study import Study
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import Tuner, descent, search
@@ -112,7 +112,7 @@ def collected_warnings() -> Iterator[list[warnings.WarningMessage]]:
             warnings.simplefilter("always")
             yield caught
     finally:
-        kinds = (StructuralZeroWarning, RecoveryWarning, CallbackWarning)
+        kinds = (StructuralZeroWarning, StudyWarning, CallbackWarning)
         found = [(str(w.message), w.category) for w in caught if issubclass(w.category, kinds)]
         for text, category in dict.fromkeys(found):
             warnings.warn(text, category, stacklevel=4)
@@ -171,6 +171,7 @@ def complete(
         result = _result(task, settings, found, baseline, judged, cost)
         result["warnings"] += _for_report(caught)
         result["seconds"] = time.perf_counter() - began + max(0.0, earlier)
+        result["digest"] = found.digest
         ended = found._replace(result=result, interrupted=result["interrupted"])
         if folder is not None:
             write_json(folder.path / "result.json", result)
@@ -192,7 +193,7 @@ def _random_folder(folder: Folder | None):
 
 def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
     """List structural zeros, and what was damaged in the study's folder and made again, each once."""
-    kinds = (StructuralZeroWarning, RecoveryWarning)
+    kinds = (StructuralZeroWarning, StudyWarning)
     return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, kinds)))
 
 
@@ -359,7 +360,7 @@ def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[s
         "method": settings.method,
         "settings": settings._asdict(),
         "seed": settings.seed,
-        "width": GENERATION if settings.method == "random" else settings.num_restarts,
+        "width": width(settings),
         "horizon": task.horizon,
         "space": {n: repr(d) for n, d in tree.named(task.space).items()},
         "sources": sources(task),
@@ -370,6 +371,11 @@ def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[s
         "description": task.description,
         **details,
     }
+
+
+def width(settings: Settings) -> int:
+    """Return how many trials one compiled step makes side by side."""
+    return GENERATION if settings.method == "random" else settings.num_restarts
 
 
 def sources(task: Task) -> dict[str, str]:

@@ -98,7 +98,7 @@ def test_damage_is_told_in_the_result(tmp_path, finished):
     data = bytearray((path / "journal.jsonl").read_bytes())
     data[40] ^= 1
     (path / "journal.jsonl").write_bytes(data)
-    with pytest.warns(storage.RecoveryWarning) as caught:
+    with pytest.warns(storage.StudyWarning) as caught:
         tuned = resume(TASK, path)
     assert "line 1 of" in str(caught[0].message)
     assert "line 1 of" in tuned.result["warnings"][0]
@@ -198,7 +198,7 @@ def test_the_command_line(tmp_path, finished, capsys, monkeypatch):
     before = comparable(tmp_path / "s")
     (tmp_path / "s" / "result.json").unlink()
     assert cli.main(["resume", out]) == 2
-    assert "TASK is missing, expected the task of the study, 'quadratic'" in capsys.readouterr().err
+    assert "TASK is missing, expected that of the study, 'quadratic'" in capsys.readouterr().err
     assert cli.main(["resume", out, "quadratic", "--quiet"]) == 0
     assert comparable(tmp_path / "s") == before
     assert cli.main(["replay", out, "17", "quadratic", "--debug-nans"]) == 0

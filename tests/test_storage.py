@@ -286,7 +286,7 @@ def test_a_torn_line_is_ignored_by_readers_and_cut_off_by_the_writer(tmp_path):
 def test_lost_records_and_checkpoints_are_made_again(kept, whole):
     path = kept / "journal.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
-    with pytest.warns(storage.RecoveryWarning) as caught:
+    with pytest.warns(storage.StudyWarning) as caught:
         assert study.resume(toy(), kept).digest == whole.digest
     assert ["1 whole records, expected" in str(w.message) for w in caught] == [True, True]
     path.unlink()
@@ -382,7 +382,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(kept, whole, hurt):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.warns(storage.RecoveryWarning, match="an earlier one"):
+    with pytest.warns(storage.StudyWarning, match="an earlier one"):
         assert study.resume(toy(), kept).digest == whole.digest
     assert older == newest - 1
 
