@@ -170,6 +170,8 @@ def judge(
 ) -> list[Figure]:
     """Train each schedule on the same fresh seeds; the test set is read here, once."""
     problem, test = task.problem, tuple(map(jnp.asarray, splits.test))
+    scores = task.test
+    assert scores is not None
 
     def one(rates, key):
         hparams = {"lr": rates}
@@ -177,7 +179,7 @@ def judge(
         return {
             "validation loss": problem.objective(params, hparams, problem.valid_batch(key)),
             "test loss": problem.objective(params, hparams, test),
-            "test accuracy": jnp.mean(task.test(params, hparams)),
+            "test accuracy": jnp.mean(scores(params, hparams)),
         }
 
     @jax.jit
