@@ -102,8 +102,8 @@ def _run(given: argparse.Namespace, start, out: Path, task: str, logs: list[str]
     callbacks = [bar.callback, *(log(name, out) for name in dict.fromkeys(logs))]
     again = shlex.join(["hypergrad", "resume", str(out), task])
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
             found: Study = start(callbacks)
     except KeyboardInterrupt:
         begun = (out / "study.json").is_file()
@@ -111,6 +111,7 @@ def _run(given: argparse.Namespace, start, out: Path, task: str, logs: list[str]
         return _fail(f"ended by Ctrl-C; {advice}", INTERRUPTED, given.json)
     status = INTERRUPTED if found.interrupted else 0
     result = found.result or {}
+    _print_warnings(caught, result["warnings"])
     if given.json:
         report = None if found.report is None else str(found.report)
         terminal.print_json(
@@ -125,8 +126,12 @@ def _run(given: argparse.Namespace, start, out: Path, task: str, logs: list[str]
     return status
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"hypergrad: warning: {' '.join(str(message).split())}", file=sys.stderr)
+def _print_warnings(caught: list[warnings.WarningMessage], known: list[str]) -> None:
+    """Print this package's warnings in a line each, but for those that the result has, too."""
+    ours = [w for w in caught if w.category.__module__.startswith("hypergrad.")]
+    for text in dict.fromkeys(str(w.message) for w in ours):
+        if text not in known:
+            print(f"hypergrad: warning: {' '.join(text.split())}", file=sys.stderr)
 
 
 def _resume(given: argparse.Namespace, command: str) -> int:
@@ -149,13 +154,16 @@ def _replay(given: argparse.Namespace, command: str) -> int:
         raise ValueError(
             f"TRIAL is {given.trial!r:.80}, expected a whole number of at least 0; pass e.g. 17"
         )
-    found = replay(
-        task,
-        given.directory,
-        int(given.trial),
-        debug_nans=given.debug_nans,
-        allow_changes=given.allow_changes,
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        found = replay(
+            task,
+            given.directory,
+            int(given.trial),
+            debug_nans=given.debug_nans,
+            allow_changes=given.allow_changes,
+        )
+    _print_warnings(caught, [])
     value, losses = float(found.trial.outcome.values), found.losses
     first = found.first_nonfinite
     if given.json:
@@ -191,9 +199,10 @@ def _load_recorded(given: argparse.Namespace) -> "Task":
 
     described = describe(given.directory)
     if given.task is None:
+        trial = f" {given.trial}" if given.command == "replay" else ""
         raise ValueError(
-            f"TASK is missing, expected the task of the study, {str(described.get('task'))[:80]!r}; name it: "
-            f"hypergrad {given.command} {given.directory} ... TASK"
+            f"TASK is missing, expected that of the study, {str(described.get('task'))[:80]!r} (no code is "
+            f"loaded because a file names it); name it: hypergrad {given.command} {given.directory}{trial} TASK"
         )
     recorded = described.get("task_arguments")
     return _load(given.task, options, recorded=recorded if isinstance(recorded, dict) else {})[0]
@@ -326,7 +335,8 @@ def _completion(given: argparse.Namespace, command: str) -> int:
 
 def _plain_name(task: str) -> str:
     stem = Path(task.partition(":")[0]).stem
-    return "".join(c if c.isalnum() or c in ".-_" else "_" for c in stem) or "study"
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in ".-_") else "_" for c in stem)
+    return plain.lstrip(".") or "study"
 
 
 _COMMANDS = {

@@ -227,7 +227,7 @@ def _random_folder(folder: Folder | None):
 
 
 def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
-    """List structural zeros, and what was damaged in the study's folder and made again, each once."""
+    """List structural zeros, and what is odd about the study's folder or machine, each once."""
     kinds = (StructuralZeroWarning, StudyWarning)
     return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, kinds)))
 
