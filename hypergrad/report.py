@@ -392,7 +392,7 @@ def _figure_parts(results: Results, drawn: Mapping[str, tuple[str, str]]) -> lis
     }
     parts = []
     for name, (wide, narrow) in drawn.items():
-        caption = _text(captions[name])
+        caption = _text(captions[name], 400)
         parts.append(
             f'<figure><div class="wide">{_inline(wide, caption)}</div>'
             f'<div class="narrow">{_inline(narrow, caption)}</div>'

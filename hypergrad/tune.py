@@ -256,9 +256,9 @@ def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
     if settings.num_seeds > 1:
         estimator = average(estimator, settings.num_seeds)
     rate = optax.cosine_decay_schedule(settings.learning_rate, settings.budget)
-    tuner = descent(
-        estimator, task.space, optimizer=optax.adam(rate), num_restarts=settings.num_restarts
-    )
+    # hypergradients of noisy trainings ask for a shorter memory of their squares than .999
+    optimizer = optax.adam(rate, b2=0.99)
+    tuner = descent(estimator, task.space, optimizer=optimizer, num_restarts=settings.num_restarts)
     return tuner, settings.num_seeds * settings.num_restarts
 
 
