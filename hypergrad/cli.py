@@ -329,7 +329,7 @@ def _completion(given: argparse.Namespace, command: str) -> int:
 
     names = {"--method": list(METHODS), "--estimator": list(ESTIMATORS), "--log": list(LOGS)}
     text = script(given.shell, names)
-    print(json.dumps({"shell": given.shell, "script": text}) + "\n" if given.json else text, end="")
+    print(json.dumps({"shell": given.shell, "script": text}) if given.json else text.rstrip())
     return 0
 
 

@@ -220,7 +220,7 @@ def test_ctrl_c_ends_cleanly_and_the_study_resumes(tmp_path):
     out = tmp_path / "study"
     words = ["quadratic", "--horizon", "5", "--seeds", "1", "--eval-seeds", "2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "hypergrad", "tune", *words, "--budget", "2000", "--out", str(out)],
+        [sys.executable, "-m", "hypergrad", "tune", *words, "--budget", "400", "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -240,14 +240,14 @@ def test_ctrl_c_ends_cleanly_and_the_study_resumes(tmp_path):
         r"^hypergrad: ended by Ctrl-C after (\d+) steps; go on with: (.*)$", stderr, re.M
     )
     # the step in flight may be done without being on disk
-    assert int(advice[1]) - before in (0, 1) and before < 2000
+    assert int(advice[1]) - before in (0, 1) and before < 400
     again = shlex.split(advice[2])
     assert again == ["hypergrad", "resume", str(out), "quadratic"]
 
     done = hypergrad(*again[1:], "--json", "--log", "jsonl", "--quiet")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["interrupted"] is False and done.stderr == ""
-    assert len(journal.read_text().splitlines()) == 2000
+    assert len(journal.read_text().splitlines()) == 400
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert next(line for line in log if line["event"] == "step")["done"] == before + 1
 

@@ -277,7 +277,7 @@ def test_to_xarray(tuned):
     _, _, study = tuned
     data = study.to_xarray()
     assert data["lr"].dims == ("trial", "lr_0") and data["lr"].shape == (3, HORIZON)
-    best = data.isel(trial=int(data["value"].argmin()))
+    best = data.isel(trial=int(np.argmin(data["value"].data)))
     np.testing.assert_array_equal(best["lr"], study.best["lr"])
 
 
