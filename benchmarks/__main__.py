@@ -12,6 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 NAMES = {
     "faults": "studies killed, damaged, out of disk, raced for and read while they are written",
     "storage": "acknowledged trials a second, beside the storages of Optuna",
+    "compat": "whether the suite passes on every Python here, oldest and newest jax, x64 on and off",
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",
     "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
 }
@@ -57,7 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
     module = import_module(f"benchmarks.{options.name}")  # imports jax, after the cores are set
     quick = "-quick" if options.quick else ""
     out = options.out or RESULTS / f"{options.name}{quick}.jsonl"
-    settings = {"quick": options.quick, "cores": options.cores}
+    settings = {
+        "quick": options.quick,
+        "cores": options.cores,
+        "peers": options.torch_python is not None,
+        "data": options.data is not None,
+    }
     try:
         results = Results(out, options.name, settings)
         module.run(results, options)

@@ -6,38 +6,56 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hypergrad import adapters, estimators, schedulers, searchers, space, study, tuners
+    from hypergrad import (
+        adapters,
+        estimators,
+        integrations,
+        schedulers,
+        searchers,
+        space,
+        study,
+        tuners,
+    )
+    from hypergrad.callbacks import Callback, Progress
     from hypergrad.estimators import Estimate, Estimator
+    from hypergrad.export import load_schedule
     from hypergrad.population import Population, population
     from hypergrad.problem import Examples, Problem, Task, Variables, check
     from hypergrad.report import report
     from hypergrad.resume import replay, resume
     from hypergrad.searchers import Outcome, Searcher
+    from hypergrad.settings import Settings
     from hypergrad.space import Choice, Integer, LogReal, Real, Sequence, schedule
+    from hypergrad.study import Study
     from hypergrad.train import TrainState, averaged, init_state, step, unroll
-    from hypergrad.tune import Settings, Tuned, tune
+    from hypergrad.tune import tune
     from hypergrad.tuners import Tuner
     from hypergrad.verify import verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters estimators schedulers searchers space study tuners",
+    "hypergrad": "adapters estimators integrations schedulers searchers space study tuners",
+    "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
+    "hypergrad.export": "load_schedule",
     "hypergrad.population": "Population population",
     "hypergrad.problem": "Examples Problem Task Variables check",
     "hypergrad.report": "report",
     "hypergrad.resume": "replay resume",
     "hypergrad.searchers": "Outcome Searcher",
+    "hypergrad.settings": "Settings",
     "hypergrad.space": "Choice Integer LogReal Real Sequence schedule",
     "hypergrad.train": "TrainState averaged init_state step unroll",
-    "hypergrad.tune": "Settings Tuned tune",
+    "hypergrad.study": "Study",
+    "hypergrad.tune": "tune",
     "hypergrad.tuners": "Tuner",
     "hypergrad.verify": "verify",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "Callback",
     "Choice",
     "Estimate",
     "Estimator",
@@ -47,13 +65,14 @@ __all__ = [
     "Outcome",
     "Population",
     "Problem",
+    "Progress",
     "Real",
     "Searcher",
     "Sequence",
     "Settings",
+    "Study",
     "Task",
     "TrainState",
-    "Tuned",
     "Tuner",
     "Variables",
     "adapters",
@@ -61,6 +80,8 @@ __all__ = [
     "check",
     "estimators",
     "init_state",
+    "integrations",
+    "load_schedule",
     "population",
     "replay",
     "report",

@@ -1,112 +1,23 @@
-"""The command line: tune, list, check, report. Heavy libraries are imported by the commands that need them."""
+"""The command line. Heavy libraries are imported by the commands that need them."""
 
 import argparse
+import json
 import os
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hypergrad import arguments as words
+from hypergrad.settings import Settings, check_name
+
 if TYPE_CHECKING:
     from hypergrad.problem import Task
-    from hypergrad.tune import Progress
+    from hypergrad.study import Study
 
-EXAMPLES = """examples:
-  hypergrad tune digits --out runs/digits
-  hypergrad tune tabular --data my.csv --label price --out runs/prices
-  hypergrad tune images --data ~/mnist --method random --budget 64
-  hypergrad tune my_task.py:task --arg width=32
-  hypergrad check digits --horizon 20
-  hypergrad report runs/digits
-  hypergrad resume runs/digits digits
-  hypergrad replay runs/digits 17 digits --debug-nans
-
-exit status: 0 done; 1 a check failed; 2 wrong input, said in one line; 130 ended by Ctrl-C."""
-
-
-def parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands."""
-    top = argparse.ArgumentParser(
-        prog="hypergrad",
-        description="Tune the hyperparameters of JAX training loops.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    tune = commands.add_parser("tune", help="tune a task and write its report")
-    _add_task(tune)
-    tune.add_argument("--method", default="descent", help="descent (default) or random")
-    tune.add_argument(
-        "--estimator", default="reverse", help="reverse (default), forward or truncated"
-    )
-    tune.add_argument(
-        "--budget", type=int, default=60, help="outer steps, or trials for random (default 60)"
-    )
-    tune.add_argument("--seed", type=int, default=0, help="of everything (default 0)")
-    tune.add_argument("--seeds", type=int, default=4, help="seeds a hypergradient (default 4)")
-    tune.add_argument("--restarts", type=int, default=1, help="descents side by side (default 1)")
-    tune.add_argument(
-        "--learning-rate", type=float, default=0.05, help="of the outer Adam (default 0.05)"
-    )
-    tune.add_argument(
-        "--memory",
-        help="budget of one hypergradient, e.g. 64M (default: 32M, or about sqrt(horizon) states)",
-    )
-    tune.add_argument("--out", help="folder of the study (default runs/TASK)")
-    tune.add_argument("--overwrite", action="store_true", help="replace the study in --out")
-    tune.add_argument("--quiet", action="store_true", help="print the result only")
-
-    commands.add_parser("list", help="list the tasks, methods and estimators")
-
-    check = commands.add_parser(
-        "check", help="compare every estimator with finite differences on a task"
-    )
-    _add_task(check)
-    check.add_argument("--seed", type=int, default=0, help="of the run (default 0)")
-
-    _add_resume(commands)
-
-    report = commands.add_parser("report", help="write the report of a finished study again")
-    report.add_argument("directory", metavar="DIR", help="folder of the study")
-    return top
-
-
-def _add_resume(commands: Any) -> None:
-    resume = commands.add_parser("resume", help="go on with a study that was ended or killed")
-    replay = commands.add_parser(
-        "replay", help="train one trial of a study again, to the same bits"
-    )
-    for command in (resume, replay):
-        command.add_argument("directory", metavar="DIR", help="folder of the study")
-    replay.add_argument("trial", metavar="TRIAL", type=int, help="its number, counted from 0")
-    for command in (resume, replay):
-        _add_task(command, nargs="?", more="; code is never loaded because a file names it")
-        command.add_argument(
-            "--allow-changes", action="store_true", help="go on although the task's source changed"
-        )
-    replay.add_argument(
-        "--debug-nans", action="store_true", help="name the operation that made the first NaN"
-    )
-    resume.add_argument("--quiet", action="store_true", help="print the result only")
-
-
-def _add_task(command: argparse.ArgumentParser, nargs: str | None = None, more: str = "") -> None:
-    command.add_argument(
-        "task", metavar="TASK", nargs=nargs, help="a name from `list`, or file.py:name" + more
-    )
-    command.add_argument(
-        "--data", help="file or folder of the user's data, for tasks that read one"
-    )
-    command.add_argument("--label", help="name of the label column, for tabular tasks")
-    command.add_argument("--horizon", type=int, help="training steps (default: the task's)")
-    command.add_argument(
-        "--arg",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="another argument of the task",
-    )
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,395 +27,326 @@ def main(argv: list[str] | None = None) -> int:
         argv: the words after `hypergrad`; those of the process where None.
 
     Returns:
-        The exit status.
+        The exit status: 0 done, 1 a check failed, 2 wrong input, 130 Ctrl-C.
     """
-    arguments = parser().parse_args(argv)
-    command = {
-        "tune": _tune,
-        "list": _list,
-        "check": _check,
-        "report": _report,
-        "resume": _resume,
-        "replay": _replay,
-    }[arguments.command]
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return command(arguments, sys.argv[1:] if argv is None else argv)
+        given = words.parse(argv)
+        if given.no_color:
+            os.environ["NO_COLOR"] = "1"  # rich and whatever else a task imports read it
+        return _COMMANDS[given.command](given, shlex.join(["hypergrad", *argv]))
     except ValueError as error:
         if os.environ.get("HYPERGRAD_TRACEBACK"):
             raise
-        print(f"hypergrad: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _fail(" ".join(str(error).split()), 2, "--json" in argv)
     except KeyboardInterrupt:
-        print("hypergrad: ended by Ctrl-C before there was a result", file=sys.stderr)
-        return 130
+        return _fail("ended by Ctrl-C before there was a result", INTERRUPTED, "--json" in argv)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _tune(arguments: argparse.Namespace, words: list[str]) -> int:
-    memory = _parse_bytes(arguments.memory)
-    out = arguments.out or str(Path("runs") / _plain_name(arguments.task))
-    task, task_arguments = load_task(arguments)
-    from hypergrad.tune import Settings, tune
+def _fail(text: str, status: int, machine: bool) -> int:
+    """Say in one line what went wrong, and to a machine as JSON, too."""
+    print(f"hypergrad: {text}", file=sys.stderr)
+    if machine:
+        print(json.dumps({"error": text, "status": status}))
+    return status
 
-    settings = Settings(
-        method=arguments.method,
-        estimator=arguments.estimator,
-        budget=arguments.budget,
-        seed=arguments.seed,
-        learning_rate=arguments.learning_rate,
-        num_seeds=arguments.seeds,
-        num_restarts=arguments.restarts,
-        memory=memory,
-    )
-    details = {"command": shlex.join(["hypergrad", *words]), "task_arguments": task_arguments}
-    bar = _Bar(quiet=arguments.quiet)
-    with bar:
-        tuned = tune(
+
+def _tune(given: argparse.Namespace, command: str) -> int:
+    options = words.options(given)
+    if given.command == "tune":
+        return _tune_task(given, options, command)
+    from hypergrad import studyfile
+    from hypergrad.integrations import LOGS
+    from hypergrad.registry import ESTIMATORS, METHODS
+
+    file = studyfile.read(given.file, {"method": METHODS, "estimator": ESTIMATORS, "log": LOGS})
+    return _tune_task(given, {**file.options, **options}, command, file)
+
+
+def _tune_task(given: argparse.Namespace, options: dict[str, Any], command: str, file=None) -> int:
+    """Tune what `options` name; `file` is the study file that they are from, if they are."""
+    if "task" not in options:
+        raise ValueError(f'{given.file!r} names no task, expected one; write e.g. task = "digits"')
+    name = options["task"]
+    out = Path(options.get("out") or Path("runs") / _plain_name(name))
+    task, task_arguments = _load(name, options, file=file)
+    from hypergrad.tune import tune
+
+    settings = {field: options[field] for field in Settings._fields if field in options}
+
+    def start(callbacks):
+        details = {"command": command, "task_arguments": task_arguments}
+        return tune(
             task,
-            settings,
-            out=out,
-            overwrite=arguments.overwrite,
+            storage=out,
+            overwrite=options.get("overwrite", False),
+            callbacks=callbacks,
             details=details,
-            on_progress=bar.show,
+            **settings,
         )
-    _print_result(tuned.result)
-    print(f"report: {tuned.report}")
-    return 130 if tuned.result["interrupted"] else 0
+
+    return _run(given, start, out, name, options.get("log", []))
 
 
-def _print_result(result: dict[str, Any]) -> None:
-    metric = result["metric"]["name"]
-    print(f"{'':10s} {'validation loss':>24s}   test {metric} (95 % interval)")
-    for name, one in result["configurations"].items():
-        valid, test = one["valid"], one["test"]
-        spread = f"{valid['mean']:.4f} [{valid['low']:.4f}, {valid['high']:.4f}]"
-        score = f"{test['mean']:.4f} [{test['low']:.4f}, {test['high']:.4f}]"
-        print(f"{name:10s} {spread:>24s}   {score}")
-    print(
-        f"each trained again on {result['num_seeds']} fresh seeds; {result['seconds']:.0f} s in all"
-    )
-    for warning in result["warnings"]:
-        print(f"warning: {warning}")
+def _run(given: argparse.Namespace, start, out: Path, task: str, logs: list[str]) -> int:
+    """Start or resume a study, show how it goes and print what came out."""
+    from hypergrad import terminal
+    from hypergrad.integrations import LOGS, log
+
+    for name in logs:
+        check_name("--log", name, LOGS)
+    bar = terminal.Bar(quiet=given.quiet, color=terminal.use_color(given.no_color))
+    callbacks = [bar.callback, *(log(name, out) for name in dict.fromkeys(logs))]
+    again = shlex.join(["hypergrad", "resume", str(out), task])
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            found: Study = start(callbacks)
+    except KeyboardInterrupt:
+        begun = (out / "study.json").is_file()
+        advice = f"go on with: {again}" if begun else "nothing was written"
+        return _fail(f"ended by Ctrl-C; {advice}", INTERRUPTED, given.json)
+    status = INTERRUPTED if found.interrupted else 0
+    result = found.result or {}
+    _print_warnings(caught, result["warnings"])
+    if given.json:
+        report = None if found.report is None else str(found.report)
+        terminal.print_json(
+            {"status": status, "directory": str(out), "report": report, **terminal.summary(result)}
+        )
+    else:
+        terminal.print_result(result)
+        print(f"report: {found.report}")
+    if found.interrupted:
+        num = len(found.outcomes)
+        print(f"hypergrad: ended by Ctrl-C after {num} steps; go on with: {again}", file=sys.stderr)
+    return status
 
 
-def _list(arguments: argparse.Namespace, words: list[str]) -> int:
-    import ast
+def _print_warnings(caught: list[warnings.WarningMessage], known: list[str]) -> None:
+    """Print this package's warnings in a line each, but for those that the result has, too."""
+    ours = [w for w in caught if w.category.__module__.startswith("hypergrad.")]
+    for text in dict.fromkeys(str(w.message) for w in ours):
+        if text not in known:
+            print(f"hypergrad: warning: {' '.join(text.split())}", file=sys.stderr)
 
-    folder = Path("tasks")
-    print("tasks (of ./tasks; your own: file.py:name)")
-    for path in sorted(folder.glob("*.py")):
-        module = ast.parse(path.read_text(encoding="utf-8"))
-        factories = [n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == "task"]
-        if factories:
-            doc = ast.get_docstring(factories[0]) or ""
-            required = [
-                arg.arg
-                for arg, value in zip(
-                    factories[0].args.kwonlyargs, factories[0].args.kw_defaults, strict=True
-                )
-                if value is None
-            ]
-            needs = f" (needs --{', --'.join(required)})" if required else ""
-            print(f"  {path.stem:12s} {doc.splitlines()[0] if doc else ''}{needs}")
-    if not folder.is_dir():
-        print("  none: there is no folder ./tasks here")
-    from hypergrad import registry
 
-    print("methods")
-    for name, text in registry.METHODS.items():
-        print(f"  {name:12s} {text}")
-    print("estimators")
-    for name, factory in registry.ESTIMATORS.items():
-        print(f"  {name:12s} {(factory.__doc__ or '').splitlines()[0]}")
+def _resume(given: argparse.Namespace, command: str) -> int:
+    task = _load_recorded(given)
+    from hypergrad.resume import resume
+
+    def start(callbacks):
+        return resume(task, given.directory, allow_changes=given.allow_changes, callbacks=callbacks)
+
+    logs = words.options(given).get("log", [])
+    return _run(given, start, Path(given.directory), given.task, logs)
+
+
+def _replay(given: argparse.Namespace, command: str) -> int:
+    task = _load_recorded(given)
+    from hypergrad.resume import replay
+    from hypergrad.terminal import brief, print_json
+
+    if not given.trial.isdecimal():
+        raise ValueError(
+            f"TRIAL is {given.trial!r:.80}, expected a whole number of at least 0; pass e.g. 17"
+        )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        found = replay(
+            task,
+            given.directory,
+            int(given.trial),
+            debug_nans=given.debug_nans,
+            allow_changes=given.allow_changes,
+        )
+    _print_warnings(caught, [])
+    value, losses = float(found.trial.outcome.values), found.losses
+    first = found.first_nonfinite
+    if given.json:
+        print_json(
+            {
+                "trial": int(given.trial),
+                "step": found.trial.step,
+                "member": found.trial.member,
+                "hparams": found.hparams,
+                "value": value,
+                "first_loss": losses[:, 0].mean(),
+                "last_loss": losses[:, -1].mean(),
+                "first_nonfinite": first,
+                "first_bad_operation": found.where,
+            }
+        )
+        return 0
+    print(f"trial {given.trial}: step {found.trial.step}, member {found.trial.member}")
+    print("  ".join(f"{name} {brief(value)}" for name, value in found.hparams.items()))
+    print(f"objective {value:.6g}, to the bits of its record")
+    print(f"training loss {losses[:, 0].mean():.6g} -> {losses[:, -1].mean():.6g}", end="")
+    print(f", {losses.shape[1]} steps" + (f", {len(losses)} seeds" if len(losses) > 1 else ""))
+    print("every training loss is finite" if first is None else f"first non-finite step: {first}")
+    if given.debug_nans:
+        print(f"first bad operation: {found.where or 'none'}")
     return 0
 
 
-def _check(arguments: argparse.Namespace, words: list[str]) -> int:
+def _load_recorded(given: argparse.Namespace) -> "Task":
+    """Build the task that the command line names, with the arguments that the study has of it."""
+    options = words.options(given)
+    from hypergrad.study import describe
+
+    described = describe(given.directory)
+    if given.task is None:
+        trial = f" {given.trial}" if given.command == "replay" else ""
+        raise ValueError(
+            f"TASK is missing, expected that of the study, {str(described.get('task'))[:80]!r} (no code is "
+            f"loaded because a file names it); name it: hypergrad {given.command} {given.directory}{trial} TASK"
+        )
+    recorded = described.get("task_arguments")
+    return _load(given.task, options, recorded=recorded if isinstance(recorded, dict) else {})[0]
+
+
+def _load(
+    name: str, options: dict[str, Any], file=None, recorded: dict[str, Any] | None = None
+) -> "tuple[Task, dict[str, Any]]":
+    """Build a task with the arguments among `options`, which go before the `recorded` ones."""
+    from hypergrad.loading import FLAGS, ArgumentError, load_task
+
+    flags = {flag: options[flag] for flag in FLAGS if flag in options}
+    arguments = {**(recorded or {}), **flags, **options.get("arg", {})}
+    try:
+        return load_task(name, arguments), arguments
+    except ArgumentError as error:
+        if file is None or error.name not in file.options.get("arg", {}):
+            raise
+        raise ValueError(f"{file.place('arg', error.name)}: {error}") from None
+
+
+def _export(given: argparse.Namespace, command: str) -> int:
+    from hypergrad.export import document, write
+    from hypergrad.results import load
+    from hypergrad.terminal import print_json
+
+    tuned = load(given.directory).configurations.get("tuned")
+    if tuned is None:
+        raise ValueError(
+            f"{given.directory!r} has no tuned hyperparameters, expected a finished study; "
+            "finish it with `hypergrad resume`"
+        )
+    if given.out is None:
+        print_json(document(tuned.leaves))
+        return 0
+    write(given.out, tuned.leaves)
+    print_json({"file": given.out}) if given.json else print(given.out)
+    return 0
+
+
+def _report(given: argparse.Namespace, command: str) -> int:
+    from hypergrad.report import report
+
+    path = str(report(given.directory))
+    print(json.dumps({"report": path}) if given.json else path)
+    return 0
+
+
+def _check(given: argparse.Namespace, command: str) -> int:
     os.environ["JAX_ENABLE_X64"] = "1"
-    task, _ = load_task(arguments)
+    options = words.options(given)
+    horizon = options.pop("horizon", None)
+    task, _ = _load(options["task"], options)
+    from hypergrad.terminal import print_json
     from hypergrad.verify import verify
 
-    rows = verify(task, horizon=arguments.horizon, seed=arguments.seed)
-    print(f"{task.name}: derivatives along one random direction a leaf, float64, against")
-    print("central differences (h = 1e-6)")
+    rows = verify(task, horizon=horizon, seed=options.get("seed", 0))
+    bad = [row.exact and not row.error < 1e-4 for row in rows]
+    if given.json:
+        print_json({"task": task.name, "passed": not any(bad), "rows": [r._asdict() for r in rows]})
+        return int(any(bad))
+    if not given.quiet:
+        print(f"{task.name}: derivatives along one random direction a leaf, float64, against")
+        print("central differences (h = 1e-6)")
     print(
         f"{'estimator':22s} {'rel. error':>10s}  {'cosine':>7s} {'time':>7s} {'memory':>9s}  worst leaf"
     )
-    failed = False
-    for row in rows:
-        bad = row.exact and not row.error < 1e-4
-        failed |= bad
+    for row, wrong in zip(rows, bad, strict=True):
         note = (
-            " <- exact in theory: look at it" if bad else "" if row.exact else " (biased by design)"
+            " <- exact in theory: look at it"
+            if wrong
+            else ""
+            if row.exact
+            else " (biased by design)"
         )
         size = f"{row.num_bytes / 2**20:.1f} MiB"
         print(
             f"{row.estimator:22s} {row.error:10.1e}  {row.cosine:7.4f} {row.ratio:6.1f}x {size:>9s}  "
             f"{row.worst}{note}"
         )
-    print("time: multiples of one training run; memory: temporaries of the compiled program")
-    if failed:
+    if not given.quiet:
+        print("time: multiples of one training run; memory: temporaries of the compiled program")
+    if any(bad):
         print("kinks (ReLU), chaos, or an objective that is not smooth explain errors too:")
         print("try a shorter --horizon or a smooth activation")
-    return 1 if failed else 0
+    return int(any(bad))
 
 
-def _report(arguments: argparse.Namespace, words: list[str]) -> int:
-    from hypergrad.report import report
+def _list(given: argparse.Namespace, command: str) -> int:
+    from hypergrad import registry
+    from hypergrad.integrations import LOGS
+    from hypergrad.loading import known_tasks
 
-    print(report(arguments.directory))
+    def first_line(function: Any) -> str:
+        return (function.__doc__ or "").partition("\n")[0]
+
+    tasks = known_tasks()
+    methods = dict(registry.METHODS)
+    estimators = {name: first_line(factory) for name, factory in registry.ESTIMATORS.items()}
+    logs = {name: first_line(factory) for name, factory in LOGS.items()}
+    if given.json:
+        from hypergrad.terminal import print_json
+
+        listed = {name: known._asdict() for name, known in tasks.items()}
+        print_json({"tasks": listed, "methods": methods, "estimators": estimators, "logs": logs})
+        return 0
+    print("tasks (of ./tasks; your own: file.py:name)")
+    for name, known in tasks.items():
+        needs = f" (needs --{', --'.join(known.needs)})" if known.needs else ""
+        print(f"  {name:12s} {known.summary}{needs}")
+    if not tasks:
+        print("  none: there is no folder ./tasks here")
+    for title, texts in (("methods", methods), ("estimators", estimators), ("logs", logs)):
+        print(title)
+        for name, text in texts.items():
+            print(f"  {name:12s} {text}")
     return 0
 
 
-def _resume(arguments: argparse.Namespace, words: list[str]) -> int:
-    task = _load_recorded(arguments)
-    import warnings
+def _completion(given: argparse.Namespace, command: str) -> int:
+    from hypergrad.completion import script
+    from hypergrad.integrations import LOGS
+    from hypergrad.registry import ESTIMATORS, METHODS
 
-    from hypergrad.resume import resume
-    from hypergrad.storage import StudyWarning
-
-    bar = _Bar(quiet=arguments.quiet)
-    with bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore", StudyWarning)  # printed with the result
-        tuned = resume(
-            task,
-            arguments.directory,
-            allow_changes=arguments.allow_changes,
-            on_progress=bar.show,
-        )
-    _print_result(tuned.result)
-    print(f"report: {tuned.report}")
-    return 130 if tuned.result["interrupted"] else 0
-
-
-def _replay(arguments: argparse.Namespace, words: list[str]) -> int:
-    task = _load_recorded(arguments)
-    import warnings
-
-    from hypergrad.resume import replay
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = replay(
-            task,
-            arguments.directory,
-            arguments.trial,
-            debug_nans=arguments.debug_nans,
-            allow_changes=arguments.allow_changes,
-        )
-    for text in dict.fromkeys(str(warning.message) for warning in caught):
-        print(f"warning: {text}", file=sys.stderr)
-    value, losses = float(found.trial.outcome.values), found.losses
-    print(f"trial {arguments.trial}: step {found.trial.step}, member {found.trial.member}")
-    print("  ".join(f"{name} {_brief(value)}" for name, value in found.hparams.items()))
-    print(f"objective {value:.6g}, to the bits of its record")
-    print(f"training loss {losses[:, 0].mean():.6g} -> {losses[:, -1].mean():.6g}", end="")
-    print(f", {losses.shape[1]} steps" + (f", {len(losses)} seeds" if len(losses) > 1 else ""))
-    first = found.first_nonfinite
-    print("every training loss is finite" if first is None else f"first non-finite step: {first}")
-    if arguments.debug_nans:
-        print(f"first bad operation: {found.where or 'none'}")
+    names = {"--method": list(METHODS), "--estimator": list(ESTIMATORS), "--log": list(LOGS)}
+    text = script(given.shell, names)
+    print(json.dumps({"shell": given.shell, "script": text}) if given.json else text.rstrip())
     return 0
-
-
-def _load_recorded(arguments: argparse.Namespace) -> "Task":
-    """Build the task that the command line names, with the arguments that the study has of it."""
-    from hypergrad.study import describe
-
-    described = describe(arguments.directory)
-    if arguments.task is None:
-        words = " ".join([arguments.command, str(arguments.directory), "TASK"])
-        if arguments.command == "replay":
-            words = words.replace("TASK", f"{arguments.trial} TASK")
-        raise ValueError(
-            f"TASK is missing, expected that of the study, {str(described.get('task'))[:80]!r} (no code is "
-            f"loaded because a file names it); name it: hypergrad {words}"
-        )
-    recorded = described.get("task_arguments")
-    return load_task(arguments, recorded if isinstance(recorded, dict) else {})[0]
-
-
-def load_task(
-    arguments: argparse.Namespace, recorded: dict[str, Any] | None = None
-) -> "tuple[Task, dict[str, Any]]":
-    """Import the task that the command line names and build it with its arguments.
-
-    Raises:
-        ValueError: for an unknown task or argument, with the nearest name there is.
-    """
-    import inspect
-
-    factory = _resolve(arguments.task)
-    from hypergrad.problem import Task
-
-    given = {**(recorded or {}), **_task_arguments(arguments)}
-    if isinstance(factory, Task):
-        if given:
-            raise ValueError(
-                f"TASK {arguments.task!r} is a finished Task, expected a function for --{next(iter(given))}; "
-                "write a function that returns it"
-            )
-        return factory, {}
-    parameters = inspect.signature(factory).parameters
-    for name in given:
-        if name not in parameters:
-            from hypergrad.registry import check_name
-
-            known = dict(parameters) or {"(no arguments)": None}
-            check_name(f"argument of task {arguments.task!r}", name, known)
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given]
-    if missing:
-        raise ValueError(
-            f"task {arguments.task!r} was given no {missing[0]}, expected a value; "
-            f"pass --{missing[0]} VALUE"
-            if missing[0] in ("data", "label", "horizon")
-            else f"task {arguments.task!r} was given no {missing[0]}, expected a value; "
-            f"pass --arg {missing[0]}=VALUE"
-        )
-    task = factory(**given)
-    if not isinstance(task, Task):
-        raise ValueError(
-            f"TASK {arguments.task!r} made {type(task).__name__}, expected a hypergrad.Task; "
-            "see tasks/digits.py"
-        )
-    return task, given
-
-
-def _task_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    import json
-
-    given = {}
-    for name in ("data", "label"):
-        if getattr(arguments, name) is not None:
-            given[name] = getattr(arguments, name)
-    if arguments.horizon is not None and arguments.command != "check":
-        given["horizon"] = arguments.horizon
-    for text in arguments.arg:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--arg is {text!r}, expected NAME=VALUE; pass e.g. --arg width=32")
-        try:
-            given[name] = json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
-            given[name] = value
-    return given
-
-
-def _resolve(name: str) -> Any:
-    """Import `name` from ./tasks, or `file.py:attribute`, or `module:attribute`."""
-    import importlib
-
-    module_name, _, attribute = name.partition(":")
-    attribute = attribute or "task"
-    sys.path.insert(0, os.getcwd())
-    path = Path(module_name)
-    if module_name.endswith(".py"):
-        if not path.is_file():
-            raise ValueError(f"TASK is {name!r}, a file that is not there; check the path")
-        sys.path.insert(0, str(path.resolve().parent))
-        module_name = path.stem
-    elif ":" not in name:
-        known = {
-            p.stem: p for p in sorted(Path("tasks").glob("*.py")) if "def task(" in p.read_text()
-        }
-        if not known:
-            raise ValueError(
-                f"TASK is {name!r}, but there is no folder ./tasks here; "
-                "run from the repository's root, or pass my_file.py:task"
-            )
-        from hypergrad.registry import check_name
-
-        check_name("TASK", name, known)
-        module_name = f"tasks.{name}"
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        text = str(error).strip().splitlines()
-        raise ValueError(
-            f"TASK is {name!r}, whose module cannot be imported ({type(error).__name__}: "
-            f"{text[0] if text else ''}); run it by itself to see where"
-        ) from error
-    if not hasattr(module, attribute):
-        names = ", ".join(n for n in vars(module) if not n.startswith("_"))
-        raise ValueError(
-            f"TASK is {name!r}, but {module_name} has no {attribute!r}, expected one of {names[:200]}"
-        )
-    return getattr(module, attribute)
 
 
 def _plain_name(task: str) -> str:
     stem = Path(task.partition(":")[0]).stem
-    return "".join(c if c.isalnum() or c in ".-_" else "_" for c in stem) or "study"
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in ".-_") else "_" for c in stem)
+    return plain.lstrip(".") or "study"
 
 
-def _parse_bytes(text: str | None) -> int | None:
-    if text is None:
-        return None
-    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-    number, unit = text.upper().removesuffix("B").removesuffix("I"), ""
-    if number and number[-1] in units:
-        number, unit = number[:-1], number[-1]
-    try:
-        size = int(float(number) * units[unit])
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise ValueError(f"--memory is {text!r}, expected a size; pass e.g. 64M or 2G")
-    return size
-
-
-class _Bar:
-    """A progress bar with the loss, the time left and the hyperparameters; lines where rich is missing."""
-
-    def __init__(self, quiet: bool):
-        self.quiet = quiet
-        self.progress = None
-        self.tasks: dict[str, Any] = {}
-        if quiet or not sys.stderr.isatty():
-            return
-        try:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-        except ImportError:
-            return
-        self.progress = Progress(
-            TextColumn("{task.description:8s}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}", markup=False),
-            console=Console(stderr=True),
-        )
-
-    def __enter__(self) -> "_Bar":
-        if self.progress is not None:
-            self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-    def show(self, now: "Progress") -> None:
-        """Show one step."""
-        parts = [f"loss {now.value:.4f}  best {now.best:.4f}"] if now.hparams else []
-        for name, value in now.hparams.items():
-            parts.append(f"{name} {_brief(value)}")
-        text = "  ".join(parts)
-        if self.progress is not None:
-            if now.phase not in self.tasks:
-                self.tasks[now.phase] = self.progress.add_task(now.phase, total=now.total, text="")
-            self.progress.update(self.tasks[now.phase], completed=now.done, text=text)
-        elif not self.quiet and (now.done in (1, now.total) or now.done % 10 == 0):
-            print(f"{now.phase} {now.done}/{now.total}  {text}", file=sys.stderr, flush=True)
-
-
-def _brief(value: Any) -> str:
-    import numpy as np
-
-    array = np.asarray(value)
-    if array.ndim == 0:
-        return f"{float(array):.3g}"
-    return f"{float(array.min()):.2g}..{float(array.max()):.2g}"
+_COMMANDS = {
+    "tune": _tune,
+    "run": _tune,
+    "resume": _resume,
+    "replay": _replay,
+    "export": _export,
+    "report": _report,
+    "check": _check,
+    "list": _list,
+    "completion": _completion,
+}

@@ -85,7 +85,8 @@ class Task(NamedTuple):
         problem: the training loop.
         space: a pytree of dimensions (`hypergrad.space`) in the structure of the problem's hparams.
         horizon: number of inner steps of one training run.
-        test: (params, hparams) -> per-example scores `[num_test]` on the test set, which nothing else reads.
+        test: (params, hparams) -> per-example scores `[num_test]` on the test set, which nothing else reads;
+            None without a test set.
         metric: name of the mean of those scores, e.g. "accuracy".
         higher_is_better: direction of that metric.
         snippet: (hparams) -> plain optax code with these settings, to paste elsewhere; optional.
@@ -96,7 +97,7 @@ class Task(NamedTuple):
     problem: Problem
     space: PyTree
     horizon: int
-    test: Callable[[Params, HParams], Array]
+    test: Callable[[Params, HParams], Array] | None
     metric: str
     higher_is_better: bool
     snippet: Callable[[HParams], str] | None = None

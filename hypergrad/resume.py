@@ -1,30 +1,31 @@
 """Go on with a study of a task, or train one of its trials again and show where it went wrong."""
 
 import traceback
-import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from hypergrad import storage, study
+from hypergrad import storage, study, tree
+from hypergrad.callbacks import Callback, Listeners
 from hypergrad.estimators.base import split_key
-from hypergrad.problem import Task
+from hypergrad.problem import Problem, Task
 from hypergrad.searchers import Outcome
+from hypergrad.settings import Settings
+from hypergrad.study import Study
 from hypergrad.train import TrainState, init_state, step, unroll, unroll_losses
 from hypergrad.tune import (
-    OnProgress,
-    Settings,
-    Tuned,
+    as_task,
     build,
-    check_settings,
+    check_task,
+    collected_warnings,
     complete,
-    named,
     sources,
     width,
 )
-from hypergrad.types import Key
+from hypergrad.types import Key, PyTree
 
 
 class Replayed(NamedTuple):
@@ -46,12 +47,13 @@ class Replayed(NamedTuple):
 
 
 def resume(
-    task: Task,
+    task: Task | Problem,
     directory: str | Path,
     *,
+    space: PyTree | None = None,
     allow_changes: bool = False,
-    on_progress: OnProgress | None = None,
-) -> Tuned:
+    callbacks: Iterable[Callback] = (),
+) -> Study:
     """Go on with a study where it ended, and finish it as if it never had.
 
     Everything but the task is read from the folder: settings, seed, what a step costs. The task is code,
@@ -60,14 +62,16 @@ def resume(
     Args:
         task: the same as at the start.
         directory: of the study.
+        space: of a `Problem`, the same as at the start.
         allow_changes: go on although the task's source files are not what they were.
-        on_progress: called after every step of every phase.
+        callbacks: told of every step that was not taken before.
 
     Raises:
         ValueError: where there is no study, it is of another task, or it cannot be repeated here.
     """
     with storage.lock(directory) as folder:
         described = study.describe(folder.path)
+        task = _as_task(task, space, described)
         settings = check_same_task(task, described, allow_changes)
         cost = described.get("cost")
         if not isinstance(cost, (int, float)) or not 0 < cost < float("inf"):
@@ -75,21 +79,25 @@ def resume(
                 f"{str(folder.path / 'study.json')!r}: cost is {cost!r}, expected a positive number; "
                 "resume it with study.resume"
             )
-        show = on_progress or (lambda _: None)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            tuned = complete(task, settings, folder, {}, show, caught, cost)
-    for warning in caught:
-        if issubclass(warning.category, storage.StudyWarning):
-            warnings.warn(str(warning.message), storage.StudyWarning, stacklevel=2)
-    return tuned
+        with collected_warnings() as caught:
+            return complete(
+                task,
+                settings,
+                build(task, settings),
+                folder,
+                described,
+                Listeners(callbacks),
+                caught,
+                cost,
+            )
 
 
 def replay(
-    task: Task,
+    task: Task | Problem,
     directory: str | Path,
     trial: int,
     *,
+    space: PyTree | None = None,
     debug_nans: bool = False,
     allow_changes: bool = False,
 ) -> Replayed:
@@ -101,6 +109,7 @@ def replay(
         task: the same as at the start.
         directory: of the study, which may be running.
         trial: its number, counted from 0 over all members of all steps.
+        space: of a `Problem`, the same as at the start.
         debug_nans: run the training step that went wrong operation by operation, to name the first
             that made a NaN or an infinity.
         allow_changes: go on although the task's source files are not what they were.
@@ -109,7 +118,9 @@ def replay(
         ValueError: where there is no such trial, or it does not come out as recorded.
     """
     folder = storage.check_folder(directory)
-    settings = check_same_task(task, study.describe(folder), allow_changes)
+    described = study.describe(folder)
+    task = _as_task(task, space, described)
+    settings = check_same_task(task, described, allow_changes)
     found = study.replay(build(task, settings)[0], folder, trial)
     hparams = jax.tree.map(jax.numpy.asarray, found.outcome.hparams)
     keys = _training_keys(found.outcome, settings)
@@ -129,7 +140,15 @@ def replay(
         run = 0 if first is None else int(np.argmax(bad[:, first]))
         last = num_steps if first is None else first
         where = _first_bad_operation(task, hparams, keys[run], last)
-    return Replayed(found, named(found.outcome.hparams), losses, first, where)
+    return Replayed(found, tree.named(found.outcome.hparams), losses, first, where)
+
+
+def _as_task(task: Any, space: PyTree | None, described: dict[str, Any]) -> Task:
+    """Return the task, or that of a problem: its horizon is the one that the study was started with."""
+    horizon = described.get("horizon")
+    if not isinstance(task, Problem) or type(horizon) is not int:
+        horizon = None
+    return as_task(task, space, horizon)
 
 
 def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) -> Settings:
@@ -138,14 +157,10 @@ def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) 
     Raises:
         ValueError: in one line, for the first difference.
     """
-    if not isinstance(task, Task):
-        raise ValueError(
-            f"task is {type(task).__name__}, expected a hypergrad.Task; name the study's"
-        )
     here = {
         "task": task.name,
         "horizon": task.horizon,
-        "space": {n: repr(d) for n, d in named(task.space).items()},
+        "space": {n: repr(d) for n, d in tree.named(task.space).items()},
     }
     for name, value in here.items():
         if described.get(name) != value:
@@ -168,8 +183,7 @@ def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) 
             f"settings of the study have {odd[0]!r} = {str(given[odd[0]])[:40]!r}, expected a setting and "
             "a kind of this version; resume with the version of hypergrad that wrote it"
         )
-    settings = Settings(**given)
-    check_settings(task, settings)
+    settings = check_task(task, Settings(**given))
     if described.get("width") != width(settings):
         raise ValueError(
             f"width is {width(settings)}, expected {described.get('width')!r} trials a step as the study has; "

@@ -26,8 +26,15 @@ MAX_CONTAINERS = 10**6
 ADVICE = "the file is damaged or was edited; restore it from a copy, or start a new study"
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{10})\.(npz|json)")
-FILES = ("study.json", "journal.jsonl", "journal-damaged.jsonl", "result.json", "report.html")
-FOLDERS = ("figures", "random")
+FILES = (
+    "study.json",
+    "journal.jsonl",
+    "journal-damaged.jsonl",
+    "result.json",
+    "report.html",
+    "log.jsonl",
+)
+FOLDERS = ("figures", "random", "tensorboard", "wandb")
 _BEFORE = ("lock", "study.json.tmp")
 """What a process may leave that was killed before its study began."""
 _SEAL = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",')

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hypergrad import checkpoint, records
+from hypergrad import checkpoint, export, records, tree, trials
 from hypergrad.journal import Journal, read
 from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Outcome
@@ -39,6 +39,8 @@ class Study(NamedTuple):
         outcomes: every outcome, as numpy arrays, in order.
         interrupted: whether Ctrl-C ended it.
         seconds: wall-clock time, compilation included, over all its sessions.
+        result: the comparison with the defaults and random search, as `result.json` has it; None from `run`.
+        report: path of the report; None where nothing was written.
     """
 
     best: HParams | None
@@ -46,6 +48,8 @@ class Study(NamedTuple):
     outcomes: list[Outcome]
     interrupted: bool
     seconds: float
+    result: dict[str, Any] | None = None
+    report: Path | None = None
 
     @property
     def digest(self) -> str:
@@ -54,6 +58,39 @@ class Study(NamedTuple):
         for step, outcome in enumerate(self.outcomes):
             digest.update(json.dumps(records.encode(step, outcome)).encode())
         return digest.hexdigest()
+
+    def hparams(self) -> dict[str, Any]:
+        """Return the best hparams as {leaf name: array}.
+
+        Raises:
+            ValueError: where no trial had a finite objective.
+        """
+        if self.best is None:
+            raise ValueError(
+                f"study has no finite objective in {len(self.outcomes)} steps, expected one; lower the "
+                "learning rates of the space"
+            )
+        return tree.named(self.best)
+
+    def trials(self) -> Any:
+        """Return all trials, one row each: a pandas frame, or a dict of arrays where pandas is missing."""
+        return trials.frame(self.outcomes)
+
+    def to_xarray(self) -> Any:
+        """Return all trials as an `xarray.Dataset`; xarray is an extra."""
+        return trials.dataset(self.outcomes)
+
+    def schedule(self, name: str) -> Callable[..., Any]:
+        """Return the best value of the leaf `name` as an `optax.Schedule`; the last value holds past its end.
+
+        Raises:
+            ValueError: for a name that is none, with the nearest, and for a leaf that is no schedule.
+        """
+        return export.as_schedule(self.hparams(), name)
+
+    def export(self, path: str | Path) -> None:
+        """Write the best hparams as JSON; `load_schedule(path, name)` reads a schedule back, bit by bit."""
+        export.write(path, self.hparams())
 
 
 class Trial(NamedTuple):

@@ -1,6 +1,7 @@
 """The pytree algebra that `optax.tree` lacks: names of leaves, floats apart from the rest."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,11 @@ def leaf_names(tree: PyTree, is_leaf: Callable | None = None) -> list[str]:
     return [
         jax.tree_util.keystr(path, simple=True, separator=".") or "hparams" for path, _ in paths
     ]
+
+
+def named(tree: PyTree) -> dict[str, Any]:
+    """Flatten a tree to {leaf name: leaf}."""
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def is_float(leaf) -> bool:

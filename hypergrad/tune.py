@@ -5,259 +5,260 @@ import hashlib
 import inspect
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hypergrad import records, registry, space as spaces, storage, study, tree
+from hypergrad import records, registry, space as spaces, study, tree
+from hypergrad.callbacks import Callback, Listeners, Progress
 from hypergrad.estimators import Estimator, average, plan, reverse
 from hypergrad.estimators.base import StructuralZeroWarning
+from hypergrad.judge import judge, validate
 from hypergrad.population import population
-from hypergrad.problem import Task, check, check_horizon
+from hypergrad.problem import Problem, Task, check, check_horizon
 from hypergrad.schedulers import full
-from hypergrad.searchers import random
-from hypergrad.train import init_state, unroll, unroll_losses
+from hypergrad.searchers import Outcome, random
+from hypergrad.settings import Settings, check_settings
+from hypergrad.storage import FORMAT, Folder, StudyWarning, create, lock, write_json
+from hypergrad.study import Study
+from hypergrad.train import check_step, init_state, unroll
 from hypergrad.tuners import Tuner, descent, search
-from hypergrad.types import Array, HParams, Key
+from hypergrad.types import HParams, Key, PyTree
 
 GENERATION = 16
-"""Trials a generation of the random search."""
-CURVE_POINTS = 25
-"""Points of a validation curve."""
-
-
-class Settings(NamedTuple):
-    """How to tune.
-
-    Attributes:
-        method: "descent" or "random" (`registry.METHODS`).
-        estimator: name of the hypergradient estimator ("reverse", "forward", "truncated").
-        budget: outer steps for "descent", trials for "random".
-        seed: of everything.
-        learning_rate: of the outer Adam, decayed to zero by a cosine over the budget.
-        num_seeds: seeds averaged in each hypergradient; 1 for none.
-        num_restarts: descents side by side.
-        eval_seeds: fresh seeds on which every configuration is judged in the end.
-        memory: bytes for the temporaries of one hypergradient by "reverse"; its default scheme where None.
-    """
-
-    method: str = "descent"
-    estimator: str = "reverse"
-    budget: int = 60
-    seed: int = 0
-    learning_rate: float = 0.05
-    num_seeds: int = 4
-    num_restarts: int = 1
-    eval_seeds: int = 10
-    memory: int | None = None
-
-
-class Tuned(NamedTuple):
-    """What tuning found.
-
-    Attributes:
-        hparams: the best hparams, numpy arrays.
-        result: the comparison with default and random search, as written to `result.json`.
-        study: the study of the method itself.
-        report: path of the report, None if nothing was written.
-    """
-
-    hparams: HParams
-    result: dict[str, Any]
-    study: study.Study
-    report: Path | None
-
-
-class Progress(NamedTuple):
-    """Where a run is, for a progress bar.
-
-    Attributes:
-        phase: "descent", "random" or "judge".
-        done: steps done in this phase.
-        total: steps in all.
-        value: lowest objective of this step.
-        best: lowest objective so far.
-        hparams: {leaf name: value} of this step's best member; empty while judging.
-    """
-
-    phase: str
-    done: int
-    total: int
-    value: float
-    best: float
-    hparams: dict[str, Any]
-
-
-OnProgress = Callable[[Progress], Any]
+"""Most trials of a generation of the random search."""
+FINALISTS = 10
+"""Settings of each method that are trained again before one of them is chosen."""
 
 
 def tune(
-    task: Task,
-    settings: Settings | None = None,
+    task: Task | Problem,
+    space: PyTree | None = None,
     *,
-    out: str | Path | None = None,
+    horizon: int | None = None,
+    storage: str | Path | None = None,
     overwrite: bool = False,
+    callbacks: Iterable[Callback] = (),
     details: dict[str, Any] | None = None,
-    on_progress: OnProgress | None = None,
-) -> Tuned:
-    """Tune a task, judge the result on fresh seeds, and write the study and its report.
+    **settings: Any,
+) -> Study:
+    """Tune a task, or a problem over a space, judge the result on fresh seeds, and write the study.
 
-    The default hparams, the tuned ones and (for "descent") the best of as many random trials as cost
-    the same training time are trained again on the same fresh seeds; the test set is read then, once.
+    The last settings of a descent, or the best trials of a random search, are trained again on the same
+    seeds, and the best of them is chosen: the lowest of many noisy values is a lucky one. The default
+    hparams, the tuned ones and (for "descent") the best of as many random trials as cost the same training
+    time are then trained on fresh seeds; the test set is read then, once.
 
-    **Cost:** descent: budget x num_seeds x num_restarts hypergradients, and as much again for the random
-    baseline.
+    **Cost:** descent: budget x num_seeds x num_restarts hypergradients, as much again for the random
+    baseline, and 11 x max(num_seeds, 4) trainings of each for the choice.
 
     Args:
-        task: what to tune.
-        settings: how; the defaults of `Settings` where None.
-        out: folder of the study; nothing is written where None.
+        task: what to tune; a `Problem` has no test set, and needs a space and a horizon.
+        space: of a `Problem`, a pytree of dimensions.
+        horizon: of a `Problem`, its training steps.
+        storage: folder of the study; nothing is written where None.
         overwrite: replace a study that is there.
+        callbacks: told of every step of every phase.
         details: further entries for `study.json` (the command, the task's arguments).
-        on_progress: called after every step of every phase.
+        **settings: fields of `Settings`: method="random", budget=64, ...
+
+    Returns:
+        The study, with `result` (the comparison) and the path of its `report`.
 
     Raises:
         ValueError: for a task or settings that cannot work, before anything compiles.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        tuned = _tune(
-            task, settings or Settings(), out, overwrite, details or {}, on_progress, caught
+    task = as_task(task, space, horizon)
+    for name in settings:
+        registry.check_name("setting of tune", name, Settings._fields)
+    chosen = check_task(task, Settings(**settings))
+    listeners = Listeners(callbacks)
+    with collected_warnings() as caught:
+        built = build(task, chosen)  # what cannot work is refused before an old study is replaced
+        if storage is None:
+            return complete(task, chosen, built, None, details or {}, listeners, caught)
+        with create(storage, overwrite) as folder:
+            return complete(task, chosen, built, folder, details or {}, listeners, caught)
+
+
+def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
+    """Return a task as it is, and a problem with its space and horizon as a task without a test set."""
+    if isinstance(task, Task):
+        for name, value in (("space", space), ("horizon", horizon)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} is given with a Task, expected None, because the task has its own; leave it out"
+                )
+        return task
+    if not isinstance(task, Problem):
+        raise ValueError(
+            f"task is {type(task).__name__}, expected a hypergrad.Task or a Problem; "
+            "build one as tasks/digits.py does"
         )
-    for text in _structural(caught):
-        warnings.warn(text, StructuralZeroWarning, stacklevel=2)
-    return tuned
+    if space is None or horizon is None:
+        missing = "space" if space is None else "horizon"
+        raise ValueError(
+            f"{missing} is None, expected one with a Problem; pass tune(problem, space, horizon=100)"
+        )
+    return Task("problem", task, space, check_horizon(horizon), None, "metric", False)
 
 
-def _structural(caught: list[warnings.WarningMessage]) -> list[str]:
-    """List the warnings of structural zeros, each once; every compiled variant repeats them."""
-    texts = [str(w.message) for w in caught if issubclass(w.category, StructuralZeroWarning)]
-    return list(dict.fromkeys(texts))
-
-
-def _tune(task, settings, out, overwrite, details, on_progress, caught) -> Tuned:
-    check_settings(task, settings)
-    show = on_progress or (lambda _: None)
-    if out is None:
-        return complete(task, settings, None, details, show, caught)
-    with storage.create(out, overwrite) as folder:
-        return complete(task, settings, folder, details, show, caught)
+@contextlib.contextmanager
+def collected_warnings() -> Iterator[list[warnings.WarningMessage]]:
+    """Collect the warnings of a study for its report, and raise them again at the end, each once."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield caught
+    finally:
+        found = [
+            (str(w.message), w.category)
+            for w in caught
+            if not issubclass(w.category, (DeprecationWarning, PendingDeprecationWarning))
+        ]
+        for text, category in dict.fromkeys(found):
+            warnings.warn(text, category, stacklevel=4)
 
 
 def complete(
     task: Task,
     settings: Settings,
-    folder: storage.Folder | None,
+    built: tuple[Tuner, float],
+    folder: Folder | None,
     details: dict[str, Any],
-    show: OnProgress,
+    listeners: Listeners,
     caught: list[warnings.WarningMessage],
     cost: float | None = None,
-) -> Tuned:
+) -> Study:
     """Do what is left of a study: the method, its random baseline, the comparison and the report.
 
     Args:
         task: what to tune.
         settings: how, checked.
+        built: what `build` made of them.
         folder: of the study, locked; a study that it holds is resumed. Nothing is written where None.
-        details: further entries for `study.json`.
-        show: called after every step.
+        details: further entries for `study.json`; all of them where the study is resumed.
+        listeners: told of every step.
         caught: the warnings raised so far, a list that grows.
         cost: trainings that one step costs, as a study that is resumed has it; measured where None.
     """
     began = time.perf_counter()
-    start = spaces.default(task.space)
-    tune_key, random_key, judge_key = jax.random.split(jax.random.key(settings.seed), 3)
-    tuner, per_step = build(task, settings)
+    keys = jax.random.split(jax.random.key(settings.seed), 4)
+    tune_key, random_key, judge_key, choose_key = keys
+    tuner, per_step = built
     if cost is None:
         cost = per_step
         if settings.method == "descent":
+            start = spaces.default(task.space)
             cost = per_step * measure_ratio(task, _estimator(task, settings), start)
         details = _describe(task, settings, {**details, "cost": cost})
-    running = time.perf_counter()
-    found = _run(settings.method, tuner, tune_key, _num_steps(settings), folder, details, show)
-    earlier = found.seconds - (time.perf_counter() - running)  # in sessions before this one
-    best = _best(task, found)
-
-    configurations = {"default": start, "tuned": best}
-    baseline = None
-    if settings.method == "descent" and not found.interrupted:
-        num_trials = max(1, round(cost * len(found.outcomes)))
-        generations = -(-num_trials // GENERATION)
-        with _random_folder(folder) as inner:
+    ended = None
+    try:
+        listeners.start(details)
+        running = time.perf_counter()
+        show = _Steps(listeners, settings.method, _num_steps(settings), cost)
+        found = _run(tuner, tune_key, folder, details, show)
+        earlier = found.seconds - (time.perf_counter() - running)  # in sessions before this one
+        baseline = None
+        if settings.method == "descent" and not found.interrupted:
+            num_steps, size = _generations(max(1, round(cost * len(found.outcomes))))
+            show = _Steps(listeners, "random", num_steps, size)
             about = {"task": task.name, "method": "random"}
-            baseline = _run(
-                "random", _random_tuner(task), random_key, generations, inner, about, show
-            )
-        if baseline.best is not None:
-            configurations["random"] = baseline.best
+            with _random_folder(folder) as inner:
+                baseline = _run(_random_tuner(task, size), random_key, inner, about, show)
 
-    show(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
-    judged = judge(task, configurations, judge_key, settings.eval_seeds)
-    show(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
-    result = _result(task, settings, found, baseline, judged, cost)
-    result["warnings"] += _structural(caught) + _about_study(caught)
-    result["seconds"] = time.perf_counter() - began + max(0.0, earlier)
-    result["digest"] = found.digest
-    result["interrupted"] |= baseline is not None and baseline.interrupted
-    path = None
-    if folder is not None:
-        storage.write_json(folder.path / "result.json", result)
-        from hypergrad.report import report  # matplotlib is loaded for pictures only
+        listeners.step(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
+        best, best_value = _choose(task, settings, found, settings.method, choose_key)
+        configurations = {"default": spaces.default(task.space), "tuned": best}
+        if baseline is not None and baseline.best is not None:
+            configurations["random"] = _choose(task, settings, baseline, "random", choose_key)[0]
+        judged = judge(task, configurations, judge_key, settings.eval_seeds)
+        listeners.step(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
+        result = _result(task, settings, found, baseline, judged, cost, best)
+        result["warnings"] += _for_report(caught)
+        result["seconds"] = time.perf_counter() - began + max(0.0, earlier)
+        interrupted = result["interrupted"]
+        if found.best is not None:
+            found = found._replace(best=best, best_value=best_value)
+        ended = found._replace(result=result, interrupted=interrupted)
+        if folder is not None:
+            write_json(folder.path / "result.json", result)
+            from hypergrad.report import report  # matplotlib is loaded for pictures only
 
-        path = report(folder.path)
-    return Tuned(best, result, found, path)
+            ended = ended._replace(report=report(folder.path))
+        return ended
+    finally:
+        listeners.end(ended)
 
 
-def _random_folder(folder: storage.Folder | None):
+def _choose(
+    task: Task, settings: Settings, found: Study, method: str, key: Key
+) -> tuple[HParams, float]:
+    """Choose among the finalists of a method by their mean objective over the same seeds."""
+    if found.best is None:
+        return jax.tree.map(np.asarray, spaces.default(task.space)), float("inf")
+    trials = [
+        (float(o.values[m]), jax.tree.map(lambda x, m=m: x[m], o.hparams))
+        for o in (found.outcomes if method == "random" else found.outcomes[-FINALISTS:])
+        for m in range(len(o.values))
+        if np.isfinite(o.values[m])
+    ]
+    finalists = [h for _, h in sorted(trials, key=lambda t: t[0])[:FINALISTS]]
+    finalists.append(found.best)
+    values = validate(task, finalists, key, max(settings.num_seeds, 4))
+    if not np.any(np.isfinite(values)):
+        return found.best, found.best_value
+    best = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
+    return finalists[best], float(values[best])
+
+
+def _random_folder(folder: Folder | None):
     """Open the folder of the random baseline, a study of its own within that of the method."""
     if folder is None:
         return contextlib.nullcontext()
     path = folder.path / "random"
-    return storage.lock(path) if (path / "study.json").is_file() else storage.create(path)
+    return lock(path) if (path / "study.json").is_file() else create(path)
 
 
-def _about_study(caught: list[warnings.WarningMessage]) -> list[str]:
-    """List what was damaged in the study's folder and made again, or differs on this machine."""
-    return [str(w.message) for w in caught if issubclass(w.category, storage.StudyWarning)]
+def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
+    """List structural zeros, and what is odd about the study's folder or machine, each once."""
+    kinds = (StructuralZeroWarning, StudyWarning)
+    return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, kinds)))
 
 
-def check_settings(task: Task, settings: Settings) -> None:
+def check_task(task: Task, settings: Settings) -> Settings:
     """Raise a `ValueError` for a task or settings that cannot work, before anything compiles."""
-    if not isinstance(task, Task):
-        raise ValueError(
-            f"task is {type(task).__name__}, expected a hypergrad.Task; build one as tasks/digits.py does"
-        )
+    settings = check_settings(settings)
     registry.check_name("method", settings.method, registry.METHODS)
     registry.check_name("estimator", settings.estimator, registry.ESTIMATORS)
-    for name in ("budget", "num_seeds", "num_restarts", "eval_seeds"):
-        check_horizon(getattr(settings, name), name)
-    rate = settings.learning_rate
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
-        raise ValueError(f"learning_rate is {rate!r}, expected a positive number; pass e.g. 0.05")
     if settings.method == "descent":
         spaces.check_differentiable(task.space)
     else:
         spaces.check_traceable(task.space)
-    check(task.problem, spaces.default(task.space), task.horizon)
+    start = jax.tree.map(jax.numpy.asarray, spaces.default(task.space))
+    check(task.problem, start, task.horizon)
+    check_step(task.problem, start)
+    return settings
 
 
 def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
     """Build the tuner, and say how many estimates or trials one of its steps costs."""
     if settings.method == "random":
-        return _random_tuner(task), GENERATION
+        size = width(settings)
+        return _random_tuner(task, size), size
     estimator = _estimator(task, settings)
     if settings.num_seeds > 1:
         estimator = average(estimator, settings.num_seeds)
     rate = optax.cosine_decay_schedule(settings.learning_rate, settings.budget)
-    tuner = descent(
-        estimator, task.space, optimizer=optax.adam(rate), num_restarts=settings.num_restarts
-    )
+    # hypergradients of noisy trainings ask for a shorter memory of their squares than .999
+    optimizer = optax.adam(rate, b2=0.99)
+    tuner = descent(estimator, task.space, optimizer=optimizer, num_restarts=settings.num_restarts)
     return tuner, settings.num_seeds * settings.num_restarts
 
 
@@ -268,41 +269,53 @@ def _estimator(task: Task, settings: Settings) -> Estimator:
         raise ValueError(
             f"memory is given with estimator {settings.estimator!r}, expected 'reverse'; leave one out"
         )
-    share = settings.memory // (settings.num_seeds * settings.num_restarts)
-    chosen = plan(task.problem, spaces.default(task.space), task.horizon, max(1, share))
+    num = settings.num_seeds * settings.num_restarts
+    start = spaces.default(task.space)
+    chosen = plan(task.problem, start, task.horizon, settings.memory, num_seeds=num)
     return reverse(task.problem, task.horizon, backward=chosen.backward)
 
 
-def _random_tuner(task: Task) -> Tuner:
+def _random_tuner(task: Task, size: int) -> Tuner:
     members = population(task.problem)
-    return search(
-        members, random(task.space, spaces.sample_constant), full(task.horizon), GENERATION
-    )
+    return search(members, random(task.space, spaces.sample_constant), full(task.horizon), size)
+
+
+def _generations(num_trials: int) -> tuple[int, int]:
+    """Cut trials into equal generations: how many, and how large; together less than one a generation more."""
+    num = -(-num_trials // GENERATION)
+    return num, -(-num_trials // num)
 
 
 def _num_steps(settings: Settings) -> int:
-    if settings.method == "random":
-        return -(-settings.budget // GENERATION)
-    return settings.budget
+    return _generations(settings.budget)[0] if settings.method == "random" else settings.budget
 
 
-def _run(method, tuner, key, num_steps, folder, details, show) -> study.Study:
-    """Run a tuner, or go on with the study in the folder, where there is one."""
+class _Steps:
+    """Tells the listeners of the steps of one phase."""
 
-    def on_step(index, outcome, best):
+    def __init__(self, listeners: Listeners, phase: str, num_steps: int, cost: float):
+        self.listeners = listeners
+        self.phase = phase
+        self.num_steps = num_steps
+        self.cost = cost
+
+    def __call__(self, index: int, outcome: Outcome, best: float) -> None:
         values = np.where(np.isfinite(outcome.values), outcome.values, np.inf)
         member = int(np.argmin(values))
-        hparams = named(jax.tree.map(lambda x: x[member], outcome.hparams))
-        show(Progress(method, index + 1, num_steps, float(values[member]), best, hparams))
+        hparams = tree.named(jax.tree.map(lambda x: x[member], outcome.hparams))
+        record = {n: x[member].item() for n, x in outcome.info.items() if x.shape == values.shape}
+        record["trainings"] = self.cost * (index + 1)
+        lowest = float(values[member])
+        self.listeners.step(
+            Progress(self.phase, index + 1, self.num_steps, lowest, best, hparams, record)
+        )
 
+
+def _run(tuner: Tuner, key: Key, folder: Folder | None, details: dict, show: _Steps) -> Study:
+    """Run a tuner, or go on with the study in the folder, where there is one."""
     if folder is not None and (folder.path / "study.json").exists():
-        return study.resume(tuner, folder, on_step)
-    return study.run(tuner, key, num_steps, on_step, storage=folder, details=details)
-
-
-def named(hparams: HParams) -> dict[str, Any]:
-    """Flatten hparams to {leaf name: value}."""
-    return dict(zip(tree.leaf_names(hparams), jax.tree.leaves(hparams), strict=True))
+        return study.resume(tuner, folder, show)
+    return study.run(tuner, key, show.num_steps, show, storage=folder, details=details)
 
 
 def measure_ratio(
@@ -327,90 +340,7 @@ def measure_ratio(
     return float(np.median(times[1]) / np.median(times[0]))
 
 
-def judge(
-    task: Task, configurations: dict[str, HParams], key: Key, num_seeds: int
-) -> dict[str, dict[str, Any]]:
-    """Train every configuration on the same fresh seeds and read its curves and test scores.
-
-    Returns:
-        For each name: validation objective of each seed, curves, and the test metric with a 95 %
-        bootstrap interval over test examples (scores averaged over seeds first).
-    """
-    interval = max(1, task.horizon // CURVE_POINTS)
-    num_chunks, rest = divmod(task.horizon, interval)
-
-    def one(hparams: HParams, key: Key) -> tuple[Array, Array, Array]:
-        problem = task.problem
-        state = init_state(problem, key, hparams)
-        valid = problem.valid_batch(jax.random.fold_in(key, 1))
-
-        def objective(state):
-            return problem.objective(state.params, hparams, valid)
-
-        def chunk(state, _):
-            state, losses = unroll_losses(problem, hparams, state, interval)
-            return state, (losses, objective(state))
-
-        first = objective(state)
-        state, (losses, values) = jax.lax.scan(chunk, state, None, length=num_chunks)
-        state, late = unroll_losses(problem, hparams, state, rest)
-        curve = jnp.concatenate([first[None], values, objective(state)[None]])
-        return jnp.append(losses.reshape(-1), late), curve, task.test(state.params, hparams)
-
-    @jax.jit
-    def run(hparams, keys):
-        return jax.lax.map(lambda key: one(hparams, key), keys)
-
-    keys = jax.random.split(key, num_seeds)
-    steps = [*range(0, num_chunks * interval + 1, interval), task.horizon]
-    judged = {}
-    for name, hparams in configurations.items():
-        losses, curves, scores = map(np.asarray, run(jax.tree.map(jnp.asarray, hparams), keys))
-        if not rest:
-            curves = curves[:, :-1]
-        judged[name] = {
-            "hparams": named(hparams),
-            "valid": {**_interval(curves[:, -1]), "values": curves[:, -1]},
-            "test": _bootstrap(scores.mean(0)),
-            "train_curve": _curve(np.arange(task.horizon), losses),
-            "valid_curve": _curve(np.asarray(steps[: curves.shape[1]]), curves),
-        }
-    return judged
-
-
-def _interval(values: np.ndarray) -> dict[str, Any]:
-    """Mean over seeds and its 95 % interval by Student's t."""
-    mean = values.mean(0)
-    half = (
-        _t95(len(values)) * values.std(0, ddof=1) / np.sqrt(len(values))
-        if len(values) > 1
-        else np.nan
-    )
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
-def _t95(num: int) -> float:
-    """Two-sided 95 % quantile of Student's t with num − 1 degrees of freedom."""
-    from scipy.stats import t  # comes with jax
-
-    return float(t.ppf(0.975, num - 1))
-
-
-def _curve(steps: np.ndarray, values: np.ndarray) -> dict[str, Any]:
-    """Thin a curve over seeds to what a picture can show."""
-    keep = np.unique(np.round(np.linspace(0, len(steps) - 1, 400)).astype(int))
-    return {"step": steps[keep], **_interval(values[:, keep])}
-
-
-def _bootstrap(scores: np.ndarray, num_resamples: int = 2000) -> dict[str, Any]:
-    """Mean of per-example scores with its 95 % percentile bootstrap interval over examples."""
-    draws = np.random.default_rng(0).integers(len(scores), size=(num_resamples, len(scores)))
-    means = scores[draws].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"mean": scores.mean(), "low": low, "high": high, "num": len(scores)}
-
-
-def _trace(found: study.Study, cost: float) -> dict[str, Any]:
+def _trace(found: Study, cost: float) -> dict[str, Any]:
     values = [np.where(np.isfinite(o.values), o.values, np.inf) for o in found.outcomes]
     lowest = [float(v.min()) for v in values]
     trace = {
@@ -428,7 +358,7 @@ def _trace(found: study.Study, cost: float) -> dict[str, Any]:
     return trace
 
 
-def _result(task, settings, found, baseline, judged, cost) -> dict[str, Any]:
+def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, Any]:
     notes = []
     trace = _trace(found, cost)
     if trace.get("skipped"):
@@ -447,24 +377,24 @@ def _result(task, settings, found, baseline, judged, cost) -> dict[str, Any]:
         "objective_name": "validation loss",
         "configurations": judged,
         "trace": trace,
-        "snippet": task.snippet(_best(task, found)) if task.snippet else None,
+        "snippet": task.snippet(best) if task.snippet else None,
         "warnings": notes,
-        "interrupted": found.interrupted,
+        "interrupted": found.interrupted or (baseline is not None and baseline.interrupted),
         "num_seeds": settings.eval_seeds,
+        "digest": found.digest,
     }
     if baseline is not None:
-        result["random_trace"] = _trace(baseline, GENERATION)
+        result["random_trace"] = _trace(baseline, _width(baseline))
     return result
 
 
-def _best(task: Task, found: study.Study) -> HParams:
-    best = spaces.default(task.space) if found.best is None else found.best
-    return jax.tree.map(np.asarray, best)
+def _width(found: Study) -> int:
+    return len(found.outcomes[0].values) if found.outcomes else 1
 
 
 def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[str, Any]:
     return {
-        "format": storage.FORMAT,
+        "format": FORMAT,
         "task": task.name,
         "task_arguments": {},
         "method": settings.method,
@@ -472,7 +402,7 @@ def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[s
         "seed": settings.seed,
         "width": width(settings),
         "horizon": task.horizon,
-        "space": {n: repr(d) for n, d in named(task.space).items()},
+        "space": {n: repr(d) for n, d in tree.named(task.space).items()},
         "sources": sources(task),
         "versions": records.machine()["versions"],
         "device": str(jax.devices()[0]),
@@ -485,7 +415,9 @@ def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[s
 
 def width(settings: Settings) -> int:
     """Return how many trials one compiled step makes side by side."""
-    return GENERATION if settings.method == "random" else settings.num_restarts
+    return (
+        _generations(settings.budget)[1] if settings.method == "random" else settings.num_restarts
+    )
 
 
 def sources(task: Task) -> dict[str, str]:

@@ -15,7 +15,7 @@ from hypergrad.population import population
 from hypergrad.problem import Problem, Variables, check
 from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
 from hypergrad.train import averaged
-from hypergrad.tune import Settings, tune
+from hypergrad.tune import tune
 from tasks import data, digits, images, quadratic, ridge, tabular
 
 GOOD = Problem(
@@ -92,7 +92,7 @@ CASES = {
         loss=lambda p, h, b: h["lr"]
     ),
     "problem.optimizer returned float": checked(optimizer=lambda h: 0.1),
-    "params['hparams'] has dtype int32": checked(init=lambda key, h: jnp.arange(3)),
+    "params['hparams'] has dtype int": checked(init=lambda key, h: jnp.arange(3)),
     "problem.init returned params without leaves": checked(init=lambda key, h: {}),
     "expected (value, new_state)": lambda: check(
         STATEFUL._replace(loss=lambda p, h, b: p.params.sum()), H
@@ -127,13 +127,19 @@ CASES = {
     "decay is 2": lambda: averaged(GOOD, 2),
     "module is int": lambda: from_linen(3),
     "make is int": lambda: from_nnx(3),
-    "method is 'desent'": lambda: tune(RIDGE, Settings(method="desent")),
-    "did you mean 'descent'?": lambda: tune(RIDGE, Settings(method="desent")),
-    "learning_rate is 0": lambda: tune(RIDGE, Settings(learning_rate=0)),
+    "method is 'desent'": lambda: tune(RIDGE, method="desent"),
+    "did you mean 'descent'?": lambda: tune(RIDGE, method="desent"),
+    "learning_rate is 0": lambda: tune(RIDGE, learning_rate=0),
     "task is int": lambda: tune(3),
     "memory is given with estimator 'forward'": lambda: tune(
-        RIDGE, Settings(memory=10**9, estimator="forward")
+        RIDGE, memory=10**9, estimator="forward"
     ),
+    "setting of tune is 'bugdet'": lambda: tune(RIDGE, bugdet=3),
+    "space is given with a Task": lambda: tune(RIDGE, {"l2": Real(0, 1)}),
+    "space is None, expected one with a Problem": lambda: tune(GOOD),
+    "horizon is None, expected one with a Problem": lambda: tune(GOOD, {"l2": Real(0, 1)}),
+    "seed is -1": lambda: tune(RIDGE, seed=-1),
+    "callbacks holds builtin_function_or_method": lambda: tune(RIDGE, callbacks=[print]),
     "batch_size is 5000": lambda: digits.task(batch_size=5000),
     "width is 0": lambda: digits.task(width=0),
     "num_params is 0": lambda: quadratic.task(num_params=0),

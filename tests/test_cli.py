@@ -1,7 +1,11 @@
 """The command line as a user meets it."""
 
 import json
+import os
 import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hypergrad import cli
+import hypergrad as hg
+from hypergrad import arguments, cli, completion, studyfile, terminal
+from hypergrad.callbacks import Progress
+from hypergrad.integrations import LOGS
+from hypergrad.registry import ESTIMATORS, METHODS
 
 ROOT = Path(__file__).parent.parent
 
@@ -104,6 +112,19 @@ def test_check_compares_with_finite_differences():
     assert len(rows) == 4
 
 
+def test_a_user_file_may_have_any_name(tmp_path, monkeypatch):
+    from hypergrad.loading import load_task
+
+    (tmp_path / "json.py").write_text(
+        "from tasks import quadratic\n\n\ndef task(**words):\n    return quadratic.task(**words)\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert load_task(f"{tmp_path / 'json.py'}:task", {"horizon": 7}).horizon == 7
+    import json
+
+    assert hasattr(json, "dumps")
+
+
 def test_user_file_with_a_task(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
@@ -123,6 +144,9 @@ def test_user_file_with_a_task(tmp_path):
         ("tune digit", "did you mean 'digits'?"),
         ("tune nowhere.py:task", "a file that is not there"),
         ("tune digits --memory lots", "--memory is 'lots'"),
+        ("run nowhere.toml", "a file that is not there"),
+        ("resume nowhere digits", "nowhere"),
+        ("export nowhere", "nowhere"),
         ("tune digits --arg width", "expected NAME=VALUE"),
         ("tune digits --arg widht=3", "did you mean 'width'?"),
         ("tune digits:absent", "cannot be imported"),
@@ -161,30 +185,42 @@ def test_list_names_the_tasks():
 
 
 def test_readme_example_runs(tmp_path):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 2
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", "".join(blocks)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     before, after = map(float, done.stdout.split(" -> "))
     assert after < 0.9 * before
+    assert (tmp_path / "runs/mine/report.html").is_file() and (tmp_path / "tuned.json").is_file()
 
 
 def test_readme_commands_parse():
     text = (ROOT / "README.md").read_text()
     commands = re.findall(r"^hypergrad (.*?)(?:\s+#.*)?$", text, re.M)
-    assert len(commands) >= 6
+    assert len(commands) >= 10
     for command in commands:
-        cli.parser().parse_args(command.split())
+        arguments.parse(shlex.split(command.partition(" > ")[0]))
 
 
-def test_ctrl_c_keeps_the_best(tmp_path):
-    import signal
+def test_readme_study_file_reads(tmp_path):
+    text = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    (tmp_path / "study.toml").write_text(text)
+    known = {"method": METHODS, "estimator": ESTIMATORS, "log": LOGS}
+    assert studyfile.read(tmp_path / "study.toml", known).options["task"] == "digits"
 
+
+def test_ctrl_c_ends_cleanly_and_the_study_resumes(tmp_path):
     out = tmp_path / "study"
-    words = ["tune", "quadratic", "--budget", "100000", "--seeds", "1", "--out"]
+    words = ["quadratic", "--horizon", "5", "--seeds", "1", "--eval-seeds", "2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "hypergrad", *words, str(out)],
+        [sys.executable, "-m", "hypergrad", "tune", *words, "--budget", "400", "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -193,9 +229,214 @@ def test_ctrl_c_keeps_the_best(tmp_path):
     journal = out / "journal.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (journal.is_file() and journal.stat().st_size > 3000):
-        time.sleep(0.1)
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert "tuned" in stdout and "Traceback" not in stderr
     assert json.loads((out / "result.json").read_text())["interrupted"] is True
+    before = len(journal.read_text().splitlines())
+    advice = re.search(
+        r"^hypergrad: ended by Ctrl-C after (\d+) steps; go on with: (.*)$", stderr, re.M
+    )
+    # the step in flight may be done without being on disk
+    assert int(advice[1]) - before in (0, 1) and before < 400
+    again = shlex.split(advice[2])
+    assert again == ["hypergrad", "resume", str(out), "quadratic"]
+
+    done = hypergrad(*again[1:], "--json", "--log", "jsonl", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["interrupted"] is False and done.stderr == ""
+    assert len(journal.read_text().splitlines()) == 400
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert next(line for line in log if line["event"] == "step")["done"] == before + 1
+
+
+# machines
+
+
+def run_json(words, capsys, monkeypatch, status=0):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert cli.main([*words, "--json"]) == status
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def test_every_command_has_the_common_flags():
+    commands = arguments.subparsers(arguments.parser())
+    assert set(commands) == set(arguments.COMMANDS) == set(cli._COMMANDS)
+    for command in commands.values():
+        assert {"--json", "--quiet", "--no-color"} <= set(command.flags())
+
+
+def test_json_of_list_report_export_and_completion(finished, capsys, monkeypatch, tmp_path):
+    out, _ = finished
+    listed = run_json(["list"], capsys, monkeypatch)
+    assert listed["tasks"]["images"]["needs"] == ["data"]
+    assert {"descent", "random"} <= set(listed["methods"]) and "jsonl" in listed["logs"]
+    assert run_json(["report", str(out)], capsys, monkeypatch) == {
+        "report": str(out / "report.html")
+    }
+    tuned = json.loads((out / "result.json").read_text())["configurations"]["tuned"]["hparams"]
+    exported = run_json(["export", str(out)], capsys, monkeypatch)
+    assert exported["hparams"] == tuned
+    place = str(tmp_path / "tuned.json")
+    assert run_json(["export", str(out), "--out", place], capsys, monkeypatch) == {"file": place}
+    assert json.loads(Path(place).read_text()) == exported
+    assert "complete" in run_json(["completion", "bash"], capsys, monkeypatch)["script"]
+    replayed = run_json(["replay", str(out), "3", "digits"], capsys, monkeypatch)
+    assert replayed["step"] == 3 and replayed["first_nonfinite"] is None
+    assert replayed["hparams"].keys() == tuned.keys()
+
+
+def test_json_of_an_error(capsys, monkeypatch):
+    found = run_json(["report", "nowhere"], capsys, monkeypatch, status=2)
+    assert found["status"] == 2 and "nowhere" in found["error"]
+    found = run_json(["tun"], capsys, monkeypatch, status=2)
+    assert "did you mean 'tune'?" in found["error"]
+
+
+def test_json_of_check():
+    done = hypergrad("check", "quadratic", "--horizon", "4", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["passed"] is True
+    assert {row["estimator"] for row in found["rows"]} >= {"reverse", "forward"}
+
+
+def test_ctrl_c_before_there_is_a_study(capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._COMMANDS, "list", interrupt)
+    assert cli.main(["list"]) == 130
+    assert "ended by Ctrl-C" in capsys.readouterr().err
+
+
+# people
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        ([], "the following arguments are required: COMMAND; see `hypergrad --help`"),
+        (["tune"], "the following arguments are required: TASK"),
+        (["tune", "digits", "--bugdet", "3"], "did you mean '--budget'?"),
+        (["tune", "digits", "--bud=3"], "'--bud=3' is not understood"),
+        (["tune", "digits", "more"], "'more' is not understood"),
+        (["tune", "digits", "--budget", "-3"], "--budget is -3, expected a whole number"),
+        (["tune", "digits", "--budget", "3.5"], "--budget is '3.5', expected a whole number"),
+        (["tune", "digits", "--learning-rate", "nan"], "--learning-rate is nan"),
+        (["tune", "digits", "--seed", "-1"], "--seed is -1"),
+        (["tune", "digits", "--log", "tensorbord"], "did you mean 'tensorboard'?"),
+        (["replay", "x", "three"], "x"),
+        (["completion", "tcsh"], "SHELL is 'tcsh', expected one of bash, zsh, fish"),
+    ],
+)
+def test_words_that_are_none(words, fragment, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert fragment in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["", *arguments.COMMANDS])
+def test_help_is_quick(command):
+    words = [*([command] if command else []), "--help"]
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        done = hypergrad(*words)
+        after = os.times()
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))
+        assert done.returncode == 0 and done.stdout.startswith("usage: hypergrad")
+    assert min(seconds) < 0.15, "processor seconds"
+
+
+def test_version():
+    assert hypergrad("--version").stdout == f"hypergrad-jax {hg.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "colored"),
+    [({}, [], True), ({"NO_COLOR": "1"}, [], False), ({"NO_COLOR": ""}, [], True), ({}, ["--no-color"], False)],
+)  # fmt: skip
+def test_colours(environment, words, colored, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert terminal.use_color("--no-color" in words) is colored
+
+
+def test_the_bar_without_colours_writes_no_colours(monkeypatch):
+    pytest.importorskip("rich")
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    now = Progress("descent", 1, 2, 0.5, 0.5, {"lr": np.float32(0.1)})
+    texts = {}
+    for color in (True, False):
+        screen = Terminal()
+        monkeypatch.setattr(sys, "stderr", screen)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        bar = terminal.Bar(quiet=False, color=color)
+        bar.callback.start({})
+        bar.callback.step(now)
+        bar.callback.end(None)
+        texts[color] = re.findall(r"\x1b\[[\d;]*3\d[\d;]*m", screen.getvalue())
+    assert texts[True] and not texts[False]
+
+
+# completion
+
+
+def complete(words):
+    """Ask bash what may stand at the last word."""
+    script = completion.script("bash", {"--method": ["descent", "random"], "--log": list(LOGS)})
+    quoted = " ".join(map(shlex.quote, words))
+    ask = f"{script}\nCOMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _hypergrad; "
+    ask += "printf '%s\\n' \"${COMPREPLY[@]}\""
+    done = subprocess.run(
+        ["bash", "-c", ask], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("hypergrad re", {"resume", "replay", "report"}),
+        ("hypergrad tune di", {"digits"}),
+        ("hypergrad tune --budget 3 di", {"digits"}),
+        ("hypergrad tune digits --meth", {"--method"}),
+        ("hypergrad tune digits --method de", {"descent"}),
+        ("hypergrad tune digits --log ", set(LOGS)),
+        ("hypergrad completion ", {"bash", "zsh", "fish"}),
+        ("hypergrad resume hyperg", {"hypergrad"}),
+        ("hypergrad resume runs/x qua", {"quadratic"}),
+        ("hypergrad report hypergrad tune", set()),
+        ("hypergrad run REA", {"README.md"}),
+    ],
+)
+def test_bash_completes(line, expected):
+    assert set(complete(line.split(" "))) == expected
+
+
+@pytest.mark.parametrize("shell", arguments.SHELLS)
+def test_completion_names_every_flag(shell):
+    script = completion.script(shell, {})
+    for name, command in arguments.subparsers(arguments.parser()).items():
+        assert name in script
+        for flag in command.flags():
+            assert (flag if shell != "fish" else flag.lstrip("-")) in script
+    if shutil.which(shell):
+        options = {"bash": "-n", "zsh": "-n", "fish": "--no-execute"}[shell]
+        done = subprocess.run([shell, options], input=script, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

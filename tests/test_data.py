@@ -10,14 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from tasks import arrays, data, images, tabular
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-FUZZ = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 
 def write(path, content):
@@ -458,7 +455,6 @@ def test_names_with_line_breaks_stay_in_one_line(tmp_path, reader, name, content
     assert r"'a\nb'" in refusal(reader, write(tmp_path / name, content))
 
 
-@FUZZ
 @given(content=tables.map(str.encode) | st.binary(max_size=60))
 @example(content=b"a,y\n1,0\r2,1\n")
 @example(content=b"a\0,y\n\0,1\n")
@@ -476,7 +472,6 @@ def mutate(content, changes, cut):
     return bytes(changed[: len(changed) - cut])
 
 
-@FUZZ
 @given(
     content=st.binary(max_size=30)
     | st.builds(mutate, st.just(idx((3, 4))), mutations, st.integers(0, 14)),
@@ -490,7 +485,6 @@ def test_read_idx_fuzz(tmp_path, content, zipped, changes):
     only_value_errors(arrays.read_idx, path)
 
 
-@FUZZ
 @given(
     content=st.binary(max_size=40)
     | st.builds(

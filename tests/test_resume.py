@@ -17,20 +17,20 @@ from hypergrad.journal import read
 from hypergrad.problem import Problem, Task
 from hypergrad.resume import replay, resume
 from hypergrad.space import Real
-from hypergrad.tune import Settings, tune
+from hypergrad.tune import tune
 from tasks import quadratic
 
 REPORT, TUNE = map(importlib.import_module, ("hypergrad.report", "hypergrad.tune"))
 ROOT = Path(__file__).parent.parent
 TASK = quadratic.task(horizon=4, num_params=2)
 SETTINGS = {
-    "descent": Settings(budget=4, num_seeds=2, num_restarts=2, eval_seeds=2, seed=5),
-    "random": Settings(method="random", budget=64, eval_seeds=2, seed=5),
+    "descent": {"budget": 4, "num_seeds": 2, "num_restarts": 2, "eval_seeds": 2, "seed": 5},
+    "random": {"method": "random", "budget": 64, "eval_seeds": 2, "seed": 5},
 }
 
 
-class Stop(Exception):
-    pass
+class Stop(BaseException):
+    """Ends the process, as far as a study can tell; an `Exception` would only end the callback."""
 
 
 def stop_at(phase, done):
@@ -38,7 +38,7 @@ def stop_at(phase, done):
         if (now.phase, now.done) == (phase, done):
             raise Stop
 
-    return show
+    return [hg.Callback(step=show)]
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def finished(tmp_path_factory):
         patch.setattr(REPORT, "report", lambda folder: Path(folder) / "report.html")
         patch.setattr(TUNE, "measure_ratio", lambda *_: 4.0)
         for method, settings in SETTINGS.items():
-            tune(TASK, settings, out=folder / method)
+            tune(TASK, storage=folder / method, **settings)
     return folder
 
 
@@ -74,7 +74,7 @@ def test_descent_goes_on_to_the_same_result(tmp_path, finished, monkeypatch, pha
     monkeypatch.setattr(TUNE, "measure_ratio", lambda *_: 4.0)
     path = tmp_path / "s"
     with pytest.raises(Stop):
-        tune(TASK, SETTINGS["descent"], out=path, on_progress=stop_at(phase, done))
+        tune(TASK, storage=path, callbacks=stop_at(phase, done), **SETTINGS["descent"])
     monkeypatch.setattr(TUNE, "measure_ratio", lambda *_: 1 / 0)  # read, not measured
     tuned = hg.resume(TASK, path)
     assert comparable(path) == comparable(finished / "descent")
@@ -86,7 +86,7 @@ def test_descent_goes_on_to_the_same_result(tmp_path, finished, monkeypatch, pha
 def test_random_search_goes_on_and_a_finished_study_stays(tmp_path, finished):
     path = tmp_path / "s"
     with pytest.raises(Stop):
-        tune(TASK, SETTINGS["random"], out=path, on_progress=stop_at("random", 3))
+        tune(TASK, storage=path, callbacks=stop_at("random", 3), **SETTINGS["random"])
     for _ in range(2):
         resume(TASK, path)
         assert comparable(path) == comparable(finished / "random")
@@ -178,9 +178,10 @@ def test_replay_shows_where_it_went_wrong(tmp_path):
     with pytest.raises(Stop):
         tune(
             task,
-            Settings(method="random", budget=16),
-            out=tmp_path / "s",
-            on_progress=stop_at("random", 1),
+            method="random",
+            budget=16,
+            storage=tmp_path / "s",
+            callbacks=stop_at("random", 1),
         )
     found = replay(task, tmp_path / "s", 2, debug_nans=True)
     assert found.first_nonfinite == 4 and np.isnan(found.losses[0, 4:]).all()

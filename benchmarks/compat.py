@@ -1,0 +1,183 @@
+"""Whether the suite passes: every Python here, the oldest and the newest supported jax, x64 on and off.
+
+Each cell has an environment of its own in `.cache/compat`, made once, and runs the whole suite in it.
+`--quick` runs the one cell that is farthest from `make test`: the newest Python, the oldest jax, x64 on.
+Cells that are in the results file are not run again. The full run takes about ten minutes a cell; nothing
+here touches the environment that runs it.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.record import Figure, Results, markdown, num_cores
+
+ROOT = Path(__file__).parent.parent
+PLACE = ROOT / ".cache" / "compat"
+MINORS = (11, 12, 13)
+COUNTED = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+
+
+class Cell(NamedTuple):
+    """One run of the suite."""
+
+    python: Path
+    version: str
+    jax: str
+    x64: bool
+
+    @property
+    def name(self) -> str:
+        return f"python {self.version}, {self.jax} jax, x64 {'on' if self.x64 else 'off'}"
+
+
+def run(results: Results, options) -> None:
+    """Run every cell that is not in the results yet, then say which failed."""
+    cells = list(find_cells())
+    if not cells:
+        raise ValueError(
+            "no python3.11, python3.12 or python3.13 is on PATH or in ~/.pyenv, expected one; install one"
+        )
+    if options.quick:
+        cells = [cell for cell in cells if cell.jax == "oldest" and cell.x64][-1:]
+    for cell in cells:
+        if cell.name not in results.cases:
+            print(f"{cell.name} ...", flush=True)
+            results.add(cell.name, run_cell(cell))
+    bad = [
+        name
+        for name, methods in results.cases.items()
+        if any(m["exit status"] != 0 for m in methods.values())
+    ]
+    if bad:
+        print(table(results))
+        raise ValueError(
+            f"the suite failed in {'; '.join(bad)}, expected it to pass everywhere; see {PLACE}/*.log"
+        )
+
+
+def find_cells() -> Iterator[Cell]:
+    """Pair the interpreters that are here with both ends of jax and x64."""
+    for minor in MINORS:
+        python = find_python(minor)
+        if python is not None:
+            for jax in ("oldest", "newest"):
+                for x64 in (False, True):
+                    yield Cell(python, f"3.{minor}", jax, x64)
+
+
+def find_python(minor: int) -> Path | None:
+    """Find a Python 3.minor that runs and can make environments: on PATH, then among those of pyenv."""
+    name = f"python3.{minor}"
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [shutil.which(name), *sorted(pyenv.glob(f"3.{minor}.*/bin/{name}"), reverse=True)]
+    for python in found:
+        if python and _runs([str(python), "-c", "import ensurepip, venv"]):
+            return Path(python)
+    return None
+
+
+def _runs(command: list[str]) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def run_cell(cell: Cell) -> list[Figure]:
+    """Run the suite in the environment of a cell, and read its last line."""
+    python = build(cell)
+    environment = {
+        **os.environ,
+        "JAX_ENABLE_X64": "1" if cell.x64 else "0",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),  # this checkout, wherever the package was installed from
+    }
+    log = PLACE / (re.sub(r"[^a-z0-9.]+", "-", cell.name) + ".log")
+    command = [python, "-m", "pytest", "-n", str(num_cores()), "--dist", "worksteal", "-rfE"]
+    with open(log, "w", encoding="utf-8") as file:
+        done = subprocess.run(
+            [*command, "-o", "addopts=", "--strict-markers"],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment,
+            check=False,
+        )
+    last = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
+    counts = {kind: int(num) for num, kind in re.findall(r"(\d+) (\w+)", last)}
+    if "errors" in counts:
+        counts["error"] = counts["errors"]
+    took = re.search(r"in ([\d.]+)s", last)
+    versions = _versions(python)
+    method = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "numpy"))
+    return [
+        Figure(method, "exit status", done.returncode, "status"),
+        *(Figure(method, kind, counts[kind], "tests") for kind in COUNTED if kind in counts),
+        *([Figure(method, "time", float(took[1]), "s")] if took else []),
+    ]
+
+
+def build(cell: Cell) -> str:
+    """Make the environment of a cell, unless it is there, and return its Python."""
+    place = PLACE / f"python{cell.version}-{cell.jax}"
+    python, stamp = place / "bin" / "python", place / "made.json"
+    wanted = {"packages": requirements(), "constraints": constraints(cell.jax)}
+    if not stamp.is_file() or json.loads(stamp.read_text()) != wanted:
+        PLACE.mkdir(parents=True, exist_ok=True)
+        limits = PLACE / f"{place.name}.txt"
+        limits.write_text("\n".join(wanted["constraints"]) + "\n")
+        install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        upgrade = ["--upgrade", "--upgrade-strategy", "only-if-needed"]
+        try:
+            subprocess.run([str(cell.python), "-m", "venv", "--clear", str(place)], check=True)
+            subprocess.run([*install, *upgrade, *wanted["packages"], "-c", str(limits)], check=True)
+        except subprocess.CalledProcessError as error:
+            raise ValueError(
+                f"the environment of {cell.name!r} cannot be built ({error.cmd[0]} exits with "
+                f"{error.returncode}), expected pip to find every package; see its messages above"
+            ) from None
+        stamp.write_text(json.dumps(wanted))
+    return str(python)
+
+
+def requirements() -> list[str]:
+    """List what the suite needs, from pyproject.toml: the package's dependencies and its extra `dev`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    tools = ("ruff", "pyright", "pre-commit")
+    development = project["optional-dependencies"]["dev"]
+    return [*project["dependencies"], *(d for d in development if not d.startswith(tools))]
+
+
+def constraints(jax: str) -> list[str]:
+    """List the versions to use: those of constraints.txt but for jax, which is the oldest or free."""
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    others = [line for line in pinned if not re.match(r"(jax|jaxlib)==", line)]
+    if jax == "newest":
+        return others
+    lowest = next(d for d in requirements() if re.match(r"jax\b", d)).partition(">=")[2]
+    oldest = ".".join([*lowest.split("."), "0", "0"][:3])
+    return [*others, f"jax=={oldest}", f"jaxlib=={oldest}"]
+
+
+def _versions(python: str) -> dict[str, str]:
+    script = (
+        "import json, platform; from importlib.metadata import version;"
+        "print(json.dumps({'python': platform.python_version()} |"
+        " {name: version(name) for name in ('jax', 'jaxlib', 'numpy', 'optax', 'flax')}))"
+    )
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def table(results: Results) -> str:
+    """Show one line a cell."""
+    rows = []
+    for name, methods in results.cases.items():
+        for method, found in methods.items():
+            counts = ", ".join(f"{found[kind]} {kind}" for kind in COUNTED if kind in found)
+            rows.append([name, method, counts or "none ran", f"{found.get('time', 0):.0f} s"])
+    return markdown(["cell", "versions", "tests", "time"], rows)

@@ -1,0 +1,194 @@
+"""How to tune: the settings, and the options by which the command line and study files give them."""
+
+import difflib
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+MOST = 10**9
+"""Largest count that is taken for one."""
+
+
+class Settings(NamedTuple):
+    """How to tune.
+
+    Attributes:
+        method: a name of `registry.METHODS`, such as "descent" or "random".
+        estimator: name of the hypergradient estimator (`registry.ESTIMATORS`).
+        budget: outer steps for "descent", trials for "random" (in equal generations of at most 16, so a
+            few more where 16 or less does not divide them).
+        seed: of everything.
+        learning_rate: of the outer Adam, decayed to zero by a cosine over the budget.
+        num_seeds: seeds averaged in each hypergradient; 1 for none.
+        num_restarts: descents side by side.
+        eval_seeds: fresh seeds on which every configuration is judged in the end.
+        memory: bytes for the temporaries of one hypergradient by "reverse"; its default scheme where None.
+    """
+
+    method: str = "descent"
+    estimator: str = "reverse"
+    budget: int = 60
+    seed: int = 0
+    learning_rate: float = 0.05
+    num_seeds: int = 4
+    num_restarts: int = 1
+    eval_seeds: int = 10
+    memory: int | None = None
+
+
+class Option(NamedTuple):
+    """One option of tuning: `--learning-rate` on the command line, `learning_rate` in a study file.
+
+    Attributes:
+        name: as in a study file; a setting has the name of its field in `Settings`.
+        kind: type of the value; `list` and `dict` stand for several words and for NAME=VALUE pairs.
+        text: what it is, for `--help`.
+        metavar: what stands for the value in `--help`.
+        alias: a shorter flag; empty for none.
+    """
+
+    name: str
+    kind: type
+    text: str
+    metavar: str = ""
+    alias: str = ""
+
+    @property
+    def flag(self) -> str:
+        """The option as it stands on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+
+OPTIONS = (
+    Option("task", str, "a name from `list`, or file.py:name", "TASK"),
+    Option("data", str, "file or folder of the user's data, for tasks that read one", "PATH"),
+    Option("label", str, "name of the label column, for tabular tasks", "NAME"),
+    Option("horizon", int, "training steps (default: the task's)", "N"),
+    Option("arg", dict, "another argument of the task", "NAME=VALUE"),
+    Option("method", str, "how to tune, a name from `list`", "NAME"),
+    Option("estimator", str, "of the hypergradient, a name from `list`", "NAME"),
+    Option("budget", int, "outer steps, or trials for random", "N"),
+    Option("seed", int, "of everything", "N"),
+    Option("num_seeds", int, "seeds a hypergradient", "N", "--seeds"),
+    Option("num_restarts", int, "descents side by side", "N", "--restarts"),
+    Option("eval_seeds", int, "fresh seeds to judge every configuration on", "N"),
+    Option("learning_rate", float, "of the outer Adam", "RATE"),
+    Option(
+        "memory",
+        int,
+        "budget of one step, e.g. 64M (default: 32M a seed, or about sqrt(horizon) states)",
+        "SIZE",
+    ),
+    Option("out", str, "folder of the study (default runs/TASK)", "DIR"),
+    Option("overwrite", bool, "replace the study that is in the folder"),
+    Option("log", list, "also write a log: jsonl, tensorboard or wandb; may be repeated", "NAME"),
+)
+OPTION = {option.name: option for option in OPTIONS}
+
+
+def check_name(argument: str, name: str, known: Collection[str]) -> str:
+    """Return `name` if it is one of `known`, or raise a `ValueError` with the nearest one."""
+    if name in known:
+        return name
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}?" if near else "see hypergrad list"
+    raise ValueError(f"{argument} is {name!r:.120}, expected one of {', '.join(known)}; {hint}")
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """Return the one of `known` that `name` most looks like, None where none comes near."""
+    near = difflib.get_close_matches(str(name)[:100], list(known), n=1, cutoff=0.4)
+    return near[0] if near else None
+
+
+def check_value(name: str, value: Any, called: str = "") -> Any:
+    """Return the value of an option as `tune` takes it, or raise a `ValueError`.
+
+    A `memory` may be a size such as "64M", and a whole `learning_rate` becomes a float.
+
+    Args:
+        name: of the option.
+        value: what was given.
+        called: what the user calls the option; its name where empty.
+    """
+    kind, called = OPTION[name].kind, called or name
+    if name == "memory":
+        return _size(called, value)
+    if kind is int:
+        return _whole(called, value, *((0, 2**32 - 1) if name == "seed" else (1, MOST)))
+    if kind is float:
+        return _positive(called, value)
+    if kind is str:
+        return _word(called, value)
+    if kind is list and isinstance(value, list):
+        return [_word(called, item) for item in value]
+    if not isinstance(value, kind):
+        kinds = {bool: "true or false", list: "a list such as ['jsonl']", dict: "a table"}
+        raise ValueError(f"{called} is {_short(value)}, expected {kinds[kind]}; write one")
+    return value
+
+
+def _whole(name: str, value: Any, lowest: int, highest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise ValueError(
+            f"{name} is {_short(value)}, expected a whole number of at least {lowest}; "
+            f"pass e.g. {max(lowest, 10)}"
+        )
+    if value > highest:
+        raise ValueError(
+            f"{name} is {_short(value)}, expected at most {highest}; pass a smaller one"
+        )
+    return value
+
+
+def _positive(name: str, value: Any) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value < 1e30:
+        raise ValueError(f"{name} is {_short(value)}, expected a positive number; pass e.g. 0.05")
+    return float(value)
+
+
+def _word(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value or len(value) > 4096 or not value.isprintable():
+        raise ValueError(
+            f"{name} is {_short(value)}, expected a text of one line; write one in quotes"
+        )
+    return value
+
+
+def _size(name: str, value: Any) -> int:
+    """Read a size in bytes: a whole number, or a text such as "64M" or "1.5 GiB"."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63:
+        return value
+    size = 0.0
+    if isinstance(value, str) and len(value) <= 40:
+        units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+        number, unit = value.upper().removesuffix("B").removesuffix("I").strip(), ""
+        if number and number[-1] in units:
+            number, unit = number[:-1], number[-1]
+        try:
+            size = float(number) * units[unit]
+        except ValueError:
+            size = 0.0
+    if not 1 <= size < 2**63:
+        raise ValueError(f"{name} is {_short(value)}, expected a size; pass e.g. 64M or 2G")
+    return int(size)
+
+
+def _short(value: Any) -> str:
+    """Show a value in at most 80 characters; Python refuses to write out a number of many digits."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def check_settings(settings: Settings) -> Settings:
+    """Return settings whose every value is possible, or raise a `ValueError` that names the field."""
+    if not isinstance(settings, Settings):
+        raise ValueError(
+            f"settings is {type(settings).__name__}, expected Settings; pass e.g. Settings(budget=60)"
+        )
+    checked = {}
+    for name, value in settings._asdict().items():
+        checked[name] = None if name == "memory" and value is None else check_value(name, value)
+    return Settings(**checked)

@@ -1,0 +1,115 @@
+"""What the commands print: progress, tables, and one JSON object for machines."""
+
+import json
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from hypergrad.callbacks import Callback, Progress
+from hypergrad.storage import plain
+from hypergrad.study import Study
+
+
+class Bar:
+    """A progress bar with the loss, the time left and the hyperparameters; lines where rich is missing.
+
+    Args:
+        quiet: show nothing.
+        color: whether colours may be used.
+    """
+
+    def __init__(self, quiet: bool, color: bool):
+        self.quiet = quiet
+        self.progress: Any = None
+        self.tasks: dict[str, Any] = {}
+        if quiet or not sys.stderr.isatty():
+            return
+        try:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        except ImportError:
+            return
+        self.progress = Progress(
+            TextColumn("{task.description:8s}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=Console(stderr=True, no_color=not color),
+        )
+
+    @property
+    def callback(self) -> Callback:
+        """What the study calls."""
+        return Callback(start=self._start, step=self._step, end=self._end)
+
+    def _start(self, description: dict[str, Any]) -> None:
+        if self.progress is not None:
+            self.progress.start()
+
+    def _end(self, study: Study | None) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def _step(self, now: Progress) -> None:
+        parts = [f"loss {now.value:.4f}  best {now.best:.4f}"] if now.hparams else []
+        parts += [f"{name} {brief(value)}" for name, value in now.hparams.items()]
+        text = "  ".join(parts)
+        if self.progress is not None:
+            if now.phase not in self.tasks:
+                self.tasks[now.phase] = self.progress.add_task(now.phase, total=now.total, text="")
+            self.progress.update(self.tasks[now.phase], completed=now.done, text=text)
+        elif not self.quiet and (now.done in (1, now.total) or now.done % 10 == 0):
+            print(f"{now.phase} {now.done}/{now.total}  {text}", file=sys.stderr, flush=True)
+
+
+def use_color(no_color: bool) -> bool:
+    """Tell whether colours may be used: neither --no-color nor a NO_COLOR that is not empty."""
+    return not no_color and not os.environ.get("NO_COLOR")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on one line; what is not finite is null."""
+    print(json.dumps(plain(value), allow_nan=False))
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Print the comparison of the configurations as a table."""
+    metric = result["metric"]["name"]
+    has_test = any(one["test"] for one in result["configurations"].values())
+    head = f"   test {metric} (95 % interval)" if has_test else ""
+    print(f"{'':10s} {'validation loss':>24s}{head}")
+    for name, one in result["configurations"].items():
+        valid, test = one["valid"], one["test"]
+        spread = f"{valid['mean']:.4f} [{valid['low']:.4f}, {valid['high']:.4f}]"
+        score = f"{test['mean']:.4f} [{test['low']:.4f}, {test['high']:.4f}]" if test else ""
+        print(f"{name:10s} {spread:>24s}   {score}".rstrip())
+    print(
+        f"each trained again on {result['num_seeds']} fresh seeds; {result['seconds']:.0f} s in all"
+    )
+    for warning in result["warnings"]:
+        print(f"warning: {warning}")
+
+
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what a machine wants of a result: scores and hparams, without curves and traces."""
+    names = ("hparams", "valid", "test")
+    return {
+        "interrupted": result["interrupted"],
+        "metric": result["metric"],
+        "configurations": {
+            name: {key: one[key] for key in names} for name, one in result["configurations"].items()
+        },
+        "warnings": result["warnings"],
+        "seconds": result["seconds"],
+    }
+
+
+def brief(value: Any) -> str:
+    """Show a number by three digits and an array by its range."""
+    array = np.asarray(value)
+    if array.ndim == 0:
+        return f"{float(array):.3g}"
+    return f"{float(array.min()):.2g}..{float(array.max()):.2g}"
