@@ -8,7 +8,7 @@ WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help tune test lint format clean
+.PHONY: help tune test lint format benchmarks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,10 @@ lint: $(VENV)/.dev ## ruff, ruff format --check, pyright
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+benchmarks: $(VENV)/.dev ## measure what needs neither peers nor a data folder, into runs/benchmarks
+	for name in hypergradient schedules; do \
+	  $(BIN)/python -m benchmarks $$name --out runs/benchmarks/$$name.jsonl $(ARGS) || exit 1; done
 
 clean: ## remove the environment, caches and runs
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache runs

@@ -58,7 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
     module = import_module(f"benchmarks.{options.name}")  # imports jax, after the cores are set
     quick = "-quick" if options.quick else ""
     out = options.out or RESULTS / f"{options.name}{quick}.jsonl"
-    settings = {"quick": options.quick, "cores": options.cores}
+    settings = {
+        "quick": options.quick,
+        "cores": options.cores,
+        "peers": options.torch_python is not None,
+        "data": options.data is not None,
+    }
     try:
         results = Results(out, options.name, settings)
         module.run(results, options)

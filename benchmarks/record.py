@@ -38,9 +38,12 @@ class Results:
         path: of the file; created with its folder.
         benchmark: name in the header.
         settings: what must be equal for two runs to share a file, such as the number of cores.
+        resume: whether figures will be added: versions and commit must then be equal too.
     """
 
-    def __init__(self, path: Path, benchmark: str, settings: dict[str, Any]):
+    def __init__(
+        self, path: Path, benchmark: str, settings: dict[str, Any], *, resume: bool = True
+    ):
         self.path = path
         self.benchmark = benchmark
         self.cases: dict[str, dict[str, dict[str, Any]]] = {}
@@ -51,22 +54,23 @@ class Results:
             "versions": versions(PACKAGES),
             "machine": machine(),
             "commit": commit(),
-            "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+            "command": command(),
         }
         if path.exists():
-            self._read(header)
+            self._read(header, resume)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.header = header
             self._append([header])
 
-    def _read(self, header: dict[str, Any]) -> None:
+    def _read(self, header: dict[str, Any], resume: bool) -> None:
         try:
             text = self.path.read_text(encoding="utf-8")
             if not text.endswith("\n"):  # stopped while it wrote; the case is not whole
                 raise ValueError
             self.header, *figures = (json.loads(line) for line in text.splitlines())
-            same = all(self.header[name] == header[name] for name in ("benchmark", "settings"))
+            names = ("benchmark", "settings", "versions", "commit")
+            same = all(self.header[name] == header[name] for name in names[: 4 if resume else 2])
             for record in figures:
                 self._keep(record["case"], Figure(*(record[name] for name in Figure._fields)))
         except (ValueError, KeyError, TypeError, OSError):
@@ -75,9 +79,11 @@ class Results:
                 "name another with --out, or remove it"
             ) from None
         if not same:
+            got, expected = (
+                ", ".join(str(h[name]) for name in names) for h in (self.header, header)
+            )
             raise ValueError(
-                f"out is {str(self.path)!r}, which holds {self.header['benchmark']!r} with "
-                f"{self.header['settings']}, expected {header['benchmark']!r} with {header['settings']}; "
+                f"out is {str(self.path)!r}, which holds {got}, expected {expected}; "
                 "name another with --out, or remove it"
             )
 
@@ -101,6 +107,12 @@ class Results:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+
+
+def command() -> str:
+    """Repeat the command line, of paths the last part only: where things lie is this machine's own affair."""
+    words = (Path(word).name if "/" in word else word for word in sys.argv[1:])
+    return shlex.join(["python", "-m", "benchmarks", *words])
 
 
 def commit() -> str:

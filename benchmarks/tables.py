@@ -20,6 +20,8 @@ def render(text: str, folder: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         name, kind = match.groups()
+        if not (folder / f"{name}.jsonl").exists():
+            return match.group()
         results = load(folder / f"{name}.jsonl")
         made = getattr(import_module(f"benchmarks.{name}"), kind)(results)
         machine, versions = results.header["machine"], results.header["versions"]
@@ -35,7 +37,7 @@ def render(text: str, folder: Path) -> str:
 def load(path: Path) -> Results:
     """Open a kept results file as it is."""
     header = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
-    return Results(path, header["benchmark"], header["settings"])
+    return Results(path, header["benchmark"], header["settings"], resume=False)
 
 
 def write() -> None:

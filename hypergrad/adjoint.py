@@ -113,11 +113,13 @@ def mixed(checkpoint: tuple[int, ...] | None = None) -> Backward:
     (d/dε) ∇_{(w,λ)} L(w + εv, λ). The optimizer's own pullback yields v; the gradient at which it is
     taken was kept on the way forward. No activations are kept, no reverse-over-reverse is needed.
 
-    **Cost:** 2 to 3.5 x training with memory of `num_steps` states and gradients for `checkpoint=()`; one
-    training more for each nested level, with O(√num_steps) of them for one level, O(∛num_steps) for two.
+    **Cost:** 2.5 x training where arithmetic dominates and up to 5 x for small steps, with memory of
+    `num_steps` states and gradients, for `checkpoint=()`; about one training more for each nested level,
+    with O(√num_steps) of them for one level, O(∛num_steps) for two (`benchmarks/README.md`).
 
-    **Limits:** the loss must have forward derivatives (no `jax.custom_vjp` in it: use `plain`). The result
-    is not itself differentiable in reverse mode for free: use `unroll` for second derivatives.
+    **Limits:** the gradient of the loss must have forward derivatives; that of a `jax.custom_vjp` has where
+    its backward rule has. No loop of unknown length (`lax.while_loop`, as in line searches): use the
+    estimator `forward`. For second derivatives of the run use `unroll`.
 
     Args:
         checkpoint: lengths of nested segments, outermost first; None means `choose_checkpoint`: none
@@ -259,10 +261,10 @@ def _cut(leaves: list, num_weights: int, num_carried: int) -> tuple[list, list, 
 def plain(checkpoint: tuple[int, ...] = (1,)) -> Backward:
     """Pull back with JAX's own reverse mode, over nested checkpointed segments.
 
-    Takes any loss, one with `jax.custom_vjp` too. `checkpoint=()` is the naive `grad` of a `scan`, which
-    stores the activations of every step.
+    For losses whose gradient has no forward derivative, such as one whose `jax.custom_vjp` calls out to
+    the host. `checkpoint=()` is the naive `grad` of a `scan`, which stores the activations of every step.
 
-    **Cost:** 4 to 5 x training with `(1,)` and memory of `num_steps` states.
+    **Cost:** 3.5 to 5.5 x training with `(1,)` and memory of `num_steps` states (`benchmarks/README.md`).
     """
     check_checkpoint(checkpoint)
 

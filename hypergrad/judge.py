@@ -8,7 +8,7 @@ import numpy as np
 
 from hypergrad import tree
 from hypergrad.problem import Task
-from hypergrad.train import init_state, unroll_losses
+from hypergrad.train import init_state, unroll, unroll_losses
 from hypergrad.types import Array, HParams, Key
 
 CURVE_POINTS = 25
@@ -67,6 +67,23 @@ def judge(
     return judged
 
 
+def validate(task: Task, configurations: list[HParams], key: Key, num_seeds: int) -> np.ndarray:
+    """Train every configuration on the same seeds; return its mean validation objective, `[N]`."""
+    problem = task.problem
+
+    def one(hparams: HParams, key: Key) -> Array:
+        state = unroll(problem, hparams, init_state(problem, key, hparams), task.horizon)
+        valid = problem.valid_batch(jax.random.fold_in(key, 1))
+        return problem.objective(state.params, hparams, valid)
+
+    @jax.jit
+    def mean(hparams: HParams, keys: Key) -> Array:
+        return jnp.mean(jax.lax.map(lambda key: one(hparams, key), keys))
+
+    keys = jax.random.split(key, num_seeds)
+    return np.array([mean(jax.tree.map(jnp.asarray, h), keys) for h in configurations])
+
+
 def _interval(values: np.ndarray) -> dict[str, Any]:
     """Mean over seeds and its 95 % interval by Student's t."""
     mean = values.mean(0)
@@ -93,7 +110,8 @@ def _curve(steps: np.ndarray, values: np.ndarray) -> dict[str, Any]:
 
 def _bootstrap(scores: np.ndarray, num_resamples: int = 2000) -> dict[str, Any]:
     """Mean of per-example scores with its 95 % percentile bootstrap interval over examples."""
-    draws = np.random.default_rng(0).integers(len(scores), size=(num_resamples, len(scores)))
-    means = scores[draws].mean(1)
+    random = np.random.default_rng(0)
+    num = len(scores)
+    means = [scores[random.integers(num, size=num)].mean() for _ in range(num_resamples)]
     low, high = np.quantile(means, [0.025, 0.975])
     return {"mean": scores.mean(), "low": low, "high": high, "num": len(scores)}

@@ -2,10 +2,12 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from hypergrad.problem import Task
@@ -70,14 +72,17 @@ def load_task(name: str, given: dict[str, Any]) -> Task:
 
 def _check_arguments(name: str, factory: Any, given: dict[str, Any]) -> None:
     parameters = inspect.signature(factory).parameters
+    kinds = {p.kind for p in parameters.values()}
     for argument in given:
-        if argument not in parameters:
+        if argument not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
             try:
                 known = list(parameters) or ["(no arguments)"]
                 check_name(f"argument of task {name!r}", argument, known)
             except ValueError as error:
                 raise ArgumentError(argument, str(error)) from None
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given]
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = {n: p for n, p in parameters.items() if p.default is p.empty and p.kind not in several}
+    missing = [name for name in needed if name not in given]
     if missing:
         first = missing[0]
         way = f"--{first} VALUE" if first in FLAGS else f"--arg {first}=VALUE"
@@ -94,7 +99,6 @@ def _resolve(name: str) -> Any:
         if not path.is_file():
             raise ValueError(f"TASK is {name!r}, a file that is not there; check the path")
         _search_first(str(path.resolve().parent))
-        module_name = path.stem
     elif ":" not in name:
         known = known_tasks()
         if not known:
@@ -104,7 +108,7 @@ def _resolve(name: str) -> Any:
             )
         module_name = f"tasks.{check_name('TASK', name, known)}"
     try:
-        module = importlib.import_module(module_name)
+        module = _import(module_name)
     except Exception as error:
         raise ValueError(
             f"TASK is {name!r}, whose module cannot be imported ({_reason(error)}); "
@@ -116,6 +120,20 @@ def _resolve(name: str) -> Any:
             f"TASK is {name!r}, but {module_name} has no {attribute!r}, expected one of {names[:200]}"
         )
     return getattr(module, attribute)
+
+
+def _import(name: str) -> ModuleType:
+    """Import a module by its name, or a file by its path, whatever else has its name."""
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name)
+    spec = importlib.util.spec_from_file_location(f"_task_file.{path.stem}", path.resolve())
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name!r} cannot be read as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _search_first(folder: str) -> None:

@@ -378,7 +378,9 @@ def _figure_parts(results: Results, drawn: Mapping[str, tuple[str, str]]) -> lis
     skipped = int(results.trace["skipped"])
     seeds = _count(results.num_seeds, "seed") if results.num_seeds else "the seeds"
     captions = {
-        "objective": f"{_capital(results.objective)} against cost; the unit is one full training.",
+        "objective": f"{_capital(results.objective)} against cost; the unit is one full training. "
+        "As seen while tuning: a point of a descent is a mean over its seeds, one of random search a "
+        "single training, so the best of many is a lucky one. The table judges all on equal seeds.",
         "schedules": "Learned schedules against their start."
         + " Columns run from dark to light." * any(leaf.after.ndim > 1 for leaf in schedules)
         + _shown(len(schedules)),
@@ -390,7 +392,7 @@ def _figure_parts(results: Results, drawn: Mapping[str, tuple[str, str]]) -> lis
     }
     parts = []
     for name, (wide, narrow) in drawn.items():
-        caption = _text(captions[name])
+        caption = _text(captions[name], 400)
         parts.append(
             f'<figure><div class="wide">{_inline(wide, caption)}</div>'
             f'<div class="narrow">{_inline(narrow, caption)}</div>'

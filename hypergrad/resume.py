@@ -80,7 +80,16 @@ def resume(
                 "resume it with study.resume"
             )
         with collected_warnings() as caught:
-            return complete(task, settings, folder, described, Listeners(callbacks), caught, cost)
+            return complete(
+                task,
+                settings,
+                build(task, settings),
+                folder,
+                described,
+                Listeners(callbacks),
+                caught,
+                cost,
+            )
 
 
 def replay(

@@ -14,7 +14,8 @@ class Settings(NamedTuple):
     Attributes:
         method: a name of `registry.METHODS`, such as "descent" or "random".
         estimator: name of the hypergradient estimator (`registry.ESTIMATORS`).
-        budget: outer steps for "descent", trials for "random".
+        budget: outer steps for "descent", trials for "random" (in equal generations of at most 16, so a
+            few more where 16 or less does not divide them).
         seed: of everything.
         learning_rate: of the outer Adam, decayed to zero by a cosine over the budget.
         num_seeds: seeds averaged in each hypergradient; 1 for none.
@@ -74,7 +75,7 @@ OPTIONS = (
     Option(
         "memory",
         int,
-        "budget of one hypergradient, e.g. 64M (default: 32M, or about sqrt(horizon) states)",
+        "budget of one step, e.g. 64M (default: 32M a seed, or about sqrt(horizon) states)",
         "SIZE",
     ),
     Option("out", str, "folder of the study (default runs/TASK)", "DIR"),

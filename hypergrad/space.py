@@ -290,6 +290,10 @@ def _check_leaf(name: str, dim: Dimension, value: Any) -> None:
             )
         return
     array = np.asarray(value, np.float64)
+    if isinstance(dim, (Choice, Integer)) and not np.all(array == np.round(array)):
+        raise ValueError(
+            f"hparams[{name!r}] holds {array.ravel()[0]:g}, expected whole numbers; round it"
+        )
     if isinstance(dim, Choice):
         low, high = 0, len(dim.options) - 1
     else:

@@ -326,10 +326,12 @@ class _Disk:
             return state, [], 0.0
         self.saved = step
         like = _template(tuner, jax.random.fold_in(key, 0), fresh)
-        kept = [self.journal.record(i) or {} for i in range(step)]
-        seconds = kept[-1].get("seconds")
-        before = float(seconds) if isinstance(seconds, (int, float)) else 0.0
-        return state, [records.decode(record, like) for record in kept], before
+        outcomes, seconds = [], None
+        for index in range(step):  # one at a time: text takes several times the room of its numbers
+            record = self.journal.record(index) or {}
+            seconds = record.get("seconds")
+            outcomes.append(records.decode(record, like))
+        return state, outcomes, float(seconds) if isinstance(seconds, (int, float)) else 0.0
 
     def append(
         self, step: int, outcome: Outcome, best: float, seconds: float, state: PyTree

@@ -15,10 +15,10 @@ import numpy as np
 import optax
 
 from hypergrad import records, registry, space as spaces, study, tree
-from hypergrad.callbacks import Callback, CallbackWarning, Listeners, Progress
+from hypergrad.callbacks import Callback, Listeners, Progress
 from hypergrad.estimators import Estimator, average, plan, reverse
 from hypergrad.estimators.base import StructuralZeroWarning
-from hypergrad.judge import judge
+from hypergrad.judge import judge, validate
 from hypergrad.population import population
 from hypergrad.problem import Problem, Task, check, check_horizon
 from hypergrad.schedulers import full
@@ -26,12 +26,14 @@ from hypergrad.searchers import Outcome, random
 from hypergrad.settings import Settings, check_settings
 from hypergrad.storage import FORMAT, Folder, StudyWarning, create, lock, write_json
 from hypergrad.study import Study
-from hypergrad.train import init_state, unroll
+from hypergrad.train import check_step, init_state, unroll
 from hypergrad.tuners import Tuner, descent, search
 from hypergrad.types import HParams, Key, PyTree
 
 GENERATION = 16
-"""Trials a generation of the random search."""
+"""Most trials of a generation of the random search."""
+FINALISTS = 10
+"""Settings of each method that are trained again before one of them is chosen."""
 
 
 def tune(
@@ -47,11 +49,13 @@ def tune(
 ) -> Study:
     """Tune a task, or a problem over a space, judge the result on fresh seeds, and write the study.
 
-    The default hparams, the tuned ones and (for "descent") the best of as many random trials as cost
-    the same training time are trained again on the same fresh seeds; the test set is read then, once.
+    The last settings of a descent, or the best trials of a random search, are trained again on the same
+    seeds, and the best of them is chosen: the lowest of many noisy values is a lucky one. The default
+    hparams, the tuned ones and (for "descent") the best of as many random trials as cost the same training
+    time are then trained on fresh seeds; the test set is read then, once.
 
-    **Cost:** descent: budget x num_seeds x num_restarts hypergradients, and as much again for the random
-    baseline.
+    **Cost:** descent: budget x num_seeds x num_restarts hypergradients, as much again for the random
+    baseline, and 11 x max(num_seeds, 4) trainings of each for the choice.
 
     Args:
         task: what to tune; a `Problem` has no test set, and needs a space and a horizon.
@@ -75,10 +79,11 @@ def tune(
     chosen = check_task(task, Settings(**settings))
     listeners = Listeners(callbacks)
     with collected_warnings() as caught:
+        built = build(task, chosen)  # what cannot work is refused before an old study is replaced
         if storage is None:
-            return complete(task, chosen, None, details or {}, listeners, caught)
+            return complete(task, chosen, built, None, details or {}, listeners, caught)
         with create(storage, overwrite) as folder:
-            return complete(task, chosen, folder, details or {}, listeners, caught)
+            return complete(task, chosen, built, folder, details or {}, listeners, caught)
 
 
 def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
@@ -105,15 +110,18 @@ def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
 
 @contextlib.contextmanager
 def collected_warnings() -> Iterator[list[warnings.WarningMessage]]:
-    """Collect the warnings of a study for its report, and raise those meant for the user at the end, once."""
+    """Collect the warnings of a study for its report, and raise them again at the end, each once."""
     caught: list[warnings.WarningMessage] = []
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield caught
     finally:
-        kinds = (StructuralZeroWarning, StudyWarning, CallbackWarning)
-        found = [(str(w.message), w.category) for w in caught if issubclass(w.category, kinds)]
+        found = [
+            (str(w.message), w.category)
+            for w in caught
+            if not issubclass(w.category, (DeprecationWarning, PendingDeprecationWarning))
+        ]
         for text, category in dict.fromkeys(found):
             warnings.warn(text, category, stacklevel=4)
 
@@ -121,6 +129,7 @@ def collected_warnings() -> Iterator[list[warnings.WarningMessage]]:
 def complete(
     task: Task,
     settings: Settings,
+    built: tuple[Tuner, float],
     folder: Folder | None,
     details: dict[str, Any],
     listeners: Listeners,
@@ -132,6 +141,7 @@ def complete(
     Args:
         task: what to tune.
         settings: how, checked.
+        built: what `build` made of them.
         folder: of the study, locked; a study that it holds is resumed. Nothing is written where None.
         details: further entries for `study.json`; all of them where the study is resumed.
         listeners: told of every step.
@@ -139,8 +149,9 @@ def complete(
         cost: trainings that one step costs, as a study that is resumed has it; measured where None.
     """
     began = time.perf_counter()
-    tune_key, random_key, judge_key = jax.random.split(jax.random.key(settings.seed), 3)
-    tuner, per_step = build(task, settings)
+    keys = jax.random.split(jax.random.key(settings.seed), 4)
+    tune_key, random_key, judge_key, choose_key = keys
+    tuner, per_step = built
     if cost is None:
         cost = per_step
         if settings.method == "descent":
@@ -156,22 +167,26 @@ def complete(
         earlier = found.seconds - (time.perf_counter() - running)  # in sessions before this one
         baseline = None
         if settings.method == "descent" and not found.interrupted:
-            num_steps = -(-max(1, round(cost * len(found.outcomes))) // GENERATION)
-            show = _Steps(listeners, "random", num_steps, GENERATION)
+            num_steps, size = _generations(max(1, round(cost * len(found.outcomes))))
+            show = _Steps(listeners, "random", num_steps, size)
             about = {"task": task.name, "method": "random"}
             with _random_folder(folder) as inner:
-                baseline = _run(_random_tuner(task), random_key, inner, about, show)
+                baseline = _run(_random_tuner(task, size), random_key, inner, about, show)
 
         listeners.step(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
-        configurations = {"default": spaces.default(task.space), "tuned": _best(task, found)}
+        best, best_value = _choose(task, settings, found, settings.method, choose_key)
+        configurations = {"default": spaces.default(task.space), "tuned": best}
         if baseline is not None and baseline.best is not None:
-            configurations["random"] = baseline.best
+            configurations["random"] = _choose(task, settings, baseline, "random", choose_key)[0]
         judged = judge(task, configurations, judge_key, settings.eval_seeds)
         listeners.step(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
-        result = _result(task, settings, found, baseline, judged, cost)
+        result = _result(task, settings, found, baseline, judged, cost, best)
         result["warnings"] += _for_report(caught)
         result["seconds"] = time.perf_counter() - began + max(0.0, earlier)
-        ended = found._replace(result=result, interrupted=result["interrupted"])
+        interrupted = result["interrupted"]
+        if found.best is not None:
+            found = found._replace(best=best, best_value=best_value)
+        ended = found._replace(result=result, interrupted=interrupted)
         if folder is not None:
             write_json(folder.path / "result.json", result)
             from hypergrad.report import report  # matplotlib is loaded for pictures only
@@ -180,6 +195,27 @@ def complete(
         return ended
     finally:
         listeners.end(ended)
+
+
+def _choose(
+    task: Task, settings: Settings, found: Study, method: str, key: Key
+) -> tuple[HParams, float]:
+    """Choose among the finalists of a method by their mean objective over the same seeds."""
+    if found.best is None:
+        return jax.tree.map(np.asarray, spaces.default(task.space)), float("inf")
+    trials = [
+        (float(o.values[m]), jax.tree.map(lambda x, m=m: x[m], o.hparams))
+        for o in (found.outcomes if method == "random" else found.outcomes[-FINALISTS:])
+        for m in range(len(o.values))
+        if np.isfinite(o.values[m])
+    ]
+    finalists = [h for _, h in sorted(trials, key=lambda t: t[0])[:FINALISTS]]
+    finalists.append(found.best)
+    values = validate(task, finalists, key, max(settings.num_seeds, 4))
+    if not np.any(np.isfinite(values)):
+        return found.best, found.best_value
+    best = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
+    return finalists[best], float(values[best])
 
 
 def _random_folder(folder: Folder | None):
@@ -205,21 +241,24 @@ def check_task(task: Task, settings: Settings) -> Settings:
         spaces.check_differentiable(task.space)
     else:
         spaces.check_traceable(task.space)
-    check(task.problem, spaces.default(task.space), task.horizon)
+    start = jax.tree.map(jax.numpy.asarray, spaces.default(task.space))
+    check(task.problem, start, task.horizon)
+    check_step(task.problem, start)
     return settings
 
 
 def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
     """Build the tuner, and say how many estimates or trials one of its steps costs."""
     if settings.method == "random":
-        return _random_tuner(task), GENERATION
+        size = width(settings)
+        return _random_tuner(task, size), size
     estimator = _estimator(task, settings)
     if settings.num_seeds > 1:
         estimator = average(estimator, settings.num_seeds)
     rate = optax.cosine_decay_schedule(settings.learning_rate, settings.budget)
-    tuner = descent(
-        estimator, task.space, optimizer=optax.adam(rate), num_restarts=settings.num_restarts
-    )
+    # hypergradients of noisy trainings ask for a shorter memory of their squares than .999
+    optimizer = optax.adam(rate, b2=0.99)
+    tuner = descent(estimator, task.space, optimizer=optimizer, num_restarts=settings.num_restarts)
     return tuner, settings.num_seeds * settings.num_restarts
 
 
@@ -230,22 +269,25 @@ def _estimator(task: Task, settings: Settings) -> Estimator:
         raise ValueError(
             f"memory is given with estimator {settings.estimator!r}, expected 'reverse'; leave one out"
         )
-    share = settings.memory // (settings.num_seeds * settings.num_restarts)
-    chosen = plan(task.problem, spaces.default(task.space), task.horizon, max(1, share))
+    num = settings.num_seeds * settings.num_restarts
+    start = spaces.default(task.space)
+    chosen = plan(task.problem, start, task.horizon, settings.memory, num_seeds=num)
     return reverse(task.problem, task.horizon, backward=chosen.backward)
 
 
-def _random_tuner(task: Task) -> Tuner:
+def _random_tuner(task: Task, size: int) -> Tuner:
     members = population(task.problem)
-    return search(
-        members, random(task.space, spaces.sample_constant), full(task.horizon), GENERATION
-    )
+    return search(members, random(task.space, spaces.sample_constant), full(task.horizon), size)
+
+
+def _generations(num_trials: int) -> tuple[int, int]:
+    """Cut trials into equal generations: how many, and how large; together less than one a generation more."""
+    num = -(-num_trials // GENERATION)
+    return num, -(-num_trials // num)
 
 
 def _num_steps(settings: Settings) -> int:
-    if settings.method == "random":
-        return -(-settings.budget // GENERATION)
-    return settings.budget
+    return _generations(settings.budget)[0] if settings.method == "random" else settings.budget
 
 
 class _Steps:
@@ -316,7 +358,7 @@ def _trace(found: Study, cost: float) -> dict[str, Any]:
     return trace
 
 
-def _result(task, settings, found, baseline, judged, cost) -> dict[str, Any]:
+def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, Any]:
     notes = []
     trace = _trace(found, cost)
     if trace.get("skipped"):
@@ -335,20 +377,19 @@ def _result(task, settings, found, baseline, judged, cost) -> dict[str, Any]:
         "objective_name": "validation loss",
         "configurations": judged,
         "trace": trace,
-        "snippet": task.snippet(_best(task, found)) if task.snippet else None,
+        "snippet": task.snippet(best) if task.snippet else None,
         "warnings": notes,
         "interrupted": found.interrupted or (baseline is not None and baseline.interrupted),
         "num_seeds": settings.eval_seeds,
         "digest": found.digest,
     }
     if baseline is not None:
-        result["random_trace"] = _trace(baseline, GENERATION)
+        result["random_trace"] = _trace(baseline, _width(baseline))
     return result
 
 
-def _best(task: Task, found: Study) -> HParams:
-    best = spaces.default(task.space) if found.best is None else found.best
-    return jax.tree.map(np.asarray, best)
+def _width(found: Study) -> int:
+    return len(found.outcomes[0].values) if found.outcomes else 1
 
 
 def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[str, Any]:
@@ -374,7 +415,9 @@ def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[s
 
 def width(settings: Settings) -> int:
     """Return how many trials one compiled step makes side by side."""
-    return GENERATION if settings.method == "random" else settings.num_restarts
+    return (
+        _generations(settings.budget)[1] if settings.method == "random" else settings.num_restarts
+    )
 
 
 def sources(task: Task) -> dict[str, str]:

@@ -16,7 +16,7 @@ from hypergrad.train import init_state, unroll
 from hypergrad.types import HParams, PyTree
 
 STEP = 1e-6
-"""Step of the central differences."""
+"""Step of the central differences, in the unconstrained coordinates of the space."""
 
 
 class Row(NamedTuple):
@@ -44,8 +44,9 @@ class Row(NamedTuple):
 def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row]:
     """Compare the estimators with central finite differences in float64 at the space's defaults.
 
-    ⟨hypergrad_leaf, d⟩ against (f(λ + h d) − f(λ − h d)) / 2h with h = 1e-6 and one random unit direction d
-    a leaf. Params, batches and hparams are cast to float64 for it; jax must run with x64.
+    With λ = constrain(z): ⟨∂λ/∂zᵀ hypergrad, d⟩ against (f(z + h d) − f(z − h d)) / 2h, h = 1e-6, for one
+    random unit direction d a leaf; in z both sides stay within the bounds, however close they are.
+    Params, batches and hparams are cast to float64 for it; jax must run with x64.
 
     **Cost:** two trainings a leaf, and one compilation an estimator.
 
@@ -61,7 +62,8 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
         One row an estimator.
 
     Raises:
-        ValueError: without x64, and for spaces with leaves that are not real.
+        ValueError: without x64, for spaces with leaves that are not real, and where the objective is not
+            finite.
     """
     if not jax.config.read("jax_enable_x64"):
         raise ValueError(
@@ -71,10 +73,17 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     spaces.check_differentiable(task.space)
     check(task.problem, spaces.default(task.space), horizon)
     problem = in_float64(task.problem)
-    hparams = _inside(task.space)
+    z = spaces.unconstrain(task.space, _inside(task.space))
+    hparams, pull = jax.vjp(lambda z: spaces.constrain(task.space, z), z)
     key = jax.random.key(seed)
 
-    train, reference, directions = _reference(problem, hparams, horizon, key)
+    train, reference, directions = _reference(problem, task.space, z, horizon, key)
+    if not np.all(np.isfinite(reference)):
+        name = tree.leaf_names(hparams)[int(np.argmin(np.isfinite(reference)))]
+        raise ValueError(
+            f"task {task.name!r} has an objective that is not finite around the default of hparams[{name!r}], "
+            "expected a finite one; pass a shorter --horizon, or move the default"
+        )
     rows = []
     estimators: dict[str, tuple[Estimator, bool]] = {
         "reverse": (reverse(problem, horizon), True),
@@ -87,7 +96,7 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
         state = estimator.init(key, hparams)
         compiled = jax.jit(estimator.estimate).lower(key, state, hparams).compile()
         grads = jax.block_until_ready(compiled(key, state, hparams))[1].hypergrad
-        ours = _along(grads, directions)
+        ours = _along(pull(grads)[0], directions)
         scale = np.maximum(np.abs(reference), 1e-6 * max(np.abs(reference).max(), 1e-30))
         errors = np.abs(ours - reference) / scale
         worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
@@ -127,17 +136,18 @@ def _inside(space: PyTree) -> HParams:
 
 
 def _reference(
-    problem: Problem, hparams: HParams, horizon: int, key
+    problem: Problem, space: PyTree, z: PyTree, horizon: int, key
 ) -> tuple[Any, np.ndarray, list]:
     """Take central differences along one random unit direction a leaf."""
     run_key, valid_key = jax.random.split(key)
 
     @jax.jit
-    def train(hparams):
+    def train(z):
+        hparams = spaces.constrain(space, z)
         state = unroll(problem, hparams, init_state(problem, run_key, hparams), horizon)
         return problem.objective(state.params, hparams, problem.valid_batch(valid_key))
 
-    leaves, treedef = jax.tree.flatten(hparams)
+    leaves, treedef = jax.tree.flatten(z)
     random = np.random.default_rng(0)
     slopes, directions = [], []
     for index, leaf in enumerate(leaves):
@@ -149,7 +159,7 @@ def _reference(
             sides.append(float(train(jax.tree.unflatten(treedef, moved))))
         slopes.append((sides[0] - sides[1]) / (2 * STEP))
         directions.append(direction)
-    return lambda: train(hparams), np.asarray(slopes), directions
+    return lambda: train(z), np.asarray(slopes), directions
 
 
 def _along(grads: HParams, directions: list[np.ndarray]) -> np.ndarray:

@@ -14,7 +14,11 @@ ALIASES = """
     sm3 yogi polyak_sgd
 """.split()  # noqa: SIM905
 VARIANTS = {
-    **{name: getattr(optax, name) for name in ALIASES if hasattr(optax, name)},
+    **{name: getattr(optax, name) for name in ALIASES},
+    **{
+        name: getattr(optax.contrib, name)
+        for name in ("acprop", "adopt", "cocob", "dog", "dowg", "momo", "momo_adam")
+    },
     "rmsprop_eps_outside": lambda lr: optax.rmsprop(lr, eps_in_sqrt=False),
     "rmsprop_centered": lambda lr: optax.rmsprop(lr, centered=True, momentum=0.9),
     "adam_nesterov": lambda lr: optax.adam(lr, nesterov=True),

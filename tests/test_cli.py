@@ -112,6 +112,19 @@ def test_check_compares_with_finite_differences():
     assert len(rows) == 4
 
 
+def test_a_user_file_may_have_any_name(tmp_path, monkeypatch):
+    from hypergrad.loading import load_task
+
+    (tmp_path / "json.py").write_text(
+        "from tasks import quadratic\n\n\ndef task(**words):\n    return quadratic.task(**words)\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert load_task(f"{tmp_path / 'json.py'}:task", {"horizon": 7}).horizon == 7
+    import json
+
+    assert hasattr(json, "dumps")
+
+
 def test_user_file_with_a_task(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(

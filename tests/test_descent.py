@@ -9,7 +9,7 @@ from hypergrad.estimators import reverse
 from hypergrad.population import population
 from hypergrad.schedulers import full
 from hypergrad.searchers import random
-from hypergrad.space import LogReal, Real, sample_constant
+from hypergrad.space import LogReal, Real, Sequence, sample_constant, schedule
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import descent, search
 from tasks import quadratic, ridge
@@ -34,6 +34,26 @@ def test_descends_to_the_optimum_of_ridge(made):
     assert np.all(last.info["hypergrad_norm"] < 0.2 * found.outcomes[0].info["hypergrad_norm"])
     assert last.values.shape == (2,) and not found.interrupted
     assert found.best["penalty"].shape == (8,)
+
+
+def test_starts_where_it_is_told(made):
+    given = {"penalty": jnp.linspace(0.01, 0.1, 8)}
+    estimator = reverse(made.problem, 5)
+    tuner = descent(estimator, made.space, start=given, num_restarts=2)
+    first, second = study.run(tuner, KEY, 1).outcomes[0].hparams["penalty"]
+    np.testing.assert_allclose(first, given["penalty"], rtol=1e-4)
+    assert not np.allclose(second, first, rtol=0.1), "only the first restart starts there"
+    with pytest.raises(ValueError, match="penalty"):
+        descent(estimator, made.space, start={"penalty": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("length", [5, 300])
+def test_a_decreasing_schedule_starts_at_its_default(length):
+    task = quadratic.task(horizon=5)
+    space = {"lr": Sequence(LogReal(1e-3, 2.0, default=0.1), length, decreasing=True)}
+    problem = task.problem._replace(optimizer=lambda h: optax.sgd(schedule(h["lr"])))
+    found = study.run(descent(reverse(problem, 5), space), KEY, 1)
+    np.testing.assert_allclose(found.outcomes[0].hparams["lr"][0], 0.1, rtol=0.01)
 
 
 def diverging(made):

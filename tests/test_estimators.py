@@ -66,11 +66,12 @@ def case(request):
 @pytest.mark.parametrize("name", list(ESTIMATORS))
 def test_equals_plain_autodiff(case, name):
     problem, hparams, reference, every = case
-    if not every and name not in ("reverse", "forward"):
-        pytest.skip("this problem runs through the two default passes only, to compile less")
+    if not every and name not in ("reverse", "forward", "truncated_window"):
+        pytest.skip("this problem runs through the default passes only, to compile less")
     estimator = ESTIMATORS[name](problem, HORIZON)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", StructuralZeroWarning)
+        if name in EXACT:  # a window does not reach the hparams of `init`, and says so
+            warnings.simplefilter("error", StructuralZeroWarning)
         start = estimator.init(KEY, hparams)
         estimate = jax.jit(estimator.estimate)(KEY, start, hparams)[1]
     expected_value, expected = reference[HORIZON if name in EXACT else 3]
@@ -87,7 +88,10 @@ def test_equals_plain_autodiff(case, name):
     assert jnp.all(jnp.isfinite(estimate.info.sensitivity))
 
 
-@pytest.mark.parametrize("problem_name", ["schedules", "batch_norm_dropout", "recurrent"])
+@pytest.mark.parametrize(
+    "problem_name",
+    ["ridge", "schedules", "batch_norm_dropout", "adam_dead_input", "recurrent", "polyak"],
+)
 @pytest.mark.parametrize("name", ["reverse", "forward", "truncated_window"])
 def test_contract(problem_name, name):
     problem, hparams = ALL[problem_name]()
@@ -107,8 +111,9 @@ def test_contract(problem_name, name):
     assert len(traces) == count, "the second call traced again"
     assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(again)))
     other = compiled(jax.random.key(4), state, hparams)
-    assert other[1].value != first[1].value
-    assert_close(estimator.estimate(KEY, state, hparams)[1].hypergrad, first[1].hypergrad, 1e3)
+    assert (other[1].value != first[1].value) or problem_name == "ridge", "the key has no effect"
+    with jax.disable_jit(problem_name == "ridge"):
+        assert_close(estimator.estimate(KEY, state, hparams)[1].hypergrad, first[1].hypergrad)
 
     keys = jax.random.split(KEY, 2)
     many = jax.tree.map(lambda x: jnp.stack([x, 0.9 * x]), hparams)
@@ -252,6 +257,39 @@ def test_structural_zeros_are_named():
     assert structural_zeros(smooth, hparams, HORIZON) == ["bits"]
     with pytest.warns(StructuralZeroWarning, match="hparams\\['l2'\\]"):
         jax.jit(reverse(signed, HORIZON).estimate)(KEY, (), hparams)
+
+
+def test_a_window_names_what_acts_before_it():
+    problem, hparams = schedules()
+    with pytest.warns(StructuralZeroWarning, match=r"hparams\['scale'\].*the initial weights"):
+        jax.eval_shape(truncated(problem, HORIZON, 3).estimate, KEY, (), hparams)
+
+
+def test_a_loop_of_unknown_length_is_named():
+    problem, hparams = ridge()
+    searched = problem._replace(optimizer=lambda h: optax.lbfgs())
+    with pytest.raises(ValueError, match=r"problem has a loop of unknown length.*'forward'"):
+        jax.eval_shape(reverse(searched, 3).estimate, KEY, (), hparams)
+
+
+def test_custom_rules_go_through_every_pass():
+    """The loss's own backward rule is differentiated forwards; a wrong one would show in the value."""
+
+    @jax.custom_vjp
+    def square(x):
+        return jnp.sum(x**2)
+
+    square.defvjp(lambda x: (jnp.sum(x**2), x), lambda x, bar: (2 * bar * x,))
+    problem, hparams = ridge()
+    custom = problem._replace(
+        loss=lambda w, h, b: problem.loss(w, {"l2": -20.0}, b) + jnp.exp(h["l2"]) * square(w)
+    )
+    usual = custom._replace(
+        loss=lambda w, h, b: problem.loss(w, {"l2": -20.0}, b) + jnp.exp(h["l2"]) * jnp.sum(w**2)
+    )
+    expected = jax.grad(lambda h: final(usual, h, KEY))(hparams)
+    for estimator in (reverse(custom, HORIZON), forward(custom, HORIZON)):
+        assert_close(jax.jit(estimator.estimate)(KEY, (), hparams)[1].hypergrad, expected, 1.0)
 
 
 def test_plan_keeps_the_budget():

@@ -3,6 +3,7 @@
 import builtins
 import importlib
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -57,6 +58,45 @@ def test_a_problem_with_a_space_is_tuned_like_its_task(tuned):
     found = hg.tune(TASK.problem, TASK.space, horizon=HORIZON, **SMALL)
     assert found.digest == study.digest
     assert found.report is None and found.result["configurations"]["tuned"]["test"] == {}
+
+
+@pytest.mark.parametrize("bad", [{"memory": 1}, {"memory": 2**30, "estimator": "forward"}])
+def test_a_study_that_cannot_be_leaves_the_old_one(tuned, tmp_path, bad):
+    out = tmp_path / "study"
+    shutil.copytree(tuned[0], out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="memory is"):
+        hg.tune(TASK, storage=out, overwrite=True, **SMALL, **bad)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    with pytest.raises(ValueError, match="memory is"):
+        hg.tune(TASK, storage=tmp_path / "new", **SMALL, **bad)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("budget", "sizes"), [(1, [1]), (16, [16]), (17, [9, 9])])
+def test_random_search_keeps_its_budget(budget, sizes):
+    found = hg.tune(TASK, method="random", budget=budget, eval_seeds=2)
+    assert [len(outcome.values) for outcome in found.outcomes] == sizes
+
+
+def test_the_best_is_chosen_on_equal_seeds():
+    """A trial's own value is nearly all luck here; the lowest of them is not the best."""
+
+    def objective(params, hparams, batch):
+        return hparams["momentum"] + 0.0 * jnp.sum(params) + 20.0 * batch
+
+    noisy = TASK.problem._replace(
+        objective=objective, valid_batch=lambda key: jax.random.normal(key)
+    )
+    task = TASK._replace(problem=noisy)
+    found = hg.tune(task, method="random", budget=32, eval_seeds=2)
+    trials = sorted(
+        (float(value), float(momentum))
+        for outcome in found.outcomes
+        for value, momentum in zip(outcome.values, outcome.hparams["momentum"], strict=True)
+    )
+    assert float(found.best["momentum"]) == min(momentum for _, momentum in trials[:10])
+    assert trials[0][1] > float(found.best["momentum"])
 
 
 def test_a_problem_on_disk_has_a_report_and_is_resumed(tmp_path):

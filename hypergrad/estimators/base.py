@@ -85,31 +85,38 @@ def check_real(problem: Problem, hparams: HParams) -> None:
     check_step(problem, hparams)
 
 
-def structural_zeros(problem: Problem, hparams: HParams, horizon: int) -> list[str]:
+def structural_zeros(
+    problem: Problem, hparams: HParams, horizon: int, through_init: bool = True
+) -> list[str]:
     """Name the leaves whose hypergradient is zero whatever the numbers.
 
     Signs (Lion, sign-SGD), rounding, integer casts and comparisons stop a derivative; a leaf that
-    reaches the objective through nothing else gets a silent zero.
+    reaches the objective through nothing else gets a silent zero. So does, without `through_init`, one
+    that acts on the initial weights alone.
 
     **Cost:** one trace of three steps; nothing is compiled or run.
     """
 
     def value(hparams):
         key = jax.random.key(0)
-        state = unroll(problem, hparams, init_state(problem, key, hparams), min(horizon, 3))
+        first = hparams if through_init else jax.lax.stop_gradient(hparams)
+        state = unroll(problem, hparams, init_state(problem, key, first), min(horizon, 3))
         return problem.objective(state.params, hparams, problem.valid_batch(key))
 
     used = depends(value, hparams)
     return [name for name, alive in zip(tree.leaf_names(hparams), used, strict=True) if not alive]
 
 
-def warn_structural_zeros(problem: Problem, hparams: HParams, horizon: int) -> None:
+def warn_structural_zeros(
+    problem: Problem, hparams: HParams, horizon: int, through_init: bool = True
+) -> None:
     """Warn, once a trace, of every leaf that `structural_zeros` names."""
-    for name in structural_zeros(problem, hparams, horizon):
+    start = "" if through_init else "the initial weights, "
+    for name in structural_zeros(problem, hparams, horizon, through_init):
         warnings.warn(
             f"the hypergradient of hparams[{name!r}] is zero by structure: it reaches the objective only "
-            "through a sign, a rounding, a comparison or an integer, or not at all; search it instead, "
-            "or use an optimizer without sign (Lion and sign-SGD have one)",
+            f"through {start}a sign, a rounding, a comparison or an integer, or not at all; search it "
+            "instead, or use an optimizer without sign (Lion and sign-SGD have one)",
             StructuralZeroWarning,
             stacklevel=3,
         )
@@ -157,9 +164,17 @@ def unrolled_estimate(
         The estimate and the training losses `[num_steps]`.
     """
     init_key, valid_key = split_key(key)
-    run = backward(problem, hparams, start, num_steps)
-    value, direct, adjoint = objective_parts(problem, valid_key, hparams, run.state)
-    total, first, norms = run.pullback(adjoint)
+    try:
+        run = backward(problem, hparams, start, num_steps)
+        value, direct, adjoint = objective_parts(problem, valid_key, hparams, run.state)
+        total, first, norms = run.pullback(adjoint)
+    except ValueError as error:
+        if "Reverse-mode differentiation does not work" not in str(error):
+            raise
+        raise ValueError(
+            "problem has a loop of unknown length (lax.while_loop; the line searches of optax.lbfgs are such), "
+            "expected loops that reverse mode can take back; use the estimator 'forward', or lax.scan"
+        ) from error
     if through_init:
         _, pull_init = jax.vjp(lambda h: state_floats(init_state(problem, init_key, h))[0], hparams)
         total = tree.add(total, tree.floats(pull_init(first)[0]))

@@ -26,7 +26,7 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
 
     Z_0 = dw_0/dλ,   Z_{t+1} = (∂Φ_t/∂w) Z_t + ∂Φ_t/∂λ,   hypergrad = ∂f/∂λ + (∂f/∂w) Z_T
 
-    **Cost:** about (1 + num_hparams) x training, memory `chunk` states; independent of the horizon.
+    **Cost:** about (1 + 1.5 num_hparams) x training, memory `chunk` states; independent of the horizon.
     Against `reverse` it breaks even near two hyperparameters.
 
     **Limits:** exact but for rounding; needs forward derivatives of the loss.

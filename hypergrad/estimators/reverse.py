@@ -31,13 +31,14 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
     budget in bytes.
 
     **Limits:** exact but for rounding. Where training is chaotic the exact gradient is useless: watch
-    `info.growth`. Signs and roundings in the optimizer give zeros, which are warned of by name.
+    `info.growth`. Signs and roundings in the optimizer give zeros, which are warned of by name. Loops of
+    unknown length (the line searches of `optax.lbfgs`) have no reverse mode: an error sends to `forward`.
 
     Args:
         problem: the training loop.
         horizon: number of inner steps.
-        backward: the backward pass: `mixed(checkpoint)`, or `plain(checkpoint)` for losses without
-            forward derivatives.
+        backward: the backward pass: `mixed(checkpoint)`, or `plain(checkpoint)` for losses whose
+            gradient has no forward derivative.
 
     Returns:
         A stateless estimator; `info` is an `UnrollInfo`.
@@ -87,7 +88,9 @@ class Plan(NamedTuple):
     tried: tuple[tuple[tuple[int, ...], int], ...]
 
 
-def plan(problem: Problem, hparams: HParams, horizon: int, memory: int) -> Plan:
+def plan(
+    problem: Problem, hparams: HParams, horizon: int, memory: int, *, num_seeds: int = 1
+) -> Plan:
     """Choose the fastest backward pass whose compiled program stays within `memory`.
 
     Passes are tried from the fastest to the leanest: every state stored, then one, two and three
@@ -99,13 +102,15 @@ def plan(problem: Problem, hparams: HParams, horizon: int, memory: int) -> Plan:
         problem: the training loop.
         hparams: of the shapes to be used.
         horizon: number of inner steps.
-        memory: budget in bytes for the temporaries of one estimate.
+        memory: budget in bytes for the temporaries of the estimates.
+        num_seeds: how many estimates are made side by side, under `vmap`.
 
     Raises:
         ValueError: where even the leanest pass needs more, with the number of bytes it needs.
     """
     check_problem(problem)
     check_horizon(horizon)
+    check_horizon(num_seeds, "num_seeds")
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
         raise ValueError(
             f"memory is {memory!r}, expected a positive number of bytes; pass e.g. 64 * 2**20"
@@ -115,6 +120,7 @@ def plan(problem: Problem, hparams: HParams, horizon: int, memory: int) -> Plan:
     one = jax.eval_shape(lambda h: init_state(problem, jax.random.key(0), h), hparams)
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in tree.floats(one))
     # the states alone bound the memory from below: what cannot fit is not compiled
+    state_bytes *= num_seeds
     lowest = {c: state_bytes * num_stored(horizon, c) for c in dict.fromkeys(ladder)}
     tried = []
     for checkpoint in lowest:
@@ -123,7 +129,11 @@ def plan(problem: Problem, hparams: HParams, horizon: int, memory: int) -> Plan:
             continue
         backward = adjoint.mixed(checkpoint)
         estimate = reverse(problem, horizon, backward=backward).estimate
-        lowered = jax.jit(estimate).lower(jax.random.key(0), (), hparams)
+        key = jax.random.key(0)
+        if num_seeds > 1:
+            key = jax.random.split(key, num_seeds)
+            estimate = jax.vmap(estimate, in_axes=(0, None, None), out_axes=(None, 0))
+        lowered = jax.jit(estimate).lower(key, (), hparams)
         num_bytes = temporary_bytes(lowered.compile())
         tried.append((checkpoint, num_bytes))
         if num_bytes <= memory:

@@ -59,7 +59,7 @@ def truncated(
 
     def estimate(key, state, hparams):
         check_real(problem, hparams)
-        warn_structural_zeros(problem, hparams, window)
+        warn_structural_zeros(problem, hparams, window, through_init=False)
         frozen = jax.lax.stop_gradient(hparams)
         start = init_state(problem, split_key(key)[0], frozen)
         start, early = unroll_losses(problem, frozen, start, horizon - window)

@@ -11,8 +11,10 @@ class Tuner(NamedTuple):
     """A method, whole; all that a study knows.
 
     Attributes:
-        init: (key) -> state, a pytree of arrays.
-        step: (key, state) -> (state, outcome). The outcome is journalled; `outcome.info["done"]`, where
+        init: (key) -> state, a pytree of arrays, numbers and PRNG keys. It is written to disk between
+            steps, so its structure, shapes and dtypes stay those of the first.
+        step: (key, state) -> (state, outcome), the same bits for the same arguments: a study is resumed by
+            making steps again. The outcome is journalled; `outcome.info["done"]`, where
             there is one, ends the study when true.
     """
 

@@ -1,5 +1,6 @@
 """Hypergradient descent: walk down the objective in the unconstrained coordinates of the space."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -102,13 +103,14 @@ def descent(
         )
     outer = optax.chain(optax.clip_by_global_norm(clip), inner)
     first = spaces.default(space) if start is None else start
+    edges = jax.tree.map(_edge, space)
     spaces.check_value(space, first)
 
     def begin(key, index):
         drawn = spaces.sample(space, key)
         chosen = jax.tree.map(lambda a, b: jnp.where(index == 0, a, b), first, drawn)
         z = spaces.unconstrain(space, chosen)
-        return jax.tree.map(lambda x: jnp.clip(x, -EDGE, EDGE), z)
+        return jax.tree.map(lambda x, edge: jnp.clip(x, -edge, edge), z, edges)
 
     @jax.jit
     def init(key):
@@ -181,6 +183,13 @@ def descent(
         return _strong(new), Outcome(hparams, values, info["horizon"], index, info)
 
     return Tuner(init, step)
+
+
+def _edge(dim: spaces.Dimension) -> float:
+    """Return the largest |z| of a start; a decreasing sequence multiplies one share a free step."""
+    if isinstance(dim, spaces.Sequence) and dim.decreasing:
+        return EDGE + math.log(dim.coordinates_shape[0])
+    return EDGE
 
 
 def _strong(state: PyTree) -> PyTree:

@@ -1,0 +1,133 @@
+"""The benchmarks' own machinery, and the tables that the documents quote."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import hypergradient, tables
+from benchmarks.__main__ import main
+from benchmarks.record import Figure, Results, interleave
+
+ROOT = Path(__file__).parent.parent
+KEPT = sorted((ROOT / "benchmarks" / "results").glob("*.jsonl"))
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "results.jsonl"
+
+
+def test_results_go_on_where_they_stopped(file):
+    first = Results(file, "speed", {"quick": True})
+    first.add("small", [Figure("ours", "time", 1.5, "s"), Figure("ours", "loss", 0.1, "nats", 0)])
+    first.add("small", [Figure("ours", "loss", 0.2, "nats", 1)])
+    again = Results(file, "speed", {"quick": True})
+    assert again.cases == first.cases == {"small": {"ours": {"time": 1.5, "loss": [0.1, 0.2]}}}
+    assert again.header == first.header
+    assert set(json.loads(file.read_text().splitlines()[1])) == {
+        "benchmark", "case", "method", "metric", "value", "unit", "seed",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"benchmark": "speed"}\n', "[]\n", '{"a": 1}'])
+def test_a_damaged_results_file_is_named(file, damage):
+    file.write_text(damage)
+    with pytest.raises(ValueError, match="is no whole results file; name another with --out"):
+        Results(file, "speed", {})
+
+
+def test_a_torn_last_line_is_named(file):
+    Results(file, "speed", {}).add("small", [Figure("ours", "time", 1.5, "s")])
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(ValueError, match="no whole results file"):
+        Results(file, "speed", {})
+
+
+def test_other_settings_do_not_share_a_file(file):
+    Results(file, "speed", {"cores": 1})
+    with pytest.raises(ValueError, match=r"'cores': 1.*expected.*'cores': 2"):
+        Results(file, "speed", {"cores": 2})
+
+
+def test_other_versions_are_read_but_not_added_to(file, monkeypatch):
+    Results(file, "speed", {})
+    monkeypatch.setattr("benchmarks.record.commit", lambda: "another")
+    assert Results(file, "speed", {}, resume=False).cases == {}
+    with pytest.raises(ValueError, match=r"expected .*another; name another with --out"):
+        Results(file, "speed", {})
+
+
+def test_a_number_that_is_none_is_refused(file):
+    with pytest.raises(ValueError, match="Out of range float"):
+        Results(file, "speed", {}).add("small", [Figure("ours", "time", float("nan"), "s")])
+
+
+def test_turns_are_taken_and_the_first_does_not_count():
+    order = []
+
+    def call(name, seconds):
+        order.append(name)
+        return seconds.pop(0)
+
+    times = interleave(
+        {"a": lambda s=[9.0, 1.0, 3.0, 2.0]: call("a", s), "b": lambda s=[9.0] * 4: call("b", s)}, 3
+    )
+    assert order == ["a", "b"] * 4
+    assert times["a"] == {"median": 2.0, "lowest": 1.0, "highest": 3.0}
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_kept_results_name_what_they_measured(path):
+    header = tables.load(path).header
+    assert header["benchmark"] == path.stem
+    assert header["settings"]["quick"] is False
+    assert not header["commit"].endswith("+"), "measured on files that no commit holds"
+    assert {"date", "machine", "command"} <= set(header)
+    assert "not installed" not in header["versions"].values()
+
+
+@pytest.mark.parametrize("document", tables.DOCUMENTS)
+def test_tables_are_those_of_the_results(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert tables.BLOCK.search(text), "no table in this document"
+    assert tables.render(text, ROOT / "benchmarks" / "results") == text
+
+
+def test_every_scheme_is_the_same_derivative():
+    """At a small size; the kept file holds the full one."""
+    errors = hypergradient.finite_differences(hypergradient.Setting("momentum", 6, 4, 8))
+    assert len(errors) == 8
+    assert max(errors.values()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "invalid choice: 'nothing'"),
+        (["schedules", "--data", "nowhere"], "--data is 'nowhere', which is not there"),
+        (["hypergradient", "--cores", "0"], "--cores is 0, expected at least 1"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_quick_run_ends_with_its_table(tmp_path):
+    out = tmp_path / "quick.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "schedules", "--quick", "--out", str(out)],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| tuned" in done.stdout
+    assert len(tables.load(out).cases["digits"]) == 5
