@@ -6,11 +6,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hypergrad import adapters, estimators, schedulers, searchers, space, study, tuners
+    from hypergrad import adapters, estimators, schedulers, searchers, solve, space, study, tuners
     from hypergrad.estimators import Estimate, Estimator
     from hypergrad.population import Population, population
     from hypergrad.problem import Examples, Problem, Task, Variables, check
     from hypergrad.report import report
+    from hypergrad.response import best_response, gauss_newton
     from hypergrad.searchers import Outcome, Searcher
     from hypergrad.space import Choice, Integer, LogReal, Real, Sequence, schedule
     from hypergrad.train import TrainState, averaged, init_state, step, unroll
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters estimators schedulers searchers space study tuners",
+    "hypergrad": "adapters estimators schedulers searchers solve space study tuners",
     "hypergrad.estimators": "Estimate Estimator",
     "hypergrad.population": "Population population",
     "hypergrad.problem": "Examples Problem Task Variables check",
     "hypergrad.report": "report",
+    "hypergrad.response": "best_response gauss_newton",
     "hypergrad.searchers": "Outcome Searcher",
     "hypergrad.space": "Choice Integer LogReal Real Sequence schedule",
     "hypergrad.train": "TrainState averaged init_state step unroll",
@@ -56,14 +58,17 @@ __all__ = [
     "Variables",
     "adapters",
     "averaged",
+    "best_response",
     "check",
     "estimators",
+    "gauss_newton",
     "init_state",
     "population",
     "report",
     "schedule",
     "schedulers",
     "searchers",
+    "solve",
     "space",
     "step",
     "study",

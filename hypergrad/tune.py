@@ -34,7 +34,7 @@ class Settings(NamedTuple):
 
     Attributes:
         method: "descent" or "random" (`registry.METHODS`).
-        estimator: name of the hypergradient estimator ("reverse", "forward", "truncated").
+        estimator: name of the hypergradient estimator ("reverse", "forward", "truncated", "implicit").
         budget: outer steps for "descent", trials for "random".
         seed: of everything.
         learning_rate: of the outer Adam, decayed to zero by a cosine over the budget.
