@@ -206,7 +206,6 @@ def check_implicit(problem: Problem, hparams: HParams, horizon: int, batch: Batc
 
     **Cost:** traces of a gradient and of three steps; nothing is compiled or run.
     """
-
     key = jax.random.key(0)
 
     def stationarity(weights, floats, hparams):

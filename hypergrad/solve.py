@@ -47,7 +47,9 @@ class Solve(Protocol):
 
     def __call__(
         self, matvec: MatVec, b: PyTree, start: PyTree = None, tolerance: Array | None = None
-    ) -> tuple[PyTree, SolveInfo]: ...
+    ) -> tuple[PyTree, SolveInfo]:
+        """Return x and how well it solves A x = b."""
+        ...
 
 
 class _Solved(NamedTuple):

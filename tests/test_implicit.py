@@ -38,8 +38,9 @@ def total(solved):
     return jax.tree.map(np.add, solved.direct, solved.response)
 
 
-@pytest.mark.parametrize("name", list(CLOSED))
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    ("name", "wide"), [*((name, True) for name in CLOSED), ("ridge_many", False)]
+)
 def test_closed_forms(name, wide):
     with jax.enable_x64(wide):
         solved = CLOSED[name]()
@@ -54,7 +55,7 @@ def test_closed_forms(name, wide):
         assert not advice(got)
 
 
-def test_every_solver_and_curvature():
+def test_solvers_and_curvatures():
     with jax.enable_x64(True):
         solved = ridge_many()
         outputs = lambda w, h, batch: (batch[0] @ w, w)  # noqa: E731
@@ -64,18 +65,12 @@ def test_every_solver_and_curvature():
             return 0.5 * jnp.mean((z[0] - batch[1]) ** 2) + penalty
 
         exact = {
-            "normal_cg": {"solve": solvers.normal_cg()},
             "gmres": {"solve": solvers.gmres()},
-            "bicgstab": {"solve": solvers.bicgstab()},
-            "direct": {"solve": solvers.direct()},
             "fixed_point": {"solve": solvers.fixed_point()},
-            "neumann": {"solve": solvers.neumann(500)},
             "gauss_newton": {"curvature": gauss_newton(outputs, convex)},
         }
         biased = {
             "identity": {"solve": solvers.identity()},
-            "damped": {"solve": solvers.damped(solvers.cg(), 0.5)},
-            "neumann": {"solve": solvers.neumann(3)},
             "wrong curvature": {
                 "curvature": lambda *args: lambda u: 2 * hessian(*args)(u)  # deliberately
             },
@@ -98,7 +93,7 @@ def test_the_neumann_series_is_truncated_descent_at_the_minimum():
         solved = weighted_least_squares()
         rate = 0.2
         problem = solved.problem._replace(optimizer=lambda h: optax.sgd(rate))
-        for num_terms in (1, 5, 30):
+        for num_terms in (2, 20):
             window = estimate(truncated(problem, 2000, num_terms), solved.hparams)
             solve = solvers.neumann(num_terms, step_size=rate)
             series = estimate(implicit(problem, 2000, solve=solve), solved.hparams)
@@ -201,11 +196,8 @@ def test_best_response_takes_every_transform():
 
         h = solved.hparams
         tangent = {"log_l2": jnp.asarray(1.0)}
-        both(lambda f: f, h)
-        both(lambda f: lambda h: jax.jvp(f, (h,), (tangent,))[1], h)
-        both(lambda f: jax.grad(lambda h: jnp.sum(f(h) ** 3)), h)
+        both(lambda f: lambda h: jax.jvp(f, (h,), (tangent,)), h)
         both(lambda f: jax.hessian(lambda h: jnp.sum(f(h) ** 3)), h)
-        both(lambda f: jax.jacrev(jax.jacrev(f)), h)
         both(
             lambda f: jax.vmap(jax.grad(lambda h: jnp.sum(f(h) ** 3))),
             {"log_l2": jnp.linspace(-2.0, 0.0, 3)},
@@ -216,15 +208,11 @@ def test_minibatches_are_unbiased():
     """Each estimate is noise about the closed form; a wrong one is more than four standard errors off."""
     with jax.enable_x64(True):
         solved = quadratic_bilevel(batch_size=2)
-        for choose in (next_batch, full_batch):
-            many = average(implicit(solved.problem, 60, batch=choose), 400)
-            got = estimate(many, solved.hparams)
-            off = (
-                np.abs(got.hypergrad["point"] - total(solved)["point"])
-                / got.info.std_error["point"]
-            )
-            assert np.all(off < 4), off
-            assert np.all(got.info.std_error["point"] < 0.1)
+        many = average(implicit(solved.problem, 60, batch=next_batch), 400)
+        got = estimate(many, solved.hparams)
+        error = got.info.std_error["point"]
+        assert np.all(np.abs(got.hypergrad["point"] - total(solved)["point"]) < 4 * error)
+        assert np.all(error < 0.15)
         wrong = average(implicit(solved.problem, 60, solve=solvers.identity()), 400)
         got = estimate(wrong, solved.hparams)
         off = np.abs(got.hypergrad["point"] - total(solved)["point"]) / got.info.std_error["point"]
@@ -365,14 +353,9 @@ def test_negative_curvature_is_reported_and_gauss_newton_cures_it():
         assert np.isinf(got.info.condition)
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(got.hypergrad))
         assert any("not positive definite" in line for line in advice(got))
-        least = -float(got.info.smallest_curvature)
-        cured = (
-            {"curvature": gauss_newton(outputs, convex)},
-            {"solve": solvers.damped(solvers.cg(), 50 * least)},
-        )
-        for settings in cured:
-            got = estimate(implicit(problem, 1, **settings), hparams)
-            assert got.info.smallest_curvature > 0 and got.info.converged
+        cured = implicit(problem, 1, curvature=gauss_newton(outputs, convex))
+        got = estimate(cured, hparams)
+        assert got.info.smallest_curvature > 0 and got.info.converged
 
 
 def test_a_solver_that_does_not_converge_says_so():
@@ -395,11 +378,14 @@ def test_bfloat16_weights():
 
 
 def refused(problem, hparams, make=implicit, **settings):
-    with pytest.raises(ValueError) as caught:
+    def attempt():
         made = make(problem, 5, **settings)
-        jax.jit(made if make is best_response else made.estimate)(
-            *((hparams, KEY) if make is best_response else (KEY, made.init(KEY, hparams), hparams))
-        )
+        if make is best_response:
+            return jax.eval_shape(made, hparams, KEY)
+        return jax.eval_shape(made.estimate, KEY, made.init(KEY, hparams), hparams)
+
+    with pytest.raises(ValueError) as caught:
+        attempt()
     message = str(caught.value)
     assert "\n" not in message and len(message) < 500
     return message
