@@ -102,6 +102,8 @@ def test_check_compares_with_finite_differences():
         line.split() for line in done.stdout.splitlines() if line.startswith(("reverse", "forward"))
     ]
     assert len(rows) == 4
+    # this task tunes the optimizer's hparams alone
+    assert "implicit               not for this task: hparams['lr'] acts" in done.stdout
 
 
 def test_user_file_with_a_task(tmp_path):

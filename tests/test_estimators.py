@@ -96,6 +96,8 @@ def test_equals_plain_autodiff(case, name):
 def test_contract(problem_name, name):
     problem, hparams = ALL[problem_name]()
     if name in IMPLICIT:
+        if problem_name != "schedules":
+            pytest.skip("one problem for what compiles a linear solver too, to compile less")
         problem, hparams = only(problem, hparams, ("smoothing", "data_weight"))
     traces = []
 
