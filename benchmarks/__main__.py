@@ -11,6 +11,7 @@ from benchmarks.record import Results, pin
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",
+    "hypercleaning": "finding flipped labels by tuning a weight for every example",
     "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
 }
 
@@ -32,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         help="results file; cases in it are not run again (default: results/NAME.jsonl)",
     )
-    parser.add_argument("--data", help="folder of the MNIST files, for 'schedules'")
+    parser.add_argument(
+        "--data", help="folder of the MNIST files, for 'schedules' and 'hypercleaning'"
+    )
     parser.add_argument(
         "--torch-python",
         help="Python with torch, torchopt and higher (pip install torch torchopt higher); no peers without",
