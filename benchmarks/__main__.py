@@ -12,6 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 NAMES = {
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",
     "hypercleaning": "finding flipped labels by tuning a weight for every example",
+    "implicit": "cost and agreement of implicit hypergradients, beside jaxopt, TorchOpt and PyTorch",
     "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
 }
 
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="results file; cases in it are not run again (default: results/NAME.jsonl)",
     )
     parser.add_argument(
-        "--data", help="folder of the MNIST files, for 'schedules' and 'hypercleaning'"
+        "--data", help="folder of the MNIST files, for 'schedules', 'hypercleaning' and 'implicit'"
     )
     parser.add_argument(
         "--torch-python",
