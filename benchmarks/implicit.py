@@ -74,7 +74,7 @@ def run(results: Results, options) -> None:
             results.add(setting.name, measure(setting, options))
 
 
-def arrays(setting: Setting, data: str | None) -> dict[str, np.ndarray]:
+def arrays(setting: Setting, data: str | None) -> dict[str, Any]:
     """Make inputs, labels and trained weights."""
     if setting.source == "MNIST":
         from tasks import images
