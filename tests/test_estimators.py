@@ -123,6 +123,8 @@ def test_contract(problem_name, name):
     with jax.disable_jit(problem_name == "ridge"):
         assert_close(estimator.estimate(KEY, state, hparams)[1].hypergrad, first[1].hypergrad)
 
+    if problem_name not in ("schedules", "batch_norm_dropout", "recurrent"):
+        return  # the transforms compile twice more: three problems are enough for them
     keys = jax.random.split(KEY, 2)
     many = jax.tree.map(lambda x: jnp.stack([x, 0.9 * x]), hparams)
     batched = jax.jit(jax.vmap(lambda k, h: estimator.estimate(k, state, h)[1].hypergrad))(
