@@ -50,7 +50,7 @@ def measure(batch: int, quick: bool) -> list[Figure]:
     most = MOST // (4 if quick else 1)
     figures, calls = [], {OURS: ours(batch, num)}
     try:
-        import optuna
+        import optuna  # pyright: ignore[reportMissingImports]
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         figures.append(Figure("Optuna", "version", optuna.__version__, "optuna"))
@@ -104,15 +104,15 @@ def sqlite(folder: Path):
 
 
 def journal_file(folder: Path):
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages import JournalStorage  # pyright: ignore[reportMissingImports]
+    from optuna.storages.journal import JournalFileBackend  # pyright: ignore[reportMissingImports]
 
     return JournalStorage(JournalFileBackend(str(folder / "journal.log")))
 
 
 def theirs(store: Callable, work: Callable, batch: int, num: int) -> Callable[[], float]:
     """Do the same with Optuna; making the study is not counted, as it is slow and done once."""
-    import optuna
+    import optuna  # pyright: ignore[reportMissingImports]
 
     def call() -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -127,7 +127,7 @@ def theirs(store: Callable, work: Callable, batch: int, num: int) -> Callable[[]
 
 
 def distributions() -> Any:
-    import optuna
+    import optuna  # pyright: ignore[reportMissingImports]
 
     return {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in NAMES}
 
@@ -139,7 +139,7 @@ def ask_and_tell(made, batch: int) -> None:
 
 
 def add_trials(made, batch: int) -> None:
-    import optuna
+    import optuna  # pyright: ignore[reportMissingImports]
 
     params: dict[str, Any] = dict.fromkeys(NAMES, 0.5)
     made.add_trials(
