@@ -3,9 +3,10 @@
 import contextlib
 import hashlib
 import json
+import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,8 +126,8 @@ def run(
 ) -> Study:
     """Take `num_steps` steps of a tuner.
 
-    Ctrl-C ends the study after the step in flight and keeps the best so far. A trial that is not finite
-    is kept among the outcomes and never becomes the best.
+    Ctrl-C ends the study after the step in flight and keeps the best so far; pressed twice it ends the step,
+    too. A trial that is not finite is kept among the outcomes and never becomes the best.
 
     With `storage`, a step counts when its record is on the disk; `on_step` is called after that. Whatever
     ends the process then, `resume` goes on and arrives at the same bits.
@@ -284,20 +285,49 @@ def _run(
             state, old, before = disk.restore(tuner, run_key, state)
             for outcome in old:
                 keep(outcome)
-        for index in range(len(outcomes), num_steps):
-            if outcomes and np.any(outcomes[-1].info.get("done", False)):
-                break
-            state, outcome = _step(tuner, jax.random.fold_in(run_key, index), state)
-            keep(outcome)
-            seconds = before + time.perf_counter() - began
-            new = disk is None or disk.append(index, outcome, best_value, seconds, state)
-            if new and on_step is not None:
-                on_step(index, outcome, best_value)
+        with _noted_interrupt() as asked:
+            for index in range(len(outcomes), num_steps):
+                if outcomes and np.any(outcomes[-1].info.get("done", False)):
+                    break
+                if asked:
+                    raise KeyboardInterrupt
+                state, outcome = _step(tuner, jax.random.fold_in(run_key, index), state)
+                keep(outcome)
+                seconds = before + time.perf_counter() - began
+                new = disk is None or disk.append(index, outcome, best_value, seconds, state)
+                if new and on_step is not None:
+                    on_step(index, outcome, best_value)
     except KeyboardInterrupt:
         interrupted = True
     if disk is not None:
         disk.save()
     return Study(best, best_value, outcomes, interrupted, before + time.perf_counter() - began)
+
+
+@contextlib.contextmanager
+def _noted_interrupt() -> Iterator[list[int]]:
+    """Note the first Ctrl-C in a list instead of raising it: in C code an exception may get lost."""
+    asked: list[int] = []
+
+    def note(number, frame):
+        if asked:
+            signal.default_int_handler(number, frame)
+        asked.append(number)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield asked  # the user's own handler stays
+        return
+    try:
+        signal.signal(signal.SIGINT, note)
+    except ValueError:  # only the main thread may, and only it is interrupted
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 class _Disk:
