@@ -14,6 +14,8 @@ NAMES = {
     "storage": "acknowledged trials a second, beside the storages of Optuna",
     "compat": "whether the suite passes on every Python here, oldest and newest jax, x64 on and off",
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",
+    "hypercleaning": "finding flipped labels by tuning a weight for every example",
+    "implicit": "cost and agreement of implicit hypergradients, beside jaxopt, TorchOpt and PyTorch",
     "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
 }
 
@@ -35,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         help="results file; cases in it are not run again (default: results/NAME.jsonl)",
     )
-    parser.add_argument("--data", help="folder of the MNIST files, for 'schedules'")
+    parser.add_argument(
+        "--data", help="folder of the MNIST files, for 'schedules', 'hypercleaning' and 'implicit'"
+    )
     parser.add_argument(
         "--torch-python",
         help="Python with torch, torchopt and higher (pip install torch torchopt higher); no peers without",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         integrations,
         schedulers,
         searchers,
+        solve,
         space,
         study,
         tuners,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from hypergrad.population import Population, population
     from hypergrad.problem import Examples, Problem, Task, Variables, check
     from hypergrad.report import report
+    from hypergrad.response import best_response, gauss_newton
     from hypergrad.resume import replay, resume
     from hypergrad.searchers import Outcome, Searcher
     from hypergrad.settings import Settings
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters estimators integrations schedulers searchers space study tuners",
+    "hypergrad": "adapters estimators integrations schedulers searchers solve space study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
     "hypergrad.export": "load_schedule",
@@ -43,6 +45,7 @@ _HOMES = {
     "hypergrad.problem": "Examples Problem Task Variables check",
     "hypergrad.report": "report",
     "hypergrad.resume": "replay resume",
+    "hypergrad.response": "best_response gauss_newton",
     "hypergrad.searchers": "Outcome Searcher",
     "hypergrad.settings": "Settings",
     "hypergrad.space": "Choice Integer LogReal Real Sequence schedule",
@@ -77,8 +80,10 @@ __all__ = [
     "Variables",
     "adapters",
     "averaged",
+    "best_response",
     "check",
     "estimators",
+    "gauss_newton",
     "init_state",
     "integrations",
     "load_schedule",
@@ -89,6 +94,7 @@ __all__ = [
     "schedule",
     "schedulers",
     "searchers",
+    "solve",
     "space",
     "step",
     "study",

@@ -205,8 +205,8 @@ def _fish(commands: dict[str, Command]) -> str:
     lines = [
         "# fish completion of hypergrad; write it to ~/.config/fish/completions/hypergrad.fish",
         "function __hypergrad_tasks",
-        "    for file in (grep -ls '^def task(' tasks/*.py /dev/null)",
-        "        string replace -r '.*/(.*)\\.py$' '$1' $file",
+        "    for file in tasks/*.py",
+        "        grep -qs '^def task(' $file; and basename $file .py",
         "    end",
         "end",
         "complete -c hypergrad -f",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hypergrad.estimators import Estimator, forward, reverse, truncated
+from hypergrad.estimators import Estimator, forward, implicit, reverse, truncated
 from hypergrad.problem import Problem
 from hypergrad.settings import check_name
 
@@ -10,6 +10,7 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "reverse": reverse,
     "forward": forward,
     "truncated": truncated,
+    "implicit": implicit,
 }
 METHODS: dict[str, str] = {
     "descent": "hypergradient descent on the unconstrained space, with any estimator",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hypergrad.problem import Problem
+from hypergrad.problem import Examples, Problem
 from hypergrad.space import schedule
 from hypergrad.types import HParams, PyTree
 
@@ -113,4 +113,136 @@ def ridge() -> Solved:
         value=float(0.5 * np.mean(residual**2) + 0.05 * log_l2**2),
         direct={"log_l2": np.asarray(0.1 * log_l2)},
         response={"log_l2": np.asarray(-np.exp(log_l2) * weights @ adjoint)},
+    )
+
+
+def ridge_many() -> Solved:
+    """Ridge regression with a penalty a weight, by gradient descent.
+
+    w* = (A + diag e^λ)⁻¹ b,   df/dλ_i = −e^{λ_i} w*_i v_i,   v = (A + diag e^λ)⁻¹ ∇_w f
+    """
+    inputs, targets = _regression(8)
+    log_l2 = np.linspace(-3.0, 0.0, 4)
+    hessian = inputs[0].T @ inputs[0] / 30 + np.diag(np.exp(log_l2))
+    weights, adjoint, value = _minimum(hessian, inputs, targets, inputs[0].T @ targets[0] / 30)
+    problem = _least_squares(
+        inputs,
+        targets,
+        hessian,
+        lambda w, h, x, y: (
+            0.5 * jnp.mean((x @ w - y) ** 2) + 0.5 * jnp.sum(jnp.exp(h["log_l2"]) * w**2)
+        ),
+    )
+    return Solved(
+        problem=problem,
+        hparams={"log_l2": jnp.asarray(log_l2)},
+        value=value,
+        direct={"log_l2": np.zeros(4)},
+        response={"log_l2": -np.exp(log_l2) * weights * adjoint},
+    )
+
+
+def weighted_least_squares() -> Solved:
+    """Least squares with a weight an example and a fixed penalty of 0.1, by gradient descent.
+
+    L = (1/2n) Σ_i e^{λ_i} (x_i·w − y_i)² + 0.05 ‖w‖²,   df/dλ_i = −e^{λ_i} (x_i·w* − y_i) x_i·v / n
+    """
+    inputs, targets = _regression(9)
+    log_weight = np.linspace(-1.0, 1.0, 30)
+    scaled = np.exp(log_weight)[:, None] * inputs[0] / 30
+    hessian = scaled.T @ inputs[0] + 0.1 * np.eye(4)
+    weights, adjoint, value = _minimum(hessian, inputs, targets, scaled.T @ targets[0])
+    problem = _least_squares(
+        inputs,
+        targets,
+        hessian,
+        lambda w, h, x, y: (
+            0.5 * jnp.mean(jnp.exp(h["log_weight"]) * (x @ w - y) ** 2) + 0.05 * jnp.sum(w**2)
+        ),
+    )
+    return Solved(
+        problem=problem,
+        hparams={"log_weight": jnp.asarray(log_weight)},
+        value=value,
+        direct={"log_weight": np.zeros(30)},
+        response={"log_weight": -(inputs[0] @ weights - targets[0]) * (scaled @ adjoint)},
+    )
+
+
+def quadratic_bilevel(batch_size: int | None = None) -> Solved:
+    """A quadratic in the weights over a quadratic in the hparams, as a mean over 16 examples.
+
+    L = ½ wᵀAw − mean_i (B_i λ + b_i)ᵀ w,   f = ½ ‖w − c‖² + 0.05 ‖λ‖²
+    w* = A⁻¹ (B̄λ + b̄),   df/dλ = λ/10 + B̄ᵀ A⁻¹ (w* − c)
+
+    All is linear in the examples, so that with minibatches the expectation of every implicit
+    hypergradient with an exact solve is that of the full batch.
+
+    Args:
+        batch_size: of the minibatches, drawn with replacement; None: always all.
+    """
+    random = np.random.default_rng(10)
+    root = random.normal(size=(5, 5))
+    a = root @ root.T / 5 + 0.5 * np.eye(5)
+    coupling, shift = random.normal(size=(16, 5, 3)), random.normal(size=(16, 5))
+    centre, point = random.normal(size=5), np.array([0.5, -1.0, 0.3])
+    weights = np.linalg.solve(a, coupling.mean(0) @ point + shift.mean(0))
+    adjoint = np.linalg.solve(a, weights - centre)
+    rate = float(1 / np.linalg.eigvalsh(a)[-1])
+    examples = Examples(16, lambda index: (jnp.asarray(coupling)[index], jnp.asarray(shift)[index]))
+
+    def loss(w, h, batch):
+        pull = jnp.mean(batch[0], 0) @ h["point"] + jnp.mean(batch[1], 0)
+        return 0.5 * w @ jnp.asarray(a) @ w - pull @ w
+
+    def train_batch(key, step):
+        if batch_size is None:
+            return examples.at(jnp.arange(16))
+        return examples.at(jax.random.randint(key, (batch_size,), 0, 16))
+
+    problem = Problem(
+        init=lambda key, h: jnp.zeros(5),
+        loss=loss,
+        objective=lambda w, h, batch: (
+            0.5 * jnp.sum((w - centre) ** 2) + 0.05 * jnp.sum(h["point"] ** 2)
+        ),
+        optimizer=lambda h: optax.sgd(rate),
+        train_batch=train_batch,
+        valid_batch=lambda key: (),
+        train_set=examples,
+    )
+    return Solved(
+        problem=problem,
+        hparams={"point": jnp.asarray(point)},
+        value=float(0.5 * np.sum((weights - centre) ** 2) + 0.05 * point @ point),
+        direct={"point": 0.1 * point},
+        response={"point": coupling.mean(0).T @ adjoint},
+    )
+
+
+def _regression(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make inputs `[2, 30, 4]` and targets `[2, 30]`, for training and validation."""
+    random = np.random.default_rng(seed)
+    return random.normal(size=(2, 30, 4)), random.normal(size=(2, 30))
+
+
+def _minimum(hessian, inputs, targets, moment) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return w* = H⁻¹ moment, v = H⁻¹ ∇_w f and f, for f half the mean squared error on validation."""
+    weights = np.linalg.solve(hessian, moment)
+    residual = inputs[1] @ weights - targets[1]
+    adjoint = np.linalg.solve(hessian, inputs[1].T @ residual / len(residual))
+    return weights, adjoint, float(0.5 * np.mean(residual**2))
+
+
+def _least_squares(inputs, targets, hessian, loss) -> Problem:
+    """Make the problem of a linear model from its loss (w, hparams, inputs, targets) -> []."""
+    rate = float(1 / np.linalg.eigvalsh(hessian)[-1])
+    train, valid = ((jnp.asarray(inputs[i]), jnp.asarray(targets[i])) for i in range(2))
+    return Problem(
+        init=lambda key, h: jnp.zeros(inputs.shape[-1]),
+        loss=lambda w, h, batch: loss(w, h, *batch),
+        objective=lambda w, h, batch: 0.5 * jnp.mean((batch[0] @ w - batch[1]) ** 2),
+        optimizer=lambda h: optax.sgd(rate),
+        train_batch=lambda key, step: train,
+        valid_batch=lambda key: valid,
     )

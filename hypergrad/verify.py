@@ -30,6 +30,7 @@ class Row(NamedTuple):
         ratio: time as a multiple of training.
         num_bytes: temporary memory of the compiled estimate.
         exact: whether the estimator claims to be exact.
+        refused: why the estimator does not take this task; empty if it does.
     """
 
     estimator: str
@@ -39,6 +40,7 @@ class Row(NamedTuple):
     ratio: float
     num_bytes: int
     exact: bool
+    refused: str = ""
 
 
 def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row]:
@@ -91,10 +93,18 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
         "reverse, plain": (reverse(problem, horizon, backward=plain()), True),
         "forward": (forward(problem, horizon, chunk=16), True),
         "truncated, a quarter": (registry.estimator("truncated", problem, horizon), False),
+        "implicit": (registry.estimator("implicit", problem, horizon), False),
     }
     for name, (estimator, exact) in estimators.items():
         state = estimator.init(key, hparams)
-        compiled = jax.jit(estimator.estimate).lower(key, state, hparams).compile()
+        try:
+            lowered = jax.jit(estimator.estimate).lower(key, state, hparams)
+        except ValueError as error:
+            if exact:
+                raise
+            rows.append(Row(name, np.nan, "", np.nan, np.nan, 0, exact, str(error)))
+            continue
+        compiled = lowered.compile()
         grads = jax.block_until_ready(compiled(key, state, hparams))[1].hypergrad
         ours = _along(pull(grads)[0], directions)
         scale = np.maximum(np.abs(reference), 1e-6 * max(np.abs(reference).max(), 1e-30))
@@ -122,10 +132,12 @@ def in_float64(problem: Problem) -> Problem:
     def wide(value: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if tree.is_float(x) else x, value)
 
+    examples = problem.train_set
     return problem._replace(
         init=lambda key, hparams: wide(problem.init(key, hparams)),
         train_batch=lambda key, step: wide(problem.train_batch(key, step)),
         valid_batch=lambda key: wide(problem.valid_batch(key)),
+        train_set=examples and examples._replace(at=lambda index: wide(examples.at(index))),
     )
 
 

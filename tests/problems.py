@@ -191,6 +191,19 @@ def polyak():
     return problem._replace(optimizer=optimizer), {"scaling": value(0.1)}
 
 
+def only(problem, hparams, names):
+    """The same problem with these hparams alone; the others are fixed."""
+    fixed = {name: x for name, x in hparams.items() if name not in names}
+    kept = {name: x for name, x in hparams.items() if name in names}
+    smaller = problem._replace(
+        init=lambda key, h: problem.init(key, fixed | h),
+        loss=lambda p, h, b: problem.loss(p, fixed | h, b),
+        objective=lambda p, h, b: problem.objective(p, fixed | h, b),
+        optimizer=lambda h: problem.optimizer(fixed | h),
+    )
+    return smaller, kept
+
+
 ALL = {
     f.__name__: f
     for f in (

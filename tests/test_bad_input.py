@@ -85,7 +85,7 @@ CASES = {
     "problem.loss is None": checked(loss=None),
     "problem.loss returned an array of shape (3,)": checked(loss=lambda p, h, b: p),
     "problem.loss returned a tuple of 2": checked(loss=lambda p, h, b: (jnp.sum(p), None)),
-    "problem.objective returned an array of shape () and dtype int32": checked(
+    "problem.objective returned an array of shape () and dtype int": checked(
         objective=lambda p, h, b: jnp.argmax(p)
     ),
     "problem.loss failed on the given hparams: hparams or batch has no entry 'lr'": checked(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hypergradient, tables
+from benchmarks import tables
 from benchmarks.__main__ import main
 from benchmarks.record import Figure, Results, interleave
 
@@ -95,13 +95,6 @@ def test_tables_are_those_of_the_results(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     assert tables.BLOCK.search(text), "no table in this document"
     assert tables.render(text, ROOT / "benchmarks" / "results") == text
-
-
-def test_every_scheme_is_the_same_derivative():
-    """At a small size; the kept file holds the full one."""
-    errors = hypergradient.finite_differences(hypergradient.Setting("momentum", 6, 4, 8))
-    assert len(errors) == 8
-    assert max(errors.values()) < 1e-6
 
 
 @pytest.mark.parametrize(

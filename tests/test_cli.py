@@ -110,6 +110,8 @@ def test_check_compares_with_finite_differences():
         line.split() for line in done.stdout.splitlines() if line.startswith(("reverse", "forward"))
     ]
     assert len(rows) == 4
+    # this task tunes the optimizer's hparams alone
+    assert "implicit               not for this task: hparams['lr'] acts" in done.stdout
 
 
 def test_a_user_file_may_have_any_name(tmp_path, monkeypatch):

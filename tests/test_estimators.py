@@ -13,6 +13,7 @@ from hypergrad.adjoint import nested_checkpoint, sqrt_checkpoint
 from hypergrad.estimators import (
     average,
     forward,
+    implicit,
     mixed,
     plain,
     plan,
@@ -21,10 +22,11 @@ from hypergrad.estimators import (
     truncated,
 )
 from hypergrad.estimators.base import StructuralZeroWarning, split_key
+from hypergrad.solve import neumann
 from hypergrad.testing import assert_close
 from hypergrad.train import init_state, unroll
 from hypergrad.verify import in_float64
-from tests.problems import ALL, HORIZON, ridge, schedules, value
+from tests.problems import ALL, HORIZON, only, ridge, schedules, value
 
 KEY = jax.random.key(3)
 ESTIMATORS = {
@@ -36,6 +38,8 @@ ESTIMATORS = {
     "forward_chunked": lambda p, n: forward(p, n, chunk=2),
     "truncated_window": lambda p, n: truncated(p, n, 3),
 }
+IMPLICIT = {"implicit": lambda p, n: implicit(p, n, solve=neumann(3, step_size=0.1))}
+"""Differentiates no run, so that it has the contract but not the comparisons."""
 EVERY = ("ridge", "schedules", "batch_norm_dropout", "polyak")
 """Problems that go through every pass."""
 EXACT = [name for name in ESTIMATORS if not name.startswith("truncated")]
@@ -92,9 +96,13 @@ def test_equals_plain_autodiff(case, name):
     "problem_name",
     ["ridge", "schedules", "batch_norm_dropout", "adam_dead_input", "recurrent", "polyak"],
 )
-@pytest.mark.parametrize("name", ["reverse", "forward", "truncated_window"])
+@pytest.mark.parametrize("name", ["reverse", "forward", "truncated_window", "implicit"])
 def test_contract(problem_name, name):
     problem, hparams = ALL[problem_name]()
+    if name in IMPLICIT:
+        if problem_name != "schedules":
+            pytest.skip("one problem for what compiles a linear solver too, to compile less")
+        problem, hparams = only(problem, hparams, ("smoothing", "data_weight"))
     traces = []
 
     def loss(*args):
@@ -102,7 +110,7 @@ def test_contract(problem_name, name):
         return ALL_LOSS(*args)
 
     ALL_LOSS = problem.loss
-    estimator = ESTIMATORS[name](problem._replace(loss=loss), HORIZON)
+    estimator = (ESTIMATORS | IMPLICIT)[name](problem._replace(loss=loss), HORIZON)
     state = estimator.init(KEY, hparams)
     compiled = jax.jit(estimator.estimate)
     first = compiled(KEY, state, hparams)
@@ -115,6 +123,8 @@ def test_contract(problem_name, name):
     with jax.disable_jit(problem_name == "ridge"):
         assert_close(estimator.estimate(KEY, state, hparams)[1].hypergrad, first[1].hypergrad)
 
+    if problem_name not in ("schedules", "batch_norm_dropout", "recurrent"):
+        return  # the transforms compile twice more: three problems are enough for them
     keys = jax.random.split(KEY, 2)
     many = jax.tree.map(lambda x: jnp.stack([x, 0.9 * x]), hparams)
     batched = jax.jit(jax.vmap(lambda k, h: estimator.estimate(k, state, h)[1].hypergrad))(
