@@ -34,7 +34,12 @@ def init_state(problem: Problem, key: Key, hparams: HParams) -> TrainState:
     """Make the state before the first step; differentiable in `hparams`."""
     init_key, run_key = jax.random.split(key)
     params = problem.init(init_key, hparams)
-    opt_state = problem.optimizer(hparams).init(trained(params))
+
+    def begin(hparams, weights):
+        return problem.optimizer(hparams).init(weights)
+
+    # DoG takes the norm of the first weights, whose derivative is singular at zero
+    opt_state = smooth(begin)(hparams, trained(params))
     # optax keeps some counters as Python numbers; a scan's carry wants arrays of a fixed type
     params, opt_state = jax.tree.map(_as_array, (params, opt_state))
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, run_key)
