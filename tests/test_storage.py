@@ -304,7 +304,7 @@ def test_a_record_too_long_is_refused_before_it_is_written(tmp_path):
 
 
 @given(st.binary(max_size=400), st.integers(0, 200), st.integers(0, 3))
-@fuzz(max_examples=300, deadline=None)
+@fuzz(deadline=None)
 def test_any_bytes_are_read_or_refused(tmp_path_factory, noise, place, mode):
     path = tmp_path_factory.mktemp("fuzz") / "journal.jsonl"
     good = b"".join(encode({"step": i, "values": [0.5]}) for i in range(4))
