@@ -3,13 +3,15 @@
 import difflib
 from collections.abc import Callable
 
-from hypergrad.estimators import Estimator, forward, reverse, truncated
+from hypergrad.estimators import Estimator, drift, forward, reverse, reversible, truncated
 from hypergrad.problem import Problem
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "reverse": reverse,
     "forward": forward,
     "truncated": truncated,
+    "drift": drift,
+    "reversible": reversible,
 }
 METHODS: dict[str, str] = {
     "descent": "hypergradient descent on the unconstrained space, with any estimator",
