@@ -27,7 +27,7 @@ ADVICE = (
 
 
 class Coefficients(NamedTuple):
-    """The numbers of one step, one `[]` for each leaf of the weights.
+    """The numbers of one step for each leaf of the weights `[L]`, or of all steps `[T, L]`.
 
     Attributes:
         momenta: m.
@@ -35,25 +35,23 @@ class Coefficients(NamedTuple):
         decays: D − 1, exactly 0 without decoupled decay; None where no step has any.
     """
 
-    momenta: list[Array]
-    rates: list[Array]
-    decays: list[Array] | None
+    momenta: Array
+    rates: Array
+    decays: Array | None
 
 
-class Kept(NamedTuple):
-    """What is stored of the state before each step, because it is not run backwards.
+class Course(NamedTuple):
+    """What of the states of a run depends on no gradient, and is known before it starts.
 
     Attributes:
-        step: index of the step.
-        fixed: counters and keys in the optimizer's state.
-        carried: the loss's carried state.
-        coefficients: of the step.
+        step: index of each step `[T]`.
+        fixed: counters and keys in the optimizer's state before each step, leading axis `[T]`.
+        coefficients: of each step; None where they are those of every step.
     """
 
     step: Array
     fixed: list[Array]
-    carried: PyTree
-    coefficients: Coefficients
+    coefficients: Coefficients | None
 
 
 class Recursion:
@@ -67,6 +65,7 @@ class Recursion:
 
     Attributes:
         decays: whether a step has a decoupled decay.
+        scheduled: whether the coefficients change from step to step.
         constant: the smallest momentum, where no hyperparameter or schedule changes any; else None.
 
     Args:
@@ -85,7 +84,7 @@ class Recursion:
         self.names = tree.leaf_names(weights)
         self.leaves, self.treedef = jax.tree.flatten(weights)
         self.places = self._find_velocity(hparams)
-        self.decays = True
+        self.decays, self.scheduled = True, True  # until the check has seen
         constant = self._check(hparams)
         self.constant = None if constant is None else float(constant.min())
 
@@ -106,34 +105,50 @@ class Recursion:
         """Read the numbers of the step whose counters are `fixed` off the optimizer."""
         one, zero = np.ones(len(self.leaves)), np.zeros(len(self.leaves))
         updates, velocity, _ = self._respond(hparams, fixed, one, zero, zero)
-        rates = [-u / v for u, v in zip(updates, velocity, strict=True)]
+        rates = -updates / velocity
         _, momenta, _ = self._respond(hparams, fixed, zero, one, zero)
         if not self.decays:
             return Coefficients(momenta, rates, None)
         updates, velocity, _ = self._respond(hparams, fixed, zero, zero, one)
-        decays = [u + r * v for u, r, v in zip(updates, rates, velocity, strict=True)]
+        decays = updates + rates * velocity
         # an L2 term within G makes u = −η v up to rounding, which is no decay
-        pairs = zip(decays, updates, strict=True)
-        decays = [jnp.where(jnp.abs(d) > 1e-5 * jnp.abs(u), d, 0) for d, u in pairs]
+        decays = jnp.where(jnp.abs(decays) > 1e-5 * jnp.abs(updates), decays, 0)
         return Coefficients(momenta, rates, decays)
 
-    def keep(self, hparams: HParams, state: TrainState) -> Kept:
-        """Take from the state before a step what must be stored of it."""
-        fixed = self.split(state.opt_state)[1]
-        return Kept(state.step, fixed, carried(state.params), self.coefficients(hparams, fixed))
+    def course(self, hparams: HParams, num_steps: int) -> tuple[Course, Coefficients, list[Array]]:
+        """Go through the counters and coefficients of a run without its gradients.
 
-    def state(self, kept: Kept, weights: list[Array], velocity: list[Array]) -> TrainState:
-        """Make the state before a step of what was stored and what was run backwards."""
-        params = with_parts(self.start.params, self.treedef.unflatten(weights), kept.carried)
-        return TrainState(kept.step, params, self.join(velocity, kept.fixed), self.start.key)
+        Returns:
+            The course, the coefficients of the first step, and the counters after the last one.
+        """
+        fixed = self.split(self.start.opt_state)[1]
+        zero = np.zeros(len(self.leaves))
+
+        def advance(fixed, _):
+            _, _, after = self._respond(hparams, fixed, zero, zero, zero)
+            return tree.cast_like(after, fixed), fixed
+
+        last, history = jax.lax.scan(advance, fixed, None, length=num_steps)
+        steps = self.start.step + jnp.arange(num_steps, dtype=self.start.step.dtype)
+        first, every = self.coefficients(hparams, fixed), None
+        if self.scheduled:
+            every = jax.vmap(lambda fixed: self.coefficients(hparams, fixed))(history)
+        return Course(steps, history, every), first, last
+
+    def state(
+        self, at: Course, loss_state: PyTree, weights: list[Array], velocity: list[Array]
+    ) -> TrainState:
+        """Make the state before a step of its part of the course and of what was run backwards."""
+        params = with_parts(self.start.params, self.treedef.unflatten(weights), loss_state)
+        return TrainState(at.step, params, self.join(velocity, at.fixed), self.start.key)
 
     def drive(
-        self, hparams: HParams, kept: Kept, weights: list[Array]
-    ) -> tuple[list[Array], TrainState, Array, PyTree]:
-        """Return G(g, w) of each leaf, the state after a step from rest, its loss `[]`, and g."""
-        rest = self.state(kept, weights, [jnp.zeros_like(w) for w in weights])
+        self, hparams: HParams, at: Course, loss_state: PyTree, weights: list[Array]
+    ) -> tuple[list[Array], PyTree, Array, PyTree]:
+        """Return G(g, w) of each leaf, the next carried state, the loss `[]`, and g: a step from rest."""
+        rest = self.state(at, loss_state, weights, [jnp.zeros_like(w) for w in weights])
         after, value, grads = step_and_grads(self.problem, hparams, rest)
-        return self.split(after.opt_state)[0], after, value, grads
+        return self.split(after.opt_state)[0], carried(after.params), value, grads
 
     def _find_velocity(self, hparams: HParams) -> list[int | None]:
         """Tell for each leaf of the optimizer's state whose velocity it is; None for what is no float."""
@@ -176,22 +191,25 @@ class Recursion:
             jnp.full((1,) * w.ndim, x, jnp.promote_types(w.dtype, jnp.float32)) for x, w in pairs
         ]
 
-    def _respond(self, hparams, fixed, grads, velocity, weights):
-        """Update one-entry weights; return the updates, the new velocity and the rest of the state."""
-        optimizer = self.problem.optimizer(hparams)
+    def _respond(
+        self, hparams: HParams, fixed: list[Array], grads: Any, velocity: Any, weights: Any
+    ) -> tuple[Array, Array, list[Array]]:
+        """Update weights of one entry a leaf; return the updates and velocities `[L]`, and new counters."""
         grads, weights = (self.treedef.unflatten(self._small(x)) for x in (grads, weights))
-        updates, state = optimizer.update(grads, self.join(self._small(velocity), fixed), weights)
-        velocity, fixed = self.split(state)
-        found = []
-        for values in (jax.tree.leaves(updates), velocity):
-            for name, x in zip(self.names, values, strict=True):
-                if x.size != 1:
-                    raise ValueError(
-                        f"problem.optimizer has rates or momenta of shape {x.shape} for params[{name!r}], "
-                        "expected one number a leaf; use estimators.reverse"
-                    )
-            found.append([x.reshape(()) for x in values])
-        return *found, fixed
+        opt_state = self.join(self._small(velocity), fixed)
+        updates, opt_state = self.problem.optimizer(hparams).update(grads, opt_state, weights)
+        velocity, fixed = self.split(opt_state)
+        return self._numbers(jax.tree.leaves(updates)), self._numbers(velocity), fixed
+
+    def _numbers(self, values: list[Array]) -> Array:
+        for name, x in zip(self.names, values, strict=True):
+            if x.size != 1:
+                raise ValueError(
+                    f"problem.optimizer has rates or momenta of shape {x.shape} for params[{name!r}], "
+                    "expected one number a leaf; use estimators.reverse"
+                )
+        wide = jnp.result_type(jnp.float32, *(w.dtype for w in self.leaves))
+        return jnp.stack([x.reshape(()).astype(wide) for x in values])
 
     def _check(self, hparams: HParams) -> np.ndarray | None:
         """Compare the optimizer with the recursion; return the momenta where nothing changes them."""
@@ -212,8 +230,16 @@ class Recursion:
                 f"problem.optimizer departs from v ← m v + G(g, w), w ← D w − rate v by {errors[worst]:.0e} on "
                 f"params[{self.names[worst]!r}], expected SGD with momentum; {ADVICE}"
             )
-        fixed = self.split(self.start.opt_state)[1]
-        if any(uses(lambda h, f: self.coefficients(h, f).momenta, hparams, fixed)):
+        fixed, zero = self.split(self.start.opt_state)[1], np.zeros(len(self.leaves))
+        if any(uses(lambda *x: self._respond(hparams, fixed, *x)[2], zero, zero, zero)):
+            raise ValueError(
+                "problem.optimizer counts by what the gradients are, expected counters of steps alone; "
+                f"{ADVICE}"
+            )
+        num_fixed = len(fixed)
+        live = uses(self.coefficients, hparams, fixed)
+        self.scheduled = any(live[len(live) - num_fixed :])
+        if any(uses(lambda *x: self.coefficients(*x).momenta, hparams, fixed)):
             return None
         bad = ~((momenta[0] > 0) & (momenta[0] < 1))
         if np.any(bad):
@@ -226,19 +252,17 @@ class Recursion:
     def _examine(self, hparams: HParams) -> list[Array]:
         """Return how far three updates depart from the recursion, and their m and D − 1, each `[3, L]`."""
         num = len(self.leaves)
-        opt_state = self.problem.optimizer(hparams).init(
-            self.treedef.unflatten(self._small(np.zeros(num)))
-        )
-        fixed = self.split(opt_state)[1]
+        weights = self.treedef.unflatten(self._small(np.zeros(num)))
+        fixed = self.split(self.problem.optimizer(hparams).init(weights))[1]
         random, found = np.random.default_rng(0), []
         for size in (1e-3, 1.0, 1e3):
             grads, velocity, weights = size * random.normal(size=(3, num))
-            momenta, rates, decays = (jnp.stack(c) for c in self.coefficients(hparams, fixed))
+            momenta, rates, decays = self.coefficients(hparams, fixed)
+            assert decays is not None
             _, driven, _ = self._respond(hparams, fixed, grads, np.zeros(num), weights)
             updates, after, fixed = self._respond(hparams, fixed, grads, velocity, weights)
-            after = jnp.stack(after)
-            first = _departure(after, jnp.stack(driven), momenta * velocity)
-            second = _departure(jnp.stack(updates), -rates * after, decays * weights)
+            first = _departure(after, driven, momenta * velocity)
+            second = _departure(updates, -rates * after, decays * weights)
             found.append((jnp.maximum(first, second), momenta, decays))
         return [jnp.stack(x) for x in zip(*found, strict=True)]
 
@@ -295,6 +319,14 @@ def scan_segments(
         carry, y = segment(carry, xs[1], rest)
         last = [y]
     return carry, [ys, *last]
+
+
+def cut(xs: PyTree, num_steps: int, size: int) -> list[PyTree]:
+    """Cut arrays `[num_steps, ...]` into the xs of `scan_segments`."""
+    num_segments, rest = divmod(num_steps, size)
+    whole = num_segments * size
+    parts = [jax.tree.map(lambda x: x[:whole].reshape((num_segments, size, *x.shape[1:])), xs)]
+    return [*parts, jax.tree.map(lambda x: x[whole:], xs)] if rest else parts
 
 
 def by_step(parts: Sequence[PyTree]) -> PyTree:

@@ -16,15 +16,15 @@ from hypergrad.estimators.base import (
     warn_structural_zeros,
 )
 from hypergrad.momentum import (
-    Coefficients,
     Recursion,
     by_step,
     check_momentum,
+    cut,
     scan_segments,
     segment_length,
 )
 from hypergrad.problem import Problem, check_horizon, check_problem
-from hypergrad.train import TrainState, init_state, step, trained
+from hypergrad.train import TrainState, carried, init_state, step, trained
 from hypergrad.types import Array, HParams
 
 
@@ -83,7 +83,8 @@ def drift(
         horizon: number of inner steps.
         min_momentum: the smallest momentum that the run will meet, in (0, 1). A smaller one costs time, not
             accuracy.
-        tolerance: relative mismatch up to which a segment counts; None: √ε of the params' dtype.
+        tolerance: relative mismatch up to which a segment counts; None: 3√ε of the params' dtype. With
+            `math.inf` the mismatch is reported and nothing is computed again, which saves its memory.
 
     Returns:
         A stateless estimator; `info` is a `DriftInfo`.
@@ -123,33 +124,35 @@ def undo(min_momentum: float, tolerance: float | None) -> Backward:
     def backward(problem, hparams, state, num_steps):
         recursion = Recursion(problem, hparams, state)
         epsilon = _epsilon(recursion)
-        limit = math.sqrt(epsilon) if tolerance is None else tolerance
+        limit = 3 * math.sqrt(epsilon) if tolerance is None else tolerance
         size = segment_length(num_steps, longest_segment(min_momentum, epsilon))
+        course, first, _ = recursion.course(hparams, num_steps)
+        course = cut(course, num_steps, size)
 
         def advance(state, _):
-            kept = recursion.keep(hparams, state)
             after, loss = step(problem, hparams, state)
-            return after, (loss, kept)
+            return after, (loss, carried(state.params))
 
         def segment(start, _, length):
-            end, (losses, kept) = jax.lax.scan(advance, start, None, length=length)
-            return end, (losses, (start, kept))
+            end, (losses, loss_states) = jax.lax.scan(advance, start, None, length=length)
+            return end, (losses, (start, loss_states))
 
-        final, ys = scan_segments(segment, state, [None, None], num_steps, size)
+        final, ys = scan_segments(segment, state, [None] * 2, num_steps, size)
         losses = by_step([part for part, _ in ys])
-        stored = [part for _, part in ys]
+        stored = [(*kept, at) for (_, kept), at in zip(ys, course, strict=True)]
 
         def back(carry, stored, length):
-            return _undo_segment(recursion, hparams, limit, carry, stored, length)
+            return _undo_segment(recursion, hparams, first, limit, carry, stored, length)
 
         def pullback(adjoint):
             zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
             carry = (_parts(recursion, final), (zeros, adjoint))
             carry, ys = scan_segments(back, carry, stored, num_steps, size, reverse=True)
-            _, (total, first) = carry
-            norms, distances, missed = by_step(ys)
+            _, (total, first_adjoint) = carry
+            norms = by_step([part for part, *_ in ys])
+            distances, missed = by_step([part for _, *part in ys])
             certificate = (jnp.max(distances), jnp.sum(missed, dtype=jnp.int32))
-            return Pulled(total, first, norms, certificate)
+            return Pulled(total, first_adjoint, norms, certificate)
 
         return Run(final, losses, pullback)
 
@@ -161,26 +164,31 @@ def longest_segment(min_momentum: float, epsilon: float) -> int:
     return max(1, int(math.log(3 * math.sqrt(epsilon)) / math.log(min_momentum)))
 
 
-def _undo_segment(recursion, hparams, limit, carry, stored, length):
+def _undo_segment(recursion, hparams, coefficients, limit, carry, stored, length):
     """Pull the adjoint back over a segment, from the state at its end; go on from the one at its start."""
     end, adjoint = carry
-    start, kept = stored
+    start, *kept = stored
 
     def undo_step(carry, kept):
-        weights, velocity, adjoint = carry
-        weights = undo_weights(weights, velocity, kept.coefficients)
-        drives, _, value, grads = recursion.drive(hparams, kept, weights)
-        triples = zip(velocity, drives, kept.coefficients.momenta, strict=True)
+        (weights, velocity, adjoint), (loss_state, at) = carry, kept
+        momenta, rates, decays = at.coefficients or coefficients
+        weights = [w + rate * v for w, v, rate in zip(weights, velocity, rates, strict=True)]
+        if decays is not None:
+            weights = [w / (1 + d) for w, d in zip(weights, decays, strict=True)]
+        drives, _, value, grads = recursion.drive(hparams, at, loss_state, weights)
+        triples = zip(velocity, drives, momenta, strict=True)
         velocity = [(v - drive) / m for v, drive, m in triples]
-        before = recursion.state(kept, weights, velocity)
+        before = recursion.state(at, loss_state, weights, velocity)
         adjoint, norm = pull_step(recursion.problem, hparams, (before, value, grads), adjoint)
         return (weights, velocity, adjoint), norm
 
-    (*reached, moved), norms = jax.lax.scan(undo_step, (*end, adjoint), kept, reverse=True)
+    (*reached, moved), norms = jax.lax.scan(undo_step, (*end, adjoint), tuple(kept), reverse=True)
     anchor = _parts(recursion, start)
     distances = [_distance(*x) for x in zip(reached, anchor, end, strict=True)]
     distance = jnp.max(jnp.stack(distances))
     missed = ~(distance <= limit)
+    if math.isinf(limit):
+        return (anchor, moved), (norms, distance, missed)
 
     def recompute(carry):
         again = mixed(sqrt_checkpoint(length))(recursion.problem, hparams, start, length)
@@ -192,16 +200,6 @@ def _undo_segment(recursion, hparams, limit, carry, stored, length):
     first_guess = (missed, moved, norms)
     _, moved, norms = jax.lax.while_loop(lambda carry: carry[0], recompute, first_guess)
     return (anchor, moved), (norms, distance, missed)
-
-
-def undo_weights(weights: list, velocity: list, coefficients: Coefficients) -> list:
-    """Return w = (w' + η v') / D of each leaf."""
-    weights = [
-        w + rate * v for w, v, rate in zip(weights, velocity, coefficients.rates, strict=True)
-    ]
-    if coefficients.decays is None:
-        return weights
-    return [w / (1 + d) for w, d in zip(weights, coefficients.decays, strict=True)]
 
 
 def _parts(recursion: Recursion, state: TrainState) -> tuple[list[Array], list[Array]]:

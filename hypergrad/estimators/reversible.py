@@ -17,10 +17,12 @@ from hypergrad.estimators.base import (
     warn_structural_zeros,
 )
 from hypergrad.momentum import (
-    Kept,
+    Coefficients,
+    Course,
     Recursion,
     by_step,
     check_momentum,
+    cut,
     scan_segments,
     segment_length,
 )
@@ -28,8 +30,10 @@ from hypergrad.problem import Problem, check_horizon, check_problem
 from hypergrad.train import TrainState, carried, init_state, trained
 from hypergrad.types import Array, HParams
 
-DIGITS = 8
-"""Bits of the fractions n/2^8 by which integers are multiplied; what they leave is done by `stretch`."""
+NUM_BITS = 8
+"""Bits of a digit: products are by fractions n/2^8, of which the rest is made up for without loss."""
+DIGIT = 2**NUM_BITS - 1
+"""Selects the last digit."""
 
 
 class ReversibleInfo(NamedTuple):
@@ -61,21 +65,21 @@ class ReversibleInfo(NamedTuple):
 
 
 class Integers(NamedTuple):
-    """Weights and velocity in fixed point, with what multiplications left over; a list over leaves each.
+    """All weights and velocities in fixed point, each a vector `[P]` of int32, or int64 for float64 params.
 
     Attributes:
-        weights: w / unit, int32 or int64.
-        velocity: v / unit, likewise.
-        rest: a stack of digits that undoing takes off again, unsigned.
+        weights: w / unit.
+        velocity: v / unit.
+        rest: what multiplications left over, a stack of digits that undoing them takes off again.
     """
 
-    weights: list[Array]
-    velocity: list[Array]
-    rest: list[Array]
+    weights: Array
+    velocity: Array
+    rest: Array
 
 
 def reversible(
-    problem: Problem, horizon: int, *, min_momentum: float = 0.8, limit: float = 64.0
+    problem: Problem, horizon: int, *, min_momentum: float = 0.8, limit: float = 16.0
 ) -> Estimator:
     """Differentiate through training by SGD with momentum in integers, undoing it bit by bit.
 
@@ -140,122 +144,106 @@ def undo(min_momentum: float, limit: float) -> Backward:
 
     def backward(problem, hparams, state, num_steps):
         recursion = Recursion(problem, hparams, state)
-        _check_momentum(recursion, min_momentum)
-        size = segment_length(num_steps, flush_interval(min_momentum, recursion))
-        first = _integers(recursion, state, limit)
+        scheme = _scheme(recursion, min_momentum, limit)
+        size = segment_length(num_steps, scheme.interval)
+        course, first, counters = recursion.course(hparams, num_steps)
+        course = cut(course, num_steps, size)
 
-        def segment(carry, _, length):
-            (integers, *others), ys = jax.lax.scan(
-                lambda carry, _: _advance(recursion, hparams, limit, carry), carry, None, length
-            )
-            emptied = integers._replace(rest=[x & _mask(x) for x in integers.rest])
-            return (emptied, *others), (ys, integers.rest)
+        def advance(carry, at):
+            return _advance(recursion, scheme, hparams, first, carry, at)
 
-        fixed = recursion.split(state.opt_state)[1]
-        carry = (first, state.step, fixed, carried(state.params))
-        (last, step, fixed, loss_state), ys = scan_segments(
-            segment, carry, [None, None], num_steps, size
-        )
+        def segment(carry, at, length):
+            (integers, loss_state), ys = jax.lax.scan(advance, carry, at)
+            emptied = integers._replace(rest=integers.rest & DIGIT)
+            return (emptied, loss_state), (ys, integers.rest)
+
+        begin = scheme.encode_all(state)
+        carry = (begin, carried(state.params))
+        (end, loss_state), ys = scan_segments(segment, carry, course, num_steps, size)
         losses, largest = by_step([(value, most) for (value, most, _), _ in ys])
-        stored = [(kept, rest) for (_, _, kept), rest in ys]
-        end = Kept(step, fixed, loss_state, recursion.coefficients(hparams, fixed))
-        final = recursion.state(end, *_floats(recursion, last, limit))
+        stored = [(at, kept, rest) for at, ((_, _, kept), rest) in zip(course, ys, strict=True)]
+        after = Course(state.step + num_steps, counters, None)
+        final = recursion.state(after, loss_state, *scheme.decode_all(end))
 
         def back(carry, stored, length):
-            return _undo_segment(recursion, hparams, limit, carry, stored)
+            return _undo_segment(recursion, scheme, hparams, first, carry, stored)
 
         def pullback(adjoint):
             zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
-            carry = (last, (zeros, adjoint), jnp.asarray(True))
+            carry = (end, (zeros, adjoint), jnp.asarray(True))
             carry, norms = scan_segments(back, carry, stored, num_steps, size, reverse=True)
-            integers, (total, adjoint), exact = carry
-            bits = _num_bits(recursion, -(-num_steps // size)) / num_steps
-            certificate = (exact & _equal(integers, first), jnp.max(largest), jnp.float32(bits))
-            return Pulled(total, adjoint, by_step(norms), certificate)
+            integers, (total, first_adjoint), exact = carry
+            for found, expected in zip(integers, begin, strict=True):
+                exact &= jnp.all(found == expected)
+            bits = 8 * begin.rest.dtype.itemsize * -(-num_steps // size) / num_steps
+            certificate = (exact, jnp.max(largest), jnp.asarray(bits, jnp.float32))
+            return Pulled(total, first_adjoint, by_step(norms), certificate)
 
-        # a number that left the range is as good as one that is not finite
+        # a number that left the range counts as one that is not finite
         return Run(final, jnp.where(largest < limit, losses, jnp.nan), pullback)
 
     return backward
 
 
-def _advance(recursion, hparams, limit, carry):
+def _advance(recursion, scheme, hparams, first, carry, at):
     """Make one step of training in integers."""
-    integers, step, fixed, loss_state = carry
-    kept = Kept(step, fixed, loss_state, recursion.coefficients(hparams, fixed))
-    drives, after, value, _ = recursion.drive(hparams, kept, _floats(recursion, integers, limit)[0])
-    new, largest = Integers([], [], []), jnp.zeros((), jnp.float32)
-    for i, (weights, velocity, rest) in enumerate(zip(*integers, strict=True)):
-        m, rate, decay = _factors(kept, i)
-        velocity, rest = shrink(velocity, rest, m)
-        velocity = velocity + encode(drives[i], velocity.dtype, limit)
-        if decay is not None:
-            weights, rest = shrink(weights, rest, decay)
-        update = rate * decode(velocity, limit)
-        weights = weights - encode(update, weights.dtype, limit)
-        for reals in (drives[i], update, decode(velocity, limit), decode(weights, limit)):
-            largest = jnp.maximum(largest, jnp.max(jnp.abs(reals)).astype(jnp.float32))
-        for part, leaf in zip(new, (weights, velocity, rest), strict=True):
-            part.append(leaf)
-    fixed, loss_state = recursion.split(after.opt_state)[1], carried(after.params)
-    return (new, after.step, fixed, loss_state), (value, largest, kept)
+    (weights, velocity, rest), loss_state = carry
+    m, rate, decay = scheme.spread(at.coefficients or first)
+    reals = scheme.leaves(weights)
+    drive, new_loss_state, value, _ = recursion.drive(hparams, at, loss_state, reals)
+    drive = scheme.join(drive)
+    velocity, rest = shrink(velocity, rest, m)
+    velocity = velocity + scheme.encode(drive)
+    if decay is not None:
+        weights, rest = shrink(weights, rest, decay)
+    update = rate * scheme.decode(velocity)
+    weights = weights - scheme.encode(update)
+    parts = (drive, update, scheme.decode(velocity), scheme.decode(weights))
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in parts])).astype(jnp.float32)
+    new = Integers(weights, velocity, rest)
+    return (new, new_loss_state), (value, largest, loss_state)
 
 
-def _undo_segment(recursion, hparams, limit, carry, stored):
+def _undo_segment(recursion, scheme, hparams, first, carry, stored):
     """Undo a segment to the bit, and pull the adjoint back over it."""
-    integers, adjoint, exact = carry
-    kept, full = stored
-    # a stack that was emptied after this segment must have come back to what emptying left
-    exact &= _equal(integers.rest, [x & _mask(x) for x in full])
+    (weights, velocity, emptied), adjoint, exact = carry
+    course, loss_states, full = stored
+    # going back, the stack that was emptied here must come to what emptying left
+    exact &= jnp.all(emptied == full & DIGIT)
 
     def undo_step(carry, kept):
-        integers, adjoint = carry
-        new = Integers([], [], [])
-        for i, (weights, velocity, rest) in enumerate(zip(*integers, strict=True)):
-            _, rate, decay = _factors(kept, i)
-            weights = weights + encode(rate * decode(velocity, limit), weights.dtype, limit)
-            if decay is not None:
-                weights, rest = grow(weights, rest, decay)
-            new.weights.append(weights)
-            new.rest.append(rest)
-        reals, _ = _floats(recursion, integers._replace(weights=new.weights), limit)
-        drives, _, value, grads = recursion.drive(hparams, kept, reals)
-        for i, velocity in enumerate(integers.velocity):
-            velocity = velocity - encode(drives[i], velocity.dtype, limit)
-            velocity, new.rest[i] = grow(velocity, new.rest[i], _factors(kept, i)[0])
-            new.velocity.append(velocity)
-        before = recursion.state(kept, *_floats(recursion, new, limit))
+        ((weights, velocity, rest), adjoint), (at, loss_state) = carry, kept
+        m, rate, decay = scheme.spread(at.coefficients or first)
+        weights = weights + scheme.encode(rate * scheme.decode(velocity))
+        if decay is not None:
+            weights, rest = grow(weights, rest, decay)
+        reals = scheme.leaves(weights)
+        drive, _, value, grads = recursion.drive(hparams, at, loss_state, reals)
+        velocity = velocity - scheme.encode(scheme.join(drive))
+        velocity, rest = grow(velocity, rest, m)
+        before = recursion.state(at, loss_state, reals, scheme.leaves(velocity))
         adjoint, norm = pull_step(recursion.problem, hparams, (before, value, grads), adjoint)
-        return (new, adjoint), norm
+        return (Integers(weights, velocity, rest), adjoint), norm
 
-    carry = (integers._replace(rest=full), adjoint)
-    (integers, adjoint), norms = jax.lax.scan(undo_step, carry, kept, reverse=True)
+    carry = (Integers(weights, velocity, full), adjoint)
+    (integers, adjoint), norms = jax.lax.scan(
+        undo_step, carry, (course, loss_states), reverse=True
+    )
     return (integers, adjoint, exact), norms
-
-
-def encode(reals: Array, word: Any, limit: float) -> Array:
-    """Round to integers of dtype `word`, in units of which `limit` has at most 2^(bits − 2)."""
-    return jnp.round(reals.astype(_real(word)) * (1 / _unit(word, limit))).astype(word)
-
-
-def decode(integers: Array, limit: float) -> Array:
-    """Return integers as real numbers, float32 for int32 and float64 for int64."""
-    return integers.astype(_real(integers.dtype)) * _unit(integers.dtype, limit)
 
 
 def shrink(value: Array, rest: Array, factor: Array) -> tuple[Array, Array]:
     """Multiply integers by `factor`, to within one unit, so that `grow` can undo it.
 
-    With n = ⌊factor·d⌋, d = 2^DIGITS, the last digit of `rest`, base d, is taken for one more digit of the
-    value, which makes the product by n/d whole: value·d + digit = q·d + r ↦ q·n + s. Here r goes on the
-    stack and s comes off it: rest ← (rest·d + r) ÷ n, s the remainder. What n/d lacks of the factor,
-    a `stretch` adds, which forgets nothing.
+    With d = 2^NUM_BITS and n = ⌊factor·d⌋, the last digit of `rest` is taken for one more digit of the value,
+    so that the product by n/d is whole: value·d + digit = q·d + r ↦ q·n + s. There r goes on the stack
+    and s comes off: rest·d + r = k·n + s, rest ← k. What n/d lacks of the factor, `_stretch` adds.
     """
     n, excess = _fraction(factor, value.dtype)
-    quotient, remainder = _divide(rest, n.astype(rest.dtype))
-    low = (value & _mask(value)) * n + remainder.astype(value.dtype)
-    value = (value >> DIGITS) * n + (low >> DIGITS)
-    rest = (quotient << DIGITS) | (low & _mask(value)).astype(rest.dtype)
+    quotient, remainder = _divide(rest, n)
+    low = (value & DIGIT) * n + remainder
+    value = (value >> NUM_BITS) * n + (low >> NUM_BITS)
+    rest = (quotient << NUM_BITS) | (low & DIGIT)
     return value + _stretch(value, excess), rest
 
 
@@ -263,119 +251,120 @@ def grow(value: Array, rest: Array, factor: Array) -> tuple[Array, Array]:
     """Undo `shrink` exactly."""
     n, excess = _fraction(factor, value.dtype)
     stretched = value
-    real = _real(value.dtype)
-    value = jnp.round(stretched.astype(real) / (1 + excess)).astype(value.dtype)
-    for _ in range(4):  # near enough at first that each turn divides the distance by n, to 0
+    value = jnp.round(_real(stretched) / (1 + excess)).astype(value.dtype)
+    for _ in range(4):  # each turn divides the distance to the answer by n, until it is 0
         value = stretched - _stretch(value, excess)
     high, remainder = _divide(value, n)
-    low = (remainder << DIGITS) | (rest & _mask(rest)).astype(value.dtype)
-    digit, remainder = _divide(low, n)
-    rest = (rest >> DIGITS) * n.astype(rest.dtype) + remainder.astype(rest.dtype)
-    return (high << DIGITS) + digit, rest
+    low, remainder = _divide((remainder << NUM_BITS) | (rest & DIGIT), n)
+    return (high << NUM_BITS) + low, (rest >> NUM_BITS) * n + remainder
 
 
 def _stretch(value: Array, excess: Array) -> Array:
-    """Return what x ↦ x + round(excess·x) adds: it never falls in x, so that no two x have one image."""
-    return jnp.round(excess * value.astype(_real(value.dtype))).astype(value.dtype)
+    """Return what x ↦ x + round(excess·x) adds; it never falls in x, so that no two x share an image."""
+    return jnp.round(excess * _real(value)).astype(value.dtype)
 
 
-def _fraction(factor: Array, word: Any) -> tuple[Array, Array]:
-    """Return n = ⌊factor·2^DIGITS⌋ and factor·2^DIGITS/n − 1."""
-    scaled = factor.astype(_real(word)) * 2**DIGITS
+def _fraction(factor: Array, dtype: Any) -> tuple[Array, Array]:
+    """Return n = ⌊factor·2^NUM_BITS⌋, and factor·2^NUM_BITS/n − 1."""
+    scaled = factor * 2**NUM_BITS
     whole = jnp.maximum(jnp.floor(scaled), 1)
-    return whole.astype(word), (scaled - whole) / whole
+    return whole.astype(dtype), (scaled - whole) / whole
 
 
 def _divide(value: Array, n: Array) -> tuple[Array, Array]:
-    """Divide integers by a positive n: quotient towards −∞, and remainder in [0, n)."""
-    quotient = jax.lax.div(value, jnp.broadcast_to(n, value.shape))
-    remainder = value - quotient * n
-    if jnp.issubdtype(value.dtype, jnp.unsignedinteger):
-        return quotient, remainder
-    below = remainder < 0
-    return quotient - below, jnp.where(below, remainder + n, remainder)
+    """Divide integers by n > 0: quotient towards −∞ and remainder in [0, n), as vectors of floats can.
 
-
-def flush_interval(min_momentum: float, recursion: Recursion) -> int:
-    """Return after how many steps at most the stack must be stored, whatever the data.
-
-    Undone digit by digit, a stack bounded by U is bounded by (U ÷ n)·d + d − 1 after a product by n/d.
+    The first quotient is off by rounding; what it leaves is small enough that its quotient is exact.
     """
-    top = min(8 * jnp.dtype(_word(leaf.dtype)).itemsize for leaf in recursion.leaves)
-    digit = 2**DIGITS - 1
-    factors = [int(min_momentum * 2**DIGITS), *([digit] if recursion.decays else [])]
-    bound, steps = digit, 0
+    first = jnp.floor(_real(value) / _real(n)).astype(value.dtype)
+    left = value - first * n
+    second = jnp.floor(_real(left) / _real(n)).astype(value.dtype)
+    return first + second, left - second * n
+
+
+def _real(value: Array) -> Array:
+    return value.astype(jnp.float64 if value.dtype.itemsize == 8 else jnp.float32)
+
+
+def flush_interval(min_momentum: float, decays: bool, word_bits: int) -> int:
+    """Return after how many steps the stack must be stored, whatever the data, to have room.
+
+    A product by n/d takes a stack of at most U to one of at most (U ÷ n)·d + d − 1.
+    """
+    factors = [int(min_momentum * 2**NUM_BITS), *([DIGIT] if decays else [])]
+    bound, steps = DIGIT, 0
     while True:
         for n in factors:
-            bound = (bound // n << DIGITS) + digit
-            if bound >= 2**top:
-                return max(steps, 1)
+            bound = (bound // n << NUM_BITS) + DIGIT
+        if bound >= 2 ** (word_bits - 1):
+            return max(steps, 1)
         steps += 1
 
 
-def _check_momentum(recursion: Recursion, min_momentum: float) -> None:
+class _Scheme(NamedTuple):
+    """How the params are laid out in integers.
+
+    Attributes:
+        recursion: whose leaves they are.
+        word: dtype of the integers.
+        unit: value of the integer 1, a power of two.
+        interval: steps after which the stack must be stored.
+    """
+
+    recursion: Recursion
+    word: Any
+    unit: float
+    interval: int
+
+    def encode(self, reals: Array) -> Array:
+        """Round to integers."""
+        return jnp.round(reals * (1 / self.unit)).astype(self.word)
+
+    def decode(self, integers: Array) -> Array:
+        """Return integers as real numbers, float32 for int32 and float64 for int64."""
+        return _real(integers) * self.unit
+
+    def join(self, leaves: list[Array]) -> Array:
+        """Lay leaves out as one vector `[P]` of reals."""
+        wide = jnp.float64 if self.word == jnp.int64 else jnp.float32
+        return jnp.concatenate([x.reshape(-1).astype(wide) for x in leaves])
+
+    def leaves(self, integers: Array) -> list[Array]:
+        """Cut a vector `[P]` into leaves of the params' shapes and dtypes."""
+        like, found, at = self.recursion.leaves, [], 0
+        for leaf in like:
+            part = self.decode(integers[at : at + leaf.size])
+            found.append(part.reshape(leaf.shape).astype(leaf.dtype))
+            at += leaf.size
+        return found
+
+    def spread(self, coefficients: Coefficients) -> tuple[Array, Array, Array | None]:
+        """Return m, η and D of each entry `[P]`."""
+        momenta, rates, decays = coefficients
+
+        def each(numbers):
+            pairs = zip(numbers, self.recursion.leaves, strict=True)
+            return jnp.concatenate([jnp.full((leaf.size,), x) for x, leaf in pairs])
+
+        return each(momenta), each(rates), None if decays is None else each(1 + decays)
+
+    def encode_all(self, state: TrainState) -> Integers:
+        velocity, _ = self.recursion.split(state.opt_state)
+        weights = self.encode(self.join(jax.tree.leaves(trained(state.params))))
+        return Integers(weights, self.encode(self.join(velocity)), jnp.zeros_like(weights))
+
+    def decode_all(self, integers: Integers) -> tuple[list[Array], list[Array]]:
+        return self.leaves(integers.weights), self.leaves(integers.velocity)
+
+
+def _scheme(recursion: Recursion, min_momentum: float, limit: float) -> _Scheme:
     if recursion.constant is not None and recursion.constant < min_momentum:
         raise ValueError(
             f"min_momentum is {min_momentum}, expected at most {recursion.constant:.3g}, the momentum of "
-            "problem.optimizer; pass that, because the stack is stored as often as min_momentum asks"
+            "problem.optimizer; pass that, because it decides how much room is kept"
         )
-
-
-def _integers(recursion: Recursion, state: TrainState, limit: float) -> Integers:
-    velocity, _ = recursion.split(state.opt_state)
-    words = [_word(leaf.dtype) for leaf in recursion.leaves]
-
-    def whole(leaves):
-        return [encode(x, word, limit) for x, word in zip(leaves, words, strict=True)]
-
-    weights = whole(jax.tree.leaves(trained(state.params)))
-    rest = [jnp.zeros(w.shape, _unsigned(w.dtype)) for w in weights]
-    return Integers(weights, whole(velocity), rest)
-
-
-def _floats(recursion: Recursion, integers: Integers, limit: float) -> tuple[list, list]:
-    """Return weights and velocity in the dtypes of the params."""
-
-    def reals(parts):
-        pairs = zip(parts, recursion.leaves, strict=True)
-        return [decode(x, limit).astype(leaf.dtype) for x, leaf in pairs]
-
-    return reals(integers.weights), reals(integers.velocity)
-
-
-def _factors(kept: Kept, i: int) -> tuple[Array, Array, Array | None]:
-    momenta, rates, decays = kept.coefficients
-    return momenta[i], rates[i], None if decays is None else 1 + decays[i]
-
-
-def _equal(left: Any, right: Any) -> Array:
-    same = jax.tree.map(lambda a, b: jnp.all(a == b), left, right)
-    return jnp.all(jnp.stack(jax.tree.leaves(same)))
-
-
-def _num_bits(recursion: Recursion, num_segments: int) -> float:
-    """Return what the stored stacks take, in bits a parameter."""
-    sizes = [(leaf.size, 8 * jnp.dtype(_word(leaf.dtype)).itemsize) for leaf in recursion.leaves]
-    return num_segments * sum(n * bits for n, bits in sizes) / sum(n for n, _ in sizes)
-
-
-def _word(dtype: Any) -> Any:
-    return jnp.int64 if jnp.finfo(dtype).bits > 32 else jnp.int32
-
-
-def _unsigned(word: Any) -> Any:
-    return jnp.uint64 if word == jnp.int64 else jnp.uint32
-
-
-def _real(word: Any) -> Any:
-    return jnp.float64 if jnp.dtype(word).itemsize == 8 else jnp.float32
-
-
-def _unit(word: Any, limit: float) -> float:
-    """Return the power of two of which 2^(bits − 2) are at least `limit`."""
-    return 2.0 ** (math.ceil(math.log2(limit)) - 8 * jnp.dtype(word).itemsize + 2)
-
-
-def _mask(value: Array) -> Array:
-    """Select the last digit."""
-    return jnp.asarray(2**DIGITS - 1, value.dtype)
+    word_bits = 64 if any(jnp.finfo(leaf.dtype).bits > 32 for leaf in recursion.leaves) else 32
+    # an integer of two bits less than the word holds `limit`, so that sums of two do not overflow
+    unit = 2.0 ** (math.ceil(math.log2(limit)) - word_bits + 2)
+    interval = flush_interval(min_momentum, recursion.decays, word_bits)
+    return _Scheme(recursion, jnp.int64 if word_bits == 64 else jnp.int32, unit, interval)
