@@ -79,7 +79,7 @@ class Integers(NamedTuple):
 
 
 def reversible(
-    problem: Problem, horizon: int, *, min_momentum: float = 0.8, limit: float = 16.0
+    problem: Problem, horizon: int, *, min_momentum: float = 0.8, limit: float = 8.0
 ) -> Estimator:
     """Differentiate through training by SGD with momentum in integers, undoing it bit by bit.
 
@@ -237,38 +237,38 @@ def shrink(value: Array, rest: Array, factor: Array) -> tuple[Array, Array]:
 
     With d = 2^NUM_BITS and n = ⌊factor·d⌋, the last digit of `rest` is taken for one more digit of the value,
     so that the product by n/d is whole: value·d + digit = q·d + r ↦ q·n + s. There r goes on the stack
-    and s comes off: rest·d + r = k·n + s, rest ← k. What n/d lacks of the factor, `_stretch` adds.
+    and s comes off: rest·d + r = k·n + s, rest ← k. What n/d lacks of the factor, `_excess` adds.
     """
-    n, excess = _fraction(factor, value.dtype)
+    n, share = _fraction(factor, value.dtype)
     quotient, remainder = _divide(rest, n)
     low = (value & DIGIT) * n + remainder
     value = (value >> NUM_BITS) * n + (low >> NUM_BITS)
     rest = (quotient << NUM_BITS) | (low & DIGIT)
-    return value + _stretch(value, excess), rest
+    return value + _excess(value, share), rest
 
 
 def grow(value: Array, rest: Array, factor: Array) -> tuple[Array, Array]:
     """Undo `shrink` exactly."""
-    n, excess = _fraction(factor, value.dtype)
+    n, share = _fraction(factor, value.dtype)
     stretched = value
-    value = jnp.round(_real(stretched) / (1 + excess)).astype(value.dtype)
-    for _ in range(4):  # each turn divides the distance to the answer by n, until it is 0
-        value = stretched - _stretch(value, excess)
+    value = stretched - _excess(stretched, share + 1)
+    for _ in range(3):  # each turn divides the distance to the answer by n at least, until it is 0
+        value = stretched - _excess(value, share)
     high, remainder = _divide(value, n)
     low, remainder = _divide((remainder << NUM_BITS) | (rest & DIGIT), n)
     return (high << NUM_BITS) + low, (rest >> NUM_BITS) * n + remainder
 
 
-def _stretch(value: Array, excess: Array) -> Array:
-    """Return what x ↦ x + round(excess·x) adds; it never falls in x, so that no two x share an image."""
-    return jnp.round(excess * _real(value)).astype(value.dtype)
+def _excess(value: Array, share: Array) -> Array:
+    """Return x/share, rounded: as it never falls in x, no two x share an image x + x/share."""
+    return jnp.round(_real(value) / share).astype(value.dtype)
 
 
 def _fraction(factor: Array, dtype: Any) -> tuple[Array, Array]:
-    """Return n = ⌊factor·2^NUM_BITS⌋, and factor·2^NUM_BITS/n − 1."""
+    """Return n = ⌊factor·d⌋, and the share 1/(factor·d/n − 1) of n/d, at least n, that it lacks."""
     scaled = factor * 2**NUM_BITS
     whole = jnp.maximum(jnp.floor(scaled), 1)
-    return whole.astype(dtype), (scaled - whole) / whole
+    return whole.astype(dtype), whole / (scaled - whole)
 
 
 def _divide(value: Array, n: Array) -> tuple[Array, Array]:
