@@ -9,8 +9,9 @@ import numpy as np
 
 from hypergrad import registry, space as spaces, tree
 from hypergrad.adjoint import mixed, plain
-from hypergrad.estimators import Estimator, forward, reverse
+from hypergrad.estimators import Estimator, drift, forward, reverse, reversible
 from hypergrad.estimators.base import temporary_bytes
+from hypergrad.momentum import Recursion
 from hypergrad.problem import Problem, Task, check, check_horizon
 from hypergrad.train import init_state, unroll
 from hypergrad.types import HParams, PyTree
@@ -30,6 +31,7 @@ class Row(NamedTuple):
         ratio: time as a multiple of training.
         num_bytes: temporary memory of the compiled estimate.
         exact: whether the estimator claims to be exact.
+        refused: why the estimator does not apply to the task; empty where it does.
     """
 
     estimator: str
@@ -39,6 +41,7 @@ class Row(NamedTuple):
     ratio: float
     num_bytes: int
     exact: bool
+    refused: str = ""
 
 
 def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row]:
@@ -82,8 +85,14 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
         "reverse, plain": (reverse(problem, horizon, backward=plain()), True),
         "forward": (forward(problem, horizon, chunk=16), True),
         "truncated, a quarter": (registry.estimator("truncated", problem, horizon), False),
+        "drift": (drift(problem, horizon), True),
+        "reversible": (reversible(problem, horizon, min_momentum=0.25), True),
     }
+    refused = _irreversible(problem, hparams)
     for name, (estimator, exact) in estimators.items():
+        if refused and name in ("drift", "reversible"):
+            rows.append(Row(name, np.nan, "", np.nan, np.nan, 0, exact, refused))
+            continue
         state = estimator.init(key, hparams)
         compiled = jax.jit(estimator.estimate).lower(key, state, hparams).compile()
         grads = jax.block_until_ready(compiled(key, state, hparams))[1].hypergrad
@@ -105,6 +114,15 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
             )
         )
     return rows
+
+
+def _irreversible(problem: Problem, hparams: HParams) -> str:
+    """Say why the training cannot be undone step by step; nothing where it can."""
+    try:
+        Recursion(problem, hparams, init_state(problem, jax.random.key(0), hparams))
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def in_float64(problem: Problem) -> Problem:

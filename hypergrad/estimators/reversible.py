@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from hypergrad import tree
 from hypergrad.adjoint import Backward, Pulled, Run, pull_step
 from hypergrad.estimators.base import (
+    Estimate,
     Estimator,
     check_real,
 
@@ -47,10 +48,10 @@ class ReversibleInfo(NamedTuple):
         growth: geometric mean growth of `sensitivity` a step towards the start, `[]`.
         first_nonfinite: first step at which the training loss was not finite or a number left the range,
             the number of steps if only the objective was not finite, -1 if none; int32 `[]`.
-        exact: whether every integer came back to what it was, at the start and at every flush, bool `[]`.
-            False means that the hypergradient is worthless; the value is good all the same.
+        exact: the certificate: whether every integer came back to what it was, at the start and wherever
+            the stack was stored, bool `[]`.
         largest: largest magnitude of a weight, velocity, gradient or update on the way, `[]`.
-        bits: what is stored a parameter a step, `[]`.
+        bits: what is stored a parameter and step, `[]`.
     """
 
     direct: HParams
@@ -83,33 +84,35 @@ def reversible(
 ) -> Estimator:
     """Differentiate through training by SGD with momentum in integers, undoing it bit by bit.
 
-    V ← m V + G(∇L(w), w) / u,   W ← D W − η V,   w = u W;   undone in the opposite order
+    V ← m V + G(∇L(w), w)/u,   W ← D W − η V,   w = u W,   undone in the opposite order,
 
-    with integers W, V of unit u. A sum of integers is undone by a difference. A product by m < 1 forgets
-    log₂(1/m) bits, which go to a stack of digits in one word a parameter (`shrink`), and no more: the
-    stack is stored and emptied before it can overflow, after a number of steps that follows from
-    `min_momentum` and not from the data. Nothing else is stored of the weights.
+    with integers V and W of unit u. Sums of integers are undone by differences. A product by m < 1 forgets
+    log₂(1/m) bits, which go on a stack of digits, one word a parameter (`shrink`); it is stored and
+    emptied before it can overflow, after a number of steps that follows from `min_momentum` and not from
+    the data. Nothing else is stored of weights and velocities.
 
-    **Cost:** 3 to 5 x training; memory of `info.bits` a parameter and step (0.21 at momentum 0.9, 0.44 at
-    0.8, against 64 for stored states in float32) and of a few numbers a step.
+    **Cost:** 3 to 5 x training; memory of `info.bits` a parameter and step (0.22 at momentum 0.9, 0.46 at
+    0.8, where two float32 states take 64), and of a few numbers a step.
 
     **Limits:** SGD with momentum alone. Its rate, momentum and decoupled decay may change with the step and
-    with the leaf of the params, rate x decay up to 1/256; clipping or an L2 term may come before the
-    momentum. Training is that of optax but for rounding, to `limit`·2⁻³⁰ (float64 params: 2⁻⁶²). Carried
-    state is stored at every step. The gradient computed again must be the same to the bit, which a
-    backend does not promise: `info.exact` tells.
+    with the leaf of the params, rate x decay at most 1/256; clipping or an L2 term may come before the
+    momentum. Training is optax's but for rounding: to `limit`·2⁻³⁰, to 2⁻⁶² for float64 params. Carried
+    state is stored at every step. The gradient computed again must be the same to the bit, which
+    compilers keep to but do not promise. Where `info.exact` is false (a momentum below the declared one,
+    other bits) the hypergradient is NaN, not a wrong number; so is the value, from the step
+    `info.first_nonfinite` on, where a number left the range.
 
     Args:
         problem: the training loop.
         horizon: number of inner steps.
-        min_momentum: the smallest momentum that the run will meet, in (0, 1).
-        limit: what no weight, velocity, gradient or update may exceed.
+        min_momentum: the smallest momentum that the run will meet, in [0.25, 1).
+        limit: magnitude that no weight, velocity, gradient or update may reach; its next power of two counts.
 
     Returns:
         A stateless estimator; `info` is a `ReversibleInfo`.
 
     Raises:
-        ValueError: for a horizon below 1, a momentum outside (0, 1) or a limit not above 0 and, when traced,
+        ValueError: for a horizon below 1, a momentum outside [0.25, 1), a limit not above 0 and, when traced,
             for an optimizer that is not SGD with momentum, or a leaf that is not real.
 
     Reference:
@@ -118,9 +121,15 @@ def reversible(
     check_problem(problem)
     check_horizon(horizon)
     check_momentum(min_momentum)
+    if min_momentum < 0.25:
+        raise ValueError(
+            f"min_momentum is {min_momentum}, expected at least 0.25, because a smaller one forgets more bits "
+            "than there is use in storing; use estimators.reverse"
+        )
     if not (isinstance(limit, (int, float)) and 0 < limit < 2**20):
         raise ValueError(
-            f"limit is {limit!r}, expected a number above 0 and below 2**20; pass what no weight exceeds"
+            f"limit is {limit!r}, expected a number above 0 and below 2**20; pass a magnitude that no "
+            "weight and no velocity reaches"
         )
     backward = undo(min_momentum, limit)
 
@@ -131,10 +140,16 @@ def reversible(
         check_real(problem, hparams)
         warn_structural_zeros(problem, hparams, horizon)
         start = init_state(problem, split_key(key)[0], hparams)
-        found, losses, certificate = unrolled_estimate(
-            problem, key, hparams, start, horizon, backward
-        )
-        return state, found._replace(info=ReversibleInfo(*found.info, *certificate))
+        found, _, certificate = unrolled_estimate(problem, key, hparams, start, horizon, backward)
+        exact, largest, _ = certificate
+        inside = largest < limit
+
+        def vouched(parts, sound):
+            return jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), parts)
+
+        response, hypergrad = vouched((found.info.response, found.hypergrad), exact & inside)
+        info = ReversibleInfo(*found.info._replace(response=response), *certificate)
+        return state, Estimate(vouched(found.value, inside), hypergrad, info)
 
     return Estimator(init, estimate)
 
