@@ -35,6 +35,8 @@ NUM_BITS = 8
 """Bits of a digit: products are by fractions n/2^8, of which the rest is made up for without loss."""
 DIGIT = 2**NUM_BITS - 1
 """Selects the last digit."""
+VELOCITY = 16
+"""How many times coarser than weights velocities and gradients are rounded, to have as many times the range."""
 
 
 class ReversibleInfo(NamedTuple):
@@ -50,7 +52,7 @@ class ReversibleInfo(NamedTuple):
             the number of steps if only the objective was not finite, -1 if none; int32 `[]`.
         exact: the certificate: whether every integer came back to what it was, at the start and wherever
             the stack was stored, bool `[]`.
-        largest: largest magnitude of a weight, velocity, gradient or update on the way, `[]`.
+        largest: largest magnitude on the way of a weight, an update, or 1/16 of a velocity or gradient, `[]`.
         bits: what is stored a parameter and step, `[]`.
     """
 
@@ -70,7 +72,7 @@ class Integers(NamedTuple):
 
     Attributes:
         weights: w / unit.
-        velocity: v / unit.
+        velocity: v / (16 unit).
         rest: what multiplications left over, a stack of digits that undoing them takes off again.
     """
 
@@ -84,21 +86,21 @@ def reversible(
 ) -> Estimator:
     """Differentiate through training by SGD with momentum in integers, undoing it bit by bit.
 
-    V ← m V + G(∇L(w), w)/u,   W ← D W − η V,   w = u W,   undone in the opposite order,
+    V ← m V + G(∇L(w), w)/16u,   W ← D W − 16 η V,   w = u W,   undone in the opposite order,
 
-    with integers V and W of unit u. Sums of integers are undone by differences. A product by m < 1 forgets
+    with integers V and W of units 16u and u. Sums of integers are undone by differences. A product by m < 1 forgets
     log₂(1/m) bits, which go on a stack of digits, one word a parameter (`shrink`); it is stored and
     emptied before it can overflow, after a number of steps that follows from `min_momentum` and not from
     the data. Nothing else is stored of weights and velocities.
 
-    **Cost:** 3 to 5 x training; memory of `info.bits` a parameter and step (0.22 at momentum 0.9, 0.46 at
+    **Cost:** 4 to 5 x training; memory of `info.bits` a parameter and step (0.22 at momentum 0.9, 0.46 at
     0.8, where two float32 states take 64), and of a few numbers a step.
 
     **Limits:** SGD with momentum alone. Its rate, momentum and decoupled decay may change with the step and
     with the leaf of the params, rate x decay at most 1/256; clipping or an L2 term may come before the
     momentum. Training is optax's but for rounding: to `limit`·2⁻³⁰, to 2⁻⁶² for float64 params. Carried
-    state is stored at every step. The gradient computed again must be the same to the bit, which
-    compilers keep to but do not promise. Where `info.exact` is false (a momentum below the declared one,
+    state is stored at every step. The gradient computed again must be the same to the bit,
+    which compilers were seen to keep to but do not promise. Where `info.exact` is false (a momentum below the declared one,
     other bits) the hypergradient is NaN, not a wrong number; so is the value, from the step
     `info.first_nonfinite` on, where a number left the range.
 
@@ -106,7 +108,8 @@ def reversible(
         problem: the training loop.
         horizon: number of inner steps.
         min_momentum: the smallest momentum that the run will meet, in [0.25, 1).
-        limit: magnitude that no weight, velocity, gradient or update may reach; its next power of two counts.
+        limit: magnitude that no weight and no update of one may reach, and 16 times of which no gradient and
+            no velocity may reach.
 
     Returns:
         A stateless estimator; `info` is a `ReversibleInfo`.
@@ -208,15 +211,15 @@ def _advance(recursion, scheme, hparams, first, carry, at):
     drive, new_loss_state, value, _ = recursion.drive(hparams, at, loss_state, reals)
     drive = scheme.join(drive)
     velocity, rest = shrink(velocity, rest, m)
-    velocity = velocity + scheme.encode(drive)
+    velocity = velocity + scheme.encode(drive, VELOCITY)
     if decay is not None:
         weights, rest = shrink(weights, rest, decay)
-    update = rate * scheme.decode(velocity)
+    update = rate * scheme.decode(velocity, VELOCITY)
     weights = weights - scheme.encode(update)
-    parts = (drive, update, scheme.decode(velocity), scheme.decode(weights))
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in parts])).astype(jnp.float32)
+    moving = jnp.maximum(jnp.abs(drive), jnp.abs(scheme.decode(velocity, VELOCITY))) / VELOCITY
+    largest = jnp.maximum(jnp.maximum(jnp.abs(update), jnp.abs(scheme.decode(weights))), moving)
     new = Integers(weights, velocity, rest)
-    return (new, new_loss_state), (value, largest, loss_state)
+    return (new, new_loss_state), (value, jnp.max(largest).astype(jnp.float32), loss_state)
 
 
 def _undo_segment(recursion, scheme, hparams, first, carry, stored):
@@ -229,22 +232,20 @@ def _undo_segment(recursion, scheme, hparams, first, carry, stored):
     def undo_step(carry, kept):
         ((weights, velocity, rest), adjoint), (at, loss_state) = carry, kept
         m, rate, decay = scheme.spread(at.coefficients or first)
-        weights = weights + scheme.encode(rate * scheme.decode(velocity))
+        weights = weights + scheme.encode(rate * scheme.decode(velocity, VELOCITY))
         if decay is not None:
             weights, rest = grow(weights, rest, decay)
         reals = scheme.leaves(weights)
         drive, _, value, grads = recursion.drive(hparams, at, loss_state, reals)
-        velocity = velocity - scheme.encode(scheme.join(drive))
+        velocity = velocity - scheme.encode(scheme.join(drive), VELOCITY)
         velocity, rest = grow(velocity, rest, m)
-        before = recursion.state(at, loss_state, reals, scheme.leaves(velocity))
+        before = recursion.state(at, loss_state, reals, scheme.leaves(velocity, VELOCITY))
         adjoint, norm = pull_step(recursion.problem, hparams, (before, value, grads), adjoint)
         return (Integers(weights, velocity, rest), adjoint), norm
 
     carry = (Integers(weights, velocity, full), adjoint)
-    (integers, adjoint), norms = jax.lax.scan(
-        undo_step, carry, (course, loss_states), reverse=True
-    )
-    return (integers, adjoint, exact), norms
+    carry, norms = jax.lax.scan(undo_step, carry, (course, loss_states), reverse=True)
+    return (*carry, exact), norms
 
 
 def shrink(value: Array, rest: Array, factor: Array) -> tuple[Array, Array]:
@@ -254,47 +255,50 @@ def shrink(value: Array, rest: Array, factor: Array) -> tuple[Array, Array]:
     so that the product by n/d is whole: value·d + digit = q·d + r ↦ q·n + s. There r goes on the stack
     and s comes off: rest·d + r = k·n + s, rest ← k. What n/d lacks of the factor, `_excess` adds.
     """
-    n, share = _fraction(factor, value.dtype)
-    quotient, remainder = _divide(rest, n)
+    n, excess = _fraction(factor, value.dtype)
+    quotient, remainder = _divide(rest, n, 2)
     low = (value & DIGIT) * n + remainder
     value = (value >> NUM_BITS) * n + (low >> NUM_BITS)
     rest = (quotient << NUM_BITS) | (low & DIGIT)
-    return value + _excess(value, share), rest
+    return value + _excess(value, excess), rest
 
 
 def grow(value: Array, rest: Array, factor: Array) -> tuple[Array, Array]:
     """Undo `shrink` exactly."""
-    n, share = _fraction(factor, value.dtype)
-    stretched = value
-    value = stretched - _excess(stretched, share + 1)
-    for _ in range(3):  # each turn divides the distance to the answer by n at least, until it is 0
-        value = stretched - _excess(value, share)
-    high, remainder = _divide(value, n)
-    low, remainder = _divide((remainder << NUM_BITS) | (rest & DIGIT), n)
+    n, excess = _fraction(factor, value.dtype)
+    # each turn divides the distance to the number that was stretched to `value` by n at least, until it is 0
+    first = value - _excess(value, excess / (1 + excess))
+    unstretched = jax.lax.fori_loop(0, 3, lambda _, x: value - _excess(x, excess), first)
+    high, remainder = _divide(unstretched, n, 2)
+    low, remainder = _divide((remainder << NUM_BITS) | (rest & DIGIT), n, 1)
     return (high << NUM_BITS) + low, (rest >> NUM_BITS) * n + remainder
 
 
-def _excess(value: Array, share: Array) -> Array:
-    """Return x/share, rounded: as it never falls in x, no two x share an image x + x/share."""
-    return jnp.round(_real(value) / share).astype(value.dtype)
+def _excess(value: Array, excess: Array) -> Array:
+    """Return excess·x, rounded: as it never falls in x, no two x share an image x + excess·x."""
+    return jnp.round(_real(value) * excess).astype(value.dtype)
 
 
 def _fraction(factor: Array, dtype: Any) -> tuple[Array, Array]:
-    """Return n = ⌊factor·d⌋, and the share 1/(factor·d/n − 1) of n/d, at least n, that it lacks."""
+    """Return n = ⌊factor·d⌋, and by what share of n/d, at most 1/n, it falls short of the factor."""
     scaled = factor * 2**NUM_BITS
     whole = jnp.maximum(jnp.floor(scaled), 1)
-    return whole.astype(dtype), whole / (scaled - whole)
+    return whole.astype(dtype), (scaled - whole) / whole
 
 
-def _divide(value: Array, n: Array) -> tuple[Array, Array]:
+def _divide(value: Array, n: Array, num_turns: int) -> tuple[Array, Array]:
     """Divide integers by n > 0: quotient towards −∞ and remainder in [0, n), as vectors of floats can.
 
-    The first quotient is off by rounding; what it leaves is small enough that its quotient is exact.
+    A float quotient of more than its digits is off by some units; a second turn divides what it leaves. A
+    quotient that is off by 1, as one that was made a product with 1/n may be, is put right.
     """
-    first = jnp.floor(_real(value) / _real(n)).astype(value.dtype)
-    left = value - first * n
-    second = jnp.floor(_real(left) / _real(n)).astype(value.dtype)
-    return first + second, left - second * n
+    quotient, remainder = jnp.zeros_like(value), value
+    for _ in range(num_turns):
+        part = jnp.floor(_real(remainder) / _real(n)).astype(value.dtype)
+        quotient, remainder = quotient + part, remainder - part * n
+    below, above = remainder < 0, remainder >= n
+    remainder = jnp.where(below, remainder + n, jnp.where(above, remainder - n, remainder))
+    return quotient - below + above, remainder
 
 
 def _real(value: Array) -> Array:
@@ -331,24 +335,24 @@ class _Scheme(NamedTuple):
     unit: float
     interval: int
 
-    def encode(self, reals: Array) -> Array:
-        """Round to integers."""
-        return jnp.round(reals * (1 / self.unit)).astype(self.word)
+    def encode(self, reals: Array, scale: float = 1.0) -> Array:
+        """Round to integers, of `scale` units each."""
+        return jnp.round(reals * (1 / (scale * self.unit))).astype(self.word)
 
-    def decode(self, integers: Array) -> Array:
+    def decode(self, integers: Array, scale: float = 1.0) -> Array:
         """Return integers as real numbers, float32 for int32 and float64 for int64."""
-        return _real(integers) * self.unit
+        return _real(integers) * (scale * self.unit)
 
     def join(self, leaves: list[Array]) -> Array:
         """Lay leaves out as one vector `[P]` of reals."""
         wide = jnp.float64 if self.word == jnp.int64 else jnp.float32
         return jnp.concatenate([x.reshape(-1).astype(wide) for x in leaves])
 
-    def leaves(self, integers: Array) -> list[Array]:
+    def leaves(self, integers: Array, scale: float = 1.0) -> list[Array]:
         """Cut a vector `[P]` into leaves of the params' shapes and dtypes."""
-        like, found, at = self.recursion.leaves, [], 0
-        for leaf in like:
-            part = self.decode(integers[at : at + leaf.size])
+        found, at = [], 0
+        for leaf in self.recursion.leaves:
+            part = self.decode(integers[at : at + leaf.size], scale)
             found.append(part.reshape(leaf.shape).astype(leaf.dtype))
             at += leaf.size
         return found
@@ -366,10 +370,11 @@ class _Scheme(NamedTuple):
     def encode_all(self, state: TrainState) -> Integers:
         velocity, _ = self.recursion.split(state.opt_state)
         weights = self.encode(self.join(jax.tree.leaves(trained(state.params))))
-        return Integers(weights, self.encode(self.join(velocity)), jnp.zeros_like(weights))
+        velocity = self.encode(self.join(velocity), VELOCITY)
+        return Integers(weights, velocity, jnp.zeros_like(weights))
 
     def decode_all(self, integers: Integers) -> tuple[list[Array], list[Array]]:
-        return self.leaves(integers.weights), self.leaves(integers.velocity)
+        return self.leaves(integers.weights), self.leaves(integers.velocity, VELOCITY)
 
 
 def _scheme(recursion: Recursion, min_momentum: float, limit: float) -> _Scheme:
