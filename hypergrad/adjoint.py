@@ -30,7 +30,23 @@ from hypergrad.train import (
     update,
     with_parts,
 )
-from hypergrad.types import Array, HParams
+from hypergrad.types import Array, HParams, PyTree
+
+
+class Pulled(NamedTuple):
+    """What a run's pullback returns.
+
+    Attributes:
+        hparams: cotangent of the hparams' float leaves.
+        state: adjoint of the first state's float leaves.
+        norms: norm of the adjoint of the weights before each step `[num_steps]`.
+        certificate: what a pass that reconstructs states says of them; `()` where all were stored.
+    """
+
+    hparams: list[Array]
+    state: list[Array]
+    norms: Array
+    certificate: Any = ()
 
 
 class Run(NamedTuple):
@@ -39,14 +55,12 @@ class Run(NamedTuple):
     Attributes:
         state: the state after the last step.
         losses: training loss before each step `[num_steps]`.
-        pullback: adjoint of the last state's float leaves -> (cotangent of the hparams' float leaves,
-            adjoint of the first state's float leaves, norm of the adjoint of the weights before each
-            step `[num_steps]`).
+        pullback: adjoint of the last state's float leaves -> `Pulled`.
     """
 
     state: TrainState
     losses: Array
-    pullback: Callable[[list[Array]], tuple[list[Array], list[Array], Array]]
+    pullback: Callable[[list[Array]], Pulled]
 
 
 MAX_STORED = 32 * 2**20
@@ -139,7 +153,7 @@ def mixed(checkpoint: tuple[int, ...] | None = None) -> Backward:
         def pullback(adjoint):
             zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
             (total, adjoint), norms = _sweep(problem, hparams, stored, (zeros, adjoint), levels)
-            return total, adjoint, norms
+            return Pulled(total, adjoint, norms)
 
         return Run(final, losses, pullback)
 
@@ -192,7 +206,7 @@ def _sweep(problem, hparams, stored: _Stored, adjoint, levels) -> tuple[Any, Arr
 
     def pull(adjoint, start):
         if stored.size == 1:
-            return _pull_step(problem, hparams, start, adjoint)
+            return pull_step(problem, hparams, start, adjoint)
         return segment(adjoint, start, stored.size)
 
     tail_norms = jnp.zeros((0,), jnp.float32)
@@ -202,8 +216,23 @@ def _sweep(problem, hparams, stored: _Stored, adjoint, levels) -> tuple[Any, Arr
     return adjoint, jnp.concatenate([norms.reshape(-1), tail_norms])
 
 
-def _pull_step(problem, hparams, kept, adjoint):
-    """Pull the adjoint back over one step of training, whose loss and gradient were kept."""
+def pull_step(
+    problem: Problem,
+    hparams: HParams,
+    kept: tuple[TrainState, Array, PyTree],
+    adjoint: tuple[list[Array], list[Array]],
+) -> tuple[tuple[list[Array], list[Array]], Array]:
+    """Pull the adjoint back over one step of training, whose loss and gradient were kept.
+
+    Args:
+        problem: the training loop.
+        hparams: hyperparameters.
+        kept: the state before the step, its loss `[]`, the gradient of its weights.
+        adjoint: cotangent of the hparams' float leaves so far, adjoint of the state after the step.
+
+    Returns:
+        Both before the step, and the norm of the adjoint of the weights there, float32 `[]`.
+    """
     state, value, grads = kept
     total, state_bar = adjoint
     batch = draw_batch(problem, state)
@@ -285,7 +314,7 @@ def plain(checkpoint: tuple[int, ...] = (1,)) -> Backward:
 
         probes = jnp.zeros((num_steps,), jnp.float32)
         _, pull, (final, losses) = jax.vjp(run, h, s, probes, has_aux=True)
-        return Run(final, losses, pull)
+        return Run(final, losses, lambda adjoint: Pulled(*pull(adjoint)))
 
     return backward
 

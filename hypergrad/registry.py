@@ -2,7 +2,15 @@
 
 from collections.abc import Callable
 
-from hypergrad.estimators import Estimator, forward, implicit, reverse, truncated
+from hypergrad.estimators import (
+    Estimator,
+    drift,
+    forward,
+    implicit,
+    reverse,
+    reversible,
+    truncated,
+)
 from hypergrad.problem import Problem
 from hypergrad.settings import check_name
 
@@ -11,6 +19,8 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "forward": forward,
     "truncated": truncated,
     "implicit": implicit,
+    "drift": drift,
+    "reversible": reversible,
 }
 METHODS: dict[str, str] = {
     "descent": "hypergradient descent on the unconstrained space, with any estimator",

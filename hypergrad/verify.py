@@ -9,8 +9,9 @@ import numpy as np
 
 from hypergrad import registry, space as spaces, tree
 from hypergrad.adjoint import mixed, plain
-from hypergrad.estimators import Estimator, forward, reverse
+from hypergrad.estimators import Estimator, drift, forward, reverse, reversible
 from hypergrad.estimators.base import temporary_bytes
+from hypergrad.momentum import Recursion
 from hypergrad.problem import Problem, Task, check, check_horizon
 from hypergrad.train import init_state, unroll
 from hypergrad.types import HParams, PyTree
@@ -94,8 +95,14 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
         "forward": (forward(problem, horizon, chunk=16), True),
         "truncated, a quarter": (registry.estimator("truncated", problem, horizon), False),
         "implicit": (registry.estimator("implicit", problem, horizon), False),
+        "drift": (drift(problem, horizon), True),
+        "reversible": (reversible(problem, horizon, min_momentum=0.25), True),
     }
+    refused = _irreversible(problem, hparams)
     for name, (estimator, exact) in estimators.items():
+        if refused and name in ("drift", "reversible"):
+            rows.append(Row(name, np.nan, "", np.nan, np.nan, 0, exact, refused))
+            continue
         state = estimator.init(key, hparams)
         try:
             lowered = jax.jit(estimator.estimate).lower(key, state, hparams)
@@ -124,6 +131,15 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
             )
         )
     return rows
+
+
+def _irreversible(problem: Problem, hparams: HParams) -> str:
+    """Say why the training cannot be undone step by step; nothing where it can."""
+    try:
+        Recursion(problem, hparams, init_state(problem, jax.random.key(0), hparams))
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def in_float64(problem: Problem) -> Problem:

@@ -148,7 +148,7 @@ def unrolled_estimate(
     num_steps: int,
     backward: Backward,
     through_init: bool = True,
-) -> tuple[Estimate, Array]:
+) -> tuple[Estimate, Array, Any]:
     """Estimate by reverse mode through `num_steps` steps from `start`.
 
     Args:
@@ -161,13 +161,13 @@ def unrolled_estimate(
         through_init: whether `start` is the run's first state and depends on the hparams.
 
     Returns:
-        The estimate and the training losses `[num_steps]`.
+        The estimate, the training losses `[num_steps]` and the pass's certificate.
     """
     init_key, valid_key = split_key(key)
     try:
         run = backward(problem, hparams, start, num_steps)
         value, direct, adjoint = objective_parts(problem, valid_key, hparams, run.state)
-        total, first, norms = run.pullback(adjoint)
+        total, first, norms, certificate = run.pullback(adjoint)
     except ValueError as error:
         if "Reverse-mode differentiation does not work" not in str(error):
             raise
@@ -185,7 +185,7 @@ def unrolled_estimate(
     nonfinite = first_nonfinite(run.losses, value)
     horizon = jnp.asarray(num_steps, jnp.int32)
     info = UnrollInfo(direct, response, horizon, norms, growth, nonfinite)
-    return Estimate(value, tree.add(direct, response), info), run.losses
+    return Estimate(value, tree.add(direct, response), info), run.losses, certificate
 
 
 def split_key(key: Key) -> tuple[Key, Key]:

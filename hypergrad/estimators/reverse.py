@@ -65,7 +65,7 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
         check_real(problem, hparams)
         warn_structural_zeros(problem, hparams, horizon)
         start = init_state(problem, split_key(key)[0], hparams)
-        result, _ = unrolled_estimate(problem, key, hparams, start, horizon, backward)
+        result, *_ = unrolled_estimate(problem, key, hparams, start, horizon, backward)
         return state, result
 
     return Estimator(init, estimate)

@@ -63,7 +63,7 @@ def truncated(
         frozen = jax.lax.stop_gradient(hparams)
         start = init_state(problem, split_key(key)[0], frozen)
         start, early = unroll_losses(problem, frozen, start, horizon - window)
-        result, late = unrolled_estimate(
+        result, late, _ = unrolled_estimate(
             problem, key, hparams, start, window, backward, through_init=False
         )
         losses = jax.numpy.concatenate([early, late])

@@ -1,0 +1,320 @@
+"""Training undone on the way back: exactly in integers, nearly in floating point, and refused where neither can be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hypergrad.adjoint import mixed
+from hypergrad.estimators import average, drift, reverse, reversible
+from hypergrad.estimators.base import temporary_bytes
+from hypergrad.estimators.reversible import DIGIT, flush_interval, grow, shrink
+from hypergrad.problem import Problem
+from hypergrad.space import schedule
+from hypergrad.testing import assert_close
+from hypergrad.verify import in_float64
+
+KEY = jax.random.key(5)
+_random = np.random.default_rng(3)
+X = _random.normal(size=(40, 12)) / 3
+Y = np.tanh(X @ _random.normal(size=12)) + 0.1 * _random.normal(size=40)
+
+
+def sgd(h):
+    return optax.sgd(jnp.exp(h["log_rate"]), momentum=h["momentum"])
+
+
+def regression(optimizer=sgd, num=12, dtype=jnp.float32):
+    """Two leaves, minibatches, a smooth loss that is not quadratic."""
+    inputs = jnp.asarray(np.tile(X, (1, -(-num // 12)))[:, :num], dtype)
+    targets = jnp.asarray(Y, dtype)
+
+    def loss(w, h, batch):
+        error = jnp.tanh(batch[0] @ w["slope"] + w["shift"]) - batch[1]
+        return jnp.mean(error**2) + jnp.exp(h["log_l2"]) * jnp.sum(w["slope"] ** 2)
+
+    def train_batch(key, step):
+        index = jax.random.randint(key, (8,), 0, 24)
+        return inputs[index], targets[index]
+
+    return Problem(
+        init=lambda key, h: {
+            "slope": 0.3 * jax.random.normal(key, (num,), dtype),
+            "shift": jnp.zeros((), dtype),
+        },
+        loss=loss,
+        objective=lambda w, h, batch: loss(w, {**h, "log_l2": -30.0}, batch),
+        optimizer=optimizer,
+        train_batch=train_batch,
+        valid_batch=lambda key: (inputs[24:], targets[24:]),
+    )
+
+
+def hparams(momentum=0.9, **others):
+    given = {"log_rate": -3.0, "momentum": momentum, "log_l2": -4.0, **others}
+    return {name: jnp.asarray(x, jnp.result_type(float)) for name, x in given.items()}
+
+
+def run(estimator, h):
+    return jax.jit(estimator.estimate)(KEY, (), h)[1]
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_products_are_undone_to_the_bit(wide):
+    with jax.enable_x64(wide):
+        word, real, bits = (np.int64, np.float64, 64) if wide else (np.int32, np.float32, 32)
+        random = np.random.default_rng(0)
+        num = 100_000
+        factor = random.uniform(0.25, 1.0, num)
+        factor[::3] = random.integers(64, 256, num)[::3] / 256 + random.choice([0, 1e-7, 0.0039])
+        size = 2.0 ** random.uniform(0, bits - 2, num)
+        value = (random.choice([-1, 1], num) * size).astype(word)
+        rest = random.integers(0, 2 ** (bits - 11), num).astype(word)
+        factor = factor.astype(real)
+        product, full = jax.jit(shrink)(value, rest, factor)
+        back, emptied = jax.jit(grow)(product, full, factor)
+        assert np.array_equal(back, value) and np.array_equal(emptied, rest)
+        error = np.asarray(product, np.longdouble) - value * factor.astype(np.longdouble)
+        rounding = np.finfo(real).eps * np.abs(value) / 100
+        assert np.all(np.abs(error) <= 1.5 + rounding)
+
+
+def test_the_stack_has_room_for_the_declared_momentum_whatever_the_data():
+    for momentum, decays in ((0.9, False), (0.9, True), (0.3, False)):
+        interval = flush_interval(momentum, decays, 32)
+        # the fullest digit at every step is the worst that data can do
+        rest, value = jnp.full((1,), DIGIT, jnp.int32), jnp.full((1,), -1, jnp.int32)
+        seen = [rest]
+        for _ in range(interval):
+            for factor in [momentum, 255 / 256][: 1 + decays]:
+                value, rest = shrink(value, rest | DIGIT, jnp.float32(factor))
+                seen.append(rest)
+        assert all(r[0] > 0 for r in seen), "overflow"
+        assert seen[-1][0] > 2**21, "stored too early"
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.999])
+def test_both_agree_with_reverse_over_a_long_run(momentum):
+    h, horizon = hparams(momentum, log_rate=-3.0 if momentum < 0.99 else -6.0), 600
+    expected = run(reverse(regression(), horizon), h)
+    exact = run(reversible(regression(), horizon, min_momentum=0.88), h)
+    assert exact.info.exact and exact.info.first_nonfinite == -1
+    assert exact.info.bits <= 0.35
+    assert_close(exact.value, expected.value, 1e-1)
+    assert_close(exact.hypergrad, expected.hypergrad, 1.0)
+    near = run(drift(regression(), horizon, min_momentum=0.88), h)
+    assert near.value == expected.value
+    assert near.info.num_recomputed == 0 and 0 < near.info.mismatch < 1e-3
+    assert_close(near.hypergrad, expected.hypergrad, 1.0)
+    for info in (exact.info, near.info):
+        assert_close(info.sensitivity, expected.info.sensitivity, 1.0)
+        assert_close(info.growth, expected.info.growth, 1.0)
+
+
+def test_float64_agrees_tightly():
+    with jax.enable_x64(True):
+        problem, h = in_float64(regression(dtype=jnp.float64)), hparams()
+        expected = run(reverse(problem, 150), h)
+        for estimator in (reversible(problem, 150), drift(problem, 150)):
+            got = run(estimator, h)
+            assert got.hypergrad["momentum"].dtype == jnp.float64
+            assert_close(got.hypergrad, expected.hypergrad, 1e-2)  # 1.5e-10
+        assert got.info.num_recomputed == 0
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.2])
+def test_drift_computes_again_what_it_cannot_undo(momentum):
+    problem, h = regression(), hparams(momentum)
+    expected = run(reverse(problem, 45), h)
+    got = run(drift(problem, 45, min_momentum=0.9), h)
+    assert got.info.num_recomputed == 1 and not got.info.mismatch < 1e-3
+    assert_close(got.hypergrad, expected.hypergrad, 1e-1)
+    # a wrong result must be one without the second look
+    unguarded = run(drift(problem, 45, min_momentum=0.9, tolerance=float("inf")), h)
+    assert not np.allclose(unguarded.hypergrad["log_l2"], expected.hypergrad["log_l2"], rtol=0.1)
+
+
+def test_drift_under_vmap_computes_again_for_the_member_that_needs_it():
+    problem, horizon = regression(), 40
+    estimator, exact = (drift(problem, horizon), reverse(problem, horizon))
+    many = jax.tree.map(lambda a, b: jnp.stack([a, b]), hparams(0.9), hparams(0.05))
+
+    def each(estimator):
+        return jax.jit(jax.vmap(lambda h: estimator.estimate(KEY, (), h)[1]))(many)
+
+    got, expected = each(estimator), each(exact)
+    assert got.info.num_recomputed[0] == 0 and got.info.num_recomputed[1] > 0
+    assert_close(got.hypergrad, expected.hypergrad, 1e-1)
+
+
+def test_a_momentum_below_the_declared_one_gives_no_number():
+    problem, h = regression(), hparams(0.5)
+    got = run(reversible(problem, 300, min_momentum=0.9), h)
+    assert not got.info.exact and got.info.first_nonfinite == -1
+    assert jnp.isfinite(got.value) and jnp.isnan(got.hypergrad["log_l2"])
+    assert_close(got.value, run(reverse(problem, 300), h).value, 1e-1)
+    right = run(reversible(problem, 300, min_momentum=0.5), h)
+    assert right.info.exact and jnp.isfinite(right.hypergrad["log_l2"])
+
+
+def test_a_number_out_of_range_is_reported_with_its_step():
+    problem = regression()
+    grown = problem._replace(loss=lambda w, h, b: 1e3 * problem.loss(w, h, b))
+    got = run(reversible(grown, 30), hparams(log_rate=-9.0))
+    assert 0 <= got.info.first_nonfinite < 30 and got.info.largest >= 8
+    assert jnp.isnan(got.value) and jnp.isnan(got.hypergrad["log_rate"])
+    roomy = run(reversible(grown, 30, limit=500), hparams(log_rate=-9.0))
+    assert roomy.info.exact and roomy.info.first_nonfinite == -1
+    expected = run(reverse(grown, 30), hparams(log_rate=-9.0))
+    assert_close(roomy.hypergrad, expected.hypergrad)
+
+
+def scheduled_momentum(values):
+    """Momentum of its own for every step."""
+
+    def init(params):
+        return jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params)
+
+    def update(grads, state, params=None):
+        count, trace = state
+        trace = jax.tree.map(lambda g, v: g + schedule(values)(count) * v, grads, trace)
+        return trace, (count + 1, trace)
+
+    return optax.GradientTransformation(init, update)
+
+
+def everything(h):
+    """Clipped, L2, per-step momentum, another rate for each leaf, decoupled decay of one of them."""
+    rates = {name: optax.scale_by_learning_rate(schedule(h[name])) for name in ("slope", "shift")}
+    return optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.add_decayed_weights(h["coupled"]),
+        scheduled_momentum(h["momentum"]),
+        optax.add_decayed_weights(h["decay"], mask={"slope": True, "shift": False}),
+        optax.partition(rates, {"slope": "slope", "shift": "shift"}),
+    )
+
+
+KINDS = {
+    "everything": (everything, {
+        "momentum": np.linspace(0.95, 0.85, 60), "slope": np.linspace(0.1, 0.01, 60),
+        "shift": np.full(60, 0.03), "decay": 0.05, "coupled": 0.01,
+    }),
+    "momentum of each leaf": (
+        lambda h: optax.partition(
+            {n: optax.sgd(h["rate"], momentum=h[n]) for n in ("slope", "shift")},
+            {"slope": "slope", "shift": "shift"},
+        ),
+        {"rate": 0.05, "slope": 0.9, "shift": 0.85},
+    ),
+    "moving average": (
+        lambda h: optax.chain(optax.ema(h["momentum"]), optax.scale_by_learning_rate(0.3)), {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_variants_of_momentum(kind):
+    optimizer, others = KINDS[kind]
+    problem = regression(optimizer)
+    h = {**hparams(), **{name: jnp.asarray(x, jnp.float32) for name, x in others.items()}}
+    expected = run(reverse(problem, 60), h)
+    for estimator in (reversible(problem, 60), drift(problem, 60)):
+        got = run(estimator, h)
+        assert_close(got.value, expected.value, 1e-1)
+        error = optax.tree.norm(optax.tree.sub(got.hypergrad, expected.hypergrad))
+        assert error <= 1e-4 * optax.tree.norm(expected.hypergrad), (error, got.info)
+
+
+def test_bfloat16_params_are_trained_in_integers():
+    narrow, h = regression(dtype=jnp.bfloat16), hparams()
+    got = run(reversible(narrow, 60), h)
+    wide = run(reverse(regression(), 60), h)
+    assert got.info.exact and got.hypergrad["momentum"].dtype == jnp.float32
+    for name in h:
+        assert abs(got.hypergrad[name] - wide.hypergrad[name]) < 0.1 * abs(wide.hypergrad[name])
+    with pytest.raises(ValueError, match="has dtype bfloat16, expected float32 or float64"):
+        drift(narrow, 60).estimate(KEY, (), h)
+
+
+def test_memory_is_that_of_the_stack():
+    problem, h = regression(num=6000), hparams()
+
+    def num_bytes(make, horizon):
+        return temporary_bytes(jax.jit(make(problem, horizon).estimate).lower(KEY, (), h).compile())
+
+    def ours(problem, horizon):
+        return reversible(problem, horizon, min_momentum=0.88)
+
+    more = (num_bytes(ours, 2500) - num_bytes(ours, 500)) / 2000
+    assert 8 * more / 6001 <= 0.35
+    stored = num_bytes(lambda p, n: reverse(p, n, backward=mixed(())), 500) / 500
+    assert more < stored / 200
+
+
+def test_average_takes_them():
+    problem, h = regression(), hparams()
+    for make in (drift, reversible):
+        estimator = average(make(problem, 12), 2)
+        got = jax.jit(estimator.estimate)(KEY, estimator.init(KEY, h), h)[1]
+        expected = average(reverse(problem, 12), 2).estimate(KEY, ((),) * 2, h)[1]
+        assert_close(got.hypergrad, expected.hypergrad, 1.0)
+
+
+PROBLEM = regression()
+REFUSED = {
+    "keeps 0 float arrays for the 2 of params": lambda h: optax.sgd(0.1),
+    "keeps 4 float arrays": lambda h: optax.adam(0.1),
+    "departs from v ← m v + G(g, w), w ← D w − rate v by": lambda h: optax.sgd(
+        0.1, momentum=0.9, nesterov=True
+    ),
+    "departs from v": lambda h: optax.lion(0.1),
+    "departs from v ← m v": lambda h: optax.rmsprop(0.1),
+    "departs": lambda h: optax.chain(optax.sgd(0.1, momentum=0.9), optax.clip(1.0)),
+    "is 0, expected a number above 0": lambda h: optax.sgd(0.1, momentum=0.0),
+    "is 1, expected a number above 0 and below 1": lambda h: optax.sgd(0.1, momentum=1.0),
+    "is 1.5, expected": lambda h: optax.sgd(0.1, momentum=1.5),
+    "in bfloat16, expected float32": lambda h: optax.sgd(
+        0.1, momentum=0.9, accumulator_dtype=jnp.bfloat16
+    ),
+    "of shape (12,)": lambda h: optax.chain(
+        optax.trace(0.9), optax.stateless(lambda u, p: jax.tree.map(lambda x: -X[0] * x, u))
+    ),
+    "problem.optimizer failed on": lambda h: optax.chain(
+        optax.trace(0.9), optax.polyak_sgd(max_learning_rate=1.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("make", [drift, reversible])
+@pytest.mark.parametrize("fragment", list(REFUSED))
+def test_optimizers_that_cannot_be_undone_are_refused_in_one_line(make, fragment):
+    with pytest.raises(ValueError) as caught:
+        make(PROBLEM._replace(optimizer=REFUSED[fragment]), 5).estimate(KEY, (), hparams())
+    message = str(caught.value)
+    assert fragment in message and "problem.optimizer" in message
+    assert "\n" not in message and len(message) < 500
+
+
+ARGUMENTS = {
+    "min_momentum is 0,": lambda: drift(PROBLEM, 5, min_momentum=0),
+    "min_momentum is 1.0,": lambda: reversible(PROBLEM, 5, min_momentum=1.0),
+    "min_momentum is 1.2,": lambda: drift(PROBLEM, 5, min_momentum=1.2),
+    "min_momentum is 0.1, expected at least 0.25": lambda: reversible(PROBLEM, 5, min_momentum=0.1),
+    "min_momentum is None": lambda: reversible(PROBLEM, 5, min_momentum=None),
+    "tolerance is 0": lambda: drift(PROBLEM, 5, tolerance=0),
+    "limit is -1": lambda: reversible(PROBLEM, 5, limit=-1),
+    "horizon is 0": lambda: reversible(PROBLEM, 0),
+    "min_momentum is 0.8, expected at most 0.5, the momentum": lambda: reversible(
+        PROBLEM._replace(optimizer=lambda h: optax.sgd(0.1, momentum=0.5)), 5
+    ).estimate(KEY, (), hparams()),
+}
+
+
+@pytest.mark.parametrize("fragment", list(ARGUMENTS))
+def test_arguments_are_refused_in_one_line(fragment):
+    with pytest.raises(ValueError) as caught:
+        ARGUMENTS[fragment]()
+    assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
