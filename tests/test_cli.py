@@ -227,6 +227,8 @@ def test_ctrl_c_ends_cleanly_and_the_study_resumes(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        # a suite that runs in the background passes on that Ctrl-C is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     journal = out / "journal.jsonl"
     deadline = time.monotonic() + 120
