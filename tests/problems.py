@@ -162,7 +162,8 @@ def adam_dead_input():
 
 def recurrent():
     model = from_linen(RNN(3, width=4))
-    return classifier(model, X[:, :, None], momentum, MOMENTUM, num=8)
+    inputs = X[:, :, None].astype(jnp.float32)  # flax keeps the cell in the params' dtype
+    return classifier(model, inputs, momentum, MOMENTUM, num=8)
 
 
 def ema():

@@ -221,8 +221,13 @@ def test_readme_study_file_reads(tmp_path):
 def test_ctrl_c_ends_cleanly_and_the_study_resumes(tmp_path):
     out = tmp_path / "study"
     words = ["quadratic", "--horizon", "5", "--seeds", "1", "--eval-seeds", "2"]
+    # a suite that runs in the background passes on that Ctrl-C is ignored
+    heeding = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from hypergrad.cli import main; sys.exit(main())"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "hypergrad", "tune", *words, "--budget", "400", "--out", str(out)],
+        [sys.executable, "-c", heeding, "tune", *words, "--budget", "400", "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

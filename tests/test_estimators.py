@@ -92,6 +92,12 @@ def test_equals_plain_autodiff(case, name):
     assert jnp.all(jnp.isfinite(estimate.info.sensitivity))
 
 
+def assert_close_in_float32(actual, expected):
+    """With x64 on, too, flax keeps params in float32: no result is closer than they are."""
+    narrow = (jax.tree.map(lambda x: x.astype(jnp.float32), t) for t in (actual, expected))
+    assert_close(*narrow)
+
+
 @pytest.mark.parametrize(
     "problem_name",
     ["ridge", "schedules", "batch_norm_dropout", "adam_dead_input", "recurrent", "polyak"],
@@ -121,7 +127,8 @@ def test_contract(problem_name, name):
     other = compiled(jax.random.key(4), state, hparams)
     assert (other[1].value != first[1].value) or problem_name == "ridge", "the key has no effect"
     with jax.disable_jit(problem_name == "ridge"):
-        assert_close(estimator.estimate(KEY, state, hparams)[1].hypergrad, first[1].hypergrad)
+        eager = estimator.estimate(KEY, state, hparams)[1].hypergrad
+    assert_close_in_float32(eager, first[1].hypergrad)
 
     if problem_name not in ("schedules", "batch_norm_dropout", "recurrent"):
         return  # the transforms compile twice more: three problems are enough for them
@@ -132,7 +139,7 @@ def test_contract(problem_name, name):
     )
     for i in range(2):
         one = compiled(keys[i], state, jax.tree.map(lambda x, i=i: x[i], many))[1].hypergrad
-        assert_close(jax.tree.map(lambda x, i=i: x[i], batched), one)
+        assert_close_in_float32(jax.tree.map(lambda x, i=i: x[i], batched), one)
 
     def body(carry, key):
         carry, estimate = estimator.estimate(key, carry, hparams)
@@ -182,10 +189,11 @@ def test_ridge_at_convergence_has_the_closed_form():
 def test_quadratic_recurrence():
     from tasks import quadratic
 
-    made = quadratic.task(horizon=12)
     lr, momentum = np.full(12, 0.1), 0.5
-    hparams = {"lr": jnp.asarray(lr, jnp.float32), "momentum": jnp.float32(momentum)}
-    estimate = jax.jit(reverse(made.problem, 12).estimate)(KEY, (), hparams)[1]
+    with jax.enable_x64(False):
+        made = quadratic.task(horizon=12)
+        hparams = {"lr": jnp.asarray(lr, jnp.float32), "momentum": jnp.float32(momentum)}
+        estimate = jax.jit(reverse(made.problem, 12).estimate)(KEY, (), hparams)[1]
     assert_close(estimate.value, quadratic.exact(lr, momentum, 5, 0), 1.0)
     for step in (0, 11):
         moved = [quadratic.exact(lr + s * 1e-6 * np.eye(12)[step], momentum, 5, 0) for s in (1, -1)]
@@ -234,7 +242,7 @@ def test_bfloat16_params():
 
 def test_first_nonfinite_step_and_growth():
     problem, hparams = ridge()
-    exploding = problem._replace(optimizer=lambda h: optax.sgd(1e20))
+    exploding = problem._replace(optimizer=lambda h: optax.sgd(1e200))
     info = jax.jit(reverse(exploding, HORIZON).estimate)(KEY, (), hparams)[1].info
     assert 1 <= info.first_nonfinite <= 3
     only_objective = problem._replace(objective=lambda p, h, b: jnp.nan * jnp.sum(p) * h["l2"])
