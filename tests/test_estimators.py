@@ -12,12 +12,14 @@ from hypergrad import problem as problems_module
 from hypergrad.adjoint import nested_checkpoint, sqrt_checkpoint
 from hypergrad.estimators import (
     average,
+    drift,
     forward,
     implicit,
     mixed,
     plain,
     plan,
     reverse,
+    reversible,
     structural_zeros,
     truncated,
 )
@@ -37,9 +39,15 @@ ESTIMATORS = {
     "forward": forward,
     "forward_chunked": lambda p, n: forward(p, n, chunk=2),
     "truncated_window": lambda p, n: truncated(p, n, 3),
+    "drift": drift,
+    "reversible": reversible,
 }
 IMPLICIT = {"implicit": lambda p, n: implicit(p, n, solve=neumann(3, step_size=0.1))}
 """Differentiates no run, so that it has the contract but not the comparisons."""
+UNDONE = ("drift", "reversible")
+"""These take SGD with momentum alone; `tests/test_reversal.py` has more of it."""
+MOMENTUM = ("schedules", "batch_norm_dropout")
+"""Problems trained by it."""
 EVERY = ("ridge", "schedules", "batch_norm_dropout", "polyak")
 """Problems that go through every pass."""
 EXACT = [name for name in ESTIMATORS if not name.startswith("truncated")]
@@ -64,13 +72,17 @@ def case(request):
         window: jax.jit(jax.value_and_grad(lambda h, w=window: final(problem, h, KEY, w)))(hparams)
         for window in (HORIZON, 3)
     }
-    return problem, hparams, reference, request.param in EVERY
+    return problem, hparams, reference, request.param
 
 
 @pytest.mark.parametrize("name", list(ESTIMATORS))
 def test_equals_plain_autodiff(case, name):
-    problem, hparams, reference, every = case
-    if not every and name not in ("reverse", "forward", "truncated_window"):
+    problem, hparams, reference, problem_name = case
+    if name in UNDONE and problem_name not in MOMENTUM:
+        pytest.skip(
+            "this problem is not trained by SGD with momentum, or is like one that is tested"
+        )
+    if problem_name not in EVERY and name not in ("reverse", "forward", "truncated_window"):
         pytest.skip("this problem runs through the default passes only, to compile less")
     estimator = ESTIMATORS[name](problem, HORIZON)
     with warnings.catch_warnings():
@@ -102,8 +114,10 @@ def assert_close_in_float32(actual, expected):
     "problem_name",
     ["ridge", "schedules", "batch_norm_dropout", "adam_dead_input", "recurrent", "polyak"],
 )
-@pytest.mark.parametrize("name", ["reverse", "forward", "truncated_window", "implicit"])
+@pytest.mark.parametrize("name", ["reverse", "forward", "truncated_window", "implicit", *UNDONE])
 def test_contract(problem_name, name):
+    if name in UNDONE and problem_name != "schedules":
+        pytest.skip("one problem is enough for an estimator that shares its passes")
     problem, hparams = ALL[problem_name]()
     if name in IMPLICIT:
         if problem_name != "schedules":
@@ -165,6 +179,8 @@ def test_finite_differences_in_float64(problem_name):
             ]
             slope[name] = (sides[0] - sides[1]) / 2e-6
         estimators = [reverse(problem, HORIZON), forward(problem, HORIZON, chunk=8)]
+        if problem_name in MOMENTUM:
+            estimators += [drift(problem, HORIZON), reversible(problem, HORIZON)]
         for estimator in estimators:
             grads = jax.jit(estimator.estimate)(KEY, (), hparams)[1].hypergrad
             largest = max(abs(float(s)) for s in slope.values())

@@ -1,12 +1,13 @@
 """Training undone on the way back: exactly in integers, nearly in floating point, and refused where neither can be."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from hypergrad.adjoint import mixed
 from hypergrad.estimators import average, drift, reverse, reversible
 from hypergrad.estimators.base import temporary_bytes
 from hypergrad.estimators.reversible import DIGIT, flush_interval, grow, shrink
@@ -56,7 +57,26 @@ def hparams(momentum=0.9, **others):
     return {name: jnp.asarray(x, jnp.result_type(float)) for name, x in given.items()}
 
 
-def run(estimator, h):
+HORIZON = 120
+ESTIMATORS = {
+    "reverse": lambda p: reverse(p, HORIZON),
+    "reversible": lambda p: reversible(p, HORIZON, limit=32.0),
+    "drift": lambda p: drift(p, HORIZON),
+    "drift, no second look": lambda p: drift(p, HORIZON, tolerance=float("inf")),
+}
+
+
+@functools.cache
+def program(name):
+    return jax.jit(ESTIMATORS[name](regression()).estimate)
+
+
+def run(name, h, key=KEY):
+    """Compiled once for all tests in float32."""
+    return program(name)(key, (), h)[1]
+
+
+def run_new(estimator, h):
     return jax.jit(estimator.estimate)(KEY, (), h)[1]
 
 
@@ -95,18 +115,15 @@ def test_the_stack_has_room_for_the_declared_momentum_whatever_the_data():
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.999])
-def test_both_agree_with_reverse_over_a_long_run(momentum):
-    h, horizon = hparams(momentum, log_rate=-3.0 if momentum < 0.99 else -6.0), 600
-    expected = run(reverse(regression(), horizon), h)
-    exact = run(reversible(regression(), horizon, min_momentum=0.88), h)
+def test_both_agree_with_reverse(momentum):
+    h = hparams(momentum, log_rate=-3.0 if momentum < 0.99 else -6.0)
+    expected, exact, near = (run(name, h) for name in ("reverse", "reversible", "drift"))
     assert exact.info.exact and exact.info.first_nonfinite == -1
-    assert exact.info.bits <= 0.35
     assert_close(exact.value, expected.value, 1e-1)
     assert_close(exact.hypergrad, expected.hypergrad, 1.0)
-    near = run(drift(regression(), horizon, min_momentum=0.88), h)
     assert near.value == expected.value
     assert near.info.num_recomputed == 0 and 0 < near.info.mismatch < 1e-3
-    assert_close(near.hypergrad, expected.hypergrad, 1.0)
+    assert_close(near.hypergrad, expected.hypergrad, 1e-1)
     for info in (exact.info, near.info):
         assert_close(info.sensitivity, expected.info.sensitivity, 1.0)
         assert_close(info.growth, expected.info.growth, 1.0)
@@ -115,9 +132,9 @@ def test_both_agree_with_reverse_over_a_long_run(momentum):
 def test_float64_agrees_tightly():
     with jax.enable_x64(True):
         problem, h = in_float64(regression(dtype=jnp.float64)), hparams()
-        expected = run(reverse(problem, 150), h)
-        for estimator in (reversible(problem, 150), drift(problem, 150)):
-            got = run(estimator, h)
+        expected = run_new(reverse(problem, 60), h)
+        for estimator in (reversible(problem, 60), drift(problem, 60)):
+            got = run_new(estimator, h)
             assert got.hypergrad["momentum"].dtype == jnp.float64
             assert_close(got.hypergrad, expected.hypergrad, 1e-2)  # 1.5e-10
         assert got.info.num_recomputed == 0
@@ -125,49 +142,41 @@ def test_float64_agrees_tightly():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.2])
 def test_drift_computes_again_what_it_cannot_undo(momentum):
-    problem, h = regression(), hparams(momentum)
-    expected = run(reverse(problem, 45), h)
-    got = run(drift(problem, 45, min_momentum=0.9), h)
-    assert got.info.num_recomputed == 1 and not got.info.mismatch < 1e-3
+    h = hparams(momentum)
+    expected, got = run("reverse", h), run("drift", h)
+    assert got.info.num_recomputed == 4 and not got.info.mismatch < 1e-3
     assert_close(got.hypergrad, expected.hypergrad, 1e-1)
     # a wrong result must be one without the second look
-    unguarded = run(drift(problem, 45, min_momentum=0.9, tolerance=float("inf")), h)
-    assert not np.allclose(unguarded.hypergrad["log_l2"], expected.hypergrad["log_l2"], rtol=0.1)
+    wrong = run("drift, no second look", h).hypergrad["log_l2"]
+    assert not np.allclose(wrong, expected.hypergrad["log_l2"], rtol=0.1)
 
 
 def test_drift_under_vmap_computes_again_for_the_member_that_needs_it():
-    problem, horizon = regression(), 40
-    estimator, exact = (drift(problem, horizon), reverse(problem, horizon))
-    many = jax.tree.map(lambda a, b: jnp.stack([a, b]), hparams(0.9), hparams(0.05))
-
-    def each(estimator):
-        return jax.jit(jax.vmap(lambda h: estimator.estimate(KEY, (), h)[1]))(many)
-
-    got, expected = each(estimator), each(exact)
-    assert got.info.num_recomputed[0] == 0 and got.info.num_recomputed[1] > 0
-    assert_close(got.hypergrad, expected.hypergrad, 1e-1)
+    each = [hparams(0.9), hparams(0.05)]
+    many = jax.tree.map(lambda a, b: jnp.stack([a, b]), *each)
+    got = jax.jit(jax.vmap(lambda h: program("drift")(KEY, (), h)[1]))(many)
+    assert got.info.num_recomputed[0] == 0 and got.info.num_recomputed[1] == 4
+    for i, h in enumerate(each):
+        one = jax.tree.map(lambda x, i=i: x[i], got.hypergrad)
+        assert_close(one, run("reverse", h).hypergrad, 1e-1)
 
 
 def test_a_momentum_below_the_declared_one_gives_no_number():
-    problem, h = regression(), hparams(0.5)
-    got = run(reversible(problem, 300, min_momentum=0.9), h)
+    h = hparams(0.3)
+    got = run("reversible", h)
     assert not got.info.exact and got.info.first_nonfinite == -1
     assert jnp.isfinite(got.value) and jnp.isnan(got.hypergrad["log_l2"])
-    assert_close(got.value, run(reverse(problem, 300), h).value, 1e-1)
-    right = run(reversible(problem, 300, min_momentum=0.5), h)
-    assert right.info.exact and jnp.isfinite(right.hypergrad["log_l2"])
+    assert_close(got.value, run("reverse", h).value, 1e-1)
 
 
 def test_a_number_out_of_range_is_reported_with_its_step():
-    problem = regression()
-    grown = problem._replace(loss=lambda w, h, b: 1e3 * problem.loss(w, h, b))
-    got = run(reversible(grown, 30), hparams(log_rate=-9.0))
-    assert 0 <= got.info.first_nonfinite < 30 and got.info.largest >= 8
+    h = hparams(log_l2=1.8, log_rate=-1.5)  # diverges, slowly at first
+    got, expected = run("reversible", h), run("reverse", h)
+    assert 0 < got.info.first_nonfinite < HORIZON and not got.info.largest < 32
     assert jnp.isnan(got.value) and jnp.isnan(got.hypergrad["log_rate"])
-    roomy = run(reversible(grown, 30, limit=500), hparams(log_rate=-9.0))
-    assert roomy.info.exact and roomy.info.first_nonfinite == -1
-    expected = run(reverse(grown, 30), hparams(log_rate=-9.0))
-    assert_close(roomy.hypergrad, expected.hypergrad)
+    assert expected.info.first_nonfinite == -1 or (
+        got.info.first_nonfinite < expected.info.first_nonfinite
+    )
 
 
 def scheduled_momentum(values):
@@ -196,70 +205,66 @@ def everything(h):
     )
 
 
-KINDS = {
-    "everything": (everything, {
-        "momentum": np.linspace(0.95, 0.85, 60), "slope": np.linspace(0.1, 0.01, 60),
-        "shift": np.full(60, 0.03), "decay": 0.05, "coupled": 0.01,
-    }),
-    "momentum of each leaf": (
-        lambda h: optax.partition(
-            {n: optax.sgd(h["rate"], momentum=h[n]) for n in ("slope", "shift")},
-            {"slope": "slope", "shift": "shift"},
-        ),
-        {"rate": 0.05, "slope": 0.9, "shift": 0.85},
-    ),
-    "moving average": (
-        lambda h: optax.chain(optax.ema(h["momentum"]), optax.scale_by_learning_rate(0.3)), {},
-    ),
+def for_each_leaf(h):
+    """Momentum of its own for each leaf."""
+    parts = {name: optax.sgd(h["rate"], momentum=h[name]) for name in ("slope", "shift")}
+    return optax.partition(parts, {"slope": "slope", "shift": "shift"})
+
+
+def moving_average(h):
+    return optax.chain(optax.ema(h["momentum"]), optax.scale_by_learning_rate(0.3))
+
+
+SCHEDULES = {
+    "momentum": np.linspace(0.95, 0.85, 60), "slope": np.linspace(0.1, 0.01, 60),
+    "shift": np.full(60, 0.03), "decay": 0.05, "coupled": 0.01,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_variants_of_momentum(kind):
-    optimizer, others = KINDS[kind]
+@pytest.mark.filterwarnings("ignore:the hypergradient of hparams")
+@pytest.mark.parametrize(
+    ("optimizer", "others", "made"),
+    [
+        (everything, SCHEDULES, (reversible, drift)),
+        (for_each_leaf, {"rate": 0.05, "slope": 0.9, "shift": 0.85}, (reversible,)),
+        (moving_average, {}, (drift,)),
+    ],
+)
+def test_variants_of_momentum(optimizer, others, made):
     problem = regression(optimizer)
     h = {**hparams(), **{name: jnp.asarray(x, jnp.float32) for name, x in others.items()}}
-    expected = run(reverse(problem, 60), h)
-    for estimator in (reversible(problem, 60), drift(problem, 60)):
-        got = run(estimator, h)
+    expected = run_new(reverse(problem, 60), h)
+    for make in made:
+        got = run_new(make(problem, 60), h)
         assert_close(got.value, expected.value, 1e-1)
         error = optax.tree.norm(optax.tree.sub(got.hypergrad, expected.hypergrad))
         assert error <= 1e-4 * optax.tree.norm(expected.hypergrad), (error, got.info)
 
 
 def test_bfloat16_params_are_trained_in_integers():
-    narrow, h = regression(dtype=jnp.bfloat16), hparams()
-    got = run(reversible(narrow, 60), h)
-    wide = run(reverse(regression(), 60), h)
+    narrow, h = regression(dtype=jnp.bfloat16), hparams(log_rate=-5.0)
+    got, wide = run_new(reversible(narrow, HORIZON), h), run("reverse", h)
     assert got.info.exact and got.hypergrad["momentum"].dtype == jnp.float32
-    for name in h:
-        assert abs(got.hypergrad[name] - wide.hypergrad[name]) < 0.1 * abs(wide.hypergrad[name])
+    a, b = (jnp.stack(jax.tree.leaves(x.hypergrad)) for x in (got, wide))
+    assert jnp.vdot(a, b) > 0.98 * jnp.linalg.norm(a) * jnp.linalg.norm(b)
     with pytest.raises(ValueError, match="has dtype bfloat16, expected float32 or float64"):
-        drift(narrow, 60).estimate(KEY, (), h)
+        drift(narrow, 12).estimate(KEY, (), h)
 
 
-def test_memory_is_that_of_the_stack():
-    problem, h = regression(num=6000), hparams()
-
-    def num_bytes(make, horizon):
-        return temporary_bytes(jax.jit(make(problem, horizon).estimate).lower(KEY, (), h).compile())
-
-    def ours(problem, horizon):
-        return reversible(problem, horizon, min_momentum=0.88)
-
-    more = (num_bytes(ours, 2500) - num_bytes(ours, 500)) / 2000
-    assert 8 * more / 6001 <= 0.35
-    stored = num_bytes(lambda p, n: reverse(p, n, backward=mixed(())), 500) / 500
-    assert more < stored / 200
+def test_memory_is_a_fraction_of_a_bit_a_parameter_and_step():
+    problem, h, horizon = regression(num=6000), hparams(), 200 * 123
+    estimator = reversible(problem, horizon, min_momentum=0.88)
+    compiled = jax.jit(estimator.estimate).lower(KEY, (), h).compile()
+    assert 8 * temporary_bytes(compiled) / horizon / 6001 <= 0.35
 
 
-def test_average_takes_them():
-    problem, h = regression(), hparams()
-    for make in (drift, reversible):
-        estimator = average(make(problem, 12), 2)
-        got = jax.jit(estimator.estimate)(KEY, estimator.init(KEY, h), h)[1]
-        expected = average(reverse(problem, 12), 2).estimate(KEY, ((),) * 2, h)[1]
-        assert_close(got.hypergrad, expected.hypergrad, 1.0)
+def test_bits_are_kept_under_vmap():
+    h = hparams()
+    estimator = average(ESTIMATORS["reversible"](regression()), 2)
+    got = jax.jit(estimator.estimate)(KEY, estimator.init(KEY, h), h)[1]
+    assert jnp.all(got.info.each.exact)
+    each = [run("reverse", h, key).hypergrad for key in jax.random.split(KEY, 2)]
+    assert_close(got.hypergrad, jax.tree.map(lambda a, b: (a + b) / 2, *each), 1.0)
 
 
 PROBLEM = regression()
@@ -287,6 +292,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the hypergradient of hparams")
 @pytest.mark.parametrize("make", [drift, reversible])
 @pytest.mark.parametrize("fragment", list(REFUSED))
 def test_optimizers_that_cannot_be_undone_are_refused_in_one_line(make, fragment):
@@ -312,6 +318,7 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the hypergradient of hparams")
 @pytest.mark.parametrize("fragment", list(ARGUMENTS))
 def test_arguments_are_refused_in_one_line(fragment):
     with pytest.raises(ValueError) as caught:

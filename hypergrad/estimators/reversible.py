@@ -12,7 +12,6 @@ from hypergrad.estimators.base import (
     Estimate,
     Estimator,
     check_real,
-
     split_key,
     unrolled_estimate,
     warn_structural_zeros,
@@ -35,8 +34,6 @@ NUM_BITS = 8
 """Bits of a digit: products are by fractions n/2^8, of which the rest is made up for without loss."""
 DIGIT = 2**NUM_BITS - 1
 """Selects the last digit."""
-VELOCITY = 16
-"""How many times coarser than weights velocities and gradients are rounded, to have as many times the range."""
 
 
 class ReversibleInfo(NamedTuple):
@@ -52,7 +49,7 @@ class ReversibleInfo(NamedTuple):
             the number of steps if only the objective was not finite, -1 if none; int32 `[]`.
         exact: the certificate: whether every integer came back to what it was, at the start and wherever
             the stack was stored, bool `[]`.
-        largest: largest magnitude on the way of a weight, an update, or 1/16 of a velocity or gradient, `[]`.
+        largest: largest magnitude of a weight, update, gradient or velocity on the way, `[]`.
         bits: what is stored a parameter and step, `[]`.
     """
 
@@ -72,7 +69,7 @@ class Integers(NamedTuple):
 
     Attributes:
         weights: w / unit.
-        velocity: v / (16 unit).
+        velocity: v / unit.
         rest: what multiplications left over, a stack of digits that undoing them takes off again.
     """
 
@@ -86,9 +83,9 @@ def reversible(
 ) -> Estimator:
     """Differentiate through training by SGD with momentum in integers, undoing it bit by bit.
 
-    V ← m V + G(∇L(w), w)/16u,   W ← D W − 16 η V,   w = u W,   undone in the opposite order,
+    V ← m V + G(∇L(w), w)/u,   W ← D W − η V,   w = u W,   undone in the opposite order,
 
-    with integers V and W of units 16u and u. Sums of integers are undone by differences. A product by m < 1 forgets
+    with integers V and W of unit u. Sums of integers are undone by differences. A product by m < 1 forgets
     log₂(1/m) bits, which go on a stack of digits, one word a parameter (`shrink`); it is stored and
     emptied before it can overflow, after a number of steps that follows from `min_momentum` and not from
     the data. Nothing else is stored of weights and velocities.
@@ -108,8 +105,8 @@ def reversible(
         problem: the training loop.
         horizon: number of inner steps.
         min_momentum: the smallest momentum that the run will meet, in [0.25, 1).
-        limit: magnitude that no weight and no update of one may reach, and 16 times of which no gradient and
-            no velocity may reach.
+        limit: magnitude that no weight, update, gradient or velocity may reach; half of it rounds half as
+            coarsely.
 
     Returns:
         A stateless estimator; `info` is a `ReversibleInfo`.
@@ -211,13 +208,14 @@ def _advance(recursion, scheme, hparams, first, carry, at):
     drive, new_loss_state, value, _ = recursion.drive(hparams, at, loss_state, reals)
     drive = scheme.join(drive)
     velocity, rest = shrink(velocity, rest, m)
-    velocity = velocity + scheme.encode(drive, VELOCITY)
+    velocity = velocity + scheme.encode(drive)
     if decay is not None:
         weights, rest = shrink(weights, rest, decay)
-    update = rate * scheme.decode(velocity, VELOCITY)
+    update = rate * scheme.decode(velocity)
     weights = weights - scheme.encode(update)
-    moving = jnp.maximum(jnp.abs(drive), jnp.abs(scheme.decode(velocity, VELOCITY))) / VELOCITY
-    largest = jnp.maximum(jnp.maximum(jnp.abs(update), jnp.abs(scheme.decode(weights))), moving)
+    largest = jnp.maximum(jnp.abs(drive), jnp.abs(update))
+    for integers in (velocity, weights):
+        largest = jnp.maximum(largest, jnp.abs(scheme.decode(integers)))
     new = Integers(weights, velocity, rest)
     return (new, new_loss_state), (value, jnp.max(largest).astype(jnp.float32), loss_state)
 
@@ -232,14 +230,14 @@ def _undo_segment(recursion, scheme, hparams, first, carry, stored):
     def undo_step(carry, kept):
         ((weights, velocity, rest), adjoint), (at, loss_state) = carry, kept
         m, rate, decay = scheme.spread(at.coefficients or first)
-        weights = weights + scheme.encode(rate * scheme.decode(velocity, VELOCITY))
+        weights = weights + scheme.encode(rate * scheme.decode(velocity))
         if decay is not None:
             weights, rest = grow(weights, rest, decay)
         reals = scheme.leaves(weights)
         drive, _, value, grads = recursion.drive(hparams, at, loss_state, reals)
-        velocity = velocity - scheme.encode(scheme.join(drive), VELOCITY)
+        velocity = velocity - scheme.encode(scheme.join(drive))
         velocity, rest = grow(velocity, rest, m)
-        before = recursion.state(at, loss_state, reals, scheme.leaves(velocity, VELOCITY))
+        before = recursion.state(at, loss_state, reals, scheme.leaves(velocity))
         adjoint, norm = pull_step(recursion.problem, hparams, (before, value, grads), adjoint)
         return (Integers(weights, velocity, rest), adjoint), norm
 
@@ -335,24 +333,24 @@ class _Scheme(NamedTuple):
     unit: float
     interval: int
 
-    def encode(self, reals: Array, scale: float = 1.0) -> Array:
-        """Round to integers, of `scale` units each."""
-        return jnp.round(reals * (1 / (scale * self.unit))).astype(self.word)
+    def encode(self, reals: Array) -> Array:
+        """Round to integers."""
+        return jnp.round(reals * (1 / self.unit)).astype(self.word)
 
-    def decode(self, integers: Array, scale: float = 1.0) -> Array:
+    def decode(self, integers: Array) -> Array:
         """Return integers as real numbers, float32 for int32 and float64 for int64."""
-        return _real(integers) * (scale * self.unit)
+        return _real(integers) * self.unit
 
     def join(self, leaves: list[Array]) -> Array:
         """Lay leaves out as one vector `[P]` of reals."""
         wide = jnp.float64 if self.word == jnp.int64 else jnp.float32
         return jnp.concatenate([x.reshape(-1).astype(wide) for x in leaves])
 
-    def leaves(self, integers: Array, scale: float = 1.0) -> list[Array]:
+    def leaves(self, integers: Array) -> list[Array]:
         """Cut a vector `[P]` into leaves of the params' shapes and dtypes."""
         found, at = [], 0
         for leaf in self.recursion.leaves:
-            part = self.decode(integers[at : at + leaf.size], scale)
+            part = self.decode(integers[at : at + leaf.size])
             found.append(part.reshape(leaf.shape).astype(leaf.dtype))
             at += leaf.size
         return found
@@ -370,11 +368,11 @@ class _Scheme(NamedTuple):
     def encode_all(self, state: TrainState) -> Integers:
         velocity, _ = self.recursion.split(state.opt_state)
         weights = self.encode(self.join(jax.tree.leaves(trained(state.params))))
-        velocity = self.encode(self.join(velocity), VELOCITY)
+        velocity = self.encode(self.join(velocity))
         return Integers(weights, velocity, jnp.zeros_like(weights))
 
     def decode_all(self, integers: Integers) -> tuple[list[Array], list[Array]]:
-        return self.leaves(integers.weights), self.leaves(integers.velocity, VELOCITY)
+        return self.leaves(integers.weights), self.leaves(integers.velocity)
 
 
 def _scheme(recursion: Recursion, min_momentum: float, limit: float) -> _Scheme:
