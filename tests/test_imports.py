@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     "types": 0, "tree": 0.1, "space": 1, "autodiff": 1, "problem": 2, "adapters": 2.1, "train": 2.1,
-    "testing": 2.2, "momentum": 2.2, "adjoint": 2.5, "estimators": 3, "population": 3, "searchers": 3, "schedulers": 4,
-    "tuners": 5, "storage": 6, "study": 6, "registry": 6, "plots": 6, "results": 6.2, "report": 6.5,
+    "testing": 2.2, "integers": 1, "segments": 1, "momentum": 2.2, "adjoint": 2.5, "estimators": 3,
+    "population": 3, "searchers": 3, "schedulers": 4, "tuners": 5, "storage": 6, "study": 6, "registry": 6, "plots": 6, "results": 6.2, "report": 6.5,
     "tune": 7, "verify": 7, "cli": 8, "__main__": 9,
 }  # fmt: skip
 FAMILIES = ("estimators", "searchers", "schedulers", "tuners")
