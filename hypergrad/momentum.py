@@ -8,7 +8,7 @@ with a momentum m, a rate η and a decay D that may depend on the step, the leaf
 any stateless G (clipping, an L2 term). Whoever knows (w, v) after a step finds w, then g and G, then v.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -174,7 +174,8 @@ class Recursion:
         places = [m.shape[0] - 2 if tree.is_float(m) and m.shape else None for m in marks]
         if sorted(i for i in places if i is not None) != list(range(num)):
             raise ValueError(
-                f"problem.optimizer keeps floats that are no velocity of params, expected one for each; {ADVICE}"
+                "problem.optimizer keeps floats that are no velocity of params, expected one for each; "
+                f"{ADVICE}"
             )
         for leaf, i in zip(leaves, places, strict=True):
             if i is not None and leaf.dtype != self.leaves[i].dtype:
@@ -271,67 +272,6 @@ def _departure(total: Array, *parts: Array) -> Array:
     """Return |total − Σ parts| relative to the largest of them; 0 where all are 0."""
     scale = jnp.max(jnp.abs(jnp.stack([total, *parts])), 0)
     return jnp.abs(total - sum(parts)) / jnp.where(scale == 0, 1, scale)
-
-
-def segment_length(num_steps: int, longest: int) -> int:
-    """Return the largest divisor of `num_steps` within [¾ longest, longest], else `longest`.
-
-    A divisor saves the compilation of a shorter last segment.
-    """
-    longest = min(longest, num_steps)
-    best = max(size for size in range(1, longest + 1) if num_steps % size == 0)
-    return best if 4 * best >= 3 * longest else longest
-
-
-def scan_segments(
-    segment: Callable[[Any, Any, int], tuple[Any, Any]],
-    carry: Any,
-    xs: Sequence[Any],
-    num_steps: int,
-    size: int,
-    *,
-    reverse: bool = False,
-) -> tuple[Any, list[Any]]:
-    """Scan (carry, x, length) -> (carry, y) over all whole segments, and over the shorter last one.
-
-    Args:
-        segment: what to do with one segment.
-        carry: before the first one.
-        xs: the xs of the whole segments, stacked, and that of the shorter one where there is one.
-        num_steps: in all segments together.
-        size: of a whole segment.
-        reverse: whether to begin with the last.
-
-    Returns:
-        The last carry, and the ys like the xs.
-    """
-    num_segments, rest = divmod(num_steps, size)
-
-    def whole(carry, x):
-        return segment(carry, x, size)
-
-    last = []
-    if rest and reverse:
-        carry, y = segment(carry, xs[1], rest)
-        last = [y]
-    carry, ys = jax.lax.scan(whole, carry, xs[0], length=num_segments, reverse=reverse)
-    if rest and not reverse:
-        carry, y = segment(carry, xs[1], rest)
-        last = [y]
-    return carry, [ys, *last]
-
-
-def cut(xs: PyTree, num_steps: int, size: int) -> list[PyTree]:
-    """Cut arrays `[num_steps, ...]` into the xs of `scan_segments`."""
-    num_segments, rest = divmod(num_steps, size)
-    whole = num_segments * size
-    parts = [jax.tree.map(lambda x: x[:whole].reshape((num_segments, size, *x.shape[1:])), xs)]
-    return [*parts, jax.tree.map(lambda x: x[whole:], xs)] if rest else parts
-
-
-def by_step(parts: Sequence[PyTree]) -> PyTree:
-    """Join ys of `scan_segments` that have one number a step, or one a segment, to `[num_steps]`."""
-    return jax.tree.map(lambda *ys: jnp.concatenate([y.reshape(-1) for y in ys]), *parts)
 
 
 def check_momentum(value: Any) -> None:

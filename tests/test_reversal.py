@@ -1,4 +1,4 @@
-"""Training undone on the way back: exactly in integers, nearly in floating point, and refused where neither can be."""
+"""Training undone on the way back, exactly in integers and nearly in floating point, or refused."""
 
 import functools
 
@@ -10,7 +10,7 @@ import pytest
 
 from hypergrad.estimators import average, drift, reverse, reversible
 from hypergrad.estimators.base import temporary_bytes
-from hypergrad.estimators.reversible import DIGIT, flush_interval, grow, shrink
+from hypergrad.integers import DIGIT, capacity, grow, shrink
 from hypergrad.problem import Problem
 from hypergrad.space import schedule
 from hypergrad.testing import assert_close
@@ -102,12 +102,13 @@ def test_products_are_undone_to_the_bit(wide):
 
 def test_the_stack_has_room_for_the_declared_momentum_whatever_the_data():
     for momentum, decays in ((0.9, False), (0.9, True), (0.3, False)):
-        interval = flush_interval(momentum, decays, 32)
+        factors = [momentum, 255 / 256][: 1 + decays]
+        interval = capacity(factors, 32)
         # the fullest digit at every step is the worst that data can do
         rest, value = jnp.full((1,), DIGIT, jnp.int32), jnp.full((1,), -1, jnp.int32)
         seen = [rest]
         for _ in range(interval):
-            for factor in [momentum, 255 / 256][: 1 + decays]:
+            for factor in factors:
                 value, rest = shrink(value, rest | DIGIT, jnp.float32(factor))
                 seen.append(rest)
         assert all(r[0] > 0 for r in seen), "overflow"
@@ -170,7 +171,7 @@ def test_a_momentum_below_the_declared_one_gives_no_number():
 
 
 def test_a_number_out_of_range_is_reported_with_its_step():
-    h = hparams(log_l2=1.8, log_rate=-1.5)  # diverges, slowly at first
+    h = hparams(log_l2=2.5, log_rate=-1.5)  # diverges, slowly at first
     got, expected = run("reversible", h), run("reverse", h)
     assert 0 < got.info.first_nonfinite < HORIZON and not got.info.largest < 32
     assert jnp.isnan(got.value) and jnp.isnan(got.hypergrad["log_rate"])
@@ -252,10 +253,10 @@ def test_bfloat16_params_are_trained_in_integers():
 
 
 def test_memory_is_a_fraction_of_a_bit_a_parameter_and_step():
-    problem, h, horizon = regression(num=6000), hparams(), 200 * 123
+    problem, h, horizon = regression(num=20_000), hparams(), 200 * 123
     estimator = reversible(problem, horizon, min_momentum=0.88)
     compiled = jax.jit(estimator.estimate).lower(KEY, (), h).compile()
-    assert 8 * temporary_bytes(compiled) / horizon / 6001 <= 0.35
+    assert 8 * temporary_bytes(compiled) / horizon / 20_001 <= 0.35
 
 
 def test_bits_are_kept_under_vmap():

@@ -1,4 +1,4 @@
-"""Reverse-mode hypergradients that run training backwards in floating point, from one stored state to the next."""
+"""Reverse-mode hypergradients that undo training in floating point, from one stored state to the next."""
 
 import math
 from typing import NamedTuple
@@ -15,15 +15,9 @@ from hypergrad.estimators.base import (
     unrolled_estimate,
     warn_structural_zeros,
 )
-from hypergrad.momentum import (
-    Recursion,
-    by_step,
-    check_momentum,
-    cut,
-    scan_segments,
-    segment_length,
-)
+from hypergrad.momentum import Recursion, check_momentum
 from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.segments import by_step, cut, scan_segments, segment_length
 from hypergrad.train import TrainState, carried, init_state, step, trained
 from hypergrad.types import Array, HParams
 
@@ -218,7 +212,8 @@ def _epsilon(recursion: Recursion) -> float:
     for name, leaf in zip(recursion.names, recursion.leaves, strict=True):
         if jnp.finfo(leaf.dtype).bits < 32:
             raise ValueError(
-                f"params[{name!r}] has dtype {leaf.dtype}, expected float32 or float64, because a step in fewer "
-                "bits cannot be undone; use estimators.reverse, or reversible, which trains in integers"
+                f"params[{name!r}] has dtype {leaf.dtype}, expected float32 or float64, because in "
+                "fewer bits a step cannot be undone; use estimators.reverse, or reversible, which "
+                "trains in integers"
             )
     return max(float(jnp.finfo(leaf.dtype).eps) for leaf in recursion.leaves)

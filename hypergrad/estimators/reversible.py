@@ -16,24 +16,15 @@ from hypergrad.estimators.base import (
     unrolled_estimate,
     warn_structural_zeros,
 )
-from hypergrad.momentum import (
-    Coefficients,
-    Course,
-    Recursion,
-    by_step,
-    check_momentum,
-    cut,
-    scan_segments,
-    segment_length,
-)
+from hypergrad.integers import DIGIT, capacity, grow, real, shrink
+from hypergrad.momentum import Coefficients, Course, Recursion, check_momentum
 from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.segments import by_step, cut, scan_segments, segment_length
 from hypergrad.train import TrainState, carried, init_state, trained
 from hypergrad.types import Array, HParams
 
-NUM_BITS = 8
-"""Bits of a digit: products are by fractions n/2^8, of which the rest is made up for without loss."""
-DIGIT = 2**NUM_BITS - 1
-"""Selects the last digit."""
+MIN_DECAY = 255 / 256
+"""The smallest decoupled decay D of a step that the stack has room for."""
 
 
 class ReversibleInfo(NamedTuple):
@@ -95,11 +86,11 @@ def reversible(
 
     **Limits:** SGD with momentum alone. Its rate, momentum and decoupled decay may change with the step and
     with the leaf of the params, rate x decay at most 1/256; clipping or an L2 term may come before the
-    momentum. Training is optax's but for rounding: to `limit`·2⁻³⁰, to 2⁻⁶² for float64 params. Carried
-    state is stored at every step. The gradient computed again must be the same to the bit,
-    which compilers were seen to keep to but do not promise. Where `info.exact` is false (a momentum below the declared one,
-    other bits) the hypergradient is NaN, not a wrong number; so is the value, from the step
-    `info.first_nonfinite` on, where a number left the range.
+    momentum. Training is optax's but for rounding, to `limit`·2⁻³⁰ (float64 params: 2⁻⁶²) whatever the size of
+    a gradient. Carried state is stored at every step. The gradient computed again must be the same to
+    the bit, which compilers were seen to keep to but do not promise. Where `info.exact` is false (other
+    bits, a momentum below the declared one) the hypergradient is NaN rather than a wrong number; where a
+    number left the range, so is the value, and `info.first_nonfinite` is the step.
 
     Args:
         problem: the training loop.
@@ -246,78 +237,6 @@ def _undo_segment(recursion, scheme, hparams, first, carry, stored):
     return (*carry, exact), norms
 
 
-def shrink(value: Array, rest: Array, factor: Array) -> tuple[Array, Array]:
-    """Multiply integers by `factor`, to within one unit, so that `grow` can undo it.
-
-    With d = 2^NUM_BITS and n = ⌊factor·d⌋, the last digit of `rest` is taken for one more digit of the value,
-    so that the product by n/d is whole: value·d + digit = q·d + r ↦ q·n + s. There r goes on the stack
-    and s comes off: rest·d + r = k·n + s, rest ← k. What n/d lacks of the factor, `_excess` adds.
-    """
-    n, excess = _fraction(factor, value.dtype)
-    quotient, remainder = _divide(rest, n, 2)
-    low = (value & DIGIT) * n + remainder
-    value = (value >> NUM_BITS) * n + (low >> NUM_BITS)
-    rest = (quotient << NUM_BITS) | (low & DIGIT)
-    return value + _excess(value, excess), rest
-
-
-def grow(value: Array, rest: Array, factor: Array) -> tuple[Array, Array]:
-    """Undo `shrink` exactly."""
-    n, excess = _fraction(factor, value.dtype)
-    # each turn divides the distance to the number that was stretched to `value` by n at least, until it is 0
-    first = value - _excess(value, excess / (1 + excess))
-    unstretched = jax.lax.fori_loop(0, 3, lambda _, x: value - _excess(x, excess), first)
-    high, remainder = _divide(unstretched, n, 2)
-    low, remainder = _divide((remainder << NUM_BITS) | (rest & DIGIT), n, 1)
-    return (high << NUM_BITS) + low, (rest >> NUM_BITS) * n + remainder
-
-
-def _excess(value: Array, excess: Array) -> Array:
-    """Return excess·x, rounded: as it never falls in x, no two x share an image x + excess·x."""
-    return jnp.round(_real(value) * excess).astype(value.dtype)
-
-
-def _fraction(factor: Array, dtype: Any) -> tuple[Array, Array]:
-    """Return n = ⌊factor·d⌋, and by what share of n/d, at most 1/n, it falls short of the factor."""
-    scaled = factor * 2**NUM_BITS
-    whole = jnp.maximum(jnp.floor(scaled), 1)
-    return whole.astype(dtype), (scaled - whole) / whole
-
-
-def _divide(value: Array, n: Array, num_turns: int) -> tuple[Array, Array]:
-    """Divide integers by n > 0: quotient towards −∞ and remainder in [0, n), as vectors of floats can.
-
-    A float quotient of more than its digits is off by some units; a second turn divides what it leaves. A
-    quotient that is off by 1, as one that was made a product with 1/n may be, is put right.
-    """
-    quotient, remainder = jnp.zeros_like(value), value
-    for _ in range(num_turns):
-        part = jnp.floor(_real(remainder) / _real(n)).astype(value.dtype)
-        quotient, remainder = quotient + part, remainder - part * n
-    below, above = remainder < 0, remainder >= n
-    remainder = jnp.where(below, remainder + n, jnp.where(above, remainder - n, remainder))
-    return quotient - below + above, remainder
-
-
-def _real(value: Array) -> Array:
-    return value.astype(jnp.float64 if value.dtype.itemsize == 8 else jnp.float32)
-
-
-def flush_interval(min_momentum: float, decays: bool, word_bits: int) -> int:
-    """Return after how many steps the stack must be stored, whatever the data, to have room.
-
-    A product by n/d takes a stack of at most U to one of at most (U ÷ n)·d + d − 1.
-    """
-    factors = [int(min_momentum * 2**NUM_BITS), *([DIGIT] if decays else [])]
-    bound, steps = DIGIT, 0
-    while True:
-        for n in factors:
-            bound = (bound // n << NUM_BITS) + DIGIT
-        if bound >= 2 ** (word_bits - 1):
-            return max(steps, 1)
-        steps += 1
-
-
 class _Scheme(NamedTuple):
     """How the params are laid out in integers.
 
@@ -339,7 +258,7 @@ class _Scheme(NamedTuple):
 
     def decode(self, integers: Array) -> Array:
         """Return integers as real numbers, float32 for int32 and float64 for int64."""
-        return _real(integers) * self.unit
+        return real(integers) * self.unit
 
     def join(self, leaves: list[Array]) -> Array:
         """Lay leaves out as one vector `[P]` of reals."""
@@ -384,5 +303,6 @@ def _scheme(recursion: Recursion, min_momentum: float, limit: float) -> _Scheme:
     word_bits = 64 if any(jnp.finfo(leaf.dtype).bits > 32 for leaf in recursion.leaves) else 32
     # an integer of two bits less than the word holds `limit`, so that sums of two do not overflow
     unit = 2.0 ** (math.ceil(math.log2(limit)) - word_bits + 2)
-    interval = flush_interval(min_momentum, recursion.decays, word_bits)
+    factors = [min_momentum, *([MIN_DECAY] if recursion.decays else [])]
+    interval = capacity(factors, word_bits)
     return _Scheme(recursion, jnp.int64 if word_bits == 64 else jnp.int32, unit, interval)

@@ -1,0 +1,70 @@
+"""Scans in segments of equal length and, where that does not divide the steps, a shorter last one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.types import PyTree
+
+
+def segment_length(num_steps: int, longest: int) -> int:
+    """Return the largest divisor of `num_steps` within [¾ longest, longest], else `longest`.
+
+    A divisor saves the compilation of a shorter last segment.
+    """
+    longest = min(longest, num_steps)
+    best = max(size for size in range(1, longest + 1) if num_steps % size == 0)
+    return best if 4 * best >= 3 * longest else longest
+
+
+def scan_segments(
+    segment: Callable[[Any, Any, int], tuple[Any, Any]],
+    carry: Any,
+    xs: Sequence[Any],
+    num_steps: int,
+    size: int,
+    *,
+    reverse: bool = False,
+) -> tuple[Any, list[Any]]:
+    """Scan (carry, x, length) -> (carry, y) over all whole segments, and over the shorter last one.
+
+    Args:
+        segment: what to do with one segment.
+        carry: before the first one.
+        xs: the xs of the whole segments, stacked, and that of the shorter one where there is one.
+        num_steps: in all segments together.
+        size: of a whole segment.
+        reverse: whether to begin with the last.
+
+    Returns:
+        The last carry, and the ys like the xs.
+    """
+    num_segments, rest = divmod(num_steps, size)
+
+    def whole(carry, x):
+        return segment(carry, x, size)
+
+    last = []
+    if rest and reverse:
+        carry, y = segment(carry, xs[1], rest)
+        last = [y]
+    carry, ys = jax.lax.scan(whole, carry, xs[0], length=num_segments, reverse=reverse)
+    if rest and not reverse:
+        carry, y = segment(carry, xs[1], rest)
+        last = [y]
+    return carry, [ys, *last]
+
+
+def cut(xs: PyTree, num_steps: int, size: int) -> list[PyTree]:
+    """Cut arrays `[num_steps, ...]` into the xs of `scan_segments`."""
+    num_segments, rest = divmod(num_steps, size)
+    whole = num_segments * size
+    parts = [jax.tree.map(lambda x: x[:whole].reshape((num_segments, size, *x.shape[1:])), xs)]
+    return [*parts, jax.tree.map(lambda x: x[whole:], xs)] if rest else parts
+
+
+def by_step(parts: Sequence[PyTree]) -> PyTree:
+    """Join ys of `scan_segments` that have one number a step, or one a segment, to `[num_steps]`."""
+    return jax.tree.map(lambda *ys: jnp.concatenate([y.reshape(-1) for y in ys]), *parts)
