@@ -230,11 +230,21 @@ def check_implicit(problem: Problem, hparams: HParams, horizon: int, batch: Batc
             "problem.loss reads its carried state, expected weights alone to decide its gradient; use "
             "reverse(...), which differentiates through the state"
         )
-    _check_leaves(problem, hparams, horizon, used[num_w + num_c :])
+    check_leaves(problem, hparams, horizon, used[num_w + num_c :], "implicit hypergradient")
 
 
-def _check_leaves(problem: Problem, hparams: HParams, horizon: int, in_loss: list[bool]) -> None:
-    """Refuse the leaves that move the weights by other ways than the loss."""
+def check_leaves(
+    problem: Problem, hparams: HParams, horizon: int, in_loss: list[bool], what: str
+) -> None:
+    """Refuse the leaves that move the weights by other ways than the loss.
+
+    Args:
+        problem: the training loop.
+        hparams: of the shapes to be used.
+        horizon: number of inner steps; three are looked at.
+        in_loss: for each leaf, whether the gradient of the loss reads it.
+        what: is zero for those that are refused.
+    """
 
     def loss(params, h, batch):
         return problem.loss(params, jax.lax.stop_gradient(h), batch)
@@ -252,7 +262,7 @@ def _check_leaves(problem: Problem, hparams: HParams, horizon: int, in_loss: lis
         if training_reads and not loss_reads:
             raise ValueError(
                 f"hparams[{name!r}] acts on training through problem.optimizer or problem.init alone, "
-                "where the implicit hypergradient is zero, expected a leaf of problem.loss; use "
+                f"where the {what} is zero, expected a leaf of problem.loss; use "
                 "reverse(...) or forward(...) for it, or close over it"
             )
 

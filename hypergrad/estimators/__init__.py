@@ -2,13 +2,23 @@
 
 from hypergrad.adjoint import mixed, plain
 from hypergrad.estimators.average import AverageInfo, average
-from hypergrad.estimators.base import Estimate, Estimator, UnrollInfo, structural_zeros
+from hypergrad.estimators.base import (
+    Estimate,
+    Estimator,
+    OnlineInfo,
+    OnlineState,
+    UnrollInfo,
+    structural_zeros,
+)
+from hypergrad.estimators.darts import central_difference, darts, exact_product
 from hypergrad.estimators.drift import DriftInfo, drift
 from hypergrad.estimators.forward import forward
+from hypergrad.estimators.hd import hd
 from hypergrad.estimators.implicit import ImplicitInfo, ImplicitState, advice, implicit
 from hypergrad.estimators.reverse import Plan, plan, reverse
 from hypergrad.estimators.reversible import ReversibleInfo, reversible
-from hypergrad.estimators.truncated import truncated
+from hypergrad.estimators.rtho import rtho
+from hypergrad.estimators.truncated import one_step, truncated
 
 __all__ = [
     "AverageInfo",
@@ -17,19 +27,27 @@ __all__ = [
     "Estimator",
     "ImplicitInfo",
     "ImplicitState",
+    "OnlineInfo",
+    "OnlineState",
     "Plan",
     "ReversibleInfo",
     "UnrollInfo",
     "advice",
     "average",
+    "central_difference",
+    "darts",
     "drift",
+    "exact_product",
     "forward",
+    "hd",
     "implicit",
     "mixed",
+    "one_step",
     "plain",
     "plan",
     "reverse",
     "reversible",
+    "rtho",
     "structural_zeros",
     "truncated",
 ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from hypergrad import tree
 from hypergrad.adjoint import Backward, state_floats
 from hypergrad.autodiff import depends
-from hypergrad.problem import Problem, check, check_hparams
+from hypergrad.problem import Problem, check, check_horizon, check_hparams
 from hypergrad.train import TrainState, check_step, init_state, trained, unroll
 from hypergrad.types import Array, HParams, Key, PyTree
 
@@ -69,6 +69,46 @@ class UnrollInfo(NamedTuple):
     first_nonfinite: Array
 
 
+class OnlineInfo(NamedTuple):
+    """Diagnostics of a hypergradient taken while training goes on.
+
+    Attributes:
+        direct: ∂f/∂λ, a pytree like `hparams`.
+        response: what is known of (∂f/∂w)(dw/dλ), a pytree like `hparams`; hypergrad = direct + response.
+        horizon: number of training steps whose derivative is in the response, int32 `[]`. Where it is less than
+            `step`, the hypergradient has short-horizon bias: the terms of earlier steps are missing.
+        growth: geometric mean growth a step of the adjoint or, in forward mode, of Z, `[]`. In reverse mode
+            with growth ρ < 1, what is missing is about ρ^horizon of the whole.
+        first_nonfinite: first training step of the run whose loss was not finite, `step` if only the
+            objective was not, -1 if none; int32 `[]`. The next estimate then starts a new run.
+        step: where training stands: steps since its run started, int32 `[]`.
+        moved: how far the hparams have moved since then, ‖λ − λ_start‖, `[]`. Above zero the weights, and Z
+            in forward mode, are those of a path of hparams, not of the last ones.
+    """
+
+    direct: HParams
+    response: HParams
+    horizon: Array
+    growth: Array
+    first_nonfinite: Array
+    step: Array
+    moved: Array
+
+
+class OnlineState(NamedTuple):
+    """Training that goes on from estimate to estimate.
+
+    Attributes:
+        train: where it stands.
+        first: the hparams with which its run started.
+        tangents: in forward mode, Z of the state's float leaves, leading axis `[num_hparams]`; else `()`.
+    """
+
+    train: TrainState
+    first: HParams
+    tangents: Any = ()
+
+
 def check_real(problem: Problem, hparams: HParams) -> None:
     """Raise a one-line `ValueError` where problem and hparams do not fit, or a leaf has no hypergradient.
 
@@ -122,6 +162,62 @@ def warn_structural_zeros(
         )
 
 
+def first_state(problem: Problem, key: Key, hparams: HParams) -> OnlineState:
+    """Start a run of training that will go on from estimate to estimate; `key` is that of an estimate."""
+    first = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), hparams)
+    return OnlineState(init_state(problem, split_key(key)[0], hparams), first)
+
+
+def go_on(state: OnlineState, fresh: OnlineState, restart_every: int | None) -> OnlineState:
+    """Return `state` with the minibatches of `fresh`, or `fresh` where the run is over or not finite.
+
+    With one and the same key, estimates after one another are one run: that of `init_state`.
+    """
+    over = ~jnp.isfinite(tree.norm((trained(state.train.params), state.tangents)))
+    if restart_every is not None:
+        over |= state.train.step >= restart_every
+    key = fresh.train.key
+    pair = (s._replace(train=s.train._replace(key=())) for s in (fresh, state))
+    chosen = jax.tree.map(lambda a, b: jnp.where(over, a, b), *pair)
+    return chosen._replace(train=chosen.train._replace(key=key))
+
+
+def online_info(
+    before: OnlineState,
+    after: OnlineState,
+    hparams: HParams,
+    parts: tuple[HParams, HParams],
+    horizon: int | Array,
+    growth: Array,
+    bad: Array,
+) -> OnlineInfo:
+    """Make the diagnostics of an estimate.
+
+    Args:
+        before: where its training began.
+        after: and ended.
+        hparams: of this estimate.
+        parts: direct and response.
+        horizon: steps differentiated through.
+        growth: of the adjoint or of Z.
+        bad: what `first_nonfinite` says of the losses of this estimate.
+    """
+    return OnlineInfo(
+        *parts,
+        horizon=jnp.asarray(horizon, jnp.int32),
+        growth=growth,
+        first_nonfinite=jnp.where(bad < 0, bad, bad + before.train.step).astype(jnp.int32),
+        step=after.train.step,
+        moved=tree.norm(jax.tree.map(jnp.subtract, hparams, after.first)),
+    )
+
+
+def check_restart(restart_every: int | None) -> None:
+    """Raise a `ValueError` unless `restart_every` is None or a whole number of at least one step."""
+    if restart_every is not None:
+        check_horizon(restart_every, "restart_every")
+
+
 def objective_parts(
     problem: Problem, key: Key, hparams: HParams, state: TrainState
 ) -> tuple[Array, HParams, list[Array]]:
@@ -148,7 +244,7 @@ def unrolled_estimate(
     num_steps: int,
     backward: Backward,
     through_init: bool = True,
-) -> tuple[Estimate, Array, Any]:
+) -> tuple[Estimate, Array, Any, TrainState]:
     """Estimate by reverse mode through `num_steps` steps from `start`.
 
     Args:
@@ -161,7 +257,7 @@ def unrolled_estimate(
         through_init: whether `start` is the run's first state and depends on the hparams.
 
     Returns:
-        The estimate, the training losses `[num_steps]` and the pass's certificate.
+        The estimate, the training losses `[num_steps]`, the pass's certificate and the state after the last step.
     """
     init_key, valid_key = split_key(key)
     try:
@@ -185,7 +281,8 @@ def unrolled_estimate(
     nonfinite = first_nonfinite(run.losses, value)
     horizon = jnp.asarray(num_steps, jnp.int32)
     info = UnrollInfo(direct, response, horizon, norms, growth, nonfinite)
-    return Estimate(value, tree.add(direct, response), info), run.losses, certificate
+    estimate = Estimate(value, tree.add(direct, response), info)
+    return estimate, run.losses, certificate, run.state
 
 
 def split_key(key: Key) -> tuple[Key, Key]:

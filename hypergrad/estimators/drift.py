@@ -106,7 +106,9 @@ def drift(
         check_real(problem, hparams)
         warn_structural_zeros(problem, hparams, horizon)
         start = init_state(problem, split_key(key)[0], hparams)
-        found, _, certificate = unrolled_estimate(problem, key, hparams, start, horizon, backward)
+        found, _, certificate, _ = unrolled_estimate(
+            problem, key, hparams, start, horizon, backward
+        )
         return state, found._replace(info=DriftInfo(*found.info, *certificate))
 
     return Estimator(init, estimate)

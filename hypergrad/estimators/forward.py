@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from hypergrad import tree
-from hypergrad.adjoint import state_floats
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -18,7 +17,8 @@ from hypergrad.estimators.base import (
     warn_structural_zeros,
 )
 from hypergrad.problem import Problem, check_horizon, check_problem
-from hypergrad.train import init_state, step, trained
+from hypergrad.tangent import first_tangents, push_step
+from hypergrad.train import init_state, trained
 
 
 def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Estimator:
@@ -62,32 +62,13 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
         def push(directions):
             """Train with one block of tangents; return what is shared, the response and ‖Z_t‖²."""
 
-            def start(hparams):
-                leaves, _ = state_floats(init_state(problem, run_key, hparams))
-                return leaves
-
             def body(carry, _):
-                state, tangents = carry
-                leaves, join = state_floats(state)
-
-                def advance(leaves, hparams):
-                    new, loss = step(problem, hparams, join(leaves))
-                    return state_floats(new)[0], (new, loss)
-
-                def along(tangent, direction):
-                    primals, tangents = (leaves, hparams), (tangent, direction)
-                    _, moved, kept = jax.jvp(advance, primals, tangents, has_aux=True)
-                    return moved, kept
-
-                tangents, (state, loss) = jax.vmap(along, out_axes=(0, None))(tangents, directions)
+                state, tangents, loss = push_step(problem, hparams, *carry, directions)
                 weights = tangents[: len(jax.tree.leaves(trained(state.params)))]
                 return (state, tangents), (loss, jnp.square(tree.norm(weights)))
 
-            def first(direction):
-                return jax.jvp(start, (hparams,), (direction,))[1]
-
-            tangents = jax.vmap(first)(directions)
             initial = init_state(problem, run_key, hparams)
+            tangents = first_tangents(problem, run_key, hparams, directions)
             (final, tangents), (losses, squares) = jax.lax.scan(
                 body, (initial, tangents), None, length=horizon
             )

@@ -131,7 +131,9 @@ def reversible(
         check_real(problem, hparams)
         warn_structural_zeros(problem, hparams, horizon)
         start = init_state(problem, split_key(key)[0], hparams)
-        found, _, certificate = unrolled_estimate(problem, key, hparams, start, horizon, backward)
+        found, _, certificate, _ = unrolled_estimate(
+            problem, key, hparams, start, horizon, backward
+        )
         exact, largest, _ = certificate
         inside = largest < limit
 
