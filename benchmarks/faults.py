@@ -28,7 +28,7 @@ from hypergrad import checkpoint, journal, storage, study
 from hypergrad.registry import METHODS
 from hypergrad.tune import GENERATION, Settings, build
 from hypergrad.tuners import Tuner
-from tasks import quadratic
+from tasks import quadratic, ridge
 
 NUM_STEPS = 20
 KILLED_STEPS = 60
@@ -70,6 +70,8 @@ def make(method: str, num_steps: int = NUM_STEPS) -> Tuner:
     """Build the tuner of a method for a problem that trains in microseconds."""
     budget = num_steps * (GENERATION if method == "random" else 1)
     task = quadratic.task(horizon=3, num_params=2)
+    if method == "bilevel":  # which takes hyperparameters of the loss alone
+        task = ridge.task(horizon=3, num_features=2)
     return build(task, Settings(method=method, budget=budget, num_seeds=1))[0]
 
 

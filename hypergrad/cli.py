@@ -60,9 +60,9 @@ def _tune(given: argparse.Namespace, command: str) -> int:
         return _tune_task(given, options, command)
     from hypergrad import studyfile
     from hypergrad.integrations import LOGS
-    from hypergrad.registry import ESTIMATORS, METHODS
+    from hypergrad.registry import NAMES
 
-    file = studyfile.read(given.file, {"method": METHODS, "estimator": ESTIMATORS, "log": LOGS})
+    file = studyfile.read(given.file, {**NAMES, "log": LOGS})
     return _tune_task(given, {**file.options, **options}, command, file)
 
 
@@ -305,12 +305,14 @@ def _list(given: argparse.Namespace, command: str) -> int:
     tasks = known_tasks()
     methods = dict(registry.METHODS)
     estimators = {name: first_line(factory) for name, factory in registry.ESTIMATORS.items()}
+    bilevel = {name: first_line(factory) for name, factory in registry.BILEVEL.items()}
     logs = {name: first_line(factory) for name, factory in LOGS.items()}
     if given.json:
         from hypergrad.terminal import print_json
 
         listed = {name: known._asdict() for name, known in tasks.items()}
-        print_json({"tasks": listed, "methods": methods, "estimators": estimators, "logs": logs})
+        named = {"methods": methods, "estimators": estimators, "bilevel": bilevel, "logs": logs}
+        print_json({"tasks": listed, **named})
         return 0
     print("tasks (of ./tasks; your own: file.py:name)")
     for name, known in tasks.items():
@@ -318,7 +320,8 @@ def _list(given: argparse.Namespace, command: str) -> int:
         print(f"  {name:12s} {known.summary}{needs}")
     if not tasks:
         print("  none: there is no folder ./tasks here")
-    for title, texts in (("methods", methods), ("estimators", estimators), ("logs", logs)):
+    groups = {"methods": methods, "estimators": estimators, "bilevel": bilevel, "logs": logs}
+    for title, texts in groups.items():
         print(title)
         for name, text in texts.items():
             print(f"  {name:12s} {text}")
@@ -328,9 +331,10 @@ def _list(given: argparse.Namespace, command: str) -> int:
 def _completion(given: argparse.Namespace, command: str) -> int:
     from hypergrad.completion import script
     from hypergrad.integrations import LOGS
-    from hypergrad.registry import ESTIMATORS, METHODS
+    from hypergrad.registry import NAMES
 
-    names = {"--method": list(METHODS), "--estimator": list(ESTIMATORS), "--log": list(LOGS)}
+    known = {**NAMES, "log": LOGS}
+    names = {f"--{option}": list(known[option]) for option in known}
     text = script(given.shell, names)
     print(json.dumps({"shell": given.shell, "script": text}) if given.json else text.rstrip())
     return 0

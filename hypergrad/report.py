@@ -25,7 +25,11 @@ _RANGE = re.compile(
 _ODD = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
-_METHODS = {"descent": "hypergradient descent", "random": "random search"}
+_METHODS = {
+    "descent": "hypergradient descent",
+    "bilevel": "stochastic bilevel optimization",
+    "random": "random search",
+}
 
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hypergrad import storage, study, tree
+from hypergrad import registry, storage, study, tree
 from hypergrad.callbacks import Callback, Listeners
 from hypergrad.estimators.base import split_key
 from hypergrad.problem import Problem, Task
@@ -121,6 +121,13 @@ def replay(
     described = study.describe(folder)
     task = _as_task(task, space, described)
     settings = check_same_task(task, described, allow_changes)
+    online = settings.method == "descent" and settings.estimator in registry.ONLINE
+    if online or settings.method == "bilevel":
+        how = settings.estimator if online else settings.method
+        raise ValueError(
+            f"the study is by {how!r}, whose training goes on from trial to trial, expected one that trains "
+            "every trial from its start; use hypergrad.study.replay, which makes the steps again"
+        )
     found = study.replay(build(task, settings)[0], folder, trial)
     hparams = jax.tree.map(jax.numpy.asarray, found.outcome.hparams)
     keys = _training_keys(found.outcome, settings)

@@ -14,11 +14,12 @@ class Settings(NamedTuple):
     Attributes:
         method: a name of `registry.METHODS`, such as "descent" or "random".
         estimator: name of the hypergradient estimator (`registry.ESTIMATORS`).
-        budget: outer steps for "descent", trials for "random" (in equal generations of at most 16, so a
+        bilevel: which method of "bilevel" (`registry.BILEVEL`).
+        budget: outer steps for "descent" and "bilevel", trials for "random" (in equal generations of at most 16, so a
             few more where 16 or less does not divide them).
         seed: of everything.
-        learning_rate: of the outer Adam, decayed to zero by a cosine over the budget.
-        num_seeds: seeds averaged in each hypergradient; 1 for none.
+        learning_rate: of the outer Adam, a step of the budget, decayed to zero by a cosine over the budget.
+        num_seeds: seeds averaged in each hypergradient of "descent"; 1 for none.
         num_restarts: descents side by side.
         eval_seeds: fresh seeds on which every configuration is judged in the end.
         memory: bytes for the temporaries of one hypergradient by "reverse"; its default scheme where None.
@@ -26,6 +27,7 @@ class Settings(NamedTuple):
 
     method: str = "descent"
     estimator: str = "reverse"
+    bilevel: str = "soba"
     budget: int = 60
     seed: int = 0
     learning_rate: float = 0.05
@@ -66,6 +68,7 @@ OPTIONS = (
     Option("arg", dict, "another argument of the task", "NAME=VALUE"),
     Option("method", str, "how to tune, a name from `list`", "NAME"),
     Option("estimator", str, "of the hypergradient, a name from `list`", "NAME"),
+    Option("bilevel", str, "of the method 'bilevel': soba, saba or amigo", "NAME"),
     Option("budget", int, "outer steps, or trials for random", "N"),
     Option("seed", int, "of everything", "N"),
     Option("num_seeds", int, "seeds a hypergradient", "N", "--seeds"),

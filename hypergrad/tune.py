@@ -27,7 +27,7 @@ from hypergrad.settings import Settings, check_settings
 from hypergrad.storage import FORMAT, Folder, StudyWarning, create, lock, write_json
 from hypergrad.study import Study
 from hypergrad.train import check_step, init_state, unroll
-from hypergrad.tuners import Tuner, descent, search
+from hypergrad.tuners import Tuner, bilevel, descent, search
 from hypergrad.types import HParams, Key, PyTree
 
 GENERATION = 16
@@ -51,7 +51,7 @@ def tune(
 
     The last settings of a descent, or the best trials of a random search, are trained again on the same
     seeds, and the best of them is chosen: the lowest of many noisy values is a lucky one. The default
-    hparams, the tuned ones and (for "descent") the best of as many random trials as cost the same training
+    hparams, the tuned ones and (but for "random") the best of as many random trials as cost the same training
     time are then trained on fresh seeds; the test set is read then, once.
 
     **Cost:** descent: budget x num_seeds x num_restarts hypergradients, as much again for the random
@@ -154,9 +154,9 @@ def complete(
     tuner, per_step = built
     if cost is None:
         cost = per_step
-        if settings.method == "descent":
-            start = spaces.default(task.space)
-            cost = per_step * measure_ratio(task, _estimator(task, settings), start)
+        if settings.method != "random":
+            one = tuner if settings.method == "bilevel" else _estimator(task, settings)
+            cost = per_step * measure_ratio(task, one, spaces.default(task.space))
         details = _describe(task, settings, {**details, "cost": cost})
     ended = None
     try:
@@ -166,7 +166,7 @@ def complete(
         found = _run(tuner, tune_key, folder, details, show)
         earlier = found.seconds - (time.perf_counter() - running)  # in sessions before this one
         baseline = None
-        if settings.method == "descent" and not found.interrupted:
+        if settings.method != "random" and not found.interrupted:
             num_steps, size = _generations(max(1, round(cost * len(found.outcomes))))
             show = _Steps(listeners, "random", num_steps, size)
             about = {"task": task.name, "method": "random"}
@@ -237,7 +237,8 @@ def check_task(task: Task, settings: Settings) -> Settings:
     settings = check_settings(settings)
     registry.check_name("method", settings.method, registry.METHODS)
     registry.check_name("estimator", settings.estimator, registry.ESTIMATORS)
-    if settings.method == "descent":
+    registry.check_name("bilevel", settings.bilevel, registry.BILEVEL)
+    if settings.method != "random":
         spaces.check_differentiable(task.space)
     else:
         spaces.check_traceable(task.space)
@@ -248,10 +249,12 @@ def check_task(task: Task, settings: Settings) -> Settings:
 
 
 def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
-    """Build the tuner, and say how many estimates or trials one of its steps costs."""
+    """Build the tuner, and say how many estimates, trials or steps of its own one of its steps costs."""
     if settings.method == "random":
         size = width(settings)
         return _random_tuner(task, size), size
+    if settings.method == "bilevel":
+        return _bilevel_tuner(task, settings), 1
     estimator = _estimator(task, settings)
     if settings.num_seeds > 1:
         estimator = average(estimator, settings.num_seeds)
@@ -273,6 +276,22 @@ def _estimator(task: Task, settings: Settings) -> Estimator:
     start = spaces.default(task.space)
     chosen = plan(task.problem, start, task.horizon, settings.memory, num_seeds=num)
     return reverse(task.problem, task.horizon, backward=chosen.backward)
+
+
+def _bilevel_tuner(task: Task, settings: Settings) -> Tuner:
+    """Build the tuner whose step trains as long as a run, and moves as far as a step of a descent."""
+    method = registry.bilevel_method(settings.bilevel, task.problem)
+    num_iterations = max(1, task.horizon // method.num_updates)
+    rate = settings.learning_rate / num_iterations
+    decay = optax.cosine_decay_schedule(rate, settings.budget * num_iterations)
+    return bilevel(
+        task.problem,
+        task.space,
+        num_iterations,
+        method=method,
+        optimizer=optax.adam(decay),
+        num_restarts=settings.num_restarts,
+    )
 
 
 def _random_tuner(task: Task, size: int) -> Tuner:
@@ -319,17 +338,21 @@ def _run(tuner: Tuner, key: Key, folder: Folder | None, details: dict, show: _St
 
 
 def measure_ratio(
-    task: Task, estimator: Estimator, hparams: HParams, num_repeats: int = 3
+    task: Task, one: Estimator | Tuner, hparams: HParams, num_repeats: int = 3
 ) -> float:
-    """Measure the time of one hypergradient as a multiple of one training run, compilation excluded."""
+    """Measure the time of one hypergradient, or step, as a multiple of one training run, once compiled."""
     key = jax.random.key(0)
 
     def train(hparams):
         state = init_state(task.problem, key, hparams)
         return unroll(task.problem, hparams, state, task.horizon).params
 
-    state = estimator.init(key, hparams)
-    programs = (jax.jit(train), jax.jit(lambda h: estimator.estimate(key, state, h)))
+    if isinstance(one, Tuner):
+        begun = one.init(key)
+        programs = (jax.jit(train), lambda _: one.step(key, begun))
+    else:
+        state = one.init(key, hparams)
+        programs = (jax.jit(train), jax.jit(lambda h: one.estimate(key, state, h)))
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(num_repeats + 1):
         for program, seconds in zip(programs, times, strict=True):

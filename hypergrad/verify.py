@@ -9,7 +9,16 @@ import numpy as np
 
 from hypergrad import registry, space as spaces, tree
 from hypergrad.adjoint import mixed, plain
-from hypergrad.estimators import Estimator, drift, forward, reverse, reversible
+from hypergrad.estimators import (
+    Estimator,
+    drift,
+    forward,
+    hd,
+    one_step,
+    reverse,
+    reversible,
+    rtho,
+)
 from hypergrad.estimators.base import temporary_bytes
 from hypergrad.momentum import Recursion
 from hypergrad.problem import Problem, Task, check, check_horizon
@@ -18,6 +27,8 @@ from hypergrad.types import HParams, PyTree
 
 STEP = 1e-6
 """Step of the central differences, in the unconstrained coordinates of the space."""
+MOST_TANGENTS = 64
+"""Hyperparameters up to which `rtho` is compared."""
 
 
 class Row(NamedTuple):
@@ -94,14 +105,22 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
         "reverse, plain": (reverse(problem, horizon, backward=plain()), True),
         "forward": (forward(problem, horizon, chunk=16), True),
         "truncated, a quarter": (registry.estimator("truncated", problem, horizon), False),
+        "one_step": (one_step(problem, horizon), False),
+        "rtho, from its start": (rtho(problem, horizon), True),
+        "hd": (hd(problem, horizon), False),
         "implicit": (registry.estimator("implicit", problem, horizon), False),
         "drift": (drift(problem, horizon), True),
         "reversible": (reversible(problem, horizon, min_momentum=0.25), True),
     }
     refused = _irreversible(problem, hparams)
+    num_hparams = sum(leaf.size for leaf in jax.tree.leaves(hparams))
+    many = ""
+    if num_hparams > MOST_TANGENTS:
+        many = f"it would carry a state for each of the {num_hparams} hyperparameters"
+    unfit = {"drift": refused, "reversible": refused, "rtho, from its start": many}
     for name, (estimator, exact) in estimators.items():
-        if refused and name in ("drift", "reversible"):
-            rows.append(Row(name, np.nan, "", np.nan, np.nan, 0, exact, refused))
+        if unfit.get(name):
+            rows.append(Row(name, np.nan, "", np.nan, np.nan, 0, exact, unfit[name]))
             continue
         state = estimator.init(key, hparams)
         try:

@@ -18,7 +18,7 @@ import hypergrad as hg
 from hypergrad import arguments, cli, completion, studyfile, terminal
 from hypergrad.callbacks import Progress
 from hypergrad.integrations import LOGS
-from hypergrad.registry import ESTIMATORS, METHODS
+from hypergrad.registry import NAMES
 
 ROOT = Path(__file__).parent.parent
 
@@ -214,7 +214,7 @@ def test_readme_commands_parse():
 def test_readme_study_file_reads(tmp_path):
     text = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
     (tmp_path / "study.toml").write_text(text)
-    known = {"method": METHODS, "estimator": ESTIMATORS, "log": LOGS}
+    known = {**NAMES, "log": LOGS}
     assert studyfile.read(tmp_path / "study.toml", known).options["task"] == "digits"
 
 

@@ -12,14 +12,18 @@ from hypergrad import problem as problems_module
 from hypergrad.adjoint import nested_checkpoint, sqrt_checkpoint
 from hypergrad.estimators import (
     average,
+    darts,
     drift,
     forward,
+    hd,
     implicit,
     mixed,
+    one_step,
     plain,
     plan,
     reverse,
     reversible,
+    rtho,
     structural_zeros,
     truncated,
 )
@@ -41,9 +45,23 @@ ESTIMATORS = {
     "truncated_window": lambda p, n: truncated(p, n, 3),
     "drift": drift,
     "reversible": reversible,
+    "rtho": rtho,
+    "truncated_warm": lambda p, n: truncated(p, n, 3, warm_start=True),
 }
 IMPLICIT = {"implicit": lambda p, n: implicit(p, n, solve=neumann(3, step_size=0.1))}
 """Differentiates no run, so that it has the contract but not the comparisons."""
+ONLINE = {
+    "one_step": lambda p, n: one_step(p, 2),
+    "darts": lambda p, n: darts(p, 0.1, 2),
+    "hd": lambda p, n: hd(p, 2),
+}
+"""Compared in `tests/test_online.py`, each with its own definition."""
+SERVED = {
+    "implicit": ("smoothing", "data_weight"),
+    "darts": ("smoothing", "data_weight"),
+    "hd": ("lr", "decay", "decay_scale", "momentum"),
+}
+"""The hparams of `schedules` that an estimator takes, where it refuses others."""
 UNDONE = ("drift", "reversible")
 """These take SGD with momentum alone; `tests/test_reversal.py` has more of it."""
 MOMENTUM = ("schedules", "batch_norm_dropout")
@@ -101,7 +119,8 @@ def test_equals_plain_autodiff(case, name):
     parts = jax.tree.map(jnp.add, estimate.info.direct, estimate.info.response)
     assert_close(parts, estimate.hypergrad)
     assert estimate.info.first_nonfinite == -1
-    assert jnp.all(jnp.isfinite(estimate.info.sensitivity))
+    if hasattr(estimate.info, "sensitivity"):
+        assert jnp.all(jnp.isfinite(estimate.info.sensitivity))
 
 
 def assert_close_in_float32(actual, expected):
@@ -114,15 +133,17 @@ def assert_close_in_float32(actual, expected):
     "problem_name",
     ["ridge", "schedules", "batch_norm_dropout", "adam_dead_input", "recurrent", "polyak"],
 )
-@pytest.mark.parametrize("name", ["reverse", "forward", "truncated_window", "implicit", *UNDONE])
+@pytest.mark.parametrize(
+    "name",
+    ["reverse", "forward", "truncated_window", "truncated_warm", "rtho", "implicit", *ONLINE, *UNDONE],
+)
 def test_contract(problem_name, name):
-    if name in UNDONE and problem_name != "schedules":
+    alone = (*IMPLICIT, *ONLINE, *UNDONE, "truncated_warm", "rtho")
+    if name in alone and problem_name != "schedules":
         pytest.skip("one problem is enough for an estimator that shares its passes")
     problem, hparams = ALL[problem_name]()
-    if name in IMPLICIT:
-        if problem_name != "schedules":
-            pytest.skip("one problem for what compiles a linear solver too, to compile less")
-        problem, hparams = only(problem, hparams, ("smoothing", "data_weight"))
+    if name in SERVED:
+        problem, hparams = only(problem, hparams, SERVED[name])
     traces = []
 
     def loss(*args):
@@ -130,7 +151,7 @@ def test_contract(problem_name, name):
         return ALL_LOSS(*args)
 
     ALL_LOSS = problem.loss
-    estimator = (ESTIMATORS | IMPLICIT)[name](problem._replace(loss=loss), HORIZON)
+    estimator = (ESTIMATORS | IMPLICIT | ONLINE)[name](problem._replace(loss=loss), HORIZON)
     state = estimator.init(KEY, hparams)
     compiled = jax.jit(estimator.estimate)
     first = compiled(KEY, state, hparams)

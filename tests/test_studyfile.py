@@ -24,6 +24,7 @@ EVERY = {
     "arg": {"width": 8, "name": "a b", "deep": {"x": [1.5, True]}},
     "method": "random",
     "estimator": "forward",
+    "bilevel": "saba",
     "budget": 32,
     "seed": 0,
     "num_seeds": 2,

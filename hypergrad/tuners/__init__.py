@@ -1,7 +1,21 @@
 """Tuners: methods, whole. One method, one file, one contract (`base.Tuner`)."""
 
+from hypergrad.directions import FiniteSum, amigo, finite_sum, saba, soba
 from hypergrad.tuners.base import Tuner
+from hypergrad.tuners.bilevel import BilevelState, bilevel
 from hypergrad.tuners.descent import DescentState, descent
 from hypergrad.tuners.search import search
 
-__all__ = ["DescentState", "Tuner", "descent", "search"]
+__all__ = [
+    "BilevelState",
+    "DescentState",
+    "FiniteSum",
+    "Tuner",
+    "amigo",
+    "bilevel",
+    "descent",
+    "finite_sum",
+    "saba",
+    "search",
+    "soba",
+]

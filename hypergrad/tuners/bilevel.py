@@ -1,0 +1,248 @@
+"""Stochastic bilevel optimization: weights, linear system and hparams move together, in one loop."""
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hypergrad import space as spaces, tree
+from hypergrad.directions import Loop, Method, Point, inner_terms, outer_terms, soba
+from hypergrad.estimators.base import StructuralZeroWarning, first_nonfinite
+from hypergrad.problem import Problem, check, check_horizon, check_problem
+from hypergrad.response import check_implicit, default_batch, unused
+from hypergrad.searchers.base import Outcome
+from hypergrad.train import check_step, init_state, trained
+from hypergrad.tuners.base import Tuner
+from hypergrad.types import Array, HParams, Key, PyTree
+
+
+class BilevelState(NamedTuple):
+    """State of R restarts; every array has the leading axis `[R]`.
+
+    Attributes:
+        point: where the three variables of each restart are.
+        memory: of the method.
+        anchor: the unconstrained hparams before the last step that was finite.
+        num_skipped: steps that were not finite so far, int32.
+    """
+
+    point: Point
+    memory: PyTree
+    anchor: PyTree
+    num_skipped: Array
+
+
+def bilevel(
+    problem: Problem,
+    space: PyTree,
+    num_iterations: int,
+    *,
+    method: Method | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    linear: Callable[[HParams], optax.GradientTransformation] | None = None,
+    num_restarts: int = 1,
+    start: HParams | None = None,
+) -> Tuner:
+    """Move weights, linear system and hparams at once, `num_iterations` times a step of the tuner.
+
+    w ← w − optimizer(∇_w L),   v ← v − linear(H v − ∇_w f),   z ← z − optimizer(∂f/∂z − (∂²L/∂w∂z)ᵀ v)
+
+    with λ = constrain(z). No training is run to its end and no system solved: both follow the hparams as
+    these move, so the hparams have to move more slowly than the weights and v can follow.
+
+    **Cost:** an iteration: about four gradients on one minibatch (see the methods). Memory of the weights
+    and v, whatever the number of iterations.
+
+    **Limits:** those of the implicit hypergradient: what acts through the optimizer or the initial weights
+    alone is refused by name, and the weights have to be able to come to rest. The value of a step is the
+    objective of the weights as they are, which lag behind w*(λ); train the best again to judge them.
+    A step that ends anywhere but in finite numbers is counted and recorded with its first bad iteration;
+    weights and v then start anew, and the hparams half way back to where a step was last finite.
+
+    Args:
+        problem: the training loop; its optimizer moves the weights.
+        space: a pytree of real dimensions.
+        num_iterations: updates of the hparams a step of the tuner, in one compiled loop.
+        method: `soba()`, `saba(finite_sum(problem, 64))` or `amigo()`; `soba()` where None.
+        optimizer: of z; Adam with a rate of 0.01 where None. It may carry a schedule over iterations.
+        linear: (hparams) -> optimizer of v; the problem's own where None, since w and v share their
+            curvature and so their rates. With an Adam in the problem, pass `lambda h: optax.sgd(rate)`.
+        num_restarts: how many move side by side, as one program.
+        start: where restart 0 starts, hparams of the space; its defaults where None. The others start
+            at random.
+
+    Returns:
+        A tuner; its outcomes carry, at the end of a step, the norm of ∇_w L, the residual
+        ‖Hv − ∇_w f‖ / ‖∇_w f‖, the norms of the hypergradient and of its parts (in unconstrained
+        coordinates), all on the whole `train_set` where there is one and else on a minibatch, and the
+        first iteration that was not finite.
+
+    Raises:
+        ValueError: for a dimension that is not real or without an implicit hypergradient, by its name,
+            and for settings out of range.
+
+    Reference:
+        Dagréou, Ablin, Vaiter, Moreau, 2022, arXiv:2201.13409 (SOBA, SABA); Arbel, Mairal, 2022,
+        arXiv:2111.14580 (AmIGO).
+    """
+    check_problem(problem)
+    spaces.check_differentiable(space)
+    check_horizon(num_iterations, "num_iterations")
+    check_horizon(num_restarts, "num_restarts")
+    method = soba() if method is None else method
+    if not isinstance(method, Method):
+        raise ValueError(
+            f"method is {type(method).__name__}, expected a Method; pass soba(), saba(...) or amigo()"
+        )
+    outer = optax.adam(0.01) if optimizer is None else optimizer
+    if not isinstance(outer, optax.GradientTransformation):
+        raise ValueError(
+            f"optimizer is {outer!r}, expected an optax.GradientTransformation; pass e.g. optax.adam(0.01)"
+        )
+    first = spaces.default(space) if start is None else start
+    spaces.check_value(space, first)
+    linear = problem.optimizer if linear is None else linear
+    _check(problem, first, linear)
+    loop = _loop(problem, space, linear, outer)
+
+    def begin(key, z):
+        train = init_state(loop.problem, key, z)
+        v = jax.tree.map(jnp.zeros_like, trained(train.params))
+        point = Point(train, v, loop.linear(z).init(v), z, outer.init(z))
+        return _strong((point, method.init(loop, point)))
+
+    @jax.jit
+    def init(key):
+        sample_key, begin_key = jax.random.split(key)
+
+        def each(sample_key, begin_key, index):
+            drawn = spaces.sample(space, sample_key)
+            chosen = jax.tree.map(lambda a, b: jnp.where(index == 0, a, b), first, drawn)
+            z = spaces.unconstrain(space, chosen)
+            return begin(begin_key, z), z
+
+        keys = (jax.random.split(k, num_restarts) for k in (sample_key, begin_key))
+        (point, memory), z = jax.vmap(each)(*keys, jnp.arange(num_restarts))
+        return BilevelState(point, memory, z, jnp.zeros(num_restarts, jnp.int32))
+
+    def one(key, state):
+        """Take one step of one restart."""
+        run_key, draw_key, valid_key, begin_key = jax.random.split(key, 4)
+        train = state.point.train._replace(key=draw_key)
+        point = state.point._replace(train=train)
+
+        def body(carry, key):
+            point, memory, loss = method.iterate(loop, key, *carry)
+            return (point, memory), loss
+
+        carry = (point, method.refresh(state.memory))
+        keys = jax.random.split(run_key, num_iterations)
+        (end, memory), losses = jax.lax.scan(body, carry, keys)
+        value, info = _diagnose(loop.problem, end, valid_key)
+        moved = (trained(end.train.params), end.v, end.z)
+        value = jnp.where(jnp.isfinite(tree.norm(moved)), value, jnp.nan)
+        bad = first_nonfinite(losses, value)
+        finite = bad < 0
+
+        def either(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        half = jax.tree.map(lambda a, b: (a + b) / 2, point.z, state.anchor)
+        after, memory = either((end, memory), begin(begin_key, half))
+        anchor = either(point.z, state.anchor)
+        hparams = spaces.constrain(space, either(end.z, point.z))
+        value = jnp.where(finite, value, jnp.nan)
+        info |= {"first_nonfinite": bad, "skipped": ~finite}
+        state = BilevelState(after, memory, anchor, state.num_skipped + ~finite)
+        return _strong(state), hparams, value, info
+
+    @jax.jit
+    def step(key, state):
+        keys = jax.random.split(key, num_restarts)
+        if num_restarts == 1:  # a batch of one would lose the faster unbatched kernels
+            outs = one(keys[0], jax.tree.map(lambda x: x[0], state))
+            new, hparams, values, info = jax.tree.map(lambda x: x[None], outs)
+        else:
+            new, hparams, values, info = jax.vmap(one)(keys, state)
+        info["key"] = jax.random.key_data(keys)
+        steps = jnp.full(num_restarts, num_iterations * method.num_updates, jnp.int32)
+        index = jnp.arange(num_restarts, dtype=jnp.int32)
+        return new, Outcome(hparams, values, steps, index, info)
+
+    return Tuner(init, step)
+
+
+def _loop(problem: Problem, space: PyTree, linear, outer: optax.GradientTransformation) -> Loop:
+    """Write the problem as a function of the unconstrained coordinates."""
+
+    def at(z):
+        return spaces.constrain(space, z)
+
+    local = problem._replace(
+        init=lambda key, z: problem.init(key, at(z)),
+        loss=lambda params, z, batch: problem.loss(params, at(z), batch),
+        objective=lambda params, z, batch: problem.objective(params, at(z), batch),
+        optimizer=lambda z: problem.optimizer(at(z)),
+    )
+    return Loop(local, lambda z: linear(at(z)), outer)
+
+
+def _check(problem: Problem, hparams: HParams, linear) -> None:
+    """Raise a `ValueError` where the problem has no implicit hypergradient, or v no optimizer."""
+    hparams = jax.tree.map(jnp.asarray, hparams)
+    check(problem, hparams)
+    check_step(problem, hparams)
+    check_implicit(problem, hparams, 3, default_batch(problem))
+
+    def move(hparams):
+        weights = trained(init_state(problem, jax.random.key(0), hparams).params)
+        optimizer = linear(hparams)
+        return optimizer.update(weights, optimizer.init(weights), weights)
+
+    try:
+        jax.eval_shape(move, hparams)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"linear fails on the linear system: {reason} ({type(error).__name__}), expected an optimizer of "
+            "gradients alone; pass e.g. linear=lambda hparams: optax.sgd(0.1)"
+        ) from error
+    for name in unused(problem, hparams):
+        warnings.warn(
+            f"the hypergradient of hparams[{name!r}] is zero by structure: neither the gradient of "
+            "problem.loss nor problem.objective reads it; it will stay where it starts",
+            StructuralZeroWarning,
+            stacklevel=3,
+        )
+
+
+def _diagnose(problem: Problem, point: Point, key: Key) -> tuple[Array, dict[str, Array]]:
+    """Return the objective `[]` and how far the three variables are from rest."""
+    params = point.train.params
+    data = default_batch(problem)(problem, point.train)
+    inner, *_ = inner_terms(problem, params, point.v, point.z, data)
+    outer, value = outer_terms(problem, params, point.z, data, problem.valid_batch(key))
+    gap = jax.tree.map(jnp.subtract, inner.product, outer.pull)
+    size = tree.norm(outer.pull)
+    info = {
+        "gradient_norm": tree.norm(inner.slope),
+        "residual": tree.norm(gap) / jnp.where(size > 0, size, 1),
+        "hypergrad_norm": tree.norm(jax.tree.map(jnp.subtract, outer.direct, inner.cross)),
+        "direct_norm": tree.norm(outer.direct),
+        "response_norm": tree.norm(inner.cross),
+        "adjoint_growth": jnp.ones((), jnp.float32),  # nothing is unrolled that could grow
+    }
+    return value, info
+
+
+def _strong(state: PyTree) -> PyTree:
+    """Make arrays of strong types, so that the second step finds the first one's program."""
+
+    def strip(x):
+        dtype = jnp.result_type(x)
+        return x if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.asarray(x, dtype)
+
+    return jax.tree.map(strip, state)
