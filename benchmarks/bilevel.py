@@ -136,13 +136,12 @@ def make(sizes: Sizes) -> Made:
     a, b, c = bend @ bend, 2 * bend @ origin, origin @ origin - START
     start = direction * (np.sqrt(b * b - 4 * a * c) - b) / (2 * a)
 
-    blocks = [
-        inner.weights[i :: num // BATCH] for i in range(num // BATCH)
-    ]  # those of the finite sum
+    # the blocks are the minibatches of the finite sum
+    blocks = [inner.weights[i :: num // BATCH] for i in range(num // BATCH)]
     largest = max(np.linalg.norm(block, 2) ** 2 / len(block) for block in blocks)
     rate, batch_rate = float(1 / np.linalg.eigvalsh(curvature)[-1]), float(1 / largest)
-    small = (make_problem(inner, outer, sizes, batch_rate, size) for size in (BATCH, None))
-    problem, full = small
+    problem = make_problem(inner, outer, sizes, batch_rate, BATCH)
+    full = make_problem(inner, outer, sizes, rate, None)
     tables = [tuple(jnp.asarray(x, jnp.float32) for x in part) for part in (inner, outer)]
 
     def cut(table):
@@ -150,7 +149,6 @@ def make(sizes: Sizes) -> Made:
         return lambda index: tuple(x[index + stride * jnp.arange(BATCH)] for x in table)
 
     sums = FiniteSum(num // BATCH, cut(tables[0]), num // BATCH, cut(tables[1]))
-    full = full._replace(optimizer=lambda h: optax.sgd(rate))
     return Made(problem, sums, full, start, level, rate, batch_rate)
 
 

@@ -40,6 +40,7 @@ class Point(NamedTuple):
         linear: state of the optimizer of v.
         z: the hparams in unconstrained coordinates.
         outer: state of the optimizer of z.
+        speed: factor of the steps of z, `[]`.
     """
 
     train: TrainState
@@ -47,6 +48,7 @@ class Point(NamedTuple):
     linear: PyTree
     z: PyTree
     outer: PyTree
+    speed: Array
 
 
 class Inner(NamedTuple):
@@ -147,7 +149,7 @@ def move_system(loop: Loop, point: Point, direction: PyTree) -> tuple[PyTree, Py
 def move_hparams(loop: Loop, point: Point, direction: PyTree) -> tuple[PyTree, PyTree]:
     """Move z along the hypergradient; return it with the state of its optimizer."""
     updates, state = loop.outer.update(direction, point.outer, point.z)
-    new = optax.apply_updates(point.z, updates)
+    new = jax.tree.map(lambda z, u: z + point.speed * u, point.z, updates)
     return tree.cast_like((new, state), (point.z, point.outer))
 
 
@@ -162,7 +164,7 @@ def _move_all(
     train = move_weights(loop, point, batch, loss, inner.slope, state)
     v, linear = move_system(loop, point, _minus(inner.product, outer.pull))
     z, outer_state = move_hparams(loop, point, _minus(outer.direct, inner.cross))
-    return Point(train, v, linear, z, outer_state)
+    return Point(train, v, linear, z, outer_state, point.speed)
 
 
 def soba() -> Method:

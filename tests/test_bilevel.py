@@ -85,7 +85,7 @@ def point_of(loop):
     z = unconstrain(SPACE, {"point": jnp.asarray([0.5, -1.0, 0.3])})
     train = init_state(loop.problem, KEY, z)._replace(params=jnp.linspace(-1.0, 1.0, 5))
     v = jnp.linspace(0.5, -0.2, 5)
-    return Point(train, v, loop.linear(z).init(v), z, loop.outer.init(z))
+    return Point(train, v, loop.linear(z).init(v), z, loop.outer.init(z), jnp.ones(()))
 
 
 def moved(method, problem, num):
@@ -119,9 +119,9 @@ def test_directions_are_unbiased(name):
     for got, want, variable in zip(moved(method, SMALL, num), exact, "wvz", strict=True):
         error = np.std(got, axis=0, ddof=1) / np.sqrt(num)
         gap = np.abs(np.mean(got, axis=0) - want[0])
-        rounding = 1e-6 * np.abs(want[0]).max()
+        rounding = 1e-5 * np.abs(want[0]).max()
         assert np.all(gap <= 4 * error + rounding), variable
-        if not (name == "amigo" and variable == "v"):
+        if not (name == "soba" and variable == "v"):  # A is that of every example
             assert np.any(error > 1e-5), "the draws have no effect"
 
 

@@ -60,7 +60,8 @@ def bilevel(
     alone is refused by name, and the weights have to be able to come to rest. The value of a step is the
     objective of the weights as they are, which lag behind w*(λ); train the best again to judge them.
     A step that ends anywhere but in finite numbers is counted and recorded with its first bad iteration;
-    weights and v then start anew, and the hparams half way back to where a step was last finite.
+    weights and v then start anew, and the hparams go on at half their speed from half way back to where they
+    were one finite step before.
 
     Args:
         problem: the training loop; its optimizer moves the weights.
@@ -108,10 +109,10 @@ def bilevel(
     _check(problem, first, linear)
     loop = _loop(problem, space, linear, outer)
 
-    def begin(key, z):
+    def begin(key, z, speed):
         train = init_state(loop.problem, key, z)
         v = jax.tree.map(jnp.zeros_like, trained(train.params))
-        point = Point(train, v, loop.linear(z).init(v), z, outer.init(z))
+        point = Point(train, v, loop.linear(z).init(v), z, outer.init(z), speed)
         return _strong((point, method.init(loop, point)))
 
     @jax.jit
@@ -122,7 +123,7 @@ def bilevel(
             drawn = spaces.sample(space, sample_key)
             chosen = jax.tree.map(lambda a, b: jnp.where(index == 0, a, b), first, drawn)
             z = spaces.unconstrain(space, chosen)
-            return begin(begin_key, z), z
+            return begin(begin_key, z, jnp.ones(())), z
 
         keys = (jax.random.split(k, num_restarts) for k in (sample_key, begin_key))
         (point, memory), z = jax.vmap(each)(*keys, jnp.arange(num_restarts))
@@ -151,7 +152,7 @@ def bilevel(
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
         half = jax.tree.map(lambda a, b: (a + b) / 2, point.z, state.anchor)
-        after, memory = either((end, memory), begin(begin_key, half))
+        after, memory = either((end, memory), begin(begin_key, half, point.speed / 2))
         anchor = either(point.z, state.anchor)
         hparams = spaces.constrain(space, either(end.z, point.z))
         value = jnp.where(finite, value, jnp.nan)
