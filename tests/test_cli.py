@@ -36,7 +36,9 @@ def hypergrad(*words, timeout=240):
         cwd=ROOT,
         check=False,
     )
-    done.stderr = re.sub(r"^[EWI]\d{4} [\d:.]+ +\d+ \w+\.cc:\d+\] .*\n", "", done.stderr, flags=re.M)
+    done.stderr = re.sub(
+        r"^[EWI]\d{4} [\d:.]+ +\d+ \w+\.cc:\d+\] .*\n", "", done.stderr, flags=re.M
+    )
     return done
 
 
