@@ -1,4 +1,4 @@
-"""Cost and agreement of implicit hypergradients, beside jaxopt's `custom_root`, TorchOpt's and plain PyTorch.
+"""Cost and agreement of implicit hypergradients, beside jaxopt, lineax, TorchOpt, betty-ml and plain PyTorch.
 
 One estimate is one step of training from weights that are trained already, and 20 iterations of the linear
 solver on the full batch. The cases: a weight for every training example (data hyper-cleaning) of a softmax
@@ -33,7 +33,7 @@ RATE = 0.1
 NEVER = 1e-30
 """A tolerance that is not met, so that every method does all iterations."""
 KEY = jax.random.key(0)
-PEERS = ("torch cg", "TorchOpt cg", "TorchOpt normal_cg")
+PEERS = ("torch cg", "TorchOpt cg", "TorchOpt normal_cg", "betty cg")
 
 
 class Setting(NamedTuple):
@@ -144,8 +144,8 @@ def make_problem(setting: Setting, made: dict[str, np.ndarray]) -> Problem:
     )
 
 
-def jaxopt_root(problem: Problem, solve: Any):
-    """The same estimate by jaxopt's `custom_root`."""
+def root(problem: Problem, solve: Any):
+    """The same estimate by jaxopt's `custom_root`, with a solver of (matvec, b)."""
     from jaxopt import implicit_diff
 
     batch = problem.train_batch(KEY, jnp.zeros((), jnp.int32))
@@ -162,6 +162,21 @@ def jaxopt_root(problem: Problem, solve: Any):
         return problem.objective(params, h, problem.valid_batch(KEY))
 
     return jax.value_and_grad(objective)
+
+
+def lineax_solve():
+    """lineax's conjugate gradients, which knows by a tag that the matrix is positive definite."""
+    import lineax
+
+    solver = lineax.CG(rtol=NEVER, atol=NEVER, max_steps=ITERATIONS)
+
+    def solve(matvec, b, **_):
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), b)
+        tags = lineax.positive_semidefinite_tag
+        operator = lineax.FunctionLinearOperator(matvec, like, tags=tags)
+        return lineax.linear_solve(operator, b, solver, throw=False).value
+
+    return solve
 
 
 def ours(problem: Problem) -> dict[str, Estimator]:
@@ -187,8 +202,12 @@ def measure(setting: Setting, options) -> list[Figure]:
     }
     for name in ("cg", "normal_cg"):
         solve = partial(getattr(linear_solve, f"solve_{name}"), maxiter=ITERATIONS, tol=0.0)
-        programs[f"jaxopt {name}"] = jaxopt_root(problem, solve)
+        programs[f"jaxopt {name}"] = root(problem, solve)
     figures: list[Figure] = []
+    try:
+        programs["lineax cg"] = root(problem, lineax_solve())
+    except ImportError as error:
+        figures.append(Figure("lineax cg", "absent", str(error), "message"))
     calls, grads = {}, {}
     for name, program in programs.items():
         began = time.perf_counter()
@@ -196,7 +215,7 @@ def measure(setting: Setting, options) -> list[Figure]:
         figures.append(Figure(name, "compile", time.perf_counter() - began, "s"))
         calls[name] = timed(lambda compiled=compiled: compiled(hparams))
         out = compiled(hparams)
-        grads[name] = np.asarray((out[1] if "jaxopt" in name else out[1].hypergrad)["tuned"])
+        grads[name] = np.asarray((out[1].hypergrad if "hypergrad" in name else out[1])["tuned"])
     with contextlib.ExitStack() as stack:
         if options.torch_python:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
