@@ -2,8 +2,8 @@
 
 One estimate is one step of training from weights that are trained already, and 20 iterations of the linear
 solver on the full batch. Peers return value and hypergradient; ours also with `info` (gradient norm, residual,
-curvature), which costs two products more. The cases: a weight for every training example (data hyper-cleaning) of a softmax
-regression, and a penalty for every weight of a network (Lorraine et al., 2020).
+curvature), which costs two products more. The cases: a weight for every training example (data
+hyper-cleaning) of a softmax regression, and a penalty for every weight of a network (Lorraine et al., 2020).
 """
 
 import contextlib
