@@ -96,8 +96,6 @@ def run_cell(cell: Cell) -> list[Figure]:
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),  # this checkout, wherever the package was installed from
     }
-    # jax 0.10.0 writes a line on standard error for every program that it loads from the cache
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     log = PLACE / (re.sub(r"[^a-z0-9.]+", "-", cell.name) + ".log")
     command = [python, "-m", "pytest", "-n", str(num_cores()), "--dist", "worksteal", "-rfE"]
     with open(log, "w", encoding="utf-8") as file:

@@ -20,13 +20,14 @@ import optax
 
 from benchmarks.record import Figure, Results, interleave, markdown, timed
 from hypergrad.adjoint import nested_checkpoint, sqrt_checkpoint
-from hypergrad.estimators import forward, mixed, plain, reverse
+from hypergrad.estimators import drift, forward, mixed, plain, reverse, reversible
 from hypergrad.estimators.base import temporary_bytes
 from hypergrad.problem import Problem
 from hypergrad.train import init_state, unroll
 from hypergrad.verify import in_float64
 
 NUM_TRAIN = 1000
+MOMENTUM = 0.9
 REPEATS = 5
 KEY = jax.random.key(0)
 HPARAMS = ("log_lr", "logit_momentum", "log_l2")
@@ -55,6 +56,7 @@ SETTINGS = (
     Setting("adam", 1000),
     Setting("momentum", 200, width=128, batch_size=None),
 )
+LONG = Setting("momentum", 100_000)
 QUICK = (Setting("momentum", 20, width=8, batch_size=16), Setting("adam", 20, 8, 16))
 
 
@@ -103,7 +105,7 @@ def make_problem(setting: Setting, activation=jax.nn.relu) -> tuple[Problem, dic
         valid_batch=lambda key: valid,
     )
     rate = -5.0 if setting.optimizer == "adam" else -2.5
-    hparams = {"log_lr": rate, "logit_momentum": 2.0, "log_l2": -8.0}
+    hparams = {"log_lr": rate, "logit_momentum": 2.1974, "log_l2": -8.0}
     hparams = {name: jnp.float32(value) for name, value in hparams.items()}
     arrays = {
         **weights,
@@ -117,11 +119,19 @@ def make_problem(setting: Setting, activation=jax.nn.relu) -> tuple[Problem, dic
     return problem, hparams, {name: np.asarray(array) for name, array in arrays.items()}
 
 
-def schemes(problem: Problem, horizon: int) -> dict[str, Any]:
-    """List every estimator that is exact here."""
+def schemes(problem: Problem, setting: Setting) -> dict[str, Any]:
+    """List every estimator that is exact here, or exact but for the rounding that it reports."""
+    horizon = setting.horizon
     root = sqrt_checkpoint(horizon)
-    return {
-        "default": reverse(problem, horizon),
+    found = {"default": reverse(problem, horizon)}
+    if setting.optimizer == "momentum":
+        found |= {
+            "drift": drift(problem, horizon, min_momentum=MOMENTUM),
+            "reversible": reversible(problem, horizon, min_momentum=MOMENTUM),
+        }
+    if setting == LONG:
+        return found
+    return found | {
         "mixed, every step kept": reverse(problem, horizon, backward=mixed(())),
         "mixed, sqrt(T)": reverse(problem, horizon, backward=mixed(root)),
         "mixed, two levels": reverse(
@@ -136,10 +146,11 @@ def schemes(problem: Problem, horizon: int) -> dict[str, Any]:
 
 def run(results: Results, options) -> None:
     """Measure every setting that is not in the results yet."""
-    for setting in QUICK if options.quick else SETTINGS:
+    for setting in QUICK if options.quick else (*SETTINGS, LONG):
         if setting.name not in results.cases:
             print(f"{setting.name} ...", flush=True)
-            results.add(setting.name, measure(setting, options.torch_python))
+            peers = None if setting == LONG else options.torch_python
+            results.add(setting.name, measure(setting, peers))
     for optimizer in ("momentum", "adam"):
         small = Setting(optimizer, 20 if options.quick else 200)
         name = f"finite differences, {optimizer}, T = {small.horizon}"
@@ -160,7 +171,7 @@ def measure(setting: Setting, torch_python: str | None) -> list[Figure]:
     calls = {"training": timed(lambda: training(hparams))}
     figures: list[Figure] = []
     grads = {}
-    for name, estimator in schemes(problem, setting.horizon).items():
+    for name, estimator in schemes(problem, setting).items():
         lowered = jax.jit(estimator.estimate).lower(KEY, (), hparams)
         began = time.perf_counter()
         compiled = lowered.compile()
@@ -168,7 +179,9 @@ def measure(setting: Setting, torch_python: str | None) -> list[Figure]:
         num_bytes = temporary_bytes(compiled)
         figures.append(Figure(name, "memory", num_bytes / 1e6, "MB"))
         calls[name] = timed(lambda compiled=compiled: compiled(KEY, (), hparams))
-        grads[name] = vector(compiled(KEY, (), hparams)[1].hypergrad)
+        found = compiled(KEY, (), hparams)[1]
+        grads[name] = vector(found.hypergrad)
+        figures += certificate(name, found.info)
 
     with contextlib.ExitStack() as stack:
         workers = {}
@@ -194,9 +207,10 @@ def measure(setting: Setting, torch_python: str | None) -> list[Figure]:
                 answer = np.array(worker.answer["gradient"])
             error = relative(answer, hypergrad_float64(problem, hparams, setting.horizon))
             figures.append(Figure("torch", "error in float64", error, "relative"))
-        times = interleave(calls, REPEATS)
+        times = interleave(calls, 3 if setting == LONG else REPEATS)
+    reference = grads.get("plain, naive", grads["default"])
     for name, grad in grads.items():
-        error = relative(grad, grads["plain, naive"])
+        error = relative(grad, reference)
         ratio = times[name]["median"] / times["training"]["median"]
         figures += [
             Figure(name, "error", error, "relative"),
@@ -205,6 +219,21 @@ def measure(setting: Setting, torch_python: str | None) -> list[Figure]:
     for name, found in times.items():
         figures += [Figure(name, f"time, {which}", took, "s") for which, took in found.items()]
     return figures
+
+
+def certificate(name: str, info: Any) -> list[Figure]:
+    """Keep what an estimator that undoes training says of how well it did."""
+    if hasattr(info, "mismatch"):
+        return [
+            Figure(name, "mismatch", float(info.mismatch), "relative"),
+            Figure(name, "recomputed", int(info.num_recomputed), "segments"),
+        ]
+    if hasattr(info, "exact"):
+        return [
+            Figure(name, "exact", bool(info.exact), "certificate"),
+            Figure(name, "bits", float(info.bits), "bits a parameter and step"),
+        ]
+    return []
 
 
 class Worker:
@@ -284,7 +313,7 @@ def finite_differences(setting: Setting, h: float = 1e-6) -> dict[str, float]:
             name: relative(
                 vector(jax.jit(estimator.estimate)(KEY, (), point)[1].hypergrad), np.array(slopes)
             )
-            for name, estimator in schemes(problem, setting.horizon).items()
+            for name, estimator in schemes(problem, setting).items()
         }
 
 
@@ -332,13 +361,13 @@ def summary(results: Results) -> str:
     for name, methods in results.cases.items():
         if "training" not in methods:
             continue
-        ours, naive = methods["default"], methods["plain, naive"]
+        ours, naive = methods["default"], methods.get("plain, naive")
         cells = [
             name,
             f"{ours['ratio']:.1f}",
             f"{ours['memory']:.1f}",
-            f"{naive['ratio']:.1f}",
-            f"{naive['memory']:.0f}",
+            f"{naive['ratio']:.1f}" if naive else "",
+            f"{naive['memory']:.0f}" if naive else "",
         ]
         whole = [peer for peer in PEERS if peer in methods and not methods[peer].get("missing")]
         peers = {peer: methods[peer]["ratio"] for peer in whole if "ratio" in methods[peer]}
@@ -354,9 +383,14 @@ def summary(results: Results) -> str:
 
 def row(method: str, found: dict[str, Any]) -> list[str]:
     compile_seconds = f"{found['compile']:.1f}" if "compile" in found else ""
-    missing = f" without {', '.join(found['missing'])}" if found.get("missing") else ""
+    note = f" without {', '.join(found['missing'])}" if found.get("missing") else ""
+    if "mismatch" in found:
+        note = f" (mismatch {found['mismatch']:.0e}, {found['recomputed']} segments computed again)"
+    if "exact" in found:
+        undone = "undone to the bit" if found["exact"] else "NOT undone exactly"
+        note = f" ({undone}, {found['bits']:.2f} bits a parameter and step)"
     return [
-        method + missing,
+        method + note,
         f"{found['ratio']:.2f}",
         f"{found['memory']:.1f}",
         compile_seconds,

@@ -6,6 +6,7 @@ First {"peer", "data", "tuned", "layers", "iterations", "rate"}, then "gradient"
 import json
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -93,6 +94,22 @@ class Case:
 
         weights = train(self.weights, hparams)
         return torch.autograd.grad(self.entropies(weights, self.valid).mean(), hparams)[0]
+
+    def betty(self, hparams):
+        """betty-ml's `cg`, given what it asks of its problems and nothing around them."""
+        from betty.hypergradient.cg import cg
+
+        weights = self.step(self.weights, hparams.detach())
+        b = torch.autograd.grad(self.entropies(weights, self.valid).mean(), weights)
+        inner = SimpleNamespace(
+            paths=(),
+            config=SimpleNamespace(cg_iterations=self.iterations, cg_alpha=1.0),
+            cur_batch=None,
+            training_step_exec=lambda batch: self.loss(weights, hparams),
+            parameters=lambda: weights,
+            trainable_parameters=lambda: weights,
+        )
+        return cg(b, inner, SimpleNamespace(trainable_parameters=lambda: [hparams]))[0]
 
     def run(self, what):
         began = time.perf_counter()

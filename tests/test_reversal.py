@@ -52,9 +52,9 @@ def regression(optimizer=sgd, num=12, dtype=jnp.float32):
     )
 
 
-def hparams(momentum=0.9, **others):
+def hparams(momentum=0.9, dtype=jnp.float32, **others):
     given = {"log_rate": -3.0, "momentum": momentum, "log_l2": -4.0, **others}
-    return {name: jnp.asarray(x, jnp.result_type(float)) for name, x in given.items()}
+    return {name: jnp.asarray(x, dtype) for name, x in given.items()}
 
 
 HORIZON = 120
@@ -132,7 +132,7 @@ def test_both_agree_with_reverse(momentum):
 
 def test_float64_agrees_tightly():
     with jax.enable_x64(True):
-        problem, h = in_float64(regression(dtype=jnp.float64)), hparams()
+        problem, h = in_float64(regression(dtype=jnp.float64)), hparams(dtype=jnp.float64)
         expected = run_new(reverse(problem, 60), h)
         for estimator in (reversible(problem, 60), drift(problem, 60)):
             got = run_new(estimator, h)
@@ -254,7 +254,7 @@ def test_bfloat16_params_are_trained_in_integers():
 
 def test_memory_is_a_fraction_of_a_bit_a_parameter_and_step():
     problem, h, horizon = regression(num=20_000), hparams(), 200 * 123
-    estimator = reversible(problem, horizon, min_momentum=0.88)
+    estimator = reversible(problem, horizon, min_momentum=0.9)
     compiled = jax.jit(estimator.estimate).lower(KEY, (), h).compile()
     assert 8 * temporary_bytes(compiled) / horizon / 20_001 <= 0.35
 

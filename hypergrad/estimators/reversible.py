@@ -81,7 +81,7 @@ def reversible(
     emptied before it can overflow, after a number of steps that follows from `min_momentum` and not from
     the data. Nothing else is stored of weights and velocities.
 
-    **Cost:** 4 to 5 x training; memory of `info.bits` a parameter and step (0.22 at momentum 0.9, 0.46 at
+    **Cost:** 4 to 5 x training; memory of `info.bits` a parameter and step (0.26 at momentum 0.9, 0.5 at
     0.8, where two float32 states take 64), and of a few numbers a step.
 
     **Limits:** SGD with momentum alone. Its rate, momentum and decoupled decay may change with the step and
