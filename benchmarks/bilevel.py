@@ -182,9 +182,7 @@ def make_problem(
         optimizer=lambda h: optax.sgd(rate),
         train_batch=lambda key, step: draw(levels[0], key),
         valid_batch=lambda key: draw(levels[1], key),
-        train_set=Examples(
-            sizes.num_examples, lambda index: tuple(x[index] for x in levels[0])
-        ),
+        train_set=Examples(sizes.num_examples, lambda index: tuple(x[index] for x in levels[0])),
     )
 
 
@@ -192,9 +190,7 @@ Run = Callable[[int], Iterator[np.ndarray]]
 """(seed) -> hparams after each piece of work; compiled before the first is asked for."""
 
 
-def by_tuner(
-    problem: Problem, made: Made, method: Method, rate: float, num_iterations: int
-) -> Run:
+def by_tuner(problem: Problem, made: Made, method: Method, rate: float, num_iterations: int) -> Run:
     """Run a stochastic bilevel method with constant rates."""
     space = {"point": Real(-BOUND, BOUND, shape=made.start.shape)}
     tuner = bilevel(

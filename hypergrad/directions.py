@@ -181,9 +181,7 @@ def soba() -> Method:
 
     def iterate(loop, key, point, memory):
         batch = draw_batch(loop.problem, point.train)
-        inner, loss, state = inner_terms(
-            loop.problem, point.train.params, point.v, point.z, batch
-        )
+        inner, loss, state = inner_terms(loop.problem, point.train.params, point.v, point.z, batch)
         valid = loop.problem.valid_batch(key)
         outer, _ = outer_terms(loop.problem, point.train.params, point.z, batch, valid)
         return _move_all(loop, point, batch, loss, state, inner, outer), memory, loss
@@ -354,9 +352,7 @@ def saba(sums: FiniteSum) -> Method:
         return _move_all(loop, point, batch, loss, state, inner, outer), (train, valid), loss
 
     def refresh(memory):
-        return tuple(
-            Table(t.rows, jax.tree.map(lambda x: jnp.mean(x, 0), t.rows)) for t in memory
-        )
+        return tuple(Table(t.rows, jax.tree.map(lambda x: jnp.mean(x, 0), t.rows)) for t in memory)
 
     return Method(init, iterate, refresh)
 

@@ -95,9 +95,7 @@ def moved(method, problem, num):
     memory = method.init(loop, point)
     if memory:  # tables that have seen other points
         random = np.random.default_rng(0)
-        filled = jax.tree.map(
-            lambda x: jnp.asarray(random.normal(size=x.shape), x.dtype), memory
-        )
+        filled = jax.tree.map(lambda x: jnp.asarray(random.normal(size=x.shape), x.dtype), memory)
         memory = method.refresh(filled)
 
     def one(key):
@@ -268,7 +266,10 @@ RIDGE = ridge.task(horizon=5).problem
         (lambda: saba(64), "sums is int"),
         (lambda: saba(FiniteSum(0, lambda i: (), 1, lambda i: ())), "num_train is 0"),
         (lambda: finite_sum(RIDGE, 8), "problem.train_set is None"),
-        (lambda: finite_sum(SMALL, 5), "expected a divisor of the 16 training examples; pass e.g. 4"),
+        (
+            lambda: finite_sum(SMALL, 5),
+            "expected a divisor of the 16 training examples; pass e.g. 4",
+        ),
         (lambda: amigo(0), "num_inner is 0"),
         (lambda: amigo(1, 0), "num_linear is 0"),
     ],

@@ -135,7 +135,16 @@ def assert_close_in_float32(actual, expected):
 )
 @pytest.mark.parametrize(
     "name",
-    ["reverse", "forward", "truncated_window", "truncated_warm", "rtho", "implicit", *ONLINE, *UNDONE],
+    [
+        "reverse",
+        "forward",
+        "truncated_window",
+        "truncated_warm",
+        "rtho",
+        "implicit",
+        *ONLINE,
+        *UNDONE,
+    ],
 )
 def test_contract(problem_name, name):
     alone = (*IMPLICIT, *ONLINE, *UNDONE, "truncated_warm", "rtho")

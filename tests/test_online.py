@@ -239,7 +239,11 @@ def test_hd_on_minibatches_is_the_derivative_of_the_next_loss():
 @pytest.mark.parametrize(
     ("make", "names", "fragment"),
     [
-        (lambda p: darts(p, 0.1), ("lr",), "hparams['lr'] acts on training through problem.optimizer"),
+        (
+            lambda p: darts(p, 0.1),
+            ("lr",),
+            "hparams['lr'] acts on training through problem.optimizer",
+        ),
         (lambda p: darts(p, 0.1), ("scale",), "hparams['scale'] acts on training"),
         (hd, ("smoothing",), "hparams['smoothing'] is read by problem.loss"),
         (hd, ("scale",), "hparams['scale'] does not reach the optimizer's update"),

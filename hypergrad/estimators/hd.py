@@ -110,7 +110,9 @@ def _check_optimizer_alone(problem: Problem, hparams: HParams) -> None:
     pairs = zip(depends(loss, hparams), depends(trained_weights, hparams), strict=True)
     for name, (in_loss, in_update) in zip(tree.leaf_names(hparams), pairs, strict=True):
         if in_loss or not in_update:
-            place = "is read by problem.loss" if in_loss else "does not reach the optimizer's update"
+            place = (
+                "is read by problem.loss" if in_loss else "does not reach the optimizer's update"
+            )
             raise ValueError(
                 f"hparams[{name!r}] {place}, expected an argument of problem.optimizer alone, because "
                 "hypergradient descent lowers the training loss by the update; use one_step(...) or "

@@ -105,9 +105,7 @@ def truncated(
     return Estimator(init, estimate)
 
 
-def one_step(
-    problem: Problem, interval: int = 1, *, restart_every: int | None = None
-) -> Estimator:
+def one_step(problem: Problem, interval: int = 1, *, restart_every: int | None = None) -> Estimator:
     """Differentiate the objective through the last step of training alone, as training goes on.
 
     w' = Φ_t(w, λ),   hypergrad ≈ ∂f(w', λ)/∂λ + (∂f/∂w') ∂Φ_t(w, λ)/∂λ
