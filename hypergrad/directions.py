@@ -319,7 +319,8 @@ def saba(sums: FiniteSum) -> Method:
     (params + hparams) numbers.
 
     **Limits:** a finite sum: `problem.train_batch` and `valid_batch` are not called by it. The tables
-    begin at zero, so the first passes over the sum are as noisy as `soba`'s.
+    begin at zero, so the first passes over the sum are as noisy as `soba`'s. The rate of the weights must
+    stay near 1/(3 λ_max); at 1/λ_max, which serves full batches, it diverged on a quadratic.
 
     Args:
         sums: the minibatches, from `finite_sum(problem, batch_size)` or of your own.

@@ -15,8 +15,8 @@ class Settings(NamedTuple):
         method: a name of `registry.METHODS`, such as "descent" or "random".
         estimator: name of the hypergradient estimator (`registry.ESTIMATORS`).
         bilevel: which method of "bilevel" (`registry.BILEVEL`).
-        budget: outer steps for "descent" and "bilevel", trials for "random" (in equal generations of at most 16, so a
-            few more where 16 or less does not divide them).
+        budget: outer steps for "descent" and "bilevel", trials for "random" (in equal
+            generations of at most 16, so a few more where 16 or less does not divide them).
         seed: of everything.
         learning_rate: of the outer Adam, a step of the budget, decayed to zero by a cosine over the budget.
         num_seeds: seeds averaged in each hypergradient of "descent"; 1 for none.

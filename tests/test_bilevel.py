@@ -1,6 +1,7 @@
 """Stochastic bilevel methods: unbiased directions, the closed-form solution, and what may go wrong."""
 
 import importlib
+import json
 from pathlib import Path
 
 import jax
@@ -59,16 +60,18 @@ def solution():
 
 
 def test_saba_converges_to_the_solution_on_minibatches():
-    tuner = bilevel(SMALL, SPACE, 500, method=METHODS["saba"](), optimizer=optax.sgd(0.02))
-    found = study.run(tuner, KEY, 12)
+    # the noise that its memory removes allows a third of the rate of full batches, 1/(3 λ_max)
+    calm = SMALL._replace(optimizer=lambda h: optax.sgd(0.1))
+    tuner = bilevel(calm, SPACE, 500, method=METHODS["saba"](), optimizer=optax.sgd(0.002))
+    found = study.run(tuner, KEY, 6)
     point, value = solution()
     last = found.outcomes[-1]
     np.testing.assert_allclose(last.hparams["point"][0], point, atol=3e-5)
     np.testing.assert_allclose(last.values[0], value, rtol=1e-5)
     for name in ("gradient_norm", "residual", "hypergrad_norm"):
         assert last.info[name][0] < 1e-4 < found.outcomes[0].info[name][0], name
-    noisy = bilevel(SMALL, SPACE, 500, method=soba(), optimizer=optax.sgd(0.02))
-    stays = study.run(noisy, KEY, 12).outcomes[-1]
+    noisy = bilevel(calm, SPACE, 500, method=soba(), optimizer=optax.sgd(0.002))
+    stays = study.run(noisy, KEY, 6).outcomes[-1]
     assert stays.info["gradient_norm"][0] > 100 * last.info["gradient_norm"][0], "soba is noisy"
     assert np.linalg.norm(stays.hparams["point"][0] - point) < 1.0
 
@@ -302,13 +305,14 @@ def test_the_command_line_tunes_resumes_and_reports(tmp_path, capsys, monkeypatc
     words = ["tune", "ridge", "--horizon", "20", "--method", "bilevel", "--budget", "3"]
     words += ["--eval-seeds", "2", "--seeds", "1", "--learning-rate", "0.5", "--quiet"]
     assert cli.main([*words, "--out", str(out)]) == 0
-    before = (out / "result.json").read_text()
+    before = json.loads((out / "result.json").read_text())
     assert "stochastic bilevel optimization" in (out / "report.html").read_text()
     assert (out / "random" / "journal.jsonl").is_file(), "random search at equal cost"
     (out / "result.json").unlink()
     assert cli.main(["resume", str(out), "ridge", "--quiet"]) == 0
-    after = (out / "result.json").read_text()
-    assert before.partition('"seconds"')[0] == after.partition('"seconds"')[0]
+    after = json.loads((out / "result.json").read_text())
+    differs = {name for name in before if before[name] != after[name]}
+    assert differs <= {"sha256", "seconds", "steps_per_second"}, differs
     capsys.readouterr()
     assert cli.main(["replay", str(out), "1", "ridge"]) == 2
     assert "hypergrad.study.replay" in capsys.readouterr().err

@@ -257,7 +257,8 @@ def unrolled_estimate(
         through_init: whether `start` is the run's first state and depends on the hparams.
 
     Returns:
-        The estimate, the training losses `[num_steps]`, the pass's certificate and the state after the last step.
+        The estimate, the training losses `[num_steps]`, the pass's certificate, and the state after the
+        last step.
     """
     init_key, valid_key = split_key(key)
     try:

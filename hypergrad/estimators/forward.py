@@ -63,7 +63,8 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
             """Train with one block of tangents; return what is shared, the response and ‖Z_t‖²."""
 
             def body(carry, _):
-                state, tangents, loss = push_step(problem, hparams, *carry, directions)
+                state, tangents = carry
+                state, tangents, loss = push_step(problem, hparams, state, tangents, directions)
                 weights = tangents[: len(jax.tree.leaves(trained(state.params)))]
                 return (state, tangents), (loss, jnp.square(tree.norm(weights)))
 

@@ -69,7 +69,8 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
         before = go_on(state, init(key, hparams), restart_every)
 
         def body(carry, _):
-            train, tangents, loss = push_step(problem, hparams, *carry, directions)
+            train, tangents = carry
+            train, tangents, loss = push_step(problem, hparams, train, tangents, directions)
             return (train, tangents), loss
 
         start = (before.train, before.tangents)
@@ -82,8 +83,8 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
         packed, unravel = ravel_pytree(hparams)
         response = unravel(flat.astype(packed.dtype))
         num_weights = len(jax.tree.leaves(trained(train.params)))
-        norms = (tree.norm(z[:num_weights]) for z in (before.tangents, tangents))
-        growth = growth_rate(*norms, interval)
+        first, last = (tree.norm(z[:num_weights]) for z in (before.tangents, tangents))
+        growth = growth_rate(first, last, interval)
         bad = first_nonfinite(losses, value)
         parts, horizon = (direct, response), after.train.step
         info = online_info(before, after, hparams, parts, horizon, growth, bad)

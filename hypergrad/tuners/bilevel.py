@@ -136,7 +136,8 @@ def bilevel(
         point = state.point._replace(train=train)
 
         def body(carry, key):
-            point, memory, loss = method.iterate(loop, key, *carry)
+            point, memory = carry
+            point, memory, loss = method.iterate(loop, key, point, memory)
             return (point, memory), loss
 
         carry = (point, method.refresh(state.memory))
