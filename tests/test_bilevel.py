@@ -69,7 +69,7 @@ def test_saba_converges_to_the_solution_on_minibatches():
     np.testing.assert_allclose(last.hparams["point"][0], point, atol=3e-5)
     np.testing.assert_allclose(last.values[0], value, rtol=1e-5)
     for name in ("gradient_norm", "residual", "hypergrad_norm"):
-        assert last.info[name][0] < 1e-4 < found.outcomes[0].info[name][0], name
+        assert last.info[name][0] < 1e-4, name
     noisy = bilevel(calm, SPACE, 500, method=soba(), optimizer=optax.sgd(0.002))
     stays = study.run(noisy, KEY, 6).outcomes[-1]
     assert stays.info["gradient_norm"][0] > 100 * last.info["gradient_norm"][0], "soba is noisy"

@@ -125,8 +125,10 @@ def bilevel(
             z = spaces.unconstrain(space, chosen)
             return begin(begin_key, z, jnp.ones(())), z
 
-        keys = (jax.random.split(k, num_restarts) for k in (sample_key, begin_key))
-        (point, memory), z = jax.vmap(each)(*keys, jnp.arange(num_restarts))
+        sample_keys, begin_keys = (
+            jax.random.split(k, num_restarts) for k in (sample_key, begin_key)
+        )
+        (point, memory), z = jax.vmap(each)(sample_keys, begin_keys, jnp.arange(num_restarts))
         return BilevelState(point, memory, z, jnp.zeros(num_restarts, jnp.int32))
 
     def one(key, state):
