@@ -275,7 +275,7 @@ def by_jaxopt(made: Made) -> Run:
 
 
 def solvers(made: Made) -> dict[str, Run]:
-    """Build every solver; rates are the best of a grid of factors of 2, as benchmark_bilevel has it."""
+    """Build every solver."""
     slow = made.problem._replace(optimizer=lambda h: optax.sgd(made.batch_rate / 3))
     return {
         "saba, batches of 64": by_tuner(slow, made, saba(made.sums), 1e-3, 500),

@@ -125,8 +125,11 @@ def test_equals_plain_autodiff(case, name):
 
 def bits(tree):
     """The leaves, keys as their numbers: numpy cannot compare keys."""
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return [jax.random.key_data(x) if is_key(x) else x for x in jax.tree.leaves(tree)]
+
+    def plain(x):
+        return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+    return [plain(x) for x in jax.tree.leaves(tree)]
 
 
 def assert_close_in_float32(actual, expected):
