@@ -16,25 +16,31 @@ from hypergrad.estimators import (
     forward,
     implicit,
     mixed,
+    mixed_mode,
     plain,
     plan,
+    relaxed,
     reverse,
     reversible,
+    score,
+    score_shared,
     structural_zeros,
     truncated,
 )
 from hypergrad.estimators.base import StructuralZeroWarning, split_key
+from hypergrad.expected import sampled
+from hypergrad.policies import factorized
 from hypergrad.solve import neumann
 from hypergrad.testing import assert_close
 from hypergrad.train import init_state, unroll
 from hypergrad.verify import in_float64
-from tests.problems import ALL, HORIZON, only, ridge, schedules, value
+from tests.problems import ALL, CHOICES, HORIZON, choices, only, ridge, schedules, value
 
 KEY = jax.random.key(3)
 ESTIMATORS = {
     "reverse": reverse,
-    "reverse_all_states": lambda p, n: reverse(p, n, backward=mixed(())),
-    "reverse_nested": lambda p, n: reverse(p, n, backward=mixed((4, 2))),
+    "reverse_all_states": lambda p, n: reverse(p, n, backward=mixed_mode(())),
+    "reverse_nested": lambda p, n: reverse(p, n, backward=mixed_mode((4, 2))),
     "reverse_plain": lambda p, n: reverse(p, n, backward=plain((3, 1))),
     "forward": forward,
     "forward_chunked": lambda p, n: forward(p, n, chunk=2),
@@ -44,6 +50,13 @@ ESTIMATORS = {
 }
 IMPLICIT = {"implicit": lambda p, n: implicit(p, n, solve=neumann(3, step_size=0.1))}
 """Differentiates no run, so that it has the contract but not the comparisons."""
+DRAWN = {
+    "score": lambda p, n: score(p, n, factorized(CHOICES), num_samples=3),
+    "score_shared": lambda p, n: score_shared(p, n, factorized(CHOICES), num_runs=2),
+    "mixed": lambda p, n: mixed(p, n, factorized(CHOICES), draws=sampled(2)),
+    "relaxed": lambda p, n: relaxed(reverse(p, n), CHOICES, num_samples=2),
+}
+"""Of a policy's parameters, with the contract alone; `tests/test_score.py` and `test_mixed.py` have the rest."""
 UNDONE = ("drift", "reversible")
 """These take SGD with momentum alone; `tests/test_reversal.py` has more of it."""
 MOMENTUM = ("schedules", "batch_norm_dropout")
@@ -112,13 +125,17 @@ def assert_close_in_float32(actual, expected):
 
 @pytest.mark.parametrize(
     "problem_name",
-    ["ridge", "schedules", "batch_norm_dropout", "adam_dead_input", "recurrent", "polyak"],
+    ["ridge", "schedules", "batch_norm_dropout", "adam_dead_input", "recurrent", "polyak", "choices"],
 )
-@pytest.mark.parametrize("name", ["reverse", "forward", "truncated_window", "implicit", *UNDONE])
+@pytest.mark.parametrize(
+    "name", ["reverse", "forward", "truncated_window", "implicit", *UNDONE, *DRAWN]
+)
 def test_contract(problem_name, name):
+    if (name in DRAWN) != (problem_name == "choices"):
+        pytest.skip("policies over choices have a problem of their own")
     if name in UNDONE and problem_name != "schedules":
         pytest.skip("one problem is enough for an estimator that shares its passes")
-    problem, hparams = ALL[problem_name]()
+    problem, hparams = choices() if name in DRAWN else ALL[problem_name]()
     if name in IMPLICIT:
         if problem_name != "schedules":
             pytest.skip("one problem for what compiles a linear solver too, to compile less")
@@ -130,7 +147,7 @@ def test_contract(problem_name, name):
         return ALL_LOSS(*args)
 
     ALL_LOSS = problem.loss
-    estimator = (ESTIMATORS | IMPLICIT)[name](problem._replace(loss=loss), HORIZON)
+    estimator = (ESTIMATORS | IMPLICIT | DRAWN)[name](problem._replace(loss=loss), HORIZON)
     state = estimator.init(KEY, hparams)
     compiled = jax.jit(estimator.estimate)
     first = compiled(KEY, state, hparams)
@@ -144,7 +161,7 @@ def test_contract(problem_name, name):
         eager = estimator.estimate(KEY, state, hparams)[1].hypergrad
     assert_close_in_float32(eager, first[1].hypergrad)
 
-    if problem_name not in ("schedules", "batch_norm_dropout", "recurrent"):
+    if problem_name not in ("schedules", "batch_norm_dropout", "recurrent", "choices"):
         return  # the transforms compile twice more: three problems are enough for them
     keys = jax.random.split(KEY, 2)
     many = jax.tree.map(lambda x: jnp.stack([x, 0.9 * x]), hparams)

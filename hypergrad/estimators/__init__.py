@@ -1,13 +1,16 @@
 """Hypergradient estimators: one method, one file, one contract (`base.Estimator`)."""
 
-from hypergrad.adjoint import mixed, plain
+from hypergrad.adjoint import mixed_mode, plain
 from hypergrad.estimators.average import AverageInfo, average
 from hypergrad.estimators.base import Estimate, Estimator, UnrollInfo, structural_zeros
 from hypergrad.estimators.drift import DriftInfo, drift
 from hypergrad.estimators.forward import forward
 from hypergrad.estimators.implicit import ImplicitInfo, ImplicitState, advice, implicit
+from hypergrad.estimators.mixed import MixedInfo, mixed, no_response
+from hypergrad.estimators.relaxed import RelaxedInfo, relaxed
 from hypergrad.estimators.reverse import Plan, plan, reverse
 from hypergrad.estimators.reversible import ReversibleInfo, reversible
+from hypergrad.estimators.score import ScoreInfo, score, score_shared
 from hypergrad.estimators.truncated import truncated
 
 __all__ = [
@@ -17,8 +20,11 @@ __all__ = [
     "Estimator",
     "ImplicitInfo",
     "ImplicitState",
+    "MixedInfo",
     "Plan",
+    "RelaxedInfo",
     "ReversibleInfo",
+    "ScoreInfo",
     "UnrollInfo",
     "advice",
     "average",
@@ -26,10 +32,15 @@ __all__ = [
     "forward",
     "implicit",
     "mixed",
+    "mixed_mode",
+    "no_response",
     "plain",
     "plan",
+    "relaxed",
     "reverse",
     "reversible",
+    "score",
+    "score_shared",
     "structural_zeros",
     "truncated",
 ]

@@ -2,7 +2,7 @@
 
 import jax
 
-from hypergrad.adjoint import Backward, mixed
+from hypergrad.adjoint import Backward, mixed_mode
 from hypergrad.estimators.base import (
     Estimator,
     check_real,
@@ -52,7 +52,7 @@ def truncated(
         raise ValueError(
             f"window is {window}, expected at most horizon = {horizon}; use reverse(...) for the whole run"
         )
-    backward = mixed() if backward is None else backward
+    backward = mixed_mode() if backward is None else backward
 
     def init(key, hparams):
         return ()
