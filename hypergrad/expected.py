@@ -15,13 +15,11 @@ import jax.numpy as jnp
 from hypergrad import tree
 from hypergrad.autodiff import depends, uses
 from hypergrad.policies import Policy, mean_of_others
-from hypergrad.problem import Examples, Problem, check, check_hparams, check_horizon
+from hypergrad.problem import Examples, Problem, check, check_horizon, check_hparams
 from hypergrad.train import check_step, init_state, step
 from hypergrad.types import Array, HParams, Key, PyTree
 
-Draws: TypeAlias = Callable[
-    [Policy, Key, PyTree], tuple[HParams, Callable[[Array], Array]]
-]
+Draws: TypeAlias = Callable[[Policy, Key, PyTree], tuple[HParams, Callable[[Array], Array]]]
 """(policy, key, φ) -> hparams `[S]`, and expect: values `[S, ...]` -> their mean `[...]`, differentiable in φ."""
 
 

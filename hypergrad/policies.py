@@ -82,11 +82,15 @@ def factorized(space: PyTree) -> Policy:
             )
 
     def leafwise(function, *trees):
-        return [function(*leaves) for leaves in zip(dims, *map(jax.tree.leaves, trees), strict=True)]
+        return [
+            function(*leaves) for leaves in zip(dims, *map(jax.tree.leaves, trees), strict=True)
+        ]
 
     def init(key):
         def start(dim, value):
-            return jnp.zeros(num_options(dim), jnp.result_type(float)) if is_discrete(dim) else value
+            return (
+                jnp.zeros(num_options(dim), jnp.result_type(float)) if is_discrete(dim) else value
+            )
 
         return treedef.unflatten(leafwise(start, spaces.default(space)))
 
@@ -108,7 +112,9 @@ def factorized(space: PyTree) -> Policy:
 
     def entropy(phi):
         def one(dim, leaf):
-            return jnp.sum(jax.scipy.special.entr(jax.nn.softmax(leaf))) if is_discrete(dim) else 0.0
+            return (
+                jnp.sum(jax.scipy.special.entr(jax.nn.softmax(leaf))) if is_discrete(dim) else 0.0
+            )
 
         return sum(leafwise(one, phi), jnp.zeros(()))
 
@@ -176,7 +182,11 @@ def natural(space: PyTree, damping: float = 0.0) -> Callable[[PyTree, PyTree], P
         Amari, "Natural gradient works efficiently in learning", Neural Computation 10, 1998.
     """
     spaces.check_traceable(space)
-    if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 <= damping < math.inf:
+    if (
+        isinstance(damping, bool)
+        or not isinstance(damping, (int, float))
+        or not 0 <= damping < math.inf
+    ):
         raise ValueError(f"damping is {damping!r}, expected a number of at least 0; pass e.g. 0.01")
 
     def solve(dim, logits, g):
@@ -273,7 +283,9 @@ def gumbel_softmax(temperature: float = 1.0) -> Relaxation:
     _check_temperature(temperature)
 
     def relax(key, logits):
-        return jax.nn.softmax((logits + jax.random.gumbel(key, logits.shape, logits.dtype)) / temperature)
+        return jax.nn.softmax(
+            (logits + jax.random.gumbel(key, logits.shape, logits.dtype)) / temperature
+        )
 
     return relax
 

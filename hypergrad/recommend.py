@@ -29,6 +29,8 @@ SHORT = 50
 """Steps over which the growth is measured."""
 FEW = 2
 """Hyperparameters up to which forward mode is cheaper than reverse mode."""
+MOST_ENUMERATED = 8
+"""Combinations of integers and choices up to which all are taken in every step."""
 CHAOTIC = ("pes", "evolution")
 """Names of `registry.ESTIMATORS` that take runs whose gradients explode, the best first."""
 
@@ -117,47 +119,45 @@ def _drawn(problem: Problem, space: PyTree, horizon: int, memory: int) -> Recomm
     reasons = [f"{_names(drawn)} can only be drawn: a policy over it has the hypergradient"]
     own = own_leaves(problem, policy.mode(phi))
     if own or len(drawn) == len(dims):
-        name, count, argument = "score", 8, "num_samples={}"
         reasons.append(
             f"{_names(own)} acts through the optimizer or the initial weights, so that draws cannot share them"
             if own
             else "no leaf is real: every draw trains by itself, and values alone decide"
         )
+        counts = (8, 4, 2)
+        ladder = [
+            ("score", f"num_samples={n}", estimators.score(problem, horizon, policy, num_samples=n))
+            for n in counts
+        ]
+        remarks = ["unbiased"] * len(counts)
     else:
-        num = math.prod(num_options(dim) for dim in dims.values() if is_discrete(dim))
-        name, count, argument = "mixed", 8, "draws=sampled({})"
-        if num <= count:
-            count, argument = num, "draws=enumerated()"
         reasons.append(
             "what is drawn acts through the loss and the objective alone, so that all draws can share weights, "
             "and real leaves have a pathwise gradient through them"
         )
-        reasons.append(
-            f"{num} combinations are few enough to take all of them, exactly"
-            if num <= 8
-            else f"of {num} combinations some are drawn a step; the response is biased by O(1/draws), score_shared "
-            "is not"
-        )
-
-    def build(count):
-        if name == "score":
-            return estimators.score(problem, horizon, policy, num_samples=count)
-        draws = enumerated() if "enumerated" in argument else sampled(count)
-        return estimators.mixed(problem, horizon, policy, draws=draws)
-
-    while True:
-        estimator = build(count)
+        num = math.prod(num_options(dim) for dim in dims.values() if is_discrete(dim))
+        taken = {f"sampled({n})": sampled(n) for n in (8, 4, 2)}
+        remarks = [
+            f"of {num} combinations {n} are drawn a step; the response is biased by O(1/{n}), score_shared is not"
+            for n in (8, 4, 2)
+        ]
+        if num <= MOST_ENUMERATED:
+            taken = {"enumerated()": enumerated(), **taken}
+            remarks.insert(0, f"{num} combinations are few enough to take all of them, exactly")
+        ladder = [
+            ("mixed", f"draws={text}", estimators.mixed(problem, horizon, policy, draws=draws))
+            for text, draws in taken.items()
+        ]
+    num_bytes = 0
+    for (name, argument, estimator), remark in zip(ladder, remarks, strict=True):
         num_bytes = _bytes(estimator, phi)
-        if num_bytes <= memory or count <= 2:
-            break
-        count, argument = max(2, count // 2), argument.replace("enumerated()", "sampled({})")
-    if num_bytes > memory:
-        raise ValueError(
-            f"memory is {memory} bytes, expected at least {num_bytes} for two draws; raise it, or shorten the horizon"
-        )
-    reasons.append(f"its temporaries take {_size(num_bytes)} of {_size(memory)}")
-    call = f"{name}(problem, {horizon}, policies.factorized(space), {argument.format(count)})"
-    return Recommendation(name, estimator, call, reasons)
+        if num_bytes <= memory:
+            reasons += [remark, f"its temporaries take {_size(num_bytes)} of {_size(memory)}"]
+            call = f"{name}(problem, {horizon}, policies.factorized(space), {argument})"
+            return Recommendation(name, estimator, call, reasons)
+    raise ValueError(
+        f"memory is {memory} bytes, expected at least {num_bytes} for two draws; raise it, or shorten the horizon"
+    )
 
 
 def _real(case: _Case) -> Recommendation:
@@ -180,7 +180,7 @@ def _real(case: _Case) -> Recommendation:
         return _named(evolution, case, [*reasons, "values alone say what it does"])
     rest, growth = _measure(case)
 
-    if growth > GROWTH and growth**horizon > EXPLODED:
+    if growth > GROWTH and horizon * math.log(growth) > math.log(EXPLODED):
         reasons.append(
             f"the adjoint grows by {growth:.2f} a step over {min(horizon, SHORT)} steps: gradients through all "
             f"{horizon} explode"
@@ -199,7 +199,9 @@ def _real(case: _Case) -> Recommendation:
     if estimator is not None:
         return Recommendation("implicit", estimator, f"implicit(problem, {horizon})", reasons)
     if count <= FEW:
-        reasons.append(f"{count} hyperparameter{'s' * (count > 1)}: forward mode is cheapest, in constant memory")
+        reasons.append(
+            f"{count} hyperparameter{'s' * (count > 1)}: forward mode is cheapest, in constant memory"
+        )
         estimator = estimators.forward(problem, horizon)
         return Recommendation("forward", estimator, f"forward(problem, {horizon})", reasons)
     reasons.append(f"{count} hyperparameters: reverse mode costs the same for any number")
@@ -238,9 +240,13 @@ def _measure(case: _Case) -> tuple[float, float]:
 def _at_rest(case: _Case, rest: float, reasons: list[str]) -> Estimator | None:
     """Return the implicit estimator where it applies; say why, or why not."""
     problem, hparams, horizon, memory, seed = case
-    percent = f"the gradient of training falls to {100 * rest:.2g} % of its first norm in {horizon} steps"
+    percent = (
+        f"the gradient of training falls to {100 * rest:.2g} % of its first norm in {horizon} steps"
+    )
     if rest > REST:
-        reasons.append(f"{percent}: training does not come to rest, the response is that of its steps")
+        reasons.append(
+            f"{percent}: training does not come to rest, the response is that of its steps"
+        )
         return None
     try:
         check_implicit(problem, hparams, horizon, default_batch(problem))

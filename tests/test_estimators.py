@@ -125,7 +125,15 @@ def assert_close_in_float32(actual, expected):
 
 @pytest.mark.parametrize(
     "problem_name",
-    ["ridge", "schedules", "batch_norm_dropout", "adam_dead_input", "recurrent", "polyak", "choices"],
+    [
+        "ridge",
+        "schedules",
+        "batch_norm_dropout",
+        "adam_dead_input",
+        "recurrent",
+        "polyak",
+        "choices",
+    ],
 )
 @pytest.mark.parametrize(
     "name", ["reverse", "forward", "truncated_window", "implicit", *UNDONE, *DRAWN]

@@ -54,7 +54,9 @@ def test_wrong_variants_are_found():
     wrong = score(problem, HORIZON, POLICY, num_samples=2, baseline=own_sample_in_baseline())
     assert deviations(many(wrong, PHI, 3000).hypergrad, EXACT) > 8
     forgetful = POLICY._replace(
-        log_prob=lambda phi, h: POLICY.log_prob({**phi, "num": jax.lax.stop_gradient(phi["num"])}, h)
+        log_prob=lambda phi, h: POLICY.log_prob(
+            {**phi, "num": jax.lax.stop_gradient(phi["num"])}, h
+        )
     )
     assert deviations(many(score(problem, HORIZON, forgetful), PHI, 1000).hypergrad, EXACT) > 8
 
@@ -122,7 +124,9 @@ def test_natural_gradient_is_that_of_the_dense_fisher_matrix(damping):
         scores = np.asarray(jax.jacobian(jax.nn.log_softmax)(PHI[name]), np.float64)
         p = tabular.softmax(np.asarray(PHI[name], np.float64))
         fisher = np.einsum("k,ki,kj->ij", p, scores, scores)
-        inverse = np.linalg.inv(fisher + damping * np.eye(len(p))) if damping else np.linalg.pinv(fisher)
+        inverse = (
+            np.linalg.inv(fisher + damping * np.eye(len(p))) if damping else np.linalg.pinv(fisher)
+        )
         assert_close(got[name], inverse @ np.asarray(gradient[name], np.float64), 1e-1)
     assert got["l2"] == gradient["l2"]
     plain = score(tabular.problem(), HORIZON, POLICY)
@@ -136,8 +140,9 @@ def test_the_policy_is_what_it_says():
     outcomes = POLICY.outcomes(PHI)
     log_probs = jax.vmap(POLICY.log_prob, (None, 0))(PHI, outcomes)
     p = tabular.probabilities(PHI)
-    assert_close(jnp.exp(log_probs), p, 1e-1)
-    assert np.array_equal(2 * outcomes["op"] + outcomes["num"] - 1, np.arange(6))
+    places = np.asarray(tabular.outcome(outcomes))
+    assert_close(jnp.exp(log_probs), p[places], 1e-1)
+    assert sorted(places) == list(range(6))
     assert_close(POLICY.entropy(PHI), -p @ np.log(p), 1e-1)
     drawn = jax.vmap(POLICY.sample, (0, None))(jax.random.split(KEY, 20000), PHI)
     counts = np.bincount(2 * np.asarray(drawn["op"]) + np.asarray(drawn["num"]) - 1, minlength=6)
@@ -150,9 +155,9 @@ def test_the_policy_is_what_it_says():
 
 def test_descent_finds_the_best_choice():
     tuner = descent(score(tabular.problem(), HORIZON, POLICY), POLICY.space, num_restarts=1)
-    state, step = tuner.init(KEY), jax.jit(tuner.step)
-    for key in jax.random.split(KEY, 100):
-        state, _ = step(key, state)
+    state = tuner.init(KEY)
+    for key in jax.random.split(KEY, 60):
+        state, _ = tuner.step(key, state)
     phi = sp.constrain(POLICY.space, jax.tree.map(lambda x: x[0], state.unconstrained))
     ends = [own({**PHI, "op": 50 * op, "num": 50 * num}) for op in np.eye(3) for num in np.eye(2)]
     mode = POLICY.mode(phi)
@@ -215,23 +220,16 @@ def test_relaxations_have_their_own_expectation_and_a_bias():
         return jax.grad(lambda x: soft(x, noise, temperature) @ slope)(x)
 
     bias = {}
-    for temperature in (1.0, 0.3):
-        rules = {
-            policies.gumbel_softmax: jax.grad(mean),
-            policies.straight_through: through,
-        }
-        for make, rule in rules.items():
-            each = jax.vmap(lambda n, r=rule, t=temperature: r(phi["op"], n, t))(noise)
-            own_mean = np.mean(each, 0)
-            estimator = relaxed(reverse(problem, HORIZON), space, relaxation=make(temperature))
-            got = many(estimator, phi, 2000)
-            assert deviations(got.hypergrad, {"op": own_mean}) < 4, make
-            if temperature == 1.0:
-                assert deviations(got.hypergrad, {"op": np.asarray(exact)}) > 8, "it is biased"
-            bias[make, temperature] = float(np.linalg.norm(own_mean - exact))
-    assert bias[policies.gumbel_softmax, 0.3] < 0.7 * bias[policies.gumbel_softmax, 1.0]
-    got = many(score(problem, HORIZON, factorized(space)), phi, 2000)
-    assert deviations(got.hypergrad, {"op": np.asarray(exact)}) < 4
+    rules = {policies.gumbel_softmax: jax.grad(mean), policies.straight_through: through}
+    for make, rule in rules.items():
+        each = jax.jit(jax.vmap(rule, (None, 0, None)))
+        own_mean = {t: np.mean(each(phi["op"], noise, t), 0) for t in (1.0, 0.1)}
+        estimator = relaxed(reverse(problem, HORIZON), space, relaxation=make(1.0), num_samples=4)
+        got = many(estimator, phi, 4000)
+        assert deviations(got.hypergrad, {"op": own_mean[1.0]}) < 4, make
+        assert deviations(got.hypergrad, {"op": np.asarray(exact)}) > 8, "it is biased"
+        bias[make] = {t: float(np.linalg.norm(own_mean[t] - exact)) for t in own_mean}
+    assert bias[policies.gumbel_softmax][0.1] < 0.5 * bias[policies.gumbel_softmax][1.0]
 
 
 def test_softmax_without_noise_is_plain_autodiff():

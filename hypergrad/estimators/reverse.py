@@ -5,7 +5,14 @@ from typing import NamedTuple
 import jax
 
 from hypergrad import adjoint, tree
-from hypergrad.adjoint import Backward, mixed_mode, nested_checkpoint, num_stored, plain, sqrt_checkpoint
+from hypergrad.adjoint import (
+    Backward,
+    mixed_mode,
+    nested_checkpoint,
+    num_stored,
+    plain,
+    sqrt_checkpoint,
+)
 from hypergrad.estimators.base import (
     Estimator,
     by_unrolling,

@@ -217,7 +217,10 @@ def score_shared(
 
                 return jax.lax.scan(at, jnp.zeros(()), jnp.arange(horizon, dtype=jnp.int32))[0]
 
-            scores = jax.grad(log_prob)(phi, whole.valid_batch(valid_key)[1]), jax.grad(training)(phi)
+            scores = (
+                jax.grad(log_prob)(phi, whole.valid_batch(valid_key)[1]),
+                jax.grad(training)(phi),
+            )
             if not pathwise:
                 return _Runs(*_train(whole, horizon, run_key, phi), None, None, *scores)
             reals, join = _part(phi, pathwise)
@@ -272,7 +275,9 @@ def _combine(
     return state, Estimate(value, hypergrad, info)
 
 
-def _train(problem: Problem, horizon: int, key: Key, hparams: HParams) -> tuple[Array, Array, Array]:
+def _train(
+    problem: Problem, horizon: int, key: Key, hparams: HParams
+) -> tuple[Array, Array, Array]:
     """Train once; return the objective, the first step that was not finite, and a growth of 1."""
     init_key, valid_key = split_key(key)
     final, losses = unroll_losses(problem, hparams, init_state(problem, init_key, hparams), horizon)
