@@ -132,7 +132,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps the names `tune`, `report`, `resume`, `population`, `recommend` and `expected` for the functions, not their modules."""
+    """Keeps names such as `tune` and `report` for the functions, not for the modules of the same name."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         shadow = isinstance(value, ModuleType) and _HOME_OF.get(name, "hypergrad") != "hypergrad"

@@ -20,7 +20,7 @@ from hypergrad.train import check_step, init_state, step
 from hypergrad.types import Array, HParams, Key, PyTree
 
 Draws: TypeAlias = Callable[[Policy, Key, PyTree], tuple[HParams, Callable[[Array], Array]]]
-"""(policy, key, φ) -> hparams `[S]`, and expect: values `[S, ...]` -> their mean `[...]`, differentiable in φ."""
+"""(policy, key, φ) -> hparams `[S]`, and their mean, values `[S, ...]` -> `[...]`, differentiable in φ."""
 
 
 def draw(policy: Policy, key: Key, phi: PyTree, num_samples: int) -> tuple[HParams, Array]:
@@ -36,7 +36,7 @@ def draw(policy: Policy, key: Key, phi: PyTree, num_samples: int) -> tuple[HPara
 def sampled(num_samples: int = 8) -> Draws:
     """Draw `num_samples` hparams each time, made differentiable by the DiCE box.
 
-    E[x] ≈ (1/S) Σ_s x_s + (□_s − 1)(x_s − Σ_{r≠s} x_r / (S − 1)),   □_s = exp(log π_φ(a_s) − stop(log π_φ(a_s)))
+    E[x] ≈ (1/S) Σ_s x_s + (□_s − 1)(x_s − Σ_{r≠s} x_r / (S − 1)),   □_s = exp(log π(a_s) − stop(log π(a_s)))
 
     The value is the plain mean, since □ = 1; its derivatives in φ are those of the score function, with the
     mean of the other draws as the baseline. x may be a function of the weights: the box gives
@@ -161,8 +161,8 @@ def check_policy(problem: Problem, policy: Policy, phi: PyTree) -> list[str]:
     for name, a, b in zip(names, jax.tree.leaves(phi), jax.tree.leaves(like), strict=True):
         if jnp.shape(a) != b.shape or not tree.is_float(a):
             raise ValueError(
-                f"hparams[{name!r}] has shape {jnp.shape(a)} and dtype {jnp.result_type(a)}, expected {b.shape} "
-                f"and {b.dtype}, a parameter of the policy; start from policy.init(key)"
+                f"hparams[{name!r}] has shape {jnp.shape(a)} and dtype {jnp.result_type(a)}, expected "
+                f"{b.shape} and {b.dtype}, a parameter of the policy; start from policy.init(key)"
             )
     drawn = jax.eval_shape(policy.sample, key, phi)
     check(problem, drawn)
@@ -186,8 +186,8 @@ def check_shared(problem: Problem, policy: Policy, phi: PyTree) -> None:
     names = own_leaves(problem, drawn)
     if names:
         raise ValueError(
-            f"hparams[{names[0]!r}] is drawn, and read by problem.optimizer or problem.init, expected leaves of "
-            "the loss and the objective only, because all draws share one optimizer and its weights; use "
+            f"hparams[{names[0]!r}] is drawn, and read by problem.optimizer or problem.init, expected leaves "
+            "of the loss and the objective only, because all draws share one optimizer and its weights; use "
             "score(...), which trains weights of their own for each draw"
         )
 

@@ -106,14 +106,20 @@ def factorized(space: PyTree) -> Policy:
 
     def log_prob(phi, hparams):
         def one(dim, leaf, value):
-            return jax.nn.log_softmax(leaf)[value - _lowest(dim)] if is_discrete(dim) else 0.0
+            return (
+                jax.nn.log_softmax(leaf)[value - _lowest(dim)]
+                if is_discrete(dim)
+                else jnp.zeros(())
+            )
 
         return sum(leafwise(one, phi, hparams), jnp.zeros(()))
 
     def entropy(phi):
         def one(dim, leaf):
             return (
-                jnp.sum(jax.scipy.special.entr(jax.nn.softmax(leaf))) if is_discrete(dim) else 0.0
+                jnp.sum(jax.scipy.special.entr(jax.nn.softmax(leaf)))
+                if is_discrete(dim)
+                else jnp.zeros(())
             )
 
         return sum(leafwise(one, phi), jnp.zeros(()))
@@ -263,7 +269,9 @@ Relaxation: TypeAlias = Callable[[Key, Array], Array]
 
 
 def softmax(temperature: float = 1.0) -> Relaxation:
-    """Mix all options by their probabilities: y = softmax(φ/τ), without noise; this is DARTS.
+    """Mix all options by their probabilities, without noise, as DARTS does.
+
+    y = softmax(φ/τ)
 
     Reference:
         Liu, Simonyan, Yang, 2019, arXiv:1806.09055, equation 2.

@@ -138,7 +138,8 @@ def _drawn(problem: Problem, space: PyTree, horizon: int, memory: int) -> Recomm
         num = math.prod(num_options(dim) for dim in dims.values() if is_discrete(dim))
         taken = {f"sampled({n})": sampled(n) for n in (8, 4, 2)}
         remarks = [
-            f"of {num} combinations {n} are drawn a step; the response is biased by O(1/{n}), score_shared is not"
+            f"of {num} combinations {n} are drawn a step; the response is biased by O(1/{n}), that of "
+            "score_shared is not"
             for n in (8, 4, 2)
         ]
         if num <= MOST_ENUMERATED:
@@ -156,19 +157,21 @@ def _drawn(problem: Problem, space: PyTree, horizon: int, memory: int) -> Recomm
             call = f"{name}(problem, {horizon}, policies.factorized(space), {argument})"
             return Recommendation(name, estimator, call, reasons)
     raise ValueError(
-        f"memory is {memory} bytes, expected at least {num_bytes} for two draws; raise it, or shorten the horizon"
+        f"memory is {memory} bytes, expected at least {num_bytes} for two draws; raise it, or shorten "
+        "the horizon"
     )
 
 
 def _real(case: _Case) -> Recommendation:
     """Choose among the estimators of real hyperparameters."""
-    problem, hparams, horizon, memory, _ = case
+    problem, hparams, horizon = case.problem, case.hparams, case.horizon
     count = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(hparams))
     zeros = structural_zeros(problem, hparams, horizon)
     reasons = []
     if zeros:
         reasons.append(
-            f"{_names(zeros)} has a hypergradient of zero by structure (a sign, a rounding, an integer); search it"
+            f"{_names(zeros)} has a hypergradient of zero by structure (a sign, a rounding, an integer); "
+            "search it"
         )
     evolution = next((name for name in CHAOTIC if name in registry.ESTIMATORS), None)
     if len(zeros) == len(jax.tree.leaves(hparams)):
@@ -209,7 +212,7 @@ def _real(case: _Case) -> Recommendation:
 
 
 def _measure(case: _Case) -> tuple[float, float]:
-    """Train once; return ‖∇_w L‖ at the end as a share of that at the start, and the adjoint's growth a step."""
+    """Train once; return ‖∇_w L‖ at the end over that at the start, and the adjoint's growth a step."""
     problem, hparams, horizon, _, seed = case
     key, choose = jax.random.key(seed), default_batch(problem)
 
@@ -228,8 +231,8 @@ def _measure(case: _Case) -> tuple[float, float]:
     first, last, bad = (float(x) for x in train(key, hparams))
     if bad >= 0:
         raise ValueError(
-            f"training at the defaults of the space is not finite from step {int(bad)} on, expected a finite run; "
-            "move the defaults, e.g. to a lower learning rate"
+            f"training at the defaults of the space is not finite from step {int(bad)} on, expected a finite "
+            "run; move the defaults, e.g. to a lower learning rate"
         )
     short = min(horizon, SHORT)
     estimate = jax.jit(estimators.reverse(problem, short).estimate)

@@ -56,7 +56,7 @@ DRAWN = {
     "mixed": lambda p, n: mixed(p, n, factorized(CHOICES), draws=sampled(2)),
     "relaxed": lambda p, n: relaxed(reverse(p, n), CHOICES, num_samples=2),
 }
-"""Of a policy's parameters, with the contract alone; `tests/test_score.py` and `test_mixed.py` have the rest."""
+"""Of a policy's parameters; `tests/test_score.py` and `tests/test_mixed.py` have their comparisons."""
 UNDONE = ("drift", "reversible")
 """These take SGD with momentum alone; `tests/test_reversal.py` has more of it."""
 MOMENTUM = ("schedules", "batch_norm_dropout")

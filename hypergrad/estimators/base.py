@@ -85,8 +85,8 @@ def check_real(problem: Problem, hparams: HParams) -> None:
         if not tree.is_float(leaf):
             raise ValueError(
                 f"hparams[{name!r}] has dtype {jnp.result_type(leaf)}, expected floating point, because "
-                "integers and choices have no hypergradient; close over it, use mixed(...) or score(...) with a "
-                "policy over it, or search it with method 'random'"
+                "integers and choices have no hypergradient; close over it, use mixed(...) or score(...) "
+                "with a policy over it, or search it with method 'random'"
             )
     check(problem, hparams)
     check_step(problem, hparams)

@@ -1,4 +1,4 @@
-"""Hypergradients of real, integer and categorical leaves at once, with the response of shared weights to each."""
+"""Hypergradients of real, integer and categorical leaves at once: the direct part and the response to each."""
 
 from typing import Any, NamedTuple
 

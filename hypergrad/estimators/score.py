@@ -255,7 +255,7 @@ def _combine(
 
         terms = jax.tree.map(scale, scores)
         terms = terms if paths is None else tree.add(terms, paths)
-        return terms if precondition is None else jax.vmap(lambda g: precondition(phi, g))(terms)
+        return terms if precondition is None else jax.vmap(precondition, (None, 0))(phi, terms)
 
     direct = weighed(runs.direct_score, runs.direct)
     response = weighed(runs.response_score, runs.response)
