@@ -196,22 +196,18 @@ CHOICES = {"form": Choice(("tanh", "sin")), "gain": Integer(1, 2), "l2": Real(-3
 
 
 def choices():
-    """Minibatch regression with drawn or relaxed choices; its hparams are a policy's."""
+    """Regression with drawn or relaxed choices; its hparams are a policy's."""
 
     def error(params, h, batch):
         z = h["gain"] * (batch[0] @ params)
         return jnp.mean((select(h["form"], jnp.stack([jnp.tanh(z), jnp.sin(z)])) - batch[1]) ** 2)
-
-    def train_batch(key, step):
-        index = jax.random.randint(key, (8,), 0, 24)
-        return X[index], Y[index]
 
     problem = Problem(
         init=lambda key, h: 0.3 * jax.random.normal(key, (6, 3)),
         loss=lambda p, h, b: error(p, h, b) + jnp.exp(h["l2"]) * jnp.sum(p**2),
         objective=error,
         optimizer=lambda h: optax.sgd(0.1),
-        train_batch=train_batch,
+        train_batch=lambda key, step: (X[:24], Y[:24]),
         valid_batch=lambda key: (X[24:], Y[24:]),
     )
     phi = {"form": jnp.asarray([0.2, -0.3]), "gain": jnp.asarray([0.4, 0.1]), "l2": value(-2.0)}

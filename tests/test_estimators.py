@@ -165,6 +165,8 @@ def test_contract(problem_name, name):
     assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(again)))
     other = compiled(jax.random.key(4), state, hparams)
     assert (other[1].value != first[1].value) or problem_name == "ridge", "the key has no effect"
+    if name in DRAWN and name != "mixed":
+        return  # what follows compiles three times more: one of those that draw is enough
     with jax.disable_jit(problem_name == "ridge"):
         eager = estimator.estimate(KEY, state, hparams)[1].hypergrad
     assert_close_in_float32(eager, first[1].hypergrad)
