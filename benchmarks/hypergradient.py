@@ -20,7 +20,7 @@ import optax
 
 from benchmarks.record import Figure, Results, interleave, markdown, timed
 from hypergrad.adjoint import nested_checkpoint, sqrt_checkpoint
-from hypergrad.estimators import drift, forward, mixed, plain, reverse, reversible
+from hypergrad.estimators import drift, forward, mixed_mode, plain, reverse, reversible
 from hypergrad.estimators.base import temporary_bytes
 from hypergrad.problem import Problem
 from hypergrad.train import init_state, unroll
@@ -132,10 +132,10 @@ def schemes(problem: Problem, setting: Setting) -> dict[str, Any]:
     if setting == LONG:
         return found
     return found | {
-        "mixed, every step kept": reverse(problem, horizon, backward=mixed(())),
-        "mixed, sqrt(T)": reverse(problem, horizon, backward=mixed(root)),
+        "mixed, every step kept": reverse(problem, horizon, backward=mixed_mode(())),
+        "mixed, sqrt(T)": reverse(problem, horizon, backward=mixed_mode(root)),
         "mixed, two levels": reverse(
-            problem, horizon, backward=mixed(nested_checkpoint(horizon, 2))
+            problem, horizon, backward=mixed_mode(nested_checkpoint(horizon, 2))
         ),
         "plain, naive": reverse(problem, horizon, backward=plain(())),
         "plain, every step": reverse(problem, horizon, backward=plain((1,))),

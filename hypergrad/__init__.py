@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         adapters,
         estimators,
         integrations,
+        policies,
         schedulers,
         searchers,
         solve,
@@ -19,15 +20,18 @@ if TYPE_CHECKING:
     )
     from hypergrad.callbacks import Callback, Progress
     from hypergrad.estimators import Estimate, Estimator
+    from hypergrad.expected import enumerated, expected, sampled
     from hypergrad.export import load_schedule
+    from hypergrad.policies import Policy
     from hypergrad.population import Population, population
     from hypergrad.problem import Examples, Problem, Task, Variables, check
+    from hypergrad.recommend import Recommendation, recommend
     from hypergrad.report import report
     from hypergrad.response import best_response, gauss_newton
     from hypergrad.resume import replay, resume
     from hypergrad.searchers import Outcome, Searcher
     from hypergrad.settings import Settings
-    from hypergrad.space import Choice, Integer, LogReal, Real, Sequence, schedule
+    from hypergrad.space import Choice, Integer, LogReal, Real, Sequence, schedule, select
     from hypergrad.study import Study
     from hypergrad.train import TrainState, averaged, init_state, step, unroll
     from hypergrad.tune import tune
@@ -37,18 +41,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters estimators integrations schedulers searchers solve space study tuners",
+    "hypergrad": "adapters estimators integrations policies schedulers searchers solve space study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
+    "hypergrad.expected": "enumerated expected sampled",
     "hypergrad.export": "load_schedule",
+    "hypergrad.policies": "Policy",
     "hypergrad.population": "Population population",
     "hypergrad.problem": "Examples Problem Task Variables check",
+    "hypergrad.recommend": "Recommendation recommend",
     "hypergrad.report": "report",
     "hypergrad.resume": "replay resume",
     "hypergrad.response": "best_response gauss_newton",
     "hypergrad.searchers": "Outcome Searcher",
     "hypergrad.settings": "Settings",
-    "hypergrad.space": "Choice Integer LogReal Real Sequence schedule",
+    "hypergrad.space": "Choice Integer LogReal Real Sequence schedule select",
     "hypergrad.train": "TrainState averaged init_state step unroll",
     "hypergrad.study": "Study",
     "hypergrad.tune": "tune",
@@ -66,10 +73,12 @@ __all__ = [
     "Integer",
     "LogReal",
     "Outcome",
+    "Policy",
     "Population",
     "Problem",
     "Progress",
     "Real",
+    "Recommendation",
     "Searcher",
     "Sequence",
     "Settings",
@@ -82,18 +91,24 @@ __all__ = [
     "averaged",
     "best_response",
     "check",
+    "enumerated",
     "estimators",
+    "expected",
     "gauss_newton",
     "init_state",
     "integrations",
     "load_schedule",
+    "policies",
     "population",
+    "recommend",
     "replay",
     "report",
     "resume",
+    "sampled",
     "schedule",
     "schedulers",
     "searchers",
+    "select",
     "solve",
     "space",
     "step",
@@ -117,7 +132,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps the names `tune`, `report`, `resume` and `population` for the functions, not their modules."""
+    """Keeps names such as `tune` and `report` for the functions, not for the modules of the same name."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         shadow = isinstance(value, ModuleType) and _HOME_OF.get(name, "hypergrad") != "hypergrad"

@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
 
 MAX_STORED = 32 * 2**20
-"""Bytes up to which `mixed()` keeps every step; beyond the caches, computing again is as fast."""
+"""Bytes up to which `mixed_mode()` keeps every step; beyond the caches, computing again is as fast."""
 
 Backward: TypeAlias = Callable[[Problem, HParams, TrainState, int], Run]
 
@@ -119,7 +119,7 @@ def num_stored(num_steps: int, checkpoint: tuple[int, ...]) -> int:
     return total
 
 
-def mixed(checkpoint: tuple[int, ...] | None = None) -> Backward:
+def mixed_mode(checkpoint: tuple[int, ...] | None = None) -> Backward:
     """Pull back with mixed-mode inner gradients, storing states only.
 
     A step's backward needs Hv and (∂²L/∂λ∂w)ᵀv for one v, the adjoint of the gradient. The Hessian is

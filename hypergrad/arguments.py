@@ -17,6 +17,7 @@ EPILOG = """examples:
   hypergrad run study.toml --seed 1
   hypergrad resume runs/digits digits
   hypergrad check digits --horizon 20
+  hypergrad recommend digits --memory 64M
 
 exit status:
     0  done
@@ -44,6 +45,7 @@ COMMANDS = {
     "export": "write the tuned hyperparameters of a study as JSON",
     "report": "write the report of a finished study again",
     "check": "compare every estimator with finite differences on a task",
+    "recommend": "say which estimator to use on a task, and why",
     "list": "list the tasks, methods, estimators and logs",
     "completion": "write the completion script of a shell",
 }
@@ -131,6 +133,8 @@ def parser() -> argparse.ArgumentParser:
 
     _add_task(made["check"], "TASK")
     _add_options(made["check"], [*task_options, OPTION["seed"]])
+    _add_task(made["recommend"], "TASK")
+    _add_options(made["recommend"], [*task_options, OPTION["memory"], OPTION["seed"]])
     made["completion"].add_argument("shell", metavar="SHELL", help=", ".join(SHELLS))
     for command in made.values():
         _add_common(command)

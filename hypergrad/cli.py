@@ -294,6 +294,22 @@ def _check(given: argparse.Namespace, command: str) -> int:
     return int(any(bad))
 
 
+def _recommend(given: argparse.Namespace, command: str) -> int:
+    options = words.options(given)
+    task, _ = _load(options["task"], options)
+    from hypergrad.recommend import recommend
+    from hypergrad.terminal import print_json
+
+    limits = {name: options[name] for name in ("memory", "seed") if name in options}
+    found = recommend(task.problem, task.space, task.horizon, **limits)
+    if given.json:
+        said = {"estimator": found.name, "call": found.call, "reasons": found.reasons}
+        print_json({"task": task.name, **said})
+    else:
+        print(found.name if given.quiet else found)
+    return 0
+
+
 def _list(given: argparse.Namespace, command: str) -> int:
     from hypergrad import registry
     from hypergrad.integrations import LOGS
@@ -354,6 +370,7 @@ _COMMANDS = {
     "export": _export,
     "report": _report,
     "check": _check,
+    "recommend": _recommend,
     "list": _list,
     "completion": _completion,
 }

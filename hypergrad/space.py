@@ -539,6 +539,20 @@ def schedule(values: Array) -> Callable[..., Any]:
     return at
 
 
+def select(choice: Array, options: PyTree) -> PyTree:
+    """Pick one of several values by a choice, or mix them where the choice is relaxed.
+
+    options[a] for an index a;   Σ_k y_k options[k] for weights y `[K]`, which `estimators.relaxed` passes.
+
+    Args:
+        choice: the value of a `Choice`, int32 `[]`, or weights `[K]`.
+        options: a pytree of arrays with a leading axis `[K]`.
+    """
+    if jnp.ndim(choice) == 0:
+        return jax.tree.map(lambda x: jnp.asarray(x)[choice], options)
+    return jax.tree.map(lambda x: jnp.tensordot(choice, jnp.asarray(x), 1), options)
+
+
 def _check_bounds(dim: Real | LogReal | Integer) -> None:
     name = type(dim).__name__
     for argument in ("low", "high"):

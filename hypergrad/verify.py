@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import registry, space as spaces, tree
-from hypergrad.adjoint import mixed, plain
+from hypergrad.adjoint import mixed_mode, plain
 from hypergrad.estimators import (
     Estimator,
     drift,
@@ -20,7 +20,9 @@ from hypergrad.estimators import (
     rtho,
 )
 from hypergrad.estimators.base import temporary_bytes
+from hypergrad.expected import check_policy, check_shared, enumerated, expected
 from hypergrad.momentum import Recursion
+from hypergrad.policies import factorized, is_discrete
 from hypergrad.problem import Problem, Task, check, check_horizon
 from hypergrad.train import init_state, unroll
 from hypergrad.types import HParams, PyTree
@@ -60,7 +62,9 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
 
     With λ = constrain(z): ⟨∂λ/∂zᵀ hypergrad, d⟩ against (f(z + h d) − f(z − h d)) / 2h, h = 1e-6, for one
     random unit direction d a leaf; in z both sides stay within the bounds, however close they are.
-    Params, batches and hparams are cast to float64 for it; jax must run with x64.
+    Params, batches and hparams are cast to float64 for it; jax must run with x64. Where the space has
+    integers or choices, the hparams are those of `mixed` with `enumerated()`: logits, and the expected
+    objective of weights that all combinations share.
 
     **Cost:** two trainings a leaf, and one compilation an estimator.
 
@@ -68,7 +72,7 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     errors of 1e-4 are then no fault of the estimator. Smooth activations agree to about 1e-8.
 
     Args:
-        task: the user's task; its space must be real.
+        task: the user's task; its space must be real, or of few combinations of integers and choices.
         horizon: training steps to compare over; the task's, at most 50, where None.
         seed: of the run and the directions.
 
@@ -76,22 +80,22 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
         One row an estimator.
 
     Raises:
-        ValueError: without x64, for spaces with leaves that are not real, and where the objective is not
-            finite.
+        ValueError: without x64, for spaces with static leaves or too many combinations, for a drawn leaf that
+            the optimizer reads, and where the objective is not finite.
     """
     if not jax.config.read("jax_enable_x64"):
         raise ValueError(
             "jax runs in float32, expected float64; set JAX_ENABLE_X64=1 before starting Python"
         )
     horizon = min(task.horizon, 50) if horizon is None else check_horizon(horizon)
-    spaces.check_differentiable(task.space)
+    spaces.check_traceable(task.space)
     check(task.problem, spaces.default(task.space), horizon)
-    problem = in_float64(task.problem)
-    z = spaces.unconstrain(task.space, _inside(task.space))
-    hparams, pull = jax.vjp(lambda z: spaces.constrain(task.space, z), z)
     key = jax.random.key(seed)
+    problem, space = _real(in_float64(task.problem), task.space, key)
+    z = spaces.unconstrain(space, _inside(space))
+    hparams, pull = jax.vjp(lambda z: spaces.constrain(space, z), z)
 
-    train, reference, directions = _reference(problem, task.space, z, horizon, key)
+    train, reference, directions = _reference(problem, space, z, horizon, key)
     if not np.all(np.isfinite(reference)):
         name = tree.leaf_names(hparams)[int(np.argmin(np.isfinite(reference)))]
         raise ValueError(
@@ -101,7 +105,7 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     rows = []
     estimators: dict[str, tuple[Estimator, bool]] = {
         "reverse": (reverse(problem, horizon), True),
-        "reverse, all states": (reverse(problem, horizon, backward=mixed(())), True),
+        "reverse, all states": (reverse(problem, horizon, backward=mixed_mode(())), True),
         "reverse, plain": (reverse(problem, horizon, backward=plain()), True),
         "forward": (forward(problem, horizon, chunk=16), True),
         "truncated, a quarter": (registry.estimator("truncated", problem, horizon), False),
@@ -150,6 +154,18 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
             )
         )
     return rows
+
+
+def _real(problem: Problem, space: PyTree, key) -> tuple[Problem, PyTree]:
+    """Return a problem of real hyperparameters: the expected one of a policy where some are drawn."""
+    if not any(map(is_discrete, jax.tree.leaves(space))):
+        return problem, space
+    policy = factorized(space)
+    phi = spaces.default(policy.space)
+    check_policy(problem, policy, phi)
+    check_shared(problem, policy, phi)
+    policy.outcomes(phi)  # too many are refused
+    return expected(problem, policy, enumerated(), key), policy.space
 
 
 def _irreversible(problem: Problem, hparams: HParams) -> str:

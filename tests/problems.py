@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from hypergrad.adapters import from_linen, from_nnx
 from hypergrad.problem import Problem
-from hypergrad.space import schedule
+from hypergrad.space import Choice, Integer, Real, schedule, select
 from hypergrad.train import averaged
 from models.cnn import CNN, NnxCNN
 from models.recurrent import RNN
@@ -190,6 +190,28 @@ def polyak():
     problem, _ = sam()
     optimizer = lambda h: optax.polyak_sgd(max_learning_rate=1.0, scaling=h["scaling"])  # noqa: E731
     return problem._replace(optimizer=optimizer), {"scaling": value(0.1)}
+
+
+CHOICES = {"form": Choice(("tanh", "sin")), "gain": Integer(1, 2), "l2": Real(-3.0, 0.0)}
+
+
+def choices():
+    """Regression with drawn or relaxed choices; its hparams are a policy's."""
+
+    def error(params, h, batch):
+        z = h["gain"] * (batch[0] @ params)
+        return jnp.mean((select(h["form"], jnp.stack([jnp.tanh(z), jnp.sin(z)])) - batch[1]) ** 2)
+
+    problem = Problem(
+        init=lambda key, h: 0.3 * jax.random.normal(key, (6, 3)),
+        loss=lambda p, h, b: error(p, h, b) + jnp.exp(h["l2"]) * jnp.sum(p**2),
+        objective=error,
+        optimizer=lambda h: optax.sgd(0.1),
+        train_batch=lambda key, step: (X[:24], Y[:24]),
+        valid_batch=lambda key: (X[24:], Y[24:]),
+    )
+    phi = {"form": jnp.asarray([0.2, -0.3]), "gain": jnp.asarray([0.4, 0.1]), "l2": value(-2.0)}
+    return problem, phi
 
 
 def only(problem, hparams, names):

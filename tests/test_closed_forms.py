@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad.estimators import forward, mixed, plain, reverse, truncated
+from hypergrad.estimators import forward, mixed_mode, plain, reverse, truncated
 from hypergrad.testing import assert_close, geometric, ridge
 
 KEY = jax.random.key(2)
 STEPS = 10
 ESTIMATORS = {
     "reverse": reverse,
-    "reverse_all_states": lambda p, n: reverse(p, n, backward=mixed(())),
-    "reverse_nested": lambda p, n: reverse(p, n, backward=mixed((4, 2))),
+    "reverse_all_states": lambda p, n: reverse(p, n, backward=mixed_mode(())),
+    "reverse_nested": lambda p, n: reverse(p, n, backward=mixed_mode((4, 2))),
     "reverse_plain": lambda p, n: reverse(p, n, backward=plain((3, 1))),
     "forward": forward,
     "forward_chunked": lambda p, n: forward(p, n, chunk=4),

@@ -18,27 +18,33 @@ from hypergrad.estimators import (
     hd,
     implicit,
     mixed,
+    mixed_mode,
     one_step,
     plain,
     plan,
+    relaxed,
     reverse,
     reversible,
     rtho,
+    score,
+    score_shared,
     structural_zeros,
     truncated,
 )
 from hypergrad.estimators.base import StructuralZeroWarning, split_key
+from hypergrad.expected import sampled
+from hypergrad.policies import factorized
 from hypergrad.solve import neumann
 from hypergrad.testing import assert_close
 from hypergrad.train import init_state, unroll
 from hypergrad.verify import in_float64
-from tests.problems import ALL, HORIZON, only, ridge, schedules, value
+from tests.problems import ALL, CHOICES, HORIZON, choices, only, ridge, schedules, value
 
 KEY = jax.random.key(3)
 ESTIMATORS = {
     "reverse": reverse,
-    "reverse_all_states": lambda p, n: reverse(p, n, backward=mixed(())),
-    "reverse_nested": lambda p, n: reverse(p, n, backward=mixed((4, 2))),
+    "reverse_all_states": lambda p, n: reverse(p, n, backward=mixed_mode(())),
+    "reverse_nested": lambda p, n: reverse(p, n, backward=mixed_mode((4, 2))),
     "reverse_plain": lambda p, n: reverse(p, n, backward=plain((3, 1))),
     "forward": forward,
     "forward_chunked": lambda p, n: forward(p, n, chunk=2),
@@ -62,6 +68,13 @@ SERVED = {
     "hd": ("lr", "decay", "decay_scale", "momentum"),
 }
 """The hparams of `schedules` that an estimator takes, where it refuses others."""
+DRAWN = {
+    "score": lambda p, n: score(p, n, factorized(CHOICES), num_samples=3),
+    "score_shared": lambda p, n: score_shared(p, n, factorized(CHOICES), num_runs=2),
+    "mixed": lambda p, n: mixed(p, n, factorized(CHOICES), draws=sampled(2)),
+    "relaxed": lambda p, n: relaxed(reverse(p, n), CHOICES, num_samples=2),
+}
+"""Of a policy's parameters; `tests/test_score.py` and `tests/test_mixed.py` have their comparisons."""
 UNDONE = ("drift", "reversible")
 """These take SGD with momentum alone; `tests/test_reversal.py` has more of it."""
 MOMENTUM = ("schedules", "batch_norm_dropout")
@@ -140,7 +153,15 @@ def assert_close_in_float32(actual, expected):
 
 @pytest.mark.parametrize(
     "problem_name",
-    ["ridge", "schedules", "batch_norm_dropout", "adam_dead_input", "recurrent", "polyak"],
+    [
+        "ridge",
+        "schedules",
+        "batch_norm_dropout",
+        "adam_dead_input",
+        "recurrent",
+        "polyak",
+        "choices",
+    ],
 )
 @pytest.mark.parametrize(
     "name",
@@ -153,13 +174,16 @@ def assert_close_in_float32(actual, expected):
         "implicit",
         *ONLINE,
         *UNDONE,
+        *DRAWN,
     ],
 )
 def test_contract(problem_name, name):
+    if (name in DRAWN) != (problem_name == "choices"):
+        pytest.skip("policies over choices have a problem of their own")
     alone = (*IMPLICIT, *ONLINE, *UNDONE, "truncated_warm", "rtho")
     if name in alone and problem_name != "schedules":
         pytest.skip("one problem is enough for an estimator that shares its passes")
-    problem, hparams = ALL[problem_name]()
+    problem, hparams = choices() if name in DRAWN else ALL[problem_name]()
     if name in SERVED:
         problem, hparams = only(problem, hparams, SERVED[name])
     traces = []
@@ -169,7 +193,8 @@ def test_contract(problem_name, name):
         return ALL_LOSS(*args)
 
     ALL_LOSS = problem.loss
-    estimator = (ESTIMATORS | IMPLICIT | ONLINE)[name](problem._replace(loss=loss), HORIZON)
+    made = ESTIMATORS | IMPLICIT | ONLINE | DRAWN
+    estimator = made[name](problem._replace(loss=loss), HORIZON)
     state = estimator.init(KEY, hparams)
     compiled = jax.jit(estimator.estimate)
     first = compiled(KEY, state, hparams)
@@ -179,11 +204,13 @@ def test_contract(problem_name, name):
     assert all(map(np.array_equal, bits(first), bits(again)))
     other = compiled(jax.random.key(4), state, hparams)
     assert (other[1].value != first[1].value) or problem_name == "ridge", "the key has no effect"
+    if name in DRAWN and name != "mixed":
+        return  # what follows compiles three times more: one of those that draw is enough
     with jax.disable_jit(problem_name == "ridge"):
         eager = estimator.estimate(KEY, state, hparams)[1].hypergrad
     assert_close_in_float32(eager, first[1].hypergrad)
 
-    if problem_name not in ("schedules", "batch_norm_dropout", "recurrent"):
+    if problem_name not in ("schedules", "batch_norm_dropout", "recurrent", "choices"):
         return  # the transforms compile twice more: three problems are enough for them
     keys = jax.random.split(KEY, 2)
     many = jax.tree.map(lambda x: jnp.stack([x, 0.9 * x]), hparams)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.estimators.base import Estimate, Estimator
+from hypergrad.estimators.base import Estimate, Estimator, earliest, mean_and_error
 from hypergrad.problem import check_horizon
 from hypergrad.types import Array, HParams
 
@@ -65,25 +65,19 @@ def average(estimator: Estimator, num_seeds: int) -> Estimator:
         keys = jax.random.split(key, num_seeds)
         state, each = jax.vmap(estimator.estimate, in_axes=(0, 0, None))(keys, state, hparams)
 
-        def mean(tree):
-            return jax.tree.map(lambda x: jnp.mean(x, 0), tree)
-
-        def error(x):
-            return jnp.std(x, 0, ddof=1) / jnp.sqrt(num_seeds)
-
-        bad = each.info.first_nonfinite
-        never = jnp.iinfo(jnp.int32).max
-        first = jnp.min(jnp.where(bad < 0, never, bad))
+        value, value_error = mean_and_error(each.value)
+        hypergrad, error = mean_and_error(each.hypergrad)
+        direct, response = mean_and_error((each.info.direct, each.info.response))[0]
         info = AverageInfo(
-            direct=mean(each.info.direct),
-            response=mean(each.info.response),
+            direct=direct,
+            response=response,
             horizon=each.info.horizon[0],
             growth=jnp.max(each.info.growth),
-            first_nonfinite=jnp.where(first == never, -1, first),
-            std_error=jax.tree.map(error, each.hypergrad),
-            value_std_error=error(each.value),
+            first_nonfinite=earliest(each.info.first_nonfinite),
+            std_error=error,
+            value_std_error=value_error,
             each=each.info,
         )
-        return state, Estimate(mean(each.value), mean(each.hypergrad), info)
+        return state, Estimate(value, hypergrad, info)
 
     return Estimator(init, estimate)

@@ -2,13 +2,13 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from hypergrad import tree
-from hypergrad.adjoint import Backward, state_floats
+from hypergrad.adjoint import Backward, mixed_mode, state_floats
 from hypergrad.autodiff import depends
 from hypergrad.problem import Problem, check, check_horizon, check_hparams
 from hypergrad.train import TrainState, check_step, init_state, trained, unroll
@@ -40,6 +40,12 @@ class Estimator(NamedTuple):
 
     init: Callable[[Key, HParams], PyTree]
     estimate: Callable[[Key, PyTree, HParams], tuple[PyTree, Estimate]]
+
+
+Through: TypeAlias = Callable[[Problem, int], Estimator]
+"""(problem, horizon) -> how a run is differentiated in real hyperparameters, such as `reverse`."""
+Precondition: TypeAlias = Callable[[PyTree, PyTree], PyTree]
+"""(hparams, gradient) -> gradient, linear in the gradient."""
 
 
 class StructuralZeroWarning(UserWarning):
@@ -119,7 +125,8 @@ def check_real(problem: Problem, hparams: HParams) -> None:
         if not tree.is_float(leaf):
             raise ValueError(
                 f"hparams[{name!r}] has dtype {jnp.result_type(leaf)}, expected floating point, because "
-                "integers and choices have no hypergradient; close over it, or search it with method 'random'"
+                "integers and choices have no hypergradient; close over it, use mixed(...) or score(...) "
+                "with a policy over it, or search it with method 'random'"
             )
     check(problem, hparams)
     check_step(problem, hparams)
@@ -253,7 +260,7 @@ def unrolled_estimate(
         hparams: real hyperparameters.
         start: the state before the first step differentiated.
         num_steps: how many.
-        backward: the pass to use (`adjoint.mixed`, `adjoint.plain`).
+        backward: the pass to use (`adjoint.mixed_mode`, `adjoint.plain`).
         through_init: whether `start` is the run's first state and depends on the hparams.
 
     Returns:
@@ -286,6 +293,20 @@ def unrolled_estimate(
     return estimate, run.losses, certificate, run.state
 
 
+def by_unrolling(problem: Problem, horizon: int, backward: Backward | None = None) -> Estimator:
+    """Make the estimator that differentiates through the whole run; see `estimators.reverse`."""
+    backward = mixed_mode() if backward is None else backward
+
+    def estimate(key, state, hparams):
+        check_real(problem, hparams)
+        warn_structural_zeros(problem, hparams, horizon)
+        start = init_state(problem, split_key(key)[0], hparams)
+        result, *_ = unrolled_estimate(problem, key, hparams, start, horizon, backward)
+        return state, result
+
+    return Estimator(lambda key, hparams: (), estimate)
+
+
 def split_key(key: Key) -> tuple[Key, Key]:
     """Split an estimate's key into that of the run and that of the validation batch."""
     run_key, valid_key = jax.random.split(key)
@@ -305,12 +326,37 @@ def first_nonfinite(losses: Array, value: Array) -> Array:
     return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
 
 
+def earliest(first_nonfinite: Array) -> Array:
+    """Return the earliest of several `first_nonfinite`, -1 if all are; int32 `[]`."""
+    never = jnp.iinfo(jnp.int32).max
+    first = jnp.min(jnp.where(first_nonfinite < 0, never, first_nonfinite))
+    return jnp.where(first == never, -1, first)
+
+
+def mean_and_error(each: PyTree) -> tuple[PyTree, PyTree]:
+    """Return the mean over the leading axis `[S]` and its standard error, NaN where S = 1."""
+
+    def error(x):
+        return jnp.std(x, 0, ddof=1) / jnp.sqrt(x.shape[0])
+
+    return jax.tree.map(lambda x: jnp.mean(x, 0), each), jax.tree.map(error, each)
+
+
+def check_kind(name: str, value: Any, kind: type, example: str) -> None:
+    """Raise a `ValueError` unless an argument is of its kind."""
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{name} is {type(value).__name__} {str(value)[:60]!r}, expected a {kind.__name__}; "
+            f"pass e.g. {example}"
+        )
+
+
 def temporary_bytes(compiled: Any) -> int:
     """Return the temporary memory of a compiled program in bytes, as the compiler states it."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         raise ValueError(
             "this backend states no memory of its programs, expected memory_analysis(); choose the backward "
-            "pass by hand: reverse(..., backward=mixed(checkpoint))"
+            "pass by hand: reverse(..., backward=mixed_mode(checkpoint))"
         )
     return int(analysis.temp_size_in_bytes)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad import tree
-from hypergrad.adjoint import Backward, Pulled, Run, mixed, pull_step, sqrt_checkpoint
+from hypergrad.adjoint import Backward, Pulled, Run, mixed_mode, pull_step, sqrt_checkpoint
 from hypergrad.estimators.base import (
     Estimator,
     check_real,
@@ -63,7 +63,7 @@ def drift(
     are the states that the adjoint meets on its way back, so that they need not be stored. Undoing a step
     multiplies rounding errors by 1/m; therefore one state in S is stored and taken up again, with
     min_momentum^(−S) = 1/(3√ε). Where a segment misses the state stored at its start by more than
-    `tolerance`, its part of the hypergradient is computed again by `mixed`, from that state.
+    `tolerance`, its part of the hypergradient is computed again by `mixed_mode`, from that state.
 
     **Cost:** about 3 x training with memory of horizon/S states (in float32 S is 65 at momentum 0.9, 30 at
     0.8); a segment that is computed again costs 4 trainings of it more.
@@ -187,7 +187,7 @@ def _undo_segment(recursion, hparams, coefficients, limit, carry, stored, length
         return (anchor, moved), (norms, distance, missed)
 
     def recompute(carry):
-        again = mixed(sqrt_checkpoint(length))(recursion.problem, hparams, start, length)
+        again = mixed_mode(sqrt_checkpoint(length))(recursion.problem, hparams, start, length)
         pulled = again.pullback(adjoint[1])
         total = tree.add(adjoint[0], pulled.hparams)
         return jnp.zeros_like(missed), (total, pulled.state), pulled.norms

@@ -5,20 +5,25 @@ from typing import NamedTuple
 import jax
 
 from hypergrad import adjoint, tree
-from hypergrad.adjoint import Backward, mixed, nested_checkpoint, num_stored, plain, sqrt_checkpoint
+from hypergrad.adjoint import (
+    Backward,
+    mixed_mode,
+    nested_checkpoint,
+    num_stored,
+    plain,
+    sqrt_checkpoint,
+)
 from hypergrad.estimators.base import (
     Estimator,
+    by_unrolling,
     check_real,
-    split_key,
     temporary_bytes,
-    unrolled_estimate,
-    warn_structural_zeros,
 )
 from hypergrad.problem import Problem, check_horizon, check_problem
 from hypergrad.train import init_state
 from hypergrad.types import HParams
 
-__all__ = ["Plan", "mixed", "plain", "plan", "reverse"]
+__all__ = ["Plan", "mixed_mode", "plain", "plan", "reverse"]
 
 
 def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None) -> Estimator:
@@ -27,7 +32,7 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
     d f(w_T, λ)/dλ = ∂f/∂λ + Σ_t ᾱ_{t+1} ∂Φ_t/∂λ + ᾱ_0 ∂w_0/∂λ,   ᾱ_t = ᾱ_{t+1} ∂Φ_t/∂w_t,   ᾱ_T = ∂f/∂w_T
 
     **Cost:** 2 to 5 x training, whatever the number of hparams, with memory of 32 MiB or O(√horizon) states,
-    whichever is more (the default, `mixed()`); other trade-offs through `backward`, or `plan` for a
+    whichever is more (the default, `mixed_mode()`); other trade-offs through `backward`, or `plan` for a
     budget in bytes.
 
     **Limits:** exact but for rounding. Where training is chaotic the exact gradient is useless: watch
@@ -37,7 +42,7 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
     Args:
         problem: the training loop.
         horizon: number of inner steps.
-        backward: the backward pass: `mixed(checkpoint)`, or `plain(checkpoint)` for losses whose
+        backward: the backward pass: `mixed_mode(checkpoint)`, or `plain(checkpoint)` for losses whose
             gradient has no forward derivative.
 
     Returns:
@@ -52,23 +57,11 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
     """
     check_problem(problem)
     check_horizon(horizon)
-    backward = mixed() if backward is None else backward
-    if not callable(backward):
+    if backward is not None and not callable(backward):
         raise ValueError(
-            f"backward is {backward!r}, expected a backward pass; pass mixed(...) or plain(...)"
+            f"backward is {backward!r}, expected a backward pass; pass mixed_mode(...) or plain(...)"
         )
-
-    def init(key, hparams):
-        return ()
-
-    def estimate(key, state, hparams):
-        check_real(problem, hparams)
-        warn_structural_zeros(problem, hparams, horizon)
-        start = init_state(problem, split_key(key)[0], hparams)
-        result, *_ = unrolled_estimate(problem, key, hparams, start, horizon, backward)
-        return state, result
-
-    return Estimator(init, estimate)
+    return by_unrolling(problem, horizon, backward)
 
 
 class Plan(NamedTuple):
@@ -127,7 +120,7 @@ def plan(
         if lowest[checkpoint] > memory:
             tried.append((checkpoint, lowest[checkpoint]))
             continue
-        backward = adjoint.mixed(checkpoint)
+        backward = adjoint.mixed_mode(checkpoint)
         estimate = reverse(problem, horizon, backward=backward).estimate
         key = jax.random.key(0)
         if num_seeds > 1:

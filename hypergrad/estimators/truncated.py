@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from hypergrad.adjoint import Backward, mixed
+from hypergrad.adjoint import Backward, mixed_mode
 from hypergrad.estimators.base import (
     Estimator,
     check_real,
@@ -73,7 +73,7 @@ def truncated(
             f"restart_every is {restart_every} without warm_start, expected None, because every estimate "
             "starts a new run; pass warm_start=True"
         )
-    backward = mixed() if backward is None else backward
+    backward = mixed_mode() if backward is None else backward
 
     def init(key, hparams):
         return first_state(problem, key, hparams) if warm_start else ()

@@ -1,0 +1,342 @@
+"""Policies: distributions over the integers and choices of a space, differentiable where values are not.
+
+A policy has parameters φ, a pytree of real arrays, and makes hparams of them. Integer and categorical
+leaves are drawn, and their gradient comes from ∇_φ log π_φ (the score function); real leaves are a
+differentiable function of φ (pathwise).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad import space as spaces, tree
+from hypergrad.space import Choice, Integer
+from hypergrad.types import Array, HParams, Key, PyTree
+
+MAX_OPTIONS = 256
+"""Most options of one leaf: each has a logit of its own."""
+MAX_OUTCOMES = 1024
+"""Most combinations that are enumerated."""
+EDGE = 8.0
+"""Bound of the logits in a policy's space: no option falls below a probability of about e⁻¹⁶."""
+
+
+class Policy(NamedTuple):
+    """A distribution over hparams, as a value; every function is pure and traceable.
+
+    Attributes:
+        init: (key) -> φ.
+        sample: (key, φ) -> hparams. Real leaves are differentiable in φ, the others drawn.
+        log_prob: (φ, hparams) -> log π_φ of the drawn leaves, `[]`.
+        entropy: (φ) -> of the drawn leaves in nats, `[]`.
+        mode: (φ) -> the most probable hparams.
+        outcomes: (φ) -> all hparams that can be drawn, leading axis `[N]`; raises where they are too many.
+        space: the space of φ, a pytree of real dimensions, for `tuners.descent`; None for networks.
+    """
+
+    init: Callable[[Key], PyTree]
+    sample: Callable[[Key, PyTree], HParams]
+    log_prob: Callable[[PyTree, HParams], Array]
+    entropy: Callable[[PyTree], Array]
+    mode: Callable[[PyTree], HParams]
+    outcomes: Callable[[PyTree], HParams]
+    space: PyTree = None
+
+
+def is_discrete(dim: spaces.Dimension) -> bool:
+    """Tell whether a dimension has no derivative of its own."""
+    return isinstance(dim, (Integer, Choice))
+
+
+def factorized(space: PyTree) -> Policy:
+    """Draw every integer and choice independently, from logits of its own; pass real leaves through.
+
+    π_φ(a) = Π_l softmax(φ_l)_{a_l}
+
+    φ has the structure of the space: logits `[num_options]` for each Integer (one for each value) and Choice,
+    the value itself for a real leaf. It starts uniform, and real leaves at their defaults.
+
+    Args:
+        space: a pytree of dimensions, none static, at least one of them Integer or Choice.
+
+    Raises:
+        ValueError: for a static dimension, one of more than 256 options, or a space without discrete ones.
+    """
+    spaces.check_traceable(space)
+    dims, treedef = jax.tree.flatten(space)
+    names = tree.leaf_names(space)
+    if not any(map(is_discrete, dims)):
+        raise ValueError(
+            f"space has only real leaves ({', '.join(names)}), expected an Integer or a Choice; "
+            "use estimators.reverse(...), which differentiates real leaves"
+        )
+    for name, dim in zip(names, dims, strict=True):
+        if is_discrete(dim) and num_options(dim) > MAX_OPTIONS:
+            raise ValueError(
+                f"space[{name!r}] has {num_options(dim)} values, expected at most {MAX_OPTIONS}, because each "
+                "has a logit; use fewer, or a Real that the problem rounds, searched with method 'random'"
+            )
+
+    def leafwise(function, *trees):
+        return [
+            function(*leaves) for leaves in zip(dims, *map(jax.tree.leaves, trees), strict=True)
+        ]
+
+    def init(key):
+        def start(dim, value):
+            return (
+                jnp.zeros(num_options(dim), jnp.result_type(float)) if is_discrete(dim) else value
+            )
+
+        return treedef.unflatten(leafwise(start, spaces.default(space)))
+
+    def sample(key, phi):
+        keys = jax.random.split(key, len(dims))
+        leaves = [
+            _lowest(dim) + jax.random.categorical(k, leaf).astype(jnp.int32)
+            if is_discrete(dim)
+            else leaf
+            for dim, k, leaf in zip(dims, keys, jax.tree.leaves(phi), strict=True)
+        ]
+        return treedef.unflatten(leaves)
+
+    def log_prob(phi, hparams):
+        def one(dim, leaf, value):
+            return (
+                jax.nn.log_softmax(leaf)[value - _lowest(dim)]
+                if is_discrete(dim)
+                else jnp.zeros(())
+            )
+
+        return sum(leafwise(one, phi, hparams), jnp.zeros(()))
+
+    def entropy(phi):
+        def one(dim, leaf):
+            return (
+                jnp.sum(jax.scipy.special.entr(jax.nn.softmax(leaf)))
+                if is_discrete(dim)
+                else jnp.zeros(())
+            )
+
+        return sum(leafwise(one, phi), jnp.zeros(()))
+
+    def mode(phi):
+        def one(dim, leaf):
+            if not is_discrete(dim):
+                return leaf
+            return _lowest(dim) + jnp.argmax(leaf).astype(jnp.int32)
+
+        return treedef.unflatten(leafwise(one, phi))
+
+    def outcomes(phi):
+        sizes = [num_options(dim) for dim in dims if is_discrete(dim)]
+        num = math.prod(sizes)
+        if num > MAX_OUTCOMES:
+            raise ValueError(
+                f"space has {num} combinations of integers and choices, expected at most {MAX_OUTCOMES} to "
+                "enumerate; draw some: sampled(num_samples)"
+            )
+        index = iter(np.indices(sizes).reshape(len(sizes), -1).astype(np.int32))
+
+        def one(dim, leaf):
+            if is_discrete(dim):
+                return _lowest(dim) + jnp.asarray(next(index))
+            return jnp.broadcast_to(leaf, (num, *jnp.shape(leaf)))
+
+        return treedef.unflatten(leafwise(one, phi))
+
+    logits = [
+        spaces.Real(-EDGE, EDGE, 0.0, (num_options(dim),)) if is_discrete(dim) else dim
+        for dim in dims
+    ]
+    return Policy(init, sample, log_prob, entropy, mode, outcomes, treedef.unflatten(logits))
+
+
+def num_options(dim: Integer | Choice) -> int:
+    """Count the values of a discrete dimension."""
+    return dim.high - dim.low + 1 if isinstance(dim, Integer) else len(dim.options)
+
+
+def _lowest(dim: Integer | Choice) -> int:
+    return dim.low if isinstance(dim, Integer) else 0
+
+
+def natural(space: PyTree, damping: float = 0.0) -> Callable[[PyTree, PyTree], PyTree]:
+    """Precondition the gradient of each leaf's logits by its Fisher matrix, in closed form.
+
+    F = diag(p) − p pᵀ,   F⁺ g = P (P g / p),   P = I − 11ᵀ/K
+    (F + ρI)⁻¹ g = y + u (p·y) / (ρ Σu),   y = g / (p + ρ),   u = p / (p + ρ)       for damping ρ > 0
+
+    The natural gradient does not depend on how the probabilities are parametrized: an option of small
+    probability moves as fast as its advantage says.
+
+    **Cost:** K operations a leaf. **Limits:** without damping an option of probability p adds noise of the
+    order of 1/p.
+
+    Args:
+        space: of a `factorized` policy.
+        damping: ρ, at least 0.
+
+    Returns:
+        (φ, gradient) -> gradient, linear in the gradient; real leaves pass.
+
+    Reference:
+        Amari, "Natural gradient works efficiently in learning", Neural Computation 10, 1998.
+    """
+    spaces.check_traceable(space)
+    if (
+        isinstance(damping, bool)
+        or not isinstance(damping, (int, float))
+        or not 0 <= damping < math.inf
+    ):
+        raise ValueError(f"damping is {damping!r}, expected a number of at least 0; pass e.g. 0.01")
+
+    def solve(dim, logits, g):
+        if not is_discrete(dim):
+            return g
+        p = jax.nn.softmax(logits)
+        if damping == 0:
+            x = (g - jnp.mean(g)) / jnp.maximum(p, jnp.finfo(p.dtype).tiny)
+            return x - jnp.mean(x)
+        y, u = g / (p + damping), p / (p + damping)
+        return y + u * jnp.sum(p * y) / (damping * jnp.sum(u))
+
+    return lambda phi, gradient: jax.tree.map(solve, space, phi, gradient)
+
+
+class Baseline(NamedTuple):
+    """What is subtracted from values before they weigh scores: no bias, less variance.
+
+    Attributes:
+        init: () -> state.
+        advantages: (state, values `[S]`) -> (state, advantages `[S]`). That of a value must not depend on
+            the value itself but by the value: what is subtracted comes from others.
+    """
+
+    init: Callable[[], PyTree]
+    advantages: Callable[[PyTree, Array], tuple[PyTree, Array]]
+
+
+def no_baseline() -> Baseline:
+    """Subtract nothing."""
+    return Baseline(lambda: (), lambda state, values: (state, values))
+
+
+def leave_one_out() -> Baseline:
+    """Subtract from each value the mean of the other ones; the value of a single sample stays.
+
+    A_s = f_s − Σ_{r≠s} f_r / (S − 1)
+    """
+    return Baseline(lambda: (), lambda state, values: (state, values - mean_of_others(values)))
+
+
+def running_mean(decay: float = 0.9) -> Baseline:
+    """Subtract the running mean of the values of earlier estimates; nothing in the first one.
+
+    m ← decay m + (1 − decay) mean(f),   A_s = f_s − m / (1 − decayⁿ)   with m before the update
+    """
+    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1:
+        raise ValueError(f"decay is {decay!r}, expected a number in [0, 1); pass e.g. 0.9")
+
+    def init():
+        return jnp.zeros(()), jnp.zeros(())
+
+    def advantages(state, values):
+        mean, weight = state
+        learned = mean / jnp.where(weight > 0, weight, 1)
+        now = jnp.mean(values)
+        # a run that diverged is not remembered
+        seen = jnp.isfinite(now)
+        mean = jnp.where(seen, decay * mean + (1 - decay) * now, mean).astype(mean.dtype)
+        weight = jnp.where(seen, decay * weight + (1 - decay), weight)
+        return (mean, weight), values - learned.astype(values.dtype)
+
+    return Baseline(init, advantages)
+
+
+def mean_of_others(values: Array) -> Array:
+    """Return for each of `[S, ...]` the mean of the other ones; zeros where there is no other."""
+    num = values.shape[0]
+    return (jnp.sum(values, 0) - values) / (num - 1) if num > 1 else jnp.zeros_like(values)
+
+
+Relaxation: TypeAlias = Callable[[Key, Array], Array]
+"""(key, logits `[K]`) -> weights `[K]` that sum to 1, differentiable in the logits."""
+
+
+def softmax(temperature: float = 1.0) -> Relaxation:
+    """Mix all options by their probabilities, without noise, as DARTS does.
+
+    y = softmax(φ/τ)
+
+    Reference:
+        Liu, Simonyan, Yang, 2019, arXiv:1806.09055, equation 2.
+    """
+    _check_temperature(temperature)
+    return lambda key, logits: jax.nn.softmax(logits / temperature)
+
+
+def gumbel_softmax(temperature: float = 1.0) -> Relaxation:
+    """Mix the options by a relaxed sample: y = softmax((φ + g)/τ), g standard Gumbel noise.
+
+    At τ → 0 a sample of softmax(φ) in one-hot form; the lower τ, the less bias and the more variance.
+
+    Reference:
+        Jang, Gu, Poole, 2017, arXiv:1611.01144; Maddison, Mnih, Teh, 2017, arXiv:1611.00712.
+    """
+    _check_temperature(temperature)
+
+    def relax(key, logits):
+        return jax.nn.softmax(
+            (logits + jax.random.gumbel(key, logits.shape, logits.dtype)) / temperature
+        )
+
+    return relax
+
+
+def straight_through(temperature: float = 1.0) -> Relaxation:
+    """Use a true sample, in one-hot form, with the derivative of `gumbel_softmax`.
+
+    Reference:
+        Bengio, Leonard, Courville, 2013, arXiv:1308.3432; Jang, Gu, Poole, 2017, arXiv:1611.01144, section 2.2.
+    """
+    soft = gumbel_softmax(temperature)
+
+    def relax(key, logits):
+        weights = soft(key, logits)
+        hard = jax.nn.one_hot(jnp.argmax(weights), logits.size, dtype=logits.dtype)
+        return hard + (weights - jax.lax.stop_gradient(weights))
+
+    return relax
+
+
+def relax(space: PyTree, relaxation: Relaxation, key: Key, phi: PyTree) -> HParams:
+    """Make hparams of φ whose choices are weights `[K]` and whose integers are weighted means.
+
+    A problem reads them with `space.select`, which takes indices and weights alike.
+    """
+    dims, treedef = jax.tree.flatten(space)
+    keys = jax.random.split(key, len(dims))
+
+    def one(dim, k, leaf):
+        if not is_discrete(dim):
+            return leaf
+        weights = relaxation(k, leaf)
+        if isinstance(dim, Choice):
+            return weights
+        return weights @ jnp.arange(dim.low, dim.high + 1, dtype=weights.dtype)
+
+    leaves = zip(dims, keys, jax.tree.leaves(phi), strict=True)
+    return treedef.unflatten([one(*each) for each in leaves])
+
+
+def _check_temperature(temperature: float) -> None:
+    number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+    if not number or not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature is {temperature!r}, expected a positive number; pass e.g. 0.5"
+        )
