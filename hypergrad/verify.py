@@ -1,6 +1,7 @@
 """Compare every estimator with float64 finite differences, on the user's own task."""
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,15 +10,19 @@ import numpy as np
 
 from hypergrad import registry, space as spaces, tree
 from hypergrad.adjoint import mixed, plain
-from hypergrad.estimators import Estimator, drift, forward, reverse, reversible
-from hypergrad.estimators.base import temporary_bytes
+from hypergrad.estimators import Estimator, drift, es, forward, nres, pes, reverse, reversible
+from hypergrad.estimators.base import split_key, temporary_bytes
 from hypergrad.momentum import Recursion
 from hypergrad.problem import Problem, Task, check, check_horizon
 from hypergrad.train import init_state, unroll
-from hypergrad.types import HParams, PyTree
+from hypergrad.types import HParams, Key, PyTree
 
 STEP = 1e-6
 """Step of the central differences, in the unconstrained coordinates of the space."""
+SIGMA = 1e-3
+"""Moves of the stochastic estimators there: small, so that the smoothed gradient is the gradient."""
+NUM_ESTIMATES = 16
+"""Independent estimates whose mean is compared, and whose spread gives its standard error."""
 
 
 class Row(NamedTuple):
@@ -32,6 +37,8 @@ class Row(NamedTuple):
         num_bytes: temporary memory of the compiled estimate.
         exact: whether the estimator claims to be exact.
         refused: why the estimator does not take this task; empty if it does.
+        deviation: of a stochastic estimator, the largest error over the leaves as a multiple of its standard
+            error; None for the others.
     """
 
     estimator: str
@@ -42,6 +49,7 @@ class Row(NamedTuple):
     num_bytes: int
     exact: bool
     refused: str = ""
+    deviation: float | None = None
 
 
 def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row]:
@@ -51,7 +59,10 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     random unit direction d a leaf; in z both sides stay within the bounds, however close they are.
     Params, batches and hparams are cast to float64 for it; jax must run with x64.
 
-    **Cost:** two trainings a leaf, and one compilation an estimator.
+    A stochastic estimator (`es`, `pes`, `nres`) is run 16 times, independently, on the same training run; the
+    error of the mean is judged by its standard error.
+
+    **Cost:** two trainings a leaf, one compilation an estimator, and 256 trainings a stochastic one.
 
     **Limits:** a network with kinks (ReLU) is not differentiable on a set that a step of h may cross;
     errors of 1e-4 are then no fault of the estimator. Smooth activations agree to about 1e-8.
@@ -87,50 +98,115 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
             f"task {task.name!r} has an objective that is not finite around the default of hparams[{name!r}], "
             "expected a finite one; pass a shorter --horizon, or move the default"
         )
+    slopes = Slopes(hparams, key, lambda grads: _along(pull(grads)[0], directions), reference)
     rows = []
-    estimators: dict[str, tuple[Estimator, bool]] = {
-        "reverse": (reverse(problem, horizon), True),
-        "reverse, all states": (reverse(problem, horizon, backward=mixed(())), True),
-        "reverse, plain": (reverse(problem, horizon, backward=plain()), True),
-        "forward": (forward(problem, horizon, chunk=16), True),
-        "truncated, a quarter": (registry.estimator("truncated", problem, horizon), False),
-        "implicit": (registry.estimator("implicit", problem, horizon), False),
-        "drift": (drift(problem, horizon), True),
-        "reversible": (reversible(problem, horizon, min_momentum=0.25), True),
-    }
     refused = _irreversible(problem, hparams)
-    for name, (estimator, exact) in estimators.items():
+    for name, (estimator, exact) in _deterministic(problem, horizon).items():
         if refused and name in ("drift", "reversible"):
             rows.append(Row(name, np.nan, "", np.nan, np.nan, 0, exact, refused))
             continue
-        state = estimator.init(key, hparams)
         try:
-            lowered = jax.jit(estimator.estimate).lower(key, state, hparams)
+            compiled, state = _compile(estimator, key, hparams)
         except ValueError as error:
             if exact:
                 raise
             rows.append(Row(name, np.nan, "", np.nan, np.nan, 0, exact, str(error)))
             continue
-        compiled = lowered.compile()
-        grads = jax.block_until_ready(compiled(key, state, hparams))[1].hypergrad
-        ours = _along(pull(grads)[0], directions)
-        scale = np.maximum(np.abs(reference), 1e-6 * max(np.abs(reference).max(), 1e-30))
-        errors = np.abs(ours - reference) / scale
-        worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
-        norms = float(np.linalg.norm(ours) * np.linalg.norm(reference))
+        ours = slopes.along(compiled(key, state, hparams)[1].hypergrad)
         times = _interleave(lambda c=compiled, s=state: c(key, s, hparams), train)
-        rows.append(
-            Row(
-                name,
-                float(errors[worst]),
-                tree.leaf_names(hparams)[worst],
-                float(ours @ reference / norms) if norms else 1.0,
-                times,
-                temporary_bytes(compiled),
-                exact,
-            )
-        )
+        rows.append(Row(name, *slopes.compare(ours), times, temporary_bytes(compiled), exact))
+    fixed = frozen(problem, key)
+    for name, estimator in _stochastic(fixed, horizon, task.space).items():
+        compiled, state = _compile(estimator, key, hparams)
+        ours, deviation = slopes.judge(estimator.init, compiled)
+        times = _interleave(lambda c=compiled, s=state: c(key, s, hparams), train)
+        size = temporary_bytes(compiled)
+        rows.append(Row(name, *slopes.compare(ours), times, size, False, deviation=deviation))
     return rows
+
+
+class Slopes(NamedTuple):
+    """The finite differences, and what is compared with them.
+
+    Attributes:
+        hparams: where they were taken.
+        key: of the run.
+        along: hypergrad -> its slope along the direction of each leaf `[num_leaves]`.
+        reference: the finite differences `[num_leaves]`.
+    """
+
+    hparams: HParams
+    key: Key
+    along: Callable[[HParams], np.ndarray]
+    reference: np.ndarray
+
+    @property
+    def scale(self) -> np.ndarray:
+        """What errors are relative to: each slope, but no less than a millionth of the largest."""
+        sizes = np.abs(self.reference)
+        return np.maximum(sizes, 1e-6 * max(sizes.max(), 1e-30))
+
+    def compare(self, ours: np.ndarray) -> tuple[float, str, float]:
+        """Return the largest relative error, the leaf that has it, and the cosine."""
+        errors = np.abs(ours - self.reference) / self.scale
+        worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
+        norms = float(np.linalg.norm(ours) * np.linalg.norm(self.reference))
+        cosine = float(ours @ self.reference / norms) if norms else 1.0
+        return float(errors[worst]), tree.leaf_names(self.hparams)[worst], cosine
+
+    def judge(self, init: Callable, compiled: Callable) -> tuple[np.ndarray, float]:
+        """Return the mean slopes of independent estimates, and their largest error in standard errors."""
+        begin, each = jax.jit(init), []
+        for key in jax.random.split(self.key, NUM_ESTIMATES):
+            state = begin(key, self.hparams)
+            each.append(self.along(compiled(key, state, self.hparams)[1].hypergrad))
+        mean, spread = np.mean(each, 0), np.std(each, 0, ddof=1)
+        error = np.maximum(spread / NUM_ESTIMATES**0.5, 1e-6 * self.scale)
+        return mean, float(np.max(np.abs(mean - self.reference) / error))
+
+
+def _compile(estimator: Estimator, key: Key, hparams: HParams) -> tuple[Any, PyTree]:
+    """Compile an estimate, and make the state it starts from."""
+    state = estimator.init(key, hparams)
+    return jax.jit(estimator.estimate).lower(key, state, hparams).compile(), state
+
+
+def _deterministic(problem: Problem, horizon: int) -> dict[str, tuple[Estimator, bool]]:
+    """Make the estimators that do not draw, and say which claim to be exact."""
+    return {
+        "reverse": (reverse(problem, horizon), True),
+        "reverse, all states": (reverse(problem, horizon, backward=mixed(())), True),
+        "reverse, plain": (reverse(problem, horizon, backward=plain()), True),
+        "forward": (forward(problem, horizon, chunk=16), True),
+        "truncated, a quarter": (registry.estimator("truncated", problem, horizon, None), False),
+        "implicit": (registry.estimator("implicit", problem, horizon, None), False),
+        "drift": (drift(problem, horizon), True),
+        "reversible": (reversible(problem, horizon, min_momentum=0.25), True),
+    }
+
+
+def _stochastic(problem: Problem, horizon: int, space: PyTree) -> dict[str, Estimator]:
+    """Make the stochastic estimators, with moves small enough to compare them with the gradient itself."""
+    settings: dict[str, Any] = {"sigma": SIGMA, "space": space, "num_pairs": 8}
+    window = registry.quarter(horizon)
+    return {
+        "es": es(problem, horizon, **settings),
+        "pes": pes(problem, horizon, window, **settings),
+        "nres": nres(problem, horizon, window, **settings),
+    }
+
+
+def frozen(problem: Problem, key: Key) -> Problem:
+    """Fix initial weights and batches to those that an estimate with `key` has, whatever key is given."""
+    run_key, valid_key = split_key(key)
+    init_key, batch_key = jax.random.split(run_key)
+    return problem._replace(
+        init=lambda key, hparams: problem.init(init_key, hparams),
+        train_batch=lambda key, step: problem.train_batch(
+            jax.random.fold_in(batch_key, step), step
+        ),
+        valid_batch=lambda key: problem.valid_batch(valid_key),
+    )
 
 
 def _irreversible(problem: Problem, hparams: HParams) -> str:

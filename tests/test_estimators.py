@@ -13,9 +13,12 @@ from hypergrad.adjoint import nested_checkpoint, sqrt_checkpoint
 from hypergrad.estimators import (
     average,
     drift,
+    es,
     forward,
     implicit,
     mixed,
+    nres,
+    pes,
     plain,
     plan,
     reverse,
@@ -44,6 +47,12 @@ ESTIMATORS = {
 }
 IMPLICIT = {"implicit": lambda p, n: implicit(p, n, solve=neumann(3, step_size=0.1))}
 """Differentiates no run, so that it has the contract but not the comparisons."""
+EVOLUTION = {
+    "es": lambda p, n: es(p, n, sigma=1e-2, num_pairs=2),
+    "pes": lambda p, n: pes(p, n, 1, sigma=1e-2, num_pairs=2),
+    "nres": lambda p, n: nres(p, n, 1, sigma=1e-2, num_pairs=2),
+}
+"""Draw, so that they are compared in `tests/test_evolution.py`, by their standard errors."""
 UNDONE = ("drift", "reversible")
 """These take SGD with momentum alone; `tests/test_reversal.py` has more of it."""
 MOMENTUM = ("schedules", "batch_norm_dropout")
@@ -114,9 +123,11 @@ def assert_close_in_float32(actual, expected):
     "problem_name",
     ["ridge", "schedules", "batch_norm_dropout", "adam_dead_input", "recurrent", "polyak"],
 )
-@pytest.mark.parametrize("name", ["reverse", "forward", "truncated_window", "implicit", *UNDONE])
+@pytest.mark.parametrize(
+    "name", ["reverse", "forward", "truncated_window", "implicit", *EVOLUTION, *UNDONE]
+)
 def test_contract(problem_name, name):
-    if name in UNDONE and problem_name != "schedules":
+    if name in (*UNDONE, *EVOLUTION) and problem_name != "schedules":
         pytest.skip("one problem is enough for an estimator that shares its passes")
     problem, hparams = ALL[problem_name]()
     if name in IMPLICIT:
@@ -130,7 +141,7 @@ def test_contract(problem_name, name):
         return ALL_LOSS(*args)
 
     ALL_LOSS = problem.loss
-    estimator = (ESTIMATORS | IMPLICIT)[name](problem._replace(loss=loss), HORIZON)
+    estimator = (ESTIMATORS | IMPLICIT | EVOLUTION)[name](problem._replace(loss=loss), HORIZON)
     state = estimator.init(KEY, hparams)
     compiled = jax.jit(estimator.estimate)
     first = compiled(KEY, state, hparams)
