@@ -109,7 +109,7 @@ def run_window(
     return Window(train, gaps, jnp.mean(values), first)
 
 
-def where(condition: Array, new: PyTree, old: PyTree) -> Any:
+def choose(condition: Array, new: PyTree, old: PyTree) -> Any:
     """Choose between two trees by one boolean `[]`."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 

@@ -104,7 +104,7 @@ def _divide(numerator: Array, denominator: Array) -> Array:
 
 def _spread(sigma: Any, like: PyTree) -> PyTree:
     """Give every leaf of `like` its σ."""
-    if jax.tree.structure(sigma) == jax.tree.structure(0.0):
+    if jax.tree.structure(sigma) == jax.tree.structure(0.0) and np.ndim(sigma) == 0:
         return jax.tree.map(lambda leaf: jnp.asarray(sigma, jnp.result_type(leaf)), like)
     if jax.tree.structure(sigma) != jax.tree.structure(like):
         raise ValueError(

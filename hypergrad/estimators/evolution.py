@@ -15,11 +15,11 @@ from hypergrad.pairs import (
     Window,
     begin,
     both_sides,
+    choose,
     earliest,
     final_objective,
     mean_and_error,
     run_window,
-    where,
 )
 from hypergrad.perturb import Perturbation, gaussian
 from hypergrad.problem import Problem, check_horizon, check_problem
@@ -56,10 +56,12 @@ class EvolutionInfo(NamedTuple):
         """Say in words what is wrong with the estimate, and what to do."""
         said = []
         if self.num_nonfinite > 0:
+            rest = "the mean is over those that survived"
+            if self.num_nonfinite == self.num_pairs:
+                rest = "there is no estimate"
             said.append(
                 f"{self.num_nonfinite} of {self.num_pairs} pairs were not finite (the first at step "
-                f"{self.first_nonfinite}) and are left out: the mean is over those that survived; lower sigma "
-                "or the learning rate"
+                f"{self.first_nonfinite}) and are left out: {rest}; lower sigma or the learning rate"
             )
         size, noise = float(tree.norm(estimate.hypergrad)), float(tree.norm(self.std_error))
         if size < noise:
@@ -275,7 +277,7 @@ def _online(
         fresh = moves.draw(jax.random.fold_in(draw_key, pair.num_windows), hparams)
         unit, credited = rule(starts, fresh, pair.noise)
         moved = both_sides(moves, hparams, unit)
-        train = where(starts, begin(problem, start_key, moved), pair.train)
+        train = choose(starts, begin(problem, start_key, moved), pair.train)
         found = run_window(problem, hparams, moved, train, batch, window)
         # a run that was not finite once stays out of the means, from its first such step on
         before = jnp.where(starts, -1, pair.first_nonfinite)
@@ -298,7 +300,7 @@ def _online(
             index, key = inputs
             keys = jax.random.split(key, num_pairs)
             moved, _ = jax.vmap(advance, in_axes=(0, 0, None, None))(keys, pairs, hparams, batch)
-            return jax.vmap(where)(index < windows, moved, pairs), None
+            return jax.vmap(choose)(index < windows, moved, pairs), None
 
         turns = (jnp.arange(num_windows - 1), jax.random.split(run_key, num_windows - 1))
         return jax.lax.scan(turn, pairs, turns)[0]
