@@ -1,4 +1,4 @@
-"""Evolution strategies: hypergradients from runs with moved hyperparameters, where derivatives are of no use."""
+"""Evolution strategies: hypergradients from runs with moved hyperparameters, where derivatives are no use."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -64,10 +64,10 @@ class EvolutionInfo(NamedTuple):
                 f"{self.first_nonfinite}) and are left out: {rest}; lower sigma or the learning rate"
             )
         size, noise = float(tree.norm(estimate.hypergrad)), float(tree.norm(self.std_error))
-        if size < noise:
+        if size < 1.5 * noise:
             said.append(
-                f"the standard error is {noise:.1e}, expected below the hypergradient's norm of {size:.1e}: "
-                "this is noise; raise num_pairs or sigma, or move fewer hparams"
+                f"the hypergradient's norm is {size:.1e}, its standard error {noise:.1e}: mostly noise; "
+                "raise num_pairs or sigma, or move fewer hparams"
             )
         errors = zip(tree.leaf_names(self.std_error), jax.tree.leaves(self.std_error), strict=True)
         for name, error in errors:

@@ -72,8 +72,8 @@ class ImplicitInfo(NamedTuple):
             )
         if not self.smallest_curvature > 0:
             said.append(
-                f"the smallest curvature met is {self.smallest_curvature:.1e}, expected above 0: the Hessian is "
-                "not positive definite here; train longer, pass solve=damped(cg(), γ) with a larger γ than "
+                f"the smallest curvature met is {self.smallest_curvature:.1e}, expected above 0: the Hessian "
+                "is not positive definite here; train longer, pass solve=damped(cg(), γ) with a larger γ than "
                 "that, or curvature=gauss_newton(...)"
             )
         if not self.converged:
