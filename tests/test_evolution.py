@@ -50,12 +50,15 @@ def objective_at(problem, hparams, num_steps):
     return problem.objective(state.params, hparams, problem.valid_batch(KEY))
 
 
+@functools.cache
 def exact(name):
     """The gradient by plain autodiff, of the target that the estimator names."""
     ends = range(WINDOW, HORIZON + 1, WINDOW) if name.endswith("mean") else [HORIZON]
-    return jax.grad(lambda h: sum(objective_at(QUADRATIC.problem, h, n) for n in ends) / len(ends))(
-        QUADRATIC.hparams
-    )
+
+    def target(h):
+        return sum(objective_at(QUADRATIC.problem, h, n) for n in ends) / len(ends)
+
+    return jax.jit(jax.grad(target))(QUADRATIC.hparams)
 
 
 def repeat(estimator, hparams, num, length=1):
@@ -140,20 +143,18 @@ def test_a_wrong_scale_fails(monkeypatch):
         return moves._replace(move=gaussian(0.5 * sigma, space).move)
 
     monkeypatch.setattr(evolution, "gaussian", wrong)
-    for name in ("es", "pes, final"):
-        found = repeat(MAKERS[name](), QUADRATIC.hparams, NUM)
-        assert errors_off(found.hypergrad["point"][:, 0], exact(name)["point"])[0] > 5, name
+    found = repeat(MAKERS["es"](), QUADRATIC.hparams, NUM)
+    assert errors_off(found.hypergrad["point"][:, 0], exact("es")["point"])[0] > 10
 
 
 def test_ridge_is_approached_as_sigma_shrinks():
     """Not quadratic in its hparam: the smoothed gradient differs by O(σ²)."""
     solved = ridge()
     total = solved.direct["log_l2"] + solved.response["log_l2"]
-    for factory in (es, lambda p, n, **w: nres(p, n, 100, **w)):
-        estimator = factory(solved.problem, 200, sigma=1e-2, num_pairs=32)
-        found = repeat(estimator, solved.hparams, 32)
-        off, relative = errors_off(found.hypergrad["log_l2"][:, 0], total)
-        assert off < 4 and relative < 0.1
+    estimator = nres(solved.problem, 200, 100, sigma=1e-2, num_pairs=32)
+    found = repeat(estimator, solved.hparams, 32)
+    off, relative = errors_off(found.hypergrad["log_l2"][:, 0], total)
+    assert off < 4 and relative < 0.1
 
 
 def test_a_run_starts_anew_and_is_one_run():
@@ -354,13 +355,15 @@ def test_it_composes_with_average_and_descent():
 
 
 def test_frozen_problems_repeat_the_run_of_a_key():
-    from tests.problems import schedules
-
-    problem, hparams = schedules()
-    want = jax.jit(reverse(problem, 3).estimate)(KEY, (), hparams)[1]
-    fixed = reverse(frozen(problem, KEY), 3)
-    got = jax.jit(fixed.estimate)(jax.random.key(77), (), hparams)[1]
-    assert_close(got.hypergrad, want.hypergrad, 1e-3)
+    noisy = quadratic_bilevel(batch_size=2)
+    value = {
+        name: jax.jit(reverse(problem, 3).estimate)
+        for name, problem in (("free", noisy.problem), ("frozen", frozen(noisy.problem, KEY)))
+    }
+    want = value["free"](KEY, (), noisy.hparams)[1].value
+    other = jax.random.key(77)
+    assert value["frozen"](other, (), noisy.hparams)[1].value == want
+    assert value["free"](other, (), noisy.hparams)[1].value != want
 
 
 GOOD, H = QUADRATIC.problem, QUADRATIC.hparams
