@@ -7,6 +7,7 @@ and every iterate is judged by the same trainings. The full run takes about two 
 """
 
 import argparse
+import math
 import time
 from typing import Any
 
@@ -24,13 +25,15 @@ from hypergrad.space import LogReal, Sequence, constrain, default, schedule, unc
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import descent
 
-HORIZON, WINDOW = 100, 20
-RATES = LogReal(1e-3, 100.0, default=8.0)
+HORIZON, WINDOW = 50, 10
+PENALTY = 1e-2
+"""Without it the network would saturate at large rates, and stay so."""
+RATES = LogReal(1e-2, 30.0, default=4.0)
 SPACE = {"lr": Sequence(RATES, HORIZON, knots=5)}
-NUM_SEEDS, NUM_STEPS = 5, 60
-NUM_JUDGE = 8
+NUM_SEEDS, NUM_STEPS = 5, 100
+NUM_JUDGE = 4
 """Trainings, the same at every step, whose mean objective is drawn."""
-SIGMA = 0.1
+SIGMA = 0.2
 NUM_LANDSCAPE = 400
 STYLES: dict[str, dict[str, Any]] = {
     "reverse": {"color": "#D55E00", "linewidth": 1.5, "linestyle": (0, (5, 1.5))},
@@ -80,9 +83,13 @@ def make_problem(horizon: int = HORIZON, width: int = 16, num_train: int = 100) 
         logits = jnp.tanh(batch[0] @ params["one"]) @ params["two"]
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
+    def loss(params, h, batch):
+        squares = jnp.sum(params["one"] ** 2) + jnp.sum(params["two"] ** 2)
+        return cross_entropy(params, h, batch) + 0.5 * PENALTY * squares
+
     return Problem(
         init=init,
-        loss=cross_entropy,
+        loss=loss,
         objective=cross_entropy,
         optimizer=lambda h: optax.sgd(schedule(h["lr"])),
         train_batch=lambda key, step: train,
@@ -94,7 +101,7 @@ def estimators(problem: Problem) -> dict[str, Estimator]:
     settings: dict[str, Any] = {"space": SPACE, "sigma": SIGMA}
     return {
         "reverse": reverse(problem, HORIZON),
-        "truncated": truncated(problem, HORIZON, WINDOW),
+        "truncated": truncated(problem, HORIZON, WINDOW // 2),
         "es": es(problem, HORIZON, num_pairs=4, **settings),
         "pes": pes(problem, HORIZON, WINDOW, num_pairs=20, **settings),
         "nres": nres(problem, HORIZON, WINDOW, num_pairs=20, **settings),
@@ -119,12 +126,15 @@ def landscape(problem: Problem, num: int) -> list[Figure]:
         moved = z + SIGMA * jax.random.normal(key, (64,))
         return jnp.mean(jax.vmap(lambda z: at(constrain(RATES, z)))(moved))
 
-    curves = {"one training": jax.jit(lambda: jax.lax.map(at, rates, batch_size=4))}
-    curves["smoothed"] = jax.jit(lambda: jax.lax.map(smoothed, rates))
-    return [
-        Figure("rates", "learning rate", rounded(rates), "a step"),
-        *(Figure(name, "objective", rounded(curve()), "nats") for name, curve in curves.items()),
-    ]
+    curves = {
+        "one training": (rates, jax.jit(lambda rates: jax.lax.map(at, rates, batch_size=4))),
+        "smoothed": (rates[::4], jax.jit(lambda rates: jax.lax.map(smoothed, rates))),
+    }
+    figures = []
+    for name, (along, curve) in curves.items():
+        figures.append(Figure(name, "learning rate", rounded(along), "a step"))
+        figures.append(Figure(name, "objective", rounded(curve(along)), "nats"))
+    return figures
 
 
 def descend(
@@ -187,13 +197,13 @@ def table(results: Results) -> str:
         found = results.cases[f"descent by {name}"][name]
         traces = np.array(found["objective"], float)
         last = traces[:, -1]
-        norms = np.array(found["hypergrad norm"], float)
+        first = np.median(np.array(found["hypergrad norm"], float)[:, 0])
         rows.append(
             [
                 name,
                 f"{np.mean(traces[:, 0]):.2f}",
                 f"{np.mean(last):.2f} ({np.min(last):.2f} to {np.max(last):.2f})",
-                f"{np.nanmedian(norms[:, 0]):.1e}",
+                f"{first:.1e}" if np.isfinite(first) else "not finite",
                 f"{sum(found['skipped'])}",
                 f"{1e3 * np.median(found['time']):.0f}",
             ]
@@ -214,25 +224,39 @@ summary = table
 def draw(results: Results) -> Any:
     """Draw the landscape, the descents and the adjoint, from the results alone."""
     with plots._style():
-        figure, ((land, walk, back),) = plots._grid(plots.WIDE, 0.42, 1, 3)
+        figure, ((land, walk, back),) = plots._grid(plots.WIDE, 0.4, 1, 3)
         scene = results.cases["landscape"]
-        rates = np.array(scene["rates"]["learning rate"], float)
-        jagged = np.array(scene["one training"]["objective"], float)
-        land.plot(rates, jagged, color="#9a9a9a", linewidth=0.7)
-        land.plot(rates, np.array(scene["smoothed"]["objective"], float), **STYLES["nres"])
+        lines = {
+            name: (np.array(found["learning rate"], float), np.array(found["objective"], float))
+            for name, found in scene.items()
+        }
+        rates, jagged = lines["one training"]
+        land.plot(rates, jagged, color="#9a9a9a", linewidth=0.7, label="one training")
+        land.plot(*lines["smoothed"], color="#333333", linewidth=1.4, label="smoothed")
         land.axvline(RATES.start, color="#333333", linewidth=0.8, linestyle=(0, (1.5, 1.5)))
-        land.set(xscale="log", yscale="log", title="objective along a constant rate")
-        land.set_xlabel("learning rate")
+        land.set_xscale("log")
+        plots._log_ticks(land.xaxis, math.log10(rates[-1] / rates[0]))
+        plots._scale(land, jagged, log=True)
+        land.set(title="objective along the rate", xlabel="learning rate, constant")
+        land.legend(loc="upper left")
+        shown = []
         for name, style in STYLES.items():
             traces = np.array(results.cases[f"descent by {name}"][name]["objective"], float)
             steps = np.arange(traces.shape[1])
             curve = plots.Curve(steps, *np.quantile(traces, [0.5, 0, 1], axis=0))
             plots._band(walk, curve, style["color"])
             walk.plot(steps, curve.mean, label=name, **style)
-        walk.set(yscale="log", title="objective", xlabel="step of the descent")
-        for name, color in (("start", "#D55E00"), ("tuned", "#007D5C")):
+            shown.append(traces.ravel())
+        plots._scale(walk, np.concatenate(shown), log=True)
+        walk.set(title="objective, descending", xlabel="step of the descent")
+        shown = []
+        ends = {"start": ("at the start", "#333333"), "tuned": ("where nres arrived", "#007D5C")}
+        for name, (label, color) in ends.items():
             norms = np.array(results.cases["adjoint"][name]["sensitivity"], float)
-            back.plot(np.arange(norms.size), norms, color=color, linewidth=1.6)
-        back.set(yscale="log", title="norm of the adjoint", xlabel="training step")
+            back.plot(np.arange(norms.size), norms, color=color, linewidth=1.4, label=label)
+            shown.append(norms[np.isfinite(norms)])
+        plots._scale(back, np.concatenate(shown), log=True)
+        back.set(title="norm of the adjoint", xlabel="step of training")
+        back.legend(loc="upper right")
         plots._legend(figure, walk, plots.WIDE)
         return figure

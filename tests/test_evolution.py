@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import space as spaces
+from benchmarks import chaotic
+from hypergrad import space as spaces, tree
 from hypergrad.estimators import (
     advice,
     average,
@@ -364,6 +365,45 @@ def test_frozen_problems_repeat_the_run_of_a_key():
     other = jax.random.key(77)
     assert value["frozen"](other, (), noisy.hparams)[1].value == want
     assert value["free"](other, (), noisy.hparams)[1].value != want
+
+
+def test_where_training_is_chaotic_reverse_explodes_and_says_so_and_pes_does_not():
+    """The start of `benchmarks/chaotic.py`, shorter: the objective falls with the rates there."""
+    problem = chaotic.make_problem(width=8, num_train=50)
+    space = {"lr": Sequence(chaotic.RATES, 30, knots=2)}
+    hparams = spaces.default(space)
+    found = jax.jit(reverse(problem, 30).estimate)(KEY, (), hparams)[1]
+    (line,) = advice(found)
+    assert found.info.growth > 1.3 and float(tree.norm(found.hypergrad)) > 1e6
+    assert f"grows {found.info.growth:.3g}x a step and exploded" in line and "at step " in line
+    assert found.info.first_nonfinite == -1 and np.isfinite(found.value)
+
+    estimator = pes(problem, 30, 10, space=space, sigma=0.2, num_pairs=24)
+    state = jax.jit(estimator.init)(KEY, hparams)
+    found = jax.jit(estimator.estimate)(KEY, state, hparams)[1]
+    assert float(tree.norm(found.hypergrad)) < 1e3
+    assert float(tree.norm(found.info.std_error)) < 1e3
+    assert np.sum(found.hypergrad["lr"]) > 0 and found.info.num_nonfinite == 0
+
+
+def test_the_growth_of_an_adjoint_that_overflows_is_that_before():
+    """In float32 the square of 1e30 overflows; the growth on the way there is still 10 a step."""
+    slope = Problem(
+        init=lambda key, h: jnp.ones(()),
+        loss=lambda p, h, b: 0.5 * p**2,
+        objective=lambda p, h, b: jnp.tanh(p) + p * h["rate"],
+        optimizer=lambda h: optax.sgd(h["rate"]),
+        train_batch=lambda key, step: (),
+        valid_batch=lambda key: (),
+    )
+    bent = slope._replace(
+        loss=lambda p, h, b: jnp.sin(p), optimizer=lambda h: optax.sgd(h["rate"] * 0 - 9.0)
+    )
+    found = jax.jit(reverse(bent, 60).estimate)(KEY, (), {"rate": jnp.float32(1.0)})[1]
+    norms = np.asarray(found.info.sensitivity)
+    assert np.isinf(norms).any() or np.isnan(norms).any()
+    assert found.info.growth > 2 and np.isfinite(found.info.growth)
+    assert "exploded" in advice(found)[0]
 
 
 GOOD, H = QUADRATIC.problem, QUADRATIC.hparams

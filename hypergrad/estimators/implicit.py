@@ -85,8 +85,8 @@ class ImplicitInfo(NamedTuple):
         if not abs(self.gap) <= 0.01 * abs(estimate.value):
             said.append(
                 f"training has not come to rest: the gradient norm is {self.gradient_norm:.1e} and the "
-                f"objective would still change by about {-self.gap:.1e} from {estimate.value:.1e}; raise the horizon, "
-                "lower the learning rate, or pass warm_start=True"
+                f"objective would still change by about {-self.gap:.1e} from {estimate.value:.1e}; raise the "
+                "horizon, lower the learning rate, or pass warm_start=True"
             )
         return said
 
