@@ -15,6 +15,8 @@ NAMES = {
     "compat": "whether the suite passes on every Python here, oldest and newest jax, x64 on and off",
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",
     "bilevel": "time to the solution of a stochastic quadratic, beside jaxopt's L-BFGS",
+    "chaotic": "hypergradient descent from a chaotic start: reverse, truncated, PES, NRES, ES",
+    "many": "32 hypergradients at once, and one device a core, against a loop",
     "hypercleaning": "finding flipped labels by tuning a weight for every example",
     "implicit": "cost and agreement of implicit hypergradients, beside jaxopt, TorchOpt and PyTorch",
     "schedules": "a tuned learning-rate schedule against constants, cosines and random search",

@@ -99,11 +99,12 @@ def recommend(
         return _drawn(problem, space, horizon, memory)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StructuralZeroWarning)  # they are among the reasons
-        return _real(_Case(problem, hparams, horizon, memory, seed))
+        return _real(_Case(problem, space, hparams, horizon, memory, seed))
 
 
 class _Case(NamedTuple):
     problem: Problem
+    space: PyTree
     hparams: HParams
     horizon: int
     memory: int
@@ -213,7 +214,7 @@ def _real(case: _Case) -> Recommendation:
 
 def _measure(case: _Case) -> tuple[float, float]:
     """Train once; return ‖∇_w L‖ at the end over that at the start, and the adjoint's growth a step."""
-    problem, hparams, horizon, _, seed = case
+    problem, _, hparams, horizon, _, seed = case
     key, choose = jax.random.key(seed), default_batch(problem)
 
     @jax.jit
@@ -242,7 +243,7 @@ def _measure(case: _Case) -> tuple[float, float]:
 
 def _at_rest(case: _Case, rest: float, reasons: list[str]) -> Estimator | None:
     """Return the implicit estimator where it applies; say why, or why not."""
-    problem, hparams, horizon, memory, seed = case
+    problem, _, hparams, horizon, memory, seed = case
     percent = (
         f"the gradient of training falls to {100 * rest:.2g} % of its first norm in {horizon} steps"
     )
@@ -273,7 +274,7 @@ def _at_rest(case: _Case, rest: float, reasons: list[str]) -> Estimator | None:
 
 def _within(case: _Case, count: int, reasons: list[str]) -> Recommendation:
     """Choose among the passes over the whole run by memory."""
-    problem, hparams, horizon, memory, _ = case
+    problem, _, hparams, horizon, memory, _ = case
     chosen, refusal = None, ""
     try:
         chosen = estimators.plan(problem, hparams, horizon, memory)
@@ -315,7 +316,7 @@ def _reverse(case: _Case, chosen: Plan, reasons: list[str]) -> Recommendation:
 
 def _undone(case: _Case, reasons: list[str]) -> Recommendation | None:
     """Return `drift` or `reversible` where the optimizer is SGD with momentum and they fit."""
-    problem, hparams, horizon, memory, seed = case
+    problem, _, hparams, horizon, memory, seed = case
     start = init_state(problem, jax.random.key(seed), hparams)
     try:
         recursion = Recursion(problem, hparams, start)
@@ -352,7 +353,7 @@ def _undone(case: _Case, reasons: list[str]) -> Recommendation | None:
 
 def _named(name: str, case: _Case, reasons: list[str]) -> Recommendation:
     """Build an estimator by its name in the registry."""
-    estimator = registry.estimator(name, case.problem, case.horizon)
+    estimator = registry.estimator(name, case.problem, case.horizon, case.space)
     return Recommendation(name, estimator, f"{name}(problem, {case.horizon})", reasons)
 
 

@@ -6,10 +6,13 @@ from hypergrad.directions import Method, amigo, finite_sum, nearest_divisor, sab
 from hypergrad.estimators import (
     Estimator,
     drift,
+    es,
     forward,
     hd,
     implicit,
+    nres,
     one_step,
+    pes,
     reverse,
     reversible,
     rtho,
@@ -17,6 +20,7 @@ from hypergrad.estimators import (
 )
 from hypergrad.problem import Problem
 from hypergrad.settings import check_name
+from hypergrad.types import PyTree
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "reverse": reverse,
@@ -28,6 +32,9 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "one_step": one_step,
     "rtho": rtho,
     "hd": hd,
+    "es": es,
+    "pes": pes,
+    "nres": nres,
 }
 ONLINE = ("one_step", "rtho", "hd")
 """Estimators whose training goes on from one hypergradient to the next."""
@@ -45,11 +52,15 @@ SUM_BATCH = 64
 """Examples in a minibatch of `saba`, as nearly as they divide the training set."""
 
 
-def estimator(name: str, problem: Problem, horizon: int) -> Estimator:
+def estimator(name: str, problem: Problem, horizon: int, space: PyTree) -> Estimator:
     """Build an estimator by name, with the settings the command line uses."""
     check_name("estimator", name, ESTIMATORS)
     if name == "truncated":
         return truncated(problem, horizon, max(1, horizon // 4))
+    if name == "es":
+        return es(problem, horizon, space=space)
+    if name in ("pes", "nres"):
+        return ESTIMATORS[name](problem, horizon, quarter(horizon), space=space)
     if name in ONLINE:
         interval = max(1, horizon // NUM_READ)
         return ESTIMATORS[name](problem, interval, restart_every=horizon)
@@ -65,3 +76,8 @@ def bilevel_method(name: str, problem: Problem) -> Method:
     if problem.train_set is not None:
         size = nearest_divisor(problem.train_set.num_examples, size)
     return saba(finite_sum(problem, size))
+
+
+def quarter(horizon: int) -> int:
+    """Return the largest divisor of the horizon that is at most a quarter of it, or 1."""
+    return next(d for d in range(max(1, horizon // 4), 0, -1) if horizon % d == 0)

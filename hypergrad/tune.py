@@ -267,7 +267,7 @@ def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
 
 def _estimator(task: Task, settings: Settings) -> Estimator:
     if settings.memory is None:
-        return registry.estimator(settings.estimator, task.problem, task.horizon)
+        return registry.estimator(settings.estimator, task.problem, task.horizon, task.space)
     if settings.estimator != "reverse":
         raise ValueError(
             f"memory is given with estimator {settings.estimator!r}, expected 'reverse'; leave one out"

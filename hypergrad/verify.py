@@ -1,6 +1,7 @@
 """Compare every estimator with float64 finite differences, on the user's own task."""
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,25 +13,32 @@ from hypergrad.adjoint import mixed_mode, plain
 from hypergrad.estimators import (
     Estimator,
     drift,
+    es,
     forward,
     hd,
+    nres,
     one_step,
+    pes,
     reverse,
     reversible,
     rtho,
 )
-from hypergrad.estimators.base import temporary_bytes
+from hypergrad.estimators.base import split_key, temporary_bytes
 from hypergrad.expected import check_policy, check_shared, enumerated, expected
 from hypergrad.momentum import Recursion
 from hypergrad.policies import factorized, is_discrete
 from hypergrad.problem import Problem, Task, check, check_horizon
 from hypergrad.train import init_state, unroll
-from hypergrad.types import HParams, PyTree
+from hypergrad.types import HParams, Key, PyTree
 
 STEP = 1e-6
 """Step of the central differences, in the unconstrained coordinates of the space."""
 MOST_TANGENTS = 64
 """Hyperparameters up to which `rtho` is compared."""
+SIGMA = 1e-3
+"""Moves of the stochastic estimators there: small, so that the smoothed gradient is the gradient."""
+NUM_ESTIMATES = 16
+"""Independent estimates whose mean is compared, and whose spread gives its standard error."""
 
 
 class Row(NamedTuple):
@@ -45,6 +53,8 @@ class Row(NamedTuple):
         num_bytes: temporary memory of the compiled estimate.
         exact: whether the estimator claims to be exact.
         refused: why the estimator does not take this task; empty if it does.
+        deviation: of a stochastic estimator, the largest error over the leaves as a multiple of its standard
+            error; None for the others.
     """
 
     estimator: str
@@ -55,6 +65,7 @@ class Row(NamedTuple):
     num_bytes: int
     exact: bool
     refused: str = ""
+    deviation: float | None = None
 
 
 def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row]:
@@ -66,7 +77,10 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     integers or choices, the hparams are those of `mixed` with `enumerated()`: logits, and the expected
     objective of weights that all combinations share.
 
-    **Cost:** two trainings a leaf, and one compilation an estimator.
+    A stochastic estimator (`es`, `pes`, `nres`) is run 16 times, independently, on the same training run; the
+    error of the mean is judged by its standard error.
+
+    **Cost:** two trainings a leaf, one compilation an estimator, and 256 trainings a stochastic one.
 
     **Limits:** a network with kinks (ReLU) is not differentiable on a set that a step of h may cross;
     errors of 1e-4 are then no fault of the estimator. Smooth activations agree to about 1e-8.
@@ -102,61 +116,121 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
             f"task {task.name!r} has an objective that is not finite around the default of hparams[{name!r}], "
             "expected a finite one; pass a shorter --horizon, or move the default"
         )
+    slopes = Slopes(hparams, key, lambda grads: _along(pull(grads)[0], directions), reference)
     rows = []
-    estimators: dict[str, tuple[Estimator, bool]] = {
-        "reverse": (reverse(problem, horizon), True),
-        "reverse, all states": (reverse(problem, horizon, backward=mixed_mode(())), True),
-        "reverse, plain": (reverse(problem, horizon, backward=plain()), True),
-        "forward": (forward(problem, horizon, chunk=16), True),
-        "truncated, a quarter": (registry.estimator("truncated", problem, horizon), False),
-        "one_step": (one_step(problem, horizon), False),
-        "rtho, from its start": (rtho(problem, horizon), True),
-        "hd": (hd(problem, horizon), False),
-        "implicit": (registry.estimator("implicit", problem, horizon), False),
-        "drift": (drift(problem, horizon), True),
-        "reversible": (reversible(problem, horizon, min_momentum=0.25), True),
-    }
-    refused = _irreversible(problem, hparams)
-    num_hparams = sum(leaf.size for leaf in jax.tree.leaves(hparams))
-    many = ""
-    if num_hparams > MOST_TANGENTS:
-        many = f"it would carry a state for each of the {num_hparams} hyperparameters"
-    unfit = {"drift": refused, "reversible": refused, "rtho, from its start": many}
-    for name, (estimator, exact) in estimators.items():
+    unfit = _unfit(problem, hparams)
+    for name, (estimator, exact) in _deterministic(problem, horizon).items():
         if unfit.get(name):
             rows.append(Row(name, np.nan, "", np.nan, np.nan, 0, exact, unfit[name]))
             continue
-        state = estimator.init(key, hparams)
         try:
-            lowered = jax.jit(estimator.estimate).lower(key, state, hparams)
+            compiled, state = _compile(estimator, key, hparams)
         except ValueError as error:
             if exact:
                 raise
             rows.append(Row(name, np.nan, "", np.nan, np.nan, 0, exact, str(error)))
             continue
-        compiled = lowered.compile()
-        grads = jax.block_until_ready(compiled(key, state, hparams))[1].hypergrad
-        ours = _along(pull(grads)[0], directions)
-        scale = np.maximum(np.abs(reference), 1e-6 * max(np.abs(reference).max(), 1e-30))
-        errors = np.abs(ours - reference) / scale
-        worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
-        norms = float(np.linalg.norm(ours) * np.linalg.norm(reference))
+        ours = slopes.along(compiled(key, state, hparams)[1].hypergrad)
         times = _interleave(lambda c=compiled, s=state: c(key, s, hparams), train)
-        rows.append(
-            Row(
-                name,
-                float(errors[worst]),
-                tree.leaf_names(hparams)[worst],
-                float(ours @ reference / norms) if norms else 1.0,
-                times,
-                temporary_bytes(compiled),
-                exact,
-            )
-        )
+        rows.append(Row(name, *slopes.compare(ours), times, temporary_bytes(compiled), exact))
+    fixed = frozen(problem, key)
+    for name, estimator in _stochastic(fixed, horizon, space).items():
+        compiled, state = _compile(estimator, key, hparams)
+        ours, deviation = slopes.judge(estimator.init, compiled)
+        times = _interleave(lambda c=compiled, s=state: c(key, s, hparams), train)
+        size = temporary_bytes(compiled)
+        rows.append(Row(name, *slopes.compare(ours), times, size, False, deviation=deviation))
     return rows
 
 
-def _real(problem: Problem, space: PyTree, key) -> tuple[Problem, PyTree]:
+class Slopes(NamedTuple):
+    """The finite differences, and what is compared with them.
+
+    Attributes:
+        hparams: where they were taken.
+        key: of the run.
+        along: hypergrad -> its slope along the direction of each leaf `[num_leaves]`.
+        reference: the finite differences `[num_leaves]`.
+    """
+
+    hparams: HParams
+    key: Key
+    along: Callable[[HParams], np.ndarray]
+    reference: np.ndarray
+
+    @property
+    def scale(self) -> np.ndarray:
+        """What errors are relative to: each slope, but no less than a millionth of the largest."""
+        sizes = np.abs(self.reference)
+        return np.maximum(sizes, 1e-6 * max(sizes.max(), 1e-30))
+
+    def compare(self, ours: np.ndarray) -> tuple[float, str, float]:
+        """Return the largest relative error, the leaf that has it, and the cosine."""
+        errors = np.abs(ours - self.reference) / self.scale
+        worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
+        norms = float(np.linalg.norm(ours) * np.linalg.norm(self.reference))
+        cosine = float(ours @ self.reference / norms) if norms else 1.0
+        return float(errors[worst]), tree.leaf_names(self.hparams)[worst], cosine
+
+    def judge(self, init: Callable, compiled: Callable) -> tuple[np.ndarray, float]:
+        """Return the mean slopes of independent estimates, and their largest error in standard errors."""
+        begin, each = jax.jit(init), []
+        for key in jax.random.split(self.key, NUM_ESTIMATES):
+            state = begin(key, self.hparams)
+            each.append(self.along(compiled(key, state, self.hparams)[1].hypergrad))
+        mean, spread = np.mean(each, 0), np.std(each, 0, ddof=1)
+        error = np.maximum(spread / NUM_ESTIMATES**0.5, 1e-6 * self.scale)
+        return mean, float(np.max(np.abs(mean - self.reference) / error))
+
+
+def _compile(estimator: Estimator, key: Key, hparams: HParams) -> tuple[Any, PyTree]:
+    """Compile an estimate, and make the state it starts from."""
+    state = estimator.init(key, hparams)
+    return jax.jit(estimator.estimate).lower(key, state, hparams).compile(), state
+
+
+def _deterministic(problem: Problem, horizon: int) -> dict[str, tuple[Estimator, bool]]:
+    """Make the estimators that do not draw, and say which claim to be exact."""
+    return {
+        "reverse": (reverse(problem, horizon), True),
+        "reverse, all states": (reverse(problem, horizon, backward=mixed_mode(())), True),
+        "reverse, plain": (reverse(problem, horizon, backward=plain()), True),
+        "forward": (forward(problem, horizon, chunk=16), True),
+        "truncated, a quarter": (registry.estimator("truncated", problem, horizon, None), False),
+        "one_step": (one_step(problem, horizon), False),
+        "rtho, from its start": (rtho(problem, horizon), True),
+        "hd": (hd(problem, horizon), False),
+        "implicit": (registry.estimator("implicit", problem, horizon, None), False),
+        "drift": (drift(problem, horizon), True),
+        "reversible": (reversible(problem, horizon, min_momentum=0.25), True),
+    }
+
+
+def _stochastic(problem: Problem, horizon: int, space: PyTree) -> dict[str, Estimator]:
+    """Make the stochastic estimators, with moves small enough to compare them with the gradient itself."""
+    settings: dict[str, Any] = {"sigma": SIGMA, "space": space, "num_pairs": 8}
+    window = registry.quarter(horizon)
+    return {
+        "es": es(problem, horizon, **settings),
+        "pes": pes(problem, horizon, window, **settings),
+        "nres": nres(problem, horizon, window, **settings),
+    }
+
+
+def frozen(problem: Problem, key: Key) -> Problem:
+    """Fix initial weights and batches to those that an estimate with `key` has, whatever key is given."""
+    run_key, valid_key = split_key(key)
+    init_key, batch_key = jax.random.split(run_key)
+    return problem._replace(
+        init=lambda key, hparams: problem.init(init_key, hparams),
+        train_batch=lambda key, step: problem.train_batch(
+            jax.random.fold_in(batch_key, step), step
+        ),
+        valid_batch=lambda key: problem.valid_batch(valid_key),
+    )
+
+
+def _real(problem: Problem, space: PyTree, key: Key) -> tuple[Problem, PyTree]:
     """Return a problem of real hyperparameters: the expected one of a policy where some are drawn."""
     if not any(map(is_discrete, jax.tree.leaves(space))):
         return problem, space
@@ -166,6 +240,15 @@ def _real(problem: Problem, space: PyTree, key) -> tuple[Problem, PyTree]:
     check_shared(problem, policy, phi)
     policy.outcomes(phi)  # too many are refused
     return expected(problem, policy, enumerated(), key), policy.space
+
+
+def _unfit(problem: Problem, hparams: HParams) -> dict[str, str]:
+    """Say of each estimator that is not for this task why not."""
+    refused = _irreversible(problem, hparams)
+    num, many = sum(leaf.size for leaf in jax.tree.leaves(hparams)), ""
+    if num > MOST_TANGENTS:
+        many = f"it would carry a state for each of the {num} hyperparameters"
+    return {"drift": refused, "reversible": refused, "rtho, from its start": many}
 
 
 def _irreversible(problem: Problem, hparams: HParams) -> str:

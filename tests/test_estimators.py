@@ -14,12 +14,15 @@ from hypergrad.estimators import (
     average,
     darts,
     drift,
+    es,
     forward,
     hd,
     implicit,
     mixed,
     mixed_mode,
+    nres,
     one_step,
+    pes,
     plain,
     plan,
     relaxed,
@@ -75,6 +78,12 @@ DRAWN = {
     "relaxed": lambda p, n: relaxed(reverse(p, n), CHOICES, num_samples=2),
 }
 """Of a policy's parameters; `tests/test_score.py` and `tests/test_mixed.py` have their comparisons."""
+EVOLUTION = {
+    "es": lambda p, n: es(p, n, sigma=1e-2, num_pairs=2),
+    "pes": lambda p, n: pes(p, n, 1, sigma=1e-2, num_pairs=2),
+    "nres": lambda p, n: nres(p, n, 1, sigma=1e-2, num_pairs=2),
+}
+"""Draw, so that they are compared in `tests/test_evolution.py`, by their standard errors."""
 UNDONE = ("drift", "reversible")
 """These take SGD with momentum alone; `tests/test_reversal.py` has more of it."""
 MOMENTUM = ("schedules", "batch_norm_dropout")
@@ -175,12 +184,13 @@ def assert_close_in_float32(actual, expected):
         *ONLINE,
         *UNDONE,
         *DRAWN,
+        *EVOLUTION,
     ],
 )
 def test_contract(problem_name, name):
     if (name in DRAWN) != (problem_name == "choices"):
         pytest.skip("policies over choices have a problem of their own")
-    alone = (*IMPLICIT, *ONLINE, *UNDONE, "truncated_warm", "rtho")
+    alone = (*IMPLICIT, *ONLINE, *UNDONE, *EVOLUTION, "truncated_warm", "rtho")
     if name in alone and problem_name != "schedules":
         pytest.skip("one problem is enough for an estimator that shares its passes")
     problem, hparams = choices() if name in DRAWN else ALL[problem_name]()
@@ -193,7 +203,7 @@ def test_contract(problem_name, name):
         return ALL_LOSS(*args)
 
     ALL_LOSS = problem.loss
-    made = ESTIMATORS | IMPLICIT | ONLINE | DRAWN
+    made = ESTIMATORS | IMPLICIT | ONLINE | DRAWN | EVOLUTION
     estimator = made[name](problem._replace(loss=loss), HORIZON)
     state = estimator.init(KEY, hparams)
     compiled = jax.jit(estimator.estimate)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hypergrad import tree
 from hypergrad.adjoint import Backward, mixed_mode, state_floats
@@ -113,6 +114,56 @@ class OnlineState(NamedTuple):
     train: TrainState
     first: HParams
     tangents: Any = ()
+
+
+EXPLODED = 1e6
+"""How often its first size a derivative may become on its way before it counts as exploded."""
+
+
+def advice(estimate: Estimate) -> list[str]:
+    """Say in words why an estimate should not be trusted, and what to do; empty if nothing shows.
+
+    A host function: call it on what `jax.jit(estimator.estimate)` returned.
+
+    Args:
+        estimate: one estimate of any estimator, not a batch of them.
+
+    Returns:
+        One line for each trouble.
+    """
+    info = estimate.info
+    if hasattr(info, "advice"):
+        return info.advice(estimate)
+    if info.first_nonfinite >= 0:
+        return [
+            f"training was not finite from step {info.first_nonfinite} on; lower the learning rate"
+        ]
+    step = exploded_step(getattr(info, "sensitivity", np.zeros(0)))
+    if step is None and not info.growth > 1.05:
+        return []
+    passed = "" if step is None else f" and exploded (grew past {EXPLODED:.0e} fold) at step {step}"
+    return [
+        f"the derivative along the run grows {info.growth:.3g}x a step{passed}: training is chaotic here and "
+        "its exact gradient says nothing; lower the learning rates or the horizon, or use pes, nres or es, "
+        "which smooth it, or truncated"
+    ]
+
+
+def exploded_step(sensitivity: Array | np.ndarray) -> int | None:
+    """Return the step at which a derivative on its way grew past `EXPLODED` fold or overflowed, or None.
+
+    Its way is towards the start where it grows that way (reverse mode), else towards the end.
+    """
+    norms = np.asarray(sensitivity)
+    if norms.size < 2:
+        return None
+    backwards = np.isfinite(norms[-1]) and not norms[0] <= norms[-1]
+    way = norms[::-1] if backwards else norms
+    exploded = ~(way <= EXPLODED * way[0])
+    if way[0] == 0 or not exploded.any():
+        return None
+    index = int(np.argmax(exploded))
+    return norms.size - 1 - index if backwards else index
 
 
 def check_real(problem: Problem, hparams: HParams) -> None:
@@ -285,7 +336,7 @@ def unrolled_estimate(
     response = jax.tree.unflatten(jax.tree.structure(hparams), total)
     num_weights = len(jax.tree.leaves(trained(run.state.params)))
     last = tree.norm(adjoint[:num_weights])
-    growth = growth_rate(last, norms[0], num_steps)
+    growth = growth_rate(last, norms[::-1])
     nonfinite = first_nonfinite(run.losses, value)
     horizon = jnp.asarray(num_steps, jnp.int32)
     info = UnrollInfo(direct, response, horizon, norms, growth, nonfinite)
@@ -313,11 +364,16 @@ def split_key(key: Key) -> tuple[Key, Key]:
     return run_key, valid_key
 
 
-def growth_rate(before: Array, after: Array, num_steps: int) -> Array:
-    """Return (after / before)^(1 / num_steps), and 1 where there was nothing to grow."""
-    alive = (before > 0) & (after > 0)
-    ratio = jnp.log(jnp.where(alive, after, 1)) - jnp.log(jnp.where(alive, before, 1))
-    return jnp.exp(ratio / num_steps)
+def growth_rate(first: Array, norms: Array) -> Array:
+    """Return the geometric mean growth a step from `first` along `norms`, up to where they overflow.
+
+    1 where there was nothing to grow.
+    """
+    num_steps = jnp.sum(jnp.cumprod(jnp.isfinite(norms)))
+    last = jnp.append(first, norms)[num_steps]
+    alive = (first > 0) & (last > 0) & (num_steps > 0)
+    ratio = jnp.log(jnp.where(alive, last, 1)) - jnp.log(jnp.where(alive, first, 1))
+    return jnp.exp(ratio / jnp.maximum(num_steps, 1))
 
 
 def first_nonfinite(losses: Array, value: Array) -> Array:

@@ -63,6 +63,33 @@ class ImplicitInfo(NamedTuple):
     condition: Array
     converged: Array
 
+    def advice(self, estimate: Estimate) -> list[str]:
+        """Say in words what is wrong with the estimate, and what to do."""
+        said = []
+        if self.first_nonfinite >= 0:
+            said.append(
+                f"training was not finite from step {self.first_nonfinite} on; lower the learning rate"
+            )
+        if not self.smallest_curvature > 0:
+            said.append(
+                f"the smallest curvature met is {self.smallest_curvature:.1e}, expected above 0: the Hessian "
+                "is not positive definite here; train longer, pass solve=damped(cg(), γ) with a larger γ than "
+                "that, or curvature=gauss_newton(...)"
+            )
+        if not self.converged:
+            said.append(
+                f"the linear solver left a relative residual of {self.residual:.1e} (condition number at least "
+                f"{self.condition:.0e}): the hypergradient is off by about as much; allow it more iterations, "
+                "damp it, or accept the bias of a truncated solver"
+            )
+        if not abs(self.gap) <= 0.01 * abs(estimate.value):
+            said.append(
+                f"training has not come to rest: the gradient norm is {self.gradient_norm:.1e} and the "
+                f"objective would still change by about {-self.gap:.1e} from {estimate.value:.1e}; raise the "
+                "horizon, lower the learning rate, or pass warm_start=True"
+            )
+        return said
+
 
 class ImplicitState(NamedTuple):
     """What a warm start needs.
@@ -209,43 +236,6 @@ def _train(
         unfinished, body, (start, zero, zero - 1, jnp.asarray(jnp.inf, jnp.float32))
     )
     return final, count, bad
-
-
-def advice(estimate: Estimate) -> list[str]:
-    """Say in words what is wrong with an implicit estimate, and what to do; empty if nothing shows.
-
-    A host function: call it on what `jax.jit(estimator.estimate)` returned.
-
-    Args:
-        estimate: one estimate of `implicit`, not a batch of them.
-
-    Returns:
-        One line for each trouble.
-    """
-    info, said = estimate.info, []
-    if info.first_nonfinite >= 0:
-        said.append(
-            f"training was not finite from step {info.first_nonfinite} on; lower the learning rate"
-        )
-    if not info.smallest_curvature > 0:
-        said.append(
-            f"the smallest curvature met is {info.smallest_curvature:.1e}, expected above 0: the Hessian is "
-            "not positive definite here; train longer, pass solve=damped(cg(), γ) with a larger γ than "
-            "that, or curvature=gauss_newton(...)"
-        )
-    if not info.converged:
-        said.append(
-            f"the linear solver left a relative residual of {info.residual:.1e} (condition number at least "
-            f"{info.condition:.0e}): the hypergradient is off by about as much; allow it more iterations, "
-            "damp it, or accept the bias of a truncated solver"
-        )
-    if not abs(info.gap) <= 0.01 * abs(estimate.value):
-        said.append(
-            f"training has not come to rest: the gradient norm is {info.gradient_norm:.1e} and the objective "
-            f"would still change by about {-info.gap:.1e} from {estimate.value:.1e}; raise the horizon, "
-            "lower the learning rate, or pass warm_start=True"
-        )
-    return said
 
 
 def _warn_unused(problem: Problem, hparams: HParams) -> None:

@@ -68,13 +68,18 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
         directions = basis(hparams)
         before = go_on(state, init(key, hparams), restart_every)
 
+        num_weights = len(jax.tree.leaves(trained(before.train.params)))
+
+        def size(tangents):
+            return tree.norm(tangents[:num_weights])
+
         def body(carry, _):
             train, tangents = carry
             train, tangents, loss = push_step(problem, hparams, train, tangents, directions)
-            return (train, tangents), loss
+            return (train, tangents), (loss, size(tangents))
 
         start = (before.train, before.tangents)
-        (train, tangents), losses = jax.lax.scan(body, start, None, length=interval)
+        (train, tangents), (losses, norms) = jax.lax.scan(body, start, None, length=interval)
         after = before._replace(train=train, tangents=tangents)
 
         valid_key = split_key(key)[1]
@@ -82,9 +87,7 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
         flat = jax.vmap(lambda tangent: tree.dot(adjoint, tangent))(tangents)
         packed, unravel = ravel_pytree(hparams)
         response = unravel(flat.astype(packed.dtype))
-        num_weights = len(jax.tree.leaves(trained(train.params)))
-        first, last = (tree.norm(z[:num_weights]) for z in (before.tangents, tangents))
-        growth = growth_rate(first, last, interval)
+        growth = growth_rate(size(before.tangents), norms)
         bad = first_nonfinite(losses, value)
         parts, horizon = (direct, response), after.train.step
         info = online_info(before, after, hparams, parts, horizon, growth, bad)
