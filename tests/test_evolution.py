@@ -370,40 +370,36 @@ def test_frozen_problems_repeat_the_run_of_a_key():
 def test_where_training_is_chaotic_reverse_explodes_and_says_so_and_pes_does_not():
     """The start of `benchmarks/chaotic.py`, shorter: the objective falls with the rates there."""
     problem = chaotic.make_problem(width=8, num_train=50)
-    space = {"lr": Sequence(chaotic.RATES, 30, knots=2)}
+    space = {"lr": Sequence(chaotic.RATES, 40, knots=2)}
     hparams = spaces.default(space)
-    found = jax.jit(reverse(problem, 30).estimate)(KEY, (), hparams)[1]
+    found = jax.jit(reverse(problem, 40).estimate)(KEY, (), hparams)[1]
     (line,) = advice(found)
     assert found.info.growth > 1.3 and float(tree.norm(found.hypergrad)) > 1e6
     assert f"grows {found.info.growth:.3g}x a step and exploded" in line and "at step " in line
     assert found.info.first_nonfinite == -1 and np.isfinite(found.value)
 
-    estimator = pes(problem, 30, 10, space=space, sigma=0.2, num_pairs=24)
-    state = jax.jit(estimator.init)(KEY, hparams)
-    found = jax.jit(estimator.estimate)(KEY, state, hparams)[1]
-    assert float(tree.norm(found.hypergrad)) < 1e3
-    assert float(tree.norm(found.info.std_error)) < 1e3
-    assert np.sum(found.hypergrad["lr"]) > 0 and found.info.num_nonfinite == 0
+    for factory in (pes, nres):
+        estimator = factory(problem, 40, 10, space=space, sigma=0.2, num_pairs=24)
+        state = jax.jit(estimator.init)(KEY, hparams)
+        found = jax.jit(estimator.estimate)(KEY, state, hparams)[1]
+        assert float(tree.norm(found.hypergrad)) < 100 > float(tree.norm(found.info.std_error))
+        assert np.sum(found.hypergrad["lr"]) > 0 and found.info.num_nonfinite == 0
 
 
 def test_the_growth_of_an_adjoint_that_overflows_is_that_before():
-    """In float32 the square of 1e30 overflows; the growth on the way there is still 10 a step."""
-    slope = Problem(
+    bent = Problem(
         init=lambda key, h: jnp.ones(()),
-        loss=lambda p, h, b: 0.5 * p**2,
-        objective=lambda p, h, b: jnp.tanh(p) + p * h["rate"],
-        optimizer=lambda h: optax.sgd(h["rate"]),
+        loss=lambda p, h, b: jnp.sin(p),
+        objective=lambda p, h, b: jnp.sin(p) + h["offset"],
+        optimizer=lambda h: optax.sgd(20.0 + h["offset"]),
         train_batch=lambda key, step: (),
         valid_batch=lambda key: (),
     )
-    bent = slope._replace(
-        loss=lambda p, h, b: jnp.sin(p), optimizer=lambda h: optax.sgd(h["rate"] * 0 - 9.0)
-    )
-    found = jax.jit(reverse(bent, 60).estimate)(KEY, (), {"rate": jnp.float32(1.0)})[1]
-    norms = np.asarray(found.info.sensitivity)
-    assert np.isinf(norms).any() or np.isnan(norms).any()
-    assert found.info.growth > 2 and np.isfinite(found.info.growth)
-    assert "exploded" in advice(found)[0]
+    found = jax.jit(reverse(bent, 60).estimate)(KEY, (), {"offset": jnp.float32(0.0)})[1]
+    assert not np.all(np.isfinite(found.info.sensitivity)) and np.isfinite(found.value)
+    assert 2 < found.info.growth < 21
+    (line,) = advice(found)
+    assert "exploded (grew past 1e+06 fold) at step " in line
 
 
 GOOD, H = QUADRATIC.problem, QUADRATIC.hparams
