@@ -97,7 +97,8 @@ def expected(problem: Problem, policy: Policy, draws: Draws, key: Key) -> Proble
 
     **Cost:** a step costs as many losses as there are draws.
 
-    **Limits:** carried state (running statistics) is averaged over the draws.
+    **Limits:** carried state (running statistics) is averaged over the draws. The real leaves that the
+    optimizer and the initial weights read may be noisy, but must not depend on what is drawn.
 
     Args:
         problem: the training loop, a function of the policy's hparams.

@@ -105,7 +105,7 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     spaces.check_traceable(task.space)
     check(task.problem, spaces.default(task.space), horizon)
     key = jax.random.key(seed)
-    problem, space = _real(in_float64(task.problem), task.space, key)
+    problem, space = as_real(in_float64(task.problem), task.space, key)
     z = spaces.unconstrain(space, _inside(space))
     hparams, pull = jax.vjp(lambda z: spaces.constrain(space, z), z)
 
@@ -230,7 +230,7 @@ def frozen(problem: Problem, key: Key) -> Problem:
     )
 
 
-def _real(problem: Problem, space: PyTree, key: Key) -> tuple[Problem, PyTree]:
+def as_real(problem: Problem, space: PyTree, key: Key) -> tuple[Problem, PyTree]:
     """Return a problem of real hyperparameters: the expected one of a policy where some are drawn."""
     if not any(map(is_discrete, jax.tree.leaves(space))):
         return problem, space

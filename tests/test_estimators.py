@@ -214,13 +214,14 @@ def test_contract(problem_name, name):
     assert all(map(np.array_equal, bits(first), bits(again)))
     other = compiled(jax.random.key(4), state, hparams)
     assert (other[1].value != first[1].value) or problem_name == "ridge", "the key has no effect"
-    if name in DRAWN and name != "mixed":
+    if name in ("score", "score_shared"):
         return  # what follows compiles three times more: one of those that draw is enough
-    with jax.disable_jit(problem_name == "ridge"):
-        eager = estimator.estimate(KEY, state, hparams)[1].hypergrad
-    assert_close_in_float32(eager, first[1].hypergrad)
+    if name != "mixed":
+        with jax.disable_jit(problem_name == "ridge"):
+            eager = estimator.estimate(KEY, state, hparams)[1].hypergrad
+        assert_close_in_float32(eager, first[1].hypergrad)
 
-    if problem_name not in ("schedules", "batch_norm_dropout", "recurrent", "choices"):
+    if problem_name not in ("schedules", "batch_norm_dropout", "recurrent") and name != "mixed":
         return  # the transforms compile twice more: three problems are enough for them
     keys = jax.random.split(KEY, 2)
     many = jax.tree.map(lambda x: jnp.stack([x, 0.9 * x]), hparams)

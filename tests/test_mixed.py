@@ -22,6 +22,7 @@ from hypergrad.solve import direct
 from hypergrad.space import Choice, Real
 from hypergrad.testing import assert_close
 from hypergrad.tuners import descent
+from hypergrad.verify import as_real
 from tests import tabular
 from tests.tabular import SPACE, TWO, deviations, many
 
@@ -290,3 +291,18 @@ def test_refused_in_one_line(fragment):
     message = str(caught.value)
     assert fragment in message
     assert "\n" not in message and len(message) < 500
+
+
+def test_check_takes_policies():
+    """`hypergrad check` compares the expected problem of few combinations, whatever differentiates it."""
+    problem, space = as_real(tabular.problem(), SPACE, KEY)
+    got = estimate(reverse(problem, HORIZON), PHI)
+    direct_part, response, value = tabular.parts(trained, PHI)
+    assert_close(got.value, value, 1.0)
+    assert_close(got.hypergrad, jax.tree.map(np.add, direct_part, response), 1.0)
+    sp.check_value(space, PHI)
+    real = as_real(tabular.problem(), {"l2": SPACE["l2"]}, KEY)
+    assert real[1] == {"l2": SPACE["l2"]}
+    picky = tabular.problem()._replace(optimizer=lambda h: optax.sgd(0.1 * h["num"]))
+    with pytest.raises(ValueError, match=r"hparams\['num'\] is drawn, and read by problem.opt"):
+        as_real(picky, SPACE, KEY)
