@@ -1,12 +1,13 @@
 """What is told of a study as it runs: progress bars, logs, trackers. One protocol for all of them."""
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hypergrad.storage import plain
+from hypergrad.storage import open_file, plain
 from hypergrad.study import Study
 
 
@@ -99,13 +100,14 @@ class Listeners:
 def jsonl(path: str | Path) -> Callback:
     """Append one line of JSON a call: {"event": "start" | "step" | "end", ...}.
 
-    Unlike the study's journal it has every phase, is not waited for on the disk, and may lie anywhere. A
-    resumed study goes on in the same file.
+    Unlike the study's journal it has every phase, is not waited for on the disk, and may lie anywhere, but
+    for links and pipes, which are not followed. A resumed study goes on in the same file.
     """
 
     def write(event: str, content: dict[str, Any]) -> None:
         line = json.dumps({"event": event, **plain(content)}, allow_nan=False)
-        with open(path, "a", encoding="utf-8") as file:
+        fd = open_file(Path(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        with os.fdopen(fd, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def end(study: Study | None) -> None:

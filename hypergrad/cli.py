@@ -39,11 +39,14 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("HYPERGRAD_TRACEBACK"):
             raise
         return _fail(" ".join(str(error).split()), 2, "--json" in argv)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        name = f" {str(error.filename)[:80]!r}" if error.filename else ""
+        return _fail(f"the system refuses{name}: {error.strerror or error}", 2, "--json" in argv)
     except KeyboardInterrupt:
         return _fail("ended by Ctrl-C before there was a result", INTERRUPTED, "--json" in argv)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _fail(text: str, status: int, machine: bool) -> int:
@@ -63,7 +66,21 @@ def _tune(given: argparse.Namespace, command: str) -> int:
     from hypergrad.registry import NAMES
 
     file = studyfile.read(given.file, {**NAMES, "log": LOGS})
-    return _tune_task(given, {**file.options, **options}, command, file)
+    merged = {**file.options, **options}
+    merged["arg"] = {
+        **file.options.get("arg", {}),
+        **_flags(file.options),
+        **options.get("arg", {}),
+        **_flags(options),
+    }
+    return _tune_task(given, merged, command, file)
+
+
+def _flags(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that are arguments of the task."""
+    from hypergrad.loading import FLAGS
+
+    return {flag: options[flag] for flag in FLAGS if flag in options}
 
 
 def _tune_task(given: argparse.Namespace, options: dict[str, Any], command: str, file=None) -> int:
@@ -105,6 +122,9 @@ def _run(given: argparse.Namespace, start, out: Path, task: str, logs: list[str]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
             found: Study = start(callbacks)
+    except ValueError:
+        _print_warnings(caught, [])  # they may say why
+        raise
     except KeyboardInterrupt:
         begun = (out / "study.json").is_file()
         advice = f"go on with: {again}" if begun else "nothing was written"
@@ -195,6 +215,7 @@ def _replay(given: argparse.Namespace, command: str) -> int:
 def _load_recorded(given: argparse.Namespace) -> "Task":
     """Build the task that the command line names, with the arguments that the study has of it."""
     options = words.options(given)
+    from hypergrad.storage import plain
     from hypergrad.study import describe
 
     described = describe(given.directory)
@@ -205,17 +226,24 @@ def _load_recorded(given: argparse.Namespace) -> "Task":
             f"loaded because a file names it); name it: hypergrad {given.command} {given.directory}{trial} TASK"
         )
     recorded = described.get("task_arguments")
-    return _load(given.task, options, recorded=recorded if isinstance(recorded, dict) else {})[0]
+    recorded = recorded if isinstance(recorded, dict) else {}
+    task, arguments = _load(given.task, options, recorded=recorded)
+    other = [name for name, value in plain(arguments).items() if recorded.get(name) != value]
+    if other and not given.allow_changes:
+        raise ValueError(
+            f"{other[0]} is {arguments[other[0]]!r}, expected {recorded.get(other[0])!r} as the study has it; "
+            "leave it out, or pass --allow-changes"
+        )
+    return task
 
 
 def _load(
     name: str, options: dict[str, Any], file=None, recorded: dict[str, Any] | None = None
 ) -> "tuple[Task, dict[str, Any]]":
     """Build a task with the arguments among `options`, which go before the `recorded` ones."""
-    from hypergrad.loading import FLAGS, ArgumentError, load_task
+    from hypergrad.loading import ArgumentError, load_task
 
-    flags = {flag: options[flag] for flag in FLAGS if flag in options}
-    arguments = {**(recorded or {}), **flags, **options.get("arg", {})}
+    arguments = {**(recorded or {}), **_flags(options), **options.get("arg", {})}
     try:
         return load_task(name, arguments), arguments
     except ArgumentError as error:

@@ -108,13 +108,16 @@ def _bash(commands: dict[str, Command]) -> str:
 _hypergrad_tasks() {{
   local file
   for file in tasks/*.py; do
-    grep -qs '^def task(' "$file" && basename "$file" .py
+    file=${{file##*/}}; file=${{file%.py}}
+    # a name is only a name: what compgen -W is given it expands, commands too
+    [[ $file =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] && grep -qs '^def task(' "tasks/$file.py" && echo "$file"
   done
 }}
 
 _hypergrad_reply() {{
-  local IFS=$'\\n'
-  COMPREPLY=($1)
+  local line
+  COMPREPLY=()
+  while IFS= read -r line; do [[ $line ]] && COMPREPLY+=("$line"); done <<< "$1"
 }}
 
 _hypergrad() {{

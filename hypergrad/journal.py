@@ -78,7 +78,8 @@ def step_of(line: bytes) -> int | None:
 def scan(file: BinaryIO, name: str) -> Scan:
     """Find the whole records of a journal, one line in memory at a time.
 
-    A last line without an end was never acknowledged, unless its checksum says that it is whole.
+    A last line without an end was never acknowledged, unless its checksum says that it is whole. What
+    another process appends meanwhile is left for the next time.
 
     Raises:
         ValueError: for a line or a number of lines beyond all bounds.
@@ -86,7 +87,8 @@ def scan(file: BinaryIO, name: str) -> Scan:
     whole: list[tuple[int, int]] = []
     later: dict[int, tuple[int, int]] = {}
     damage, start, end, number = None, 0, 0, 0
-    while line := file.readline(MAX_LINE + 1):
+    size = os.fstat(file.fileno()).st_size
+    while line := file.readline(min(MAX_LINE + 1, size - start)):
         number += 1
         if len(line) > MAX_LINE or number > MAX_STEPS:
             raise ValueError(
@@ -144,11 +146,9 @@ class Journal:
         self.path = path
         self.damage: str | None = None
         self._later: dict[int, bytes] = {}
-        made = not path.exists()
         self._fd = open_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
-            if made:
-                sync_folder(path.parent)
+            sync_folder(path.parent)  # always: who made the file may have been killed before he did
             with os.fdopen(os.dup(self._fd), "rb") as file:
                 found = scan(file, str(path))
                 self._whole = found.whole

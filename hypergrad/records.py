@@ -21,6 +21,7 @@ _MUST_MATCH = {
     "num_devices": "give this process as many, e.g. by XLA_FLAGS=--xla_force_host_platform_device_count",
     "x64": "set JAX_ENABLE_X64 as it was",
     "threefry_partitionable": "set jax_threefry_partitionable as it was",
+    "prng_impl": "set jax_default_prng_impl (JAX_DEFAULT_PRNG_IMPL) as it was",
 }
 
 
@@ -172,6 +173,7 @@ def machine() -> dict[str, Any]:
         "platform": jax.default_backend(),
         "num_devices": len(devices),
         "x64": bool(_config("jax_enable_x64")),
+        "prng_impl": str(_config("jax_default_prng_impl")),
         "threefry_partitionable": bool(_config("jax_threefry_partitionable")),
         "device": devices[0].device_kind,
         "cores": _num_cores(),
@@ -219,7 +221,7 @@ def check_study(described: dict[str, Any], name: str) -> None:
     key, about = described.get("key"), described.get("machine")
     good = {
         "num_steps": type(num_steps) is int and 0 < num_steps <= 10**6,
-        "checkpoint_seconds": isinstance(seconds, (int, float)) and seconds >= 0,
+        "checkpoint_seconds": isinstance(seconds, (int, float)) and 0 <= seconds < float("inf"),
         "key": isinstance(key, dict) and _is_key(key),
         "machine": isinstance(about, dict),
     }
@@ -234,7 +236,7 @@ def _is_key(value: dict[str, Any]) -> bool:
     return (
         known
         and isinstance(data, list)
-        and len(data) in (2, 4)
+        and len(data) == (4 if impl in ("rbg", "unsafe_rbg") else 2)
         and all(type(x) is int and 0 <= x < 2**32 for x in data)
     )
 

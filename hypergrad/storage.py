@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +22,15 @@ import numpy as np
 
 FORMAT = 2
 MAX_JSON = 64 * 2**20
+MAX_STUDY = 4 * 2**20
+"""Bytes of what says what a study is."""
 MAX_DEPTH = 32
 MAX_CONTAINERS = 10**6
 ADVICE = "the file is damaged or was edited; restore it from a copy, or start a new study"
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{10})\.(npz|json)")
 FILES = (
+    "study-copy.json",
     "study.json",
     "journal.jsonl",
     "journal-damaged.jsonl",
@@ -35,7 +39,7 @@ FILES = (
     "log.jsonl",
 )
 FOLDERS = ("figures", "random", "tensorboard", "wandb")
-_BEFORE = ("lock", "study.json.tmp")
+_BEFORE = ("lock", "study.json.tmp", "study-copy.json", "study-copy.json.tmp")
 """What a process may leave that was killed before its study began."""
 _SEAL = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",')
 
@@ -60,7 +64,12 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return plain(np.asarray(value).tolist())
+    if not hasattr(value, "tolist"):
+        raise ValueError(
+            f"{str(value)[:80]!r} is of type {type(value).__name__}, expected numbers, text, lists and tables "
+            "of them; write it as text"
+        )
+    return plain(value.tolist())
 
 
 def open_file(path: Path, flags: int) -> int:
@@ -196,6 +205,53 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     return value
 
 
+def write_study(path: Path, value: dict[str, Any]) -> None:
+    """Write what a study is, twice: one flipped bit must not end it.
+
+    Args:
+        path: of `study.json`; the copy beside it is written first.
+        value: its content.
+    """
+    write_json(path.with_name("study-copy.json"), value)
+    write_json(path, value)
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """Read what `write_study` wrote, from the copy, with a `StudyWarning`, where the first is damaged.
+
+    Raises:
+        FileNotFoundError: where there is neither.
+        ValueError: for the first, where both are damaged.
+    """
+    try:
+        return read_json(path, MAX_STUDY)
+    except (ValueError, FileNotFoundError) as error:
+        try:
+            value = read_json(path.with_name("study-copy.json"), MAX_STUDY)
+        except (ValueError, FileNotFoundError):
+            raise error from None
+        text = (
+            f"{path.name} of {str(path.parent)!r} is damaged or missing; its copy is read instead"
+        )
+        warnings.warn(text, StudyWarning, stacklevel=3)
+        return value
+
+
+def mend_study(path: Path) -> None:
+    """Make `study.json` or its copy again where one of them is not whole; for the one writer."""
+    value = read_study(path)
+    for place in (path, path.with_name("study-copy.json")):
+        try:
+            whole = read_json(place, MAX_STUDY) == value
+        except (ValueError, FileNotFoundError):
+            whole = False
+        if not whole:
+            text = f"{str(place)!r} was damaged or missing; it is made again from the other one"
+            warnings.warn(text, StudyWarning, stacklevel=3)
+            place.unlink(missing_ok=True)  # a link or a pipe is replaced, never followed
+            write_json(place, value)
+
+
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
     """Parse one JSON object of bounded depth and number of parts; NaN and infinities become null.
 
@@ -319,7 +375,10 @@ def create(directory: str | Path, overwrite: bool = False) -> Iterator[Folder]:
     check_name(path.absolute().name, "out")
     _check_free(path, overwrite)  # before anything is made
     try:
+        made = [place for place in (path, *path.parents) if not place.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        for place in made:
+            sync_folder(place.parent)
     except OSError as error:
         raise ValueError(
             f"out is {str(path)!r}, which cannot be made ({error.strerror}); name a folder you may write"
@@ -340,7 +399,7 @@ def _check_free(path: Path, overwrite: bool) -> None:
             f"out is {str(path)!r}, which is not empty, expected a new folder; name another one, "
             "pass --overwrite, or go on with `hypergrad resume`"
         )
-    if not (path / "study.json").is_file():
+    if not all(_is_ours(entry.name) for entry in path.iterdir()):
         raise ValueError(
             f"out is {str(path)!r}, which holds something else than a study, expected a study to "
             "overwrite; name another folder"
@@ -349,13 +408,17 @@ def _check_free(path: Path, overwrite: bool) -> None:
 
 def _clear(path: Path) -> None:
     """Remove what a study leaves behind, and nothing else."""
-    for entry in list(path.iterdir()):
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name.startswith("study")):
         if entry.name in FOLDERS and entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name.removesuffix(".tmp") in FILES or CHECKPOINT.fullmatch(
-            entry.name.removesuffix(".tmp")
-        ):
+        elif entry.name != "lock" and _is_ours(entry.name) and not entry.is_dir():
             entry.unlink()
+
+
+def _is_ours(name: str) -> bool:
+    """Tell whether a study may have left a file or folder of this name."""
+    bare = name.removesuffix(".tmp")
+    return bool(name in (*FOLDERS, *_BEFORE) or bare in FILES or CHECKPOINT.fullmatch(bare))
 
 
 def failed(action: str, path: Path, error: OSError) -> ValueError:

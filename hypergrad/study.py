@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import operator
 import signal
 import time
 import warnings
@@ -18,14 +19,16 @@ from hypergrad.journal import Journal, read
 from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Outcome
 from hypergrad.storage import (
+    ADVICE,
     FORMAT,
     Folder,
     StudyWarning,
     check_folder,
     create,
     lock,
-    read_json,
-    write_json,
+    mend_study,
+    read_study,
+    write_study,
 )
 from hypergrad.tuners.base import Tuner
 from hypergrad.types import HParams, Key, PyTree
@@ -162,7 +165,8 @@ def run(
             "key": records.encode_key(key),
             "machine": records.machine(),
         }
-        write_json(folder.path / "study.json", described)
+        records.check_study(described, "the study")
+        write_study(folder.path / "study.json", described)
         with contextlib.closing(_Disk(folder.path, checkpoint_seconds)) as disk:
             return _run(tuner, key, num_steps, on_step, disk)
 
@@ -170,8 +174,9 @@ def run(
 def resume(tuner: Tuner, directory: str | Path | Folder, on_step: OnStep | None = None) -> Study:
     """Go on with a study where it ended, to the same bits as if it never had.
 
-    Starts from the newest checkpoint that is whole; steps after it that have a record are made again and
-    compared. What was damaged is made again from what was not, with a `StudyWarning`.
+    Starts from the newest whole checkpoint that a recorded step follows; the steps after it that have a
+    record are made again and compared, so that another task, or other data, does not go unnoticed. What
+    was damaged is made again from what was not, with a `StudyWarning`.
 
     Args:
         tuner: the same as at the start, built again.
@@ -184,6 +189,8 @@ def resume(tuner: Tuner, directory: str | Path | Folder, on_step: OnStep | None 
     """
     _check_tuner(tuner)
     with _opened(directory, lock) as folder:
+        if (folder.path / "study.json").exists():
+            mend_study(folder.path / "study.json")
         described = describe(folder.path)
         for text in records.check_machine(described["machine"]):
             warnings.warn(text, StudyWarning, stacklevel=2)
@@ -234,7 +241,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
     """
     path = Path(directory) / "study.json"
     try:
-        described = read_json(path)
+        described = read_study(path)
     except FileNotFoundError:
         raise ValueError(
             f"{str(path)!r} does not exist, expected a study that has begun; start it with `hypergrad tune`"
@@ -351,7 +358,8 @@ class _Disk:
                 checkpoint.remove(self.path, step)
                 text = f"{str(self.path)!r} has {count} whole records, expected {step}; they are made again"
                 warnings.warn(text, StudyWarning, stacklevel=4)
-        step, state = _newest(self.path, count, fresh)
+        # one step at least is made again, and so compares this task, data and machine with its record
+        step, state = _newest(self.path, count - 1, fresh)
         if not step:
             return state, [], 0.0
         self.saved = step
@@ -421,13 +429,20 @@ def _template(tuner: Tuner, key: Key, state: PyTree) -> Outcome:
 def _find(path: Path, trial: int) -> tuple[list[dict[str, Any]], int]:
     """Return the records up to the one that holds a trial, and the trial's place in it."""
     kept, before = [], 0
-    if isinstance(trial, int) and trial >= 0:
-        for record in read(path / "journal.jsonl"):
-            kept.append(record)
-            num = len(record["values"])
-            if trial < before + num:
-                return kept, trial - before
-            before += num
+    try:
+        number = operator.index(trial)
+    except TypeError:
+        number = -1
+    for record in read(path / "journal.jsonl"):
+        values = record.get("values")
+        if not isinstance(values, list):
+            raise ValueError(
+                f"the record of step {len(kept)} has no list of values, expected one; {ADVICE}"
+            )
+        kept.append(record)
+        if 0 <= number < before + len(values):
+            return kept, number - before
+        before += len(values)
     raise ValueError(
         f"trial is {trial!r}, expected a whole number from 0 to {before - 1}; the study has {before} trials"
     )

@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import inspect
+import sys
+import sysconfig
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -189,12 +191,25 @@ def complete(
         ended = found._replace(result=result, interrupted=interrupted)
         if folder is not None:
             write_json(folder.path / "result.json", result)
-            from hypergrad.report import report  # matplotlib is loaded for pictures only
-
-            ended = ended._replace(report=report(folder.path))
+            ended = ended._replace(report=_report(folder.path))
         return ended
     finally:
         listeners.end(ended)
+
+
+def _report(path: Path) -> Path | None:
+    """Write the report; a study is not lost because pictures cannot be drawn."""
+    from hypergrad.report import report  # matplotlib is loaded for pictures only
+
+    try:
+        return report(path)
+    except ValueError as error:
+        warnings.warn(
+            f"no report was written ({error}); write it later: hypergrad report {path}",
+            StudyWarning,
+            stacklevel=3,
+        )
+        return None
 
 
 def _choose(
@@ -444,13 +459,36 @@ def width(settings: Settings) -> int:
 
 
 def sources(task: Task) -> dict[str, str]:
-    """Name the files outside this package that define a task's functions, each with its SHA-256."""
-    found = {}
-    for function in (*task.problem, task.test):
-        try:
-            path = Path(inspect.getsourcefile(function) or "")  # type: ignore[arg-type]
-            if path.parent != Path(__file__).parent:
-                found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        except (TypeError, OSError):  # a partial, a builtin, or code that was typed in
+    """Name the files outside this package that define a task, each with its SHA-256.
+
+    Those of its functions, and of the modules that these import, but for installed ones. What the code
+    reads, such as data, shows when a resumed study makes a step again.
+    """
+    modules = [inspect.getmodule(f) for f in (*task.problem, task.test) if callable(f)]
+    seen: set[str] = set()
+    found: dict[str, str] = {}
+    while modules:
+        module = modules.pop()
+        path = Path(getattr(module, "__file__", None) or "")
+        if module is None or module.__name__ in seen or not _is_users(path):
             continue
+        seen.add(module.__name__)
+        with contextlib.suppress(OSError):
+            found[_file_name(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+        for value in list(vars(module).values()):
+            modules.append(value if inspect.ismodule(value) else inspect.getmodule(type(value)))
+            name = getattr(value, "__module__", None)
+            modules.append(sys.modules.get(name) if isinstance(name, str) else None)
     return dict(sorted(found.items()))
+
+
+def _file_name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}" if path.name == "__init__.py" else path.name
+
+
+def _is_users(path: Path) -> bool:
+    """Tell whether a source file is the user's own: not of this package, of Python, or installed."""
+    if path.suffix != ".py" or {"site-packages", "dist-packages"} & set(path.parts):
+        return False
+    places = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")))
+    return not any(path.is_relative_to(place) for place in places)

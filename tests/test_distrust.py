@@ -1,0 +1,193 @@
+"""What a study must not believe: another task, another generator, what lies in its folder, a file's name."""
+
+import json
+import os
+import subprocess
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from hypergrad import cli, completion, storage, study
+from hypergrad.callbacks import jsonl
+from hypergrad.journal import encode, read, scan
+from hypergrad.storage import StudyWarning
+from tests.test_storage import KEY, toy
+
+STEPS = 6
+
+
+def stopped(folder, tuner, after=3):
+    """A study that Ctrl-C ended, with a checkpoint at its very last step."""
+
+    def stop(index, outcome, best):
+        if index == after - 1:
+            raise KeyboardInterrupt
+
+    found = study.run(tuner, KEY, STEPS, stop, storage=folder)
+    assert found.interrupted and len(found.outcomes) == after
+    return folder
+
+
+def test_another_task_is_noticed_by_the_step_made_again(tmp_path):
+    folder = stopped(tmp_path / "s", toy())
+    with pytest.raises(ValueError, match="step 0 was made again, and its hparams"):
+        study.resume(toy(shift=1e-3), folder)
+    whole = study.run(toy(), KEY, STEPS)
+    assert study.resume(toy(), folder).digest == whole.digest
+
+
+def test_another_generator_is_refused(tmp_path):
+    folder = stopped(tmp_path / "s", toy())
+    with jax.default_prng_impl("rbg"), pytest.raises(ValueError, match="prng_impl is 'rbg'"):
+        study.resume(toy(), folder)
+
+
+@pytest.mark.parametrize("name", ["study.json", "study-copy.json"])
+def test_every_flipped_bit_of_what_a_study_is_is_mended(tmp_path, name):
+    folder = stopped(tmp_path / "s", toy(), after=1)
+    good = (folder / name).read_bytes()
+    for place in range(0, len(good), 31):
+        bad = bytearray(good)
+        bad[place] ^= 1 << place % 8
+        (folder / name).write_bytes(bad)
+        with pytest.warns(StudyWarning, match=f"{name}' was damaged|{name} of .* is damaged"):
+            storage.mend_study(folder / "study.json")
+        assert (folder / name).read_bytes() == good
+    (folder / name).unlink()
+    if name == "study.json":
+        with pytest.warns(StudyWarning, match="damaged or missing"):
+            assert study.describe(folder)["num_steps"] == STEPS
+
+
+def test_both_damaged_is_a_refusal(tmp_path):
+    folder = stopped(tmp_path / "s", toy(), after=1)
+    for name in ("study.json", "study-copy.json"):
+        (folder / name).write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        study.resume(toy(), folder)
+
+
+def test_a_record_that_is_being_written_is_no_damage(tmp_path):
+    """A reader looks at the file's size once, so that the rest of a line is not taken for a line."""
+    path = tmp_path / "journal.jsonl"
+    lines = [encode({"step": i, "values": [1.0] * 50}) for i in range(3)]
+    path.write_bytes(b"".join(lines[:2]) + lines[2][:40])
+
+    class Growing:
+        def __init__(self, file):
+            self.file, self.fileno = file, file.fileno
+
+        def readline(self, size):
+            line = self.file.readline(size)
+            if line and not line.endswith(b"\n"):  # the writer goes on between two reads
+                with open(path, "ab") as more:
+                    more.write(lines[2][40:])
+            return line
+
+    with open(path, "rb") as file:
+        found = scan(Growing(file), str(path))
+    assert len(found.whole) == 2 and found.damage is None
+    assert len(list(read(path))) == 3
+
+
+def test_a_log_follows_no_link_and_waits_for_no_pipe(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("mine\n")
+    os.link(outside, tmp_path / "hard")
+    os.symlink(outside, tmp_path / "soft")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("hard", "soft", "pipe"):
+        with pytest.raises((ValueError, OSError)):
+            jsonl(tmp_path / name).start({"a": 1})
+    assert outside.read_text() == "mine\n"
+    jsonl(tmp_path / "log").start({"a": 1})
+    assert json.loads((tmp_path / "log").read_text()) == {"event": "start", "a": 1}
+
+
+def test_completion_runs_nothing_that_a_file_is_called(tmp_path):
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for name in ("good", "$(touch${IFS}pwned)", "`touch${IFS}pwned`", "a b", "x*"):
+        (tasks / f"{name}.py").write_text("def task(): pass\n")
+    script = completion.script("bash", {"--method": ["descent"], "--log": ["jsonl"]})
+    ask = f"{script}\nCOMP_WORDS=(hypergrad tune ''); COMP_CWORD=2; _hypergrad; "
+    ask += "printf '%s\\n' \"${COMPREPLY[@]}\""
+    done = subprocess.run(
+        ["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "good" in done.stdout.split() and "touch" not in done.stdout
+    assert sorted(os.listdir(tmp_path)) == ["tasks"]
+
+
+def test_trials_are_found_by_any_whole_number(tmp_path):
+    folder = stopped(tmp_path / "s", toy())
+    assert study.replay(toy(), folder, np.int64(3)).step == 1
+    for trial in (-1, 6, "x", 1.5):
+        with pytest.raises(ValueError, match="from 0 to 5; the study has 6 trials"):
+            study.replay(toy(), folder, trial)
+
+
+def test_what_cannot_be_resumed_does_not_start(tmp_path):
+    for name, settings in {
+        "a": {"checkpoint_seconds": -1},
+        "b": {"checkpoint_seconds": np.inf},
+    }.items():
+        with pytest.raises(ValueError, match="checkpoint_seconds"):
+            study.run(toy(), KEY, 2, storage=tmp_path / name, **settings)
+        assert not (tmp_path / name / "study.json").exists()
+    with pytest.raises(ValueError, match="num_steps"):
+        study.run(toy(), KEY, 10**6 + 1, storage=tmp_path / "c")
+
+
+def test_a_folder_with_nothing_but_leftovers_may_be_overwritten(tmp_path):
+    for name in ("log.jsonl", "lock", "study-copy.json"):
+        (tmp_path / name).write_text("")
+    with storage.create(tmp_path, overwrite=True):
+        assert sorted(os.listdir(tmp_path)) == ["lock"]
+    (tmp_path / "thesis.tex").write_text("years")
+    with (
+        pytest.raises(ValueError, match="holds something else"),
+        storage.create(tmp_path, overwrite=True),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("words", [["report"], ["resume"], ["export"], ["replay"]])
+def test_what_the_system_refuses_is_said_in_one_line(words, capsys):
+    rest = ["0", "quadratic"] if words == ["replay"] else []
+    assert cli.main([*words, "a" * 300, *rest, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out)["status"] == 2 and err.count("\n") == 1
+
+
+def test_resume_with_another_argument_is_refused(tmp_path, capsys):
+    out = str(tmp_path / "s")
+    words = ["tune", "quadratic", "--horizon", "3", "--method", "random", "--budget", "4"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert cli.main([*words, "--eval-seeds", "2", "--out", out, "--quiet"]) == 0
+    capsys.readouterr()
+    assert cli.main(["resume", out, "quadratic", "--arg", "num_params=3"]) == 2
+    assert "num_params is 3, expected None as the study has it" in capsys.readouterr().err
+
+
+def test_flags_go_before_the_study_file(tmp_path, capsys):
+    file = tmp_path / "s.toml"
+    file.write_text(
+        'task = "quadratic"\nmethod = "random"\nbudget = 4\neval_seeds = 2\n'
+        "[arg]\nhorizon = 6\nnum_params = 3\n"
+    )
+    out = tmp_path / "s"
+    words = ["run", str(file), "--horizon", "4", "--arg", "num_params=2", "--quiet"]
+    assert cli.main([*words, "--out", str(out)]) == 0
+    about = json.loads((out / "study.json").read_text())
+    assert about["task_arguments"] == {"horizon": 4, "num_params": 2} and about["horizon"] == 4
+
+
+def test_a_date_is_no_number(tmp_path):
+    import datetime
+
+    with pytest.raises(ValueError, match="of type date, expected numbers, text"):
+        storage.plain({"when": datetime.date(1979, 5, 27)})
