@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from hypergrad.storage import (
+    MAX_CONTAINERS,
     failed,
     open_file,
     parse_json,
@@ -53,9 +54,15 @@ def encode(record: dict[str, Any]) -> bytes:
     """Write one record, whose first entry is its step, as a line with its checksum.
 
     Raises:
-        ValueError: where the line is longer than a reader takes.
+        ValueError: where the line is longer, or has more lists, than a reader takes.
     """
     body = json.dumps(record, allow_nan=False).encode()[1:] + b"\n"
+    num_lists = body.count(b"[") + body.count(b"{")
+    if num_lists >= MAX_CONTAINERS:
+        raise ValueError(
+            f"one step makes a record of {num_lists} lists, expected fewer than {MAX_CONTAINERS}; take fewer "
+            "trials a step, or a smaller space"
+        )
     if len(body) > MAX_LINE - 32:
         raise ValueError(
             f"one step makes a record of {len(body) / 2**20:.0f} MB, expected at most "

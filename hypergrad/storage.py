@@ -262,8 +262,13 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     bare = re.sub(rb'"[^"]*"', b"", re.sub(rb"\\.", b"", data, flags=re.DOTALL))
     brackets = np.frombuffer(bare.translate(None, _NO_BRACKET), np.uint8)
     opens = (brackets == ord("[")) | (brackets == ord("{"))
-    depth = int(np.cumsum(np.where(opens, 1, -1), dtype=np.int64).max(initial=0))
-    if depth > MAX_DEPTH:
+    depth = deepest = 0
+    for start in range(
+        0, len(opens), 2**20
+    ):  # in parts: sums take several times the room of the text
+        depths = depth + np.cumsum(np.where(opens[start : start + 2**20], 1, -1), dtype=np.int32)
+        depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))
+    if deepest > MAX_DEPTH:
         raise ValueError(f"{name} is nested too deep, expected at most {MAX_DEPTH}: {ADVICE}")
     if opens.sum() > MAX_CONTAINERS:
         raise ValueError(

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import tracemalloc
 import warnings
 
 import jax
@@ -191,3 +192,18 @@ def test_a_date_is_no_number(tmp_path):
 
     with pytest.raises(ValueError, match="of type date, expected numbers, text"):
         storage.plain({"when": datetime.date(1979, 5, 27)})
+
+
+def test_no_record_is_acknowledged_that_no_reader_takes():
+    with pytest.raises(ValueError, match="expected fewer than 1000000; take fewer trials"):
+        encode({"step": 0, "values": [[1]] * 10**6})
+
+
+def test_brackets_take_no_more_room_than_their_file():
+    data = b"[" * 2**24
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="nested too deep"):
+        storage.parse_json(data, "it")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 * len(data)
