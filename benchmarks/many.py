@@ -41,7 +41,7 @@ def measure(setting, repeats: int) -> list[Figure]:
     estimator = reverse(problem, setting.horizon)
     spread = np.random.default_rng(0).normal(scale=0.3, size=(NUM_MEMBERS, len(start)))
     pairs = zip(start.items(), spread.T, strict=True)
-    hparams = {name: np.float32(value) + np.float32(column) for (name, value), column in pairs}
+    hparams = {name: np.asarray(value + column, np.float32) for (name, value), column in pairs}
     members = [{name: x[i] for name, x in hparams.items()} for i in range(NUM_MEMBERS)]
 
     def one(h):

@@ -134,6 +134,8 @@ def test_contract(problem_name, name):
         if problem_name != "schedules":
             pytest.skip("one problem for what compiles a linear solver too, to compile less")
         problem, hparams = only(problem, hparams, ("smoothing", "data_weight"))
+    if name in EVOLUTION:
+        problem, hparams = only(problem, hparams, ("lr", "scale"))
     traces = []
 
     def loss(*args):

@@ -92,7 +92,7 @@ def advice(estimate: Estimate) -> list[str]:
         return [
             f"training was not finite from step {info.first_nonfinite} on; lower the learning rate"
         ]
-    step = exploded_step(getattr(info, "sensitivity", ()))
+    step = exploded_step(getattr(info, "sensitivity", np.zeros(0)))
     if step is None and not info.growth > 1.05:
         return []
     passed = "" if step is None else f" and exploded (grew past {EXPLODED:.0e} fold) at step {step}"
@@ -103,7 +103,7 @@ def advice(estimate: Estimate) -> list[str]:
     ]
 
 
-def exploded_step(sensitivity: Array) -> int | None:
+def exploded_step(sensitivity: Array | np.ndarray) -> int | None:
     """Return the step at which a derivative on its way grew past `EXPLODED` fold or overflowed, or None.
 
     Its way is towards the start where it grows that way (reverse mode), else towards the end.
