@@ -40,8 +40,8 @@ def measure(setting, repeats: int) -> list[Figure]:
     problem, start, _ = make_problem(setting)
     estimator = reverse(problem, setting.horizon)
     spread = np.random.default_rng(0).normal(scale=0.3, size=(NUM_MEMBERS, len(start)))
-    pairs = zip(start.items(), spread.T.astype(np.float32), strict=True)
-    hparams = {name: np.asarray(value) + column for (name, value), column in pairs}
+    pairs = zip(start.items(), spread.T, strict=True)
+    hparams = {name: np.asarray(value + column, np.float32) for (name, value), column in pairs}
     members = [{name: x[i] for name, x in hparams.items()} for i in range(NUM_MEMBERS)]
 
     def one(h):

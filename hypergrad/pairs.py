@@ -118,7 +118,7 @@ def mean_and_error(values: PyTree, counted: Array) -> tuple[PyTree, PyTree]:
     """Average over the leading axis, those `counted` `[N]` alone; NaN where none is.
 
     Returns:
-        The means, and their standard errors with num − 1 degrees of freedom, NaN for one value.
+        The means, and their standard errors with num − 1 degrees of freedom, infinite for one value.
     """
     num = jnp.sum(counted)
 
@@ -126,7 +126,8 @@ def mean_and_error(values: PyTree, counted: Array) -> tuple[PyTree, PyTree]:
         mask = counted.reshape((-1,) + (1,) * (leaf.ndim - 1))
         average = jnp.sum(jnp.where(mask, leaf, 0), 0) / num
         squares = jnp.sum(jnp.where(mask, jnp.square(leaf - average), 0), 0)
-        error = jnp.sqrt(squares / jnp.where(num > 1, (num - 1) * num, jnp.nan))
+        error = jnp.sqrt(squares / jnp.where(num > 1, (num - 1) * num, 1))
+        error = jnp.where(num > 1, error, jnp.inf)
         return average.astype(leaf.dtype), error.astype(leaf.dtype)
 
     pairs = jax.tree.map(mean, values)

@@ -208,12 +208,12 @@ def _deterministic(problem: Problem, horizon: int) -> dict[str, tuple[Estimator,
 
 def _stochastic(problem: Problem, horizon: int, space: PyTree) -> dict[str, Estimator]:
     """Make the stochastic estimators, with moves small enough to compare them with the gradient itself."""
-    settings: dict[str, Any] = {"sigma": SIGMA, "space": space, "num_pairs": 8}
+    moves: dict[str, Any] = {"sigma": SIGMA, "space": space}
     window = registry.quarter(horizon)
     return {
-        "es": es(problem, horizon, **settings),
-        "pes": pes(problem, horizon, window, **settings),
-        "nres": nres(problem, horizon, window, **settings),
+        "es": es(problem, horizon, **moves, num_pairs=8),
+        "pes": pes(problem, horizon, window, **moves, num_pairs=32),
+        "nres": nres(problem, horizon, window, **moves, num_pairs=32),
     }
 
 

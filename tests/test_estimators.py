@@ -196,6 +196,8 @@ def test_contract(problem_name, name):
     problem, hparams = choices() if name in DRAWN else ALL[problem_name]()
     if name in SERVED:
         problem, hparams = only(problem, hparams, SERVED[name])
+    if name in EVOLUTION:
+        problem, hparams = only(problem, hparams, ("lr", "scale"))
     traces = []
 
     def loss(*args):

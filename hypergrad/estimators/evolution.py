@@ -37,7 +37,7 @@ class EvolutionInfo(NamedTuple):
         first_nonfinite: first step at which a run of this estimate was not finite (the number of steps made
             if only its objective was not), -1 if none; int32 `[]`.
         std_error: standard error of the hypergradient from the spread of the pairs, a pytree like `hparams`.
-        value_std_error: standard error of the value, `[]`; NaN where it is the value of one pair.
+        value_std_error: standard error of the value, `[]`; infinite where it is the value of one pair.
         num_pairs: how many antithetic pairs ran, int32 `[]`.
         num_nonfinite: how many of them are left out of all means, int32 `[]`.
     """
