@@ -427,7 +427,7 @@ def complete(words):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("hypergrad re", {"resume", "replay", "report"}),
+        ("hypergrad re", {"recommend", "resume", "replay", "report"}),
         ("hypergrad tune di", {"digits"}),
         ("hypergrad tune --budget 3 di", {"digits"}),
         ("hypergrad tune digits --meth", {"--method"}),
