@@ -240,6 +240,7 @@ def measure(setting: Setting, options) -> list[Figure]:
     exact = reference(setting, made)
     for name, grad in grads.items():
         error = float(np.linalg.norm(grad - exact) / np.linalg.norm(exact))
+        error = error if np.isfinite(error) else None  # a peer that is not a number
         figures.append(Figure(name, "error", error, "relative"))
         figures += [Figure(name, f"time, {n}", took, "s") for n, took in times[name].items()]
     return figures
@@ -297,8 +298,10 @@ class Worker:
 
 def wrong(method: str, methods: dict[str, Any]) -> bool:
     """Tell whether conjugate gradients miss by more than thrice what ours do in as many iterations."""
-    same = " cg" in method
-    return same and methods[method]["error"] > 3 * methods["hypergrad cg, no info"]["error"]
+    error = methods[method]["error"]
+    return error is None or (
+        " cg" in method and error > 3 * methods["hypergrad cg, no info"]["error"]
+    )
 
 
 def table(results: Results) -> str:
@@ -312,8 +315,9 @@ def table(results: Results) -> str:
                 rows.append([method, "does not run", "", ""])
                 continue
             median = found["time, median"]
-            cells = [f"{median * 1e3:.2f}", f"{median / base:.2f}", f"{found['error']:.1e}"]
-            cells[-1] += " (wrong)" if wrong(method, methods) else ""
+            error = "NaN" if found["error"] is None else f"{found['error']:.1e}"
+            error += " (wrong)" if wrong(method, methods) else ""
+            cells = [f"{median * 1e3:.2f}", f"{median / base:.2f}", error]
             rows.append([method, *cells])
         header = ["method", "ms", "times ours (cg, no info)", "error"]
         parts.append(f"**{name}**, {ITERATIONS} iterations\n\n{markdown(header, rows)}")
