@@ -11,7 +11,9 @@ from pathlib import Path
 from benchmarks.record import Results
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "benchmarks/README.md")
+DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/chaotic.md")
+PICTURES = {"chaotic": "docs/chaotic.png"}
+"""Benchmark -> the picture that its `draw` makes of the results."""
 BLOCK = re.compile(r"<!-- (\w+) (table|summary) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -41,7 +43,12 @@ def load(path: Path) -> Results:
 
 
 def write() -> None:
-    """Bring all documents up to date."""
+    """Bring all documents and pictures up to date."""
+    results = ROOT / "benchmarks" / "results"
     for name in DOCUMENTS:
         path = ROOT / name
-        path.write_text(render(path.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"))
+        path.write_text(render(path.read_text(encoding="utf-8"), results))
+    for name, picture in PICTURES.items():
+        if (results / f"{name}.jsonl").exists():
+            figure = import_module(f"benchmarks.{name}").draw(load(results / f"{name}.jsonl"))
+            figure.savefig(ROOT / picture, dpi=150)
