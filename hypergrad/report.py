@@ -25,7 +25,16 @@ _RANGE = re.compile(
 _ODD = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
-_METHODS = {"descent": "hypergradient descent", "random": "random search"}
+_METHODS = {
+    "descent": "hypergradient descent",
+    "random": "random search",
+    "grid": "grid search",
+    "sobol": "Sobol search",
+    "cross_entropy": "cross-entropy search",
+    "evolution": "differential evolution",
+    "bayes": "Bayesian optimization",
+    "tpe": "tree-structured Parzen estimators",
+}
 
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
