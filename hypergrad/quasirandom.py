@@ -73,9 +73,13 @@ def points(vectors: Array, shift: Array, start: Array | int, num: int) -> Array:
     """Return the points `start` to `start + num` of a sequence, in (0, 1)^D, `[num, D]`."""
     index = jnp.asarray(start, jnp.uint32) + jnp.arange(num, dtype=jnp.uint32)
     gray = index ^ (index >> 1)
-    state = jnp.broadcast_to(shift, (num, *shift.shape))
-    for k in range(LOG_POINTS):
-        state = state ^ jnp.where(((gray >> k) & 1)[:, None] == 1, vectors[:, k], jnp.uint32(0))
+
+    def add(k, state):
+        one = (gray >> k.astype(jnp.uint32)) & 1
+        return state ^ (one[:, None] * vectors[:, k])
+
+    start_of_all = jnp.broadcast_to(shift, (num, *shift.shape))
+    state = jax.lax.fori_loop(0, LOG_POINTS, add, start_of_all)
     half = jnp.asarray(0.5, jnp.result_type(float))
     return (state.astype(half.dtype) + half) / 2**BITS
 

@@ -1,6 +1,8 @@
 """The contract of the searchers, over every member; and what each of them promises."""
 
+import functools
 import math
+import re
 from functools import partial
 
 import jax
@@ -36,7 +38,6 @@ from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
 KEY = jax.random.key(3)
 MIXED = {
     "lr": LogReal(1e-4, 1.0),
-    "momentum": Real(0.0, 0.99),
     "layers": Integer(1, 5),
     "width": Integer(8, 200),
     "kind": Choice(("relu", "tanh", "gelu")),
@@ -104,10 +105,16 @@ def types(state):
 # ---- the contract
 
 
-@pytest.mark.parametrize("name", SEARCHERS)
-def test_contract(name):
-    searcher = SEARCHERS[name](MIXED)
-    traces = []
+def assert_inside(space, hparams):
+    """Each trial is a value of the space."""
+    for member in range(len(jax.tree.leaves(hparams)[0])):
+        sp.check_value(space, jax.tree.map(lambda x, m=member: np.asarray(x[m]), hparams))
+
+
+@functools.cache
+def compiled(name):
+    """Return init, ask and tell over the mixed space, each compiled once for all tests, and their traces."""
+    searcher, traces = SEARCHERS[name](MIXED), []
 
     def ask(key, state):
         traces.append("ask")
@@ -117,47 +124,67 @@ def test_contract(name):
         traces.append("tell")
         return searcher.tell(state, outcome)
 
-    compiled_ask, compiled_tell = jax.jit(ask), jax.jit(tell)
+    programs = map(jax.jit, (searcher.init, ask, tell))
+    return searcher._replace(**dict(zip(("init", "ask", "tell"), programs, strict=True))), traces
+
+
+@pytest.mark.parametrize("name", SEARCHERS)
+def test_contract(name):
+    searcher, traces = compiled(name)
     first = state = searcher.init(KEY)
-    seen = []
-    for generation in range(3):
+    for generation in range(4):
         key = jax.random.fold_in(KEY, generation)
-        hparams = compiled_ask(key, state)
-        same = compiled_ask(key, state)
+        hparams, same = searcher.ask(key, state), searcher.ask(key, state)
         assert all(map(np.array_equal, jax.tree.leaves(hparams), jax.tree.leaves(same)))
-        for member in range(NUM):
-            sp.check_value(MIXED, jax.tree.map(lambda x, m=member: np.asarray(x[m]), hparams))
-        values = mixed_objective(MIXED, hparams)
-        values = values.at[0].set(jnp.nan).at[1].set(jnp.inf).at[2].set(-jnp.inf).at[4].set(values[3])
-        state = compiled_tell(state, outcome(hparams, values))
+        assert_inside(MIXED, jax.tree.map(np.asarray, hparams))
+        values = np.array(MEASURE(hparams))
+        values[:5] = np.nan, np.inf, -np.inf, values[5], values[5]
+        if generation == 2:
+            values[:] = np.nan  # everything may fail
+        state = searcher.tell(state, outcome(hparams, values))
         assert types(state) == types(first)
-        finite = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
-        assert not any(jnp.any(jnp.isnan(x)) for x in finite), "a NaN has got into the state"
-        seen.append(hparams)
-    assert traces == ["ask", "tell"], "the second call traced again"
-    plain = searcher.ask(key, compiled_tell(first, outcome(seen[0], jnp.arange(NUM) * 1.0)), NUM)
-    told = searcher.tell(first, outcome(seen[0], jnp.arange(NUM) * 1.0))
-    eager = searcher.ask(key, told, NUM)
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(eager), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+        floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+        nans = sum(int(jnp.sum(jnp.isnan(x))) for x in floats)
+        assert nans <= (2 if generation == 2 else 0), "beside likelihoods of no elites, a NaN"
+    assert traces == ["ask", "tell"], "a later call traced again"
     if name not in ("grid", "sobol"):
-        other = compiled_ask(jax.random.key(99), state)
+        other = searcher.ask(jax.random.key(99), state)
         assert not all(map(np.array_equal, jax.tree.leaves(hparams), jax.tree.leaves(other)))
-    info = searcher.info(state)
-    assert all(jnp.ndim(x) == 0 for x in info.values())
+    assert all(jnp.ndim(x) == 0 for x in searcher.info(state).values())
+
+
+MEASURE = jax.jit(lambda hparams: mixed_objective(MIXED, hparams))
+
+
+@pytest.mark.parametrize("name", ["grid", "evolution"])
+def test_compiled_is_as_plain(name):
+    space = {"a": Real(0, 1), "k": Choice(("x", "y"))}
+    searcher = SEARCHERS[name](space)
+    state = searcher.init(KEY)
+    for generation in range(2):
+        key = jax.random.fold_in(KEY, generation)
+        plain = searcher.ask(key, state, NUM)
+        compiled = jax.jit(lambda k, s: searcher.ask(k, s, NUM))(key, state)
+        told = outcome(compiled, compiled["a"])
+        after = searcher.tell(state, told), jax.jit(searcher.tell)(state, told)
+        for a, b in ((plain, compiled), after):
+            assert jax.tree.structure(a) == jax.tree.structure(b)
+            for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+                np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+        state = after[1]
 
 
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_wrong_outcomes_are_refused_in_one_line(name):
     space = {"a": Real(0, 1), "b": Choice(("x", "y"))}
     searcher = SEARCHERS[name](space)
-    state = searcher.init(KEY)
-    hparams = sobol(space).ask(KEY, sobol(space).init(KEY), 4)
+    state = jax.eval_shape(searcher.init, KEY)
+    hparams = {"a": np.linspace(0, 1, 4), "b": np.arange(4) % 2}
     bad = [
-        (outcome(hparams, jnp.zeros(3)), r"values has shape \(3,\), expected \(4,\)"),
-        (outcome({"a": hparams["a"]}, jnp.zeros(4)), "hparams has the leaves"),
-        (outcome(hparams, jnp.zeros(4), steps=[1, 2]), "steps has shape"),
-        (outcome(hparams, jnp.zeros((4, 1))), "values has shape"),
+        (outcome(hparams, np.zeros(3)), r"values has shape \(3,\), expected \(4,\)"),
+        (outcome({"a": hparams["a"]}, np.zeros(4)), "hparams has the leaves"),
+        (outcome(hparams, np.zeros(4), steps=[1, 2]), "steps has shape"),
+        (outcome(hparams, np.zeros((4, 1))), "values has shape"),
     ]
     if name == "random":  # it does not look at what it is told
         return
@@ -167,46 +194,38 @@ def test_wrong_outcomes_are_refused_in_one_line(name):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", SEARCHERS)
-def test_everything_may_fail(name):
-    space = {"a": Real(0, 1), "n": Integer(1, 40), "b": Choice(("x", "y"))}
-    searcher = SEARCHERS[name](space)
-    state = searcher.init(KEY)
-    for generation in range(2):
-        hparams = searcher.ask(jax.random.fold_in(KEY, generation), state, 10)
-        state = searcher.tell(state, outcome(hparams, jnp.full(10, jnp.nan)))
-    hparams = searcher.ask(KEY, state, 10)
-    for member in range(10):
-        sp.check_value(space, jax.tree.map(lambda x, m=member: np.asarray(x[m]), hparams))
-
-
 BETTER = {
-    "cross_entropy": (16, 16),
-    "cross_entropy_tables": (16, 16),
-    "cross_entropy_correlated": (16, 16),
-    "evolution": (16, 16),
-    "bayes": (8, 8),
-    "bayes_turbo": (8, 8),
-    "tpe": (8, 8),
-    "tpe_independent": (8, 8),
+    "cross_entropy": 16,
+    "cross_entropy_tables": 16,
+    "cross_entropy_correlated": 16,
+    "evolution": 16,
+    "bayes": 4,
+    "bayes_turbo": 4,
+    "tpe": 8,
+    "tpe_independent": 8,
 }
+"""Generations of 16 trials."""
+
+
+def lowest(name, count, seed):
+    """Return the lowest objective of a search of `count` generations."""
+    searcher, key = compiled(name)[0], jax.random.key(seed)
+    state, values = searcher.init(key), []
+    for generation in range(count):
+        hparams = searcher.ask(jax.random.fold_in(key, generation), state)
+        values.append(MEASURE(hparams))
+        state = searcher.tell(state, outcome(hparams, values[-1]))
+    return float(np.min(values))
 
 
 @pytest.mark.parametrize("name", BETTER)
 def test_better_than_random(name):
-    num, count = BETTER[name]
-    keys = jax.random.split(jax.random.key(0), 9)
-    ours, theirs = (
-        [float(jnp.min(run(key))) for key in keys]
-        for run in (
-            generations(SEARCHERS[name](MIXED), MIXED, num, count),
-            generations(random(MIXED), MIXED, num, count),
-        )
-    )
+    ours = [lowest(name, BETTER[name], seed) for seed in range(5)]
+    theirs = [lowest("random", BETTER[name], 100 + seed) for seed in range(12)]
     assert stats.mannwhitneyu(ours, theirs, alternative="less").pvalue < 0.01, (ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "evolution", "bayes", "tpe"])
+@pytest.mark.parametrize("name", ["cross_entropy_tables", "bayes"])
 def test_lowers_for_other_devices_without_wide_types(name):
     searcher = SEARCHERS[name](MIXED)
     state = jax.eval_shape(searcher.init, KEY)
@@ -219,7 +238,8 @@ def test_lowers_for_other_devices_without_wide_types(name):
 
     data = jax.ShapeDtypeStruct((2,), jnp.uint32)
     exported = jax.export.export(jax.jit(whole), platforms=["tpu"])(data, state, told)
-    assert not [word for word in ("f64", "i64>", "ui64") if word in exported.mlir_module()]
+    results = re.findall(r"-> tensor<[^>]*>", exported.mlir_module())
+    assert results and not [one for one in results if "64>" in one]
 
 
 # ---- what is proposed has the declared distribution
@@ -321,20 +341,17 @@ def test_a_fit_maximises_the_likelihood_of_the_elites(atoms):
     family = distribution(
         MIXED, atoms=atoms, floor=0.0, smoothing=Smoothing(c=1.0, beta=1.0, q=1e9)
     )
-    units = to_units(MIXED, sp_sample(MIXED, 40, jax.random.key(1)))
-    units = family.transform(family.start, units)
+    coords = coordinates(MIXED)
+    units = 0.7 * jax.random.uniform(KEY, (40, coords.num)) ** jnp.linspace(0.5, 3, coords.num)
+    units = jax.jit(family.transform)(family.start, units)
     weights = (jnp.arange(40) < 12).astype(units.dtype)
-    fitted = family.fit(family.start, units, weights)
-
-    def likelihood(params):
-        return float(jnp.sum(weights * family.log_density(params, units)))
-
+    fit = jax.jit(lambda weights: family.fit(family.start, units, weights))
+    likelihood = jax.jit(lambda params: jnp.sum(weights * family.log_density(params, units)))
+    fitted = fit(weights)
     best = likelihood(fitted)
     assert best > likelihood(family.start)
-    for seed in range(8):
-        other = family.fit(
-            family.start, units, weights * jax.random.uniform(jax.random.key(seed), (40,))
-        )
+    for seed in range(20):
+        other = fit(weights * jax.random.uniform(jax.random.key(seed), (40,)))
         nudged = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, fitted, other)
         assert likelihood(nudged) <= best + 1e-3, seed
 
@@ -525,14 +542,14 @@ def test_warm_starts_are_told_before_the_first():
     space = {"x": Real(0, 1), "y": Real(0, 1)}
     earlier = sp_sample(space, 64, KEY)
     told = outcome(earlier, mixed_objective(space, earlier))
-    searcher = warm_start(cross_entropy(space), [told])
-    expected = cross_entropy(space).tell(cross_entropy(space).init(KEY), told)
+    searcher = warm_start(evolution(space), [told])
+    expected = evolution(space).tell(evolution(space).init(KEY), told)
     for a, b in zip(jax.tree.leaves(searcher.init(KEY)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match=r"outcomes\[0\] is dict"):
         warm_start(searcher, [{}])
     with pytest.raises(ValueError, match="hparams has the leaves"):
-        warm_start(cross_entropy({"z": Real(0, 1)}), [told]).init(KEY)
+        warm_start(evolution({"z": Real(0, 1)}), [told]).init(KEY)
 
 
 def test_long_schedules_are_held_constant():

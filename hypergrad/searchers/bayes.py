@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.scipy.special import ndtri
 
 from hypergrad import outputs
 from hypergrad.acquisition import Acquisition, log_expected_improvement
@@ -27,7 +28,7 @@ from hypergrad.quasirandom import directions, points, scramble
 from hypergrad.searchers.base import Searcher, observe
 from hypergrad.types import Array, Key, PyTree
 
-SMALLEST = 32
+SMALLEST = 64
 """Rows of the smallest table that a process is fitted to; larger ones are powers of two."""
 NUM_CANDIDATES = 768
 NUM_REFINED = 8
@@ -260,16 +261,15 @@ def _maximise(
 
 def _candidates(key: Key, coords: Coordinates, leaders: Array, low: Array, high: Array) -> Array:
     """Draw candidates: half uniform in the box, half near the best trials, at several distances."""
-    free_key, near_key, size_key, flip_key, pick_key = jax.random.split(key, 5)
-    num = NUM_CANDIDATES // 2
-    shape = (num, coords.num)
-    uniform = jax.random.uniform(free_key, shape, low.dtype)
+    num, dim = NUM_CANDIDATES // 2, coords.num
+    draws = jax.random.uniform(key, (num, 3 * dim + 2), low.dtype, minval=1e-6)
+    uniform, normal, flips, few = jnp.split(draws, (dim, 2 * dim, 3 * dim), axis=1)
     free = low + uniform * (high - low)
-    centre = leaders[jax.random.randint(pick_key, (num,), 0, len(leaders))]
-    size = 10 ** jax.random.uniform(size_key, (num, 1), low.dtype, -3, -0.5)
-    near = centre + size * jax.random.normal(near_key, shape, low.dtype)
+    centre = leaders[jnp.floor(few[:, 0] * len(leaders)).astype(jnp.int32)]
+    distance = 10 ** (-3 + 2.5 * few[:, 1:])
+    near = centre + distance * ndtri(normal)
     # a step may not carry a whole number or an option out of its cell: some jump
-    jump = jax.random.bernoulli(flip_key, 1 / (1 + coords.num), shape)
+    jump = flips < 1 / (1 + dim)
     near = jnp.where(jump & (coords.levels > 0), uniform, near)
     near = jnp.where(coords.ordered | jump, near, centre)
     return jnp.concatenate([free, jnp.clip(near, low, high)])

@@ -76,30 +76,29 @@ def evolution(
         scores = jnp.full(num_members, jnp.inf, dtype)
         return EvolutionState(units, scores, *scramble(key, first), jnp.zeros((), jnp.int32))
 
-    def mutant(key, x, order, units):
-        """Make one trial from member x `[D]`."""
-        f_key, best_key, one_key, other_key, option_key, cross_key, one_at_least = jax.random.split(
-            key, 7
-        )
-        f = jax.random.uniform(f_key, (), x.dtype, *mutation)
-        leader = units[order[jax.random.randint(best_key, (), 0, num_best)]]
-        one = jax.random.randint(one_key, (), 0, num_members)
-        other = (one + jax.random.randint(other_key, (), 1, num_members)) % num_members
+    def mutants(key, state, x):
+        """Make a trial from each of the members x, `[num, D]`."""
+        num = len(x)
+        draws = jax.random.uniform(key, (num, 5 + 2 * coords.num), x.dtype)
+        few, options, crossing = jnp.split(draws, (5, 5 + coords.num), axis=1)
+
+        def whole(column, below):
+            return jnp.floor(few[:, column] * below).astype(jnp.int32)
+
+        units = state.units
+        f = (mutation[0] + (mutation[1] - mutation[0]) * few[:, 0])[:, None]
+        leader = units[jnp.argsort(state.scores)[whole(1, num_best)]]
+        one = whole(2, num_members)
+        other = (one + 1 + whole(3, num_members - 1)) % num_members
         v = x + f * (leader - x) + f * (units[one] - units[other])
         v = jnp.where(v < 0, x / 2, jnp.where(v > 1, (1 + x) / 2, v))
-        option = jnp.where(jax.random.uniform(option_key, x.shape) < f, leader, units[one])
-        v = jnp.where(coords.ordered, v, option)
-        crossed = jax.random.bernoulli(cross_key, crossover, x.shape)
-        crossed = crossed.at[jax.random.randint(one_at_least, (), 0, coords.num)].set(True)
-        return jnp.where(crossed, v, x)
+        v = jnp.where(coords.ordered, v, jnp.where(options < f, leader, units[one]))
+        surely = jnp.arange(coords.num) == whole(4, coords.num)[:, None]
+        return jnp.where((crossing < crossover) | surely, v, x)
 
     def ask(key, state, num):
         trial = state.count + jnp.arange(num)
-        order = jnp.argsort(state.scores)
-        keys = jax.random.split(key, num)
-        made = jax.vmap(lambda k, x: mutant(k, x, order, state.units))(
-            keys, state.units[trial % num_members]
-        )
+        made = mutants(key, state, state.units[trial % num_members])
         begin = points(state.vectors, state.shift, state.count, num)
         return from_units(space, jnp.where((trial < num_members)[:, None], begin, made))
 
