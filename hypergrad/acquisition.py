@@ -1,4 +1,4 @@
-"""What a predicted mean and standard deviation of an objective are worth: (mean, std, best) -> score, high is good."""
+"""What a prediction of an objective is worth trying: (mean, std, best) -> score, higher is better."""
 
 from collections.abc import Callable
 from typing import TypeAlias

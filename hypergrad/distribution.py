@@ -84,7 +84,9 @@ def distribution(
                     mean, std = truncnorm.moments(centre, jnp.full_like(centre, near[1]))
                     start[where] = np.stack([mean, std], 1)
     if counted:
-        parts.append((np.array(counted), tables(first, table_names, np.array(ends), smoothing, floor)))
+        parts.append(
+            (np.array(counted), tables(first, table_names, np.array(ends), smoothing, floor))
+        )
     if continuous:
         mean, std = start[continuous].T
         parts.append((np.array(continuous), normals(mean, std, smoothing, correlated)))
@@ -126,7 +128,9 @@ def check_smoothing(smoothing: Smoothing, floor: float) -> None:
         raise ValueError(f"q is {smoothing.q!r}, expected a positive number; pass e.g. 5.0")
 
 
-def _check_atoms(names: list[str], dims: list, atoms: int | Mapping[str, int] | None) -> dict[str, int]:
+def _check_atoms(
+    names: list[str], dims: list, atoms: int | Mapping[str, int] | None
+) -> dict[str, int]:
     """Return {leaf name: number of atoms} of the real dimensions that are cut."""
     counted = {n for n, dim in zip(names, dims, strict=True) if isinstance(dim, (Integer, Choice))}
     if atoms is None:

@@ -54,10 +54,10 @@ def prior_kernel(num_coordinates: int) -> Kernel:
     dtype = jnp.result_type(float)
     scale = jnp.full(num_coordinates, 0.35 * np.sqrt(num_coordinates) + 0.15, dtype)
     number = jnp.zeros((), dtype)
-    return Kernel(jnp.log(scale), number, number - 5.0, jnp.zeros((2, num_coordinates), dtype))
+    return Kernel(jnp.log(scale), number, number - 4.0, jnp.zeros((2, num_coordinates), dtype))
 
 
-_SPREAD = Kernel(1.0, 0.7, 2.0, 0.4)  # type: ignore[arg-type]
+_SPREAD = Kernel(0.8, 0.7, 2.0, 0.4)  # type: ignore[arg-type]
 """Standard deviations of the logarithms around those of `prior_kernel`."""
 
 
@@ -160,7 +160,10 @@ def fit(
         away = jax.tree.map(jnp.subtract, kernel, centre)
         grads = jax.tree.map(lambda g, a: jnp.where(fine & jnp.isfinite(g), g, a), grads, away)
         updates, moments = optimizer.update(grads, moments)
-        return (optax.apply_updates(kernel, updates), moments), (kernel, jnp.where(fine, loss, jnp.inf))
+        return (optax.apply_updates(kernel, updates), moments), (
+            kernel,
+            jnp.where(fine, loss, jnp.inf),
+        )
 
     def descend(kernel):
         kernels, losses = jax.lax.scan(step, (kernel, optimizer.init(kernel)), None, num_steps)[1]

@@ -1,4 +1,4 @@
-"""What a Gaussian process is shown of the scores: (scores `[n]`, filled `[n]`) -> targets of mean 0 and variance 1.
+"""What a Gaussian process is shown: (scores `[n]`, filled `[n]`) -> targets of mean 0 and variance 1.
 
 Scores of failed trials are infinite; they become the worst of the others. Empty rows get 0.
 """
@@ -36,10 +36,14 @@ def power(scores: Array, filled: Array) -> Array:
 
     def transform(exponent):
         positive = jnp.expm1(exponent * jnp.log1p(jnp.maximum(x, 0)))
-        positive = jnp.where(jnp.abs(exponent) < 1e-6, jnp.log1p(jnp.maximum(x, 0)), positive / exponent)
+        positive = jnp.where(
+            jnp.abs(exponent) < 1e-6, jnp.log1p(jnp.maximum(x, 0)), positive / exponent
+        )
         other = 2 - exponent
         negative = -jnp.expm1(other * jnp.log1p(jnp.maximum(-x, 0)))
-        negative = jnp.where(jnp.abs(other) < 1e-6, -jnp.log1p(jnp.maximum(-x, 0)), negative / other)
+        negative = jnp.where(
+            jnp.abs(other) < 1e-6, -jnp.log1p(jnp.maximum(-x, 0)), negative / other
+        )
         return jnp.where(x >= 0, positive, negative)
 
     def likelihood(exponent):

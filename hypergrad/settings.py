@@ -71,7 +71,12 @@ OPTIONS = (
     Option("method", str, "how to tune, a name from `list`", "NAME"),
     Option("estimator", str, "of the hypergradient, a name from `list`", "NAME"),
     Option("budget", int, "outer steps, or trials of a search", "N"),
-    Option("population", int, "trials of a generation of a search (default: at most 16, 4 for bayes and tpe)", "N"),
+    Option(
+        "population",
+        int,
+        "trials of a generation of a search (default: at most 16, 4 for bayes and tpe)",
+        "N",
+    ),
     Option("generations", int, "of a search (default: as many as make up the budget)", "N"),
     Option("seed", int, "of everything", "N"),
     Option("num_seeds", int, "seeds a hypergradient", "N", "--seeds"),

@@ -80,12 +80,13 @@ def fit(mean: Array, std: Array, num_steps: int = 24) -> tuple[Array, Array]:
         determinant = jnp.maximum(h_aa * h_bb - h_ab**2, 1e-6 * h_aa * h_bb + 1e-30)
         d_a = (h_bb * g_a - h_ab * g_b) / determinant
         d_b = (h_aa * g_b - h_ab * g_a) / determinant
-        stuck = (d_b > 0) & (b >= most(a, b) * 1.0001)
-        d_a = jnp.where(stuck, g_a / jnp.maximum(h_aa, 1e-30), d_a)
-        d_b = jnp.where(stuck, 0, d_b)
         step = 1 / (1 + jnp.sqrt(jnp.maximum(g_a * d_a + g_b * d_b, 0)))
-        a, b = a + step * d_a, jnp.minimum(b + step * d_b, b / 16)
-        return a, jnp.minimum(b, most(a, b))
+        new_a, new_b = a + step * d_a, jnp.minimum(b + step * d_b, b / 16)
+        # on the edge the mean alone is matched
+        over = new_b > most(new_a, new_b)
+        along = g_a / jnp.maximum(h_aa, 1e-30)
+        along = a + along / (1 + jnp.sqrt(jnp.maximum(g_a * along, 0)))
+        return jnp.where(over, along, new_a), jnp.where(over, most(along, b), new_b)
 
     start = (jnp.zeros_like(low), jnp.full_like(low, -0.5))
     a, b = jax.lax.fori_loop(0, num_steps, newton, start)

@@ -47,7 +47,8 @@ def tune(
 ) -> Study:
     """Tune a task, or a problem over a space, judge the result on fresh seeds, and write the study.
 
-    The last settings of a descent, or the best trials of a search, are trained again on the same seeds, and the best of them is chosen: the lowest of many noisy values is a lucky one. The default
+    The last settings of a descent, or the best trials of a search, are trained again on the same seeds,
+    and the best of them is chosen: the lowest of many noisy values is a lucky one. The default
     hparams, the tuned ones and (for "descent") the best of as many random trials as cost the same training
     time are then trained on fresh seeds; the test set is read then, once.
 
@@ -305,9 +306,7 @@ def _num_steps(settings: Settings) -> int:
 
 
 def _cut(settings: Settings) -> tuple[int, int]:
-    return _generations(
-        settings.method, settings.budget, settings.population, settings.generations
-    )
+    return _generations(settings.method, settings.budget, settings.population, settings.generations)
 
 
 class _Steps:

@@ -14,9 +14,7 @@ LIMITED = 8
 """Most free steps of a schedule that is searched step by step."""
 
 
-def constant(
-    space: PyTree, make: Callable[[PyTree], Searcher], most: int = LIMITED
-) -> Searcher:
+def constant(space: PyTree, make: Callable[[PyTree], Searcher], most: int = LIMITED) -> Searcher:
     """Search over a space whose long schedules have one value for all steps.
 
     Args:

@@ -75,7 +75,9 @@ def steps_to(target: float) -> Callable[[Outcome], Array]:
         reached = values <= target
         last = jnp.max(outcome.steps) + 1
         place = jnp.argsort(jnp.argsort(values))
-        return jnp.where(jnp.isfinite(values), jnp.where(reached, outcome.steps, last + place), jnp.inf)
+        return jnp.where(
+            jnp.isfinite(values), jnp.where(reached, outcome.steps, last + place), jnp.inf
+        )
 
     return score
 

@@ -109,7 +109,9 @@ def evolution(
         # several trials may stand for one member: its best, and the first of those, takes part
         lowest = jax.ops.segment_min(scores, target, num_members)
         is_lowest = scores == lowest[target]
-        winner = jax.ops.segment_min(jnp.where(is_lowest, jnp.arange(num), num), target, num_members)
+        winner = jax.ops.segment_min(
+            jnp.where(is_lowest, jnp.arange(num), num), target, num_members
+        )
         told = winner < num
         better = told & (lowest <= state.scores)
         units = jnp.where(better[:, None], units[jnp.minimum(winner, num - 1)], state.units)
@@ -132,7 +134,11 @@ def _check_settings(num_members, mutation, crossover, best) -> None:
         number = isinstance(share, (int, float)) and not isinstance(share, bool)
         if not number or not 0 <= share <= 1:
             raise ValueError(f"{name} is {share!r}, expected a share in [0, 1]; pass e.g. 0.9")
-    if not isinstance(mutation, tuple) or len(mutation) != 2 or not 0 < mutation[0] <= mutation[1] <= 2:
+    if (
+        not isinstance(mutation, tuple)
+        or len(mutation) != 2
+        or not 0 < mutation[0] <= mutation[1] <= 2
+    ):
         raise ValueError(
             f"mutation is {mutation!r}, expected two bounds in (0, 2], the lower first; "
             "pass e.g. (0.4, 0.9)"

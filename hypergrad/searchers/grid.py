@@ -58,10 +58,7 @@ def grid(
             check_name("leaf of num_levels", name, names)
     levels = []
     for leaf, cells, ordered in zip(*coords, strict=True):
-        if isinstance(num_levels, Mapping):
-            num = num_levels.get(names[leaf], 3)
-        else:
-            num = num_levels
+        num = num_levels.get(names[leaf], 3) if isinstance(num_levels, Mapping) else num_levels
         if isinstance(num, bool) or not isinstance(num, int) or num < 1:
             raise ValueError(
                 f"num_levels is {num!r} for {names[leaf]!r}, expected a whole number of at least 1; "
