@@ -135,10 +135,11 @@ def bayes(
     sizes = _sizes(capacity)
 
     def init(key):
-        region = Region(jnp.asarray(box.length, jnp.result_type(float)), *_zeros(2))
-        sobol = scramble(key, first)
-        kernel = prior_kernel(coords.num)
-        return BayesState(empty(capacity, coords.num), kernel, *sobol, *_zeros(1), region)
+        zero = jnp.zeros((), jnp.int32)
+        region = Region(jnp.asarray(box.length, jnp.result_type(float)), zero, zero)
+        vectors, shift = scramble(key, first)
+        trials, kernel = empty(capacity, coords.num), prior_kernel(coords.num)
+        return BayesState(trials, kernel, vectors, shift, zero, region)
 
     def fitted(state, size):
         history = jax.tree.map(lambda x: x[:size] if x.ndim else x, state.history)
@@ -207,10 +208,6 @@ def bayes(
         }
 
     return Searcher(init, ask, tell, info)
-
-
-def _zeros(num: int) -> tuple[Array, ...]:
-    return tuple(jnp.zeros((), jnp.int32) for _ in range(num))
 
 
 def _sizes(capacity: int) -> list[int]:
