@@ -302,11 +302,14 @@ def _generations(
 def _num_steps(settings: Settings) -> int:
     if settings.method == "descent":
         return settings.budget
-    return _cut(settings)[0]
+    return generations(settings)[0]
 
 
-def _cut(settings: Settings) -> tuple[int, int]:
-    return _generations(settings.method, settings.budget, settings.population, settings.generations)
+def generations(settings: Settings) -> tuple[int, int]:
+    """Return how many generations a search has, and how many trials each."""
+    return _generations(
+        settings.method, settings.budget, settings.population, settings.generations
+    )
 
 
 class _Steps:
@@ -436,7 +439,7 @@ def width(settings: Settings) -> int:
     """Return how many trials one compiled step makes side by side."""
     if settings.method == "descent":
         return settings.num_restarts
-    return _cut(settings)[1]
+    return generations(settings)[1]
 
 
 def sources(task: Task) -> dict[str, str]:

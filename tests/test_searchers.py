@@ -1,6 +1,7 @@
 """The contract of the searchers, over every member; and what each of them promises."""
 
 import functools
+import importlib
 import math
 import re
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import hypergrad as hg
 from hypergrad import searchers, space as sp, study, truncnorm, tuners
 from hypergrad.coordinates import coordinates, from_units, to_units
 from hypergrad.population import Population
@@ -35,6 +37,8 @@ from hypergrad.searchers import (
 )
 from hypergrad.searchers.grid import levels_within
 from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
+from hypergrad.tune import generations as cut
+from tasks import quadratic
 
 KEY = jax.random.key(3)
 MIXED = {
@@ -52,11 +56,13 @@ SEARCHERS = {
     "sobol": sobol,
     "prior": lambda space: prior(space, {n: b for n, b in BELIEFS.items() if n in space}),
     "cross_entropy": partial(cross_entropy, rho=0.2),
-    "cross_entropy_tables": partial(
-        cross_entropy, rho=0.2, keep=1, family=partial(distribution, atoms=6)
-    ),
-    "cross_entropy_correlated": partial(
-        cross_entropy, rho=0.2, family=partial(distribution, correlated=True)
+    "cross_entropy_tables": lambda space: cross_entropy(
+        space,
+        rho=0.2,
+        keep=1,
+        family=partial(
+            distribution, atoms={"decay": 6} if "decay" in space else None, correlated=True
+        ),
     ),
     "evolution": partial(evolution, num_members=16),
     "bayes": partial(bayes, capacity=64),
@@ -204,7 +210,6 @@ def test_wrong_outcomes_are_refused_in_one_line(name):
 BETTER = {
     "cross_entropy": 16,
     "cross_entropy_tables": 16,
-    "cross_entropy_correlated": 16,
     "evolution": 16,
     "bayes": 4,
     "bayes_turbo": 4,
@@ -258,7 +263,7 @@ def check_uniform(values, cells=20):
     assert stats.chisquare(counts).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("name", ["random", "cross_entropy", "cross_entropy_correlated", "sobol"])
+@pytest.mark.parametrize("name", ["random", "cross_entropy_tables", "sobol"])
 def test_first_proposals_are_uniform(name):
     space = {n: d for n, d in MIXED.items() if n != "decay"} | {"free": Sequence(Real(0, 1), 3)}
     searcher = SEARCHERS[name](space)
@@ -572,6 +577,57 @@ def test_long_schedules_are_held_constant():
     assert not jnp.all(hparams["short"] == hparams["short"][:, :1])
     state = searcher.tell(searcher.init(KEY), outcome(hparams, hparams["x"]))
     assert searcher.info(state)["num_elites"] == 2
+
+
+# ---- a study of a task
+
+
+def test_a_task_is_tuned_and_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("hypergrad.report"), "report", lambda folder: folder)
+    task = quadratic.task(horizon=12, num_params=2)
+    settings = {"method": "cross_entropy", "population": 16, "generations": 4, "eval_seeds": 2}
+
+    def stop(now):
+        if now.done == 2:
+            raise KeyboardInterrupt
+
+    whole = hg.tune(task, storage=tmp_path / "a", **settings)
+    assert [len(o.values) for o in whole.outcomes] == [16] * 4
+    assert {"gamma", "log_likelihood_after", "largest_std", "done"} <= set(whole.outcomes[0].info)
+    lr = whole.outcomes[1].hparams["lr"]
+    assert lr.shape == (16, 12) and np.all(lr == lr[:, :1]), "a long schedule is held constant"
+    assert whole.best_value <= min(o.values.min() for o in whole.outcomes) + 1e-6
+    hg.tune(task, storage=tmp_path / "b", callbacks=[hg.Callback(step=stop)], **settings)
+    assert hg.resume(task, tmp_path / "b").digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "descent", "population": 8}, "population is given with method 'descent'"),
+        ({"method": "cross_entropy", "population": 2, "generations": 3}, "num is 2, expected"),
+        ({"method": "cross_entropy", "population": 0}, "population is 0, expected a whole"),
+        ({"method": "cross_entrpy"}, "did you mean 'cross_entropy'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        hg.tune(quadratic.task(horizon=12, num_params=2), storage=tmp_path / "s", **settings)
+    assert "\n" not in str(caught.value) and not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"budget": 60}, (4, 15)),
+        ({"population": 64, "generations": 10}, (10, 64)),
+        ({"population": 50, "budget": 60}, (2, 50)),
+        ({"generations": 7, "budget": 60}, (7, 9)),
+        ({"method": "bayes", "budget": 10}, (3, 4)),
+    ],
+)
+def test_a_budget_is_cut_into_generations(given, expected):
+    assert cut(hg.Settings(**{"method": "cross_entropy", **given})) == expected
 
 
 # ---- bad input, before anything compiles
