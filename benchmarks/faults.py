@@ -25,8 +25,8 @@ import jax
 
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import checkpoint, journal, storage, study
-from hypergrad.registry import METHODS
-from hypergrad.tune import GENERATION, Settings, build
+from hypergrad.registry import METHODS, most_trials
+from hypergrad.tune import Settings, build
 from hypergrad.tuners import Tuner
 from tasks import quadratic, ridge
 
@@ -68,7 +68,7 @@ def run(results: Results, options) -> None:
 @cache
 def make(method: str, num_steps: int = NUM_STEPS) -> Tuner:
     """Build the tuner of a method for a problem that trains in microseconds."""
-    budget = num_steps * (GENERATION if method == "random" else 1)
+    budget = num_steps * (1 if method == "descent" else most_trials(method))
     task = quadratic.task(horizon=3, num_params=2)
     if method == "bilevel":  # which takes hyperparameters of the loss alone
         task = ridge.task(horizon=3, num_features=2)

@@ -1,6 +1,7 @@
 """Names for the command line -> factories of this package, and nothing else."""
 
 from collections.abc import Callable
+from functools import partial
 
 from hypergrad.directions import Method, amigo, finite_sum, nearest_divisor, saba, soba
 from hypergrad.estimators import (
@@ -19,7 +20,20 @@ from hypergrad.estimators import (
     truncated,
 )
 from hypergrad.problem import Problem
+from hypergrad.searchers import (
+    Searcher,
+    bayes,
+    constant,
+    cross_entropy,
+    evolution,
+    grid,
+    random,
+    sobol,
+    tpe,
+)
+from hypergrad.searchers.grid import levels_within
 from hypergrad.settings import check_name
+from hypergrad.space import sample_constant
 from hypergrad.types import PyTree
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
@@ -44,12 +58,27 @@ METHODS: dict[str, str] = {
     "descent": "hypergradient descent on the unconstrained space, with any estimator",
     "bilevel": "weights and hyperparameters in one loop (see --bilevel), for hyperparameters of the loss",
     "random": "random search over schedules held constant, every trial trained to the end",
+    "grid": "every combination of as many values as the budget allows, in random order",
+    "sobol": "a scrambled Sobol sequence, which fills the space more evenly than random trials",
+    "cross_entropy": "a distribution fitted to the best of every generation (CEHPO)",
+    "evolution": "differential evolution",
+    "bayes": "a Gaussian process and its log expected improvement",
+    "tpe": "tree-structured Parzen estimators, multivariate",
 }
 BILEVEL: dict[str, Callable[..., Method]] = {"soba": soba, "saba": saba, "amigo": amigo}
 NAMES = {"method": METHODS, "estimator": ESTIMATORS, "bilevel": BILEVEL}
 """Option -> the names it may have."""
 SUM_BATCH = 64
 """Examples in a minibatch of `saba`, as nearly as they divide the training set."""
+
+
+def most_trials(name: str) -> int:
+    """Return the most trials of a generation of a search, where the population is not given.
+
+    What is learned from one generation guides the next; the searches that model the objective make more
+    of each trial, and are better with more generations.
+    """
+    return 4 if name in ("bayes", "tpe") else 16
 
 
 def estimator(name: str, problem: Problem, horizon: int, space: PyTree) -> Estimator:
@@ -81,3 +110,30 @@ def bilevel_method(name: str, problem: Problem) -> Method:
 def quarter(horizon: int) -> int:
     """Return the largest divisor of the horizon that is at most a quarter of it, or 1."""
     return next(d for d in range(max(1, horizon // 4), 0, -1) if horizon % d == 0)
+
+
+def searcher(name: str, space: PyTree, num_trials: int, size: int) -> Searcher:
+    """Build a searcher by name, with the settings the command line uses.
+
+    Args:
+        name: one of `METHODS` but "descent" and "bilevel".
+        space: of the task; schedules of more than a few free steps are held constant.
+        num_trials: that it will be asked for in all.
+        size: of a generation.
+    """
+    check_name(
+        "method", name, [method for method in METHODS if method not in ("descent", "bilevel")]
+    )
+    if name == "random":
+        return random(space, sample_constant)
+    # a few elites are needed to fit a distribution to, also where generations are small
+    share = min(0.5, max(0.1, 4 / size))
+    makers: dict[str, Callable[[PyTree], Searcher]] = {
+        "grid": lambda space: grid(space, levels_within(space, num_trials)),
+        "sobol": sobol,
+        "cross_entropy": partial(cross_entropy, rho=share),
+        "evolution": partial(evolution, num_members=max(4, size)),
+        "bayes": partial(bayes, capacity=min(256, max(16, 2 ** (num_trials - 1).bit_length()))),
+        "tpe": partial(tpe, capacity=min(512, max(16, num_trials))),
+    }
+    return constant(space, makers[name])

@@ -29,6 +29,12 @@ _METHODS = {
     "descent": "hypergradient descent",
     "bilevel": "stochastic bilevel optimization",
     "random": "random search",
+    "grid": "grid search",
+    "sobol": "Sobol search",
+    "cross_entropy": "cross-entropy search",
+    "evolution": "differential evolution",
+    "bayes": "Bayesian optimization",
+    "tpe": "tree-structured Parzen estimators",
 }
 
 _POLICY = (

@@ -215,7 +215,7 @@ def _training_keys(outcome: Outcome, settings: Settings) -> list[Key]:
     """Return the keys of the trial's training runs, as `init_state` takes them."""
     key = jax.numpy.asarray(outcome.info["key"])
     key = jax.random.wrap_key_data(key)
-    if settings.method == "random":
+    if settings.method != "descent":
         return [key]
     keys = jax.random.split(key, settings.num_seeds) if settings.num_seeds > 1 else [key]
     return [split_key(k)[0] for k in keys]

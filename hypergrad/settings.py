@@ -15,14 +15,16 @@ class Settings(NamedTuple):
         method: a name of `registry.METHODS`, such as "descent" or "random".
         estimator: name of the hypergradient estimator (`registry.ESTIMATORS`).
         bilevel: which method of "bilevel" (`registry.BILEVEL`).
-        budget: outer steps for "descent" and "bilevel", trials for "random" (in equal
-            generations of at most 16, so a few more where 16 or less does not divide them).
+        budget: outer steps for "descent" and "bilevel", trials for a search (in equal generations, so a few
+            more where their size does not divide them); not used where population and generations are given.
         seed: of everything.
         learning_rate: of the outer Adam, a step of the budget, decayed to zero by a cosine over the budget.
         num_seeds: seeds averaged in each hypergradient of "descent"; 1 for none.
         num_restarts: descents side by side.
         eval_seeds: fresh seeds on which every configuration is judged in the end.
         memory: bytes for the temporaries of one hypergradient by "reverse"; its default scheme where None.
+        population: trials of a generation of a search; at most 16 (4 for "bayes" and "tpe") where None.
+        generations: of a search; as many as make up the budget where None.
     """
 
     method: str = "descent"
@@ -35,6 +37,8 @@ class Settings(NamedTuple):
     num_restarts: int = 1
     eval_seeds: int = 10
     memory: int | None = None
+    population: int | None = None
+    generations: int | None = None
 
 
 class Option(NamedTuple):
@@ -69,7 +73,14 @@ OPTIONS = (
     Option("method", str, "how to tune, a name from `list`", "NAME"),
     Option("estimator", str, "of the hypergradient, a name from `list`", "NAME"),
     Option("bilevel", str, "of the method 'bilevel': soba, saba or amigo", "NAME"),
-    Option("budget", int, "outer steps, or trials for random", "N"),
+    Option("budget", int, "outer steps, or trials of a search", "N"),
+    Option(
+        "population",
+        int,
+        "trials of a generation of a search (default: at most 16, 4 for bayes and tpe)",
+        "N",
+    ),
+    Option("generations", int, "of a search (default: as many as make up the budget)", "N"),
     Option("seed", int, "of everything", "N"),
     Option("num_seeds", int, "seeds a hypergradient", "N", "--seeds"),
     Option("num_restarts", int, "descents side by side", "N", "--restarts"),
@@ -193,5 +204,6 @@ def check_settings(settings: Settings) -> Settings:
         )
     checked = {}
     for name, value in settings._asdict().items():
-        checked[name] = None if name == "memory" and value is None else check_value(name, value)
+        optional = Settings._field_defaults[name] is None
+        checked[name] = None if optional and value is None else check_value(name, value)
     return Settings(**checked)

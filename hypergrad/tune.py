@@ -24,7 +24,7 @@ from hypergrad.judge import judge, validate
 from hypergrad.population import population
 from hypergrad.problem import Problem, Task, check, check_horizon
 from hypergrad.schedulers import full
-from hypergrad.searchers import Outcome, random
+from hypergrad.searchers import Outcome
 from hypergrad.settings import Settings, check_settings
 from hypergrad.storage import FORMAT, Folder, StudyWarning, create, lock, write_json
 from hypergrad.study import Study
@@ -32,8 +32,8 @@ from hypergrad.train import check_step, init_state, unroll
 from hypergrad.tuners import Tuner, bilevel, descent, search
 from hypergrad.types import HParams, Key, PyTree
 
-GENERATION = 16
-"""Most trials of a generation of the random search."""
+BY_GRADIENT = ("descent", "bilevel")
+"""Methods that need hypergradients, and are compared with random search of the same cost."""
 FINALISTS = 10
 """Settings of each method that are trained again before one of them is chosen."""
 
@@ -51,10 +51,10 @@ def tune(
 ) -> Study:
     """Tune a task, or a problem over a space, judge the result on fresh seeds, and write the study.
 
-    The last settings of a descent, or the best trials of a random search, are trained again on the same
-    seeds, and the best of them is chosen: the lowest of many noisy values is a lucky one. The default
-    hparams, the tuned ones and (but for "random") the best of as many random trials as cost the same training
-    time are then trained on fresh seeds; the test set is read then, once.
+    The last settings of a descent, or the best trials of a search, are trained again on the same seeds,
+    and the best of them is chosen: the lowest of many noisy values is a lucky one. The default
+    hparams, the tuned ones and (for "descent" and "bilevel") the best of as many random trials as cost the
+    same training time are then trained on fresh seeds; the test set is read then, once.
 
     **Cost:** descent: budget x num_seeds x num_restarts hypergradients, as much again for the random
     baseline, and 11 x max(num_seeds, 4) trainings of each for the choice.
@@ -156,7 +156,7 @@ def complete(
     tuner, per_step = built
     if cost is None:
         cost = per_step
-        if settings.method != "random":
+        if settings.method in BY_GRADIENT:
             one = tuner if settings.method == "bilevel" else _estimator(task, settings)
             cost = per_step * measure_ratio(task, one, spaces.default(task.space))
         details = _describe(task, settings, {**details, "cost": cost})
@@ -168,12 +168,14 @@ def complete(
         found = _run(tuner, tune_key, folder, details, show)
         earlier = found.seconds - (time.perf_counter() - running)  # in sessions before this one
         baseline = None
-        if settings.method != "random" and not found.interrupted:
-            num_steps, size = _generations(max(1, round(cost * len(found.outcomes))))
+        if settings.method in BY_GRADIENT and not found.interrupted:
+            num_trials = max(1, round(cost * len(found.outcomes)))
+            num_steps, size = _generations("random", num_trials)
             show = _Steps(listeners, "random", num_steps, size)
             about = {"task": task.name, "method": "random"}
+            rival = _search(task, "random", num_steps, size)
             with _random_folder(folder) as inner:
-                baseline = _run(_random_tuner(task, size), random_key, inner, about, show)
+                baseline = _run(rival, random_key, inner, about, show)
 
         listeners.step(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
         best, best_value = _choose(task, settings, found, settings.method, choose_key)
@@ -220,7 +222,7 @@ def _choose(
         return jax.tree.map(np.asarray, spaces.default(task.space)), float("inf")
     trials = [
         (float(o.values[m]), jax.tree.map(lambda x, m=m: x[m], o.hparams))
-        for o in (found.outcomes if method == "random" else found.outcomes[-FINALISTS:])
+        for o in (found.outcomes[-FINALISTS:] if method == "descent" else found.outcomes)
         for m in range(len(o.values))
         if np.isfinite(o.values[m])
     ]
@@ -253,8 +255,14 @@ def check_task(task: Task, settings: Settings) -> Settings:
     registry.check_name("method", settings.method, registry.METHODS)
     registry.check_name("estimator", settings.estimator, registry.ESTIMATORS)
     registry.check_name("bilevel", settings.bilevel, registry.BILEVEL)
-    if settings.method != "random":
+    if settings.method in BY_GRADIENT:
         spaces.check_differentiable(task.space)
+        for name in ("population", "generations"):
+            if getattr(settings, name) is not None:
+                raise ValueError(
+                    f"{name} is given with method {settings.method!r}, expected a search; pass budget, the number "
+                    "of outer steps, or another method"
+                )
     else:
         spaces.check_traceable(task.space)
     start = jax.tree.map(jax.numpy.asarray, spaces.default(task.space))
@@ -265,11 +273,11 @@ def check_task(task: Task, settings: Settings) -> Settings:
 
 def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
     """Build the tuner, and say how many estimates, trials or steps of its own one of its steps costs."""
-    if settings.method == "random":
-        size = width(settings)
-        return _random_tuner(task, size), size
     if settings.method == "bilevel":
         return _bilevel_tuner(task, settings), 1
+    if settings.method != "descent":
+        num_steps, size = _num_steps(settings), width(settings)
+        return _search(task, settings.method, num_steps, size), size
     estimator = _estimator(task, settings)
     if settings.num_seeds > 1:
         estimator = average(estimator, settings.num_seeds)
@@ -309,19 +317,33 @@ def _bilevel_tuner(task: Task, settings: Settings) -> Tuner:
     )
 
 
-def _random_tuner(task: Task, size: int) -> Tuner:
-    members = population(task.problem)
-    return search(members, random(task.space, spaces.sample_constant), full(task.horizon), size)
+def _search(task: Task, method: str, num_generations: int, size: int) -> Tuner:
+    searcher = registry.searcher(method, task.space, num_generations * size, size)
+    key = jax.random.key(0)
+    # a generation that cannot be asked for is refused before a study begins
+    jax.eval_shape(lambda key: searcher.ask(key, searcher.init(key), size), key)
+    return search(population(task.problem), searcher, full(task.horizon), size)
 
 
-def _generations(num_trials: int) -> tuple[int, int]:
+def _generations(
+    method: str, num_trials: int, size: int | None = None, num: int | None = None
+) -> tuple[int, int]:
     """Cut trials into equal generations: how many, and how large; together less than one a generation more."""
-    num = -(-num_trials // GENERATION)
-    return num, -(-num_trials // num)
+    if size is None:
+        num = -(-num_trials // registry.most_trials(method)) if num is None else num
+        return num, -(-num_trials // num)
+    return -(-num_trials // size) if num is None else num, size
 
 
 def _num_steps(settings: Settings) -> int:
-    return _generations(settings.budget)[0] if settings.method == "random" else settings.budget
+    if settings.method in BY_GRADIENT:
+        return settings.budget
+    return generations(settings)[0]
+
+
+def generations(settings: Settings) -> tuple[int, int]:
+    """Return how many generations a search has, and how many trials each."""
+    return _generations(settings.method, settings.budget, settings.population, settings.generations)
 
 
 class _Steps:
@@ -453,9 +475,9 @@ def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[s
 
 def width(settings: Settings) -> int:
     """Return how many trials one compiled step makes side by side."""
-    return (
-        _generations(settings.budget)[1] if settings.method == "random" else settings.num_restarts
-    )
+    if settings.method == "descent":
+        return settings.num_restarts
+    return generations(settings)[1]
 
 
 def sources(task: Task) -> dict[str, str]:

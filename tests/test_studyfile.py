@@ -32,6 +32,8 @@ EVERY = {
     "eval_seeds": 4,
     "learning_rate": 0.5,
     "memory": 2**26,
+    "population": 8,
+    "generations": 4,
     "out": "runs/é",
     "overwrite": True,
     "log": ["jsonl", "wandb"],

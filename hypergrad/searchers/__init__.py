@@ -1,6 +1,38 @@
 """Searchers: what to try. One method, one file, one contract (`base.Searcher`)."""
 
+from hypergrad.beliefs import Belief, near
+from hypergrad.distribution import distribution
+from hypergrad.families import Smoothing
 from hypergrad.searchers.base import Outcome, Searcher
+from hypergrad.searchers.bayes import TrustRegion, bayes
+from hypergrad.searchers.constant import constant
+from hypergrad.searchers.cross_entropy import Stop, cross_entropy, steps_to
+from hypergrad.searchers.evolution import evolution
+from hypergrad.searchers.grid import grid
+from hypergrad.searchers.prior import prior
 from hypergrad.searchers.random import random
+from hypergrad.searchers.sobol import sobol
+from hypergrad.searchers.tpe import tpe
+from hypergrad.searchers.warm_start import warm_start
 
-__all__ = ["Outcome", "Searcher", "random"]
+__all__ = [
+    "Belief",
+    "Outcome",
+    "Searcher",
+    "Smoothing",
+    "Stop",
+    "TrustRegion",
+    "bayes",
+    "constant",
+    "cross_entropy",
+    "distribution",
+    "evolution",
+    "grid",
+    "near",
+    "prior",
+    "random",
+    "sobol",
+    "steps_to",
+    "tpe",
+    "warm_start",
+]

@@ -25,6 +25,7 @@ def search(population: Population, searcher: Searcher, scheduler: Scheduler, num
         ask_key, train_key = jax.random.split(key)
         hparams = searcher.ask(ask_key, state, num)
         outcome = scheduler(population, train_key, hparams)
-        return searcher.tell(state, outcome), outcome
+        state = searcher.tell(state, outcome)
+        return state, outcome._replace(info={**outcome.info, **searcher.info(state)})
 
     return Tuner(searcher.init, step)

@@ -1,0 +1,219 @@
+"""A Gaussian process over unit coordinates, for tables that are padded to a fixed number of rows."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hypergrad.types import Array
+
+
+class Kernel(NamedTuple):
+    """Logarithms of the positive numbers of a kernel.
+
+    k(x, x') = amplitude · M(r) · exp(−Σ_c 1{x_c ≠ x'_c} / scale_c),   M(r) = (1 + s + s²/3) e^−s,  s = √5 r,
+    r² = Σ_d ((w_d(x_d) − w_d(x'_d)) / scale_d)²,   w_d(x) = 1 − (1 − x^a_d)^b_d,
+
+    over options c and all other coordinates d: Matérn 5/2 with one length scale a coordinate.
+
+    Attributes:
+        scale: length scales, `[D]`.
+        amplitude: variance of the process.
+        noise: variance of an observation.
+        warp: a and b of the input warping, `[2, D]`; zeros where inputs are not warped.
+    """
+
+    scale: Array
+    amplitude: Array
+    noise: Array
+    warp: Array
+
+
+class Posterior(NamedTuple):
+    """A process conditioned on n rows, of which some are empty.
+
+    Attributes:
+        kernel: its numbers.
+        units: `[n, D]`.
+        mask: which rows hold a trial, `[n]`.
+        root: R = L⁻¹ with L Lᵀ = K + noise I; rows of the identity where empty, `[n, n]`.
+        white: R y, `[n]`.
+    """
+
+    kernel: Kernel
+    units: Array
+    mask: Array
+    root: Array
+    white: Array
+
+
+def prior_kernel(num_coordinates: int) -> Kernel:
+    """Return the kernel that is likeliest before any trial: length scales grow with √D."""
+    dtype = jnp.result_type(float)
+    scale = jnp.full(num_coordinates, 0.35 * np.sqrt(num_coordinates) + 0.15, dtype)
+    number = jnp.zeros((), dtype)
+    return Kernel(jnp.log(scale), number, number - 4.0, jnp.zeros((2, num_coordinates), dtype))
+
+
+_SPREAD = Kernel(0.8, 0.7, 2.0, 0.4)  # type: ignore[arg-type]
+"""Standard deviations of the logarithms around those of `prior_kernel`."""
+
+
+def noise_floor() -> float:
+    """Return the least variance of noise with which a Cholesky factor is safe, by precision."""
+    return 1e-4 if jnp.finfo(jnp.result_type(float)).bits == 32 else 1e-7
+
+
+def covariance(kernel: Kernel, ordered: np.ndarray, left: Array, right: Array) -> Array:
+    """Return k between two tables of units, `[N, D]` and `[M, D]` -> `[N, M]`."""
+    difference = left[:, None] - right
+    numbers, options = np.flatnonzero(ordered), np.flatnonzero(~ordered)
+    inverse = jnp.exp(-kernel.scale)
+    result = jnp.exp(kernel.amplitude)
+    if len(numbers):
+        apart = _warp(kernel, left)[:, None, numbers] - _warp(kernel, right)[:, numbers]
+        square = jnp.sum((apart * inverse[numbers]) ** 2, -1)
+        s = jnp.sqrt(5 * jnp.maximum(square, 1e-12))  # the root has no derivative at 0; M(r) has
+        result = result * (1 + s + s**2 / 3) * jnp.exp(-s)
+    if len(options):
+        differ = jnp.abs(difference[:, :, options]) > 1e-4
+        result = result * jnp.exp(-jnp.sum(jnp.where(differ, inverse[options], 0), -1))
+    return jnp.broadcast_to(result, (left.shape[0], right.shape[0]))
+
+
+def _warp(kernel: Kernel, units: Array) -> Array:
+    """Return the Kumaraswamy distribution function 1 − (1 − x^a)^b; x itself at a = b = 1."""
+    a, b = jnp.exp(kernel.warp)
+    inside = jnp.clip(units, 1e-6, 1 - 1e-6)
+    return 1 - (1 - inside**a) ** b
+
+
+def _gram(kernel: Kernel, ordered: np.ndarray, units: Array, mask: Array) -> Array:
+    """Return K + noise I over the rows that are not empty, the identity over the others, `[n, n]`."""
+    present = mask.astype(units.dtype)
+    k = covariance(kernel, ordered, units, units) * present[:, None] * present
+    noise = jnp.exp(kernel.noise) + noise_floor()
+    return k + jnp.diag(jnp.where(mask, noise, 1))
+
+
+def _penalty(kernel: Kernel) -> Array:
+    """Return −log of the prior, but for a constant."""
+    centre = prior_kernel(kernel.scale.shape[0])
+    pulls = [jnp.sum(((a - b) / s) ** 2) for a, b, s in zip(kernel, centre, _SPREAD, strict=True)]
+    return sum(pulls[1:], pulls[0]) / 2
+
+
+def loss_and_grads(
+    kernel: Kernel, ordered: np.ndarray, units: Array, targets: Array, mask: Array
+) -> tuple[Array, Kernel]:
+    """Return −log p(y) − log p(kernel), but for a constant, and its gradient.
+
+    −log p(y) = ½ yᵀ(K + noise I)⁻¹ y + ½ log det(K + noise I) + …,
+    whose derivative by K is ½ ((K + noise I)⁻¹ − α αᵀ), α = (K + noise I)⁻¹ y: it is pulled back through the
+    kernel alone, never through the Cholesky factor.
+    """
+    k, pull = jax.vjp(lambda kernel: _gram(kernel, ordered, units, mask), kernel)
+    root = jnp.linalg.cholesky(k)
+    inverse = jax.scipy.linalg.cho_solve((root, True), jnp.eye(len(units), dtype=units.dtype))
+    alpha = inverse @ targets
+    prior, slope = jax.value_and_grad(_penalty)(kernel)
+    loss = targets @ alpha / 2 + jnp.sum(jnp.log(jnp.diagonal(root))) + prior
+    grads = pull((inverse - alpha[:, None] * alpha) / 2)[0]
+    return loss, jax.tree.map(jnp.add, grads, slope)
+
+
+def fit(
+    start: Kernel,
+    ordered: np.ndarray,
+    units: Array,
+    targets: Array,
+    mask: Array,
+    *,
+    warp: bool = False,
+    num_steps: int = 40,
+) -> Kernel:
+    """Maximise the marginal likelihood times the prior, from the given kernel and from the prior's.
+
+    **Cost:** 2 · num_steps factors and inverses, O(n³) each.
+
+    Args:
+        start: the kernel of the last fit.
+        ordered: `[D]`; false for options.
+        units: `[n, D]`.
+        targets: standardized, `[n]`; zero where empty.
+        mask: `[n]`.
+        warp: fit the input warping too.
+        num_steps: of Adam, from each of the two starts.
+    """
+    optimizer = optax.adam(0.15)
+    centre = prior_kernel(units.shape[1])
+
+    def step(carry, _):
+        kernel, moments = carry
+        loss, grads = loss_and_grads(kernel, ordered, units, targets, mask)
+        if not warp:
+            grads = grads._replace(warp=jnp.zeros_like(grads.warp))
+        # where the factor fails, the prior shows the way back
+        fine = jnp.isfinite(loss)
+        away = jax.tree.map(jnp.subtract, kernel, centre)
+        grads = jax.tree.map(lambda g, a: jnp.where(fine & jnp.isfinite(g), g, a), grads, away)
+        updates, moments = optimizer.update(grads, moments)
+        return (optax.apply_updates(kernel, updates), moments), (
+            kernel,
+            jnp.where(fine, loss, jnp.inf),
+        )
+
+    def descend(kernel):
+        kernels, losses = jax.lax.scan(step, (kernel, optimizer.init(kernel)), None, num_steps)[1]
+        best = jnp.argmin(losses)
+        return jax.tree.map(lambda x: x[best], kernels), losses[best]
+
+    starts = jax.tree.map(lambda *x: jnp.stack(x), start, centre)
+    kernels, losses = jax.lax.map(descend, starts)
+    return jax.tree.map(lambda x: x[jnp.argmin(losses)], kernels)
+
+
+def condition(
+    kernel: Kernel, ordered: np.ndarray, units: Array, targets: Array, mask: Array
+) -> Posterior:
+    """Condition a process on the rows that are not empty.
+
+    **Cost:** O(n³).
+    """
+    lower = jnp.linalg.cholesky(_gram(kernel, ordered, units, mask))
+    eye = jnp.eye(len(units), dtype=units.dtype)
+    root = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
+    return Posterior(kernel, units, mask, root, root @ jnp.where(mask, targets, 0))
+
+
+def predict(posterior: Posterior, ordered: np.ndarray, units: Array) -> tuple[Array, Array]:
+    """Return mean and standard deviation of the process at units `[M, D]`, without the noise.
+
+    **Cost:** O(M n²).
+    """
+    k = covariance(posterior.kernel, ordered, units, posterior.units) * posterior.mask
+    v = k @ posterior.root.T
+    variance = jnp.exp(posterior.kernel.amplitude) - jnp.sum(v**2, -1)
+    return v @ posterior.white, jnp.sqrt(jnp.maximum(variance, 1e-8))
+
+
+def believe(posterior: Posterior, ordered: np.ndarray, unit: Array, row: Array) -> Posterior:
+    """Put a trial into an empty row, with the predicted mean as its target ("kriging believer").
+
+    **Cost:** O(n²): only that row of R changes, to (e − vᵀR) / d, with v = R k and d² = k + noise − |v|².
+    """
+    kernel = posterior.kernel
+    k = covariance(kernel, ordered, unit[None], posterior.units)[0] * posterior.mask
+    v = posterior.root @ k
+    noise = jnp.exp(kernel.noise) + noise_floor()
+    d = jnp.sqrt(jnp.maximum(jnp.exp(kernel.amplitude) + noise - v @ v, noise))
+    unit_row = jax.nn.one_hot(row, len(k), dtype=k.dtype)
+    # the target is the mean v · white, so that the whitened target, (target − v · white) / d, is 0
+    return posterior._replace(
+        units=posterior.units.at[row].set(unit),
+        mask=posterior.mask.at[row].set(True),
+        root=posterior.root.at[row].set((unit_row - v @ posterior.root) / d),
+        white=posterior.white.at[row].set(0),
+    )

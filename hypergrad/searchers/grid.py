@@ -1,0 +1,121 @@
+"""Grid search: every combination of a few values of each dimension."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad import tree
+from hypergrad.coordinates import coordinates, from_units
+from hypergrad.searchers.base import Searcher, check_outcome
+from hypergrad.settings import check_name
+from hypergrad.types import Array, PyTree
+
+MOST = 2**20
+"""Most points of a grid, whose order is kept in memory."""
+
+
+class GridState(NamedTuple):
+    """State of `grid`.
+
+    Attributes:
+        order: the points in the order they are tried, int32 `[num_points]`.
+        count: points told so far, int32.
+    """
+
+    order: Array
+    count: Array
+
+
+def grid(
+    space: PyTree, num_levels: int | Mapping[str, int] = 3, *, shuffle: bool = True
+) -> Searcher:
+    """Try all combinations; the study is done when each was told once.
+
+    A real dimension has `num_levels` values from bound to bound, evenly spread in unit coordinates; an
+    `Integer` as many, rounded, but none twice; a `Choice` all its options; a schedule those of its element
+    at each free step.
+
+    **Cost:** num_levels^D trials for D real coordinates. A generation that is larger than what is left
+    begins the grid again.
+
+    Args:
+        space: a pytree of traceable dimensions.
+        num_levels: values of each dimension, for all of them or by leaf name.
+        shuffle: try the points in an order drawn by the key of `init`, so that a grid that is cut short
+            is not one corner of it.
+
+    Raises:
+        ValueError: for levels that are none, and for a grid of more than 2^20 points.
+    """
+    coords = coordinates(space)
+    names = tree.leaf_names(space)
+    if isinstance(num_levels, Mapping):
+        for name in num_levels:
+            check_name("leaf of num_levels", name, names)
+    levels = []
+    for leaf, cells, ordered in zip(*coords, strict=True):
+        num = num_levels.get(names[leaf], 3) if isinstance(num_levels, Mapping) else num_levels
+        if isinstance(num, bool) or not isinstance(num, int) or num < 1:
+            raise ValueError(
+                f"num_levels is {num!r} for {names[leaf]!r}, expected a whole number of at least 1; "
+                "pass e.g. 3"
+            )
+        levels.append(_levels(num, int(cells), bool(ordered)))
+    sizes = [len(level) for level in levels]
+    total = math.prod(sizes)
+    if total > MOST:
+        raise ValueError(
+            f"num_levels make a grid of {total:.3g} points, expected at most {MOST}; "
+            "pass fewer, search fewer dimensions, or use 'sobol'"
+        )
+    # [D, most levels]: padded, because a table is indexed faster than a list
+    table = np.stack([np.pad(level, (0, max(sizes) - len(level))) for level in levels])
+    strides = np.cumprod([1, *sizes[:0:-1]])[::-1].astype(np.int32)
+
+    def init(key):
+        index = jnp.arange(total, dtype=jnp.int32)
+        order = jax.random.permutation(key, index) if shuffle else index
+        return GridState(order, jnp.zeros((), jnp.int32))
+
+    def ask(key, state, num):
+        point = state.order[(state.count + jnp.arange(num)) % total]
+        digits = (point[:, None] // strides) % np.array(sizes)
+        units = jnp.asarray(table, jnp.result_type(float))[np.arange(coords.num), digits]
+        return from_units(space, units)
+
+    def tell(state, outcome):
+        check_outcome(space, outcome)
+        return state._replace(count=jnp.minimum(state.count + len(outcome.values), total))
+
+    def info(state):
+        return {"grid_done": state.count / total, "done": state.count >= total}
+
+    return Searcher(init, ask, tell, info)
+
+
+def _levels(num: int, cells: int, ordered: bool) -> np.ndarray:
+    """Return the unit coordinates of the values that one coordinate takes."""
+    if cells and not ordered:
+        return (np.arange(cells) + 0.5) / cells
+    even = np.linspace(0, 1, num) if num > 1 else np.array([0.5])
+    if cells:
+        even = (np.unique(np.round(even * (cells - 1))) + 0.5) / cells
+    return even
+
+
+def levels_within(space: PyTree, num_trials: int) -> int:
+    """Return the most levels whose grid has no more points than trials, and 2 at least."""
+    coords = coordinates(space)
+
+    def size(num):
+        pairs = zip(coords.levels, coords.ordered, strict=True)
+        return math.prod(len(_levels(num, int(cells), bool(o))) for cells, o in pairs)
+
+    num = 2
+    while num < num_trials and size(num) < size(num + 1) <= num_trials:
+        num += 1
+    return num

@@ -1,0 +1,187 @@
+"""Tree-structured Parzen estimators: try what is likelier among good trials than among the others."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad import truncnorm
+from hypergrad.coordinates import coordinates, from_units, snap
+from hypergrad.history import History, check_capacity, empty, remember
+from hypergrad.problem import check_horizon
+from hypergrad.quasirandom import directions, points, scramble
+from hypergrad.searchers.base import Searcher, observe
+from hypergrad.types import Array, PyTree
+
+OTHER = 0.2
+"""Probability that a kernel around an option gives to all options alike."""
+
+
+class TPEState(NamedTuple):
+    """State of `tpe`.
+
+    Attributes:
+        history: the trials the densities are made of.
+        vectors, shift: of the Sobol sequence that the first trials come from.
+        told: trials told so far, int32.
+    """
+
+    history: History
+    vectors: Array
+    shift: Array
+    told: Array
+
+
+class Parzen(NamedTuple):
+    """A mixture of kernels around n rows, of which some are empty, and of the uniform distribution.
+
+    Attributes:
+        units: centres, `[n, D]`.
+        mask: which rows hold one, `[n]`.
+        width: bandwidths, `[D]`.
+    """
+
+    units: Array
+    mask: Array
+    width: Array
+
+
+def tpe(
+    space: PyTree,
+    capacity: int = 512,
+    *,
+    num_initial: int | None = None,
+    share: float = 0.15,
+    num_candidates: int = 32,
+    multivariate: bool = True,
+) -> Searcher:
+    """Draw candidates from l, the density of the good trials, and keep the one with the highest l / g.
+
+    The best `share` of the n trials (at most 25) make l, the others g. Each density is the mean of kernels
+    around its trials and of one uniform: normals cut to [0, 1] with the bandwidth std_d · n^(−1/(D + 4)), and
+    for options 0.8 · 1{same} + 0.2 / K. `multivariate` kernels are products over all coordinates;
+    otherwise each coordinate has densities and a choice of its own (D = 1 in the bandwidth). A suggestion
+    joins g at once, so that those of one generation keep apart.
+
+    **Cost:** O(num_candidates · n · D) a suggestion.
+
+    **Limits:** at most `capacity` trials are remembered: the better half, and the newest others.
+
+    Args:
+        space: a pytree of traceable dimensions.
+        capacity: trials that are remembered.
+        num_initial: scrambled Sobol trials before the densities are used; 2 D, from 8 to 20, where None.
+        share: of the trials that are good.
+        num_candidates: draws from l for each suggestion (and coordinate).
+        multivariate: whether coordinates are judged together.
+
+    Reference:
+        Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011; Falkner, Klein, Hutter,
+        "BOHB", ICML 2018 (multivariate kernels).
+    """
+    coords = coordinates(space)
+    check_capacity(capacity)
+    begin = min(20, max(8, 2 * coords.num)) if num_initial is None else num_initial
+    check_horizon(begin, "num_initial")
+    check_horizon(num_candidates, "num_candidates")
+    number = isinstance(share, (int, float)) and not isinstance(share, bool)
+    if not number or not 0 < share < 1:
+        raise ValueError(f"share is {share!r}, expected a share in (0, 1); pass e.g. 0.15")
+    first = directions(coords.num)
+    joint_dim = coords.num if multivariate else 1
+    options = ~coords.ordered
+    # a kernel narrower than a cell could not leave it
+    narrowest = np.where(coords.levels > 0, 0.5 / np.maximum(coords.levels, 1), 1e-3)
+
+    def init(key):
+        sobol = scramble(key, first)
+        return TPEState(empty(capacity, coords.num), *sobol, jnp.zeros((), jnp.int32))
+
+    def tell(state, outcome):
+        history = remember(state.history, *observe(space, outcome))
+        told = jnp.minimum(state.told + len(outcome.values), 2**30)
+        return state._replace(history=history, told=told)
+
+    def estimate(units, mask):
+        """Build the density around the rows of a mask."""
+        num = jnp.maximum(jnp.sum(mask), 1)
+        mean = jnp.sum(jnp.where(mask[:, None], units, 0), 0) / num
+        spread = jnp.sum(jnp.where(mask[:, None], (units - mean) ** 2, 0), 0) / num
+        width = jnp.sqrt(spread) * num ** (-1.0 / (joint_dim + 4))
+        # one good trial says nothing of the spread; more may agree by chance
+        least = jnp.maximum(narrowest, 0.3 / (num + 1))
+        return Parzen(units, mask, jnp.maximum(width, least))
+
+    def log_density(parzen, x):
+        """Return the log-density at x `[M, D]`: of each coordinate `[M, D]`, or of all, `[M, 1]`."""
+        kernels = truncnorm.log_density(x[:, None], parzen.units, parzen.width)
+        same = jnp.abs(x[:, None] - parzen.units) < 1e-4
+        levels = np.maximum(coords.levels, 1)
+        chance = jnp.where(same, 1 - OTHER + OTHER / levels, OTHER / levels)
+        # densities over [0, 1]: an option takes up 1 / K of it
+        kernels = jnp.where(options, jnp.log(chance * levels), kernels)
+        if multivariate:
+            kernels = jnp.sum(kernels, -1, keepdims=True)
+        kernels = jnp.where(parzen.mask[:, None], kernels, -jnp.inf)
+        uniform = jnp.zeros_like(kernels[:, :1])
+        total = jax.nn.logsumexp(jnp.concatenate([kernels, uniform], 1), axis=1)
+        return total - jnp.log(jnp.sum(parzen.mask) + 1.0)
+
+    def draw(key, parzen):
+        """Draw candidates `[num_candidates, D]` from a density."""
+        which_key, value_key, option_key, free_key = jax.random.split(key, 4)
+        shape = (num_candidates, coords.num)
+        odds = jnp.append(jnp.where(parzen.mask, 0.0, -jnp.inf), 0.0)
+        which_shape = (num_candidates, 1) if multivariate else shape
+        which = jax.random.categorical(which_key, odds, shape=which_shape)
+        free = which == len(parzen.mask)
+        centre = parzen.units[jnp.minimum(which, len(parzen.mask) - 1), np.arange(coords.num)]
+        uniform = jax.random.uniform(value_key, shape, centre.dtype, minval=1e-6)
+        other = jax.random.bernoulli(option_key, OTHER, shape)
+        near = jnp.where(
+            options,
+            jnp.where(other, uniform, centre),
+            truncnorm.quantile(uniform, centre, parzen.width),
+        )
+        anywhere = jax.random.uniform(free_key, shape, centre.dtype)
+        return snap(coords.levels, jnp.where(free, anywhere, near))
+
+    def suggest(key, state, num):
+        history = state.history
+        num_good = jnp.minimum(jnp.ceil(share * history.count), 25)
+        order = jnp.argsort(jnp.where(history.filled, history.scores, jnp.inf))
+        rank = jnp.zeros(capacity, jnp.int32).at[order].set(jnp.arange(capacity, dtype=jnp.int32))
+        good = history.filled & (rank < num_good) & jnp.isfinite(history.scores)
+        best = estimate(history.units, good)
+        rest = estimate(history.units, history.filled & ~good)
+        room = empty(num, coords.num)
+        rest = rest._replace(
+            units=jnp.concatenate([rest.units, room.units]),
+            mask=jnp.concatenate([rest.mask, room.filled]),
+        )
+
+        def one(rest, step):
+            key, row = step
+            x = draw(key, best)
+            winner = jnp.argmax(log_density(best, x) - log_density(rest, x), 0)
+            unit = x[winner, np.arange(coords.num)]
+            rest = rest._replace(
+                units=rest.units.at[row].set(unit), mask=rest.mask.at[row].set(True)
+            )
+            return rest, unit
+
+        steps = jax.random.split(key, num), capacity + jnp.arange(num)
+        return jax.lax.scan(one, rest, steps)[1]
+
+    def ask(key, state, num):
+        check_horizon(num, "num")
+
+        def beginning(key, state):
+            return points(state.vectors, state.shift, state.told, num)
+
+        enough = state.history.count >= min(begin, capacity)
+        units = jax.lax.cond(enough, lambda k, s: suggest(k, s, num), beginning, key, state)
+        return from_units(space, units)
+
+    return Searcher(init, ask, tell)
