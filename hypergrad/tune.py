@@ -222,7 +222,7 @@ def _choose(
         return jax.tree.map(np.asarray, spaces.default(task.space)), float("inf")
     trials = [
         (float(o.values[m]), jax.tree.map(lambda x, m=m: x[m], o.hparams))
-        for o in (found.outcomes[-FINALISTS:] if method == "descent" else found.outcomes)
+        for o in (found.outcomes[-FINALISTS:] if method in BY_GRADIENT else found.outcomes)
         for m in range(len(o.values))
         if np.isfinite(o.values[m])
     ]
@@ -260,8 +260,8 @@ def check_task(task: Task, settings: Settings) -> Settings:
         for name in ("population", "generations"):
             if getattr(settings, name) is not None:
                 raise ValueError(
-                    f"{name} is given with method {settings.method!r}, expected a search; pass budget, the number "
-                    "of outer steps, or another method"
+                    f"{name} is given with method {settings.method!r}, expected a search; pass budget, "
+                    "the number of outer steps, or another method"
                 )
     else:
         spaces.check_traceable(task.space)
@@ -475,7 +475,7 @@ def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[s
 
 def width(settings: Settings) -> int:
     """Return how many trials one compiled step makes side by side."""
-    if settings.method == "descent":
+    if settings.method in BY_GRADIENT:
         return settings.num_restarts
     return generations(settings)[1]
 
