@@ -167,7 +167,7 @@ def root(problem: Problem, solve: Any):
 
 def lineax_solve():
     """lineax's conjugate gradients, which knows by a tag that the matrix is positive definite."""
-    import lineax
+    import lineax  # pyright: ignore[reportMissingImports]
 
     solver = lineax.CG(rtol=NEVER, atol=NEVER, max_steps=ITERATIONS)
 
