@@ -58,6 +58,7 @@ def hparams(momentum=0.9, dtype=jnp.float32, **others):
 
 
 HORIZON = 120
+NUM_SEGMENTS = 6  # of drift at its default, which allows for a momentum of 0.8
 ESTIMATORS = {
     "reverse": lambda p: reverse(p, HORIZON),
     "reversible": lambda p: reversible(p, HORIZON, limit=32.0),
@@ -145,7 +146,7 @@ def test_float64_agrees_tightly():
 def test_drift_computes_again_what_it_cannot_undo(momentum):
     h = hparams(momentum)
     expected, got = run("reverse", h), run("drift", h)
-    assert got.info.num_recomputed == 4 and not got.info.mismatch < 1e-3
+    assert got.info.num_recomputed == NUM_SEGMENTS and not got.info.mismatch < 1e-3
     assert_close(got.hypergrad, expected.hypergrad, 1e-1)
     # a wrong result must be one without the second look
     wrong = run("drift, no second look", h).hypergrad["log_l2"]
@@ -156,7 +157,7 @@ def test_drift_under_vmap_computes_again_for_the_member_that_needs_it():
     each = [hparams(0.9), hparams(0.05)]
     many = jax.tree.map(lambda a, b: jnp.stack([a, b]), *each)
     got = jax.jit(jax.vmap(lambda h: program("drift")(KEY, (), h)[1]))(many)
-    assert got.info.num_recomputed[0] == 0 and got.info.num_recomputed[1] == 4
+    assert got.info.num_recomputed[0] == 0 and got.info.num_recomputed[1] == NUM_SEGMENTS
     for i, h in enumerate(each):
         one = jax.tree.map(lambda x, i=i: x[i], got.hypergrad)
         assert_close(one, run("reverse", h).hypergrad, 1e-1)
