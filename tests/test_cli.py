@@ -112,7 +112,7 @@ def test_a_study_is_not_overwritten_unasked(finished):
 
 
 def test_check_compares_with_finite_differences():
-    done = hypergrad("check", "quadratic", "--horizon", "8")
+    done = hypergrad("check", "quadratic", "--horizon", "4")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [
         line.split() for line in done.stdout.splitlines() if line.startswith(("reverse", "forward"))
