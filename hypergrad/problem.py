@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hypergrad import tree
 from hypergrad.types import (
@@ -149,11 +150,24 @@ def check_problem(problem: Any) -> None:
 
 def check_horizon(horizon: Any, name: str = "horizon") -> int:
     """Return `horizon` if it is a whole number of at least one step, or raise a `ValueError`."""
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
+    whole = isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool)
+    if not whole or horizon < 1:
         raise ValueError(
             f"{name} is {horizon!r}, expected a whole number of at least 1; pass e.g. {name}=100"
         )
-    return horizon
+    return int(horizon)
+
+
+def check_floating(hparams: HParams) -> None:
+    """Raise a `ValueError` that names the first leaf of `hparams` that has no derivative."""
+    check_hparams(hparams)
+    for name, leaf in tree.named(hparams).items():
+        if not tree.is_float(leaf):
+            raise ValueError(
+                f"hparams[{name!r}] has dtype {jnp.result_type(leaf)}, expected floating point, because "
+                "integers and choices have no hypergradient; close over it, use mixed(...) or score(...) "
+                "with a policy over it, or search it with method 'random'"
+            )
 
 
 def check_hparams(hparams: HParams) -> None:
@@ -234,7 +248,7 @@ def _check_trained(trained: PyTree) -> None:
         raise ValueError(
             "problem.init returned params without leaves, expected at least one array to train"
         )
-    for name, leaf in zip(tree.leaf_names(trained), leaves, strict=True):
+    for name, leaf in zip(tree.leaf_names(trained, bare="params"), leaves, strict=True):
         if not tree.is_float(leaf):
             raise ValueError(
                 f"params[{name!r}] has dtype {leaf.dtype}, expected floating point; carry what is not "
@@ -249,7 +263,7 @@ def _check_loss(problem: Problem, params: Params, hparams: HParams, batch: Batch
     _, state = abstract("problem.loss", loss, params, hparams, batch)
     if not isinstance(params, Variables):
         return
-    names = tree.leaf_names(params.state)
+    names = tree.leaf_names(params.state, bare="state")
     pairs = zip(names, jax.tree.leaves(params.state), jax.tree.leaves(state), strict=True)
     for name, before, after in pairs:
         if before.shape != after.shape:

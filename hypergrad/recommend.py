@@ -319,7 +319,7 @@ def _undone(case: _Case, reasons: list[str]) -> Recommendation | None:
     problem, _, hparams, horizon, memory, seed = case
     start = init_state(problem, jax.random.key(seed), hparams)
     try:
-        recursion = Recursion(problem, hparams, start)
+        recursion = Recursion(problem, hparams, start, horizon)
         course, first, _ = recursion.course(hparams, horizon)
     except ValueError as error:
         reasons.append(f"steps cannot be undone: {str(error).split(', expected')[0]}")
@@ -352,9 +352,11 @@ def _undone(case: _Case, reasons: list[str]) -> Recommendation | None:
 
 
 def _named(name: str, case: _Case, reasons: list[str]) -> Recommendation:
-    """Build an estimator by its name in the registry."""
+    """Build one of the evolution estimators by its name in the registry."""
     estimator = registry.estimator(name, case.problem, case.horizon, case.space)
-    return Recommendation(name, estimator, f"{name}(problem, {case.horizon})", reasons)
+    window = f", {registry.quarter(case.horizon)}" if name in ("pes", "nres") else ""
+    call = f"{name}(problem, {case.horizon}{window}, space=space)"
+    return Recommendation(name, estimator, call, reasons)
 
 
 def _bytes(estimator: Estimator, hparams: HParams) -> int:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hypergrad import tree
 from hypergrad.autodiff import depends
-from hypergrad.problem import Problem, check, check_horizon, check_problem
+from hypergrad.problem import Problem, check, check_floating, check_horizon, check_problem
 from hypergrad.solve import MatVec, Solve, cg, gmres
 from hypergrad.train import (
     TrainState,
@@ -187,6 +187,7 @@ def best_response(
         return jax.lax.custom_linear_solve(linear, y, lambda a, b: solve(a, b)[0], symmetric=True)
 
     def respond(hparams, key):
+        check_floating(hparams)
         check(problem, hparams, horizon)
         check_implicit(problem, hparams, horizon, choose)
         frozen = jax.lax.stop_gradient(hparams)

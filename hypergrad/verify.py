@@ -118,7 +118,7 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
         )
     slopes = Slopes(hparams, key, lambda grads: _along(pull(grads)[0], directions), reference)
     rows = []
-    unfit = _unfit(problem, hparams)
+    unfit = _unfit(problem, hparams, horizon)
     for name, (estimator, exact) in _deterministic(problem, horizon).items():
         if unfit.get(name):
             rows.append(Row(name, np.nan, "", np.nan, np.nan, 0, exact, unfit[name]))
@@ -242,19 +242,20 @@ def as_real(problem: Problem, space: PyTree, key: Key) -> tuple[Problem, PyTree]
     return expected(problem, policy, enumerated(), key), policy.space
 
 
-def _unfit(problem: Problem, hparams: HParams) -> dict[str, str]:
+def _unfit(problem: Problem, hparams: HParams, horizon: int) -> dict[str, str]:
     """Say of each estimator that is not for this task why not."""
-    refused = _irreversible(problem, hparams)
+    refused = _irreversible(problem, hparams, horizon)
     num, many = sum(leaf.size for leaf in jax.tree.leaves(hparams)), ""
     if num > MOST_TANGENTS:
         many = f"it would carry a state for each of the {num} hyperparameters"
     return {"drift": refused, "reversible": refused, "rtho, from its start": many}
 
 
-def _irreversible(problem: Problem, hparams: HParams) -> str:
+def _irreversible(problem: Problem, hparams: HParams, horizon: int) -> str:
     """Say why the training cannot be undone step by step; nothing where it can."""
     try:
-        Recursion(problem, hparams, init_state(problem, jax.random.key(0), hparams))
+        start = init_state(problem, jax.random.key(0), hparams)
+        Recursion(problem, hparams, start, horizon)
     except ValueError as error:
         return str(error)
     return ""

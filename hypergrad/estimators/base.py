@@ -11,7 +11,7 @@ import numpy as np
 from hypergrad import tree
 from hypergrad.adjoint import Backward, mixed_mode, state_floats
 from hypergrad.autodiff import depends
-from hypergrad.problem import Problem, check, check_horizon, check_hparams
+from hypergrad.problem import Problem, check, check_horizon, check_floating
 from hypergrad.train import TrainState, check_step, init_state, trained, unroll
 from hypergrad.types import Array, HParams, Key, PyTree
 
@@ -116,6 +116,8 @@ class OnlineState(NamedTuple):
     tangents: Any = ()
 
 
+CHAOTIC = 1e3
+"""Growth in all that is no longer that of a sum over the steps."""
 EXPLODED = 1e6
 """How often its first size a derivative may become on its way before it counts as exploded."""
 
@@ -132,14 +134,19 @@ def advice(estimate: Estimate) -> list[str]:
         One line for each trouble.
     """
     info = estimate.info
-    if hasattr(info, "advice"):
-        return info.advice(estimate)
+    return info.advice(estimate) if hasattr(info, "advice") else unrolled_advice(info)
+
+
+def unrolled_advice(info: Any) -> list[str]:
+    """Say what is wrong with an estimate that followed a run step by step; see `advice`."""
     if info.first_nonfinite >= 0:
         return [
             f"training was not finite from step {info.first_nonfinite} on; lower the learning rate"
         ]
     step = exploded_step(getattr(info, "sensitivity", np.zeros(0)))
-    if step is None and not info.growth > 1.05:
+    # what is merely summed over the steps, as tangents are, grows too: by the number of steps in all
+    in_all = float(info.growth) ** min(float(info.horizon), 1e3)
+    if step is None and not (info.growth > 1.05 and in_all > CHAOTIC):
         return []
     passed = "" if step is None else f" and exploded (grew past {EXPLODED:.0e} fold) at step {step}"
     return [
@@ -171,14 +178,7 @@ def check_real(problem: Problem, hparams: HParams) -> None:
 
     **Cost:** abstract evaluation of one step, once a trace.
     """
-    check_hparams(hparams)
-    for name, leaf in zip(tree.leaf_names(hparams), jax.tree.leaves(hparams), strict=True):
-        if not tree.is_float(leaf):
-            raise ValueError(
-                f"hparams[{name!r}] has dtype {jnp.result_type(leaf)}, expected floating point, because "
-                "integers and choices have no hypergradient; close over it, use mixed(...) or score(...) "
-                "with a policy over it, or search it with method 'random'"
-            )
+    check_floating(hparams)
     check(problem, hparams)
     check_step(problem, hparams)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hypergrad import tree
 from hypergrad.adjoint import Backward, Pulled, Run, pull_step
@@ -13,6 +14,7 @@ from hypergrad.estimators.base import (
     Estimator,
     check_real,
     split_key,
+    unrolled_advice,
     unrolled_estimate,
     warn_structural_zeros,
 )
@@ -53,6 +55,20 @@ class ReversibleInfo(NamedTuple):
     exact: Array
     largest: Array
     bits: Array
+
+    def advice(self, estimate: Estimate) -> list[str]:
+        """Say in words what is wrong with the estimate, and what to do."""
+        if self.first_nonfinite >= 0 and np.isfinite(self.largest) and np.isnan(estimate.value):
+            return [
+                f"a weight, update, gradient or velocity came to {self.largest:.3g} (step "
+                f"{self.first_nonfinite}), beyond `limit`; pass a larger limit, or lower the learning rate"
+            ]
+        if not self.exact and self.first_nonfinite < 0:
+            return [
+                "training did not come back to the bits it started from; pass the smallest momentum that the "
+                "run meets as min_momentum, or use reverse or drift"
+            ]
+        return unrolled_advice(self)
 
 
 class Integers(NamedTuple):
@@ -117,7 +133,8 @@ def reversible(
             f"min_momentum is {min_momentum}, expected at least 0.25, because a smaller one forgets more bits "
             "than there is use in storing; use estimators.reverse"
         )
-    if not (isinstance(limit, (int, float)) and 0 < limit < 2**20):
+    number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if not (number and 0 < limit < 2**20):
         raise ValueError(
             f"limit is {limit!r}, expected a number above 0 and below 2**20; pass a magnitude that no "
             "weight and no velocity reaches"
@@ -151,7 +168,7 @@ def undo(min_momentum: float, limit: float) -> Backward:
     """Return the backward pass of `reversible`; it certifies (exact, largest, bits)."""
 
     def backward(problem, hparams, state, num_steps):
-        recursion = Recursion(problem, hparams, state)
+        recursion = Recursion(problem, hparams, state, num_steps)
         scheme = _scheme(recursion, min_momentum, limit)
         size = segment_length(num_steps, scheme.interval)
         course, first, counters = recursion.course(hparams, num_steps)
