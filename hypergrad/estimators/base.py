@@ -11,7 +11,7 @@ import numpy as np
 from hypergrad import tree
 from hypergrad.adjoint import Backward, mixed_mode, state_floats
 from hypergrad.autodiff import depends
-from hypergrad.problem import Problem, check, check_horizon, check_floating
+from hypergrad.problem import Problem, check, check_floating, check_horizon
 from hypergrad.train import TrainState, check_step, init_state, trained, unroll
 from hypergrad.types import Array, HParams, Key, PyTree
 
@@ -231,7 +231,8 @@ def go_on(state: OnlineState, fresh: OnlineState, restart_every: int | None) -> 
 
     With one and the same key, estimates after one another are one run: that of `init_state`.
     """
-    over = ~jnp.isfinite(tree.norm((trained(state.train.params), state.tangents)))
+    everything = [x.astype(jnp.float32) for x in tree.floats((state.train.params, state.tangents))]
+    over = ~jnp.isfinite(tree.norm(everything))
     if restart_every is not None:
         over |= state.train.step >= restart_every
     key = fresh.train.key
@@ -365,15 +366,15 @@ def split_key(key: Key) -> tuple[Key, Key]:
 
 
 def growth_rate(first: Array, norms: Array) -> Array:
-    """Return the geometric mean growth a step from `first` along `norms`, up to where they overflow.
+    """Return the geometric mean growth a step along `first` and `norms`.
 
-    1 where there was nothing to grow.
+    From the first that is not zero up to where they overflow; 1 where there was nothing to grow.
     """
-    num_steps = jnp.sum(jnp.cumprod(jnp.isfinite(norms)))
-    last = jnp.append(first, norms)[num_steps]
-    alive = (first > 0) & (last > 0) & (num_steps > 0)
-    ratio = jnp.log(jnp.where(alive, last, 1)) - jnp.log(jnp.where(alive, first, 1))
-    return jnp.exp(ratio / jnp.maximum(num_steps, 1))
+    norms = jnp.append(first, norms)
+    begin, end = jnp.argmax(norms > 0), jnp.sum(jnp.cumprod(jnp.isfinite(norms[1:])))
+    alive = (norms[begin] > 0) & (norms[end] > 0) & (end > begin)
+    ratio = jnp.log(jnp.where(alive, norms[end], 1)) - jnp.log(jnp.where(alive, norms[begin], 1))
+    return jnp.exp(ratio / jnp.maximum(end - begin, 1))
 
 
 def first_nonfinite(losses: Array, value: Array) -> Array:

@@ -106,7 +106,8 @@ def reversible(
     a gradient. Carried state is stored at every step. The gradient computed again must be the same to
     the bit, which compilers were seen to keep to but do not promise. Where `info.exact` is false (other
     bits, a momentum below the declared one) the hypergradient is NaN rather than a wrong number; where a
-    number left the range, so is the value, and `info.first_nonfinite` is the step.
+    number left the range, so is the value, and `info.first_nonfinite` is the step. The estimate itself has no
+    derivative (integers have none), and asking for it is an error.
 
     Args:
         problem: the training loop.
@@ -146,6 +147,7 @@ def reversible(
 
     def estimate(key, state, hparams):
         check_real(problem, hparams)
+        hparams = _once(hparams)
         warn_structural_zeros(problem, hparams, horizon)
         start = init_state(problem, split_key(key)[0], hparams)
         found, _, certificate, _ = unrolled_estimate(
@@ -162,6 +164,20 @@ def reversible(
         return state, Estimate(vouched(found.value, inside), hypergrad, info)
 
     return Estimator(init, estimate)
+
+
+@jax.custom_jvp
+def _once(hparams: HParams) -> HParams:
+    """Return the hparams; refuse to be differentiated, because through integers the answer would be zero."""
+    return hparams
+
+
+@_once.defjvp
+def _refuse(primals, tangents):
+    raise ValueError(
+        "an estimate of reversible is to be differentiated, expected its values alone, because integers have "
+        "no derivative; use estimators.forward or reverse for second derivatives"
+    )
 
 
 def undo(min_momentum: float, limit: float) -> Backward:

@@ -98,11 +98,11 @@ def score(
     **Cost:** S trainings side by side, and memory of S states; where the policy has real leaves, S
     hypergradients by `through`.
 
-    **Limits:** unbiased, with every baseline of `policies`. The standard error falls as 1/√S, and does not
-    see the noise that all runs share (`average` does), and is itself a guess below some 30 draws: 0 where every
-    draw weighs the same, e.g. where all drew the same option; an option of small probability is seldom seen. A run
-    that diverges makes the estimate not finite: where that is what a choice does, bound the objective, e.g.
-    by jnp.where(jnp.isfinite(f), jnp.minimum(f, 9.0), 9.0).
+    **Limits:** unbiased, with every baseline of `policies`. The standard error falls as 1/√S. It does not
+    see the noise that all runs share (`average` does), and is itself a guess below some 30 draws: 0 where
+    every draw weighs the same, e.g. where all drew one option. An option of small probability is seldom
+    seen. A run that diverges makes the estimate not finite: where that is what a choice does, bound the
+    objective, e.g. by jnp.where(jnp.isfinite(f), jnp.minimum(f, 9.0), 9.0).
 
     Args:
         problem: the training loop, a function of the policy's hparams.
