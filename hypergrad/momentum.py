@@ -32,7 +32,7 @@ class Coefficients(NamedTuple):
     Attributes:
         momenta: m.
         rates: η.
-        decays: D − 1, exactly 0 without decoupled decay; None where no step has any.
+        decays: D − 1, exactly 0 without decoupled decay; None where updates do not read the weights.
     """
 
     momenta: Array
@@ -69,7 +69,7 @@ class Recursion:
     hyperparameters, passes.
 
     Attributes:
-        decays: whether a step has a decoupled decay.
+        decays: whether a step may have a decoupled decay: whether updates read the weights.
         scheduled: whether the coefficients change from step to step.
         constant: the smallest momentum, where no hyperparameter or schedule changes any; else None.
 
@@ -232,8 +232,7 @@ class Recursion:
             raise ValueError(
                 f"problem.optimizer failed on gradients alone ({error}), expected SGD with momentum; {ADVICE}"
             ) from error
-        errors, momenta, decays = examined
-        self.decays = bool(np.any(decays != 0))
+        errors, momenta = examined
         errors = np.where(np.isnan(errors), np.inf, errors).max(0)
         worst = int(np.argmax(errors))
         if errors[worst] > 1e-4:
@@ -242,6 +241,8 @@ class Recursion:
                 f"params[{self.names[worst]!r}], expected SGD with momentum; {ADVICE}"
             )
         fixed, zero = self.split(self.start.opt_state)[1], np.zeros(len(self.leaves))
+        # whether there is a decay must not depend on the numbers: one may begin late, or at other hparams
+        self.decays = any(uses(lambda w: self._respond(hparams, fixed, zero, zero, w)[0], zero))
         if any(uses(lambda *x: self._respond(hparams, fixed, *x)[2], zero, zero, zero)):
             raise ValueError(
                 "problem.optimizer counts by what the gradients are, expected counters of steps alone; "
@@ -261,7 +262,7 @@ class Recursion:
         return momenta[0]
 
     def _examine(self, hparams: HParams) -> list[Array]:
-        """Return how far updates depart from the recursion, and their m and D − 1, each `[updates, L]`."""
+        """Return how far updates depart from the recursion, and the m of most of them, `[updates, L]`."""
         num, last = len(self.leaves), self.num_steps - 1
         weights = self.treedef.unflatten(self._small(np.zeros(num)))
         fixed = self.split(self.problem.optimizer(hparams).init(weights))[1]
@@ -278,12 +279,12 @@ class Recursion:
             updates, after, _ = self._respond(hparams, fixed, grads, velocity, weights)
             first = _departure(after, driven, momenta * velocity)
             second = _departure(updates, -rates * after, decays * weights)
-            return jnp.maximum(first, second), momenta, decays
+            return jnp.maximum(first, second), momenta
 
         then = [x[steps] for x in history]
-        errors, momenta, decays = jax.vmap(examine)(then, *entries)
+        errors, momenta = jax.vmap(examine)(then, *entries)
         whole = self._examine_whole(hparams, fixed)
-        return [jnp.concatenate([errors, whole[None]]), momenta, decays]
+        return [jnp.concatenate([errors, whole[None]]), momenta]
 
     def _examine_whole(self, hparams: HParams, fixed: list[Array]) -> Array:
         """Return how far an update of weights of their own shapes departs from the recursion `[L]`."""

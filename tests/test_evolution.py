@@ -116,6 +116,38 @@ def test_the_standard_error_is_the_spread(name):
         assert 0.9 < np.sqrt(np.mean(np.square(found.info.value_std_error))) / spread < 1.1
 
 
+@pytest.mark.parametrize("name", ["es", "pes"])
+def test_the_standard_error_sees_the_noise_of_the_validation_batch(name):
+    values = jnp.asarray([-2.0, 0.5, 1.0, 3.0])
+    problem = Problem(
+        init=lambda key, h: jnp.zeros(()),
+        loss=lambda w, h, batch: 0.5 * (w - h["x"]) ** 2,
+        objective=lambda w, h, batch: batch * w,
+        optimizer=lambda h: optax.sgd(0.5),
+        train_batch=lambda key, step: (),
+        valid_batch=lambda key: jax.random.choice(key, values),
+    )
+    words = {"sigma": 0.1, "num_pairs": 8}
+    estimator = es(problem, 4, **words) if name == "es" else pes(problem, 4, 2, **words)
+    hparams = {"x": jnp.float32(1.0)}
+
+    def one(key):
+        init_key, key = jax.random.split(key)
+        return estimator.estimate(key, estimator.init(init_key, hparams), hparams)[1]
+
+    found = jax.jit(jax.vmap(one))(jax.random.split(KEY, 1000))
+    reported = np.sqrt(np.mean(np.square(found.info.std_error["x"])))
+    assert 0.9 < reported / np.std(found.hypergrad["x"], ddof=1) < 1.2
+    value = np.sqrt(
+        np.mean(
+            np.square(
+                np.asarray(found.info.value_std_error)[np.isfinite(found.info.value_std_error)]
+            )
+        )
+    )
+    assert 0.8 < value / np.nanstd(found.value, ddof=1) < 1.2
+
+
 def test_reused_noise_has_less_variance_than_persistent_noise():
     spread = {
         name: np.sum(np.var(many(f"{name}, final").hypergrad["point"], (0, 1)))

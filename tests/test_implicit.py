@@ -177,6 +177,12 @@ def test_the_error_is_of_the_order_of_the_gradient():
         for got in (early, late):
             assert abs(got.info.gap - (got.value - solved.value)) < 0.3 * abs(got.info.gap)
         assert any("has not come to rest" in line for line in advice(early))
+        # whatever constant the objective has
+        objective = solved.problem.objective
+        lifted = solved.problem._replace(objective=lambda *args: objective(*args) + 1e3)
+        above = estimate(implicit(lifted, 3), solved.hparams)
+        assert_close(above.info.unrest, early.info.unrest, 1e3)
+        assert any("has not come to rest" in line for line in advice(above))
 
 
 def test_best_response_takes_every_transform():
@@ -446,6 +452,10 @@ def test_losses_without_a_minimum_are_refused():
         assert refused(solved.problem, solved.hparams, **settings).startswith(f"{name} is ")
     with pytest.raises(ValueError, match="horizon is 0"):
         implicit(solved.problem, 0)
+    with pytest.raises(ValueError, match="curvature is gauss_newton itself"):
+        implicit(solved.problem, 5, curvature=gauss_newton)
+    with pytest.raises(ValueError, match=r"hparams\['log_l2'\] has dtype int32"):
+        best_response(solved.problem, 5)({"log_l2": jnp.int32(1)}, jax.random.key(0))
 
 
 def test_an_unread_leaf_is_warned_of():

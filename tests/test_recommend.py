@@ -134,6 +134,9 @@ def test_exploding_gradients(monkeypatch):
     monkeypatch.setattr(module, "CHAOTIC", ("storm",))
     monkeypatch.setitem(registry.ESTIMATORS, "storm", registry.ESTIMATORS["forward"])
     assert recommend(CHAOS, space, 60).name == "storm"
+    monkeypatch.undo()
+    found = recommend(CHAOS, space, 60)
+    assert found.name == "pes" and found.call == "pes(problem, 60, 15, space=space)"
 
 
 def test_structural_zeros_are_said():
