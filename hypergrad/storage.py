@@ -29,11 +29,11 @@ MAX_CONTAINERS = 10**6
 ADVICE = "the file is damaged or was edited; restore it from a copy, or start a new study"
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{10})\.(npz|json)")
+DAMAGED = re.compile(r"journal-damaged(?:-([1-9][0-9]{0,8}))?\.jsonl")
 FILES = (
     "study-copy.json",
     "study.json",
     "journal.jsonl",
-    "journal-damaged.jsonl",
     "result.json",
     "report.html",
     "log.jsonl",
@@ -423,7 +423,8 @@ def _clear(path: Path) -> None:
 def _is_ours(name: str) -> bool:
     """Tell whether a study may have left a file or folder of this name."""
     bare = name.removesuffix(".tmp")
-    return bool(name in (*FOLDERS, *_BEFORE) or bare in FILES or CHECKPOINT.fullmatch(bare))
+    patterns = (CHECKPOINT, DAMAGED)
+    return name in (*FOLDERS, *_BEFORE) or bare in FILES or any(p.fullmatch(bare) for p in patterns)
 
 
 def failed(action: str, path: Path, error: OSError) -> ValueError:

@@ -12,7 +12,7 @@ import pytest
 
 from hypergrad import cli, completion, storage, study
 from hypergrad.callbacks import jsonl
-from hypergrad.journal import encode, read, scan
+from hypergrad.journal import Journal, encode, read, scan
 from hypergrad.storage import StudyWarning
 from tests.test_storage import KEY, toy
 
@@ -91,6 +91,37 @@ def test_a_record_that_is_being_written_is_no_damage(tmp_path):
         found = scan(Growing(file), str(path))
     assert len(found.whole) == 2 and found.damage is None
     assert len(list(read(path))) == 3
+
+
+def test_records_after_damage_are_compared_however_often_it_is_killed(tmp_path):
+    folder = stopped(tmp_path / "s", toy(), after=4)
+    for file in folder.glob("checkpoint-*"):
+        file.unlink()
+    path = folder / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1].replace(b"0", b"1") + b"".join(lines[2:]))
+    first = b"".join(path.read_bytes().splitlines(keepends=True)[1:])
+    Journal(path).close()  # killed before it made a step again
+    path.write_bytes(lines[0].replace(b"0", b"1"))
+    journal = Journal(path)  # a second damage, and killed once more
+    assert journal.count == 0 and "journal-damaged-2.jsonl" in journal.damage
+    journal.close()
+    assert (folder / "journal-damaged.jsonl").read_bytes() == first, "never written over"
+    journal = Journal(path)
+    found = {step: journal.record(step) for step in range(5)}
+    assert journal.damage is None and found[0] is found[1] is found[4] is None
+    journal.close()
+    assert [found[step]["step"] for step in (2, 3)] == [2, 3]
+
+    other = dict(found[3], values=[0.0, 0.0])
+    kept = first.splitlines(keepends=True)
+    (folder / "journal-damaged.jsonl").write_bytes(b"".join(kept[:2]) + encode(other))
+    with pytest.raises(ValueError, match="step 3 was made again, and its values differ"):
+        study.resume(toy(), folder)
+    (folder / "journal-damaged.jsonl").write_bytes(first)
+    assert study.resume(toy(), folder).digest == study.run(toy(), KEY, STEPS).digest
+    with storage.create(folder, overwrite=True):
+        assert os.listdir(folder) == ["lock"]
 
 
 def test_a_log_follows_no_link_and_waits_for_no_pipe(tmp_path):
