@@ -57,7 +57,10 @@ class Study(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all outcomes to the bit: equal for two runs that are the same."""
+        """SHA-256 of the method's outcomes to the bit: equal for two runs that are the same.
+
+        `result["final_digest"]` covers the random baseline and the judged values, too.
+        """
         digest = hashlib.sha256()
         for step, outcome in enumerate(self.outcomes):
             digest.update(json.dumps(records.encode(step, outcome)).encode())

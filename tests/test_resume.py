@@ -92,6 +92,31 @@ def test_random_search_goes_on_and_a_finished_study_stays(tmp_path, finished):
         assert comparable(path) == comparable(finished / "random")
 
 
+def test_the_final_digest_covers_baseline_and_judged_values(tmp_path, finished, monkeypatch):
+    """The outcomes' digest stays what it was; a test set that changed shows in the final one alone."""
+    path = tmp_path / "s"
+    shutil.copytree(finished / "random", path)
+    before, judge = comparable(path), TUNE.judge
+    parts = {"found": hg.study.Study(None, 0.0, [], False, 0.0), "baseline": None, "judged": {}}
+    digests = {TUNE._final_digest(**parts)}
+    digests.add(TUNE._final_digest(**{**parts, "baseline": parts["found"]}))
+    digests.add(TUNE._final_digest(**{**parts, "judged": before["configurations"]}))
+    assert len(digests) == 3
+
+    def other(*args):
+        judged = judge(*args)
+        judged["tuned"]["test"]["mean"] += 1e-6
+        return judged
+
+    monkeypatch.setattr(TUNE, "judge", other)
+    with pytest.raises(ValueError, match="was judged again, and its values differ from those in"):
+        resume(TASK, path)
+    assert comparable(path) == before, "a finished result is not replaced by another"
+    (path / "result.json").unlink()
+    after = resume(TASK, path).result
+    assert after["digest"] == before["digest"] and after["final_digest"] != before["final_digest"]
+
+
 def test_damage_is_told_in_the_result(tmp_path, finished):
     path = tmp_path / "s"
     shutil.copytree(finished / "random", path)

@@ -156,6 +156,41 @@ def test_end_is_heard_when_the_study_fails():
     assert len(heard) == 1, "what is refused beforehand never started"
 
 
+@pytest.mark.parametrize(
+    ("parts", "fragment"),
+    [
+        ({"test": lambda p, h: h["decay"]}, "task.test failed on the given hparams: hparams or"),
+        ({"test": lambda p, h: p[:, None]}, "returned an array of shape (2, 1)"),
+        ({"test": lambda p, h: p @ jnp.ones(9)}, "task.test failed on the given hparams: "),
+        ({"test": lambda p, h: p.sum()}, "task.test returned an array of shape ()"),
+        ({"test": lambda p, h: p[None]}, "of shape (1, 2) and dtype float"),
+        ({"test": lambda p, h: p[:0]}, "of shape (0,)"),
+        ({"test": lambda p, h: p + 1j}, "expected one real score an example"),
+        ({"test": lambda p, h: None}, "task.test returned None"),
+        ({"test": 3}, "task.test is int '3', expected a function or None"),
+        ({"snippet": lambda h: 1 / 0}, "task.snippet failed on the given hparams: division by"),
+        ({"snippet": lambda h: h["lr"]}, f"task.snippet returned an array of shape ({HORIZON},)"),
+        ({"snippet": "text"}, "task.snippet is str 'text', expected a function or None"),
+    ],
+)
+def test_what_a_task_does_at_the_end_is_tried_before_the_start(parts, fragment, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        hg.tune(TASK._replace(**parts), storage=tmp_path / "s", **SMALL)
+    assert fragment in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_snippet_that_fails_in_the_end_loses_no_study():
+    default = hg.space.default(TASK.space)["momentum"]
+
+    def snippet(hparams):
+        return "fine" if hparams["momentum"] == default else 1 / 0
+
+    found = hg.tune(TASK._replace(snippet=snippet), method="random", budget=1, eval_seeds=2)
+    assert found.result["snippet"] is None
+    assert "task.snippet failed on" in found.result["warnings"][0]
+
+
 def test_jsonl(tuned):
     out, heard, _ = tuned
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
