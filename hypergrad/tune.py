@@ -161,6 +161,9 @@ def complete(
             one = tuner if settings.method == "bilevel" else _estimator(task, settings)
             cost = per_step * measure_ratio(task, one, spaces.default(task.space))
         details = _describe(task, settings, {**details, "cost": cost})
+    if folder is not None and not study.has_begun(folder.path):
+        # before any listener writes: a folder with a log alone could be neither resumed nor started
+        details = study.begin(folder, tune_key, _num_steps(settings), details)
     ended = None
     try:
         listeners.start(details)
@@ -242,7 +245,7 @@ def _random_folder(folder: Folder | None):
     if folder is None:
         return contextlib.nullcontext()
     path = folder.path / "random"
-    return lock(path) if (path / "study.json").is_file() else create(path)
+    return lock(path) if study.has_begun(path) else create(path)
 
 
 def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
@@ -372,7 +375,7 @@ class _Steps:
 
 def _run(tuner: Tuner, key: Key, folder: Folder | None, details: dict, show: _Steps) -> Study:
     """Run a tuner, or go on with the study in the folder, where there is one."""
-    if folder is not None and (folder.path / "study.json").exists():
+    if folder is not None and study.has_begun(folder.path):
         return study.resume(tuner, folder, show)
     return study.run(tuner, key, show.num_steps, show, storage=folder, details=details)
 

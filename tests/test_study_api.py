@@ -3,6 +3,7 @@
 import builtins
 import importlib
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad import callbacks, export, trials
+from hypergrad import callbacks, export, storage, trials
 from hypergrad.searchers import Outcome
 from hypergrad.settings import Settings
 from tasks import quadratic
@@ -121,6 +122,7 @@ def test_callbacks_hear_everything_in_order(tuned):
     _, heard, study = tuned
     assert [kind for kind, _ in heard] == ["start", *["step"] * (len(heard) - 2), "end"]
     assert heard[0][1]["settings"]["budget"] == 3
+    assert storage.plain(heard[0][1]) == storage.read_json(tuned[0] / "study.json")
     assert heard[-1][1] is study
     steps = [now for kind, now in heard if kind == "step"]
     assert list(dict.fromkeys(now.phase for now in steps)) == ["descent", "random", "judge"]
@@ -189,6 +191,36 @@ def test_a_snippet_that_fails_in_the_end_loses_no_study():
     found = hg.tune(TASK._replace(snippet=snippet), method="random", budget=1, eval_seeds=2)
     assert found.result["snippet"] is None
     assert "task.snippet failed on" in found.result["warnings"][0]
+
+
+@pytest.mark.parametrize("name", ["study-copy.json", "study.json"])
+def test_a_full_disk_at_the_start_leaves_no_dead_end(name, tmp_path, monkeypatch):
+    out, heard, write = tmp_path / "s", [], storage.write_json
+
+    def full(path, value):
+        if path.name == name:
+            raise ValueError(f"cannot write {name}: No space left")
+        write(path, value)
+
+    monkeypatch.setattr(storage, "write_json", full)
+    words = {"method": "random", "budget": 1, "storage": out}
+    with pytest.raises(ValueError, match="No space left"):
+        hg.tune(TASK, callbacks=[callbacks.jsonl(out / "log.jsonl"), recorder(heard)], **words)
+    assert not heard and set(os.listdir(out)) <= {"lock", "study-copy.json"}
+    with storage.create(out):
+        assert os.listdir(out) == ["lock"], "the next `tune` finds it free"
+
+
+def test_a_study_ended_as_the_first_listener_starts_can_be_resumed(tmp_path, monkeypatch):
+    def stop(description):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "s"
+    with pytest.raises(KeyboardInterrupt):
+        words = {"method": "random", "budget": 1, "storage": out}
+        hg.tune(TASK, callbacks=[hg.Callback(start=stop)], **words)
+    monkeypatch.setattr(importlib.import_module("hypergrad.resume"), "complete", lambda *a: a[3])
+    assert hg.resume(TASK, out).path == out
 
 
 def test_jsonl(tuned):
