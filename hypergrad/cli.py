@@ -257,6 +257,11 @@ def _export(given: argparse.Namespace, command: str) -> int:
     from hypergrad.results import load
     from hypergrad.terminal import print_json
 
+    if given.out is not None and given.out[:1] in ("", "-"):
+        raise ValueError(
+            f"--out is {given.out!r:.80}, expected a file whose name begins with no dash; write e.g. "
+            f"./{given.out.lstrip('-') or 'hparams.json'}"
+        )
     tuned = load(given.directory).configurations.get("tuned")
     if tuned is None:
         raise ValueError(
@@ -394,7 +399,7 @@ def _completion(given: argparse.Namespace, command: str) -> int:
 def _plain_name(task: str) -> str:
     stem = Path(task.partition(":")[0]).stem
     plain = "".join(c if c.isascii() and (c.isalnum() or c in ".-_") else "_" for c in stem)
-    return plain.lstrip(".") or "study"
+    return plain.lstrip(".-") or "study"
 
 
 _COMMANDS = {

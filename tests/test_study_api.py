@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -412,6 +413,52 @@ def test_what_json_cannot_say_is_not_exported(tmp_path):
     with pytest.raises(ValueError, match="expected finite numbers"):
         export.write(tmp_path / "a.json", {"lr": np.array([1.0, np.nan])})
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_touches_its_own_file_alone(tmp_path):
+    """Eight at once, beside the user's own files; the one there is then is whole."""
+    path = tmp_path / "real" / "a.json"
+    path.parent.mkdir()
+    (path.parent / "a.json.tmp").write_text("mine")
+    link = tmp_path / "link.json"
+    link.symlink_to(path)
+    errors = []
+
+    def work(number):
+        try:
+            for _ in range(20):
+                export.write(link, {"lr": np.full(1000, number)})
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and link.is_symlink()
+    assert len(set(export.read_hparams(path)["lr"].tolist())) == 1
+    assert sorted(os.listdir(path.parent)) == ["a.json", "a.json.tmp"]
+    assert (path.parent / "a.json.tmp").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [
+        (".", "a folder, expected a file; write e.g. ./hparams.json"),
+        ("folder/", "a folder, expected a file; write e.g. folder/hparams.json"),
+        ("pipe", "no regular file, expected one, or a new name"),
+        ("absent/a.json", "in a folder that is not there"),
+    ],
+)
+def test_places_that_take_no_export(name, fragment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("folder")
+    os.mkfifo("pipe")
+    with pytest.raises(ValueError) as caught:
+        export.write(name, {"lr": 0.1})
+    assert fragment in str(caught.value) and "\n" not in str(caught.value)
+    assert sorted(os.listdir()) == ["folder", "pipe"] and not os.listdir("folder")
 
 
 # settings
