@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypergrad import arguments as words
-from hypergrad.settings import Settings, check_name
+from hypergrad.settings import OPTION, Settings, check_name, check_used
 
 if TYPE_CHECKING:
     from hypergrad.problem import Task
@@ -60,12 +60,14 @@ def _fail(text: str, status: int, machine: bool) -> int:
 def _tune(given: argparse.Namespace, command: str) -> int:
     options = words.options(given)
     if given.command == "tune":
+        _check_used({}, options)
         return _tune_task(given, options, command)
     from hypergrad import studyfile
     from hypergrad.integrations import LOGS
     from hypergrad.registry import NAMES
 
     file = studyfile.read(given.file, {**NAMES, "log": LOGS})
+    _check_used(file.options, options, file)
     merged = {**file.options, **options}
     merged["arg"] = {
         **file.options.get("arg", {}),
@@ -74,6 +76,20 @@ def _tune(given: argparse.Namespace, command: str) -> int:
         **_flags(options),
     }
     return _tune_task(given, merged, command, file)
+
+
+def _check_used(in_file: dict[str, Any], flags: dict[str, Any], file=None) -> None:
+    """Refuse a setting that the method would not read, by its flag or by its line in the study file."""
+    from hypergrad.registry import METHODS
+
+    if "method" in flags:
+        check_name("--method", flags["method"], METHODS)
+    method = flags.get("method", in_file.get("method", Settings().method))
+
+    def called(name: str) -> str:
+        return OPTION[name].flag if name in flags else f"{file.place(name)}: {name}"
+
+    check_used([n for n in {**in_file, **flags} if n in Settings._fields], method, called)
 
 
 def _flags(options: dict[str, Any]) -> dict[str, Any]:

@@ -26,15 +26,13 @@ from hypergrad.population import population
 from hypergrad.problem import Problem, Task, check, check_extras, check_horizon, check_snippet
 from hypergrad.schedulers import full
 from hypergrad.searchers import Outcome
-from hypergrad.settings import Settings, check_settings
+from hypergrad.settings import BY_GRADIENT, Settings, check_settings, check_used
 from hypergrad.storage import FORMAT, Folder, StudyWarning, create, lock, plain, read_json, write_json
 from hypergrad.study import Study
 from hypergrad.train import check_step, init_state, unroll
 from hypergrad.tuners import Tuner, bilevel, descent, search
 from hypergrad.types import HParams, Key, PyTree
 
-BY_GRADIENT = ("descent", "bilevel")
-"""Methods that need hypergradients, and are compared with random search of the same cost."""
 FINALISTS = 10
 """Settings of each method that are trained again before one of them is chosen."""
 
@@ -80,6 +78,7 @@ def tune(
     for name in settings:
         registry.check_name("setting of tune", name, Settings._fields)
     chosen = check_task(task, Settings(**settings))
+    check_used([name for name, value in settings.items() if value is not None], chosen.method)
     listeners = Listeners(callbacks)
     with collected_warnings() as caught:
         built = build(task, chosen)  # what cannot work is refused before an old study is replaced
@@ -262,12 +261,6 @@ def check_task(task: Task, settings: Settings) -> Settings:
     registry.check_name("bilevel", settings.bilevel, registry.BILEVEL)
     if settings.method in BY_GRADIENT:
         spaces.check_differentiable(task.space)
-        for name in ("population", "generations"):
-            if getattr(settings, name) is not None:
-                raise ValueError(
-                    f"{name} is given with method {settings.method!r}, expected a search; pass budget, "
-                    "the number of outer steps, or another method"
-                )
     else:
         spaces.check_traceable(task.space)
     start = jax.tree.map(jax.numpy.asarray, spaces.default(task.space))
