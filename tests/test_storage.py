@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -319,6 +320,94 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, noise, place, mode):
     journal.append({"step": journal.count, "values": []})
     journal.close()
     assert sum(1 for _ in read(path)) == journal.count
+
+
+def count_up():
+    """A tuner of the host whose steps cost microseconds."""
+
+    def step(key, state):
+        values = np.array([state["n"] / 3.0, 1.0 / (state["n"] + 1)])
+        index = np.arange(2)
+        return {"n": state["n"] + 1}, Outcome({"a": values}, values, index, index, {})
+
+    return Tuner(lambda key: {"n": np.int32(0)}, step)
+
+
+FEWER = fuzz().max_examples // 4
+parts = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["nan", "inf", "x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    max_leaves=6,
+)  # fmt: skip
+forged = st.builds(
+    lambda step, changes: {"step": step, **changes},
+    st.integers(0, 5),
+    st.dictionaries(
+        st.sampled_from(["hparams", "values", "steps", "parent", "info", "seconds"]), parts
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """A study of `count_up` that was ended after four of its five steps, with checkpoints at 3 and 4."""
+
+    def stop(index, outcome, best):
+        if index == 3:
+            raise faults.Stop
+
+    path = tmp_path_factory.mktemp("counted") / "s"
+    with pytest.raises(faults.Stop):
+        study.run(count_up(), KEY, 5, stop, storage=path, checkpoint_seconds=0.0)
+    return path, study.run(count_up(), KEY, 5).digest
+
+
+def resumed(counted, tmp_path_factory, change):
+    """Resume a copy of the study whose journal's lines are `change`d, twice; None where it is refused."""
+    path = tmp_path_factory.mktemp("fuzz") / "s"
+    shutil.copytree(counted[0], path)
+    lines = (path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "journal.jsonl").write_bytes(change(lines))
+    for _ in range(2):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = study.resume(count_up(), path)
+        except ValueError as error:
+            one_line(error)
+            return None
+    return found
+
+
+@given(st.integers(0, 3), st.integers(0, 150), st.integers(0, 3), st.binary(max_size=60))
+@fuzz(max_examples=FEWER)
+def test_any_damage_of_a_journal_resumes_to_the_same(counted, tmp_path_factory, line, at, cut, noise):
+    """Bytes put in the place of others: what is whole is used, what is not is made again."""
+
+    def change(lines):
+        data = b"".join(lines)
+        at_byte = min(len(data), sum(map(len, lines[:line])) + at)
+        return data[:at_byte] + noise + data[at_byte + cut * len(noise) :]
+
+    assert resumed(counted, tmp_path_factory, change).digest == counted[1]
+
+
+@given(forged, st.integers(0, 3), st.booleans())
+@fuzz(max_examples=FEWER)
+def test_forged_records_are_refused_in_one_line_or_make_no_difference(
+    counted, tmp_path_factory, record, place, instead
+):
+    """Records under a checksum that is right, of any content; steps that are made again find them out."""
+
+    def change(lines):
+        honest = storage.parse_json(lines[min(record["step"], 3)], "line")
+        del honest["crc"]
+        lines[place : place + instead] = [encode({**honest, **record})]
+        return b"".join(lines)
+
+    found = resumed(counted, tmp_path_factory, change)
+    assert found is None or len(found.outcomes) == 5
 
 
 # ---- checkpoints

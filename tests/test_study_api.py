@@ -1,6 +1,7 @@
 """`tune` from Python: what a study gives back, as tables, as schedules, and to callbacks."""
 
 import builtins
+import errno
 import importlib
 import json
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad import callbacks, export, storage, trials
+from hypergrad import callbacks, export, journal, storage, trials
 from hypergrad.searchers import Outcome
 from hypergrad.settings import Settings
 from tasks import quadratic
@@ -148,15 +149,29 @@ def test_a_callback_that_fails_is_left_out_and_the_study_goes_on(tuned):
     assert found.digest == study.digest and len(calls) == 1 and heard[-1][0] == "end"
 
 
-def test_end_is_heard_when_the_study_fails():
-    heard = []
-    listeners = callbacks.Listeners([recorder(heard)])
-    listeners.end(None)
-    assert heard == [("end", None)]
+def test_end_is_heard_when_the_study_fails(tmp_path, monkeypatch):
+    heard, out = [], tmp_path / "s"
     problem = TASK.problem._replace(train_batch=lambda key, step: 1 / 0)
     with pytest.raises(ValueError):
         hg.tune(problem, TASK.space, horizon=HORIZON, callbacks=[recorder(heard)], **SMALL)
-    assert len(heard) == 1, "what is refused beforehand never started"
+    assert not heard, "what is refused beforehand never started"
+
+    write = journal.write_all
+
+    def full(fd, data):
+        if b'"step": 2' in data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(fd, data)
+
+    monkeypatch.setattr(journal, "write_all", full)
+    words = {"method": "random", "population": 1, "generations": 4, "storage": out}
+    with pytest.raises(ValueError, match="cannot write .*No space left on device; make room"):
+        hg.tune(TASK, callbacks=[callbacks.jsonl(out / "log.jsonl"), recorder(heard)], **words)
+    assert [kind for kind, _ in heard] == ["start", "step", "step", "end"]
+    assert heard[-1] == ("end", None)
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert log[-1] == {"event": "end", "failed": True} and len(log) == 4
+    assert len(list(journal.read(out / "journal.jsonl"))) == 2
 
 
 @pytest.mark.parametrize(
