@@ -231,10 +231,12 @@ def _replay(given: argparse.Namespace, command: str) -> int:
 def _load_recorded(given: argparse.Namespace) -> "Task":
     """Build the task that the command line names, with the arguments that the study has of it."""
     options = words.options(given)
-    from hypergrad.storage import plain
+    from hypergrad.storage import StudyWarning, plain
     from hypergrad.study import describe
 
-    described = describe(given.directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StudyWarning)  # whoever reads it next warns, in a line
+        described = describe(given.directory)
     if given.task is None:
         trial = f" {given.trial}" if given.command == "replay" else ""
         raise ValueError(

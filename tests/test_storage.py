@@ -1,5 +1,6 @@
 """A study on disk: what is written is kept, what is damaged is noticed, what is hostile is refused."""
 
+import importlib
 import json
 import os
 import shutil
@@ -19,12 +20,14 @@ import pytest
 from hypothesis import given, settings as fuzz, strategies as st
 
 from benchmarks import faults
-from hypergrad import checkpoint, records, storage, study
+from hypergrad import checkpoint, cli, records, storage, study
 from hypergrad.journal import Journal, encode, read, scan
 from hypergrad.registry import METHODS
 from hypergrad.results import load
 from hypergrad.searchers import Outcome
+from hypergrad.settings import Settings
 from hypergrad.tuners import Tuner
+from tasks import quadratic
 
 ROOT = Path(__file__).parent.parent
 KEY = jax.random.key(3)
@@ -744,17 +747,39 @@ HOSTILE = {
     "result: nested": resealed("result.json", b' "configurations": ' + NEST + b"}"),
     "result: sparse": sparse("result.json", 2**40),
     "result: link": link("result.json", "file"),
+    "log: link": link("log.jsonl", "file"),
+    "log: hard link": hard_link("log.jsonl"),
+    "log: pipe": pipe("log.jsonl"),
+    "log: folder": lambda f: (f / "log.jsonl").mkdir(),
+    "random: link": link("random", ""),
+    "random: file": raw("random", b"x"),
+    "result: hard link": hard_link("result.json"),
+    "copy: hard link": hard_link("study-copy.json"),
+    "copy: pipe": pipe("study-copy.json"),
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_folders_do_no_harm(case, tmp_path, kept, whole, monkeypatch):
+@pytest.fixture
+def harm(tmp_path, monkeypatch):
+    """Watch a folder's surroundings; at the end nothing outside is new, changed or run."""
     monkeypatch.chdir(tmp_path)
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("precious")
+
+    def check():
+        assert [p.name for p in outside.iterdir()] == ["file"]
+        assert (outside / "file").read_text() == "precious"
+        assert sorted(tmp_path.iterdir()) == before and not list(tmp_path.rglob("pwned"))
+        assert not Path("/tmp/hypergrad-pwned").exists()
+
+    before = sorted({*tmp_path.iterdir(), tmp_path / "study"})
+    return check
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_folders_do_no_harm(case, harm, kept, whole):
     HOSTILE[case](kept)
-    before = sorted(p for p in tmp_path.iterdir())
     tracemalloc.start()
     outcomes = []
     for call in (lambda: study.resume(toy(), kept), lambda: study.replay(toy(), kept, 7)):
@@ -767,12 +792,54 @@ def test_hostile_folders_do_no_harm(case, tmp_path, kept, whole, monkeypatch):
     refused(load, kept)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert all(found.digest == whole.digest for found in outcomes if isinstance(found, study.Study))
-    assert [p.name for p in outside.iterdir()] == ["file"]
-    assert (outside / "file").read_text() == "precious"
-    assert sorted(tmp_path.iterdir()) == before and not list(tmp_path.rglob("pwned"))
-    assert not Path("/tmp/hypergrad-pwned").exists()
     assert peak < 200 * 2**20
+    assert all(found.digest == whole.digest for found in outcomes if isinstance(found, study.Study))
+    harm()
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A study of a task as `hypergrad tune` leaves it when killed, but that the toy trained."""
+    task, chosen = quadratic.task(), Settings(method="random", population=2, generations=6)
+
+    def stop(index, outcome, best):
+        if index == 3:
+            raise faults.Stop
+
+    about = importlib.import_module("hypergrad.tune")._describe(task, chosen, {"cost": 2})
+    path = tmp_path_factory.mktemp("tuned") / "study"
+    with pytest.raises(faults.Stop):
+        study.run(toy(), KEY, 6, stop, storage=path, details=about, checkpoint_seconds=0.0)
+    return path
+
+
+@pytest.fixture
+def of_task(tmp_path, tuned, monkeypatch):
+    """A copy of it, in a process where nothing is compiled, judged or drawn."""
+    tuning, resuming = map(importlib.import_module, ("hypergrad.tune", "hypergrad.resume"))
+    valid = {"mean": 0.0, "low": 0.0, "high": 0.0, "values": [0.0]}
+    judged = {"tuned": {"hparams": {"lr": 0.1}, "valid": valid, "test": {}}}
+    monkeypatch.setattr(resuming, "build", lambda *_: (toy(), 2))
+    monkeypatch.setattr(tuning, "_choose", lambda *_: ({"lr": 0.1}, 0.0))
+    monkeypatch.setattr(tuning, "judge", lambda *_: judged)
+    monkeypatch.setattr(tuning, "_report", lambda path: path)
+    return shutil.copytree(tuned, tmp_path / "study")
+
+
+@pytest.mark.parametrize("case", ["nothing", *HOSTILE])
+def test_hostile_folders_do_no_harm_through_the_command_line(case, of_task, harm, whole, capsys):
+    HOSTILE.get(case, lambda folder: None)(of_task)
+    module = ROOT / "tasks" / "quadratic.py"
+    status = cli.main(["resume", str(of_task), f"{module}:task", "--log", "jsonl", "--json"])
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert answer["status"] == status and "Traceback" not in err and (status == 0 or case != "nothing")
+    if status == 0:
+        assert storage.read_json(of_task / "result.json")["digest"] == whole.digest
+    else:
+        assert status == 2 and one_line(answer["error"])
+    assert (status == 0) == bool((of_task / "result.json").is_file()) or case.startswith("result")
+    harm()
 
 
 def test_a_link_that_appears_late_is_not_followed(tmp_path):
