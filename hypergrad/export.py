@@ -52,7 +52,9 @@ def write(path: str | Path, hparams: dict[str, Any]) -> None:
     if place.is_dir():
         wrong = f"a folder, expected a file; write e.g. {os.path.join(path, 'hparams.json')}"
     elif place.exists() and not place.is_file():
-        wrong = "no regular file, expected one, or a new name; leave it out to write to the terminal"
+        wrong = (
+            "no regular file, expected one, or a new name; leave it out to write to the terminal"
+        )
     elif not place.parent.is_dir():
         wrong = "in a folder that is not there, expected one that is; make it first"
     if wrong:

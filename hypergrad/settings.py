@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 MOST = 10**9
 """Largest count that is taken for one."""
 BY_GRADIENT = ("descent", "bilevel")
-"""Methods that need hypergradients, and are compared with random search of the same cost; others are searches."""
+"""Methods that need hypergradients, and are compared with random search of the same cost; others search."""
 ONLY_FOR = {
     "estimator": ("descent",),
     "memory": ("descent",),
@@ -119,9 +119,7 @@ def check_name(argument: str, name: str, known: Collection[str]) -> str:
     raise ValueError(f"{argument} is {name!r:.120}, expected one of {', '.join(known)}; {hint}")
 
 
-def check_used(
-    given: Collection[str], method: str, called: Callable[[str], str] = str
-) -> None:
+def check_used(given: Collection[str], method: str, called: Callable[[str], str] = str) -> None:
     """Raise a `ValueError` for a setting that the method would not read: what is given must count.
 
     Args:

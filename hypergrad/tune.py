@@ -27,7 +27,16 @@ from hypergrad.problem import Problem, Task, check, check_extras, check_horizon,
 from hypergrad.schedulers import full
 from hypergrad.searchers import Outcome
 from hypergrad.settings import BY_GRADIENT, Settings, check_settings, check_used
-from hypergrad.storage import FORMAT, Folder, StudyWarning, create, lock, plain, read_json, write_json
+from hypergrad.storage import (
+    FORMAT,
+    Folder,
+    StudyWarning,
+    create,
+    lock,
+    plain,
+    read_json,
+    write_json,
+)
 from hypergrad.study import Study
 from hypergrad.train import check_step, init_state, unroll
 from hypergrad.tuners import Tuner, bilevel, descent, search

@@ -385,7 +385,9 @@ def resumed(counted, tmp_path_factory, change):
 
 @given(st.integers(0, 3), st.integers(0, 150), st.integers(0, 3), st.binary(max_size=60))
 @fuzz(max_examples=FEWER)
-def test_any_damage_of_a_journal_resumes_to_the_same(counted, tmp_path_factory, line, at, cut, noise):
+def test_any_damage_of_a_journal_resumes_to_the_same(
+    counted, tmp_path_factory, line, at, cut, noise
+):
     """Bytes put in the place of others: what is whole is used, what is not is made again."""
 
     def change(lines):
@@ -833,7 +835,9 @@ def test_hostile_folders_do_no_harm_through_the_command_line(case, of_task, harm
     status = cli.main(["resume", str(of_task), f"{module}:task", "--log", "jsonl", "--json"])
     out, err = capsys.readouterr()
     answer = json.loads(out)
-    assert answer["status"] == status and "Traceback" not in err and (status == 0 or case != "nothing")
+    assert (
+        answer["status"] == status and "Traceback" not in err and (status == 0 or case != "nothing")
+    )
     if status == 0:
         assert storage.read_json(of_task / "result.json")["digest"] == whole.digest
     else:

@@ -165,7 +165,7 @@ def test_end_is_heard_when_the_study_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(journal, "write_all", full)
     words = {"method": "random", "population": 1, "generations": 4, "storage": out}
-    with pytest.raises(ValueError, match="cannot write .*No space left on device; make room"):
+    with pytest.raises(ValueError, match=r"cannot write .*No space left on device; make room"):
         hg.tune(TASK, callbacks=[callbacks.jsonl(out / "log.jsonl"), recorder(heard)], **words)
     assert [kind for kind, _ in heard] == ["start", "step", "step", "end"]
     assert heard[-1] == ("end", None)
@@ -232,8 +232,8 @@ def test_a_study_ended_as_the_first_listener_starts_can_be_resumed(tmp_path, mon
         raise KeyboardInterrupt
 
     out = tmp_path / "s"
+    words = {"method": "random", "budget": 1, "storage": out}
     with pytest.raises(KeyboardInterrupt):
-        words = {"method": "random", "budget": 1, "storage": out}
         hg.tune(TASK, callbacks=[hg.Callback(start=stop)], **words)
     monkeypatch.setattr(importlib.import_module("hypergrad.resume"), "complete", lambda *a: a[3])
     assert hg.resume(TASK, out).path == out

@@ -270,7 +270,9 @@ def test_flags_and_file_are_named_as_given(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = str(write(tmp_path / "s.toml", 'task = "quadratic"\n\nlearning_rate = 0.1\n'))
     assert cli.main(["run", path, "--method", "random"]) == 2
-    assert f"{path!r}, line 3: learning_rate is given with method 'random'" in capsys.readouterr().err
+    assert (
+        f"{path!r}, line 3: learning_rate is given with method 'random'" in capsys.readouterr().err
+    )
     assert cli.main(["run", path, "--method", "bilevel", "--memory", "1M"]) == 2
     assert "hypergrad: --memory is given with method 'bilevel'" in capsys.readouterr().err
 
