@@ -160,9 +160,14 @@ def check_extras(task: Task, hparams: HParams) -> None:
         key = jax.eval_shape(jax.random.key, 0)
         params = abstract("problem.init", task.problem.init, key, hparams)
         scores = abstract("task.test", task.test, params, hparams)
-        shape, dtype = getattr(scores, "shape", None), getattr(scores, "dtype", None)
-        real = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
-        if shape is None or len(shape) != 1 or not shape[0] or not real:
+        shape = getattr(scores, "shape", None)
+        real = (jnp.floating, jnp.integer, jnp.bool_)
+        if (
+            shape is None
+            or len(shape) != 1
+            or not shape[0]
+            or not any(jnp.issubdtype(scores.dtype, kind) for kind in real)
+        ):
             raise ValueError(
                 f"task.test returned {_describe(scores)}, expected one real score an example, of shape "
                 "(num_test,); return e.g. jnp.square(predictions - labels), without its mean"
