@@ -87,8 +87,9 @@ def _check_used(in_file: dict[str, Any], flags: dict[str, Any], file=None) -> No
     method = flags.get("method", in_file.get("method", Settings().method))
 
     def called(name: str) -> str:
-        flagged = file is None or name in flags
-        return OPTION[name].flag if flagged else f"{file.place(name)}: {name}"
+        if file is None or name in flags:
+            return OPTION[name].flag
+        return f"{file.place(name)}: {name}"
 
     check_used([n for n in {**in_file, **flags} if n in Settings._fields], method, called)
 
