@@ -76,11 +76,17 @@ def find_python(minor: int) -> Path | None:
     """Find a Python 3.minor that runs and can make environments: on PATH, then among those of pyenv."""
     name = f"python3.{minor}"
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = [shutil.which(name), *sorted(pyenv.glob(f"3.{minor}.*/bin/{name}"), reverse=True)]
-    for python in found:
+    kept = sorted(pyenv.glob(f"3.{minor}.*/bin/{name}"), key=_patch, reverse=True)
+    for python in (shutil.which(name), *kept):
         if python and _runs([str(python), "-c", "import ensurepip, venv"]):
             return Path(python)
     return None
+
+
+def _patch(python: Path) -> int:
+    """Return the third number of a version of pyenv: 3.11.10 is newer than 3.11.9."""
+    number = re.match(r"3\.\d+\.(\d+)", python.parent.parent.name)
+    return int(number[1]) if number else -1
 
 
 def _runs(command: list[str]) -> bool:
@@ -125,7 +131,11 @@ def build(cell: Cell) -> str:
     """Make the environment of a cell, unless it is there, and return its Python."""
     place = PLACE / f"python{cell.version}-{cell.jax}"
     python, stamp = place / "bin" / "python", place / "made.json"
-    wanted = {"packages": requirements(), "constraints": constraints(cell.jax)}
+    wanted = {
+        "python": str(cell.python),
+        "packages": requirements(),
+        "constraints": constraints(cell.jax),
+    }
     if not stamp.is_file() or json.loads(stamp.read_text()) != wanted:
         PLACE.mkdir(parents=True, exist_ok=True)
         limits = PLACE / f"{place.name}.txt"

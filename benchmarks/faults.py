@@ -6,6 +6,7 @@ zero but those of what was tried. The full run takes about fifteen minutes on on
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -44,6 +45,8 @@ QUICK = {"kills": 4, "prefixes": 3, "flips": 20, "full disks": 4, "races": 3, "r
 IN_MEMORY = ("prefixes", "flips")
 WRITERS = 8
 READERS = 3
+LARGE = 4 * 2**20
+"""Bytes of text in some records of the journal that is read meanwhile: one is not written in one go."""
 
 
 def run(results: Results, options) -> None:
@@ -346,11 +349,11 @@ def reads(folder: Path, num: int) -> dict[str, Counter]:
 
 def _write_forever(folder: Path) -> None:
     path = folder / "journal.jsonl"
-    while True:
+    for time_around in itertools.count():
         path.unlink(missing_ok=True)
         opened = journal.Journal(path)
         for step in range(50):
-            opened.append({"step": step, "values": [float(step)] * 16})
+            opened.append(_record(step, large=time_around % 2 == 0))
             state = {"x": jax.numpy.full(1000, step), "key": jax.random.key(step)}
             checkpoint.save(folder, step, state)
             storage.write_json(
@@ -378,9 +381,15 @@ def _reader(pipe: Connection, folder: Path, num: int) -> None:
     pipe.send(count)
 
 
+def _record(step: int, large: bool) -> dict[str, Any]:
+    """Make a record of a step; of a large journal, every sixteenth has several MB."""
+    text = "x" * LARGE if large and step % 16 == 5 else ""
+    return {"step": step, "values": [float(step)] * 16, "text": text}
+
+
 def _read_journal(folder: Path, like: Any) -> bool:
-    records = list(journal.read(folder / "journal.jsonl"))
-    return all(r == {"step": i, "values": [float(i)] * 16} for i, r in enumerate(records))
+    found = enumerate(journal.read(folder / "journal.jsonl"))
+    return all(record in (_record(i, False), _record(i, True)) for i, record in found)
 
 
 def _read_study(folder: Path, like: Any) -> bool:

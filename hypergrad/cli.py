@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypergrad import arguments as words
-from hypergrad.settings import Settings, check_name
+from hypergrad.settings import OPTION, Settings, check_name, check_used
 
 if TYPE_CHECKING:
     from hypergrad.problem import Task
@@ -60,12 +60,14 @@ def _fail(text: str, status: int, machine: bool) -> int:
 def _tune(given: argparse.Namespace, command: str) -> int:
     options = words.options(given)
     if given.command == "tune":
+        _check_used({}, options)
         return _tune_task(given, options, command)
     from hypergrad import studyfile
     from hypergrad.integrations import LOGS
     from hypergrad.registry import NAMES
 
     file = studyfile.read(given.file, {**NAMES, "log": LOGS})
+    _check_used(file.options, options, file)
     merged = {**file.options, **options}
     merged["arg"] = {
         **file.options.get("arg", {}),
@@ -74,6 +76,22 @@ def _tune(given: argparse.Namespace, command: str) -> int:
         **_flags(options),
     }
     return _tune_task(given, merged, command, file)
+
+
+def _check_used(in_file: dict[str, Any], flags: dict[str, Any], file=None) -> None:
+    """Refuse a setting that the method would not read, by its flag or by its line in the study file."""
+    from hypergrad.registry import METHODS
+
+    if "method" in flags:
+        check_name("--method", flags["method"], METHODS)
+    method = flags.get("method", in_file.get("method", Settings().method))
+
+    def called(name: str) -> str:
+        if file is None or name in flags:
+            return OPTION[name].flag
+        return f"{file.place(name)}: {name}"
+
+    check_used([n for n in {**in_file, **flags} if n in Settings._fields], method, called)
 
 
 def _flags(options: dict[str, Any]) -> dict[str, Any]:
@@ -215,10 +233,12 @@ def _replay(given: argparse.Namespace, command: str) -> int:
 def _load_recorded(given: argparse.Namespace) -> "Task":
     """Build the task that the command line names, with the arguments that the study has of it."""
     options = words.options(given)
-    from hypergrad.storage import plain
+    from hypergrad.storage import StudyWarning, plain
     from hypergrad.study import describe
 
-    described = describe(given.directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StudyWarning)  # whoever reads it next warns, in a line
+        described = describe(given.directory)
     if given.task is None:
         trial = f" {given.trial}" if given.command == "replay" else ""
         raise ValueError(
@@ -257,6 +277,11 @@ def _export(given: argparse.Namespace, command: str) -> int:
     from hypergrad.results import load
     from hypergrad.terminal import print_json
 
+    if given.out is not None and given.out[:1] in ("", "-"):
+        raise ValueError(
+            f"--out is {given.out!r:.80}, expected a file whose name begins with no dash; write e.g. "
+            f"./{given.out.lstrip('-') or 'hparams.json'}"
+        )
     tuned = load(given.directory).configurations.get("tuned")
     if tuned is None:
         raise ValueError(
@@ -394,7 +419,7 @@ def _completion(given: argparse.Namespace, command: str) -> int:
 def _plain_name(task: str) -> str:
     stem = Path(task.partition(":")[0]).stem
     plain = "".join(c if c.isascii() and (c.isalnum() or c in ".-_") else "_" for c in stem)
-    return plain.lstrip(".") or "study"
+    return plain.lstrip(".-") or "study"
 
 
 _COMMANDS = {

@@ -139,6 +139,59 @@ def check(problem: Problem, hparams: HParams, horizon: int = 1) -> None:
     _check_optimizer(problem, hparams, trained)
 
 
+def check_extras(task: Task, hparams: HParams) -> None:
+    """Check a task's `test` and `snippet`, which are otherwise first called when all is tuned.
+
+    **Cost:** `test` is evaluated abstractly; `snippet` runs once.
+
+    Args:
+        task: what to check; its problem fits together.
+        hparams: a value of its space, to call them with.
+
+    Raises:
+        ValueError: in one line, where one of them fails or returns something else than is documented.
+    """
+    for name in ("test", "snippet"):
+        function = getattr(task, name)
+        if function is not None and not callable(function):
+            raise ValueError(
+                f"task.{name} is {_describe(function)}, expected a function or None; see help(Task)"
+            )
+    if task.test is not None:
+        key = jax.eval_shape(jax.random.key, 0)
+        params = abstract("problem.init", task.problem.init, key, hparams)
+        scores = abstract("task.test", task.test, params, hparams)
+        shape = getattr(scores, "shape", None)
+        real = (jnp.floating, jnp.integer, jnp.bool_)
+        if (
+            shape is None
+            or len(shape) != 1
+            or not shape[0]
+            or not any(jnp.issubdtype(scores.dtype, kind) for kind in real)
+        ):
+            raise ValueError(
+                f"task.test returned {_describe(scores)}, expected one real score an example, of shape "
+                "(num_test,); return e.g. jnp.square(predictions - labels), without its mean"
+            )
+    if task.snippet is not None:
+        check_snippet(task.snippet, hparams)
+
+
+def check_snippet(snippet: Callable[[HParams], str], hparams: HParams) -> str:
+    """Return the text of a task's `snippet`, or raise a `ValueError` in one line."""
+    try:
+        text = snippet(hparams)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise ValueError(
+            f"task.snippet failed on the given hparams: {lines[0] if lines else ''} ({type(error).__name__}); "
+            "expected a text; run it once by itself to see where"
+        ) from error
+    if not isinstance(text, str):
+        raise ValueError(f"task.snippet returned {_describe(text)}, expected a text; return one")
+    return text
+
+
 def check_problem(problem: Any) -> None:
     """Raise a `ValueError` unless `problem` is a `Problem`."""
     if not isinstance(problem, Problem):

@@ -1,11 +1,21 @@
 """How to tune: the settings, and the options by which the command line and study files give them."""
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 MOST = 10**9
 """Largest count that is taken for one."""
+BY_GRADIENT = ("descent", "bilevel")
+"""Methods that need hypergradients, and are compared with random search of the same cost; others search."""
+ONLY_FOR = {
+    "estimator": ("descent",),
+    "memory": ("descent",),
+    "bilevel": ("bilevel",),
+    "learning_rate": BY_GRADIENT,
+    "num_restarts": BY_GRADIENT,
+}
+"""Setting -> the methods that read it; `population` and `generations` are for searches, the others for all."""
 
 
 class Settings(NamedTuple):
@@ -19,7 +29,8 @@ class Settings(NamedTuple):
             more where their size does not divide them); not used where population and generations are given.
         seed: of everything.
         learning_rate: of the outer Adam, a step of the budget, decayed to zero by a cosine over the budget.
-        num_seeds: seeds averaged in each hypergradient of "descent"; 1 for none.
+        num_seeds: seeds averaged in each hypergradient of "descent", 1 for none; where it is more than 4, as
+            many seeds choose among the last candidates of any method.
         num_restarts: descents side by side.
         eval_seeds: fresh seeds on which every configuration is judged in the end.
         memory: bytes for the temporaries of one hypergradient by "reverse"; its default scheme where None.
@@ -82,7 +93,7 @@ OPTIONS = (
     ),
     Option("generations", int, "of a search (default: as many as make up the budget)", "N"),
     Option("seed", int, "of everything", "N"),
-    Option("num_seeds", int, "seeds a hypergradient", "N", "--seeds"),
+    Option("num_seeds", int, "seeds a hypergradient, and of the choice", "N", "--seeds"),
     Option("num_restarts", int, "descents side by side", "N", "--restarts"),
     Option("eval_seeds", int, "fresh seeds to judge every configuration on", "N"),
     Option("learning_rate", float, "of the outer Adam", "RATE"),
@@ -106,6 +117,29 @@ def check_name(argument: str, name: str, known: Collection[str]) -> str:
     near = nearest(name, known)
     hint = f"did you mean {near!r}?" if near else "see hypergrad list"
     raise ValueError(f"{argument} is {name!r:.120}, expected one of {', '.join(known)}; {hint}")
+
+
+def check_used(given: Collection[str], method: str, called: Callable[[str], str] = str) -> None:
+    """Raise a `ValueError` for a setting that the method would not read: what is given must count.
+
+    Args:
+        given: names of the settings that the user gave.
+        method: a name of `registry.METHODS`.
+        called: name -> what the user calls it.
+    """
+    for name in given:
+        search = name in ("population", "generations")
+        wanted = "a search" if search else " or ".join(map(repr, ONLY_FOR.get(name, ())))
+        if method in BY_GRADIENT if search else method not in ONLY_FOR.get(name, (method,)):
+            raise ValueError(
+                f"{called(name)} is given with method {method!r}, which does not read it, expected {wanted}; "
+                "leave it out, or choose another method"
+            )
+    if {"budget", "population", "generations"} <= set(given):
+        raise ValueError(
+            f"{called('budget')} is given with population and generations, expected two of the three, which "
+            "make up the third; leave one out"
+        )
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import inspect
+import json
 import sys
 import sysconfig
 import time
@@ -22,18 +23,25 @@ from hypergrad.estimators import Estimator, average, plan, reverse
 from hypergrad.estimators.base import StructuralZeroWarning
 from hypergrad.judge import judge, validate
 from hypergrad.population import population
-from hypergrad.problem import Problem, Task, check, check_horizon
+from hypergrad.problem import Problem, Task, check, check_extras, check_horizon, check_snippet
 from hypergrad.schedulers import full
 from hypergrad.searchers import Outcome
-from hypergrad.settings import Settings, check_settings
-from hypergrad.storage import FORMAT, Folder, StudyWarning, create, lock, write_json
+from hypergrad.settings import BY_GRADIENT, Settings, check_settings, check_used
+from hypergrad.storage import (
+    FORMAT,
+    Folder,
+    StudyWarning,
+    create,
+    lock,
+    plain,
+    read_json,
+    write_json,
+)
 from hypergrad.study import Study
 from hypergrad.train import check_step, init_state, unroll
 from hypergrad.tuners import Tuner, bilevel, descent, search
 from hypergrad.types import HParams, Key, PyTree
 
-BY_GRADIENT = ("descent", "bilevel")
-"""Methods that need hypergradients, and are compared with random search of the same cost."""
 FINALISTS = 10
 """Settings of each method that are trained again before one of them is chosen."""
 
@@ -79,6 +87,7 @@ def tune(
     for name in settings:
         registry.check_name("setting of tune", name, Settings._fields)
     chosen = check_task(task, Settings(**settings))
+    check_used([name for name, value in settings.items() if value is not None], chosen.method)
     listeners = Listeners(callbacks)
     with collected_warnings() as caught:
         built = build(task, chosen)  # what cannot work is refused before an old study is replaced
@@ -160,6 +169,9 @@ def complete(
             one = tuner if settings.method == "bilevel" else _estimator(task, settings)
             cost = per_step * measure_ratio(task, one, spaces.default(task.space))
         details = _describe(task, settings, {**details, "cost": cost})
+    if folder is not None and not study.has_begun(folder.path):
+        # before any listener writes: a folder with a log alone could be neither resumed nor started
+        details = study.begin(folder, tune_key, _num_steps(settings), details)
     ended = None
     try:
         listeners.start(details)
@@ -192,6 +204,7 @@ def complete(
             found = found._replace(best=best, best_value=best_value)
         ended = found._replace(result=result, interrupted=interrupted)
         if folder is not None:
+            _check_result(folder.path / "result.json", result)
             write_json(folder.path / "result.json", result)
             ended = ended._replace(report=_report(folder.path))
         return ended
@@ -240,7 +253,7 @@ def _random_folder(folder: Folder | None):
     if folder is None:
         return contextlib.nullcontext()
     path = folder.path / "random"
-    return lock(path) if (path / "study.json").is_file() else create(path)
+    return lock(path) if study.has_begun(path) else create(path)
 
 
 def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
@@ -257,17 +270,12 @@ def check_task(task: Task, settings: Settings) -> Settings:
     registry.check_name("bilevel", settings.bilevel, registry.BILEVEL)
     if settings.method in BY_GRADIENT:
         spaces.check_differentiable(task.space)
-        for name in ("population", "generations"):
-            if getattr(settings, name) is not None:
-                raise ValueError(
-                    f"{name} is given with method {settings.method!r}, expected a search; pass budget, "
-                    "the number of outer steps, or another method"
-                )
     else:
         spaces.check_traceable(task.space)
     start = jax.tree.map(jax.numpy.asarray, spaces.default(task.space))
     check(task.problem, start, task.horizon)
     check_step(task.problem, start)
+    check_extras(task, jax.tree.map(np.asarray, start))
     return settings
 
 
@@ -369,7 +377,7 @@ class _Steps:
 
 def _run(tuner: Tuner, key: Key, folder: Folder | None, details: dict, show: _Steps) -> Study:
     """Run a tuner, or go on with the study in the folder, where there is one."""
-    if folder is not None and (folder.path / "study.json").exists():
+    if folder is not None and study.has_begun(folder.path):
         return study.resume(tuner, folder, show)
     return study.run(tuner, key, show.num_steps, show, storage=folder, details=details)
 
@@ -432,20 +440,56 @@ def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, An
         )
     if found.best is None:
         notes.append("no trial had a finite objective; 'tuned' shows the defaults")
+    snippet = None
+    try:
+        snippet = task.snippet and check_snippet(task.snippet, best)
+    except ValueError as error:  # it worked for the defaults; a study is not lost because of it
+        notes.append(str(error))
     result = {
         "metric": {"name": task.metric, "higher_is_better": task.higher_is_better},
         "objective_name": "validation loss",
         "configurations": judged,
         "trace": trace,
-        "snippet": task.snippet(best) if task.snippet else None,
+        "snippet": snippet,
         "warnings": notes,
         "interrupted": found.interrupted or (baseline is not None and baseline.interrupted),
         "num_seeds": settings.eval_seeds,
         "digest": found.digest,
+        "final_digest": _final_digest(found, baseline, judged),
     }
     if baseline is not None:
         result["random_trace"] = _trace(baseline, _width(baseline))
     return result
+
+
+def _final_digest(found: Study, baseline: Study | None, judged: dict[str, Any]) -> str:
+    """Return the SHA-256 of all that was trained: the method, its baseline, and the comparison of them."""
+    parts = {
+        "version": 1,
+        "outcomes": found.digest,
+        "random": None if baseline is None else baseline.digest,
+        "judged": plain(judged),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_result(path: Path, result: dict[str, Any]) -> None:
+    """Raise a `ValueError` where the study is finished already, and did not come out like this.
+
+    Journals are compared step by step, but the comparison at the end has no records.
+    """
+    try:
+        old = read_json(path)
+    except (FileNotFoundError, ValueError):
+        return  # there is none yet, or it is damaged and made again
+    same_outcomes = old.get("digest") == result["digest"] and old.get("interrupted") is False
+    digest = old.get("final_digest")
+    if same_outcomes and digest is not None and digest != result["final_digest"]:
+        raise ValueError(
+            f"the finished study was judged again, and its values differ from those in {str(path)!r}, expected "
+            "the same bits; resume with the task, data, settings, versions and machine it was started with, or "
+            "remove that file to have it judged anew"
+        )
 
 
 def _width(found: Study) -> int:

@@ -346,6 +346,15 @@ def test_ctrl_c_before_there_is_a_study(capsys, monkeypatch):
         (["tune", "digits", "--seed", "-1"], "--seed is -1"),
         (["tune", "digits", "--log", "tensorbord"], "did you mean 'tensorboard'?"),
         (["replay", "x", "three"], "x"),
+        (
+            ["tune", "quadratic", "--method", "random", "--learning-rate", ".1"],
+            "--learning-rate is given with method 'random', which does not read it",
+        ),
+        (["tune", "quadratic", "--bilevel", "saba"], "--bilevel is given with method 'descent'"),
+        (["tune", "quadratic", "--method", "radnom"], "did you mean 'random'?"),
+        (["export", "x", "--out=-y"], "--out is '-y', expected a file whose name begins with no"),
+        (["export", "x", "--out="], "--out is '', expected a file"),
+        (["tune", "quadratic", "--method", "random", "--out=-y"], "the first no dot or dash"),
         (["completion", "tcsh"], "SHELL is 'tcsh', expected one of bash, zsh, fish"),
     ],
 )
