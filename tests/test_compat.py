@@ -1,5 +1,6 @@
 """The environments in which `python -m benchmarks compat` runs the suite."""
 
+import itertools
 import re
 
 from benchmarks import compat
@@ -18,11 +19,17 @@ def test_the_suite_s_packages_and_no_tools():
     assert not {"ruff", "pyright", "pre-commit"} & names
 
 
-def test_cells_are_four_a_python(monkeypatch):
-    monkeypatch.setattr(compat, "find_python", lambda minor: None if minor == 12 else compat.ROOT)
+def test_any_two_settings_meet_in_a_cell(monkeypatch):
+    monkeypatch.setattr(compat, "find_python", lambda minor: compat.ROOT)
     cells = list(compat.find_cells())
-    assert len(cells) == 8 == len({cell.name for cell in cells})
-    assert cells[-1].name == "python 3.13, newest jax, x64 on"
+    assert len(cells) == 4
+    for i, j in itertools.combinations(("version", "jax", "x64"), 2):
+        met = {(getattr(cell, i), getattr(cell, j)) for cell in cells}
+        assert met == set(itertools.product(*zip(*met, strict=True))) and len(met) == 4
+    assert cells[2].name == "python 3.13, oldest jax, x64 on"  # that of --quick
+    assert [cell for cell in cells if cell.x64][-1] == cells[2]
+    monkeypatch.setattr(compat, "find_python", lambda minor: compat.ROOT if minor == 12 else None)
+    assert [cell.jax for cell in compat.find_cells()] == ["oldest", "newest"]
 
 
 def test_the_newest_python_of_pyenv_is_found(tmp_path, monkeypatch):

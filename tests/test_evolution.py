@@ -441,7 +441,9 @@ def test_the_growth_of_an_adjoint_that_overflows_is_that_before():
 GOOD, H = QUADRATIC.problem, QUADRATIC.hparams
 REFUSED = {
     "num_pairs is 0": lambda: es(GOOD, 3, sigma=0.1, num_pairs=0),
-    "num_pairs is 1, expected a whole number of at least 2": lambda: pes(GOOD, 3, 1, sigma=0.1, num_pairs=1),
+    "num_pairs is 1, expected a whole number of at least 2": lambda: pes(
+        GOOD, 3, 1, sigma=0.1, num_pairs=1
+    ),
     "num_pairs is 2.5": lambda: nres(GOOD, 3, 1, sigma=0.1, num_pairs=2.5),
     "sigma is 0, expected a positive": lambda: es(GOOD, 3, sigma=0),
     "sigma is -0.1": lambda: pes(GOOD, 3, 1, sigma=-0.1),
