@@ -361,7 +361,8 @@ def lock(directory: str | Path) -> Iterator[Folder]:
                 with contextlib.suppress(OSError):
                     os.ftruncate(fd, 0)
                 for held in (folder, fd):  # to close them would leave it to children that still run
-                    fcntl.flock(held, fcntl.LOCK_UN)
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(held, fcntl.LOCK_UN)
 
 
 def _lock_folder(fd: int) -> None:
