@@ -282,12 +282,16 @@ def _export(given: argparse.Namespace, command: str) -> int:
             f"--out is {given.out!r:.80}, expected a file whose name begins with no dash; write e.g. "
             f"./{given.out.lstrip('-') or 'hparams.json'}"
         )
-    tuned = load(given.directory).configurations.get("tuned")
+    found = load(given.directory)
+    tuned = found.configurations.get("tuned")
     if tuned is None:
         raise ValueError(
             f"{given.directory!r} has no tuned hyperparameters, expected a finished study; "
             "finish it with `hypergrad resume`"
         )
+    early = ["the study was ended by Ctrl-C; these are the best until then"]
+    for text in (early if found.interrupted else []) + found.warnings:
+        print(f"hypergrad: warning: {' '.join(text.split())}", file=sys.stderr)
     if given.out is None:
         print_json(document(tuned.leaves))
         return 0

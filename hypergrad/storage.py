@@ -338,10 +338,15 @@ def lock(directory: str | Path) -> Iterator[Folder]:
     import fcntl
 
     path, owner = check_folder(directory), os.getpid()
-    fd = open_file(path / "lock", os.O_RDWR | os.O_CREAT)
-    try:
+    with contextlib.ExitStack() as opened:
+        fd = open_file(path / "lock", os.O_RDWR | os.O_CREAT)
+        opened.callback(os.close, fd)
+        # the folder too, for a user may remove the file, taking it for a stale one
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, folder)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_folder(folder)
         except BlockingIOError:
             raise ValueError(
                 f"{str(path)!r} is in use by {_holder(fd)}, expected one writer; wait for it or end it"
@@ -355,9 +360,21 @@ def lock(directory: str | Path) -> Iterator[Folder]:
             if os.getpid() == owner:  # a forked child that leaves the block ends nothing
                 with contextlib.suppress(OSError):
                     os.ftruncate(fd, 0)
-                fcntl.flock(fd, fcntl.LOCK_UN)  # closing leaves it to children that are still there
-    finally:
-        os.close(fd)
+                for held in (folder, fd):  # to close them would leave it to children that still run
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(held, fcntl.LOCK_UN)
+
+
+def _lock_folder(fd: int) -> None:
+    """Lock a folder itself, where the file system can: some of the network's lock files alone."""
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass
 
 
 def _holder(fd: int) -> str:

@@ -141,6 +141,37 @@ def test_a_log_follows_no_link_and_waits_for_no_pipe(tmp_path):
     assert json.loads((tmp_path / "log").read_text()) == {"event": "start", "a": 1}
 
 
+def test_a_log_goes_on_after_a_line_that_was_cut(tmp_path):
+    (tmp_path / "log").write_text('{"event": "start"}\n{"event": "st')
+    jsonl(tmp_path / "log").start({"a": 1})
+    jsonl(tmp_path / "log").start({"a": 2})
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[1] == '{"event": "st' and [json.loads(x).get("a") for x in lines[2:]] == [1, 2]
+
+
+def test_a_lock_that_a_user_removed_still_holds(tmp_path):
+    with storage.lock(tmp_path):
+        (tmp_path / "lock").unlink()
+        with pytest.raises(ValueError, match="in use by another process"):
+            storage.lock(tmp_path).__enter__()
+    with storage.lock(tmp_path):
+        pass
+
+
+def test_an_export_says_what_the_study_warned_of(tmp_path, capsys):
+    storage.write_json(tmp_path / "study.json", {"format": 2, "task": "t", "method": "random"})
+    result = {
+        "configurations": {"tuned": {"hparams": {"lr": 0.1}}},
+        "warnings": ["no trial had a finite objective; 'tuned' shows the defaults"],
+        "interrupted": True,
+    }
+    storage.write_json(tmp_path / "result.json", result)
+    assert cli.main(["export", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["hparams"] == {"lr": 0.1}
+    assert "warning: the study was ended by Ctrl-C" in err and "shows the defaults" in err
+
+
 def test_completion_runs_nothing_that_a_file_is_called(tmp_path):
     tasks = tmp_path / "tasks"
     tasks.mkdir()
