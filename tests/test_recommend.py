@@ -92,6 +92,20 @@ def test_rates_at_rest_are_not():
     )
 
 
+def test_a_rate_and_a_penalty_in_one_leaf_are_not():
+    solved = ridge_many()
+    problem = solved.problem._replace(
+        loss=lambda w, h, b: solved.problem.loss(w, {"log_l2": h["x"][1:]}, b),
+        objective=lambda w, h, b: solved.problem.objective(w, {}, b),
+        optimizer=lambda h: optax.sgd(jnp.exp(h["x"][0])),
+    )
+    found = recommend(problem, {"x": Real(-4.0, -1.0, -2.0, shape=(5,))}, 200)
+    assert found.name == "reverse" and "one linear solve" not in said(found)
+    assert "comes to rest, but hparams['x'] acts through problem.optimizer or problem.init too" in (
+        said(found)
+    )
+
+
 def test_memory_decides_between_passes():
     horizon = 400
     undone = recommend(sgd(momentum), rates(horizon), horizon, memory=100_000)
