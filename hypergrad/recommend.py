@@ -61,8 +61,8 @@ def recommend(
 
     In this order: what the leaves are (drawn ones need `score` or `mixed`); whether gradients through the run
     explode (an evolutionary estimator where there is one, else `truncated`); whether training comes to rest
-    and every leaf acts through the loss alone (`implicit`); how many hyperparameters there are (`forward` for one or
-    two); what fits the memory (`reverse`, else `drift` and `reversible` where the optimizer is SGD with
+    and every leaf acts through the loss alone (`implicit`); how many hyperparameters there are (`forward` for
+    one or two); what fits the memory (`reverse`, else `drift` and `reversible` where the optimizer is SGD with
     momentum, else segments, else `forward` or `truncated`).
 
     **Cost:** one training, a hypergradient over at most 50 steps, and the compilation of each estimator looked

@@ -272,9 +272,8 @@ def check_leaves(
         if others_read:
             warnings.warn(
                 f"the {what} leaves out what hparams[{name!r}] does through problem.optimizer or "
-                "problem.init, and counts what it does through problem.loss alone: the other part is zero by "
-                "structure; split the leaf where its entries do one or the other, or use reverse(...) or "
-                "forward(...)",
+                "problem.init: that part counts as zero, which at rest it is for a rate, and not for a decay; "
+                "split the leaf where its entries do one or the other, or use reverse(...) or forward(...)",
                 StructuralZeroWarning,
                 stacklevel=4,
             )
