@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import cli, registry
+from hypergrad import cli, estimators, registry, space as spaces
 from hypergrad.problem import Problem
 from hypergrad.recommend import recommend
 from hypergrad.space import Choice, LogReal, Real, Sequence, schedule, select
@@ -148,6 +148,29 @@ def test_exploding_gradients(monkeypatch):
     monkeypatch.setattr(module, "CHAOTIC", ("storm",))
     monkeypatch.setitem(registry.ESTIMATORS, "storm", registry.ESTIMATORS["forward"])
     assert recommend(CHAOS, space, 60).name == "storm"
+
+
+def test_chaos_is_for_evolution_and_its_call_works():
+    """What is recommended, and what its `call` builds, make the same estimate."""
+    space = {"lr": Sequence(LogReal(0.1, 10.0), 60)}
+    found = recommend(CHAOS, space, 60)
+    assert found.name == "pes" and "gradients through all 60 explode" in said(found)
+    assert found.call == "pes(problem, 60, 15, space=space)"
+    built = estimators.pes(CHAOS, 60, 15, space=space)
+    hparams = spaces.default(space)
+    both = []
+    for estimator in (found.estimator, built):
+        state = jax.jit(estimator.init)(KEY, hparams)
+        both.append(jax.jit(estimator.estimate)(KEY, state, hparams)[1])
+    np.testing.assert_array_equal(both[0].hypergrad["lr"], both[1].hypergrad["lr"])
+    slopes, info = np.asarray(both[0].hypergrad["lr"]), both[0].info
+    assert slopes.shape == (60,) and np.all(np.isfinite(slopes)) and np.any(slopes)
+    assert np.isfinite(both[0].value) and info.num_nonfinite == 0 and info.horizon == 60
+    # where the window that is read off the horizon is one step
+    alone = {"lr": LogReal(0.1, 10.0)}
+    single = CHAOS._replace(optimizer=lambda h: optax.sgd(h["lr"]))
+    prime = recommend(single, alone, 61)
+    assert prime.call == "pes(problem, 61, 1, space=space)"
 
 
 def test_structural_zeros_are_said():
