@@ -37,6 +37,10 @@ task in a table; flags override it:
   [arg]
   width = 32"""
 
+CHECK_EPILOG = """Every estimator has a row; one that cannot take the task says why. The method bilevel has
+none: it moves weights, linear system and hyperparameters together, without a hypergradient of its own; where
+it comes to rest, its direction is that of implicit."""
+
 COMMANDS = {
     "tune": "tune a task and write its report",
     "run": "tune as a study file says",
@@ -131,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", metavar="FILE", help="file to write (default: the terminal)"
     )
 
+    made["check"].epilog = CHECK_EPILOG
     _add_task(made["check"], "TASK")
     _add_options(made["check"], [*task_options, OPTION["seed"]])
     _add_task(made["recommend"], "TASK")

@@ -23,6 +23,10 @@ from hypergrad.types import (
 )
 
 
+class StructuralZeroWarning(UserWarning):
+    """A hypergradient, or a part of one, is zero whatever the numbers; the message names the leaf."""
+
+
 class Variables(NamedTuple):
     """Params that carry untrained state along: BatchNorm statistics, averaged weights, counters.
 

@@ -289,6 +289,12 @@ def test_what_nothing_reads_is_warned_of():
         bilevel(SMALL, space, 5)
 
 
+def test_what_the_optimizer_reads_beside_the_loss_is_warned_of():
+    both = SMALL._replace(optimizer=lambda h: optax.sgd(0.01 * jnp.exp(h["point"][0])))
+    with pytest.warns(StructuralZeroWarning, match=r"leaves out what hparams\['point'\] does"):
+        bilevel(both, SPACE, 5, linear=lambda h: optax.sgd(0.01))
+
+
 def test_minibatches_cover_the_set_once():
     sums = finite_sum(SMALL, 4)
     assert sums.num_train == 4 and sums.num_valid == 1

@@ -118,8 +118,12 @@ def test_check_compares_with_finite_differences():
         line.split() for line in done.stdout.splitlines() if line.startswith(("reverse", "forward"))
     ]
     assert len(rows) == 4
-    # this task tunes the optimizer's hparams alone
-    assert "implicit               not for this task: hparams['lr'] acts" in done.stdout
+    # this task tunes the optimizer's hparams alone, and none of them is a choice
+    for name in ("implicit", "darts"):
+        assert f"{name:22s} not for this task: hparams['lr'] acts" in done.stdout
+    for name in ("mixed", "score", "score_shared, one step", "relaxed"):
+        assert f"{name:22s} not for this task: every leaf of its space is real" in done.stdout
+    assert "truncated, warm start" in done.stdout
 
 
 def test_a_user_file_may_have_any_name(tmp_path, monkeypatch):

@@ -190,7 +190,8 @@ def test_descent_comes_near_the_best_choice():
 def test_select_takes_indices_and_weights():
     options = {"a": jnp.arange(6.0).reshape(3, 2), "b": jnp.array([1, 2, 3])}
     picked = sp.select(jnp.int32(2), options)
-    assert_close(picked["a"], np.array([4.0, 5.0])), picked["b"] == 3
+    assert_close(picked["a"], np.array([4.0, 5.0]))
+    assert picked["b"] == 3
     mixed = sp.select(jnp.array([0.5, 0.0, 0.5]), options)
     assert_close(mixed["a"], np.array([2.0, 3.0]))
     assert mixed["b"] == 2.0

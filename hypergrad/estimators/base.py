@@ -11,7 +11,13 @@ import numpy as np
 from hypergrad import tree
 from hypergrad.adjoint import Backward, mixed_mode, state_floats
 from hypergrad.autodiff import depends
-from hypergrad.problem import Problem, check, check_floating, check_horizon
+from hypergrad.problem import (
+    Problem,
+    StructuralZeroWarning,
+    check,
+    check_floating,
+    check_horizon,
+)
 from hypergrad.train import TrainState, check_step, init_state, trained, unroll
 from hypergrad.types import Array, HParams, Key, PyTree
 
@@ -47,10 +53,6 @@ Through: TypeAlias = Callable[[Problem, int], Estimator]
 """(problem, horizon) -> how a run is differentiated in real hyperparameters, such as `reverse`."""
 Precondition: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 """(hparams, gradient) -> gradient, linear in the gradient."""
-
-
-class StructuralZeroWarning(UserWarning):
-    """A hypergradient is zero whatever the numbers; the message names the leaf."""
 
 
 class UnrollInfo(NamedTuple):

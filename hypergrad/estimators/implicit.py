@@ -130,9 +130,10 @@ def implicit(
     memory of one state and the activations of one batch, whatever the horizon.
 
     **Limits:** exact at a minimum with an exact solve. Off it the error is O(‖∇_w L‖) and that of the
-    solve; see `info` and `advice`. What acts through the optimizer or the initial weights alone has no
-    implicit hypergradient and is refused by name. Needs forward derivatives of the loss. Carried state is
-    taken to have settled too.
+    solve; see `info` and `advice`. What acts through the optimizer or the initial weights has no implicit
+    hypergradient: a leaf that acts so alone is refused by name; of one that the loss reads too, such as rate
+    and penalty in one array, that part is left out, with a `StructuralZeroWarning`. Needs forward derivatives
+    of the loss. Carried state is taken to have settled too.
 
     Args:
         problem: the training loop.

@@ -57,7 +57,8 @@ def bilevel(
     and v, whatever the number of iterations.
 
     **Limits:** those of the implicit hypergradient: what acts through the optimizer or the initial weights
-    alone is refused by name, and the weights have to be able to come to rest. The value of a step is the
+    alone is refused by name, and of a leaf that the loss reads too that part is left out, with a
+    `StructuralZeroWarning`; the weights have to be able to come to rest. The value of a step is the
     objective of the weights as they are, which lag behind w*(λ); train the best again to judge them.
     A step that ends anywhere but in finite numbers is counted and recorded with its first bad iteration;
     weights and v then start anew, and the hparams go on at half their speed from half way back to where they
