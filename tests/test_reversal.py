@@ -310,8 +310,11 @@ def test_memory_is_a_fraction_of_a_bit_a_parameter_and_step():
 def test_bits_are_kept_under_vmap():
     h = hparams()
     estimator = average(ESTIMATORS["reversible"](regression()), 2)
-    got = jax.jit(estimator.estimate)(KEY, estimator.init(KEY, h), h)[1]
-    assert jnp.all(got.info.each.exact)
+    compiled = jax.jit(estimator.estimate)
+    got = compiled(KEY, estimator.init(KEY, h), h)[1]
+    assert jnp.all(got.info.each.exact) and not advice(got)
+    (line,) = advice(compiled(KEY, estimator.init(KEY, h), hparams(0.3))[1])
+    assert line.startswith("in 2 of 2 estimates training did not come back to the bits")
     each = [run("reverse", h, key).hypergrad for key in jax.random.split(KEY, 2)]
     assert_close(got.hypergrad, jax.tree.map(lambda a, b: (a + b) / 2, *each), 1.0)
 

@@ -136,7 +136,13 @@ def advice(estimate: Estimate) -> list[str]:
         One line for each trouble.
     """
     info = estimate.info
-    return info.advice(estimate) if hasattr(info, "advice") else unrolled_advice(info)
+    said = info.advice(estimate) if hasattr(info, "advice") else unrolled_advice(info)
+    finite = all(np.all(np.isfinite(x)) for x in jax.tree.leaves(estimate.hypergrad))
+    if not said and not finite:
+        said = [
+            "the hypergradient is not finite though training is; see `info`, or use another estimator"
+        ]
+    return said
 
 
 def unrolled_advice(info: Any) -> list[str]:
