@@ -156,7 +156,8 @@ def test_drift_computes_again_what_it_cannot_undo(momentum):
 def test_drift_under_vmap_computes_again_for_the_member_that_needs_it():
     each = [hparams(0.9), hparams(0.05)]
     many = jax.tree.map(lambda a, b: jnp.stack([a, b]), *each)
-    got = jax.jit(jax.vmap(lambda h: program("drift")(KEY, (), h)[1]))(many)
+    single = program("drift")
+    got = jax.jit(jax.vmap(lambda h: single(KEY, (), h)[1]))(many)
     assert got.info.num_recomputed[0] == 0 and got.info.num_recomputed[1] == NUM_SEGMENTS
     for i, h in enumerate(each):
         one = jax.tree.map(lambda x, i=i: x[i], got.hypergrad)
