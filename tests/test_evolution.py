@@ -116,6 +116,14 @@ def test_the_standard_error_is_the_spread(name):
         assert 0.9 < np.sqrt(np.mean(np.square(found.info.value_std_error))) / spread < 1.1
 
 
+@pytest.mark.parametrize(("name", "share"), [("es", 0.044), ("nres, final", 0.056)])
+def test_few_pairs_mislead_as_often_as_is_said(name, share):
+    """The slopes of pairs are skewed; a normal error is beyond 4 standard errors 6e-5 of the time."""
+    found = many(name)
+    off = np.abs(found.hypergrad["point"] - exact(name)["point"]) / found.info.std_error["point"]
+    assert 0.6 * share < np.mean(off > 4) < 1.6 * share
+
+
 def test_reused_noise_has_less_variance_than_persistent_noise():
     spread = {
         name: np.sum(np.var(many(f"{name}, final").hypergrad["point"], (0, 1)))
