@@ -102,7 +102,10 @@ def es(
     **Limits:** unbiased for the gradient of the smoothed objective, which is that of F where F is quadratic
     and off by O(σ²) elsewhere; chaos finer than σ is averaged away, and so are signs, roundings and other
     steps. The noise grows with √(number of hparams). Pairs that are not finite are left out of the means
-    and counted (`info.num_nonfinite`): the estimate is then that of the region where training survives.
+    and counted (`info.num_nonfinite`): the estimate is then that of the region where training survives. The
+    slopes of pairs are skewed, so that with few of them the standard error misleads: on a quadratic of three
+    hparams 4 % of estimates are more than 4 of it off with 8 pairs, 1 % with 32 (it would be 1 in 16,000 for a
+    normal error).
 
     Args:
         problem: the training loop; nothing in it needs a derivative but the training loss.
@@ -227,7 +230,8 @@ def nres(
     **Limits:** unbiased for the gradient that `es` has, over the keys of `init` and `estimate`, while hparams
     stand still. Of all ways to share noise between windows this one has the least variance, which does
     not grow with their number; but noise is drawn once a run, so that successive estimates
-    are more alike than those of `pes`. Else the limits of `pes`.
+    are more alike than those of `pes`. With few pairs its standard error misleads more than that of `es`: there
+    6 % of estimates are more than 4 of it off with 8 pairs, 1 % with 32. Else the limits of `pes`.
 
     Args:
         problem: the training loop; nothing in it needs a derivative but the training loss.
