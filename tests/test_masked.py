@@ -1,0 +1,167 @@
+"""Masked shapes: a padded network is the network without padding, to rounding, in everything."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hypergrad import buckets
+from hypergrad.groups import bucketed
+from hypergrad.layout import chunked, vectorized
+from hypergrad.population import population
+from hypergrad.problem import Problem
+from hypergrad.train import init_state, unroll
+from models.masked_mlp import MaskedMLP, masked_mean, mlp_cost, unpad
+from models.mlp import MLP
+
+KEY = jax.random.key(3)
+_random = np.random.default_rng(0)
+X = jnp.asarray(_random.normal(size=(64, 5)), jnp.float32)
+Y = jnp.asarray(_random.integers(0, 3, 64))
+OPTIMIZERS = {
+    "sgd": lambda h: optax.sgd(h["lr"], momentum=0.9),
+    "adamw": lambda h: optax.adamw(h["lr"], weight_decay=0.1),
+    "clipped": lambda h: optax.chain(optax.clip_by_global_norm(0.5), optax.lion(h["lr"] / 10)),
+}
+
+
+def problem(apply, init, optimizer, mean=lambda values, h: jnp.mean(values)):
+    """Cross-entropy with a penalty of all weights, which the padding must not enter."""
+
+    def loss(params, h, batch):
+        logits = apply(params, batch[0], h)
+        values = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+        return mean(values, h) + 1e-3 * sum(jnp.sum(w**2) for w in jax.tree.leaves(params))
+
+    def train_batch(key, step):
+        index = jax.random.permutation(key, 48)[:16]
+        return X[index], Y[index]
+
+    return Problem(
+        init=init,
+        loss=loss,
+        objective=lambda p, h, b: loss(p, h | {"batch": 16}, b),
+        optimizer=OPTIMIZERS[optimizer],
+        train_batch=train_batch,
+        valid_batch=lambda key: (X[48:], Y[48:]),
+    )
+
+
+def masked(optimizer, most_width=12, most_depth=3, activation=jax.nn.sigmoid):
+    module = MaskedMLP(most_width, most_depth, 3, activation)
+    return problem(
+        lambda p, x, h: module.apply({"params": p}, x, h["width"], h["depth"]),
+        lambda key, h: module.init(key, X[:1], h["width"], h["depth"])["params"],
+        optimizer,
+        lambda values, h: masked_mean(values, h["batch"]),
+    )
+
+
+def plain(optimizer, params, h, activation=jax.nn.sigmoid):
+    """The network without padding, from the same first weights and on the same examples."""
+    module = MLP((h["width"],) * h["depth"] + (3,), activation)
+    made = problem(lambda p, x, _: module.apply({"params": p}, x), lambda key, _: params, optimizer)
+
+    def train_batch(key, step):
+        inputs, labels = masked(optimizer).train_batch(key, step)
+        return inputs[: h["batch"]], labels[: h["batch"]]
+
+    return made._replace(train_batch=train_batch)
+
+
+SHAPES = [(12, 3, 16), (7, 3, 16), (5, 1, 16), (1, 2, 3), (9, 2, 10)]
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_training_equals_that_of_the_true_shape(optimizer):
+    """Every shape in one program, against a program each; sigmoid is not zero at zero."""
+    made = masked(optimizer)
+    columns = [jnp.array(c) for c in zip(*SHAPES, strict=True)]
+    hparams = dict(zip(("width", "depth", "batch"), columns, strict=True)) | {"lr": jnp.full(5, 0.05)}
+    members = population(made, layout=vectorized())
+    keys = jax.random.split(KEY, 5)
+    states = members.init(keys, hparams)
+    after = members.advance(hparams, states, 12)
+    values = members.value(hparams, after)
+    for i, (width, depth, batch) in enumerate(SHAPES):
+        h = {"width": width, "depth": depth, "batch": batch, "lr": jnp.float32(0.05)}
+        first, last = (
+            jax.tree.map(lambda x, i=i: x[i], s.train.params) for s in (states, after)
+        )
+        small = plain(optimizer, unpad(first, width, depth), h)
+        state = init_state(small, keys[i], h)
+        grads = jax.grad(small.loss)(state.params, h, (X[:batch], Y[:batch]))
+        padded = jax.grad(made.loss)(first, h, (X[:16], Y[:16]))
+        for a, b in zip(jax.tree.leaves(unpad(padded, width, depth)), jax.tree.leaves(grads), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+        state = unroll(small, h, state, 12)
+        value = small.objective(state.params, h, small.valid_batch(KEY))
+        np.testing.assert_allclose(values[i], value, rtol=2e-6)
+        trained = unpad(last, width, depth)
+        for a, b in zip(jax.tree.leaves(trained), jax.tree.leaves(state.params), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5 if optimizer == "sgd" else 1e-4)
+        # what is padded never moves
+        total, kept = (sum(float(jnp.sum(jnp.abs(w))) for w in jax.tree.leaves(t)) for t in (last, trained))
+        assert total == pytest.approx(kept, rel=1e-6)
+
+
+def test_outputs_and_first_weights():
+    module = MaskedMLP(16, 3, 4, jnp.tanh)
+    for width, depth in ((16, 3), (5, 2), (jnp.array([3, 8, 2]), 3), (4, 1)):
+        params = module.init(KEY, X[:1], width, depth)["params"]
+        found = module.apply({"params": params}, X, width, depth)
+        widths = np.broadcast_to(np.asarray(width), (depth,)).tolist()
+        small = MLP((*widths, 4), jnp.tanh)
+        expected = small.apply({"params": unpad(params, width, depth)}, X)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    wide = MaskedMLP(400, 2, 4)
+    kernel = unpad(wide.init(KEY, X[:1], 100, 2)["params"], 100, 2)["dense_1"]["kernel"]
+    usual = MLP((100, 100, 4)).init(KEY, X[:1])["params"]["dense_1"]["kernel"]
+    assert float(kernel.std()) == pytest.approx(float(usual.std()), rel=0.03)
+    assert float(jnp.abs(kernel).max()) == pytest.approx(float(jnp.abs(usual).max()), rel=0.03)
+
+
+def test_masked_mean():
+    values = jnp.arange(6.0).reshape(3, 2)
+    assert masked_mean(values, 2) == 1.5 and masked_mean(values[:, 0], 3) == 2.0
+    broken = jnp.array([1.0, 3.0, jnp.nan])
+    assert masked_mean(broken, 2) == 2.0
+    assert jax.grad(masked_mean)(broken, 2).tolist() == [0.5, 0.5, 0.0]
+
+
+def test_buckets_train_the_same_members_for_less():
+    hparams = {
+        "width": jnp.array([2, 12, 3, 6, 2, 5]),
+        "depth": jnp.array([1, 3, 1, 2, 2, 2]),
+        "batch": jnp.full(6, 16),
+        "lr": jnp.full(6, 0.05),
+    }
+
+    def sizes(h):
+        return np.stack([h["width"], h["depth"]], axis=1)
+
+    cost = mlp_cost(5, 3)
+    planned = buckets.plan(sizes(hparams), cost, most=3)
+    assert len(planned.shapes) == 3 and planned.cost < 0.6 * planned.one == 0.6 * cost((12, 3))
+    keys, built = jax.random.split(KEY, 6), []
+
+    def build(shape):
+        built.append(shape)
+        return population(masked("sgd", *shape), layout=chunked(2))
+
+    members = bucketed(build, sizes, planned)
+    states = members.advance(hparams, members.init(keys, hparams), 8)
+    values = members.value(hparams, states)
+    assert sorted(built) == sorted(planned.shapes)
+    for i in range(6):
+        # the padded draw of first weights depends on the padding: compare from the bucket's own
+        group = next(g for g in members.init(keys, hparams) if i in g.index)
+        row = int(np.flatnonzero(group.index == i)[0])
+        first = jax.tree.map(lambda x, row=row: x[row], group.states.train.params)
+        width, depth = int(hparams["width"][i]), int(hparams["depth"][i])
+        h = {"width": width, "depth": depth, "batch": 16, "lr": jnp.float32(0.05)}
+        small = plain("sgd", unpad(first, width, depth), h)
+        state = unroll(small, h, init_state(small, keys[i], h), 8)
+        expected = small.objective(state.params, h, small.valid_batch(KEY))
+        np.testing.assert_allclose(values[i], expected, rtol=2e-6)
