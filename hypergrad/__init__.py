@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hypergrad import (
         adapters,
+        buckets,
+        devices,
         estimators,
+        groups,
         integrations,
+        layout,
         schedulers,
         searchers,
+        sizing,
         solve,
         space,
         study,
@@ -37,7 +42,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters estimators integrations schedulers searchers solve space study tuners",
+    "hypergrad": "adapters buckets devices estimators groups integrations layout schedulers searchers sizing "
+    "solve space study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
     "hypergrad.export": "load_schedule",
@@ -81,11 +87,15 @@ __all__ = [
     "adapters",
     "averaged",
     "best_response",
+    "buckets",
     "check",
+    "devices",
     "estimators",
     "gauss_newton",
+    "groups",
     "init_state",
     "integrations",
+    "layout",
     "load_schedule",
     "population",
     "replay",
@@ -94,6 +104,7 @@ __all__ = [
     "schedule",
     "schedulers",
     "searchers",
+    "sizing",
     "solve",
     "space",
     "step",

@@ -64,7 +64,9 @@ def plan(sizes: Any, cost: Cost, *, most: int = 3, price: float = 0.0) -> Bucket
     """
     sizes = check_sizes(sizes)
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise ValueError(f"most is {most!r}, expected a whole number of at least 1; pass e.g. most=3")
+        raise ValueError(
+            f"most is {most!r}, expected a whole number of at least 1; pass e.g. most=3"
+        )
     distinct, counts = np.unique(sizes, axis=0, return_counts=True)
     alone = np.array([_price(cost, row) for row in distinct])
     order = np.argsort(alone, kind="stable")
@@ -112,6 +114,6 @@ def _price(cost: Cost, row: np.ndarray) -> float:
     found = cost(tuple(row.tolist()))
     if not np.isfinite(found) or found <= 0:
         raise ValueError(
-            f"cost({tuple(row.tolist())}) is {found!r}, expected a positive number; pass e.g. lambda s: s[0] ** 2"
+            f"cost({tuple(row.tolist())}) is {found!r}, expected a positive number; pass e.g. lambda s: s[0]"
         )
     return float(found)

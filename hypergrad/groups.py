@@ -75,9 +75,7 @@ def grouped(
         places = np.concatenate([group.index for group in groups])
         back = np.empty(num, int)
         back[places] = np.arange(num)
-        parts = [
-            of(g.label).judge(rows(strip(hparams), g.index), g.states) for g in groups
-        ]
+        parts = [of(g.label).judge(rows(strip(hparams), g.index), g.states) for g in groups]
         return jax.tree.map(lambda *xs: jnp.concatenate(xs)[back], *parts)
 
     def take(groups, index):
@@ -141,7 +139,9 @@ def partitioned(
         return [given[i] for i in traced]
 
     def make(label):
-        fixed = {i: spaces.static_value(leaves[i], value) for i, value in zip(static, label, strict=True)}
+        fixed = {
+            i: spaces.static_value(leaves[i], value) for i, value in zip(static, label, strict=True)
+        }
 
         def whole(hparams):
             values = fixed | dict(zip(traced, hparams, strict=True))

@@ -1,4 +1,4 @@
-"""How a function of one member is carried over N: side by side, in chunks, one after another, on many devices."""
+"""How a function of one member is carried over N: side by side, in chunks, in a loop, on many devices."""
 
 import warnings
 from collections.abc import Callable
@@ -24,8 +24,8 @@ Mapped = Callable[..., PyTree]
 class Layout(NamedTuple):
     """A way to carry a function over N members, as a value.
 
-    The bits of a member's result depend on the width of the compiled program and on nothing else: not on
-    N, not on its neighbours, not on the number of devices.
+    The bits of a member's result depend on the width of the compiled program, and where that is fixed on
+    nothing else: not on N, not on its neighbours, not on the number of devices.
 
     Attributes:
         each: (function, gather) -> `Mapped`, where `function(shared, *parts)` is of one member. `gather`

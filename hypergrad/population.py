@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from hypergrad import tree
 from hypergrad.layout import Layout, default_layout
-from hypergrad.problem import Problem, check_hparams, check_horizon, check_problem
+from hypergrad.problem import Problem, check_horizon, check_hparams, check_problem
 from hypergrad.train import TrainState, init_state, step
 from hypergrad.types import Array, HParams, Key, PyTree
 
@@ -165,7 +165,9 @@ def _step(problem: Problem, hparams: HParams, member: Member) -> Member:
 def check_order(order: Any) -> None:
     """Raise a `ValueError` unless `order` is None or one PRNG key."""
     if order is not None and not hasattr(order, "dtype"):
-        raise ValueError(f"order is {order!r:.80}, expected a PRNG key; pass e.g. jax.random.key(0)")
+        raise ValueError(
+            f"order is {order!r:.80}, expected a PRNG key; pass e.g. jax.random.key(0)"
+        )
 
 
 def count(hparams: HParams) -> int:

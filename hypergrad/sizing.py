@@ -77,7 +77,8 @@ def fastest_layout(
         hparams: of N members; their values are used for the timing alone.
         memory: bound in bytes on each device; what the device says it has where None, if it says so.
         num_devices: over how many devices the N members will be spread (`sharded`).
-        num_seeds, order: of the population.
+        num_seeds: of the population.
+        order: of the population.
 
     Returns:
         The fastest layout of one device (on several, `sharded` over them), and what was tried.
@@ -90,7 +91,9 @@ def fastest_layout(
     check_horizon(num_seeds, "num_seeds")
     check_order(order)
     memory = _device_memory() if memory is None else memory
-    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory < 1):
+    if memory is not None and (
+        isinstance(memory, bool) or not isinstance(memory, int) or memory < 1
+    ):
         raise ValueError(
             f"memory is {memory!r}, expected a positive number of bytes; pass e.g. 64 * 2**20"
         )
@@ -145,7 +148,7 @@ def _measured(asked: _Request) -> Sized:
             break
     if best is None:
         raise ValueError(
-            f"memory is {asked.memory} bytes, expected at least {tried[0].num_bytes} for one member after another; "
+            f"memory is {asked.memory} bytes, expected at least {tried[0].num_bytes} for a loop; "
             "raise it, or train a smaller model"
         )
     return best._replace(tried=tuple(tried))
@@ -166,7 +169,9 @@ def _bytes(asked: _Request, layout: Layout) -> int:
     one = population(asked.problem, layout=vectorized() if layout.host else layout, **asked.options)
 
     def states(num):
-        hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *x.shape[1:]), x.dtype), asked.hparams)
+        hparams = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((num, *x.shape[1:]), x.dtype), asked.hparams
+        )
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num))
         return hparams, jax.eval_shape(one.init, keys, hparams)
 

@@ -78,7 +78,9 @@ def test_training_equals_that_of_the_true_shape(optimizer):
     """Every shape in one program, against a program each; sigmoid is not zero at zero."""
     made = masked(optimizer)
     columns = [jnp.array(c) for c in zip(*SHAPES, strict=True)]
-    hparams = dict(zip(("width", "depth", "batch"), columns, strict=True)) | {"lr": jnp.full(5, 0.05)}
+    hparams = dict(zip(("width", "depth", "batch"), columns, strict=True)) | {
+        "lr": jnp.full(5, 0.05)
+    }
     members = population(made, layout=vectorized())
     keys = jax.random.split(KEY, 5)
     states = members.init(keys, hparams)
@@ -86,14 +88,14 @@ def test_training_equals_that_of_the_true_shape(optimizer):
     values = members.value(hparams, after)
     for i, (width, depth, batch) in enumerate(SHAPES):
         h = {"width": width, "depth": depth, "batch": batch, "lr": jnp.float32(0.05)}
-        first, last = (
-            jax.tree.map(lambda x, i=i: x[i], s.train.params) for s in (states, after)
-        )
+        first, last = (jax.tree.map(lambda x, i=i: x[i], s.train.params) for s in (states, after))
         small = plain(optimizer, unpad(first, width, depth), h)
         state = init_state(small, keys[i], h)
         grads = jax.grad(small.loss)(state.params, h, (X[:batch], Y[:batch]))
         padded = jax.grad(made.loss)(first, h, (X[:16], Y[:16]))
-        for a, b in zip(jax.tree.leaves(unpad(padded, width, depth)), jax.tree.leaves(grads), strict=True):
+        for a, b in zip(
+            jax.tree.leaves(unpad(padded, width, depth)), jax.tree.leaves(grads), strict=True
+        ):
             np.testing.assert_allclose(a, b, atol=1e-6)
         state = unroll(small, h, state, 12)
         value = small.objective(state.params, h, small.valid_batch(KEY))
@@ -102,7 +104,9 @@ def test_training_equals_that_of_the_true_shape(optimizer):
         for a, b in zip(jax.tree.leaves(trained), jax.tree.leaves(state.params), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 if optimizer == "sgd" else 1e-4)
         # what is padded never moves
-        total, kept = (sum(float(jnp.sum(jnp.abs(w))) for w in jax.tree.leaves(t)) for t in (last, trained))
+        total, kept = (
+            sum(float(jnp.sum(jnp.abs(w))) for w in jax.tree.leaves(t)) for t in (last, trained)
+        )
         assert total == pytest.approx(kept, rel=1e-6)
 
 

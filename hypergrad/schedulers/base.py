@@ -60,7 +60,7 @@ def train_up(population: Population, key: Key, hparams: HParams, rungs: Sequence
     num = count(hparams)
     if num != rungs[0].num:
         raise ValueError(
-            f"hparams has {num} members, expected {rungs[0].num} for the first rung; ask the searcher for as many"
+            f"hparams has {num} members, expected {rungs[0].num} for the first rung; ask for as many"
         )
     keys = jax.random.split(key, num)
     states = population.init(keys, hparams)

@@ -47,7 +47,7 @@ def staged(rungs: Sequence[Rung]) -> Scheduler:
     rungs = tuple(rungs)
     if not rungs or not all(isinstance(rung, Rung) for rung in rungs):
         raise ValueError(
-            f"rungs is {rungs!r:.80}, expected a list of Rung(num, steps); pass e.g. [Rung(50, 10), Rung(5, 100)]"
+            f"rungs is {rungs!r:.80}, expected a list of Rung(num, steps); pass e.g. [Rung(50, 10)]"
         )
     before = Rung(rungs[0].num, 0)
     for i, rung in enumerate(rungs):

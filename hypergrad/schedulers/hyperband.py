@@ -46,8 +46,8 @@ def hyperband(
         num = count(hparams)
         if num != total:
             raise ValueError(
-                f"hparams has {num} members, expected {total} for the {len(ladder)} brackets of hyperband; ask the "
-                "searcher for num_trials(...)"
+                f"hparams has {num} members, expected {total} for the {len(ladder)} brackets of hyperband; "
+                "ask the searcher for num_trials(...)"
             )
         ask_key, key = jax.random.split(key)
         memory = None if searcher is None else searcher.init(ask_key)
@@ -86,6 +86,8 @@ def _join(outcomes: list[Outcome]) -> Outcome:
     """Put the outcomes of the brackets one behind another."""
     joined = jax.tree.map(lambda *xs: jnp.concatenate([jnp.atleast_1d(x) for x in xs]), *outcomes)
     sizes = [len(outcome.values) for outcome in outcomes]
-    bracket = jnp.repeat(jnp.arange(len(sizes), dtype=jnp.int32), jnp.array(sizes), total_repeat_length=sum(sizes))
+    bracket = jnp.repeat(
+        jnp.arange(len(sizes), dtype=jnp.int32), jnp.array(sizes), total_repeat_length=sum(sizes)
+    )
     info = joined.info | {"bracket": bracket, "budget": jnp.sum(joined.info["budget"])}
     return joined._replace(parent=jnp.arange(sum(sizes), dtype=jnp.int32), info=info)

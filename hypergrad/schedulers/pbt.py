@@ -106,7 +106,8 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
             carry, _ = jax.lax.scan(generation, carry, None, length=num_periods - 1)
         carry, values, info = train(carry)
         schedule = {
-            f"schedule.{name}": jnp.moveaxis(x, 0, 1) for name, x in tree.named(carry.line.hparams).items()
+            f"schedule.{name}": jnp.moveaxis(x, 0, 1)
+            for name, x in tree.named(carry.line.hparams).items()
         }
         info |= {"key": jax.random.key_data(keys), "curve": carry.line.values.T, **schedule}
         steps = jnp.full(num, num_steps, jnp.int32)
@@ -116,7 +117,9 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
 
 
 def _empty(hparams: HParams, num_periods: int, num: int) -> History:
-    tried = jax.tree.map(lambda x: jnp.zeros((num_periods, *jnp.shape(x)), jnp.result_type(x)), hparams)
+    tried = jax.tree.map(
+        lambda x: jnp.zeros((num_periods, *jnp.shape(x)), jnp.result_type(x)), hparams
+    )
     return History(tried, jnp.zeros((num_periods, num)), jnp.zeros((), jnp.int32))
 
 
@@ -187,7 +190,11 @@ def perturb(space: PyTree, *, factor: float = 1.2, resample: float = 0.25) -> Ex
     """
     spaces.check_space(space)
     for name, number, low, high in (("factor", factor, 1, 2), ("resample", resample, -1e-9, 1)):
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not low < number <= high:
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, (int, float))
+            or not low < number <= high
+        ):
             raise ValueError(
                 f"{name} is {number!r}, expected a number from {max(low, 0)} to {high}; pass e.g. "
                 f"{name}={1.2 if name == 'factor' else 0.25}"
@@ -200,7 +207,9 @@ def perturb(space: PyTree, *, factor: float = 1.2, resample: float = 0.25) -> Ex
         drawn = jax.tree.leaves(spaces.sample(traced, draw_key))
         given = jax.tree.leaves(hparams)
         keys = jax.random.split(key, len(dims))
-        moved = [_perturb(*args, factor, resample) for args in zip(dims, keys, given, drawn, strict=True)]
+        moved = [
+            _perturb(*args, factor, resample) for args in zip(dims, keys, given, drawn, strict=True)
+        ]
         return jax.tree.unflatten(structure, moved)
 
     def explore(key, hparams, history):

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from hypergrad.types import Array, HParams, Key, PyTree
 
 
@@ -36,3 +38,16 @@ class Searcher(NamedTuple):
     init: Callable[[Key], PyTree]
     ask: Callable[[Key, PyTree, int], HParams]
     tell: Callable[[PyTree, Outcome], PyTree]
+
+
+def final_values(outcome: Outcome) -> np.ndarray:
+    """Return the objectives that may be the best of an outcome, `[N]`; infinity for the others.
+
+    Those are the finite ones of the trials that were trained longest: one that a scheduler stopped early
+    may be low only because its training was short.
+    """
+    values, steps = np.asarray(outcome.values), np.asarray(outcome.steps)
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.full_like(values, np.inf)
+    return np.where(finite & (steps == steps[finite].max()), values, np.inf)
