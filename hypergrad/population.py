@@ -13,12 +13,16 @@ from hypergrad.train import TrainState, init_state, step
 from hypergrad.types import Array, HParams, Key, PyTree
 
 
+NEVER = 2**31 - 1
+"""The step at which a member diverged that has not."""
+
+
 class Member(NamedTuple):
     """One run on its way; of a population every leaf has the leading axis `[N]`, or `[N, num_seeds]`.
 
     Attributes:
         train: state of training.
-        diverged: first step whose loss was not finite, -1 as long as all were; int32.
+        diverged: first step whose loss was not finite, `NEVER` as long as all were; int32.
     """
 
     train: TrainState
@@ -43,7 +47,8 @@ class Population(NamedTuple):
         advance: (hparams, states, num_steps) -> states, to be advanced again. `num_steps` is one number
             for all, or an array `[N]` with a number for each member; it may be traced.
         value: (hparams, states) -> objectives `[N]`; NaN for a member that has diverged.
-        judge: (hparams, states) -> (objectives `[N]`, info), where info has arrays `[N]` for people.
+        judge: (hparams, states) -> (objectives `[N]`, info), where info has arrays `[N]` for people:
+            `diverged`, the step at which training or the objective was first not finite, or -1.
         take: (states, index) -> states of the members `index`.
         host: whether it works on the host between compiled calls, so that it cannot be traced.
     """
@@ -96,7 +101,7 @@ def population(
     def start(order, key, hparams):
         state = init_state(problem, key, hparams)
         state = state if order is None else state._replace(key=order)
-        return Member(state, jnp.full((), -1, jnp.int32))
+        return Member(state, jnp.full((), NEVER, jnp.int32))
 
     def apart(_, hparams, member, num_steps):
         return jax.lax.fori_loop(0, num_steps, lambda _, m: _step(problem, hparams, m), member)
@@ -110,9 +115,9 @@ def population(
     def objective(_, hparams, member):
         state = member.train
         value = problem.objective(state.params, hparams, problem.valid_batch(state.key))
-        late = jnp.where(jnp.isfinite(value), -1, state.step)
-        alive = member.diverged < 0
-        return jnp.where(alive, value, jnp.nan), jnp.where(alive, late, member.diverged)
+        late = jnp.where(jnp.isfinite(value), NEVER, state.step)
+        value = jnp.where(member.diverged == NEVER, value, jnp.nan)
+        return value, jnp.minimum(member.diverged, late)
 
     def each(function, *axes, gather=False):
         return layout.each(jax.vmap(function, axes) if many else function, gather)
@@ -142,11 +147,10 @@ def population(
 
     def judge(hparams, states):
         values, diverged = value_each(None, hparams, states)
+        first = jnp.min(diverged, axis=1) if many else diverged
+        info = {"diverged": jnp.where(first == NEVER, -1, first)}
         if not many:
-            return values, {"diverged": diverged}
-        never = jnp.iinfo(jnp.int32).max
-        first = jnp.min(jnp.where(diverged < 0, never, diverged), axis=1)
-        info = {"diverged": jnp.where(first < never, first, -1)}
+            return values, info
         return jnp.mean(values, axis=1), info | {"spread": jnp.std(values, axis=1, ddof=1)}
 
     def value(hparams, states):
@@ -158,8 +162,8 @@ def population(
 def _step(problem: Problem, hparams: HParams, member: Member) -> Member:
     """Make one step of training, and note it if its loss is the first that is not finite."""
     state, loss = step(problem, hparams, member.train)
-    first = (member.diverged < 0) & ~jnp.isfinite(loss)
-    return Member(state, jnp.where(first, member.train.step, member.diverged))
+    bad = jnp.where(jnp.isfinite(loss), NEVER, member.train.step)
+    return Member(state, jnp.minimum(member.diverged, bad))
 
 
 def check_order(order: Any) -> None:

@@ -17,6 +17,8 @@ from models.mlp import MLP
 
 KEY = jax.random.key(3)
 _random = np.random.default_rng(0)
+TOLERANCE = {"sgd": 1e-6, "adamw": 1e-5, "clipped": 1e-6}
+"""Adam divides rounding errors by the root of squared gradients, however small those are."""
 X = jnp.asarray(_random.normal(size=(64, 5)), jnp.float32)
 Y = jnp.asarray(_random.integers(0, 3, 64))
 OPTIMIZERS = {
@@ -35,7 +37,7 @@ def problem(apply, init, optimizer, mean=lambda values, h: jnp.mean(values)):
         return mean(values, h) + 1e-3 * sum(jnp.sum(w**2) for w in jax.tree.leaves(params))
 
     def train_batch(key, step):
-        index = jax.random.permutation(key, 48)[:16]
+        index = jax.random.randint(key, (16,), 0, 48)
         return X[index], Y[index]
 
     return Problem(
@@ -70,49 +72,68 @@ def plain(optimizer, params, h, activation=jax.nn.sigmoid):
     return made._replace(train_batch=train_batch)
 
 
-SHAPES = [(12, 3, 16), (7, 3, 16), (5, 1, 16), (1, 2, 3), (9, 2, 10)]
+def reference(optimizer, first, h, key, num_steps):
+    """Train without padding from the padded first weights, as one program: weights, objective, gradient."""
+    static = {name: h[name] for name in ("width", "depth", "batch")}
+
+    @jax.jit
+    def train(params, lr):
+        small, given = plain(optimizer, params, static), static | {"lr": lr}
+        state = unroll(small, given, init_state(small, key, given), num_steps)
+        value = small.objective(state.params, given, small.valid_batch(key))
+        batch = (X[: h["batch"]], Y[: h["batch"]])
+        return state.params, value, jax.grad(small.loss)(params, given, batch)
+
+    return train(unpad(first, h["width"], h["depth"]), h["lr"])
 
 
-@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
-def test_training_equals_that_of_the_true_shape(optimizer):
+def close(a, b, tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=tolerance, rtol=0)
+
+
+def total(tree):
+    return sum(float(jnp.sum(jnp.abs(w))) for w in jax.tree.leaves(tree))
+
+
+SHAPES = [(7, 3, 16), (1, 2, 3), (5, 1, 10)]
+
+
+@pytest.mark.parametrize(("optimizer", "num"), [("sgd", 3), ("adamw", 1), ("clipped", 1)])
+def test_training_equals_that_of_the_true_shape(optimizer, num):
     """Every shape in one program, against a program each; sigmoid is not zero at zero."""
     made = masked(optimizer)
-    columns = [jnp.array(c) for c in zip(*SHAPES, strict=True)]
-    hparams = dict(zip(("width", "depth", "batch"), columns, strict=True)) | {
-        "lr": jnp.full(5, 0.05)
-    }
+    columns = [jnp.array(c) for c in zip(*SHAPES[:num], strict=True)]
+    names = ("width", "depth", "batch")
+    hparams = dict(zip(names, columns, strict=True)) | {"lr": jnp.full(num, 0.05)}
     members = population(made, layout=vectorized())
-    keys = jax.random.split(KEY, 5)
+    keys = jax.random.split(KEY, num)
     states = members.init(keys, hparams)
     after = members.advance(hparams, states, 12)
     values = members.value(hparams, after)
-    for i, (width, depth, batch) in enumerate(SHAPES):
-        h = {"width": width, "depth": depth, "batch": batch, "lr": jnp.float32(0.05)}
-        first, last = (jax.tree.map(lambda x, i=i: x[i], s.train.params) for s in (states, after))
-        small = plain(optimizer, unpad(first, width, depth), h)
-        state = init_state(small, keys[i], h)
-        grads = jax.grad(small.loss)(state.params, h, (X[:batch], Y[:batch]))
-        padded = jax.grad(made.loss)(first, h, (X[:16], Y[:16]))
-        for a, b in zip(
-            jax.tree.leaves(unpad(padded, width, depth)), jax.tree.leaves(grads), strict=True
-        ):
-            np.testing.assert_allclose(a, b, atol=1e-6)
-        state = unroll(small, h, state, 12)
-        value = small.objective(state.params, h, small.valid_batch(KEY))
-        np.testing.assert_allclose(values[i], value, rtol=2e-6)
-        trained = unpad(last, width, depth)
-        for a, b in zip(jax.tree.leaves(trained), jax.tree.leaves(state.params), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-5 if optimizer == "sgd" else 1e-4)
-        # what is padded never moves
-        total, kept = (
-            sum(float(jnp.sum(jnp.abs(w))) for w in jax.tree.leaves(t)) for t in (last, trained)
+    batch = (X[:16], Y[:16])
+    grads = jax.jit(jax.vmap(lambda p, h: jax.grad(made.loss)(p, h, batch)))(
+        states.train.params, hparams
+    )
+    for i, (width, depth, size) in enumerate(SHAPES[:num]):
+        h = {"width": width, "depth": depth, "batch": size, "lr": jnp.float32(0.05)}
+        first, last, padded = (
+            jax.tree.map(lambda x, i=i: x[i], t)
+            for t in (states.train.params, after.train.params, grads)
         )
-        assert total == pytest.approx(kept, rel=1e-6)
+        params, value, grad = reference(optimizer, first, h, keys[i], 12)
+        close(unpad(padded, width, depth), grad, 1e-6)
+        np.testing.assert_allclose(values[i], value, rtol=1e-6)
+        trained = unpad(last, width, depth)
+        close(trained, params, TOLERANCE[optimizer])
+        # what is padded never moves
+        for whole, cut in ((last, trained), (padded, unpad(padded, width, depth))):
+            assert total(whole) == pytest.approx(total(cut), rel=1e-6)
 
 
 def test_outputs_and_first_weights():
     module = MaskedMLP(16, 3, 4, jnp.tanh)
-    for width, depth in ((16, 3), (5, 2), (jnp.array([3, 8, 2]), 3), (4, 1)):
+    for width, depth in ((5, 2), (jnp.array([3, 8, 2]), 3)):
         params = module.init(KEY, X[:1], width, depth)["params"]
         found = module.apply({"params": params}, X, width, depth)
         widths = np.broadcast_to(np.asarray(width), (depth,)).tolist()
@@ -158,14 +179,12 @@ def test_buckets_train_the_same_members_for_less():
     states = members.advance(hparams, members.init(keys, hparams), 8)
     values = members.value(hparams, states)
     assert sorted(built) == sorted(planned.shapes)
-    for i in range(6):
-        # the padded draw of first weights depends on the padding: compare from the bucket's own
-        group = next(g for g in members.init(keys, hparams) if i in g.index)
+    started = members.init(keys, hparams)
+    for i in (0, 3):
+        # first weights are drawn in the bucket's shape: the reference starts from them
+        group = next(g for g in started if i in g.index)
         row = int(np.flatnonzero(group.index == i)[0])
         first = jax.tree.map(lambda x, row=row: x[row], group.states.train.params)
-        width, depth = int(hparams["width"][i]), int(hparams["depth"][i])
-        h = {"width": width, "depth": depth, "batch": 16, "lr": jnp.float32(0.05)}
-        small = plain("sgd", unpad(first, width, depth), h)
-        state = unroll(small, h, init_state(small, keys[i], h), 8)
-        expected = small.objective(state.params, h, small.valid_batch(KEY))
-        np.testing.assert_allclose(values[i], expected, rtol=2e-6)
+        h = {name: int(hparams[name][i]) for name in ("width", "depth", "batch")}
+        expected = reference("sgd", first, h | {"lr": jnp.float32(0.05)}, keys[i], 8)[1]
+        np.testing.assert_allclose(values[i], expected, rtol=1e-6)

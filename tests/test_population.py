@@ -98,7 +98,7 @@ def test_every_layout_equals_single_runs_and_compiles_once(name, compilations):
         state = unroll(PROBLEM, one, init_state(PROBLEM, keys[i], one), 9)
         np.testing.assert_allclose(states.train.params[i], state.params, rtol=2e-5, atol=1e-6)
         np.testing.assert_allclose(values[i], loss(state.params, one, (X[24:], Y[24:])), rtol=2e-5)
-    assert states.train.step.tolist() == [9] * 5 and states.diverged.tolist() == [-1] * 5
+    assert states.train.step.tolist() == [9] * 5 and states.diverged.tolist() == [2**31 - 1] * 5
     again = {"lr": hparams["lr"] / 2, "scale": hparams["scale"] + 0.1}
     compilations.clear()
     for num_steps in (9, 4, 30):
