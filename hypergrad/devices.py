@@ -1,7 +1,8 @@
 """Which devices a population is spread over: the cores of this machine, or the devices of many hosts."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,7 +55,7 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def mesh(devices: int | Sequence[jax.Device] | None = None) -> Mesh:
+def mesh(devices: int | Iterable[Any] | None = None) -> Mesh:
     """Return a mesh of one axis, `"members"`.
 
     Args:
@@ -67,7 +68,7 @@ def mesh(devices: int | Sequence[jax.Device] | None = None) -> Mesh:
     found = jax.devices()
     if devices is None:
         chosen = found
-    elif isinstance(devices, int) and not isinstance(devices, bool):
+    elif isinstance(devices, int):
         if not 1 <= devices <= len(found):
             raise ValueError(
                 f"devices is {devices}, expected a number from 1 to {len(found)}, those that jax has; "

@@ -1,6 +1,6 @@
 """Populations whose members do not share one compiled program: one for each shape, compiled once."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,8 +29,8 @@ class Group(NamedTuple):
 
 
 def grouped(
-    assign: Callable[[HParams], list[Hashable]],
-    build: Callable[[Hashable], Population],
+    assign: Callable[[HParams], Sequence[Hashable]],
+    build: Callable[[Any], Population],
     strip: Callable[[HParams], HParams] = lambda hparams: hparams,
 ) -> Population:
     """Build a population out of others, one for each label.
@@ -86,7 +86,7 @@ def grouped(
             new = np.flatnonzero([int(member) in place for member in index])
             if len(new):
                 chosen = np.array([place[int(member)] for member in index[new]])
-                states = of(group.label).take(group.states, chosen)
+                states = of(group.label).take(group.states, jnp.asarray(chosen))
                 found.append(Group(group.label, new, states))
         return found
 

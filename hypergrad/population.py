@@ -12,7 +12,6 @@ from hypergrad.problem import Problem, check_horizon, check_hparams, check_probl
 from hypergrad.train import TrainState, init_state, step
 from hypergrad.types import Array, HParams, Key, PyTree
 
-
 NEVER = 2**31 - 1
 """The step at which a member diverged that has not."""
 

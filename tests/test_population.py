@@ -245,8 +245,16 @@ def test_out_of_memory_halves_the_width(monkeypatch):
     expected = run(population(PROBLEM, layout=chunked(8)), hparams)
     monkeypatch.setattr(layouts, "_one_device", small)
     for layout in (vectorized(), chunked(8)):
-        with pytest.warns(LayoutWarning, match="with 4 members side by side; going on with 2"):
+        with pytest.warns(LayoutWarning) as caught:
             found = run(population(PROBLEM, layout=layout), hparams)
+        texts = [str(w.message) for w in caught]
+        for wide, narrow in ((8, 4), (4, 2)):
+            assert (
+                sum(
+                    f"with {wide} members side by side; going on with {narrow}," in t for t in texts
+                )
+                == 2
+            )
         np.testing.assert_allclose(found.train.params, expected.train.params, rtol=1e-5)
     broken = layouts._one_device(lambda s, x: x, None)
     with pytest.raises(jax.errors.JaxRuntimeError):
