@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hypergrad import tree
+from hypergrad.devices import mesh
 from hypergrad.layout import Layout, chunked, looped, sharded, vectorized
 from hypergrad.population import Population, check_order, count, population
 from hypergrad.problem import Problem, check_horizon, check_problem
-from hypergrad.types import HParams, Key
+from hypergrad.types import HParams, Key, PyTree
 
 GROWTH = 4
 """Factor between the widths that are tried."""
@@ -67,7 +69,8 @@ def fastest_layout(
     Widths 1, 4, 16, ... up to N are compiled, the compiler is asked for their memory, and those that fit
     are run for a few steps; the answer is kept for the same problem, shapes and bounds.
 
-    **Cost:** one compilation and less than a second for each layout tried, up to log₄ N + 2.
+    **Cost:** one compilation and less than a second for each layout tried, up to log₄ N + 2; memory of
+    the N states.
 
     **Limits:** members are timed at their first steps, on one device: the others are as fast only where
     they are alike and idle.
@@ -97,50 +100,17 @@ def fastest_layout(
         raise ValueError(
             f"memory is {memory!r}, expected a positive number of bytes; pass e.g. 64 * 2**20"
         )
-    num = count(hparams)
-    share = -(-num // num_devices)
-    hparams = jax.tree.map(lambda x: jnp.asarray(x)[:share], hparams)
-    shapes = tuple((name, x.shape, str(x.dtype)) for name, x in tree.named(hparams).items())
-    seen = None if order is None else tuple(jax.random.key_data(order).ravel().tolist())
-    context = (jax.default_backend(), jax.config.jax_enable_x64, num_devices, num_seeds)  # type: ignore
-    sized = _measured(_Request(problem, hparams, memory, num_seeds, order, (shapes, seen, context)))
-    if num_devices == 1:
-        return sized
-    from hypergrad.devices import mesh
-
-    inner = chunked(1) if sized.layout.host else sized.layout
-    return sized._replace(layout=sharded(mesh(num_devices), inner, pad=True))
-
-
-class _Request:
-    """What is asked for; two are the same if their problem, shapes and bounds are."""
-
-    def __init__(self, problem, hparams, memory, num_seeds, order, shapes):
-        self.problem = problem
-        self.hparams = hparams
-        self.memory = memory
-        self.options: dict[str, Any] = {"num_seeds": num_seeds, "order": order}
-        self.identity = (problem, memory, shapes)
-
-    def __hash__(self):
-        return hash(self.identity)
-
-    def __eq__(self, other):
-        return isinstance(other, _Request) and self.identity == other.identity
-
-
-@lru_cache(maxsize=32)
-def _measured(asked: _Request) -> Sized:
-    num = count(asked.hparams)
+    share = -(-count(hparams) // num_devices)
+    first = jax.tree.map(lambda x: jnp.asarray(x)[:share], hparams)
+    asked = _Asked(problem, first, {"num_seeds": num_seeds, "order": order})
     best: Sized | None = None
     tried: list[Tried] = []
-    for layout in _ladder(num):
-        members = population(asked.problem, layout=layout, **asked.options)
-        num_bytes = _bytes(asked, layout)
-        if asked.memory is not None and num_bytes > asked.memory:
+    for layout in _ladder(share):
+        num_bytes = _program(asked, layout.label)[1]
+        if memory is not None and num_bytes > memory:
             tried.append(Tried(layout.label, float("nan"), num_bytes))
             break  # wider ones need more
-        seconds = _seconds(members, asked.hparams, 1 if layout.host else num)
+        seconds = _seconds(asked, layout.label)
         tried.append(Tried(layout.label, seconds, num_bytes))
         if best is None or seconds < best.seconds:
             best = Sized(layout, seconds, num_bytes, ())
@@ -148,10 +118,44 @@ def _measured(asked: _Request) -> Sized:
             break
     if best is None:
         raise ValueError(
-            f"memory is {asked.memory} bytes, expected at least {tried[0].num_bytes} for a loop; "
+            f"memory is {memory} bytes, expected at least {tried[0].num_bytes} for a loop; "
             "raise it, or train a smaller model"
         )
-    return best._replace(tried=tuple(tried))
+    layout = best.layout
+    if num_devices > 1:
+        layout = sharded(mesh(num_devices), chunked(1) if layout.host else layout, pad=True)
+    return best._replace(layout=layout, tried=tuple(tried))
+
+
+class _Asked:
+    """A population to be measured; two are the same if their problem, shapes and options are."""
+
+    def __init__(self, problem: Problem, hparams: HParams, options: dict[str, Any]):
+        self.problem = problem
+        self.hparams = hparams
+        self.options = options
+        order = options["order"]
+        drawn = None if order is None else tuple(np.ravel(jax.random.key_data(order)).tolist())
+        shapes = tuple((name, x.shape, str(x.dtype)) for name, x in tree.named(hparams).items())
+        where = (jax.default_backend(), jnp.result_type(float))
+        self.identity = (problem, shapes, options["num_seeds"], drawn, where)
+
+    def __hash__(self):
+        return hash(self.identity)
+
+    def __eq__(self, other):
+        return isinstance(other, _Asked) and self.identity == other.identity
+
+    def members(self, layout: Layout) -> Population:
+        """Build the population; a loop is one member at a time."""
+        return population(
+            self.problem, layout=vectorized() if layout.host else layout, **self.options
+        )
+
+    def start(self) -> PyTree:
+        """Make the first states of all members."""
+        keys = jax.random.split(jax.random.key(0), count(self.hparams))
+        return self.members(vectorized()).init(keys, self.hparams)
 
 
 def _ladder(num: int) -> list[Layout]:
@@ -163,43 +167,51 @@ def _ladder(num: int) -> list[Layout]:
     return [looped(), *map(chunked, widths), vectorized()] if num > 1 else [looped()]
 
 
-def _bytes(asked: _Request, layout: Layout) -> int:
-    """Ask the compiler for the memory of one call of `advance`; of a loop, of one member and N states."""
+@lru_cache(maxsize=64)
+def _program(asked: _Asked, label: str) -> tuple[Any, int, int]:
+    """Compile `advance`, of one member for a loop.
+
+    Returns:
+        The program, the bytes that all members take as the compiler states them, and the members it trains.
+    """
     num = count(asked.hparams)
-    one = population(asked.problem, layout=vectorized() if layout.host else layout, **asked.options)
-
-    def states(num):
-        hparams = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((num, *x.shape[1:]), x.dtype), asked.hparams
-        )
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num))
-        return hparams, jax.eval_shape(one.init, keys, hparams)
-
-    hparams, members = states(1 if layout.host else num)
+    layout = next(layout for layout in _ladder(num) if layout.label == label)
+    size = 1 if layout.host else num
+    hparams, states = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype),
+        (asked.hparams, jax.eval_shape(asked.start)),
+    )
     steps = jax.ShapeDtypeStruct((), jnp.int32)
-    analysis = jax.jit(one.advance).lower(hparams, members, steps).compile().memory_analysis()
+    program = jax.jit(asked.members(layout).advance).lower(hparams, states, steps).compile()
+    analysis = program.memory_analysis()
     if analysis is None:
-        return 0  # a backend that does not say: backing off is left
+        return program, 0, size  # a backend that does not say: halving what did not fit is left
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-    # on the host a loop holds the arguments and the results of all members at once
-    return int(analysis.temp_size_in_bytes + held * (num if layout.host else 1))
+    # a loop holds the arguments and the results of all members, too
+    return program, int(analysis.temp_size_in_bytes + held * num // size), size
 
 
-def _seconds(members: Population, hparams: HParams, num: int) -> float:
-    """Time a step of one member, over the first `num` members."""
-    hparams = jax.tree.map(lambda x: x[:num], hparams)
-    states = members.init(jax.random.split(jax.random.key(0), num), hparams)
+@lru_cache(maxsize=8)
+def _start(asked: _Asked) -> PyTree:
+    return asked.start()
+
+
+@lru_cache(maxsize=64)
+def _seconds(asked: _Asked, label: str) -> float:
+    """Time a step of one member."""
+    program, _, size = _program(asked, label)
+    hparams, states = jax.tree.map(lambda x: x[:size], (asked.hparams, _start(asked)))
 
     def call(num_steps):
         began = time.perf_counter()
-        jax.block_until_ready(members.advance(hparams, states, num_steps))
+        jax.block_until_ready(program(hparams, states, jnp.asarray(num_steps, jnp.int32)))
         return time.perf_counter() - began
 
-    call(1)  # compiles
+    call(1)
     num_steps = 1
     while (took := call(num_steps)) < SECONDS:
         num_steps *= 2 if took > SECONDS / 8 else 8
-    return min([took, *(call(num_steps) for _ in range(REPEATS - 1))]) / num_steps / num
+    return min([took, *(call(num_steps) for _ in range(REPEATS - 1))]) / num_steps / size
 
 
 def _device_memory() -> int | None:
