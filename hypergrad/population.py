@@ -97,34 +97,14 @@ def population(
     orders = jax.random.split(order, num_seeds) if many and order is not None else order
     order_axis = None if order is None else 0
 
-    def start(order, key, hparams):
-        state = init_state(problem, key, hparams)
-        state = state if order is None else state._replace(key=order)
-        return Member(state, jnp.full((), NEVER, jnp.int32))
-
-    def apart(_, hparams, member, num_steps):
-        return jax.lax.fori_loop(0, num_steps, lambda _, m: _step(problem, hparams, m), member)
-
-    def together(shared, hparams, member):
-        num_steps, clock, order = shared
-        if order is not None:  # the same for all members, so that `vmap` draws each batch once
-            member = member._replace(train=member.train._replace(step=clock, key=order))
-        return apart(None, hparams, member, num_steps)
-
-    def objective(_, hparams, member):
-        state = member.train
-        value = problem.objective(state.params, hparams, problem.valid_batch(state.key))
-        late = jnp.where(jnp.isfinite(value), NEVER, state.step)
-        value = jnp.where(member.diverged == NEVER, value, jnp.nan)
-        return value, jnp.minimum(member.diverged, late)
-
     def each(function, *axes, gather=False):
         return layout.each(jax.vmap(function, axes) if many else function, gather)
 
-    start_each = each(start, order_axis, 0, None)
-    together_each = each(together, (None, None, order_axis), None, 0)
-    apart_each = each(apart, None, None, 0, None)
-    value_each = each(objective, None, None, 0, gather=True)
+    run = _run_of(problem)
+    start_each = each(run.start, order_axis, 0, None)
+    together_each = each(run.together, (None, None, order_axis), None, 0)
+    apart_each = each(run.apart, None, None, 0, None)
+    value_each = each(run.objective, None, None, 0, gather=True)
 
     def init(keys, hparams):
         _check_members(layout, keys, hparams)
@@ -156,6 +136,47 @@ def population(
         return judge(hparams, states)[0]
 
     return Population(init, advance, value, judge, take, layout.host)
+
+
+class _Run(NamedTuple):
+    """What is done with one run; the first argument of each is the same for all members.
+
+    Attributes:
+        start: (order, key, hparams) -> member.
+        together: ((num_steps, clock, order), hparams, member) -> member.
+        apart: (None, hparams, member, num_steps) -> member.
+        objective: (None, hparams, member) -> (value, step at which it diverged).
+    """
+
+    start: Callable[..., Member]
+    together: Callable[..., Member]
+    apart: Callable[..., Member]
+    objective: Callable[..., tuple[Array, Array]]
+
+
+def _run_of(problem: Problem) -> _Run:
+    def start(order, key, hparams):
+        state = init_state(problem, key, hparams)
+        state = state if order is None else state._replace(key=order)
+        return Member(state, jnp.full((), NEVER, jnp.int32))
+
+    def apart(_, hparams, member, num_steps):
+        return jax.lax.fori_loop(0, num_steps, lambda _, m: _step(problem, hparams, m), member)
+
+    def together(shared, hparams, member):
+        num_steps, clock, order = shared
+        if order is not None:  # the same for all members, so that `vmap` draws each batch once
+            member = member._replace(train=member.train._replace(step=clock, key=order))
+        return apart(None, hparams, member, num_steps)
+
+    def objective(_, hparams, member):
+        state = member.train
+        value = problem.objective(state.params, hparams, problem.valid_batch(state.key))
+        late = jnp.where(jnp.isfinite(value), NEVER, state.step)
+        value = jnp.where(member.diverged == NEVER, value, jnp.nan)
+        return value, jnp.minimum(member.diverged, late)
+
+    return _Run(start, together, apart, objective)
 
 
 def _step(problem: Problem, hparams: HParams, member: Member) -> Member:

@@ -1,6 +1,7 @@
 """Schedulers: who is trained how far, on learning curves that are known exactly."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -82,6 +83,7 @@ def test_contract(name):
     assert jitted._cache_size() == 1
     best = int(np.nanargmin(np.where(outcome.steps == 9, outcome.values, np.nan)))
     assert np.isfinite(outcome.values[best]) and best != 3
+    assert jax.export.export(jitted, platforms=["tpu"])(KEY, hparams).platforms == ("tpu",)
     restored = records.decode(records.encode(0, outcome), outcome)
     np.testing.assert_array_equal(restored.values, outcome.values)
 
