@@ -139,6 +139,29 @@ def default_layout() -> Layout:
     return chunked() if devices[0].platform == "cpu" else vectorized()
 
 
+def layout_for(num: int, num_devices: int | None = None, width: int | None = None) -> Layout:
+    """Return the layout of `num` members on some devices, where none stays idle that could help.
+
+    Args:
+        num: members there are at most.
+        num_devices: devices to use; all that jax has where None. No more than there are chunks are used.
+        width: members side by side on each; up to `CPU_WIDTH` on CPUs and all of them elsewhere where None.
+
+    Raises:
+        ValueError: for more devices than there are.
+    """
+    devices = make_mesh(num_devices).devices.flatten().tolist()
+    share = -(-num // len(devices))
+    if width is None:
+        width = min(CPU_WIDTH, share) if devices[0].platform == "cpu" else share
+    check_width(width)
+    used = min(len(devices), -(-num // width))
+    inner = chunked(width) if width < share else vectorized()
+    if used == 1 and devices[0] == jax.devices()[0]:
+        return inner
+    return sharded(make_mesh(devices[:used]), inner, pad=True)
+
+
 def check_width(width: Any) -> None:
     """Raise a `ValueError` unless `width` is a whole number of at least one member."""
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:

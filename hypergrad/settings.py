@@ -22,9 +22,14 @@ class Settings(NamedTuple):
         num_seeds: seeds averaged in each hypergradient of "descent"; 1 for none.
         num_restarts: descents side by side.
         eval_seeds: fresh seeds on which every configuration is judged in the end.
-        memory: bytes for the temporaries of one hypergradient by "reverse"; its default scheme where None.
+        memory: bytes for the temporaries of one hypergradient by "reverse"; its default scheme where None. For
+            a search, those of the members on one device: what fits is measured, and the fastest taken.
         population: trials of a generation of a search; at most 16 (4 for "bayes" and "tpe") where None.
         generations: of a search; as many as make up the budget where None.
+        scheduler: how a search spends training on its trials, a name of `registry.SCHEDULERS`.
+        devices: over which the members of a search are spread; all that jax has where None.
+        chunk: members computed side by side on each device, one chunk after another; where None up to four
+            on a CPU, all on others.
     """
 
     method: str = "descent"
@@ -39,6 +44,9 @@ class Settings(NamedTuple):
     memory: int | None = None
     population: int | None = None
     generations: int | None = None
+    scheduler: str = "full"
+    devices: int | None = None
+    chunk: int | None = None
 
 
 class Option(NamedTuple):
@@ -81,6 +89,11 @@ OPTIONS = (
         "N",
     ),
     Option("generations", int, "of a search (default: as many as make up the budget)", "N"),
+    Option("scheduler", str, "how a search spends training on its trials, from `list`", "NAME"),
+    Option(
+        "devices", int, "over which a search is spread (default: all, every core of a CPU)", "N"
+    ),
+    Option("chunk", int, "members of a search computed side by side on each device", "N"),
     Option("seed", int, "of everything", "N"),
     Option("num_seeds", int, "seeds a hypergradient", "N", "--seeds"),
     Option("num_restarts", int, "descents side by side", "N", "--restarts"),
@@ -89,7 +102,8 @@ OPTIONS = (
     Option(
         "memory",
         int,
-        "budget of one step, e.g. 64M (default: 32M a seed, or about sqrt(horizon) states)",
+        "of one step, or of a search on each device, e.g. 64M (default: 32M a seed, or about sqrt(horizon) "
+        "states)",
         "SIZE",
     ),
     Option("out", str, "folder of the study (default runs/TASK)", "DIR"),

@@ -14,9 +14,18 @@ from hypergrad.population import population
 from hypergrad.problem import Problem
 from hypergrad.schedulers import Rung, full, halving, hyperband, pbt, perturb, staged
 from hypergrad.schedulers.hyperband import brackets, num_trials
-from hypergrad.schedulers.pbt import sources
+from hypergrad.schedulers.pbt import History, sources
 from hypergrad.searchers import Outcome, Searcher
-from hypergrad.space import Choice, Integer, LogReal, Real, Sequence, dynamic, sample
+from hypergrad.space import (
+    Choice,
+    Integer,
+    LogReal,
+    Real,
+    Sequence,
+    dynamic,
+    sample,
+    sample_constant,
+)
 from hypergrad.tuners import search
 
 KEY = jax.random.key(0)
@@ -219,6 +228,35 @@ def test_pbt_copies_weights_and_hparams(members):
     assert outcome.steps.tolist() == [6] * 10
 
 
+def test_pbt_leaves_the_schedule_that_a_member_was_trained_with():
+    """Another run from its start with the schedule that came out arrives at the same weights."""
+    steps = 6
+    space = {
+        "rate": Sequence(Real(0.1, 1.0), steps),
+        "end": Real(0.1, 1.0),
+        "start": Real(0.1, 1.0),
+    }
+    problem = CURVE._replace(
+        loss=lambda w, h, t: -w * h["rate"][t], train_batch=lambda key, step: step
+    )
+    hparams = curves(10)
+    hparams["rate"] = jnp.broadcast_to(hparams["rate"][:, None], (10, steps))
+    scheduler = pbt(steps, perturb(space, draw=sample_constant), period=2, fraction=0.3)
+    outcome = scheduler(population(problem, layout=vectorized()), KEY, hparams)
+    rates = np.asarray(outcome.hparams["rate"], np.float64)
+    assert np.any(rates[:, 0] != rates[:, 2]) and np.any(rates[:, 2] != rates[:, 4])
+    assert np.all(rates[:, ::2] == rates[:, 1::2])
+    h = {n: np.asarray(x, np.float64) for n, x in outcome.hparams.items()}
+    again = h["end"] + h["start"] / (1 + rates.sum(1))
+    np.testing.assert_allclose(outcome.values, again, rtol=1e-5)
+    falling = {"rate": Sequence(Real(0.1, 1.0), steps, decreasing=True)}
+    history = History({}, jnp.zeros((3, 10)), jnp.int32(1))
+    first = {"rate": jnp.broadcast_to(jnp.linspace(0.6, 0.3, steps), (10, steps))}
+    moved = np.asarray(perturb(falling, resample=0.0)(KEY, first, history)["rate"])
+    assert np.all(np.diff(moved) <= 0) and np.all(moved[:, :2] == first["rate"][:, :2])
+    assert np.all(moved[:, -1] != first["rate"][:, -1])
+
+
 def test_sources_are_the_best_and_the_replaced_the_worst():
     values = jnp.array([5.0, 1.0, 9.0, jnp.nan, 2.0, 7.0, 3.0, 8.0])
     for seed in range(5):
@@ -322,8 +360,8 @@ REFUSED = {
     "hparams has 4 members, expected 12 for the first rung": lambda: SCHEDULERS["staged"][0](
         MEMBERS, KEY, curves(4)
     ),
-    "hparams has 4 members, expected 17 for the 3 brackets": lambda: hyperband(9)(
-        MEMBERS, KEY, curves(4)
+    "hparams has 2 members, expected at least 3, the brackets": lambda: hyperband(9)(
+        MEMBERS, KEY, curves(2)
     ),
     "period is 4, expected a divisor of num_steps = 9": lambda: pbt(9, shift, period=4),
     "period is 0": lambda: pbt(9, shift, period=0),

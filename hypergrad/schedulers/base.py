@@ -65,7 +65,7 @@ def train_up(population: Population, key: Key, hparams: HParams, rungs: Sequence
     keys = jax.random.split(key, num)
     states = population.init(keys, hparams)
     index, scores = jnp.arange(num, dtype=jnp.int32), jnp.zeros(num)
-    values, steps, rung, info, before, budget = scores, index, index, {}, 0, 0
+    values, steps, rung, info, before = scores, index, index, {}, 0
     for level, (size, until, rank) in enumerate(rungs):
         if level:
             kept = best_first(scores)[:size]
@@ -78,9 +78,9 @@ def train_up(population: Population, key: Key, hparams: HParams, rungs: Sequence
         info = {name: info.get(name, x).at[index].set(x) for name, x in found.items()}
         if rank is not None:
             scores = rank(population, given, states, scores)
-        before, budget = until, budget + size * (until - before)
+        before = until
     info |= {"key": jax.random.key_data(keys), "rung": rung}
-    info["budget"] = jnp.asarray(budget, jnp.float32)  # a count of whole steps outgrows int32
+    info["budget"] = jnp.asarray(spent(rungs), jnp.float32)  # a count of whole steps outgrows int32
     return Outcome(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
 
 
@@ -93,6 +93,12 @@ def geometric_rungs(num: int, num_steps: int, last: int, eta: float) -> tuple[Ru
         Rung(max(1, _floor(num / eta**i)), max(1, round(num_steps * eta ** (i - last))))
         for i in range(last + 1)
     )
+
+
+def spent(rungs: Sequence[Rung]) -> int:
+    """Return the training steps of all members together, Σ_i n_i (r_i − r_{i−1})."""
+    before = [0, *(rung.steps for rung in rungs)]
+    return sum(rung.num * (rung.steps - start) for rung, start in zip(rungs, before, strict=False))
 
 
 def num_halvings(num_steps: int, min_steps: int, eta: float) -> int:

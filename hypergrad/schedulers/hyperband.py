@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hypergrad.population import count
 from hypergrad.schedulers.base import (
@@ -26,8 +27,8 @@ def hyperband(
 
     **Cost:** about (s_max + 1)² R steps for N = Σ_s n_s trials (`num_trials`).
 
-    **Limits:** N is fixed by the brackets. Objectives of different numbers of steps (`outcome.steps`) are
-    not comparable.
+    **Limits:** another N (at least one a bracket) is divided among the brackets in the same proportions.
+    Objectives of different numbers of steps (`outcome.steps`) are not comparable.
 
     Args:
         num_steps: R, of the trials that reach a last rung.
@@ -39,16 +40,10 @@ def hyperband(
     Reference:
         Li, Jamieson, DeSalvo, Rostamizadeh, Talwalkar, 2018, arXiv:1603.06560, Algorithm 1 and Table 1.
     """
-    ladder = brackets(num_steps, min_steps=min_steps, eta=eta)
-    total = sum(rungs[0].num for rungs in ladder)
+    num_halvings(num_steps, min_steps, eta)  # what cannot be is refused here
 
     def run(population, key, hparams):
-        num = count(hparams)
-        if num != total:
-            raise ValueError(
-                f"hparams has {num} members, expected {total} for the {len(ladder)} brackets of hyperband; "
-                "ask the searcher for num_trials(...)"
-            )
+        ladder = brackets(num_steps, min_steps=min_steps, eta=eta, num=count(hparams))
         ask_key, key = jax.random.split(key)
         memory = None if searcher is None else searcher.init(ask_key)
         outcomes, start = [], 0
@@ -66,19 +61,42 @@ def hyperband(
 
 
 def brackets(
-    num_steps: int, *, min_steps: int = 1, eta: float = 3.0
+    num_steps: int, *, min_steps: int = 1, eta: float = 3.0, num: int | None = None
 ) -> tuple[tuple[Rung, ...], ...]:
-    """Return the rungs of every bracket, the boldest first: Table 1 of the paper for R = 81, η = 3."""
+    """Return the rungs of every bracket, the boldest first: Table 1 of the paper for R = 81, η = 3.
+
+    Args:
+        num_steps: R.
+        min_steps: least steps of any trial.
+        eta: η.
+        num: trials to divide among the brackets; the paper's number where None.
+
+    Raises:
+        ValueError: for fewer trials than brackets.
+    """
     most = num_halvings(num_steps, min_steps, eta)
-    found = []
-    for s in range(most, -1, -1):
-        num = math.ceil((most + 1) * eta**s / (s + 1) - 1e-9)
-        found.append(geometric_rungs(num, num_steps, s, eta))
-    return tuple(found)
+    sizes = [math.ceil((most + 1) * eta**s / (s + 1) - 1e-9) for s in range(most, -1, -1)]
+    sizes = sizes if num is None else _divided(num, sizes)
+    levels = range(most, -1, -1)
+    return tuple(
+        geometric_rungs(size, num_steps, s, eta) for size, s in zip(sizes, levels, strict=True)
+    )
+
+
+def _divided(num: int, sizes: list[int]) -> list[int]:
+    """Divide `num` trials in the proportions of `sizes`: one for each, the rest by rounded shares."""
+    if num < len(sizes):
+        raise ValueError(
+            f"hparams has {num} members, expected at least {len(sizes)}, the brackets of hyperband; ask the "
+            "searcher for more, or raise min_steps"
+        )
+    above = np.array(sizes) - 1 if max(sizes) > 1 else np.ones(len(sizes))
+    edges = np.floor(np.cumsum(above) / np.sum(above) * (num - len(sizes)) + 0.5).astype(int)
+    return (1 + np.diff(edges, prepend=0)).tolist()
 
 
 def num_trials(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> int:
-    """Return N, the trials that one pass over the brackets takes."""
+    """Return N, the trials that one pass over the brackets takes in the paper."""
     return sum(rungs[0].num for rungs in brackets(num_steps, min_steps=min_steps, eta=eta))
 
 

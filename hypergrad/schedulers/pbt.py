@@ -51,8 +51,9 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
     **Cost:** N x `num_steps` steps; the schedules found take N x periods x hparams in `info`. Under `jit`,
     one compiled program.
 
-    **Limits:** greedy: what pays late is lost. `outcome.hparams` are those of the last period; the schedule
-    that led to a member is `info["schedule.NAME"]` `[N, periods, ...]`, its objectives `info["curve"]`.
+    **Limits:** greedy: what pays late is lost. `outcome.hparams` are those of the last period: of a schedule
+    over training, what the member was trained with; of a scalar, its last value. What each period had is
+    `info["schedule.NAME"]` `[N, periods, ...]`, its objectives `info["curve"]`.
 
     Args:
         num_steps: of each member.
@@ -172,11 +173,18 @@ def sources(key: Key, values: Array, fraction: float) -> tuple[Array, Array]:
     return jnp.where(moved, order[drawn], jnp.arange(num, dtype=jnp.int32)), moved
 
 
-def perturb(space: PyTree, *, factor: float = 1.2, resample: float = 0.25) -> Explore:
+def perturb(
+    space: PyTree,
+    *,
+    factor: float = 1.2,
+    resample: float = 0.25,
+    draw: Callable[[PyTree, Key], HParams] = spaces.sample,
+) -> Explore:
     """Multiply each dimension by `factor` or by 2 − `factor`, or draw it anew.
 
     Whole numbers are rounded away from where they were, values stay within their bounds. Options are
-    drawn anew or kept; static dimensions are kept. Each dimension decides for itself, a schedule as a whole.
+    drawn anew or kept; static dimensions are kept. Each dimension decides for itself. A schedule changes as a
+    whole from the present on: of its steps, what has been trained with stays.
 
     **Limits:** a `Real` at zero moves only by being drawn anew.
 
@@ -184,6 +192,7 @@ def perturb(space: PyTree, *, factor: float = 1.2, resample: float = 0.25) -> Ex
         space: of the hparams.
         factor: above 1, below 2.
         resample: probability of drawing anew.
+        draw: (space, key) -> hparams, e.g. `space.sample_constant` for schedules of one value.
 
     Reference:
         Jaderberg et al., 2017, arXiv:1711.09846, section 4.
@@ -202,18 +211,21 @@ def perturb(space: PyTree, *, factor: float = 1.2, resample: float = 0.25) -> Ex
     dims, structure = jax.tree.flatten(space)
     traced = spaces.dynamic(space)
 
-    def one(key, hparams):
+    def one(key, hparams, past):
         draw_key, key = jax.random.split(key)
-        drawn = jax.tree.leaves(spaces.sample(traced, draw_key))
+        drawn = jax.tree.leaves(draw(traced, draw_key))
         given = jax.tree.leaves(hparams)
         keys = jax.random.split(key, len(dims))
         moved = [
-            _perturb(*args, factor, resample) for args in zip(dims, keys, given, drawn, strict=True)
+            _later(args[0], past, args[2], _perturb(*args, factor, resample))
+            for args in zip(dims, keys, given, drawn, strict=True)
         ]
         return jax.tree.unflatten(structure, moved)
 
     def explore(key, hparams, history):
-        return jax.vmap(one)(jax.random.split(key, count(hparams)), hparams)
+        past = 0.0 if history is None else history.num / history.values.shape[0]
+        keys = jax.random.split(key, count(hparams))
+        return jax.vmap(one, in_axes=(0, 0, None))(keys, hparams, past)
 
     return explore
 
@@ -232,3 +244,12 @@ def _perturb(dim, key: Key, value: Array, drawn: Array, factor: float, resample:
         moved = jnp.clip(moved, bounds.low, bounds.high)
     anew = jax.random.bernoulli(draw_key, resample)
     return jnp.where(anew, drawn, moved).astype(value.dtype)
+
+
+def _later(dim, past: float | Array, value: Array, moved: Array) -> Array:
+    """Keep the share `past` of a schedule, which is over; other dimensions have none."""
+    if not isinstance(dim, spaces.Sequence):
+        return moved
+    time = jnp.arange(dim.length) / dim.length
+    moved = jnp.where((time < past).reshape((-1,) + (1,) * (value.ndim - 1)), value, moved)
+    return jax.lax.cummin(moved) if dim.decreasing else moved
