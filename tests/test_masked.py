@@ -36,7 +36,7 @@ def problem(apply, init, optimizer, mean=lambda values, h: jnp.mean(values)):
         return mean(values, h) + 1e-3 * sum(jnp.sum(w**2) for w in jax.tree.leaves(params))
 
     def train_batch(key, step):
-        index = jax.random.randint(key, (16,), 0, 48)
+        index = jax.random.bits(key, (16,)) % 48
         return X[index], Y[index]
 
     return Problem(
@@ -49,7 +49,7 @@ def problem(apply, init, optimizer, mean=lambda values, h: jnp.mean(values)):
     )
 
 
-def masked(optimizer, most_width=12, most_depth=3, activation=jax.nn.sigmoid):
+def masked(optimizer, most_width=12, most_depth=2, activation=jax.nn.sigmoid):
     module = MaskedMLP(most_width, most_depth, 3, activation)
     return problem(
         lambda p, x, h: module.apply({"params": p}, x, h["width"], h["depth"]),
@@ -72,16 +72,14 @@ def plain(optimizer, params, h, activation=jax.nn.sigmoid):
 
 
 def reference(optimizer, first, h, key, num_steps):
-    """Train without padding from the padded first weights, as one program: weights, objective, gradient."""
+    """Train without padding from the padded first weights, as one program: weights and objective."""
     static = {name: h[name] for name in ("width", "depth", "batch")}
 
     @jax.jit
     def train(params, lr):
         small, given = plain(optimizer, params, static), static | {"lr": lr}
         state = unroll(small, given, init_state(small, key, given), num_steps)
-        value = small.objective(state.params, given, small.valid_batch(key))
-        batch = (X[: h["batch"]], Y[: h["batch"]])
-        return state.params, value, jax.grad(small.loss)(params, given, batch)
+        return state.params, small.objective(state.params, given, small.valid_batch(key))
 
     return train(unpad(first, h["width"], h["depth"]), h["lr"])
 
@@ -92,7 +90,7 @@ def close(a, b, tolerance):
 
 
 def total(tree):
-    return sum(float(jnp.sum(jnp.abs(w))) for w in jax.tree.leaves(tree))
+    return sum(float(np.sum(np.abs(w))) for w in jax.tree.leaves(tree))
 
 
 SHAPES = [(7, 2, 10), (1, 1, 3)]
@@ -110,40 +108,37 @@ def test_training_equals_that_of_the_true_shape(optimizer, num):
     states = members.init(keys, hparams)
     after = members.advance(hparams, states, 12)
     values = members.value(hparams, after)
-    batch = (X[:16], Y[:16])
-    grads = jax.jit(jax.vmap(lambda p, h: jax.grad(made.loss)(p, h, batch)))(
-        states.train.params, hparams
-    )
     for i, (width, depth, size) in enumerate(SHAPES[:num]):
         h = {"width": width, "depth": depth, "batch": size, "lr": jnp.float32(0.05)}
-        first, last, padded = (
-            jax.tree.map(lambda x, i=i: x[i], t)
-            for t in (states.train.params, after.train.params, grads)
+        first, last = (
+            jax.tree.map(lambda x, i=i: np.asarray(x)[i], t)
+            for t in (states.train.params, after.train.params)
         )
-        params, value, grad = reference(optimizer, first, h, keys[i], 12)
-        close(unpad(padded, width, depth), grad, 1e-6)
+        params, value = reference(optimizer, first, h, keys[i], 12)
         np.testing.assert_allclose(values[i], value, rtol=1e-6)
         trained = unpad(last, width, depth)
         close(trained, params, TOLERANCE[optimizer])
         # what is padded never moves
-        for whole, cut in ((last, trained), (padded, unpad(padded, width, depth))):
-            assert total(whole) == pytest.approx(total(cut), rel=1e-6)
+        assert total(last) == pytest.approx(total(trained), rel=1e-6)
 
 
 def test_outputs_and_first_weights():
     module = MaskedMLP(16, 3, 4, jnp.tanh)
-    for width, depth in ((5, 2), (jnp.array([3, 8, 2]), 3)):
-        params = jax.jit(module.init)(KEY, X[:1], width, depth)["params"]
-        found = module.apply({"params": params}, X, width, depth)
-        widths = np.broadcast_to(np.asarray(width), (depth,)).tolist()
+    init, apply = jax.jit(module.init), jax.jit(module.apply)
+    for width, depth in ((np.array([5, 4, 16]), 2), (np.array([3, 8, 2]), 3)):
+        params = init(KEY, X[:1], width, depth)["params"]
+        found = apply({"params": params}, X, width, depth)
+        widths = width[:depth].tolist()
         small = MLP((*widths, 4), jnp.tanh)
-        expected = small.apply({"params": unpad(params, width, depth)}, X)
+        few = unpad(jax.tree.map(np.asarray, params), width[:depth], depth)
+        expected = jax.jit(small.apply)({"params": few}, X)
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    wide = MaskedMLP(400, 2, 4)
-    kernel = unpad(jax.jit(wide.init)(KEY, X[:1], 100, 2)["params"], 100, 2)["dense_1"]["kernel"]
-    usual = jax.jit(MLP((100, 100, 4)).init)(KEY, X[:1])["params"]["dense_1"]["kernel"]
+    wide = MaskedMLP(400, 1, 100)
+    params = jax.tree.map(np.asarray, jax.jit(wide.init)(KEY, X[:1], 100, 1)["params"])
+    kernel = unpad(params, 100, 1)["dense_1"]["kernel"]
+    usual = jax.jit(MLP((100, 100)).init)(KEY, X[:1])["params"]["dense_1"]["kernel"]
     assert float(kernel.std()) == pytest.approx(float(usual.std()), rel=0.03)
-    assert float(jnp.abs(kernel).max()) == pytest.approx(float(jnp.abs(usual).max()), rel=0.03)
+    assert float(np.abs(kernel).max()) == pytest.approx(float(np.abs(usual).max()), rel=0.03)
 
 
 def test_masked_mean():
@@ -155,31 +150,40 @@ def test_masked_mean():
 
 
 def test_buckets_train_the_same_members_for_less():
+    """Each member in the program of its bucket, at its own place; the network itself is tested above."""
     hparams = {
-        "width": jnp.array([2, 12, 3, 6, 2, 5]),
-        "depth": jnp.array([1, 3, 1, 2, 2, 2]),
-        "batch": jnp.full(6, 16),
-        "lr": jnp.full(6, 0.05),
+        "width": np.array([2, 12, 3, 6, 2, 5]),
+        "depth": np.array([1, 3, 1, 2, 2, 2]),
+        "lr": np.linspace(0.01, 0.06, 6, dtype=np.float32),
     }
 
     def sizes(h):
         return np.stack([h["width"], h["depth"]], axis=1)
 
+    def padded(shape):
+        live = lambda h: jnp.arange(shape[0]) < h["width"]  # noqa: E731
+        return Problem(
+            init=lambda key, h: jnp.where(live(h), 1.0, 0.0),
+            loss=lambda w, h, b: jnp.sum(w**2) / 2,
+            objective=lambda w, h, b: jnp.sum(w),
+            optimizer=lambda h: optax.sgd(h["lr"]),
+            train_batch=lambda key, step: (),
+            valid_batch=lambda key: (),
+        )
+
     cost = mlp_cost(5, 3)
     planned = buckets.plan(sizes(hparams), cost, most=2)
     assert len(planned.shapes) == 2 and planned.cost < 0.6 * planned.one == 0.6 * cost((12, 3))
-    keys, built = jax.random.split(KEY, 6), {}
+    built = []
 
     def build(shape):
-        built[shape] = population(masked("sgd", *shape), layout=chunked(2))
-        return built[shape]
+        built.append(shape)
+        return population(padded(shape), layout=chunked(2))
 
     members = bucketed(build, sizes, planned)
-    states = members.advance(hparams, members.init(keys, hparams), 8)
-    values = members.value(hparams, states)
-    assert list(built) == list(planned.shapes) and np.isfinite(values).all()
-    for shape, bucket in built.items():
-        index = np.flatnonzero(planned.assign(sizes(hparams)) == planned.shapes.index(shape))
-        few = jax.tree.map(lambda x, i=index: x[i], hparams)
-        states = bucket.advance(few, bucket.init(keys[index], few), 8)
-        np.testing.assert_array_equal(values[index], bucket.value(few, states))
+    states = members.advance(hparams, members.init(jax.random.split(KEY, 6), hparams), 8)
+    assert built == [planned.shapes[b] for b in dict.fromkeys(planned.assign(sizes(hparams)))]
+    for group in states:
+        assert group.states.train.params.shape == (len(group.index), group.label[0])
+    expected = hparams["width"] * (1 - hparams["lr"].astype(np.float64)) ** 8
+    np.testing.assert_allclose(members.value(hparams, states), expected, rtol=1e-6)

@@ -27,7 +27,7 @@ SPACE = {
     "rate": LogReal(0.1, 1.0),
     "end": Real(0, 1),
     "size": Integer(1, 3),
-    "kind": Choice("abcd"),
+    "kind": Choice(("a", "b", "c", "d")),
 }
 SIZE, HORIZON = 12, 9
 SEARCHES = [name for name in registry.METHODS if name not in ("descent", "bilevel")]
