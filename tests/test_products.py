@@ -96,7 +96,8 @@ def test_resumed_to_the_same_bits_with_failures_and_ties(tmp_path, method, sched
     cost = registry.scheduler(scheduler, SPACE, HORIZON, SIZE)[1]
     whole = study.run(tuner, KEY, 3)
     values = np.stack([o.values for o in whole.outcomes])
-    assert np.isnan(values).any() and np.isneginf(values).any()
+    if scheduler != "pbt":  # whose members that fail go on from others
+        assert np.isnan(values).any() and np.isneginf(values).any()
     assert len(np.unique(values)) < values.size
     best = min(final_values(o).min() for o in whole.outcomes)
     assert whole.best_value == best and np.isfinite(best)
@@ -182,8 +183,8 @@ def test_tuned_resumed_and_told_by_generation(tmp_path, no_report, capsys, monke
     def stop(now):
         if now.phase == "cross_entropy":
             seen.append(now)
-        if len(seen) == 2:
-            raise KeyboardInterrupt
+            if len(seen) == 2:
+                raise KeyboardInterrupt
 
     half = hg.tune(TASK, storage=tmp_path / "a", callbacks=[hg.Callback(step=stop)], **SETTINGS)
     assert half.interrupted and [len(o.values) for o in half.outcomes] == [12, 12]
