@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import core
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hypergrad.devices import mesh as make_mesh
 from hypergrad.types import PyTree
@@ -34,6 +34,7 @@ class Layout(NamedTuple):
         multiple: N has to be a multiple of it; 1 where any N will do.
         host: whether it loops on the host, and so cannot be traced.
         label: what it is, for people.
+        whole: (tree) -> the same arrays, each of them whole on every device, also of other hosts.
     """
 
     each: Callable[[Callable, bool], Mapped]
@@ -41,6 +42,7 @@ class Layout(NamedTuple):
     multiple: int
     host: bool
     label: str
+    whole: Callable[[PyTree], PyTree] = lambda tree: tree
 
 
 class LayoutWarning(UserWarning):
@@ -97,7 +99,8 @@ def sharded(mesh: Mesh | None = None, inner: Layout | None = None, *, pad: bool 
     """Give each device of a mesh its share of the members, and compute those by `inner`.
 
     Devices exchange nothing while members train; what is gathered is one number a member. Populations
-    that shrink are filled up with copies of the last member.
+    that shrink are filled up with copies of the last member. Over several hosts (`jax.distributed.initialize()`
+    first of all) every process runs the same study, and comes to the same outcomes.
 
     Args:
         mesh: of one axis; all devices of jax, on all its hosts, where None.
@@ -127,8 +130,11 @@ def sharded(mesh: Mesh | None = None, inner: Layout | None = None, *, pad: bool 
 
         return _backing_off(at, inner.width, num)
 
-    multiple = 1 if pad else num
-    return Layout(each, inner.width, multiple, False, f"{num} devices, {inner.label} on each")
+    def whole(tree):
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+    multiple, label = 1 if pad else num, f"{num} devices, {inner.label} on each"
+    return Layout(each, inner.width, multiple, False, label, whole)
 
 
 def default_layout() -> Layout:

@@ -50,6 +50,7 @@ class Population(NamedTuple):
             `diverged`, the step at which training or the objective was first not finite, or -1.
         take: (states, index) -> states of the members `index`.
         host: whether it works on the host between compiled calls, so that it cannot be traced.
+        whole: (tree) -> the same arrays, whole on every device: what a process may read.
     """
 
     init: Callable[[Key, HParams], PyTree]
@@ -58,6 +59,7 @@ class Population(NamedTuple):
     judge: Callable[[HParams, PyTree], tuple[Array, dict[str, Array]]]
     take: Callable[[PyTree, Array], PyTree] = take
     host: bool = False
+    whole: Callable[[PyTree], PyTree] = lambda tree: tree
 
 
 def population(
@@ -135,7 +137,7 @@ def population(
     def value(hparams, states):
         return judge(hparams, states)[0]
 
-    return Population(init, advance, value, judge, take, layout.host)
+    return Population(init, advance, value, judge, take, layout.host, layout.whole)
 
 
 class _Run(NamedTuple):

@@ -1,6 +1,7 @@
 """Populations: every layout trains the same members, and nobody depends on the company."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,17 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from hypergrad import buckets, devices, layout as layouts
+from hypergrad import buckets, devices, layout as layouts, study
 from hypergrad.groups import partitioned, with_hparams
 from hypergrad.layout import LayoutWarning, chunked, looped, sharded, vectorized
 from hypergrad.population import population
 from hypergrad.problem import Problem
+from hypergrad.schedulers import halving
+from hypergrad.searchers import random
 from hypergrad.sizing import fastest_layout
-from hypergrad.space import Choice, Integer, LogReal, dynamic, sample
+from hypergrad.space import Choice, Integer, LogReal, Real, dynamic, sample
 from hypergrad.train import init_state, unroll
+from hypergrad.tuners import search
 
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(32, 3)), jnp.float32)
@@ -356,8 +360,8 @@ def test_buckets_are_the_best_cuts():
     assert found.cost == pytest.approx((3 * 36 + 2 * 41**2 + 100**2) / 6) and found.one == 100**2
     assert buckets.plan(sizes, lambda s: s[0] ** 2, most=3, price=1e9).shapes == ((100,),)
     # against every way to cut
-    random = np.random.default_rng(0)
-    widths = np.sort(random.integers(1, 60, 9))
+    drawn = np.random.default_rng(0)
+    widths = np.sort(drawn.integers(1, 60, 9))
     cost = lambda s: s[0] ** 1.5  # noqa: E731
     best = min(
         sum(cost((w[-1],)) * len(w) for w in (widths[:i], widths[i:j], widths[j:]) if len(w))
@@ -365,7 +369,7 @@ def test_buckets_are_the_best_cuts():
         for j in range(i, 10)
     )
     assert buckets.plan(widths[:, None], cost).cost == pytest.approx(best / 9)
-    plane = random.integers(1, 30, (40, 2))
+    plane = drawn.integers(1, 30, (40, 2))
     found = buckets.plan(plane, lambda s: s[0] * s[1], most=4)
     assert found.shapes[-1] == tuple(plane.max(0)) and found.cost < 0.7 * found.one
     chosen = np.asarray(found.shapes)[found.assign(plane)]
@@ -474,3 +478,50 @@ def test_any_number_of_devices_gives_the_same_values():
     assert found["devices"] == 4
     # what leaves a device to be judged is a number or two a member, no weights
     assert found["gathers"] and all("[6]" in g or "[8]" in g for g in found["gathers"])
+
+
+TWO = """
+import json, sys
+import jax
+jax.distributed.initialize("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]))
+sys.path.insert(0, {tests!r})
+import test_population as t
+found = t.searched()
+print(json.dumps([found.digest, len(jax.devices()), [o.values.tolist() for o in found.outcomes]]))
+"""
+
+
+def searched():
+    """Search by halving over all devices, of all processes."""
+    box = {"lr": LogReal(1e-3, 0.3), "scale": Real(0.1, 1.0)}
+    members = population(PROBLEM, layout=sharded(devices.mesh(), chunked(2), pad=True))
+    scheduler = halving(8, min_steps=4, eta=2.0)
+    return study.run(search(members, random(box), scheduler, 5), KEY, 2)
+
+
+def test_two_processes_find_what_one_finds():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    script = TWO.format(tests=str(Path(__file__).parent))
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, port, str(rank)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], said[0][1][-2000:]
+    one = searched()
+    for out, _ in said:
+        digest, num_devices, values = json.loads(out.splitlines()[-1])
+        assert num_devices == 2 * len(jax.devices())
+        np.testing.assert_allclose(values, [o.values for o in one.outcomes], rtol=1e-5)
+        assert digest == json.loads(said[0][0].splitlines()[-1])[0]

@@ -31,7 +31,8 @@ def search(population: Population, searcher: Searcher, scheduler: Scheduler, num
         hparams = ask(ask_key, state)
         outcome = scheduler(population, train_key, hparams)
         state = tell(state, outcome)
-        return state, outcome._replace(info={**outcome.info, **searcher.info(state)})
+        info = {**outcome.info, **searcher.info(state)}
+        return population.whole((state, outcome._replace(info=info)))
 
     whole = jax.jit(parts)
     apart = population.host
