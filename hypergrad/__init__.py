@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hypergrad import (
         adapters,
+        buckets,
+        devices,
         estimators,
+        groups,
         integrations,
+        layout,
         policies,
         schedulers,
         searchers,
+        sizing,
         solve,
         space,
         study,
@@ -41,7 +46,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters estimators integrations policies schedulers searchers solve space study tuners",
+    "hypergrad": "adapters buckets devices estimators groups integrations layout policies schedulers searchers "
+    "sizing solve space study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
     "hypergrad.expected": "enumerated expected sampled",
@@ -90,13 +96,17 @@ __all__ = [
     "adapters",
     "averaged",
     "best_response",
+    "buckets",
     "check",
+    "devices",
     "enumerated",
     "estimators",
     "expected",
     "gauss_newton",
+    "groups",
     "init_state",
     "integrations",
+    "layout",
     "load_schedule",
     "policies",
     "population",
@@ -109,6 +119,7 @@ __all__ = [
     "schedulers",
     "searchers",
     "select",
+    "sizing",
     "solve",
     "space",
     "step",

@@ -13,6 +13,7 @@ EPILOG = """examples:
   hypergrad tune digits --out runs/digits
   hypergrad tune tabular --data my.csv --label price --out runs/prices
   hypergrad tune images --data ~/mnist --method random --budget 64
+  hypergrad tune digits --method cross_entropy --population 64 --generations 4 --scheduler halving
   hypergrad tune my_task.py:task --arg width=32
   hypergrad run study.toml --seed 1
   hypergrad resume runs/digits digits
@@ -50,7 +51,7 @@ COMMANDS = {
     "report": "write the report of a finished study again",
     "check": "compare every estimator with finite differences on a task",
     "recommend": "say which estimator to use on a task, and why",
-    "list": "list the tasks, methods, estimators and logs",
+    "list": "list the tasks, methods, schedulers, estimators and logs",
     "completion": "write the completion script of a shell",
 }
 

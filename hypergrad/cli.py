@@ -1,6 +1,7 @@
 """The command line. Heavy libraries are imported by the commands that need them."""
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from hypergrad.problem import Task
     from hypergrad.study import Study
 
+MOST_DEVICES = 1024
+"""More devices than a study could have been started with on one machine are not made because a file says so."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
@@ -107,6 +110,7 @@ def _tune_task(given: argparse.Namespace, options: dict[str, Any], command: str,
         raise ValueError(f'{given.file!r} names no task, expected one; write e.g. task = "digits"')
     name = options["task"]
     out = Path(options.get("out") or Path("runs") / _plain_name(name))
+    _use_cores(options.get("method"), options.get("devices"))
     task, task_arguments = _load(name, options, file=file)
     from hypergrad.tune import tune
 
@@ -124,6 +128,14 @@ def _tune_task(given: argparse.Namespace, options: dict[str, Any], command: str,
         )
 
     return _run(given, start, out, name, options.get("log", []))
+
+
+def _use_cores(method: str | None, num: int | None) -> None:
+    """Make every core a device for a search, before anything computes: jax fixes its devices then."""
+    if method not in (None, "descent", "bilevel"):
+        from hypergrad.devices import use_cores
+
+        use_cores(num)
 
 
 def _run(given: argparse.Namespace, start, out: Path, task: str, logs: list[str]) -> int:
@@ -245,6 +257,12 @@ def _load_recorded(given: argparse.Namespace) -> "Task":
             f"TASK is missing, expected that of the study, {str(described.get('task'))[:80]!r} (no code is "
             f"loaded because a file names it); name it: hypergrad {given.command} {given.directory}{trial} TASK"
         )
+    num = described["machine"].get("num_devices")
+    if type(num) is int and 1 <= num <= MOST_DEVICES:
+        with contextlib.suppress(
+            ValueError
+        ):  # the study says what it needs where this comes too late
+            _use_cores(str(described.get("method")), num)
     recorded = described.get("task_arguments")
     recorded = recorded if isinstance(recorded, dict) else {}
     task, arguments = _load(given.task, options, recorded=recorded)
@@ -383,16 +401,22 @@ def _list(given: argparse.Namespace, command: str) -> int:
         return (function.__doc__ or "").partition("\n")[0]
 
     tasks = known_tasks()
-    methods = dict(registry.METHODS)
+    methods, schedulers = dict(registry.METHODS), dict(registry.SCHEDULERS)
     estimators = {name: first_line(factory) for name, factory in registry.ESTIMATORS.items()}
     bilevel = {name: first_line(factory) for name, factory in registry.BILEVEL.items()}
     logs = {name: first_line(factory) for name, factory in LOGS.items()}
+    groups = {
+        "methods": methods,
+        "schedulers": schedulers,
+        "estimators": estimators,
+        "bilevel": bilevel,
+        "logs": logs,
+    }
     if given.json:
         from hypergrad.terminal import print_json
 
         listed = {name: known._asdict() for name, known in tasks.items()}
-        named = {"methods": methods, "estimators": estimators, "bilevel": bilevel, "logs": logs}
-        print_json({"tasks": listed, **named})
+        print_json({"tasks": listed, **groups})
         return 0
     print("tasks (of ./tasks; your own: file.py:name)")
     for name, known in tasks.items():
@@ -400,7 +424,6 @@ def _list(given: argparse.Namespace, command: str) -> int:
         print(f"  {name:12s} {known.summary}{needs}")
     if not tasks:
         print("  none: there is no folder ./tasks here")
-    groups = {"methods": methods, "estimators": estimators, "bilevel": bilevel, "logs": logs}
     for title, texts in groups.items():
         print(title)
         for name, text in texts.items():

@@ -17,7 +17,7 @@ import numpy as np
 from hypergrad import checkpoint, export, records, tree, trials
 from hypergrad.journal import Journal, read
 from hypergrad.problem import check_horizon
-from hypergrad.searchers.base import Outcome
+from hypergrad.searchers.base import Outcome, final_values
 from hypergrad.storage import (
     ADVICE,
     FORMAT,
@@ -38,7 +38,8 @@ class Study(NamedTuple):
     """What a tuner found.
 
     Attributes:
-        best: the hparams with the lowest finite objective, as numpy arrays; None if there was none.
+        best: the hparams with the lowest finite objective among those trained longest in their step, as
+            numpy arrays; None if there was none.
         best_value: that objective; infinity if there was none.
         outcomes: every outcome, as numpy arrays, in order.
         interrupted: whether Ctrl-C ended it.
@@ -308,7 +309,7 @@ def _run(
     def keep(outcome: Outcome) -> None:
         nonlocal best, best_value
         outcomes.append(outcome)
-        values = np.where(np.isfinite(outcome.values), outcome.values, np.inf)
+        values = final_values(outcome)
         member = int(np.argmin(values))
         if values[member] < best_value:
             best_value = float(values[member])

@@ -22,11 +22,12 @@ from hypergrad.callbacks import Callback, Listeners, Progress
 from hypergrad.estimators import Estimator, average, plan, reverse
 from hypergrad.estimators.base import StructuralZeroWarning
 from hypergrad.judge import judge, validate
+from hypergrad.layout import layout_for
 from hypergrad.population import population
 from hypergrad.problem import Problem, Task, check, check_extras, check_horizon, check_snippet
-from hypergrad.schedulers import full
-from hypergrad.searchers import Outcome
+from hypergrad.searchers import Outcome, final_values
 from hypergrad.settings import BY_GRADIENT, Settings, check_settings, check_used
+from hypergrad.sizing import fastest_layout
 from hypergrad.storage import (
     FORMAT,
     Folder,
@@ -90,6 +91,7 @@ def tune(
     check_used([name for name, value in settings.items() if value is not None], chosen.method)
     listeners = Listeners(callbacks)
     with collected_warnings() as caught:
+        chosen = measured(task, chosen)
         built = build(task, chosen)  # what cannot work is refused before an old study is replaced
         if storage is None:
             return complete(task, chosen, built, None, details or {}, listeners, caught)
@@ -182,10 +184,10 @@ def complete(
         baseline = None
         if settings.method in BY_GRADIENT and not found.interrupted:
             num_trials = max(1, round(cost * len(found.outcomes)))
-            num_steps, size = _generations("random", num_trials)
+            num_steps, size = _generations(registry.most_trials("random"), num_trials)
             show = _Steps(listeners, "random", num_steps, size)
             about = {"task": task.name, "method": "random"}
-            rival = _search(task, "random", num_steps, size)
+            rival = _search(task, Settings("random", population=size, generations=num_steps))[0]
             with _random_folder(folder) as inner:
                 baseline = _run(rival, random_key, inner, about, show)
 
@@ -234,10 +236,10 @@ def _choose(
     if found.best is None:
         return jax.tree.map(np.asarray, spaces.default(task.space)), float("inf")
     trials = [
-        (float(o.values[m]), jax.tree.map(lambda x, m=m: x[m], o.hparams))
+        (float(value), jax.tree.map(lambda x, m=m: x[m], o.hparams))
         for o in (found.outcomes[-FINALISTS:] if method in BY_GRADIENT else found.outcomes)
-        for m in range(len(o.values))
-        if np.isfinite(o.values[m])
+        for m, value in enumerate(final_values(o))
+        if np.isfinite(value)
     ]
     finalists = [h for _, h in sorted(trials, key=lambda t: t[0])[:FINALISTS]]
     finalists.append(found.best)
@@ -268,6 +270,7 @@ def check_task(task: Task, settings: Settings) -> Settings:
     registry.check_name("method", settings.method, registry.METHODS)
     registry.check_name("estimator", settings.estimator, registry.ESTIMATORS)
     registry.check_name("bilevel", settings.bilevel, registry.BILEVEL)
+    registry.check_name("scheduler", settings.scheduler, registry.SCHEDULERS)
     if settings.method in BY_GRADIENT:
         spaces.check_differentiable(task.space)
     else:
@@ -280,12 +283,11 @@ def check_task(task: Task, settings: Settings) -> Settings:
 
 
 def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
-    """Build the tuner, and say how many estimates, trials or steps of its own one of its steps costs."""
+    """Build the tuner, and say how many estimates, trainings or steps of its own one of its steps costs."""
     if settings.method == "bilevel":
         return _bilevel_tuner(task, settings), 1
     if settings.method != "descent":
-        num_steps, size = _num_steps(settings), width(settings)
-        return _search(task, settings.method, num_steps, size), size
+        return _search(task, settings)
     estimator = _estimator(task, settings)
     if settings.num_seeds > 1:
         estimator = average(estimator, settings.num_seeds)
@@ -325,20 +327,40 @@ def _bilevel_tuner(task: Task, settings: Settings) -> Tuner:
     )
 
 
-def _search(task: Task, method: str, num_generations: int, size: int) -> Tuner:
-    searcher = registry.searcher(method, task.space, num_generations * size, size)
-    key = jax.random.key(0)
-    # a generation that cannot be asked for is refused before a study begins
-    jax.eval_shape(lambda key: searcher.ask(key, searcher.init(key), size), key)
-    return search(population(task.problem), searcher, full(task.horizon), size)
+def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
+    num_generations, size = generations(settings)
+    searcher = registry.searcher(settings.method, task.space, num_generations * size, size)
+    scheduler, cost = registry.scheduler(settings.scheduler, task.space, task.horizon, size)
+    layout = layout_for(size, settings.devices, settings.chunk)
+    tuner = search(population(task.problem, layout=layout), searcher, scheduler, size)
+    # a generation that cannot be is refused before a study begins
+    jax.eval_shape(lambda key: tuner.step(key, tuner.init(key)), jax.random.key(0))
+    return tuner, cost
+
+
+def measured(task: Task, settings: Settings) -> Settings:
+    """Return the settings with the chunk of a search that is fastest within its memory, where that is given."""
+    if settings.method in BY_GRADIENT or settings.memory is None or settings.chunk is not None:
+        return settings
+    size = generations(settings)[1]
+    num_devices = settings.devices or len(jax.devices())
+    keys = jax.random.split(jax.random.key(settings.seed), size)
+    hparams = jax.vmap(lambda key: spaces.sample_constant(task.space, key))(keys)
+    found = fastest_layout(
+        task.problem, hparams, memory=settings.memory, num_devices=num_devices
+    ).layout
+    return settings._replace(chunk=found.width or -(-size // num_devices))
 
 
 def _generations(
-    method: str, num_trials: int, size: int | None = None, num: int | None = None
+    most: int, num_trials: int, size: int | None = None, num: int | None = None
 ) -> tuple[int, int]:
-    """Cut trials into equal generations: how many, and how large; together less than one a generation more."""
+    """Cut trials into equal generations of at most `most`: how many, and how large.
+
+    Together they are less than one trial a generation more.
+    """
     if size is None:
-        num = -(-num_trials // registry.most_trials(method)) if num is None else num
+        num = -(-num_trials // most) if num is None else num
         return num, -(-num_trials // num)
     return -(-num_trials // size) if num is None else num, size
 
@@ -351,7 +373,8 @@ def _num_steps(settings: Settings) -> int:
 
 def generations(settings: Settings) -> tuple[int, int]:
     """Return how many generations a search has, and how many trials each."""
-    return _generations(settings.method, settings.budget, settings.population, settings.generations)
+    most = registry.most_trials(settings.method, settings.scheduler)
+    return _generations(most, settings.budget, settings.population, settings.generations)
 
 
 class _Steps:
@@ -364,11 +387,14 @@ class _Steps:
         self.cost = cost
 
     def __call__(self, index: int, outcome: Outcome, best: float) -> None:
-        values = np.where(np.isfinite(outcome.values), outcome.values, np.inf)
+        values = final_values(outcome)
         member = int(np.argmin(values))
         hparams = tree.named(jax.tree.map(lambda x: x[member], outcome.hparams))
         record = {n: x[member].item() for n, x in outcome.info.items() if x.shape == values.shape}
         record["trainings"] = self.cost * (index + 1)
+        finite = outcome.values[np.isfinite(outcome.values)]
+        record["failures"] = len(values) - len(finite)
+        record["median"] = float(np.median(finite)) if len(finite) else float("nan")
         lowest = float(values[member])
         self.listeners.step(
             Progress(self.phase, index + 1, self.num_steps, lowest, best, hparams, record)
@@ -409,7 +435,7 @@ def measure_ratio(
 
 
 def _trace(found: Study, cost: float) -> dict[str, Any]:
-    values = [np.where(np.isfinite(o.values), o.values, np.inf) for o in found.outcomes]
+    values = [final_values(o) for o in found.outcomes]
     lowest = [float(v.min()) for v in values]
     trace = {
         "trainings": [cost * (i + 1) for i in range(len(lowest))],

@@ -22,7 +22,6 @@ from hypothesis import given, settings as fuzz, strategies as st
 from benchmarks import faults
 from hypergrad import checkpoint, cli, records, storage, study
 from hypergrad.journal import Journal, encode, read, scan
-from hypergrad.registry import METHODS
 from hypergrad.results import load
 from hypergrad.searchers import Outcome
 from hypergrad.settings import Settings
@@ -188,7 +187,7 @@ def test_replay_names_the_trials_there_are(kept, trial):
     assert "0 to 7" in refused(study.replay, toy(), kept, trial) or trial != 8
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", faults.CASES)
 def test_every_method_resumes_to_the_same_bits(tmp_path, method):
     faults.stopped(method, tmp_path / "s", 2)
     with warnings.catch_warnings():
@@ -230,7 +229,7 @@ def test_every_prefix_of_a_journal(tmp_path):
 
 
 def test_killed_at_any_instant(tmp_path):
-    for count in faults.kills(tmp_path, len(METHODS), faults.NUM_STEPS).values():
+    for count in faults.kills(tmp_path, len(faults.CASES), faults.NUM_STEPS).values():
         assert count["kills"] and not any(
             count[name] for name in ("records lost", "failed resumes", "other digests")
         )
