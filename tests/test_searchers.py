@@ -609,7 +609,7 @@ def test_a_task_is_tuned_and_resumed(tmp_path, monkeypatch):
         ({"method": "descent", "population": 8}, "population is given with method 'descent'"),
         ({"method": "random", "estimator": "forward"}, "estimator is given with method 'random'"),
         ({"method": "tpe", "learning_rate": 0.05}, "learning_rate is .*expected 'descent' or 'bil"),
-        ({"method": "sobol", "memory": 2**30}, "memory is given with method 'sobol', which does"),
+        ({"method": "bilevel", "memory": 2**30}, "memory is given with method 'bilevel'"),
         ({"method": "grid", "num_restarts": 2}, "num_restarts is given with method 'grid'"),
         ({"bilevel": "saba"}, "bilevel is given with method 'descent'.*expected 'bilevel'"),
         (
