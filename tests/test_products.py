@@ -98,7 +98,7 @@ def test_resumed_to_the_same_bits_with_failures_and_ties(tmp_path, method, sched
     values = np.stack([o.values for o in whole.outcomes])
     if scheduler != "pbt":  # whose members that fail go on from others
         assert np.isnan(values).any() and np.isneginf(values).any()
-    assert len(np.unique(values)) < values.size
+        assert len(np.unique(values)) < values.size
     best = min(final_values(o).min() for o in whole.outcomes)
     assert whole.best_value == best and np.isfinite(best)
     for outcome in whole.outcomes:
