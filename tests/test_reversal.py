@@ -280,7 +280,7 @@ def test_drift_does_not_lose_a_small_leaf_beside_a_large_one():
     assert got.info.num_recomputed >= 1 and got.info.mismatch > limit
     assert_close(got.hypergrad, expected.hypergrad, 1.0)
     mixed = problem._replace(
-        init=lambda key, h: {"large": jnp.ones(3), "small": jnp.ones(4, jnp.bfloat16)}
+        init=lambda key, h: {"large": jnp.ones(3, jnp.float32), "small": jnp.ones(4, jnp.bfloat16)}
     )
     with pytest.raises(ValueError, match="params have the dtypes bfloat16 and float32"):
         drift(mixed, 5).estimate(KEY, (), h)
