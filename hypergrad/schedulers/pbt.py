@@ -250,6 +250,6 @@ def _later(dim, past: float | Array, value: Array, moved: Array) -> Array:
     """Keep the share `past` of a schedule, which is over; other dimensions have none."""
     if not isinstance(dim, spaces.Sequence):
         return moved
-    time = jnp.arange(dim.length) / dim.length
+    time = (jnp.arange(dim.length) + 0.5) / dim.length  # the middle of a step, clear of rounding
     moved = jnp.where((time < past).reshape((-1,) + (1,) * (value.ndim - 1)), value, moved)
     return jax.lax.cummin(moved) if dim.decreasing else moved
