@@ -405,6 +405,6 @@ def _check_pairs(num_pairs: Any) -> None:
     whole = isinstance(num_pairs, (int, np.integer)) and not isinstance(num_pairs, bool)
     if not whole or num_pairs < 2:
         raise ValueError(
-            f"num_pairs is {num_pairs!r}, expected a whole number of at least 2, because the standard error comes from their "
-            "spread; pass e.g. 16"
+            f"num_pairs is {num_pairs!r}, expected a whole number of at least 2, because the standard error "
+            "comes from their spread; pass e.g. 16"
         )
