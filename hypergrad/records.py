@@ -72,6 +72,10 @@ def decode(record: dict[str, Any], like: Outcome) -> Outcome:
             for item, leaf, name in zip(items, leaves, names, strict=True)
         ]
         parts[part] = jax.tree.unflatten(structure, arrays)
+    for part in ("steps", "parent"):
+        alike = np.shape(getattr(like, part)) == np.shape(like.values)
+        if alike and np.shape(parts[part]) != np.shape(parts["values"]):
+            raise _misfit(step, part, "another number of trials")
     return Outcome(**parts)
 
 
