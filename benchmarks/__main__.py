@@ -19,6 +19,7 @@ NAMES = {
     "many": "32 hypergradients at once, and one device a core, against a loop",
     "hypercleaning": "finding flipped labels by tuning a weight for every example",
     "implicit": "cost and agreement of implicit hypergradients, beside jaxopt, TorchOpt and PyTorch",
+    "scaling": "weak scaling of a population over devices, and what a generation sends between them",
     "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
 }
 

@@ -113,9 +113,10 @@ def stopped(method: str, folder: Path, num_steps: int) -> None:
 
 
 def share(num: int) -> Iterator[tuple[str, int]]:
-    """Divide a number among the cases."""
+    """Divide a number among the cases; those that get nothing are left out."""
     for i, method in enumerate(CASES):
-        yield method, num // len(CASES) + (i < num % len(CASES))
+        if share_of := num // len(CASES) + (i < num % len(CASES)):
+            yield method, share_of
 
 
 def kills(folder: Path, num: int, num_steps: int = KILLED_STEPS) -> dict[str, Counter]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import implicit, tables
+from benchmarks import implicit, scaling, tables
 from benchmarks.__main__ import main
 from benchmarks.record import Figure, Results, interleave
 
@@ -127,6 +127,17 @@ def test_a_quick_run_ends_with_its_table(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "| tuned" in done.stdout
     assert len(tables.load(out).cases["digits"]) == 5
+
+
+def test_what_a_program_sends_is_read_off_it():
+    text = """
+      %a = s32[64]{0} all-gather(%b), channel_id=1, dimensions={0}
+      %c = (f32[32,3]{1,0}, bf16[32,100]{1,0}) all-reduce(%d, %e), channel_id=2
+      %f = pred[64]{0} collective-permute-start(%g), channel_id=3
+      %h = f32[64]{0} fusion(%all-gather.1), kind=kLoop
+    """
+    sent = scaling.collectives(text, 64)
+    assert sent == [("scalars", 256), ("scalars", 384), ("states", 6400), ("scalars", 64)]
 
 
 def test_twenty_iterations_solve_the_penalties():

@@ -1,5 +1,6 @@
 """The contract of the estimators, over every member and every problem."""
 
+import os
 import warnings
 
 import jax
@@ -88,6 +89,10 @@ UNDONE = ("drift", "reversible")
 """These take SGD with momentum alone; `tests/test_reversal.py` has more of it."""
 MOMENTUM = ("schedules", "batch_norm_dropout")
 """Problems trained by it."""
+PLAIN = "optimization_level=0" in os.environ.get("XLA_FLAGS", "")
+"""Whether XLA makes plain code, see `conftest.py`: it rounds the gradient of `schedules` otherwise when it is
+computed again, so that `reversible` cannot undo the run. It is tested in code compiled as users do."""
+NOT_REPEATED = "XLA_FLAGS asks for plain code, in which this gradient is not repeated to the bit"
 EVERY = ("ridge", "schedules", "batch_norm_dropout", "polyak")
 """Problems that go through every pass."""
 EXACT = [name for name in ESTIMATORS if not name.startswith("truncated")]
@@ -122,6 +127,8 @@ def test_equals_plain_autodiff(case, name):
         pytest.skip(
             "this problem is not trained by SGD with momentum, or is like one that is tested"
         )
+    if PLAIN and (name, problem_name) == ("reversible", "schedules"):
+        pytest.skip(NOT_REPEATED)
     if problem_name not in EVERY and name not in ("reverse", "forward", "truncated_window"):
         pytest.skip("this problem runs through the default passes only, to compile less")
     estimator = ESTIMATORS[name](problem, HORIZON)
@@ -193,6 +200,8 @@ def test_contract(problem_name, name):
     alone = (*IMPLICIT, *ONLINE, *UNDONE, *EVOLUTION, "truncated_warm", "rtho")
     if name in alone and problem_name != "schedules":
         pytest.skip("one problem is enough for an estimator that shares its passes")
+    if PLAIN and name == "reversible":
+        pytest.skip(NOT_REPEATED)
     problem, hparams = choices() if name in DRAWN else ALL[problem_name]()
     if name in SERVED:
         problem, hparams = only(problem, hparams, SERVED[name])
@@ -262,7 +271,9 @@ def test_finite_differences_in_float64(problem_name):
             slope[name] = (sides[0] - sides[1]) / 2e-6
         estimators = [reverse(problem, HORIZON), forward(problem, HORIZON, chunk=8)]
         if problem_name in MOMENTUM:
-            estimators += [drift(problem, HORIZON), reversible(problem, HORIZON)]
+            estimators.append(drift(problem, HORIZON))
+            if not (PLAIN and problem_name == "schedules"):
+                estimators.append(reversible(problem, HORIZON))
         for estimator in estimators:
             grads = jax.jit(estimator.estimate)(KEY, (), hparams)[1].hypergrad
             largest = max(abs(float(s)) for s in slope.values())

@@ -198,7 +198,7 @@ def test_every_method_resumes_to_the_same_bits(tmp_path, method):
 # ---- small versions of benchmarks/faults.py
 
 
-SMALL = {"flips": 16, "full disks": 6}
+SMALL = {"flips": 8, "full disks": 4}
 
 
 @pytest.mark.parametrize("fault", SMALL)
@@ -229,7 +229,7 @@ def test_every_prefix_of_a_journal(tmp_path):
 
 
 def test_killed_at_any_instant(tmp_path):
-    for count in faults.kills(tmp_path, len(faults.CASES), faults.NUM_STEPS).values():
+    for count in faults.kills(tmp_path, 4, faults.NUM_STEPS).values():
         assert count["kills"] and not any(
             count[name] for name in ("records lost", "failed resumes", "other digests")
         )
