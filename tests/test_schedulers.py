@@ -12,7 +12,7 @@ from hypergrad.groups import partitioned
 from hypergrad.layout import chunked, looped, vectorized
 from hypergrad.population import population
 from hypergrad.problem import Problem
-from hypergrad.schedulers import Rung, full, halving, hyperband, pbt, perturb, staged
+from hypergrad.schedulers import Rung, full, halving, hyperband, pbt, perturb, reach, staged
 from hypergrad.schedulers.hyperband import brackets, num_trials
 from hypergrad.schedulers.pbt import History, sources
 from hypergrad.searchers import Outcome, Searcher
@@ -73,6 +73,7 @@ SCHEDULERS = {
     "staged": (staged([Rung(12, 2), Rung(5, 4), Rung(5, 7), Rung(1, 9)]), 12),
     "hyperband": (hyperband(9, min_steps=3, eta=3.0), num_trials(9, min_steps=3, eta=3.0)),
     "pbt": (pbt(9, shift, period=3, fraction=0.25), 12),
+    "reach": (reach(0.5, 9, every=2), 12),
 }
 
 
@@ -117,6 +118,23 @@ def test_a_study_and_its_generations_as_one_program(name):
     scanned = jax.lax.scan(lambda s, k: tuner.step(k, s), state, keys)[1]
     for i in range(2):
         np.testing.assert_allclose(scanned.values[i], found.outcomes[i].values, rtol=1e-6)
+
+
+def test_when_a_trial_was_there_is_noted():
+    hparams = curves(6)
+    found = [at(hparams, steps) for steps in range(10)]
+    target = float(np.median(found[4])) + 1e-3
+    for every in (1, 4):
+        outcome = compiled(reach(target, 9, every=every))(hparams)
+        looks = sorted({*range(every, 9, every), 9})
+        for member in range(6):
+            there = [steps for steps in looks if found[steps][member] <= target]
+            assert outcome.info["reached"][member] == (there or [-1])[0]
+        np.testing.assert_allclose(outcome.values, found[9], rtol=1e-6)
+    assert len(set(np.asarray(outcome.info["reached"]).tolist())) > 1
+    scores = searchers.steps_to(target)(outcome)
+    reached = np.asarray(outcome.info["reached"])
+    assert (scores[reached < 0] > 9).all() and (scores[reached >= 0] <= 9).all()
 
 
 def test_halving_promotes_exactly_the_best():
@@ -372,6 +390,8 @@ REFUSED = {
         MEMBERS, KEY, curves(2)
     ),
     "period is 4, expected a divisor of num_steps = 9": lambda: pbt(9, shift, period=4),
+    "target is nan, expected a finite number": lambda: reach(float("nan"), 9),
+    "every is 0": lambda: reach(0.5, 9, every=0),
     "period is 0": lambda: pbt(9, shift, period=0),
     "explore is None": lambda: pbt(9, None, period=3),
     "fraction is 0.6": lambda: pbt(9, shift, period=3, fraction=0.6),

@@ -5,6 +5,7 @@ from hypergrad.schedulers.full import full
 from hypergrad.schedulers.halving import halving, staged
 from hypergrad.schedulers.hyperband import hyperband
 from hypergrad.schedulers.pbt import pbt, perturb
+from hypergrad.schedulers.reach import reach
 
 __all__ = [
     "Rung",
@@ -15,5 +16,6 @@ __all__ = [
     "hyperband",
     "pbt",
     "perturb",
+    "reach",
     "staged",
 ]

@@ -66,18 +66,16 @@ class CrossEntropyState(NamedTuple):
 def steps_to(target: float) -> Callable[[Outcome], Array]:
     """Score trials by the training steps they took to reach an objective of at most `target`.
 
-    Trials that did not reach it follow those that did, by their objective. The scheduler decides when a
-    trial ends: it has to stop one at the target for its `steps` to say when that was.
+    Trials that did not reach it follow those that did, by their objective. `schedulers.reach` notes when a
+    trial was there (`info["reached"]`); of another scheduler it is where the trial ended, `steps`.
     """
 
     def score(outcome):
         values = jnp.where(jnp.isfinite(outcome.values), outcome.values, jnp.inf)
-        reached = values <= target
+        taken = outcome.info.get("reached", jnp.where(values <= target, outcome.steps, -1))
         last = jnp.max(outcome.steps) + 1
         place = jnp.argsort(jnp.argsort(values))
-        return jnp.where(
-            jnp.isfinite(values), jnp.where(reached, outcome.steps, last + place), jnp.inf
-        )
+        return jnp.where(jnp.isfinite(values), jnp.where(taken < 0, last + place, taken), jnp.inf)
 
     return score
 

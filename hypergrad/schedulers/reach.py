@@ -1,0 +1,72 @@
+"""Train everything to the end, and note when each trial first was as good as asked for."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.population import count
+from hypergrad.problem import check_horizon
+from hypergrad.schedulers.base import Scheduler
+from hypergrad.searchers.base import Outcome
+
+
+def reach(target: float, num_steps: int, *, every: int = 1) -> Scheduler:
+    """Give every trial `num_steps` steps, and look at its objective every so many.
+
+    `info["reached"]` has the number of steps after which the objective of a trial was first seen to be at most
+    the target, or -1. `searchers.steps_to(target)` makes `cross_entropy` minimise it.
+
+    **Cost:** that of `full`, and ⌈`num_steps` / `every`⌉ evaluations of the objective a trial. Trials that are
+    there go on to the end: side by side in a program they would wait for the last one anyway, and
+    the values of all stay comparable.
+
+    **Limits:** what happens between two looks is not seen: `reached` is a multiple of `every`, or the end.
+
+    Args:
+        target: objective to reach.
+        num_steps: training steps of every trial.
+        every: steps from one look to the next.
+
+    Raises:
+        ValueError: for a target that is not finite, or counts below 1.
+
+    Reference:
+        the second objective of CEHPO: steps to a given loss.
+    """
+    check_horizon(num_steps, "num_steps")
+    check_horizon(every, "every")
+    if (
+        isinstance(target, bool)
+        or not isinstance(target, (int, float))
+        or not math.isfinite(target)
+    ):
+        raise ValueError(
+            f"target is {target!r:.80}, expected a finite number; pass the objective to reach"
+        )
+
+    def run(population, key, hparams):
+        num = count(hparams)
+        keys = jax.random.split(key, num)
+
+        def look(i, carry):
+            states, reached = carry
+            before, after = (jnp.minimum(k * every, num_steps) for k in (i, i + 1))
+            states = population.advance(hparams, states, after - before)
+            there = population.value(hparams, states) <= target
+            return states, jnp.where((reached < 0) & there, after, reached)
+
+        carry = population.init(keys, hparams), jnp.full(num, -1, jnp.int32)
+        looks = -(-num_steps // every)
+        if population.host:
+            for i in range(looks):
+                carry = look(i, carry)
+        else:
+            carry = jax.lax.fori_loop(0, looks, look, carry)
+        states, reached = carry
+        values, info = population.judge(hparams, states)
+        steps = jnp.full(num, num_steps, jnp.int32)
+        info |= {"key": jax.random.key_data(keys), "reached": reached}
+        return Outcome(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
+
+    return run
