@@ -24,6 +24,7 @@ from hypergrad.sizing import fastest_layout
 from hypergrad.space import Choice, Integer, LogReal, Real, dynamic, sample
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import search
+from tests.lowering import wide_results
 
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(32, 3)), jnp.float32)
@@ -115,6 +116,19 @@ def test_every_layout_equals_single_runs_and_compiles_once(name, compilations):
     for num_steps in (9, 4, 30):
         members.judge(again, run(members, again, num_steps, keys))
     assert not compilations
+
+
+@pytest.mark.parametrize("name", ["vectorized", "chunked", "sharded"])
+def test_lowers_for_a_tpu_without_wide_types(name):
+    members = population(PROBLEM, layout=LAYOUTS[name])
+
+    def whole(data, hparams, num_steps):
+        keys = jax.random.split(jax.random.wrap_key_data(data), 4)
+        states = members.advance(hparams, members.init(keys, hparams), num_steps)
+        return members.judge(hparams, members.take(states, jnp.array([0, 0, 3, 1])))
+
+    data = jax.random.key_data(KEY)
+    assert not wide_results(jax.jit(whole), data, settings(4), jnp.int32(9))
 
 
 @pytest.mark.parametrize("name", ["chunked", "sharded"])
