@@ -1,6 +1,5 @@
 """The contract of the estimators, over every member and every problem."""
 
-import os
 import warnings
 
 import jax
@@ -42,6 +41,7 @@ from hypergrad.solve import neumann
 from hypergrad.testing import assert_close
 from hypergrad.train import init_state, unroll
 from hypergrad.verify import in_float64
+from tests.lowering import NOT_REPEATED, PLAIN
 from tests.problems import ALL, CHOICES, HORIZON, choices, only, ridge, schedules, value
 
 KEY = jax.random.key(3)
@@ -89,10 +89,6 @@ UNDONE = ("drift", "reversible")
 """These take SGD with momentum alone; `tests/test_reversal.py` has more of it."""
 MOMENTUM = ("schedules", "batch_norm_dropout")
 """Problems trained by it."""
-PLAIN = "optimization_level=0" in os.environ.get("XLA_FLAGS", "")
-"""Whether XLA makes plain code, see `conftest.py`: it rounds the gradient of `schedules` otherwise when it is
-computed again, so that `reversible` cannot undo the run. It is tested in code compiled as users do."""
-NOT_REPEATED = "XLA_FLAGS asks for plain code, in which this gradient is not repeated to the bit"
 EVERY = ("ridge", "schedules", "batch_norm_dropout", "polyak")
 """Problems that go through every pass."""
 EXACT = [name for name in ESTIMATORS if not name.startswith("truncated")]
@@ -127,7 +123,7 @@ def test_equals_plain_autodiff(case, name):
         pytest.skip(
             "this problem is not trained by SGD with momentum, or is like one that is tested"
         )
-    if PLAIN and (name, problem_name) == ("reversible", "schedules"):
+    if PLAIN and name == "reversible":
         pytest.skip(NOT_REPEATED)
     if problem_name not in EVERY and name not in ("reverse", "forward", "truncated_window"):
         pytest.skip("this problem runs through the default passes only, to compile less")
@@ -272,7 +268,7 @@ def test_finite_differences_in_float64(problem_name):
         estimators = [reverse(problem, HORIZON), forward(problem, HORIZON, chunk=8)]
         if problem_name in MOMENTUM:
             estimators.append(drift(problem, HORIZON))
-            if not (PLAIN and problem_name == "schedules"):
+            if not PLAIN:
                 estimators.append(reversible(problem, HORIZON))
         for estimator in estimators:
             grads = jax.jit(estimator.estimate)(KEY, (), hparams)[1].hypergrad
