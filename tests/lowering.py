@@ -7,8 +7,8 @@ import jax
 import jax.export
 
 PLAIN = "optimization_level=0" in os.environ.get("XLA_FLAGS", "")
-"""Whether XLA makes plain code, see `conftest.py`: some of it rounds otherwise when the same is computed again in
-another place, so that `reversible` cannot undo the run, and says so. It is tested in code compiled as users do."""
+"""Whether XLA makes plain code, see `conftest.py`: some of it rounds otherwise when the same is computed in
+another place, so that `reversible` cannot undo the run, and says so. It is tested as users compile it."""
 NOT_REPEATED = "XLA_FLAGS asks for plain code, in which a step is not repeated to the bit"
 
 
