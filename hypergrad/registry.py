@@ -19,6 +19,7 @@ from hypergrad.estimators import (
     rtho,
     truncated,
 )
+from hypergrad.integrations.optuna import named_sampler, optuna_searcher
 from hypergrad.problem import Problem
 from hypergrad.schedulers import Scheduler, full, halving, hyperband, pbt, perturb
 from hypergrad.schedulers.base import geometric_rungs, spent
@@ -58,6 +59,11 @@ ONLINE = ("one_step", "rtho", "hd")
 """Estimators whose training goes on from one hypergradient to the next."""
 NUM_READ = 20
 """Hypergradients that such an estimator reads in one run of training."""
+OPTUNA: dict[str, str] = {
+    "optuna_tpe": "Optuna's TPE, told of running trials; the extra `optuna`",
+    "optuna_cma": "Optuna's CMA-ES; options at random; the extra `optuna`",
+    "optuna_gp": "Optuna's Gaussian process; the extra `optuna`, and torch",
+}
 METHODS: dict[str, str] = {
     "descent": "hypergradient descent on the unconstrained space, with any estimator",
     "bilevel": "weights and hyperparameters in one loop (see --bilevel), for hyperparameters of the loss",
@@ -68,6 +74,7 @@ METHODS: dict[str, str] = {
     "evolution": "differential evolution",
     "bayes": "a Gaussian process and its log expected improvement",
     "tpe": "tree-structured Parzen estimators, multivariate",
+    **OPTUNA,
 }
 BILEVEL: dict[str, Callable[..., Method]] = {"soba": soba, "saba": saba, "amigo": amigo}
 SCHEDULERS: dict[str, str] = {
@@ -94,7 +101,8 @@ def most_trials(name: str, scheduler: str = "full") -> int:
     What is learned from one generation guides the next; the searches that model the objective make more
     of each trial, and are better with more generations. Schedulers compare the trials of a generation.
     """
-    return 4 if name in ("bayes", "tpe") and scheduler == "full" else 16
+    few = ("bayes", "tpe", "optuna_tpe", "optuna_gp")
+    return 4 if name in few and scheduler == "full" else 16
 
 
 def estimator(name: str, problem: Problem, horizon: int, space: PyTree) -> Estimator:
@@ -150,6 +158,9 @@ def searcher(name: str, space: PyTree, num_trials: int, size: int) -> Searcher:
         "bayes": partial(bayes, capacity=min(256, max(16, 2 ** (num_trials - 1).bit_length()))),
         "tpe": partial(tpe, capacity=min(512, max(16, num_trials))),
     }
+    if name in OPTUNA:
+        sampler = named_sampler(name.removeprefix("optuna_"))
+        makers[name] = partial(optuna_searcher, sampler=sampler, capacity=num_trials)
     return constant(space, makers[name])
 
 

@@ -35,6 +35,9 @@ _METHODS = {
     "evolution": "differential evolution",
     "bayes": "Bayesian optimization",
     "tpe": "tree-structured Parzen estimators",
+    "optuna_tpe": "Optuna's TPE",
+    "optuna_cma": "Optuna's CMA-ES",
+    "optuna_gp": "Optuna's Gaussian process",
 }
 
 _POLICY = (

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -332,9 +333,16 @@ def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
     searcher = registry.searcher(settings.method, task.space, num_generations * size, size)
     scheduler, cost = registry.scheduler(settings.scheduler, task.space, task.horizon, size)
     layout = layout_for(size, settings.devices, settings.chunk)
-    tuner = search(population(task.problem, layout=layout), searcher, scheduler, size)
-    # a generation that cannot be is refused before a study begins
-    jax.eval_shape(lambda key: tuner.step(key, tuner.init(key)), jax.random.key(0))
+    members = population(task.problem, layout=layout)
+    tuner = search(members, searcher, scheduler, size)
+
+    def generation(key):
+        if not searcher.host:
+            return tuner.step(key, tuner.init(key))
+        keys = jax.random.split(key, size)
+        return scheduler(members, key, jax.vmap(partial(spaces.sample, task.space))(keys))
+
+    jax.eval_shape(generation, jax.random.key(0))  # what cannot be is refused before a study begins
     return tuner, cost
 
 

@@ -30,7 +30,9 @@ SPACE = {
     "kind": Choice(("a", "b", "c", "d")),
 }
 SIZE, HORIZON = 12, 9
-SEARCHES = [name for name in registry.METHODS if name not in ("descent", "bilevel")]
+SEARCHES = [
+    name for name in registry.METHODS if name not in ("descent", "bilevel", *registry.OPTUNA)
+]
 
 
 def objective(w, h, batch):

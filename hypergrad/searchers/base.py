@@ -43,12 +43,14 @@ class Searcher(NamedTuple):
         tell: (state, outcome) -> state.
         info: (state) -> numbers about the last `tell`, for people; `done`, where there is one, ends the
             study when true.
+        host: whether `ask` and `tell` work on the host, so that they cannot be traced.
     """
 
     init: Callable[[Key], PyTree]
     ask: Callable[[Key, PyTree, int], HParams]
     tell: Callable[[PyTree, Outcome], PyTree]
     info: Callable[[PyTree], dict[str, Array]] = _nothing
+    host: bool = False
 
 
 def observe(space: PyTree, outcome: Outcome) -> tuple[Array, Array]:

@@ -42,4 +42,4 @@ def constant(space: PyTree, make: Callable[[PyTree], Searcher], most: int = LIMI
         hparams = jax.tree.map(lambda d, x: x[:, 0] if is_long(d) else x, space, outcome.hparams)
         return inner.tell(state, outcome._replace(hparams=hparams))
 
-    return Searcher(inner.init, ask, tell, inner.info)
+    return Searcher(inner.init, ask, tell, inner.info, inner.host)
