@@ -44,7 +44,7 @@ FULL = {
 }
 QUICK = {"kills": 4, "prefixes": 3, "flips": 20, "full disks": 4, "races": 3, "reads": 200}
 CASES = (
-    *(name for name in METHODS if name not in OPTUNA),
+    *(name for name in METHODS if name not in (*OPTUNA, "prior")),
     *(f"random-{name}" for name in SCHEDULERS if name != "full"),
 )
 IN_MEMORY = ("prefixes", "flips")

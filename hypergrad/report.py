@@ -31,6 +31,7 @@ _METHODS = {
     "random": "random search",
     "grid": "grid search",
     "sobol": "Sobol search",
+    "prior": "search near what is believed",
     "cross_entropy": "cross-entropy search",
     "evolution": "differential evolution",
     "bayes": "Bayesian optimization",

@@ -17,7 +17,7 @@ FLOORS = {
     "population": 3, "searchers": 3, "groups": 3.1, "sizing": 3.1, "schedulers": 4, "tuners": 5, "storage": 6,
     "plots": 6, "judge": 6, "loading": 6, "studyfile": 6, "journal": 6.1, "checkpoint": 6.1,
     "records": 6.1, "trials": 6.1, "export": 6.1, "study": 6.2, "results": 6.2, "callbacks": 6.3,
-    "integrations": 6.4, "registry": 6.45, "report": 6.5, "slopes": 6.5,
+    "earlier": 6.2, "integrations": 6.4, "registry": 6.45, "report": 6.5, "slopes": 6.5,
     "tune": 7, "verify": 7, "recommend": 7, "resume": 7.5, "arguments": 7.5,
     "completion": 7.6, "terminal": 7.6, "cli": 8, "__main__": 9,
 }  # fmt: skip
