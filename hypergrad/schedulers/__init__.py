@@ -4,16 +4,19 @@ from hypergrad.schedulers.base import Rung, Scheduler, geometric_rungs
 from hypergrad.schedulers.full import full
 from hypergrad.schedulers.halving import halving, staged
 from hypergrad.schedulers.hyperband import hyperband
+from hypergrad.schedulers.objectives import constrained, scalarized
 from hypergrad.schedulers.pbt import pbt, perturb
 
 __all__ = [
     "Rung",
     "Scheduler",
+    "constrained",
     "full",
     "geometric_rungs",
     "halving",
     "hyperband",
     "pbt",
     "perturb",
+    "scalarized",
     "staged",
 ]
