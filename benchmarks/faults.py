@@ -27,7 +27,7 @@ import jax
 
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import checkpoint, journal, storage, study
-from hypergrad.registry import METHODS, SCHEDULERS, most_trials
+from hypergrad.registry import METHODS, OPTUNA, SCHEDULERS, most_trials
 from hypergrad.tune import Settings, build
 from hypergrad.tuners import Tuner
 from tasks import quadratic, ridge
@@ -43,7 +43,10 @@ FULL = {
     "reads": 10_000,
 }
 QUICK = {"kills": 4, "prefixes": 3, "flips": 20, "full disks": 4, "races": 3, "reads": 200}
-CASES = (*METHODS, *(f"random-{name}" for name in SCHEDULERS if name != "full"))
+CASES = (
+    *(name for name in METHODS if name not in (*OPTUNA, "prior")),
+    *(f"random-{name}" for name in SCHEDULERS if name != "full"),
+)
 IN_MEMORY = ("prefixes", "flips")
 WRITERS = 8
 READERS = 3

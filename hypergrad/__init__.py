@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         groups,
         integrations,
         layout,
+        pareto,
         policies,
         schedulers,
         searchers,
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters buckets devices estimators groups integrations layout policies schedulers searchers "
-    "sizing solve space study tuners",
+    "hypergrad": "adapters buckets devices estimators groups integrations layout pareto policies schedulers "
+    "searchers sizing solve space study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
     "hypergrad.expected": "enumerated expected sampled",
@@ -108,6 +109,7 @@ __all__ = [
     "integrations",
     "layout",
     "load_schedule",
+    "pareto",
     "policies",
     "population",
     "recommend",

@@ -14,6 +14,7 @@ EPILOG = """examples:
   hypergrad tune tabular --data my.csv --label price --out runs/prices
   hypergrad tune images --data ~/mnist --method random --budget 64
   hypergrad tune digits --method cross_entropy --population 64 --generations 4 --scheduler halving
+  hypergrad tune digits --method cross_entropy --prior lr=0.1 --warm-start runs/digits
   hypergrad tune my_task.py:task --arg width=32
   hypergrad run study.toml --seed 1
   hypergrad resume runs/digits digits
@@ -36,7 +37,11 @@ task in a table; flags override it:
   log = ["jsonl"]
 
   [arg]
-  width = 32"""
+  width = 32
+
+  [prior]
+  lr = 1e-2
+  decay = [1e-4, 0.3]"""
 
 CHECK_EPILOG = """Every estimator has a row; one that cannot take the task says why. The method bilevel has
 none: it moves weights, linear system and hyperparameters together, without a hypergradient of its own; where
@@ -204,8 +209,10 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _parse(option: Option, value: Any) -> Any:
     """Turn the words of an option into its kind; what cannot be is left to `check_value`."""
+    if option.name == "prior":
+        return {name: _belief(text) for name, text in (_pair(option, text) for text in value)}
     if option.kind is dict:
-        return dict(_pair(text) for text in value)
+        return {name: _json(text) for name, text in (_pair(option, text) for text in value)}
     if option.kind in (int, float):
         try:
             return option.kind(value)
@@ -214,11 +221,27 @@ def _parse(option: Option, value: Any) -> Any:
     return value
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def _pair(option: Option, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ValueError(f"--arg is {text!r:.80}, expected NAME=VALUE; pass e.g. --arg width=32")
+        example = "lr=1e-3" if option.name == "prior" else "width=32"
+        raise ValueError(
+            f"{option.flag} is {text!r:.80}, expected {option.metavar}; pass e.g. {option.flag} {example}"
+        )
+    return name, value
+
+
+def _belief(text: str) -> Any:
+    """Return a value, or [value, spread] where a number stands behind a colon."""
+    value, colon, spread = text.rpartition(":")
     try:
-        return name, json.loads(value)
+        return [_json(value), float(spread)] if colon else _json(text)
+    except ValueError:  # an option with a colon in its name
+        return text
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return name, value
+        return text

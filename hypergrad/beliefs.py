@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import space as spaces, tree
-from hypergrad.settings import check_name
+from hypergrad.settings import SPREAD, check_name
 from hypergrad.space import Choice, Integer, Sequence
 from hypergrad.types import PyTree
 
@@ -29,7 +29,7 @@ Beliefs = Mapping[str, Belief]
 """Leaf name -> belief; other dimensions stay uniform."""
 
 
-def near(value: Any, spread: float = 0.15) -> Belief:
+def near(value: Any, spread: float = SPREAD) -> Belief:
     """Believe that a dimension is best near a value.
 
     Args:
@@ -46,8 +46,15 @@ def near(value: Any, spread: float = 0.15) -> Belief:
     return Belief(value, float(spread))
 
 
-def check_beliefs(space: PyTree, beliefs: Beliefs | None) -> dict[str, tuple[np.ndarray, float]]:
+def check_beliefs(
+    space: PyTree, beliefs: Beliefs | None, called: str = "beliefs"
+) -> dict[str, tuple[np.ndarray, float]]:
     """Return {leaf name: (unit coordinates, spread)} of beliefs about a space.
+
+    Args:
+        space: a pytree of traceable dimensions.
+        beliefs: to be checked.
+        called: what the user calls them.
 
     Raises:
         ValueError: for a name that is no leaf, with the nearest, and for a value outside its dimension.
@@ -56,26 +63,27 @@ def check_beliefs(space: PyTree, beliefs: Beliefs | None) -> dict[str, tuple[np.
     dims = dict(zip(tree.leaf_names(space), jax.tree.leaves(space), strict=True))
     if beliefs is not None and not isinstance(beliefs, Mapping):
         raise ValueError(
-            f"beliefs is {type(beliefs).__name__}, expected a dict of leaf names; "
+            f"{called} is {type(beliefs).__name__}, expected a dict of leaf names; "
             "pass e.g. {'lr': near(1e-3)}"
         )
     found = {}
     for name, belief in (beliefs or {}).items():
-        check_name("leaf of beliefs", name, dims)
+        check_name(f"leaf of {called}", name, dims)
         if not isinstance(belief, Belief):
             raise ValueError(
-                f"beliefs[{name!r}] is {belief!r:.80}, expected a belief; pass e.g. near(1e-3)"
+                f"{called}[{name!r}] is {belief!r:.80}, expected a belief; pass e.g. near(1e-3)"
             )
-        found[name] = (_unit(name, dims[name], belief.value), belief.spread)
+        found[name] = (_unit(called, name, dims[name], belief.value), belief.spread)
     return found
 
 
-def _unit(name: str, dim: spaces.Dimension, value: Any) -> np.ndarray:
+def _unit(called: str, name: str, dim: spaces.Dimension, value: Any) -> np.ndarray:
     """Return the unit coordinates of a believed value, flat."""
+    called = f"{called}[{name!r}]"
     if isinstance(dim, Choice):
         if value not in dim.options:
             raise ValueError(
-                f"beliefs[{name!r}] is near {value!r:.80}, expected one of {dim.options}; pass one of them"
+                f"{called} is near {value!r:.80}, expected one of {dim.options}; pass one of them"
             )
         value = dim.options.index(value)
     shape = getattr(dim, "shape", ())
@@ -83,7 +91,7 @@ def _unit(name: str, dim: spaces.Dimension, value: Any) -> np.ndarray:
         full = np.broadcast_to(np.asarray(value, float), shape)
     except (TypeError, ValueError):
         raise ValueError(
-            f"beliefs[{name!r}] is near {value!r:.80}, expected a number or an array {shape}; pass one"
+            f"{called} is near {value!r:.80}, expected a number or an array {shape}; pass one"
         ) from None
     kind = np.int32 if isinstance(dim, (Choice, Integer)) else np.float64
     spaces.check_value({name: dim}, {name: full})

@@ -78,6 +78,8 @@ def _tune(given: argparse.Namespace, command: str) -> int:
         **options.get("arg", {}),
         **_flags(options),
     }
+    if "prior" in merged:
+        merged["prior"] = {**file.options.get("prior", {}), **options.get("prior", {})}
     return _tune_task(given, merged, command, file)
 
 

@@ -1,6 +1,7 @@
 """What a Gaussian process is shown: (scores `[n]`, filled `[n]`) -> targets of mean 0 and variance 1.
 
-Scores of failed trials are infinite; they become the worst of the others. Empty rows get 0.
+Scores of failed trials are infinite; they become the worst of the others, and so do those of trials that broke
+a constraint, unless all did: then the least violation is the best. Empty rows get 0.
 """
 
 import jax
@@ -9,6 +10,19 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from hypergrad.types import Array
+
+BROKEN = 1e30
+"""Scores from here on are of trials that broke a constraint."""
+
+
+def behind(scores: Array, violation: Array) -> Array:
+    """Put trials that broke a constraint behind all others, and before those that failed.
+
+    BROKEN (1 + g / (1 + g)) for a violation g > 0; the scores as they are where g is 0 or NaN.
+    """
+    violation = jnp.asarray(violation, scores.dtype)
+    share = jnp.where(jnp.isinf(violation), 1, violation / (1 + violation))
+    return jnp.where(violation > 0, BROKEN * (1 + share), scores)
 
 
 def standardize(scores: Array, filled: Array) -> Array:
@@ -60,6 +74,9 @@ def power(scores: Array, filled: Array) -> Array:
 
 
 def _without_failures(scores: Array, filled: Array) -> Array:
+    # where no trial keeps the constraint, how much they break it is what there is to model
+    some = jnp.any(filled & (scores < BROKEN))
+    scores = jnp.where(some, jnp.where(scores < BROKEN, scores, jnp.inf), scores / BROKEN - 1)
     finite = filled & jnp.isfinite(scores)
     worst = jnp.max(jnp.where(finite, scores, -jnp.inf))
     return jnp.where(finite, scores, jnp.where(jnp.isfinite(worst), worst, 0))

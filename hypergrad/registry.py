@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from hypergrad.beliefs import Beliefs
 from hypergrad.directions import Method, amigo, finite_sum, nearest_divisor, saba, soba
 from hypergrad.estimators import (
     Estimator,
@@ -19,6 +20,7 @@ from hypergrad.estimators import (
     rtho,
     truncated,
 )
+from hypergrad.integrations.optuna import named_sampler, optuna_searcher
 from hypergrad.problem import Problem
 from hypergrad.schedulers import Scheduler, full, halving, hyperband, pbt, perturb
 from hypergrad.schedulers.base import geometric_rungs, spent
@@ -26,10 +28,13 @@ from hypergrad.schedulers.hyperband import brackets
 from hypergrad.searchers import (
     Searcher,
     bayes,
+    begin_with,
     constant,
     cross_entropy,
+    distribution,
     evolution,
     grid,
+    prior,
     random,
     sobol,
     tpe,
@@ -58,16 +63,23 @@ ONLINE = ("one_step", "rtho", "hd")
 """Estimators whose training goes on from one hypergradient to the next."""
 NUM_READ = 20
 """Hypergradients that such an estimator reads in one run of training."""
+OPTUNA: dict[str, str] = {
+    "optuna_tpe": "Optuna's TPE, told of running trials; the extra `optuna`",
+    "optuna_cma": "Optuna's CMA-ES; options at random; the extra `optuna`",
+    "optuna_gp": "Optuna's Gaussian process; the extra `optuna`, and torch",
+}
 METHODS: dict[str, str] = {
     "descent": "hypergradient descent on the unconstrained space, with any estimator",
     "bilevel": "weights and hyperparameters in one loop (see --bilevel), for hyperparameters of the loss",
     "random": "random search over schedules held constant, every trial trained to the end",
     "grid": "every combination of as many values as the budget allows, in random order",
     "sobol": "a scrambled Sobol sequence, which fills the space more evenly than random trials",
+    "prior": "trials near what --prior says, and a quarter of them anywhere",
     "cross_entropy": "a distribution fitted to the best of every generation (CEHPO)",
     "evolution": "differential evolution",
     "bayes": "a Gaussian process and its log expected improvement",
     "tpe": "tree-structured Parzen estimators, multivariate",
+    **OPTUNA,
 }
 BILEVEL: dict[str, Callable[..., Method]] = {"soba": soba, "saba": saba, "amigo": amigo}
 SCHEDULERS: dict[str, str] = {
@@ -84,6 +96,8 @@ MOST_HALVINGS = 3
 """The shortest runs have at least a 27th of the steps: what they say of the longest is little enough."""
 NUM_PERIODS = 8
 """Comparisons of `pbt` in a run, or a few more: the steps are divided evenly."""
+LEAST_BELIEVED = 8
+"""First trials that come from the beliefs, where a search has no distribution of its own to put them in."""
 SUM_BATCH = 64
 """Examples in a minibatch of `saba`, as nearly as they divide the training set."""
 
@@ -94,7 +108,8 @@ def most_trials(name: str, scheduler: str = "full") -> int:
     What is learned from one generation guides the next; the searches that model the objective make more
     of each trial, and are better with more generations. Schedulers compare the trials of a generation.
     """
-    return 4 if name in ("bayes", "tpe") and scheduler == "full" else 16
+    few = ("bayes", "tpe", "optuna_tpe", "optuna_gp")
+    return 4 if name in few and scheduler == "full" else 16
 
 
 def estimator(name: str, problem: Problem, horizon: int, space: PyTree) -> Estimator:
@@ -128,14 +143,17 @@ def quarter(horizon: int) -> int:
     return largest_divisor(horizon, horizon // 4)
 
 
-def searcher(name: str, space: PyTree, num_trials: int, size: int) -> Searcher:
+def searcher(
+    name: str, space: PyTree, num_trials: int, size: int, beliefs: Beliefs | None = None
+) -> Searcher:
     """Build a searcher by name, with the settings the command line uses.
 
     Args:
         name: one of `METHODS` but "descent" and "bilevel".
         space: of the task; schedules of more than a few free steps are held constant.
-        num_trials: that it will be asked for in all.
+        num_trials: that it will be asked for or told in all.
         size: of a generation.
+        beliefs: {leaf name: `near(value, spread)`}, for the methods that read them.
     """
     check_name("method", name, [method for method in METHODS if method not in BY_GRADIENT])
     if name == "random":
@@ -145,12 +163,25 @@ def searcher(name: str, space: PyTree, num_trials: int, size: int) -> Searcher:
     makers: dict[str, Callable[[PyTree], Searcher]] = {
         "grid": lambda space: grid(space, levels_within(space, num_trials)),
         "sobol": sobol,
-        "cross_entropy": partial(cross_entropy, rho=share),
+        "prior": partial(prior, beliefs=beliefs or {}),
+        "cross_entropy": partial(
+            cross_entropy, rho=share, family=partial(distribution, beliefs=beliefs)
+        ),
         "evolution": partial(evolution, num_members=max(4, size)),
         "bayes": partial(bayes, capacity=min(256, max(16, 2 ** (num_trials - 1).bit_length()))),
         "tpe": partial(tpe, capacity=min(512, max(16, num_trials))),
     }
-    return constant(space, makers[name])
+    if name in OPTUNA:
+        sampler = named_sampler(name.removeprefix("optuna_"))
+        makers[name] = partial(optuna_searcher, sampler=sampler, capacity=num_trials)
+
+    def make(space):
+        if not beliefs or name not in ("evolution", "bayes", "tpe"):
+            return makers[name](space)
+        num = max(size, LEAST_BELIEVED)
+        return begin_with(makers[name](space), prior(space, beliefs), num)
+
+    return constant(space, make)
 
 
 def scheduler(name: str, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:

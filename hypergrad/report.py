@@ -31,10 +31,14 @@ _METHODS = {
     "random": "random search",
     "grid": "grid search",
     "sobol": "Sobol search",
+    "prior": "search near what is believed",
     "cross_entropy": "cross-entropy search",
     "evolution": "differential evolution",
     "bayes": "Bayesian optimization",
     "tpe": "tree-structured Parzen estimators",
+    "optuna_tpe": "Optuna's TPE",
+    "optuna_cma": "Optuna's CMA-ES",
+    "optuna_gp": "Optuna's Gaussian process",
 }
 
 _POLICY = (

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hypergrad import registry, storage, study, tree
+from hypergrad import earlier, registry, storage, study, tree
 from hypergrad.callbacks import Callback, Listeners
 from hypergrad.estimators.base import split_key
 from hypergrad.problem import Problem, Task
 from hypergrad.searchers import Outcome
-from hypergrad.settings import Settings
+from hypergrad.settings import OPTION, Settings
 from hypergrad.study import Study
 from hypergrad.train import TrainState, init_state, step, unroll, unroll_losses
 from hypergrad.tune import (
@@ -189,7 +189,7 @@ def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) 
             "or pass --allow-changes"
         )
     given, usual = _of(described, "settings"), Settings()._asdict()
-    odd = [n for n, value in given.items() if n not in usual or not _fits(value, usual[n])]
+    odd = [n for n, value in given.items() if n not in usual or not _fits(n, value, usual[n])]
     if odd:
         raise ValueError(
             f"settings of the study have {odd[0]!r} = {str(given[odd[0]])[:40]!r}, expected a setting and "
@@ -201,13 +201,14 @@ def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) 
             f"width is {width(settings)}, expected {described.get('width')!r} trials a step as the study has; "
             "resume with the version of hypergrad that wrote it"
         )
+    earlier.check_unchanged(task, settings, described)
     return settings
 
 
-def _fits(value: Any, usual: Any) -> bool:
-    """Tell whether a setting from a file is of the kind of its default; None stands for a whole number."""
+def _fits(name: str, value: Any, usual: Any) -> bool:
+    """Tell whether a setting from a file is of the kind of its default, or of its option where that is None."""
     if usual is None:
-        return value is None or type(value) is int
+        return value is None or type(value) is OPTION[name].kind
     return type(value) is type(usual) or (type(usual) is float and type(value) is int)
 
 

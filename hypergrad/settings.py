@@ -13,8 +13,13 @@ ONLY_FOR = {
     "bilevel": ("bilevel",),
     "learning_rate": BY_GRADIENT,
     "num_restarts": BY_GRADIENT,
+    "prior": (*BY_GRADIENT, "prior", "cross_entropy", "evolution", "bayes", "tpe"),
 }
 """Setting -> the methods that read it."""
+NOT_FOR = {"warm_start": ("random", "grid", "sobol", "prior")}
+"""Setting -> the methods that do not learn from it; all others do."""
+SPREAD = 0.15
+"""Of a belief, where none is given: a share of the range."""
 FOR_SEARCH = ("population", "generations", "scheduler", "devices", "chunk")
 """Settings of searches; `memory` is for them and for descent, the others are for all."""
 
@@ -42,6 +47,12 @@ class Settings(NamedTuple):
         devices: over which the members of a search are spread; all that jax has where None.
         chunk: members computed side by side on each device, one chunk after another; where None up to four
             on a CPU, all on others.
+        prior: {leaf name: belief}, where the best value of a hyperparameter is believed to be: a value, a value
+            with its spread as a share of the range, or `searchers.near(value, spread)`. "prior" draws trials
+            from there, "cross_entropy" its first distribution, other searches their first trials; "descent"
+            and "bilevel" start at the value.
+        warm_start: folder of an earlier study of the same hyperparameters, whose trials a search is told
+            before its first, and from whose best a descent starts.
     """
 
     method: str = "descent"
@@ -59,6 +70,8 @@ class Settings(NamedTuple):
     scheduler: str = "full"
     devices: int | None = None
     chunk: int | None = None
+    prior: dict[str, Any] | None = None
+    warm_start: str | None = None
 
 
 class Option(NamedTuple):
@@ -106,6 +119,13 @@ OPTIONS = (
         "devices", int, "over which a search is spread (default: all, every core of a CPU)", "N"
     ),
     Option("chunk", int, "members of a search computed side by side on each device", "N"),
+    Option(
+        "prior",
+        dict,
+        "a hyperparameter is believed to be best near a value, within SPREAD of its range (0.15)",
+        "NAME=VALUE[:SPREAD]",
+    ),
+    Option("warm_start", str, "folder of an earlier study, whose trials to begin with", "DIR"),
     Option("seed", int, "of everything", "N"),
     Option("num_seeds", int, "seeds a hypergradient, and of the choice", "N", "--seeds"),
     Option("num_restarts", int, "descents side by side", "N", "--restarts"),
@@ -147,6 +167,8 @@ def check_used(given: Collection[str], method: str, called: Callable[[str], str]
             read, wanted = method not in BY_GRADIENT, "a search"
         elif name == "memory":
             read, wanted = method != "bilevel", "'descent' or a search"
+        elif name in NOT_FOR:
+            read, wanted = method not in NOT_FOR[name], "one that learns from trials"
         else:
             methods = ONLY_FOR.get(name, (method,))
             read, wanted = method in methods, " or ".join(map(repr, methods))
@@ -179,6 +201,8 @@ def check_value(name: str, value: Any, called: str = "") -> Any:
         called: what the user calls the option; its name where empty.
     """
     kind, called = OPTION[name].kind, called or name
+    if name == "prior":
+        return _beliefs(called, value)
     if name == "memory":
         return _size(called, value)
     if kind is int:
@@ -213,6 +237,27 @@ def _positive(name: str, value: Any) -> float:
     if not number or not 0 < value < 1e30:
         raise ValueError(f"{name} is {_short(value)}, expected a positive number; pass e.g. 0.05")
     return float(value)
+
+
+def _beliefs(called: str, given: Any) -> dict[str, list]:
+    """Return {leaf name: [value, spread]} of beliefs as a user gives them."""
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise ValueError(
+            f"{called} is {_short(given)}, expected beliefs by the names of hyperparameters; "
+            'write e.g. {"lr": 1e-3}, or --prior lr=1e-3'
+        )
+    return {name: _belief(f"{called} for {name!r:.80}", one) for name, one in given.items()}
+
+
+def _belief(called: str, given: Any) -> list:
+    pair = list(given) if isinstance(given, (list, tuple)) else [given, SPREAD]
+    value, spread = pair if len(pair) == 2 else (None, 0.0)
+    if isinstance(spread, bool) or not isinstance(spread, (int, float)) or not 0 < spread <= 1:
+        raise ValueError(
+            f"{called} is {_short(given)}, expected a value, or a value and its spread, a share of the range "
+            "in (0, 1]; write e.g. [1e-3, 0.15], or --prior lr=1e-3:0.15"
+        )
+    return [getattr(value, "tolist", lambda: value)(), float(spread)]  # of numpy and jax, too
 
 
 def _word(name: str, value: Any) -> str:

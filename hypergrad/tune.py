@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 import optax
 
-from hypergrad import records, registry, space as spaces, study, tree
+from hypergrad import earlier, records, registry, space as spaces, study, tree
 from hypergrad.callbacks import Callback, Listeners, Progress
 from hypergrad.estimators import Estimator, average, plan, reverse
 from hypergrad.estimators.base import StructuralZeroWarning
@@ -25,7 +26,7 @@ from hypergrad.judge import judge, validate
 from hypergrad.layout import layout_for
 from hypergrad.population import population
 from hypergrad.problem import Problem, Task, check, check_extras, check_horizon, check_snippet
-from hypergrad.searchers import Outcome, final_values
+from hypergrad.searchers import Outcome, final_values, warm_start
 from hypergrad.settings import BY_GRADIENT, Settings, check_settings, check_used
 from hypergrad.sizing import fastest_layout
 from hypergrad.storage import (
@@ -87,6 +88,8 @@ def tune(
     task = as_task(task, space, horizon)
     for name in settings:
         registry.check_name("setting of tune", name, Settings._fields)
+    if settings.get("warm_start") is not None:
+        settings["warm_start"] = _earlier_folder(settings["warm_start"], storage)
     chosen = check_task(task, Settings(**settings))
     check_used([name for name, value in settings.items() if value is not None], chosen.method)
     listeners = Listeners(callbacks)
@@ -97,6 +100,21 @@ def tune(
             return complete(task, chosen, built, None, details or {}, listeners, caught)
         with create(storage, overwrite) as folder:
             return complete(task, chosen, built, folder, details or {}, listeners, caught)
+
+
+def _earlier_folder(directory: Any, storage: Any) -> str:
+    """Return the whole path of an earlier study, so that this one is resumed from anywhere."""
+    if not isinstance(directory, (str, Path)):
+        raise ValueError(
+            f"warm_start is {directory!r:.80}, expected the folder of a study; pass e.g. 'runs/digits'"
+        )
+    path = Path(directory).resolve()
+    if storage is not None and path == Path(storage).resolve():
+        raise ValueError(
+            f"warm_start is {str(directory)!r}, the folder of this study too, expected that of an earlier one; "
+            "give this one a folder of its own"
+        )
+    return str(path)
 
 
 def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
@@ -271,6 +289,12 @@ def check_task(task: Task, settings: Settings) -> Settings:
     registry.check_name("estimator", settings.estimator, registry.ESTIMATORS)
     registry.check_name("bilevel", settings.bilevel, registry.BILEVEL)
     registry.check_name("scheduler", settings.scheduler, registry.SCHEDULERS)
+    if settings.method == "prior" and not settings.prior:
+        raise ValueError(
+            "prior is None, expected a belief, which the method 'prior' draws trials from; pass e.g. "
+            "--prior lr=1e-3, or prior={'lr': 1e-3}"
+        )
+    earlier.beliefs(settings, task.space)
     if settings.method in BY_GRADIENT:
         spaces.check_differentiable(task.space)
     else:
@@ -294,7 +318,13 @@ def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
     rate = optax.cosine_decay_schedule(settings.learning_rate, settings.budget)
     # hypergradients of noisy trainings ask for a shorter memory of their squares than .999
     optimizer = optax.adam(rate, b2=0.99)
-    tuner = descent(estimator, task.space, optimizer=optimizer, num_restarts=settings.num_restarts)
+    tuner = descent(
+        estimator,
+        task.space,
+        optimizer=optimizer,
+        num_restarts=settings.num_restarts,
+        start=earlier.start_of(task, settings),
+    )
     return tuner, settings.num_seeds * settings.num_restarts
 
 
@@ -324,17 +354,31 @@ def _bilevel_tuner(task: Task, settings: Settings) -> Tuner:
         method=method,
         optimizer=optax.adam(decay),
         num_restarts=settings.num_restarts,
+        start=earlier.start_of(task, settings),
     )
 
 
 def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
     num_generations, size = generations(settings)
-    searcher = registry.searcher(settings.method, task.space, num_generations * size, size)
+    num, told = num_generations * size, []
+    if settings.warm_start is not None:
+        found = earlier.read_trials(settings.warm_start, task.space)
+        told.append(earlier.held_trials(found, task.space, settings.warm_start))
+        num += len(told[0].values)
+    searcher = registry.searcher(settings.method, task.space, num, size, earlier.beliefs(settings))
+    searcher = warm_start(searcher, told) if told else searcher
     scheduler, cost = registry.scheduler(settings.scheduler, task.space, task.horizon, size)
     layout = layout_for(size, settings.devices, settings.chunk)
-    tuner = search(population(task.problem, layout=layout), searcher, scheduler, size)
-    # a generation that cannot be is refused before a study begins
-    jax.eval_shape(lambda key: tuner.step(key, tuner.init(key)), jax.random.key(0))
+    members = population(task.problem, layout=layout)
+    tuner = search(members, searcher, scheduler, size)
+
+    def generation(key):
+        if not searcher.host:
+            return tuner.step(key, tuner.init(key))
+        keys = jax.random.split(key, size)
+        return scheduler(members, key, jax.vmap(partial(spaces.sample, task.space))(keys))
+
+    jax.eval_shape(generation, jax.random.key(0))  # what cannot be is refused before a study begins
     return tuner, cost
 
 
@@ -539,6 +583,7 @@ def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[s
         "command": "hypergrad.tune(...)",
         "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "description": task.description,
+        **earlier.digest_of(task, settings),
         **details,
     }
 

@@ -16,7 +16,7 @@ from hypergrad.layout import layout_for, vectorized
 from hypergrad.population import population
 from hypergrad.problem import Problem
 from hypergrad.schedulers.hyperband import brackets
-from hypergrad.searchers import final_values
+from hypergrad.searchers import final_values, near
 from hypergrad.space import Choice, Integer, LogReal, Real
 from hypergrad.tune import measured
 from hypergrad.tuners import Tuner, search
@@ -30,7 +30,10 @@ SPACE = {
     "kind": Choice(("a", "b", "c", "d")),
 }
 SIZE, HORIZON = 12, 9
-SEARCHES = [name for name in registry.METHODS if name not in ("descent", "bilevel")]
+BELIEFS = {"rate": near(0.5), "kind": near("b")}
+SEARCHES = [
+    name for name in registry.METHODS if name not in ("descent", "bilevel", *registry.OPTUNA)
+]
 
 
 def objective(w, h, batch):
@@ -52,7 +55,8 @@ MEMBERS = population(CURVE, layout=vectorized())
 
 
 def product(method, scheduler) -> Tuner:
-    searcher = registry.searcher(method, SPACE, 4 * SIZE, SIZE)
+    beliefs = BELIEFS if method == "prior" else None
+    searcher = registry.searcher(method, SPACE, 4 * SIZE, SIZE, beliefs)
     return search(MEMBERS, searcher, registry.scheduler(scheduler, SPACE, HORIZON, SIZE)[0], SIZE)
 
 

@@ -37,6 +37,8 @@ EVERY = {
     "scheduler": "halving",
     "devices": 2,
     "chunk": 3,
+    "prior": {"lr": [0.001, 0.15], "kind": ["tanh", 0.3]},
+    "warm_start": "runs/earlier",
     "out": "runs/é",
     "overwrite": True,
     "log": ["jsonl", "wandb"],
@@ -59,8 +61,9 @@ def refusal(tmp_path, content):
 
 def test_every_option_in_a_file(tmp_path):
     assert set(EVERY) == {option.name for option in OPTIONS}
-    lines = [f"{k} = {json.dumps(v)}" for k, v in EVERY.items() if k != "arg"]
+    lines = [f"{k} = {json.dumps(v)}" for k, v in EVERY.items() if k not in ("arg", "prior")]
     table = ["[arg]", "width = 8", 'name = "a b"', "deep = {x = [1.5, true]}"]
+    table += ["[prior]", "lr = 1e-3", 'kind = ["tanh", 0.3]']
     assert (
         studyfile.read(write(tmp_path / "s", "\n".join([*lines, *table])), KNOWN).options == EVERY
     )
@@ -72,6 +75,8 @@ def test_every_option_as_a_flag():
         value = EVERY[option.name]
         if option.kind is bool:
             words.append(option.flag)
+        elif option.name == "prior":
+            words += ["--prior", "lr=1e-3", "--prior", "kind=tanh:0.3"]
         elif option.kind is dict:
             words += [w for k, v in value.items() for w in ("--arg", f"{k}={json.dumps(v)}")]
         elif option.kind is list:
@@ -123,6 +128,12 @@ def test_as_editors_save_it(tmp_path):
         ("overwrite = 1", "overwrite is 1, expected true or false"),
         ('log = "jsonl"', "log is 'jsonl', expected a list"),
         ("arg = 3", "arg is 3, expected a table"),
+        ("prior = 3", "line 1: prior is 3, expected beliefs by the names of hyperparameters"),
+        (
+            "[prior]\nlr = [1, 2]",
+            "line 1: prior for 'lr' is [1, 2], expected a value, or a value and",
+        ),
+        ("priro = 3", "did you mean 'prior'?"),
         ("task = 3", "task is 3, expected a text"),
         ('task = ""', "task is '', expected a text"),
         ('out = "a\\u0000b"', "expected a text of one line"),

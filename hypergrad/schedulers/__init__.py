@@ -4,12 +4,14 @@ from hypergrad.schedulers.base import Rung, Scheduler, geometric_rungs
 from hypergrad.schedulers.full import full
 from hypergrad.schedulers.halving import halving, staged
 from hypergrad.schedulers.hyperband import hyperband
+from hypergrad.schedulers.objectives import constrained, scalarized
 from hypergrad.schedulers.pbt import pbt, perturb
 from hypergrad.schedulers.reach import reach
 
 __all__ = [
     "Rung",
     "Scheduler",
+    "constrained",
     "full",
     "geometric_rungs",
     "halving",
@@ -17,5 +19,6 @@ __all__ = [
     "pbt",
     "perturb",
     "reach",
+    "scalarized",
     "staged",
 ]

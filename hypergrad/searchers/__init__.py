@@ -5,6 +5,7 @@ from hypergrad.distribution import distribution
 from hypergrad.families import Smoothing
 from hypergrad.searchers.base import Outcome, Searcher, final_values
 from hypergrad.searchers.bayes import TrustRegion, bayes
+from hypergrad.searchers.begin_with import begin_with
 from hypergrad.searchers.constant import constant
 from hypergrad.searchers.cross_entropy import Stop, cross_entropy, steps_to
 from hypergrad.searchers.evolution import evolution
@@ -23,6 +24,7 @@ __all__ = [
     "Stop",
     "TrustRegion",
     "bayes",
+    "begin_with",
     "constant",
     "cross_entropy",
     "distribution",

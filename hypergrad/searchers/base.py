@@ -9,6 +9,7 @@ import numpy as np
 
 from hypergrad import tree
 from hypergrad.coordinates import to_units
+from hypergrad.outputs import behind
 from hypergrad.types import Array, HParams, Key, PyTree
 
 
@@ -43,12 +44,14 @@ class Searcher(NamedTuple):
         tell: (state, outcome) -> state.
         info: (state) -> numbers about the last `tell`, for people; `done`, where there is one, ends the
             study when true.
+        host: whether `ask` and `tell` work on the host, so that they cannot be traced.
     """
 
     init: Callable[[Key], PyTree]
     ask: Callable[[Key, PyTree, int], HParams]
     tell: Callable[[PyTree, Outcome], PyTree]
     info: Callable[[PyTree], dict[str, Array]] = _nothing
+    host: bool = False
 
 
 def observe(space: PyTree, outcome: Outcome) -> tuple[Array, Array]:
@@ -56,7 +59,8 @@ def observe(space: PyTree, outcome: Outcome) -> tuple[Array, Array]:
 
     The score is the objective, infinite where that is NaN or infinite of either sign. A trial that a
     scheduler stopped early scores worse than all that were trained longer, in the order of steps first
-    and objective second: a low objective after a few steps is no match for one after many.
+    and objective second: a low objective after a few steps is no match for one after many. A trial that
+    broke a constraint scores worse than all others of all generations (`outputs.behind`), by its violation.
 
     Raises:
         ValueError: in one line, where hparams are not of the space or another number than values.
@@ -71,6 +75,8 @@ def observe(space: PyTree, outcome: Outcome) -> tuple[Array, Array]:
     place = jnp.zeros(values.shape, values.dtype).at[order].set(jnp.arange(1.0, len(values) + 1))
     early = worst + jnp.maximum(jnp.abs(worst), 1) * place / len(values)
     scores = jnp.where(longest | ~jnp.isfinite(values), values, early)
+    if "violation" in outcome.info:  # of schedulers.constrained
+        scores = behind(scores, outcome.info["violation"])
     return to_units(space, outcome.hparams), scores
 
 

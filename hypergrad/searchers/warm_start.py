@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence as Many
 
+import jax
+
 from hypergrad.searchers.base import Outcome, Searcher
 
 
@@ -16,6 +18,7 @@ def warm_start(searcher: Searcher, outcomes: Many[Outcome]) -> Searcher:
         ValueError: where an outcome is none, and (from the searcher) where it is of another space.
     """
     outcomes = list(outcomes)
+    tell = searcher.tell if searcher.host else jax.jit(searcher.tell)
     for index, outcome in enumerate(outcomes):
         if not isinstance(outcome, Outcome):
             raise ValueError(
@@ -26,7 +29,7 @@ def warm_start(searcher: Searcher, outcomes: Many[Outcome]) -> Searcher:
     def init(key):
         state = searcher.init(key)
         for outcome in outcomes:
-            state = searcher.tell(state, outcome)
+            state = tell(state, outcome)
         return state
 
     return searcher._replace(init=init)

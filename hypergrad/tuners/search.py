@@ -1,5 +1,7 @@
 """Population search: a searcher times a scheduler."""
 
+from functools import partial
+
 import jax
 
 from hypergrad.layout import out_of_memory, traced
@@ -13,8 +15,9 @@ from hypergrad.tuners.base import Tuner
 def search(population: Population, searcher: Searcher, scheduler: Scheduler, num: int) -> Tuner:
     """Ask for `num` trials, train them as the scheduler says, tell the searcher; one generation a step.
 
-    A generation is one compiled program, which `lax.scan` can repeat. Where the population works on the
-    host, or the device has run out of memory once, its parts are compiled by themselves.
+    A generation is one compiled program, which `lax.scan` can repeat. Where the searcher works on the host,
+    it is the training alone. Where the population does, or the device has run out of memory once, its parts
+    are compiled by themselves.
 
     Args:
         population: how members are trained.
@@ -23,18 +26,32 @@ def search(population: Population, searcher: Searcher, scheduler: Scheduler, num
         num: trials a generation.
     """
     check_horizon(num, "num")
-    ask = jax.jit(lambda key, state: searcher.ask(key, state, num))
-    tell = jax.jit(searcher.tell)
+    on_host = searcher.host
 
-    def parts(key, state):
+    def train(key, hparams):
+        return scheduler(population, key, hparams)
+
+    def ask(key, state):
+        return searcher.ask(key, state, num)
+
+    ask, tell = (ask, searcher.tell) if on_host else (jax.jit(ask), jax.jit(searcher.tell))
+
+    def generation(key, state, train):
         ask_key, train_key = jax.random.split(key)
-        hparams = ask(ask_key, state)
-        outcome = scheduler(population, train_key, hparams)
+        outcome = train(train_key, ask(ask_key, state))
         state = tell(state, outcome)
         info = {**outcome.info, **searcher.info(state)}
-        return population.whole((state, outcome._replace(info=info)))
+        outcome = outcome._replace(info=info)
+        return (state, outcome) if on_host else population.whole((state, outcome))
 
-    whole = jax.jit(parts)
+    def gathered(key, hparams):
+        return population.whole(train(key, hparams))
+
+    if on_host:
+        whole = partial(generation, train=jax.jit(gathered))
+    else:
+        whole = jax.jit(partial(generation, train=train))
+    parts = partial(generation, train=gathered if on_host else train)
     apart = population.host
 
     def step(key, state):
