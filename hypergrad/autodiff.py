@@ -30,6 +30,13 @@ PARTIALS: dict[Any, tuple[Callable[..., Array], ...]] = {
 }
 """Partial derivatives of what is tamed; a product only where a `where` may discard it (RAdam)."""
 
+ELEMENTWISE = frozenset(
+    "abs add add_any and clamp convert_element_type copy cos cosh div eq erf erfc erf_inv exp exp2 expm1 ge gt "
+    "integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rsqrt select_n sign "
+    "sin sinh sqrt square stop_gradient sub tan tanh".split()
+)
+"""Primitives that work element by element, where all their operands have one shape."""
+
 
 def smooth(function: Callable) -> Callable:
     """Make the derivative of `function` finite where a root, quotient or power in it is singular.
@@ -160,6 +167,51 @@ def uses(function: Callable, *args) -> list[bool]:
     """Tell, for each leaf of `args`, whether the value of `function` depends on it; one trace."""
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
     return _live(jaxpr, [True] * len(jaxpr.outvars))
+
+
+def elementwise(function: Callable, x: Array | jax.ShapeDtypeStruct, *args) -> list[bool]:
+    """Tell, for each output of `function`, whether its element j depends on element j of `x` alone.
+
+    Then its Jacobian is diagonal, and one product with ones gives all of it.
+
+    **Cost:** one trace. **Limits:** conservative: what is not in `ELEMENTWISE` counts as mixing.
+
+    Args:
+        function: (x, *args) -> a list of arrays.
+        x: where; only shape and dtype matter.
+        *args: further arguments of any kind of array.
+
+    Returns:
+        One boolean an output; false also where an output does not depend on `x`.
+    """
+    jaxpr = jax.make_jaxpr(function)(x, *args).jaxpr
+    reads = [True] + [False] * (len(jaxpr.invars) - 1)
+    aligned = [out is True for out in _aligned(jaxpr, reads)]
+    return [ok and v.aval.shape == x.shape for ok, v in zip(aligned, jaxpr.outvars, strict=True)]
+
+
+def _aligned(jaxpr: Jaxpr, reads: list[bool | None]) -> list[bool | None]:
+    """Follow x through a jaxpr: True where element by element, None where mixed, False where absent."""
+    state: dict[Any, bool | None] = dict(zip(jaxpr.invars, reads, strict=True))
+
+    def of(v: Any) -> bool | None:
+        return False if isinstance(v, Literal) else state.get(v, False)
+
+    for eqn in jaxpr.eqns:
+        ins = [of(v) for v in eqn.invars]
+        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        simple = isinstance(inner, ClosedJaxpr) and eqn.primitive is not scan_p
+        if simple and len(inner.jaxpr.invars) == len(ins):
+            outs = _aligned(inner.jaxpr, ins)
+        elif not any(i is not False for i in ins):
+            outs = [False] * len(eqn.outvars)
+        else:
+            same = {v.aval.shape for v, i in zip(eqn.invars, ins, strict=True) if i is not False}
+            same |= {v.aval.shape for v in eqn.outvars}
+            pointwise = eqn.primitive.name in ELEMENTWISE and len(same) == 1 and None not in ins
+            outs = [True if pointwise else None] * len(eqn.outvars)
+        state.update(zip(eqn.outvars, outs, strict=True))
+    return [of(v) for v in jaxpr.outvars]
 
 
 def _live(jaxpr: Jaxpr, live_outs: list[bool]) -> list[bool]:

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.curvature.base import Layered, num_samples, sum_chunks
-from hypergrad.curvature.layers import Layer, rows_of
+from hypergrad.curvature.layers import Layer, Link, rows_of
 from hypergrad.types import Array, Batch, Params
 
 
@@ -77,15 +77,14 @@ def layer_norms(
 
     def body(chosen):
         bends, moved = rows.push(chosen)
-        moves = [None, *moved] if moved else [None] * len(bends)
-        terms = [
-            pair_terms(bend, move, rows.inputs[k], rows.deltas[k])
-            if pairs
-            else tile_terms(bend, move, rows.inputs[k], rows.deltas[k], below)
-            for k, (bend, move, pairs) in enumerate(zip(bends, moves, by_pairs, strict=True))
-        ]
-        own = jnp.take_along_axis(bends[0], chosen[:, None, None], axis=2, mode="fill", fill_value=0)
-        return terms, own[:, :, 0]
+        moved, slopes, terms = iter(moved), iter(rows.slopes), []
+        for k, link in enumerate(rows.links):
+            full = next(moved) if link is Link.FULL else None
+            single = _take(next(slopes), chosen) if link is Link.DIAGONAL else None
+            signal = Signals(bends[k], full, single, rows.inputs[k], rows.deltas[k], chosen)
+            terms.append(pair_terms(signal) if by_pairs[k] else tile_terms(signal, below))
+        diagonal = jnp.take_along_axis(bends[0], chosen[None, :, None], axis=2, mode="clip")
+        return terms, diagonal[:, :, 0].T
 
     terms, own = sum_chunks(body, units, chunk)
     gram = below @ below.T
@@ -94,51 +93,92 @@ def layer_norms(
         (term if pair is None else jnp.sum(pair)) / size**2
         for term, pair in zip(terms, pairs, strict=True)
     ]
-    return LayerNorms(squares, pairs, jnp.square(below).T @ own[:units].T / size)
+    return LayerNorms(squares, pairs, (own @ jnp.square(below) / size).T)
 
 
-def pair_terms(bend: Array, move: Array | None, inputs: Array, deltas: Array) -> Array:
-    """Return Σ_p ⟨G_p^i, G_p^j⟩ over the units of a chunk, `[m, m]`.
+class Signals(NamedTuple):
+    """The parts of G_p for a chunk of units p, and all samples.
 
-    Args:
-        bend: rows of B `[chunk, m, units]`.
-        move: rows of P `[chunk, m, in]`, or None where it is zero.
+    Attributes:
+        bend: rows of B `[m, chunk, units]`.
+        move: rows of P `[m, chunk, in]`; None where P is zero or diagonal.
+        slope: diagonal of P, `[m, chunk]`; None where it is zero or full.
         inputs: ã_k `[m, in]`.
         deltas: δ_k `[m, units]`.
+        chosen: p `[chunk]`.
     """
-    total = _gram(bend) * (inputs @ inputs.T)
-    if move is None:
-        return total
-    cross = jnp.einsum("pij,pij->ij", bend @ deltas.T, inputs @ move.transpose(0, 2, 1))
-    return total + _gram(move) * (deltas @ deltas.T) + cross + cross.T
+
+    bend: Array
+    move: Array | None
+    slope: Array | None
+    inputs: Array
+    deltas: Array
+    chosen: Array
 
 
-def tile_terms(
-    bend: Array, move: Array | None, inputs: Array, deltas: Array, below: Array
-) -> Array:
+def pair_terms(of: Signals) -> Array:
+    """Return Σ_p ⟨G_p^i, G_p^j⟩ over the units of a chunk, `[m, m]`."""
+    total = _gram(of.bend) * (of.inputs @ of.inputs.T)
+    if of.slope is not None:
+        # P[p] has one entry: C is a product of two matrices [m, chunk · units]
+        inputs = _take(of.inputs, of.chosen)
+        left, right = of.bend * inputs[:, :, None], of.slope[:, :, None] * of.deltas[:, None]
+        cross = _flat(left) @ _flat(right).T
+        return total + _gram(of.slope) * (of.deltas @ of.deltas.T) + cross + cross.T
+    if of.move is not None:
+        cross = jax.lax.scan(_add_cross(of), jnp.zeros_like(total), (_first(of.bend), _first(of.move)))[0]
+        return total + _gram(of.move) * (of.deltas @ of.deltas.T) + cross + cross.T
+    return total
+
+
+def _add_cross(of: Signals):
+    """Return the step that adds a unit's ⟨B^i[p], δ^j⟩ ⟨ã^i, P^j[p]⟩: in turn, so that both stay in cache."""
+
+    def add(total, of_unit):
+        bend, move = of_unit
+        return total + (bend @ of.deltas.T) * (of.inputs @ move.T), None
+
+    return jax.checkpoint(add)
+
+
+def tile_terms(of: Signals, below: Array) -> Array:
     """Return m² ‖H_lk‖² of the units of a chunk, `[]`, one unit of layer k at a time.
 
     Args:
-        bend: rows of B `[chunk, m, units]`.
-        move: rows of P `[chunk, m, in]`, or None where it is zero.
-        inputs: ã_k `[m, in]`.
-        deltas: δ_k `[m, units]`.
+        of: the parts of G.
         below: ã_l `[m, in]`.
     """
+    move = of.move
+    if of.slope is not None:
+        places = jax.nn.one_hot(of.chosen, of.inputs.shape[1], dtype=of.slope.dtype)
+        move = of.slope[:, :, None] * places
 
     def tile(total, of_unit):
-        bent, delta = of_unit
-        gradient = bent[:, :, None] * inputs
+        bend, delta = of_unit
+        gradient = bend[:, :, None] * of.inputs[:, None]
         if move is not None:
-            gradient = gradient + delta[:, None] * move
-        block = jnp.einsum("iq,pis->pqs", below, gradient)
-        return total + jnp.sum(jnp.square(block)), None
+            gradient = gradient + delta[:, None, None] * move
+        return total + jnp.sum(jnp.square(below.T @ _flat(gradient))), None
 
-    units = (bend.transpose(2, 0, 1), deltas.T)
-    return jax.lax.scan(jax.checkpoint(tile), jnp.zeros((), bend.dtype), units)[0]
+    units = (of.bend.transpose(2, 0, 1), of.deltas.T)
+    return jax.lax.scan(jax.checkpoint(tile), jnp.zeros((), below.dtype), units)[0]
+
+
+def _take(columns: Array, chosen: Array) -> Array:
+    """Return columns `[m, chunk]` of a matrix, zeros past the last."""
+    return jnp.take(columns, chosen, axis=1, mode="fill", fill_value=0)
+
+
+def _first(rows: Array) -> Array:
+    """Put the units of `[m, chunk, D]` first."""
+    return rows.transpose(1, 0, 2)
+
+
+def _flat(rows: Array) -> Array:
+    """Join all but the samples: `[m, ...]` -> `[m, D]`."""
+    return rows.reshape(rows.shape[0], -1)
 
 
 def _gram(rows: Array) -> Array:
-    """Return Σ_p ⟨row_p^i, row_p^j⟩ `[m, m]` of rows `[chunk, m, D]`."""
-    flat = rows.transpose(1, 0, 2).reshape(rows.shape[1], -1)
-    return flat @ flat.T
+    """Return ⟨row^i, row^j⟩ `[m, m]` of rows `[m, ...]`."""
+    return _flat(rows) @ _flat(rows).T

@@ -1,12 +1,13 @@
 """Layered networks: which params their layers hold, and the signals between the layers, sample by sample."""
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hypergrad.autodiff import uses
+from hypergrad.autodiff import elementwise, uses
 from hypergrad.curvature.base import Layered, abstract, names, num_samples, parts
 from hypergrad.types import Array, Batch, Params, PyTree
 
@@ -35,6 +36,14 @@ class Layer(NamedTuple):
     def size(self) -> int:
         """Number of trained weights."""
         return self.num_inputs * self.num_units
+
+
+class Link(enum.Enum):
+    """How the inputs ã_k of a layer depend on z_l: not at all, unit by unit, or each on many."""
+
+    NONE = enum.auto()
+    DIAGONAL = enum.auto()
+    FULL = enum.auto()
 
 
 class Unservable(ValueError):
@@ -206,14 +215,40 @@ class Rows(NamedTuple):
     Attributes:
         inputs: ã_k for k ≥ l, each `[m, in]`.
         deltas: δ_k = ∂ℓ/∂z_k for k ≥ l, each `[m, units]`.
+        links: how ã_k depends on z_l, for k ≥ l.
+        slopes: ∂ã_k[p]/∂z_l[p] `[m, units]` for the diagonal links, in their order.
         push: units p `[chunk]` of layer l -> (B_lk[p] = ∂²ℓ/∂z_l[p]∂z_k for k ≥ l, each
-            `[chunk, m, units]`; P_k[p] = ∂ã_k/∂z_l[p] for k > l, each `[chunk, m, in]`), zeros for p
-            past the last unit.
+            `[m, chunk, units]`; P_k[p] = ∂ã_k/∂z_l[p] for the full links, each `[m, chunk, in]`), zeros
+            for p past the last unit.
     """
 
     inputs: list[Array]
     deltas: list[Array]
+    links: list[Link]
+    slopes: list[Array]
     push: Callable[[Array], tuple[list[Array], list[Array]]]
+
+
+def links_of(
+    model: Layered, params: Params, layers: list[Layer], example: Batch, index: int
+) -> list[Link]:
+    """Tell how the inputs of each layer k ≥ l = `index` depend on z_l; one trace."""
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    zeros = [jnp.zeros((layer.num_units,), dtype) for layer in layers]
+
+    def inputs(shift, example):
+        shifts = [*zeros[:index], zeros[index] + shift, *zeros[index + 1 :]]
+        found = signals(model, params, layers, example, shifts)[1][index:]
+        # without the 1 of the bias, whose derivative is zero
+        return [a[:-1] if at.bias is not None else a for a, at in zip(found, layers[index:], strict=True)]
+
+    shift = jax.ShapeDtypeStruct((layers[index].num_units,), dtype)
+    single = elementwise(inputs, shift, example)
+    links = []
+    for k, diagonal in enumerate(single):
+        reached = uses(lambda s, e, k=k: inputs(s, e)[k], shift, example)[0]
+        links.append(Link.DIAGONAL if diagonal else Link.FULL if reached else Link.NONE)
+    return links
 
 
 def rows_of(
@@ -224,53 +259,52 @@ def rows_of(
     B_lk[p] is the derivative of δ_k along p, P_k[p] that of ã_k: one forward-over-reverse product of
     the part of the network above l. For Gauss-Newton B = J_lᵀ (∂²ℓ/∂outputs²) J_k, and P is left out.
     """
-    units, above = layers[index].num_units, layers[index:]
+    units, size = layers[index].num_units, num_samples(batch)
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    size = num_samples(batch)
     zeros = [jnp.zeros((layer.num_units,), dtype) for layer in layers]
+    links = [Link.NONE] * (len(layers) - index)
+    if not gauss_newton:
+        links = links_of(model, params, layers, one_of(batch), index)
 
-    def shifted(upper):
-        return zeros[:index] + upper
+    def forward(upper, example):
+        outputs, inputs = signals(model, params, layers, example, zeros[:index] + upper)
+        return outputs, inputs[index:]
 
-    def of_sample(shift, example):
+    def shifted(shift):
+        return [zeros[index] + shift, *zeros[index + 1 :]]
+
+    def curved(shift, example):
+        """Return δ_k and what is wanted of ã_k as functions of a shift of z_l."""
+
         def loss(upper):
-            outputs, inputs = signals(model, params, layers, example, shifted(upper))
-            return model.loss(outputs, example), inputs[index:]
+            outputs, inputs = forward(upper, example)
+            return model.loss(outputs, example), inputs
 
-        upper = [zeros[index] + shift, *zeros[index + 1 :]]
-        deltas, inputs = jax.grad(loss, has_aux=True)(upper)
-        return deltas, inputs
+        deltas, inputs = jax.grad(loss, has_aux=True)(shifted(shift))
+        return deltas, [a for a, link in zip(inputs, links, strict=True) if link is Link.FULL]
 
-    def bend(shift, example):
-        """Return a function of the shift whose derivative is the row of JᵀSJ, with J held fixed."""
+    def bent(shift, example):
+        """Return a function of the shift whose derivative is a row of JᵀSJ: J is held fixed."""
+        pull = jax.vjp(lambda upper: forward(upper, example)[0], zeros[index:])[1]
+        outputs = forward(shifted(shift), example)[0]
+        return pull(jax.grad(lambda z: model.loss(z, example))(outputs))[0], []
 
-        def outputs(upper):
-            return signals(model, params, layers, example, shifted(upper))[0]
+    def diagonal(shift, example):
+        inputs = forward(shifted(shift), example)[1]
+        return [a[:units] for a, link in zip(inputs, links, strict=True) if link is Link.DIAGONAL]
 
-        fixed = zeros[index:]
-        made, pull = jax.vjp(outputs, fixed)
-        first = outputs([zeros[index] + shift, *zeros[index + 1 :]])
-        return pull(jax.grad(lambda z: model.loss(z, example))(first))[0]
+    def over_batch(function):
+        return lambda shift: jax.vmap(function)(shift, batch)
 
     start = jnp.zeros((size, units), dtype)
-    if gauss_newton:
-        deltas, push = jax.linearize(lambda s: jax.vmap(bend)(s, batch), start)
-        inputs = jax.vmap(lambda e: signals(model, params, layers, e, zeros)[1][index:])(batch)
-        empty: list[Array] = []
-
-        def linear(tangent):
-            return push(tangent), empty
-    else:
-        (deltas, inputs), pushed = jax.linearize(lambda s: jax.vmap(of_sample)(s, batch), start)
-
-        def linear(tangent):
-            rows, moved = pushed(tangent)
-            return rows, moved[1:]
+    rows = over_batch(bent if gauss_newton else curved)
+    (deltas, _), push = jax.linearize(rows, start)
+    slopes = jax.jvp(over_batch(diagonal), (start,), (jnp.ones_like(start),))[1]
 
     def push_units(chosen):
         basis = jax.nn.one_hot(chosen, units, dtype=dtype)
-        tangents = jnp.broadcast_to(basis[:, None], (chosen.size, size, units))
-        return jax.vmap(linear)(tangents)
+        tangents = jnp.broadcast_to(basis, (size, *basis.shape))
+        return jax.vmap(push, in_axes=1, out_axes=1)(tangents)
 
-    assert len(deltas) == len(above)
-    return Rows(inputs, deltas, push_units)
+    inputs = jax.vmap(lambda example: forward(zeros[index:], example)[1])(batch)
+    return Rows(inputs, deltas, links, slopes, push_units)
