@@ -30,11 +30,12 @@ PARTIALS: dict[Any, tuple[Callable[..., Array], ...]] = {
 }
 """Partial derivatives of what is tamed; a product only where a `where` may discard it (RAdam)."""
 
-ELEMENTWISE = frozenset(
-    "abs add add_any and clamp convert_element_type copy cos cosh div eq erf erfc erf_inv exp exp2 expm1 ge gt "
-    "integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rsqrt select_n sign "
-    "sin sinh sqrt square stop_gradient sub tan tanh".split()
-)
+_POINTWISE = """
+abs add add_any and clamp convert_element_type copy cos cosh div eq erf erfc erf_inv exp exp2 expm1 ge gt
+integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rsqrt select_n sign sin sinh
+sqrt square stop_gradient sub tan tanh
+"""
+ELEMENTWISE = frozenset(_POINTWISE.split())
 """Primitives that work element by element, where all their operands have one shape."""
 
 

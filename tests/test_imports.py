@@ -11,7 +11,7 @@ FLOORS = {
     "quasirandom": 1, "truncnorm": 1, "gaussian_process": 1, "acquisition": 1, "outputs": 1,
     "coordinates": 1.1, "beliefs": 1.1, "families": 1.1, "chains": 1.2, "distribution": 1.3,
     "policies": 1.5, "perturb": 1.5, "expected": 2.5, "history": 2.1,
-    "problem": 2, "adapters": 2.1, "train": 2.1, "testing": 2.2, "momentum": 2.2, "adjoint": 2.5,
+    "problem": 2, "curvature": 2, "adapters": 2.1, "train": 2.1, "testing": 2.2, "momentum": 2.2, "adjoint": 2.5,
     "response": 2.5, "tangent": 2.6, "directions": 2.6, "pairs": 2.5, "estimators": 3,
     "population": 3, "searchers": 3, "schedulers": 4, "tuners": 5, "storage": 6, "registry": 6,
     "plots": 6, "judge": 6, "loading": 6, "studyfile": 6, "journal": 6.1, "checkpoint": 6.1,
@@ -19,6 +19,28 @@ FLOORS = {
     "integrations": 6.4, "report": 6.5, "tune": 7, "verify": 7, "recommend": 7, "resume": 7.5, "arguments": 7.5,
     "completion": 7.6, "terminal": 7.6, "cli": 8, "__main__": 9,
 }  # fmt: skip
+LADDERS = {
+    "curvature": (
+        "base",
+        "layers",
+        "result",
+        "blocks",
+        "columns",
+        "products",
+        "frobenius",
+        "estimate",
+        "trace",
+        "eigen",
+        "density",
+        "sharpness",
+        "expected",
+        "measures",
+        "differences",
+        "landscape",
+        "__init__",
+    ),
+}
+"""Packages whose files import one another, lower ones only, in this order."""
 FAMILIES = ("estimators", "searchers", "schedulers", "tuners", "integrations")
 ONLY_IN = {"flax": "adapters", "jaxopt": "solve"}
 
@@ -52,6 +74,15 @@ def violations(name, source):
             if other == top and top in FAMILIES:
                 if member and rest[1:] != ["base"]:
                     found.append(f"{name} imports its sibling {module}")
+            elif other == top and top in LADDERS:
+                ladder = LADDERS[top]
+                below = (
+                    ladder[: ladder.index(member or "__init__")]
+                    if (member or "__init__") in ladder
+                    else ()
+                )
+                if rest[1] not in below:
+                    found.append(f"{name} imports {module}, which is not below it")
             elif FLOORS.get(other, 99) >= FLOORS[top]:
                 found.append(f"{name} imports {module}, which is not below it")
     return found
@@ -81,6 +112,8 @@ def test_models_never_import_hypergrad():
         ("train", "def f():\n    import flax"),
         ("space", "import tasks.digits"),
         ("novel", "import jax"),
+        ("curvature.base", "from hypergrad.curvature.frobenius import frobenius"),
+        ("curvature.novel", "from hypergrad.curvature.base import check"),
     ],
 )
 def test_the_check_finds_violations(name, source):

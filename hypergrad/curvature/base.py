@@ -291,9 +291,7 @@ def sum_chunks(
     if num_chunks == 1:
         total, rows = body(indices[0])
         return total, rows
-    zeros = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(body, indices[0])[0]
-    )
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(body, indices[0])[0])
 
     def step(total, index):
         terms, rows = jax.checkpoint(body)(index)

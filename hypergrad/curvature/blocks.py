@@ -126,7 +126,9 @@ def pair_terms(of: Signals) -> Array:
         cross = _flat(left) @ _flat(right).T
         return total + _gram(of.slope) * (of.deltas @ of.deltas.T) + cross + cross.T
     if of.move is not None:
-        cross = jax.lax.scan(_add_cross(of), jnp.zeros_like(total), (_first(of.bend), _first(of.move)))[0]
+        cross = jax.lax.scan(
+            _add_cross(of), jnp.zeros_like(total), (_first(of.bend), _first(of.move))
+        )[0]
         return total + _gram(of.move) * (of.deltas @ of.deltas.T) + cross + cross.T
     return total
 

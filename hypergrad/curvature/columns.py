@@ -121,7 +121,8 @@ def _group_norms(
     def column(index: Array) -> list[Array]:
         flat = jax.nn.one_hot(index, ends[-1], dtype=dtype)
         tangent = [
-            flat[a:b].reshape(shape) for a, b, shape in zip(ends[:-1], ends[1:], shapes, strict=True)
+            flat[a:b].reshape(shape)
+            for a, b, shape in zip(ends[:-1], ends[1:], shapes, strict=True)
         ]
         return [sum(jnp.sum(jnp.square(x)) for x in group) for group in push(tangent)]
 

@@ -185,7 +185,9 @@ def plan_layer(
         pairs.append(by_pair <= by_tile if by_pairs is None else by_pairs)
     sides = sum(layer.num_inputs + layer.num_units for layer in chosen)
     tile = max((below + m) * layer.num_inputs for layer in chosen)
-    unit = width * (LIVE * m * sides + (2 * m * m if any(pairs) else 0) + (0 if all(pairs) else tile))
+    unit = width * (
+        LIVE * m * sides + (2 * m * m if any(pairs) else 0) + (0 if all(pairs) else tile)
+    )
     fixed = width * (2 * m * m * (1 + sum(pairs)) + LIVE * m * sides)
     needed = fixed + unit
     check_memory(
@@ -251,7 +253,4 @@ def _add_penalty(model: Layered, params: Params, layer: Layer, norms: LayerNorms
     added = jnp.concatenate(column)[:, None].astype(norms.diagonal.dtype)
     square = norms.squares[0] + jnp.sum(2 * added * norms.diagonal)
     square = square + layer.num_units * jnp.sum(jnp.square(added))
-    return norms._replace(
-        squares=[square, *norms.squares[1:]], diagonal=norms.diagonal + added
-    )
-
+    return norms._replace(squares=[square, *norms.squares[1:]], diagonal=norms.diagonal + added)

@@ -53,7 +53,7 @@ class Unservable(ValueError):
 def cross_entropy(logits: Array, label: Array) -> Array:
     """Return −log softmax(z)_y of one sample, with derivatives that do not cancel where p is near one-hot.
 
-    With M = argmax z and u_c = z_c − z_M, −log p_y = log(1 + Σ_{c≠M} e^{u_c}) − u_y. The derivatives
+    With M = argmax z, −log p_y = log(1 + Σ_{c≠M} e^{z_c − z_M}) + z_M − z_y. The derivatives
     of that are sums of the *small* probabilities; 1 − p_M, which rounding spoils, never occurs.
 
     Args:
@@ -64,10 +64,12 @@ def cross_entropy(logits: Array, label: Array) -> Array:
         raise ValueError(
             f"logits has shape {logits.shape}, expected at least two classes; use squared_error for one output"
         )
-    top = jax.nn.one_hot(jnp.argmax(logits), logits.shape[-1], dtype=logits.dtype)
-    below = logits - jnp.sum(logits * top)
-    others = jnp.sum(jnp.where(top > 0, 0, jnp.exp(below)))
-    return jnp.log1p(others) - jnp.sum(below * jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype))
+    classes, dtype = logits.shape[-1], logits.dtype
+    top = jax.nn.one_hot(jnp.argmax(logits), classes, dtype=dtype)
+    others = jnp.sum(jnp.where(top > 0, 0, jnp.exp(logits - jnp.sum(logits * top))))
+    # exactly zero, with its derivative, where the largest logit is that of the label
+    margin = jnp.sum(logits * (top - jax.nn.one_hot(label, classes, dtype=dtype)))
+    return jnp.log1p(others) + margin
 
 
 def squared_error(outputs: Array, target: Array) -> Array:
@@ -178,9 +180,7 @@ def _check_use(model: Layered, params: Params, example: Batch, layers: list[Laye
 def one_of(batch: Batch) -> Batch:
     """Return the shapes of one sample of a batch."""
     num_samples(batch)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
 
 
 def signals(
@@ -189,7 +189,7 @@ def signals(
     """Run the forward pass of one sample with a shift added to every z.
 
     Returns:
-        The outputs, and the inputs ã of every layer.
+        The outputs, and the inputs of every layer that meet its kernel: none where that is frozen.
     """
     by_call = {layer.call: index for index, layer in enumerate(layers)}
     calls = iter(range(10**6))
@@ -201,12 +201,15 @@ def signals(
         index = by_call.get(next(calls))
         if index is None:
             return z
-        kept = [signal] if layers[index].kernel is not None else []
-        kept += [jnp.ones((1,), z.dtype)] if layers[index].bias is not None else []
-        inputs.append(jnp.concatenate(kept))
+        inputs.append(signal if layers[index].kernel is not None else signal[:0])
         return z + shifts[index]
 
     return model.forward(dense, params, example), inputs
+
+
+def augment(layer: Layer, signal: Array) -> Array:
+    """Return ã: the inputs of a layer, and a 1 where it has a trained bias."""
+    return signal if layer.bias is None else jnp.append(signal, jnp.ones((), signal.dtype))
 
 
 class Rows(NamedTuple):
@@ -238,21 +241,25 @@ def links_of(
 
     def inputs(shift, example):
         shifts = [*zeros[:index], zeros[index] + shift, *zeros[index + 1 :]]
-        found = signals(model, params, layers, example, shifts)[1][index:]
-        # without the 1 of the bias, whose derivative is zero
-        return [a[:-1] if at.bias is not None else a for a, at in zip(found, layers[index:], strict=True)]
+        return signals(model, params, layers, example, shifts)[1][index:]
 
     shift = jax.ShapeDtypeStruct((layers[index].num_units,), dtype)
     single = elementwise(inputs, shift, example)
     links = []
     for k, diagonal in enumerate(single):
-        reached = uses(lambda s, e, k=k: inputs(s, e)[k], shift, example)[0]
+        frozen = layers[index + k].kernel is None
+        reached = not frozen and uses(lambda s, e, k=k: inputs(s, e)[k], shift, example)[0]
         links.append(Link.DIAGONAL if diagonal else Link.FULL if reached else Link.NONE)
     return links
 
 
 def rows_of(
-    model: Layered, params: Params, layers: list[Layer], batch: Batch, index: int, gauss_newton: bool
+    model: Layered,
+    params: Params,
+    layers: list[Layer],
+    batch: Batch,
+    index: int,
+    gauss_newton: bool,
 ) -> Rows:
     """Linearize all signals of the layers k ≥ l in a shift of z_l, l = `index`, once for the whole batch.
 
@@ -270,6 +277,9 @@ def rows_of(
         outputs, inputs = signals(model, params, layers, example, zeros[:index] + upper)
         return outputs, inputs[index:]
 
+    def augmented(inputs):
+        return [augment(layer, a) for layer, a in zip(layers[index:], inputs, strict=True)]
+
     def shifted(shift):
         return [zeros[index] + shift, *zeros[index + 1 :]]
 
@@ -281,7 +291,9 @@ def rows_of(
             return model.loss(outputs, example), inputs
 
         deltas, inputs = jax.grad(loss, has_aux=True)(shifted(shift))
-        return deltas, [a for a, link in zip(inputs, links, strict=True) if link is Link.FULL]
+        return deltas, [
+            a for a, link in zip(augmented(inputs), links, strict=True) if link is Link.FULL
+        ]
 
     def bent(shift, example):
         """Return a function of the shift whose derivative is a row of JᵀSJ: J is held fixed."""
@@ -291,7 +303,7 @@ def rows_of(
 
     def diagonal(shift, example):
         inputs = forward(shifted(shift), example)[1]
-        return [a[:units] for a, link in zip(inputs, links, strict=True) if link is Link.DIAGONAL]
+        return [a for a, link in zip(inputs, links, strict=True) if link is Link.DIAGONAL]
 
     def over_batch(function):
         return lambda shift: jax.vmap(function)(shift, batch)
@@ -306,5 +318,5 @@ def rows_of(
         tangents = jnp.broadcast_to(basis, (size, *basis.shape))
         return jax.vmap(push, in_axes=1, out_axes=1)(tangents)
 
-    inputs = jax.vmap(lambda example: forward(zeros[index:], example)[1])(batch)
+    inputs = jax.vmap(lambda example: augmented(forward(zeros[index:], example)[1]))(batch)
     return Rows(inputs, deltas, links, slopes, push_units)

@@ -23,7 +23,7 @@ class Frobenius(NamedTuple):
 def assemble(squares: list[list[Array]], order: list[int] | None = None) -> Frobenius:
     """Put the squared norms ‖H_lk‖², k ≥ l, into a symmetric matrix, layers in `order`."""
     count = len(squares)
-    rows = [[squares[min(l, k)][abs(l - k)] for k in range(count)] for l in range(count)]
+    rows = [[squares[min(i, k)][abs(i - k)] for k in range(count)] for i in range(count)]
     blocks = jnp.stack([jnp.stack(row) for row in rows])
     if order is not None:
         blocks = blocks[jnp.asarray(order)][:, jnp.asarray(order)]
