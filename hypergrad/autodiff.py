@@ -1,6 +1,6 @@
 """Derivative rules that plain autodiff lacks: finite ones at singular points, and who depends on whom."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -191,7 +191,7 @@ def elementwise(function: Callable, x: Array | jax.ShapeDtypeStruct, *args) -> l
     return [ok and v.aval.shape == x.shape for ok, v in zip(aligned, jaxpr.outvars, strict=True)]
 
 
-def _aligned(jaxpr: Jaxpr, reads: list[bool | None]) -> list[bool | None]:
+def _aligned(jaxpr: Jaxpr, reads: Sequence[bool | None]) -> list[bool | None]:
     """Follow x through a jaxpr: True where element by element, None where mixed, False where absent."""
     state: dict[Any, bool | None] = dict(zip(jaxpr.invars, reads, strict=True))
 
@@ -200,16 +200,16 @@ def _aligned(jaxpr: Jaxpr, reads: list[bool | None]) -> list[bool | None]:
 
     for eqn in jaxpr.eqns:
         ins = [of(v) for v in eqn.invars]
-        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        simple = isinstance(inner, ClosedJaxpr) and eqn.primitive is not scan_p
-        if simple and len(inner.jaxpr.invars) == len(ins):
+        inner: Any = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        called = isinstance(inner, ClosedJaxpr) and eqn.primitive is not scan_p
+        if called and len(inner.jaxpr.invars) == len(ins):
             outs = _aligned(inner.jaxpr, ins)
         elif not any(i is not False for i in ins):
             outs = [False] * len(eqn.outvars)
         else:
-            same = {v.aval.shape for v, i in zip(eqn.invars, ins, strict=True) if i is not False}
-            same |= {v.aval.shape for v in eqn.outvars}
-            pointwise = eqn.primitive.name in ELEMENTWISE and len(same) == 1 and None not in ins
+            met = [v for v, i in zip(eqn.invars, ins, strict=True) if i is not False]
+            shapes = {jnp.shape(v.aval) for v in [*met, *eqn.outvars]}
+            pointwise = eqn.primitive.name in ELEMENTWISE and len(shapes) == 1 and None not in ins
             outs = [True if pointwise else None] * len(eqn.outvars)
         state.update(zip(eqn.outvars, outs, strict=True))
     return [of(v) for v in jaxpr.outvars]

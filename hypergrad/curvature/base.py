@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from hypergrad import tree
 from hypergrad.types import Array, Batch, Params, PyTree
@@ -202,8 +203,8 @@ def abstract(name: str, function: Callable, *args) -> Any:
 
 def num_samples(batch: Batch) -> int:
     """Return the length of the leading axis that all arrays of a batch share."""
-    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(batch)}
-    if len(lengths) != 1 or None in lengths or 0 in lengths:
+    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(batch)}
+    if len(lengths) != 1 or 0 in lengths:
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
         raise ValueError(
             f"batch has arrays of shapes {shapes}, expected at least one sample along a leading axis "
@@ -240,7 +241,7 @@ def check_memory(what: str, needed: float, memory: int, advice: str) -> None:
 
 def traced(value: Any) -> bool:
     """Tell whether the numbers of an array are not known yet."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def names(params: Params) -> list[str]:

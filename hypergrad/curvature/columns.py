@@ -124,7 +124,7 @@ def _group_norms(
             flat[a:b].reshape(shape)
             for a, b, shape in zip(ends[:-1], ends[1:], shapes, strict=True)
         ]
-        return [sum(jnp.sum(jnp.square(x)) for x in group) for group in push(tangent)]
+        return [jnp.sum(jnp.stack([jnp.sum(jnp.square(x)) for x in g])) for g in push(tangent)]
 
     def body(indices):
         return [jnp.sum(s) for s in jax.vmap(column)(indices)], ()
