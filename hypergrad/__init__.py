@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hypergrad import (
         adapters,
+        curvature,
         estimators,
         integrations,
         policies,
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters estimators integrations policies schedulers searchers solve space study tuners",
+    "hypergrad": "adapters curvature estimators integrations policies schedulers searchers solve space "
+    "study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
     "hypergrad.expected": "enumerated expected sampled",
@@ -91,6 +93,7 @@ __all__ = [
     "averaged",
     "best_response",
     "check",
+    "curvature",
     "enumerated",
     "estimators",
     "expected",

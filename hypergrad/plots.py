@@ -331,6 +331,55 @@ def png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
+def landscape(
+    steps: np.ndarray,
+    values: np.ndarray,
+    name: str = "loss",
+    *,
+    surface: bool = False,
+    ceiling: float | None = None,
+    width: float = NARROW,
+) -> "Figure | None":
+    """Draw a slice through the loss: a curve, or of a plane contour lines or the surface itself.
+
+    Args:
+        steps: Distances along the directions `[num]`, as in `curvature.Landscape`.
+        values: Of the loss, `[num]` or `[num, num]`; what is not finite is left out.
+        name: What is drawn.
+        surface: Draw a plane as a surface.
+        ceiling: Where the scale ends; so that two networks can be compared, give both the same.
+        width: Inches.
+    """
+    steps, values = np.asarray(steps, float), np.asarray(values, float)
+    if not np.isfinite(values).any():
+        return None
+    top = _ceiling(values) if ceiling is None else ceiling
+    shown = np.where(np.isfinite(values), np.minimum(_tame(values), top), np.nan)
+    with _style():
+        if values.ndim == 1:
+            figure, ((axes,),) = _grid(width, 0.7)
+            axes.plot(steps, shown, **TUNED)
+            axes.set_xlabel("distance along the direction")
+            axes.set_ylabel(name)
+            axes.margins(x=0.01)
+            return figure
+        figure, axes = _plane(width, surface)
+        if surface:
+            grid = np.meshgrid(steps, steps, indexing="ij")
+            axes.plot_surface(*grid, shown, cmap="viridis", linewidth=0, antialiased=True)
+            axes.set_zlabel(name)
+        else:
+            levels = 16 if np.nanmax(shown) > np.nanmin(shown) else None
+            lines = axes.contourf(steps, steps, shown.T, levels, cmap="viridis")
+            figure.colorbar(lines, ax=axes, label=name, shrink=0.9)
+            axes.plot(0, 0, "+", color="white", markersize=8)
+            axes.set_aspect("equal")
+            axes.grid(visible=False)
+        axes.set_xlabel("first direction")
+        axes.set_ylabel("second direction")
+    return figure
+
+
 def clean(text: str, limit: int = 48) -> str:
     """Return `text` on one line of at most `limit` characters, none of them a control."""
     text = " ".join(text[: 4 * limit].split())
@@ -380,6 +429,13 @@ def _grid(width: float, aspect: float, rows: int = 1, columns: int = 1, **ratios
     layout: Any = figure.get_layout_engine()
     layout.set(w_pad=0.06, h_pad=0.06, hspace=0.06, wspace=0.05)
     return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=ratios)
+
+
+def _plane(width: float, surface: bool) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 0.85 * width), layout="constrained")
+    return figure, figure.add_subplot(projection="3d" if surface else None)
 
 
 def _settle(figure: "Figure") -> None:
