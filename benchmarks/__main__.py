@@ -18,6 +18,7 @@ NAMES = {
     "chaotic": "hypergradient descent from a chaotic start: reverse, truncated, PES, NRES, ES",
     "many": "32 hypergradients at once, and one device a core, against a loop",
     "hypercleaning": "finding flipped labels by tuning a weight for every example",
+    "frobenius": "exact Hessian norms beside jax.hessian, torch.func, curvlinops and PyHessian",
     "implicit": "cost and agreement of implicit hypergradients, beside jaxopt, TorchOpt and PyTorch",
     "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
 }

@@ -67,36 +67,31 @@ def difference_hessian(
     )
     function = loss_of(loss)
     flat, unravel = ravel_pytree(widen(params))
-    if epsilon is None:
-        epsilon = float(jnp.finfo(flat.dtype).eps) ** (1 / 4 if central else 1 / 3)
-    check_positive("epsilon", epsilon)
+    default = float(jnp.finfo(flat.dtype).eps) ** (1 / 4 if central else 1 / 3)
+    step = default if epsilon is None else epsilon
+    check_positive("epsilon", step)
 
     def at(i, j, a, b):
-        move = jnp.zeros_like(flat).at[i].add(a * epsilon).at[j].add(b * epsilon)
+        move = jnp.zeros_like(flat).at[i].add(a * step).at[j].add(b * step)
         return function(unravel(flat + move), batch)
+
+    def second(pair):
+        i, j = pair
+        return (at(i, j, 1, 1) - at(i, j, 1, -1) - at(i, j, -1, 1) + at(i, j, -1, -1)) / (
+            4 * step**2
+        )
+
+    def forward(pair):
+        i, j = pair
+        return (at(i, j, 1, 1) - single[i] - single[j] + here) / step**2
 
     rows, columns = jnp.triu_indices(size)
     pairs = (rows.astype(jnp.int32), columns.astype(jnp.int32))
-    batch_size = min(chunk, rows.size)
-    if central:
-
-        def entry(pair):
-            i, j = pair
-            return (at(i, j, 1, 1) - at(i, j, 1, -1) - at(i, j, -1, 1) + at(i, j, -1, -1)) / (
-                4 * epsilon**2
-            )
-
-        entries = jax.lax.map(entry, pairs, batch_size=batch_size)
-    else:
+    if not central:
         here = function(unravel(flat), batch)
-        single = jax.lax.map(
-            lambda i: at(i, i, 1, 0), jnp.arange(size), batch_size=min(chunk, size)
-        )
-
-        def entry(pair):
-            i, j = pair
-            return (at(i, j, 1, 1) - single[i] - single[j] + here) / epsilon**2
-
-        entries = jax.lax.map(entry, pairs, batch_size=batch_size)
+        alone = jnp.arange(size, dtype=jnp.int32)
+        single = jax.lax.map(lambda i: at(i, i, 1, 0), alone, batch_size=min(chunk, size))
+    entry = second if central else forward
+    entries = jax.lax.map(entry, pairs, batch_size=min(chunk, rows.size))
     upper = jnp.zeros((size, size), flat.dtype).at[pairs].set(entries)
     return upper + jnp.triu(upper, 1).T

@@ -225,7 +225,7 @@ def _within(bounds: Interval, square: Array, tolerance: float) -> Array:
     return (bounds.high <= (1 + tolerance) * value) & (bounds.low >= (1 - tolerance) * value)
 
 
-def student(confidence: float, freedom: Array) -> Array:
+def student(confidence: float, freedom: Array | float) -> Array:
     """Return the two-sided quantile of Student's t, from the normal one by Cornish and Fisher's series.
 
     Right to 2 % from three degrees of freedom on.
@@ -236,4 +236,5 @@ def student(confidence: float, freedom: Array) -> Array:
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return z + sum(term / freedom ** (i + 1) for i, term in enumerate(terms))
+    freedom = jnp.asarray(freedom)
+    return z + jnp.sum(jnp.stack([term / freedom ** (i + 1) for i, term in enumerate(terms)]), 0)

@@ -50,7 +50,7 @@ def expected_sharpness(
     batch: Batch,
     key: Key,
     *,
-    sigma: float = 0.05,
+    sigma: float | Array = 0.05,
     num_pairs: int = 20,
     relative: bool = False,
 ) -> Expected:
