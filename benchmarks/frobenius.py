@@ -81,23 +81,23 @@ def network(made: dict[str, np.ndarray], layers: int, dtype: Any = jnp.float32):
     return params, (jnp.asarray(made["x"], dtype), jnp.asarray(made["y"]))
 
 
-def programs(setting: Setting, batch: Any) -> dict[str, tuple[Any, float]]:
-    """Name -> (params -> a norm, the share of the columns that it makes)."""
+def programs(setting: Setting) -> dict[str, tuple[Any, float]]:
+    """Name -> ((params, batch) -> a norm, the share of the columns that it makes)."""
     model = cv.mlp(jax.nn.relu)
     last = str(len(setting.widths) - 2)
     whole = setting.size <= WHOLE
     share = 1.0 if whole else SOME / setting.size
 
     def of(path, **arguments):
-        return lambda params: path(model, params, batch, memory=MEMORY, **arguments).value
+        return lambda params, batch: path(model, params, batch, memory=MEMORY, **arguments).value
 
-    def flat_loss(params):
+    def flat_loss(params, batch):
         flat, unravel = ravel_pytree(params)
         return flat, lambda w: loss_of(model)(unravel(w), batch)
 
-    def columns(params):
+    def columns(params, batch):
         """HVP columns as one writes them by hand: linearized once, 64 side by side."""
-        flat, loss = flat_loss(params)
+        flat, loss = flat_loss(params, batch)
         push = jax.linearize(jax.grad(loss), flat)[1]
         count = setting.size if whole else SOME
 
@@ -106,11 +106,11 @@ def programs(setting: Setting, batch: Any) -> dict[str, tuple[Any, float]]:
 
         return jnp.sqrt(jnp.sum(jax.lax.map(square, jnp.arange(count), batch_size=64)))
 
-    def dense(params):
-        flat, loss = flat_loss(params)
+    def dense(params, batch):
+        flat, loss = flat_loss(params, batch)
         return jnp.linalg.norm(jax.hessian(loss)(flat))
 
-    def estimate(params):
+    def estimate(params, batch):
         return cv.frobenius_estimate(model, params, batch, jax.random.key(0), num_products=60).value
 
     found: dict[str, tuple[Any, float]] = {
@@ -134,15 +134,15 @@ def measure(setting: Setting, options) -> list[Figure]:
     made, layers = arrays(setting), len(setting.widths) - 1
     params, batch = network(made, layers)
     figures, calls, norms, shares = [], {}, {}, {}
-    for name, (program, share) in programs(setting, batch).items():
+    for name, (program, share) in programs(setting).items():
         began = time.perf_counter()
-        compiled = jax.jit(program).lower(params).compile()
+        compiled = jax.jit(program).lower(params, batch).compile()
         figures.append(Figure(name, "compile", time.perf_counter() - began, "s"))
         analysis: Any = compiled.memory_analysis()
         memory = analysis.temp_size_in_bytes
         figures.append(Figure(name, "memory", memory, "bytes"))
-        calls[name] = timed(lambda compiled=compiled: compiled(params))
-        norms[name], shares[name] = float(compiled(params)), share
+        calls[name] = timed(lambda compiled=compiled: compiled(params, batch))
+        norms[name], shares[name] = float(compiled(params, batch)), share
     with contextlib.ExitStack() as stack:
         if options.torch_python:
             folder = stack.enter_context(tempfile.TemporaryDirectory())

@@ -196,7 +196,7 @@ def test_list_names_the_tasks():
 
 def test_readme_example_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     done = subprocess.run(
         [sys.executable, "-c", "".join(blocks)],
         capture_output=True,
@@ -206,8 +206,11 @@ def test_readme_example_runs(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    before, after = map(float, done.stdout.split(" -> "))
+    tuned, measured = done.stdout.splitlines()
+    before, after = map(float, tuned.split(" -> "))
     assert after < 0.9 * before
+    norm, low, high = map(float, re.findall(r"\d+\.\d+", measured))
+    assert low < norm < high
     assert (tmp_path / "runs/mine/report.html").is_file() and (tmp_path / "tuned.json").is_file()
 
 

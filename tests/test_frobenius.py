@@ -314,3 +314,4 @@ def test_the_cost_model_switches():
     assert few.by_pairs == [True, True] or few.by_pairs == [False, True]
     assert not many.by_pairs[0]
     assert plan_layer(layers, 1, 4096, 4, 2**30, None).by_pairs == [True]
+    assert plan_layer(layers, 1, 4096, 4, 2**27, None).by_pairs == [False]  # pairs do not fit

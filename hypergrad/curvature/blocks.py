@@ -87,8 +87,9 @@ def layer_norms(
         return terms, diagonal[:, :, 0].T
 
     terms, own = sum_chunks(body, units, chunk)
-    gram = below @ below.T
-    pairs = [gram * term if by else None for term, by in zip(terms, by_pairs, strict=True)]
+    pairs = [
+        (below @ below.T) * term if by else None for term, by in zip(terms, by_pairs, strict=True)
+    ]
     squares = [
         (term if pair is None else jnp.sum(pair)) / size**2
         for term, pair in zip(terms, pairs, strict=True)

@@ -173,32 +173,57 @@ def plan_layer(
 ) -> Plan:
     """Choose pairs or tiles for every block of a layer, and how many units fit into memory.
 
-    Multiply-adds a unit, with ENTRY for each entry made between the products:
-    pairs m² (2 units + 2 in), tiles m in_l in_k units_k.
+    Where both are allowed the cheaper is taken, and tiles where that does not fit.
+
+    Args:
+        layers: those that are trained.
+        index: l.
+        samples: m.
+        width: bytes of a number.
+        memory: bytes to use.
+        by_pairs: true for pairs alone, false for tiles alone, None for both.
     """
-    below, m = layers[index].num_inputs, samples
-    pairs, chosen = [], layers[index:]
-    for k, layer in enumerate(chosen):
-        sides = (layer.num_inputs + layer.num_units) * (2 if k else 0.5)
-        by_pair = m * m * (sides + ENTRY * (2 if k else 0))
-        by_tile = m * layer.size * (below + ENTRY)
-        pairs.append(by_pair <= by_tile if by_pairs is None else by_pairs)
-    sides = sum(layer.num_inputs + layer.num_units for layer in chosen)
-    tile = max((below + m) * layer.num_inputs for layer in chosen)
-    unit = width * (
-        LIVE * m * sides + (2 * m * m if any(pairs) else 0) + (0 if all(pairs) else tile)
-    )
-    fixed = width * (2 * m * m * (1 + sum(pairs)) + LIVE * m * sides)
-    needed = fixed + unit
+    above = layers[index:]
+    tiles = [False] * len(above)
+    plans = [tiles if by_pairs is False else [True] * len(above)]
+    if by_pairs is None:
+        plans = [[_cheaper_by_pairs(layers[index], k, samples) for k in above], tiles]
+    for pairs in plans:
+        fixed, unit = _bytes(above, samples, width, pairs)
+        if fixed + unit <= memory:
+            break
     check_memory(
-        f"{m} samples through layers of {sides} inputs and units",
-        needed,
+        f"{samples} samples through {len(above)} layers",
+        fixed + unit,
         memory,
-        f"pass memory={needed}, a smaller batch, or use frobenius_estimate",
+        f"pass memory={fixed + unit}, a smaller batch, or use frobenius_estimate",
     )
     units = layers[index].num_units
     chunk = max(1, min(units, (memory - fixed) // unit, math.ceil(CACHE / unit)))
-    return Plan(pairs, math.ceil(units / math.ceil(units / chunk)), fixed + chunk * unit)
+    even = math.ceil(units / math.ceil(units / chunk))
+    return Plan(pairs, even, fixed + even * unit)
+
+
+def _cheaper_by_pairs(below: Layer, layer: Layer, samples: int) -> bool:
+    """Compare the multiply-adds a unit: pairs m² (2 units + 2 in), tiles m in_l in_k units_k.
+
+    Each entry that is made between the products counts as ENTRY.
+    """
+    factor = 0.5 if below is layer else 2
+    sides = layer.num_inputs + layer.num_units
+    by_pairs = samples * factor * (sides + (0 if below is layer else ENTRY))
+    return by_pairs <= layer.size * (below.num_inputs + ENTRY)
+
+
+def _bytes(above: list[Layer], samples: int, width: int, pairs: list[bool]) -> tuple[int, int]:
+    """Return the bytes that a layer needs whatever the chunk, and those of each unit in it."""
+    below = above[0].num_inputs
+    sides = sum(layer.num_inputs + layer.num_units for layer in above)
+    tile = max((below + samples) * layer.num_inputs for layer in above)
+    rows = LIVE * samples * sides
+    fixed = rows + 2 * samples**2 * (1 + sum(pairs))
+    unit = rows + (0 if all(pairs) else tile)
+    return width * fixed, width * unit
 
 
 def _layered(
