@@ -188,10 +188,9 @@ def plan_layer(
     plans = [tiles if by_pairs is False else [True] * len(above)]
     if by_pairs is None:
         plans = [[_cheaper_by_pairs(layers[index], k, samples) for k in above], tiles]
-    for pairs in plans:
-        fixed, unit = _bytes(above, samples, width, pairs)
-        if fixed + unit <= memory:
-            break
+    needs = [_bytes(above, samples, width, pairs) for pairs in plans]
+    best = next((i for i, need in enumerate(needs) if sum(need) <= memory), len(plans) - 1)
+    pairs, (fixed, unit) = plans[best], needs[best]
     check_memory(
         f"{samples} samples through {len(above)} layers",
         fixed + unit,
@@ -221,7 +220,7 @@ def _bytes(above: list[Layer], samples: int, width: int, pairs: list[bool]) -> t
     sides = sum(layer.num_inputs + layer.num_units for layer in above)
     tile = max((below + samples) * layer.num_inputs for layer in above)
     rows = LIVE * samples * sides
-    fixed = rows + 2 * samples**2 * (1 + sum(pairs))
+    fixed = rows + (2 * samples**2 * (1 + sum(pairs)) if any(pairs) else 0)
     unit = rows + (0 if all(pairs) else tile)
     return width * fixed, width * unit
 
