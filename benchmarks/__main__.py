@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 NAMES = {
     "faults": "studies killed, damaged, out of disk, raced for and read while they are written",
     "storage": "acknowledged trials a second, beside the storages of Optuna",
-    "compat": "whether the suite passes on every Python here, oldest and newest jax, x64 on and off",
+    "compat": "whether the suite passes: oldest and newest Python and jax, x64 on and off",
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",
     "bilevel": "time to the solution of a stochastic quadratic, beside jaxopt's L-BFGS",
     "chaotic": "hypergradient descent from a chaotic start: reverse, truncated, PES, NRES, ES",

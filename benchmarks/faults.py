@@ -1,11 +1,13 @@
 """Whether a study survives: kill -9, damaged bits, full disks, several writers, readers while it writes.
 
-Every method of the registry is put through it on a small problem; a method joins by being registered. The
+Every method of the registry is put through it on a small problem, and every scheduler with one search; each
+joins by being registered. The
 final digest of all outcomes is compared with that of a run that nothing disturbed. All counts should be
 zero but those of what was tried. The full run takes about fifteen minutes on one core.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -25,7 +27,7 @@ import jax
 
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import checkpoint, journal, storage, study
-from hypergrad.registry import METHODS, most_trials
+from hypergrad.registry import METHODS, SCHEDULERS, most_trials
 from hypergrad.tune import Settings, build
 from hypergrad.tuners import Tuner
 from tasks import quadratic, ridge
@@ -41,9 +43,12 @@ FULL = {
     "reads": 10_000,
 }
 QUICK = {"kills": 4, "prefixes": 3, "flips": 20, "full disks": 4, "races": 3, "reads": 200}
+CASES = (*METHODS, *(f"random x {name}" for name in SCHEDULERS if name != "full"))
 IN_MEMORY = ("prefixes", "flips")
 WRITERS = 8
 READERS = 3
+LARGE = 4 * 2**20
+"""Bytes of text in some records of the journal that is read meanwhile: one is not written in one go."""
 
 
 def run(results: Results, options) -> None:
@@ -67,12 +72,14 @@ def run(results: Results, options) -> None:
 
 @cache
 def make(method: str, num_steps: int = NUM_STEPS) -> Tuner:
-    """Build the tuner of a method for a problem that trains in microseconds."""
-    budget = num_steps * (1 if method == "descent" else most_trials(method))
+    """Build the tuner of a case for a problem that trains in microseconds."""
+    method, _, scheduler = method.partition(" x ")
+    scheduler = scheduler or "full"
+    budget = num_steps * (1 if method == "descent" else most_trials(method, scheduler))
     task = quadratic.task(horizon=3, num_params=2)
     if method == "bilevel":  # which takes hyperparameters of the loss alone
         task = ridge.task(horizon=3, num_features=2)
-    return build(task, Settings(method=method, budget=budget, num_seeds=1))[0]
+    return build(task, Settings(method, budget=budget, num_seeds=1, scheduler=scheduler))[0]
 
 
 @cache
@@ -106,9 +113,9 @@ def stopped(method: str, folder: Path, num_steps: int) -> None:
 
 
 def share(num: int) -> Iterator[tuple[str, int]]:
-    """Divide a number among the methods."""
-    for i, method in enumerate(METHODS):
-        yield method, num // len(METHODS) + (i < num % len(METHODS))
+    """Divide a number among the cases."""
+    for i, method in enumerate(CASES):
+        yield method, num // len(CASES) + (i < num % len(CASES))
 
 
 def kills(folder: Path, num: int, num_steps: int = KILLED_STEPS) -> dict[str, Counter]:
@@ -185,7 +192,7 @@ def _records(folder: Path) -> Iterator[dict[str, Any]]:
 def prefixes(folder: Path, num: int) -> dict[str, Counter]:
     """Cut a journal of `num` records at every byte; open it, count its records, go on."""
     counts = {}
-    for method in METHODS:
+    for method in CASES:
         count = counts[method] = Counter({"prefixes": 0, "whole records lost": 0, "failed": 0})
         stopped(method, folder / method, num)
         data = (folder / method / "journal.jsonl").read_bytes()
@@ -346,11 +353,11 @@ def reads(folder: Path, num: int) -> dict[str, Counter]:
 
 def _write_forever(folder: Path) -> None:
     path = folder / "journal.jsonl"
-    while True:
+    for time_around in itertools.count():
         path.unlink(missing_ok=True)
         opened = journal.Journal(path)
         for step in range(50):
-            opened.append({"step": step, "values": [float(step)] * 16})
+            opened.append(_record(step, large=time_around % 2 == 0))
             state = {"x": jax.numpy.full(1000, step), "key": jax.random.key(step)}
             checkpoint.save(folder, step, state)
             storage.write_json(
@@ -378,9 +385,15 @@ def _reader(pipe: Connection, folder: Path, num: int) -> None:
     pipe.send(count)
 
 
+def _record(step: int, large: bool) -> dict[str, Any]:
+    """Make a record of a step; of a large journal, every sixteenth has several MB."""
+    text = "x" * LARGE if large and step % 16 == 5 else ""
+    return {"step": step, "values": [float(step)] * 16, "text": text}
+
+
 def _read_journal(folder: Path, like: Any) -> bool:
-    records = list(journal.read(folder / "journal.jsonl"))
-    return all(r == {"step": i, "values": [float(i)] * 16} for i, r in enumerate(records))
+    found = enumerate(journal.read(folder / "journal.jsonl"))
+    return all(record in (_record(i, False), _record(i, True)) for i, record in found)
 
 
 def _read_study(folder: Path, like: Any) -> bool:

@@ -116,19 +116,17 @@ def command() -> str:
 
 
 def commit() -> str:
-    """Name the commit measured, with a `+` where files differ from it."""
+    """Name the commit measured, with a `+` where files differ from it, other than results and documents."""
     root = Path(__file__).parent.parent
+    changed = ["status", "--porcelain", "--", ".", ":!benchmarks/results", ":!*.md", ":!docs"]
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
+        name, dirt = (
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+            for words in (["rev-parse", "--short=12", "HEAD"], changed)
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+    return name.stdout.strip() + "+" * bool(dirt.stdout.strip())
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:

@@ -19,6 +19,7 @@ import optax
 
 from benchmarks.record import Figure, Results, interleave, markdown
 from hypergrad import study
+from hypergrad.layout import vectorized
 from hypergrad.population import population
 from hypergrad.problem import Problem
 from hypergrad.schedulers import full
@@ -96,7 +97,7 @@ def make(batch: int) -> Tuner:
         valid_batch=lambda key: (),
     )
     space = {name: Real(0.0, 1.0) for name in NAMES}
-    return search(population(problem, batch_size=None), random(space), full(1), batch)
+    return search(population(problem, layout=vectorized()), random(space), full(1), batch)
 
 
 def sqlite(folder: Path):

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hypergrad import (
         adapters,
+        buckets,
         curvature,
+        devices,
         estimators,
+        groups,
         integrations,
+        layout,
         policies,
         schedulers,
         searchers,
+        sizing,
         solve,
         space,
         study,
@@ -42,8 +47,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters curvature estimators integrations policies schedulers searchers solve space "
-    "study tuners",
+    "hypergrad": "adapters buckets curvature devices estimators groups integrations layout policies schedulers "
+    "searchers sizing solve space study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
     "hypergrad.expected": "enumerated expected sampled",
@@ -92,14 +97,18 @@ __all__ = [
     "adapters",
     "averaged",
     "best_response",
+    "buckets",
     "check",
     "curvature",
+    "devices",
     "enumerated",
     "estimators",
     "expected",
     "gauss_newton",
+    "groups",
     "init_state",
     "integrations",
+    "layout",
     "load_schedule",
     "policies",
     "population",
@@ -112,6 +121,7 @@ __all__ = [
     "schedulers",
     "searchers",
     "select",
+    "sizing",
     "solve",
     "space",
     "step",

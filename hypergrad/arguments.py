@@ -13,6 +13,7 @@ EPILOG = """examples:
   hypergrad tune digits --out runs/digits
   hypergrad tune tabular --data my.csv --label price --out runs/prices
   hypergrad tune images --data ~/mnist --method random --budget 64
+  hypergrad tune digits --method cross_entropy --population 64 --generations 4 --scheduler halving
   hypergrad tune my_task.py:task --arg width=32
   hypergrad run study.toml --seed 1
   hypergrad resume runs/digits digits
@@ -37,6 +38,10 @@ task in a table; flags override it:
   [arg]
   width = 32"""
 
+CHECK_EPILOG = """Every estimator has a row; one that cannot take the task says why. The method bilevel has
+none: it moves weights, linear system and hyperparameters together, without a hypergradient of its own; where
+it comes to rest, its direction is that of implicit."""
+
 COMMANDS = {
     "tune": "tune a task and write its report",
     "run": "tune as a study file says",
@@ -46,7 +51,7 @@ COMMANDS = {
     "report": "write the report of a finished study again",
     "check": "compare every estimator with finite differences on a task",
     "recommend": "say which estimator to use on a task, and why",
-    "list": "list the tasks, methods, estimators and logs",
+    "list": "list the tasks, methods, schedulers, estimators and logs",
     "completion": "write the completion script of a shell",
 }
 
@@ -131,6 +136,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", metavar="FILE", help="file to write (default: the terminal)"
     )
 
+    made["check"].epilog = CHECK_EPILOG
     _add_task(made["check"], "TASK")
     _add_options(made["check"], [*task_options, OPTION["seed"]])
     _add_task(made["recommend"], "TASK")

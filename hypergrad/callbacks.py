@@ -106,9 +106,14 @@ def jsonl(path: str | Path) -> Callback:
 
     def write(event: str, content: dict[str, Any]) -> None:
         line = json.dumps({"event": event, **plain(content)}, allow_nan=False)
-        fd = open_file(Path(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        with os.fdopen(fd, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        fd = open_file(Path(path), os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        with os.fdopen(fd, "ab") as file:
+            size = os.fstat(fd).st_size
+            if (
+                size and os.pread(fd, 1, size - 1) != b"\n"
+            ):  # a kill or a full disk cut the last line
+                line = "\n" + line
+            file.write(line.encode() + b"\n")
 
     def end(study: Study | None) -> None:
         if study is None:

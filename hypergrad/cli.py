@@ -1,6 +1,7 @@
 """The command line. Heavy libraries are imported by the commands that need them."""
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypergrad import arguments as words
-from hypergrad.settings import Settings, check_name
+from hypergrad.settings import OPTION, Settings, check_name, check_used
 
 if TYPE_CHECKING:
     from hypergrad.problem import Task
     from hypergrad.study import Study
 
+MOST_DEVICES = 1024
+"""More devices than a study could have been started with on one machine are not made because a file says so."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
@@ -60,12 +63,14 @@ def _fail(text: str, status: int, machine: bool) -> int:
 def _tune(given: argparse.Namespace, command: str) -> int:
     options = words.options(given)
     if given.command == "tune":
+        _check_used({}, options)
         return _tune_task(given, options, command)
     from hypergrad import studyfile
     from hypergrad.integrations import LOGS
     from hypergrad.registry import NAMES
 
     file = studyfile.read(given.file, {**NAMES, "log": LOGS})
+    _check_used(file.options, options, file)
     merged = {**file.options, **options}
     merged["arg"] = {
         **file.options.get("arg", {}),
@@ -74,6 +79,22 @@ def _tune(given: argparse.Namespace, command: str) -> int:
         **_flags(options),
     }
     return _tune_task(given, merged, command, file)
+
+
+def _check_used(in_file: dict[str, Any], flags: dict[str, Any], file=None) -> None:
+    """Refuse a setting that the method would not read, by its flag or by its line in the study file."""
+    from hypergrad.registry import METHODS
+
+    if "method" in flags:
+        check_name("--method", flags["method"], METHODS)
+    method = flags.get("method", in_file.get("method", Settings().method))
+
+    def called(name: str) -> str:
+        if file is None or name in flags:
+            return OPTION[name].flag
+        return f"{file.place(name)}: {name}"
+
+    check_used([n for n in {**in_file, **flags} if n in Settings._fields], method, called)
 
 
 def _flags(options: dict[str, Any]) -> dict[str, Any]:
@@ -89,6 +110,7 @@ def _tune_task(given: argparse.Namespace, options: dict[str, Any], command: str,
         raise ValueError(f'{given.file!r} names no task, expected one; write e.g. task = "digits"')
     name = options["task"]
     out = Path(options.get("out") or Path("runs") / _plain_name(name))
+    _use_cores(options.get("method"), options.get("devices"))
     task, task_arguments = _load(name, options, file=file)
     from hypergrad.tune import tune
 
@@ -106,6 +128,14 @@ def _tune_task(given: argparse.Namespace, options: dict[str, Any], command: str,
         )
 
     return _run(given, start, out, name, options.get("log", []))
+
+
+def _use_cores(method: str | None, num: int | None) -> None:
+    """Make every core a device for a search, before anything computes: jax fixes its devices then."""
+    if method not in (None, "descent", "bilevel"):
+        from hypergrad.devices import use_cores
+
+        use_cores(num)
 
 
 def _run(given: argparse.Namespace, start, out: Path, task: str, logs: list[str]) -> int:
@@ -215,16 +245,24 @@ def _replay(given: argparse.Namespace, command: str) -> int:
 def _load_recorded(given: argparse.Namespace) -> "Task":
     """Build the task that the command line names, with the arguments that the study has of it."""
     options = words.options(given)
-    from hypergrad.storage import plain
+    from hypergrad.storage import StudyWarning, plain
     from hypergrad.study import describe
 
-    described = describe(given.directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StudyWarning)  # whoever reads it next warns, in a line
+        described = describe(given.directory)
     if given.task is None:
         trial = f" {given.trial}" if given.command == "replay" else ""
         raise ValueError(
             f"TASK is missing, expected that of the study, {str(described.get('task'))[:80]!r} (no code is "
             f"loaded because a file names it); name it: hypergrad {given.command} {given.directory}{trial} TASK"
         )
+    num = described["machine"].get("num_devices")
+    if type(num) is int and 1 <= num <= MOST_DEVICES:
+        with contextlib.suppress(
+            ValueError
+        ):  # the study says what it needs where this comes too late
+            _use_cores(str(described.get("method")), num)
     recorded = described.get("task_arguments")
     recorded = recorded if isinstance(recorded, dict) else {}
     task, arguments = _load(given.task, options, recorded=recorded)
@@ -257,12 +295,21 @@ def _export(given: argparse.Namespace, command: str) -> int:
     from hypergrad.results import load
     from hypergrad.terminal import print_json
 
-    tuned = load(given.directory).configurations.get("tuned")
+    if given.out is not None and given.out[:1] in ("", "-"):
+        raise ValueError(
+            f"--out is {given.out!r:.80}, expected a file whose name begins with no dash; write e.g. "
+            f"./{given.out.lstrip('-') or 'hparams.json'}"
+        )
+    found = load(given.directory)
+    tuned = found.configurations.get("tuned")
     if tuned is None:
         raise ValueError(
             f"{given.directory!r} has no tuned hyperparameters, expected a finished study; "
             "finish it with `hypergrad resume`"
         )
+    early = ["the study was ended by Ctrl-C; these are the best until then"]
+    for text in (early if found.interrupted else []) + found.warnings:
+        print(f"hypergrad: warning: {' '.join(text.split())}", file=sys.stderr)
     if given.out is None:
         print_json(document(tuned.leaves))
         return 0
@@ -354,16 +401,22 @@ def _list(given: argparse.Namespace, command: str) -> int:
         return (function.__doc__ or "").partition("\n")[0]
 
     tasks = known_tasks()
-    methods = dict(registry.METHODS)
+    methods, schedulers = dict(registry.METHODS), dict(registry.SCHEDULERS)
     estimators = {name: first_line(factory) for name, factory in registry.ESTIMATORS.items()}
     bilevel = {name: first_line(factory) for name, factory in registry.BILEVEL.items()}
     logs = {name: first_line(factory) for name, factory in LOGS.items()}
+    groups = {
+        "methods": methods,
+        "schedulers": schedulers,
+        "estimators": estimators,
+        "bilevel": bilevel,
+        "logs": logs,
+    }
     if given.json:
         from hypergrad.terminal import print_json
 
         listed = {name: known._asdict() for name, known in tasks.items()}
-        named = {"methods": methods, "estimators": estimators, "bilevel": bilevel, "logs": logs}
-        print_json({"tasks": listed, **named})
+        print_json({"tasks": listed, **groups})
         return 0
     print("tasks (of ./tasks; your own: file.py:name)")
     for name, known in tasks.items():
@@ -371,7 +424,6 @@ def _list(given: argparse.Namespace, command: str) -> int:
         print(f"  {name:12s} {known.summary}{needs}")
     if not tasks:
         print("  none: there is no folder ./tasks here")
-    groups = {"methods": methods, "estimators": estimators, "bilevel": bilevel, "logs": logs}
     for title, texts in groups.items():
         print(title)
         for name, text in texts.items():
@@ -394,7 +446,7 @@ def _completion(given: argparse.Namespace, command: str) -> int:
 def _plain_name(task: str) -> str:
     stem = Path(task.partition(":")[0]).stem
     plain = "".join(c if c.isascii() and (c.isalnum() or c in ".-_") else "_" for c in stem)
-    return plain.lstrip(".") or "study"
+    return plain.lstrip(".-") or "study"
 
 
 _COMMANDS = {

@@ -5,6 +5,8 @@
 
 import json
 import math
+import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,13 +41,32 @@ def document(hparams: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(path: str | Path, hparams: dict[str, Any]) -> None:
-    """Write hparams by leaf name as a JSON file, whole or not at all.
+    """Write hparams by leaf name as a JSON file, whole or not at all; the last of several writers wins.
 
     Raises:
         ValueError: for values that are not finite, and where the file cannot be written.
     """
     text = json.dumps(document(hparams), allow_nan=False, indent=1) + "\n"
-    write_bytes(Path(path), text.encode())
+    place = Path(os.path.realpath(path))  # a link stays one
+    wrong = None
+    if place.is_dir():
+        wrong = f"a folder, expected a file; write e.g. {os.path.join(path, 'hparams.json')}"
+    elif place.exists() and not place.is_file():
+        wrong = (
+            "no regular file, expected one, or a new name; leave it out to write to the terminal"
+        )
+    elif not place.parent.is_dir():
+        wrong = "in a folder that is not there, expected one that is; make it first"
+    if wrong:
+        raise ValueError(f"out is {str(path)!r}, {wrong}")
+    try:
+        write_bytes(place, text.encode(), place.with_name(f".hypergrad-{secrets.token_hex(8)}.tmp"))
+    except ValueError as error:
+        cause = error.__cause__
+        reason = cause.strerror if isinstance(cause, OSError) else error
+        raise ValueError(
+            f"out is {str(path)!r}, which cannot be written ({reason}); make room, or name another file"
+        ) from cause
 
 
 def read_hparams(path: str | Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from hypergrad.storage import (
+    DAMAGED,
     MAX_CONTAINERS,
     failed,
     open_file,
@@ -136,8 +137,25 @@ def _parse(line: bytes, path: Path) -> dict[str, Any]:
     return record
 
 
+def _kept_aside(folder: Path) -> list[Path]:
+    """List what was kept aside of a journal, in order."""
+    found = [(int(m[1] or 1), m[0]) for m in map(DAMAGED.fullmatch, os.listdir(folder)) if m]
+    return [folder / name for _, name in sorted(found)]
+
+
+def _next(path: Path) -> Path:
+    """Name the next place for damage, so that none is ever written over."""
+    taken = [int(m[1] or 1) for m in map(DAMAGED.fullmatch, os.listdir(path.parent)) if m]
+    number = f"-{max(taken) + 1}" if taken else ""
+    return path.with_name(f"journal-damaged{number}.jsonl")
+
+
 class Journal:
     """A journal opened by its one writer: what is not whole is cut off, damage is kept aside.
+
+    Damage and what follows it move to `journal-damaged.jsonl` (`-2`, `-3`, ... for later ones, never over an
+    earlier one). The whole records among them can be asked for until their steps are in the journal again,
+    however often the process is killed on the way there.
 
     Attributes:
         damage: what was wrong when it was opened; None if nothing was.
@@ -152,7 +170,7 @@ class Journal:
     def __init__(self, path: Path):
         self.path = path
         self.damage: str | None = None
-        self._later: dict[int, bytes] = {}
+        self._aside: dict[int, tuple[Path, int, int]] = {}
         self._fd = open_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             sync_folder(path.parent)  # always: who made the file may have been killed before he did
@@ -161,6 +179,7 @@ class Journal:
                 self._whole = found.whole
                 self._end = found.end
                 self._mend(found, file)
+            self._find_aside()
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
@@ -168,14 +187,12 @@ class Journal:
             raise
 
     def _mend(self, found: Scan, file: BinaryIO) -> None:
-        """Cut off what is not whole; whole records after damage stay for comparison."""
+        """Cut off what is not whole; from damage on, it is kept aside first."""
         if found.damage:
-            aside = self.path.with_name("journal-damaged.jsonl")
-            file.seek(0)
+            aside = _next(self.path)
+            file.seek(found.end)
             with replacing(aside) as fd, os.fdopen(os.dup(fd), "wb") as copy:
                 shutil.copyfileobj(file, copy)
-            for step, (start, length) in found.later.items():
-                self._later[step] = os.pread(self._fd, length, start)
             self.damage = (
                 f"{found.damage}; kept as {aside.name}, it and those after it are made again"
             )
@@ -190,6 +207,15 @@ class Journal:
         if self._end and os.pread(self._fd, 1, self._end - 1) != b"\n":
             self._write(b"\n")
 
+    def _find_aside(self) -> None:
+        """Find the whole records of steps that the journal lacks in what was ever kept aside."""
+        for path in _kept_aside(self.path.parent):
+            with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+                found = scan(file, str(path))
+            for step, (start, length) in {**dict(enumerate(found.whole)), **found.later}.items():
+                if step >= self.count:
+                    self._aside[step] = (path, start, length)
+
     @property
     def count(self) -> int:
         """How many records, from step 0 on, are whole."""
@@ -200,8 +226,11 @@ class Journal:
         if step < len(self._whole):
             start, length = self._whole[step]
             return _parse(os.pread(self._fd, length, start), self.path)
-        line = self._later.get(step)
-        return None if line is None else _parse(line, self.path)
+        if step not in self._aside:
+            return None
+        path, start, length = self._aside[step]
+        with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+            return _parse(os.pread(file.fileno(), length, start), path)
 
     def append(self, record: dict[str, Any]) -> None:
         """Write the record of the next step and wait for the disk.

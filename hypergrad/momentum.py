@@ -32,7 +32,7 @@ class Coefficients(NamedTuple):
     Attributes:
         momenta: m.
         rates: η.
-        decays: D − 1, exactly 0 without decoupled decay; None where no step has any.
+        decays: D − 1, exactly 0 without decoupled decay; None where updates do not read the weights.
     """
 
     momenta: Array
@@ -58,13 +58,18 @@ class Recursion:
     """The momentum recursion in `problem.optimizer`, found by asking the optimizer itself.
 
     Its updates of weights of one entry a leaf, for a unit gradient, a unit velocity and a unit weight, are
-    the coefficients. That other updates, of random entries and three sizes, follow from them is checked
-    with numbers, at 0.5 for every hyperparameter, before anything else compiles.
+    the coefficients. That other updates follow from them is checked with numbers, at 0.5 for every
+    hyperparameter, before anything else compiles: of random entries, of three sizes, at up to 66 steps of the
+    run from the first to the last, and once of weights as large as they are.
 
-    **Cost:** once a trace, a compiled program of a few updates of as many numbers as there are leaves.
+    **Cost:** once a trace, a compiled program of some 200 updates of as many numbers as there are leaves and
+    one of the weights.
+
+    **Limits:** an optimizer that is another one only at steps between those, or only at other
+    hyperparameters, passes.
 
     Attributes:
-        decays: whether a step has a decoupled decay.
+        decays: whether a step may have a decoupled decay: whether updates read the weights.
         scheduled: whether the coefficients change from step to step.
         constant: the smallest momentum, where no hyperparameter or schedule changes any; else None.
 
@@ -72,16 +77,17 @@ class Recursion:
         problem: the training loop.
         hparams: hyperparameters, traced or not.
         state: the state before the first step.
+        num_steps: of the run.
 
     Raises:
         ValueError: for an optimizer that is not this recursion, or whose momentum is 0, or 1 and more,
             whatever the hparams.
     """
 
-    def __init__(self, problem: Problem, hparams: HParams, state: TrainState):
-        self.problem, self.start = problem, state
+    def __init__(self, problem: Problem, hparams: HParams, state: TrainState, num_steps: int):
+        self.problem, self.start, self.num_steps = problem, state, num_steps
         weights = trained(state.params)
-        self.names = tree.leaf_names(weights)
+        self.names = tree.leaf_names(weights, bare="params")
         self.leaves, self.treedef = jax.tree.flatten(weights)
         self.places = self._find_velocity(hparams)
         self.decays, self.scheduled = True, True  # until the check has seen
@@ -122,18 +128,22 @@ class Recursion:
             The course, the coefficients of the first step, and the counters after the last one.
         """
         fixed = self.split(self.start.opt_state)[1]
+        last, history = self._count(hparams, fixed, num_steps)
+        steps = self.start.step + jnp.arange(num_steps, dtype=self.start.step.dtype)
+        first, every = self.coefficients(hparams, fixed), None
+        if self.scheduled:
+            every = jax.vmap(lambda fixed: self.coefficients(hparams, fixed))(history)
+        return Course(steps, history, every), first, last
+
+    def _count(self, hparams: HParams, fixed: list[Array], num_steps: int) -> tuple[list, list]:
+        """Return the counters after a number of steps, and those before each of them `[T]`."""
         zero = np.zeros(len(self.leaves))
 
         def advance(fixed, _):
             _, _, after = self._respond(hparams, fixed, zero, zero, zero)
             return tree.cast_like(after, fixed), fixed
 
-        last, history = jax.lax.scan(advance, fixed, None, length=num_steps)
-        steps = self.start.step + jnp.arange(num_steps, dtype=self.start.step.dtype)
-        first, every = self.coefficients(hparams, fixed), None
-        if self.scheduled:
-            every = jax.vmap(lambda fixed: self.coefficients(hparams, fixed))(history)
-        return Course(steps, history, every), first, last
+        return jax.lax.scan(advance, fixed, None, length=num_steps)
 
     def state(
         self, at: Course, loss_state: PyTree, weights: list[Array], velocity: list[Array]
@@ -222,8 +232,7 @@ class Recursion:
             raise ValueError(
                 f"problem.optimizer failed on gradients alone ({error}), expected SGD with momentum; {ADVICE}"
             ) from error
-        errors, momenta, decays = examined
-        self.decays = bool(np.any(decays != 0))
+        errors, momenta = examined
         errors = np.where(np.isnan(errors), np.inf, errors).max(0)
         worst = int(np.argmax(errors))
         if errors[worst] > 1e-4:
@@ -232,6 +241,8 @@ class Recursion:
                 f"params[{self.names[worst]!r}], expected SGD with momentum; {ADVICE}"
             )
         fixed, zero = self.split(self.start.opt_state)[1], np.zeros(len(self.leaves))
+        # whether there is a decay must not depend on the numbers: one may begin late, or at other hparams
+        self.decays = any(uses(lambda w: self._respond(hparams, fixed, zero, zero, w)[0], zero))
         if any(uses(lambda *x: self._respond(hparams, fixed, *x)[2], zero, zero, zero)):
             raise ValueError(
                 "problem.optimizer counts by what the gradients are, expected counters of steps alone; "
@@ -251,27 +262,64 @@ class Recursion:
         return momenta[0]
 
     def _examine(self, hparams: HParams) -> list[Array]:
-        """Return how far three updates depart from the recursion, and their m and D − 1, each `[3, L]`."""
-        num = len(self.leaves)
+        """Return how far updates depart from the recursion, and the m of most of them, `[updates, L]`."""
+        num, last = len(self.leaves), self.num_steps - 1
         weights = self.treedef.unflatten(self._small(np.zeros(num)))
         fixed = self.split(self.problem.optimizer(hparams).init(weights))[1]
-        random, found = np.random.default_rng(0), []
-        for size in (1e-3, 1.0, 1e3):
-            grads, velocity, weights = size * random.normal(size=(3, num))
+        _, history = self._count(hparams, fixed, self.num_steps)
+        steps = np.unique([*range(min(3, last + 1)), *np.linspace(0, last, 64).astype(int)])
+        steps = np.repeat(steps if history else steps[:1], 3)
+        sizes = np.resize([1e-3, 1.0, 1e3], len(steps))
+        entries = np.random.default_rng(0).normal(size=(3, len(steps), num)) * sizes[:, None]
+
+        def examine(fixed, grads, velocity, weights):
             momenta, rates, decays = self.coefficients(hparams, fixed)
             assert decays is not None
             _, driven, _ = self._respond(hparams, fixed, grads, np.zeros(num), weights)
-            updates, after, fixed = self._respond(hparams, fixed, grads, velocity, weights)
+            updates, after, _ = self._respond(hparams, fixed, grads, velocity, weights)
             first = _departure(after, driven, momenta * velocity)
             second = _departure(updates, -rates * after, decays * weights)
-            found.append((jnp.maximum(first, second), momenta, decays))
-        return [jnp.stack(x) for x in zip(*found, strict=True)]
+            return jnp.maximum(first, second), momenta
+
+        then = [x[steps] for x in history]
+        errors, momenta = jax.vmap(examine)(then, *entries)
+        whole = self._examine_whole(hparams, fixed)
+        return [jnp.concatenate([errors, whole[None]]), momenta]
+
+    def _examine_whole(self, hparams: HParams, fixed: list[Array]) -> Array:
+        """Return how far an update of weights of their own shapes departs from the recursion `[L]`."""
+        momenta, rates, decays = self.coefficients(hparams, fixed)
+        assert decays is not None
+        optimizer, keys = self.problem.optimizer(hparams), jax.random.split(jax.random.key(0), 3)
+        grads, velocity, weights = (
+            [_random(jax.random.fold_in(key, i), w) for i, w in enumerate(self.leaves)]
+            for key in keys
+        )
+
+        def update(velocity):
+            trees = self.treedef.unflatten(grads), self.treedef.unflatten(weights)
+            updates, opt_state = optimizer.update(trees[0], self.join(velocity, fixed), trees[1])
+            return jax.tree.leaves(updates), self.split(opt_state)[0]
+
+        _, driven = update([jnp.zeros_like(v) for v in velocity])
+        updates, after = update(velocity)
+        errors = []
+        for i, w in enumerate(weights):
+            first = _departure(after[i], driven[i], momenta[i] * velocity[i])
+            second = _departure(updates[i], -rates[i] * after[i], decays[i] * w)
+            errors.append(jnp.max(jnp.maximum(first, second), initial=0))
+        return jnp.stack(errors)
 
 
 def _departure(total: Array, *parts: Array) -> Array:
     """Return |total − Σ parts| relative to the largest of them; 0 where all are 0."""
     scale = jnp.max(jnp.abs(jnp.stack([total, *parts])), 0)
     return jnp.abs(total - sum(parts)) / jnp.where(scale == 0, 1, scale)
+
+
+def _random(key: Array, weights: Array) -> Array:
+    """Draw normal numbers in the shape of a leaf, in float32 at least."""
+    return jax.random.normal(key, weights.shape, jnp.promote_types(weights.dtype, jnp.float32))
 
 
 def check_momentum(value: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hypergrad import tree
 from hypergrad.types import (
@@ -20,6 +21,10 @@ from hypergrad.types import (
     TrainBatchFn,
     ValidBatchFn,
 )
+
+
+class StructuralZeroWarning(UserWarning):
+    """A hypergradient, or a part of one, is zero whatever the numbers; the message names the leaf."""
 
 
 class Variables(NamedTuple):
@@ -138,6 +143,59 @@ def check(problem: Problem, hparams: HParams, horizon: int = 1) -> None:
     _check_optimizer(problem, hparams, trained)
 
 
+def check_extras(task: Task, hparams: HParams) -> None:
+    """Check a task's `test` and `snippet`, which are otherwise first called when all is tuned.
+
+    **Cost:** `test` is evaluated abstractly; `snippet` runs once.
+
+    Args:
+        task: what to check; its problem fits together.
+        hparams: a value of its space, to call them with.
+
+    Raises:
+        ValueError: in one line, where one of them fails or returns something else than is documented.
+    """
+    for name in ("test", "snippet"):
+        function = getattr(task, name)
+        if function is not None and not callable(function):
+            raise ValueError(
+                f"task.{name} is {_describe(function)}, expected a function or None; see help(Task)"
+            )
+    if task.test is not None:
+        key = jax.eval_shape(jax.random.key, 0)
+        params = abstract("problem.init", task.problem.init, key, hparams)
+        scores = abstract("task.test", task.test, params, hparams)
+        shape = getattr(scores, "shape", None)
+        real = (jnp.floating, jnp.integer, jnp.bool_)
+        if (
+            shape is None
+            or len(shape) != 1
+            or not shape[0]
+            or not any(jnp.issubdtype(scores.dtype, kind) for kind in real)
+        ):
+            raise ValueError(
+                f"task.test returned {_describe(scores)}, expected one real score an example, of shape "
+                "(num_test,); return e.g. jnp.square(predictions - labels), without its mean"
+            )
+    if task.snippet is not None:
+        check_snippet(task.snippet, hparams)
+
+
+def check_snippet(snippet: Callable[[HParams], str], hparams: HParams) -> str:
+    """Return the text of a task's `snippet`, or raise a `ValueError` in one line."""
+    try:
+        text = snippet(hparams)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise ValueError(
+            f"task.snippet failed on the given hparams: {lines[0] if lines else ''} ({type(error).__name__}); "
+            "expected a text; run it once by itself to see where"
+        ) from error
+    if not isinstance(text, str):
+        raise ValueError(f"task.snippet returned {_describe(text)}, expected a text; return one")
+    return text
+
+
 def check_problem(problem: Any) -> None:
     """Raise a `ValueError` unless `problem` is a `Problem`."""
     if not isinstance(problem, Problem):
@@ -149,11 +207,24 @@ def check_problem(problem: Any) -> None:
 
 def check_horizon(horizon: Any, name: str = "horizon") -> int:
     """Return `horizon` if it is a whole number of at least one step, or raise a `ValueError`."""
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
+    whole = isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool)
+    if not whole or horizon < 1:
         raise ValueError(
             f"{name} is {horizon!r}, expected a whole number of at least 1; pass e.g. {name}=100"
         )
-    return horizon
+    return int(horizon)
+
+
+def check_floating(hparams: HParams) -> None:
+    """Raise a `ValueError` that names the first leaf of `hparams` that has no derivative."""
+    check_hparams(hparams)
+    for name, leaf in tree.named(hparams).items():
+        if not tree.is_float(leaf):
+            raise ValueError(
+                f"hparams[{name!r}] has dtype {jnp.result_type(leaf)}, expected floating point, because "
+                "integers and choices have no hypergradient; close over it, use mixed(...) or score(...) "
+                "with a policy over it, or search it with method 'random'"
+            )
 
 
 def check_hparams(hparams: HParams) -> None:
@@ -234,7 +305,7 @@ def _check_trained(trained: PyTree) -> None:
         raise ValueError(
             "problem.init returned params without leaves, expected at least one array to train"
         )
-    for name, leaf in zip(tree.leaf_names(trained), leaves, strict=True):
+    for name, leaf in zip(tree.leaf_names(trained, bare="params"), leaves, strict=True):
         if not tree.is_float(leaf):
             raise ValueError(
                 f"params[{name!r}] has dtype {leaf.dtype}, expected floating point; carry what is not "
@@ -249,7 +320,7 @@ def _check_loss(problem: Problem, params: Params, hparams: HParams, batch: Batch
     _, state = abstract("problem.loss", loss, params, hparams, batch)
     if not isinstance(params, Variables):
         return
-    names = tree.leaf_names(params.state)
+    names = tree.leaf_names(params.state, bare="state")
     pairs = zip(names, jax.tree.leaves(params.state), jax.tree.leaves(state), strict=True)
     for name, before, after in pairs:
         if before.shape != after.shape:

@@ -15,7 +15,7 @@ from hypergrad.expected import enumerated, own_leaves, sampled
 from hypergrad.momentum import Recursion
 from hypergrad.policies import factorized, is_discrete, num_options
 from hypergrad.problem import Problem, check, check_horizon, check_problem
-from hypergrad.response import check_implicit, default_batch, inner_loss
+from hypergrad.response import check_implicit, default_batch, inner_loss, past_the_loss
 from hypergrad.train import check_step, init_state, trained, unroll_losses
 from hypergrad.types import HParams, PyTree
 
@@ -61,8 +61,8 @@ def recommend(
 
     In this order: what the leaves are (drawn ones need `score` or `mixed`); whether gradients through the run
     explode (an evolutionary estimator where there is one, else `truncated`); whether training comes to rest
-    and every leaf acts through the loss (`implicit`); how many hyperparameters there are (`forward` for one or
-    two); what fits the memory (`reverse`, else `drift` and `reversible` where the optimizer is SGD with
+    and every leaf acts through the loss alone (`implicit`); how many hyperparameters there are (`forward` for
+    one or two); what fits the memory (`reverse`, else `drift` and `reversible` where the optimizer is SGD with
     momentum, else segments, else `forward` or `truncated`).
 
     **Cost:** one training, a hypergradient over at most 50 steps, and the compilation of each estimator looked
@@ -257,6 +257,14 @@ def _at_rest(case: _Case, rest: float, reasons: list[str]) -> Estimator | None:
     except ValueError as error:
         reasons.append(f"training comes to rest, but {str(error).split(', expected')[0]}")
         return None
+    others = zip(tree.leaf_names(hparams), past_the_loss(problem, hparams, horizon), strict=True)
+    both = [name for name, reads in others if reads]
+    if both:
+        reasons.append(
+            f"training comes to rest, but {_names(both)} acts through problem.optimizer or problem.init too, "
+            "which implicit leaves out; split it where its entries do one or the other"
+        )
+        return None
     key, estimator = jax.random.key(seed), estimators.implicit(problem, horizon)
     state = estimator.init(key, hparams)
     compiled = jax.jit(estimator.estimate).lower(key, state, hparams).compile()
@@ -268,7 +276,9 @@ def _at_rest(case: _Case, rest: float, reasons: list[str]) -> Estimator | None:
     if said:
         reasons.append(f"training comes to rest, but {said[0].split('; ')[0]}")
         return None
-    reasons.append(f"{percent}, and every leaf acts through the loss: one linear solve is enough")
+    reasons.append(
+        f"{percent}, and every leaf acts on it through the loss alone: one linear solve is enough"
+    )
     return estimator
 
 
@@ -319,7 +329,7 @@ def _undone(case: _Case, reasons: list[str]) -> Recommendation | None:
     problem, _, hparams, horizon, memory, seed = case
     start = init_state(problem, jax.random.key(seed), hparams)
     try:
-        recursion = Recursion(problem, hparams, start)
+        recursion = Recursion(problem, hparams, start, horizon)
         course, first, _ = recursion.course(hparams, horizon)
     except ValueError as error:
         reasons.append(f"steps cannot be undone: {str(error).split(', expected')[0]}")
@@ -352,9 +362,11 @@ def _undone(case: _Case, reasons: list[str]) -> Recommendation | None:
 
 
 def _named(name: str, case: _Case, reasons: list[str]) -> Recommendation:
-    """Build an estimator by its name in the registry."""
+    """Build one of the evolution estimators by its name in the registry."""
     estimator = registry.estimator(name, case.problem, case.horizon, case.space)
-    return Recommendation(name, estimator, f"{name}(problem, {case.horizon})", reasons)
+    window = f", {registry.quarter(case.horizon)}" if name in ("pes", "nres") else ""
+    call = f"{name}(problem, {case.horizon}{window}, space=space)"
+    return Recommendation(name, estimator, call, reasons)
 
 
 def _bytes(estimator: Estimator, hparams: HParams) -> int:

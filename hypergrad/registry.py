@@ -20,6 +20,9 @@ from hypergrad.estimators import (
     truncated,
 )
 from hypergrad.problem import Problem
+from hypergrad.schedulers import Scheduler, full, halving, hyperband, pbt, perturb
+from hypergrad.schedulers.base import geometric_rungs, spent
+from hypergrad.schedulers.hyperband import brackets
 from hypergrad.searchers import (
     Searcher,
     bayes,
@@ -66,19 +69,31 @@ METHODS: dict[str, str] = {
     "tpe": "tree-structured Parzen estimators, multivariate",
 }
 BILEVEL: dict[str, Callable[..., Method]] = {"soba": soba, "saba": saba, "amigo": amigo}
-NAMES = {"method": METHODS, "estimator": ESTIMATORS, "bilevel": BILEVEL}
+SCHEDULERS: dict[str, str] = {
+    "full": "every trial is trained to the end",
+    "halving": "all trials a little, the best third three times as long, and so on",
+    "hyperband": "several halvings, from the boldest to the most patient; with tpe as in BOHB",
+    "pbt": "the worst go on from copies of the best, with other hyperparameters",
+}
+NAMES = {"method": METHODS, "scheduler": SCHEDULERS, "estimator": ESTIMATORS, "bilevel": BILEVEL}
 """Option -> the names it may have."""
+ETA = 3
+"""Of `halving` and `hyperband`: one of so many goes on, and so many times as far."""
+MOST_HALVINGS = 3
+"""The shortest runs have at least a 27th of the steps: what they say of the longest is little enough."""
+NUM_PERIODS = 8
+"""Comparisons of `pbt` in a run, or a few more: the steps are divided evenly."""
 SUM_BATCH = 64
 """Examples in a minibatch of `saba`, as nearly as they divide the training set."""
 
 
-def most_trials(name: str) -> int:
+def most_trials(name: str, scheduler: str = "full") -> int:
     """Return the most trials of a generation of a search, where the population is not given.
 
     What is learned from one generation guides the next; the searches that model the objective make more
-    of each trial, and are better with more generations.
+    of each trial, and are better with more generations. Schedulers compare the trials of a generation.
     """
-    return 4 if name in ("bayes", "tpe") else 16
+    return 4 if name in ("bayes", "tpe") and scheduler == "full" else 16
 
 
 def estimator(name: str, problem: Problem, horizon: int, space: PyTree) -> Estimator:
@@ -109,7 +124,11 @@ def bilevel_method(name: str, problem: Problem) -> Method:
 
 def quarter(horizon: int) -> int:
     """Return the largest divisor of the horizon that is at most a quarter of it, or 1."""
-    return next(d for d in range(max(1, horizon // 4), 0, -1) if horizon % d == 0)
+    return _divisor(horizon, horizon // 4)
+
+
+def _divisor(number: int, most: int) -> int:
+    return next(d for d in range(max(1, most), 0, -1) if number % d == 0)
 
 
 def searcher(name: str, space: PyTree, num_trials: int, size: int) -> Searcher:
@@ -137,3 +156,30 @@ def searcher(name: str, space: PyTree, num_trials: int, size: int) -> Searcher:
         "tpe": partial(tpe, capacity=min(512, max(16, num_trials))),
     }
     return constant(space, makers[name])
+
+
+def scheduler(name: str, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:
+    """Build a scheduler by name, with the settings the command line uses.
+
+    Args:
+        name: one of `SCHEDULERS`.
+        space: of the task.
+        horizon: training steps of the trials that are trained longest.
+        size: trials of a generation.
+
+    Returns:
+        The scheduler, and what a generation costs in trainings of `horizon` steps.
+    """
+    check_name("scheduler", name, SCHEDULERS)
+    if name == "full":
+        return full(horizon), size
+    if name == "pbt":
+        explore = perturb(space, draw=sample_constant)
+        return pbt(horizon, explore, period=_divisor(horizon, horizon // NUM_PERIODS)), size
+    last = next(s for s in range(MOST_HALVINGS, -1, -1) if ETA**s <= min(size, horizon))
+    least = horizon // ETA**last
+    if name == "halving":
+        cost = spent(geometric_rungs(size, horizon, last, ETA))
+        return halving(horizon, min_steps=least, eta=ETA), cost / horizon
+    ladder = brackets(horizon, min_steps=least, eta=ETA, num=size)
+    return hyperband(horizon, min_steps=least, eta=ETA), sum(map(spent, ladder)) / horizon

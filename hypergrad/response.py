@@ -5,6 +5,7 @@
 What is assumed, and refused where it cannot hold, is here; `estimators.implicit` computes with it.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -13,7 +14,14 @@ import jax.numpy as jnp
 
 from hypergrad import tree
 from hypergrad.autodiff import depends
-from hypergrad.problem import Problem, check, check_horizon, check_problem
+from hypergrad.problem import (
+    Problem,
+    StructuralZeroWarning,
+    check,
+    check_floating,
+    check_horizon,
+    check_problem,
+)
 from hypergrad.solve import MatVec, Solve, cg, gmres
 from hypergrad.train import (
     TrainState,
@@ -158,8 +166,9 @@ def best_response(
     the horizon.
 
     **Limits:** off the minimum the derivative is wrong by O(‖∇_w L‖); nothing here says so, the estimator
-    `implicit` does. Zero for what acts through the optimizer or the initial weights alone, which is
-    refused. The Hessian is that of the loss, taken to be symmetric.
+    `implicit` does. What acts through the optimizer or the initial weights is left out: a leaf that acts
+    so alone is refused, one that the loss reads too brings a `StructuralZeroWarning`. The Hessian is that of
+    the loss, taken to be symmetric.
 
     Args:
         problem: the training loop.
@@ -187,6 +196,7 @@ def best_response(
         return jax.lax.custom_linear_solve(linear, y, lambda a, b: solve(a, b)[0], symmetric=True)
 
     def respond(hparams, key):
+        check_floating(hparams)
         check(problem, hparams, horizon)
         check_implicit(problem, hparams, horizon, choose)
         frozen = jax.lax.stop_gradient(hparams)
@@ -203,6 +213,8 @@ def best_response(
 
 def check_implicit(problem: Problem, hparams: HParams, horizon: int, batch: BatchOf) -> None:
     """Raise a `ValueError` where the implicit function theorem has nothing to say, leaf by leaf.
+
+    Warns of the leaves of which it says a part (`check_leaves`).
 
     **Cost:** traces of a gradient and of three steps; nothing is compiled or run.
     """
@@ -236,14 +248,41 @@ def check_implicit(problem: Problem, hparams: HParams, horizon: int, batch: Batc
 def check_leaves(
     problem: Problem, hparams: HParams, horizon: int, in_loss: list[bool], what: str
 ) -> None:
-    """Refuse the leaves that move the weights by other ways than the loss.
+    """Refuse the leaves that move the weights by other ways than the loss alone, warn of those that do both.
+
+    A leaf is taken as a whole: of rates and penalties in one array it is not known which entry does what.
 
     Args:
         problem: the training loop.
         hparams: of the shapes to be used.
-        horizon: number of inner steps; three are looked at.
+        horizon: number of inner steps.
         in_loss: for each leaf, whether the gradient of the loss reads it.
-        what: is zero for those that are refused.
+        what: sees what the loss does alone.
+    """
+    other_ways = past_the_loss(problem, hparams, horizon)
+    for name, loss_reads, others_read in zip(
+        tree.leaf_names(hparams), in_loss, other_ways, strict=True
+    ):
+        if others_read and not loss_reads:
+            raise ValueError(
+                f"hparams[{name!r}] acts on training through problem.optimizer or problem.init alone, "
+                f"where the {what} is zero, expected a leaf of problem.loss; use "
+                "reverse(...) or forward(...) for it, or close over it"
+            )
+        if others_read:
+            warnings.warn(
+                f"the {what} leaves out what hparams[{name!r}] does through problem.optimizer or "
+                "problem.init: that part counts as zero, which at rest it is for a rate, and not for a decay; "
+                "split the leaf where its entries do one or the other, or use reverse(...) or forward(...)",
+                StructuralZeroWarning,
+                stacklevel=4,
+            )
+
+
+def past_the_loss(problem: Problem, hparams: HParams, horizon: int) -> list[bool]:
+    """Tell, for each leaf, whether it moves the weights through the optimizer or the initial weights.
+
+    **Cost:** a trace of three steps; nothing is compiled or run.
     """
 
     def loss(params, h, batch):
@@ -255,16 +294,7 @@ def check_leaves(
         start = init_state(blind, jax.random.key(0), hparams)
         return tree.floats(unroll(blind, hparams, start, min(horizon, 3)).params)
 
-    through_training = depends(run, hparams)
-    for name, loss_reads, training_reads in zip(
-        tree.leaf_names(hparams), in_loss, through_training, strict=True
-    ):
-        if training_reads and not loss_reads:
-            raise ValueError(
-                f"hparams[{name!r}] acts on training through problem.optimizer or problem.init alone, "
-                f"where the {what} is zero, expected a leaf of problem.loss; use "
-                "reverse(...) or forward(...) for it, or close over it"
-            )
+    return depends(run, hparams)
 
 
 def unused(problem: Problem, hparams: HParams) -> list[str]:

@@ -128,6 +128,11 @@ def replay(
             f"the study is by {how!r}, whose training goes on from trial to trial, expected one that trains "
             "every trial from its start; use hypergrad.study.replay, which makes the steps again"
         )
+    if settings.scheduler == "pbt":
+        raise ValueError(
+            "the study is by 'pbt', whose members go on from one another, expected a scheduler that trains "
+            "every trial from its start; use hypergrad.study.replay, which makes the steps again"
+        )
     found = study.replay(build(task, settings)[0], folder, trial)
     hparams = jax.tree.map(jax.numpy.asarray, found.outcome.hparams)
     keys = _training_keys(found.outcome, settings)

@@ -1,11 +1,22 @@
 """How to tune: the settings, and the options by which the command line and study files give them."""
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 MOST = 10**9
 """Largest count that is taken for one."""
+BY_GRADIENT = ("descent", "bilevel")
+"""Methods that need hypergradients, and are compared with random search of the same cost; others search."""
+ONLY_FOR = {
+    "estimator": ("descent",),
+    "bilevel": ("bilevel",),
+    "learning_rate": BY_GRADIENT,
+    "num_restarts": BY_GRADIENT,
+}
+"""Setting -> the methods that read it."""
+FOR_SEARCH = ("population", "generations", "scheduler", "devices", "chunk")
+"""Settings of searches; `memory` is for them and for descent, the others are for all."""
 
 
 class Settings(NamedTuple):
@@ -19,12 +30,18 @@ class Settings(NamedTuple):
             more where their size does not divide them); not used where population and generations are given.
         seed: of everything.
         learning_rate: of the outer Adam, a step of the budget, decayed to zero by a cosine over the budget.
-        num_seeds: seeds averaged in each hypergradient of "descent"; 1 for none.
+        num_seeds: seeds averaged in each hypergradient of "descent", 1 for none; where it is more than 4, as
+            many seeds choose among the last candidates of any method.
         num_restarts: descents side by side.
         eval_seeds: fresh seeds on which every configuration is judged in the end.
-        memory: bytes for the temporaries of one hypergradient by "reverse"; its default scheme where None.
+        memory: bytes for the temporaries of one hypergradient by "reverse"; its default scheme where None. For
+            a search, those of the members on one device: what fits is measured, and the fastest taken.
         population: trials of a generation of a search; at most 16 (4 for "bayes" and "tpe") where None.
         generations: of a search; as many as make up the budget where None.
+        scheduler: how a search spends training on its trials, a name of `registry.SCHEDULERS`.
+        devices: over which the members of a search are spread; all that jax has where None.
+        chunk: members computed side by side on each device, one chunk after another; where None up to four
+            on a CPU, all on others.
     """
 
     method: str = "descent"
@@ -39,6 +56,9 @@ class Settings(NamedTuple):
     memory: int | None = None
     population: int | None = None
     generations: int | None = None
+    scheduler: str = "full"
+    devices: int | None = None
+    chunk: int | None = None
 
 
 class Option(NamedTuple):
@@ -81,15 +101,21 @@ OPTIONS = (
         "N",
     ),
     Option("generations", int, "of a search (default: as many as make up the budget)", "N"),
+    Option("scheduler", str, "how a search spends training on its trials, from `list`", "NAME"),
+    Option(
+        "devices", int, "over which a search is spread (default: all, every core of a CPU)", "N"
+    ),
+    Option("chunk", int, "members of a search computed side by side on each device", "N"),
     Option("seed", int, "of everything", "N"),
-    Option("num_seeds", int, "seeds a hypergradient", "N", "--seeds"),
+    Option("num_seeds", int, "seeds a hypergradient, and of the choice", "N", "--seeds"),
     Option("num_restarts", int, "descents side by side", "N", "--restarts"),
     Option("eval_seeds", int, "fresh seeds to judge every configuration on", "N"),
     Option("learning_rate", float, "of the outer Adam", "RATE"),
     Option(
         "memory",
         int,
-        "budget of one step, e.g. 64M (default: 32M a seed, or about sqrt(horizon) states)",
+        "of one step, or of a search on each device, e.g. 64M (default: 32M a seed, or about sqrt(horizon) "
+        "states)",
         "SIZE",
     ),
     Option("out", str, "folder of the study (default runs/TASK)", "DIR"),
@@ -106,6 +132,34 @@ def check_name(argument: str, name: str, known: Collection[str]) -> str:
     near = nearest(name, known)
     hint = f"did you mean {near!r}?" if near else "see hypergrad list"
     raise ValueError(f"{argument} is {name!r:.120}, expected one of {', '.join(known)}; {hint}")
+
+
+def check_used(given: Collection[str], method: str, called: Callable[[str], str] = str) -> None:
+    """Raise a `ValueError` for a setting that the method would not read: what is given must count.
+
+    Args:
+        given: names of the settings that the user gave.
+        method: a name of `registry.METHODS`.
+        called: name -> what the user calls it.
+    """
+    for name in given:
+        if name in FOR_SEARCH:
+            read, wanted = method not in BY_GRADIENT, "a search"
+        elif name == "memory":
+            read, wanted = method != "bilevel", "'descent' or a search"
+        else:
+            methods = ONLY_FOR.get(name, (method,))
+            read, wanted = method in methods, " or ".join(map(repr, methods))
+        if not read:
+            raise ValueError(
+                f"{called(name)} is given with method {method!r}, which does not read it, expected {wanted}; "
+                "leave it out, or choose another method"
+            )
+    if {"budget", "population", "generations"} <= set(given):
+        raise ValueError(
+            f"{called('budget')} is given with population and generations, expected two of the three, which "
+            "make up the third; leave one out"
+        )
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:

@@ -7,7 +7,7 @@ real line for gradients.
 
 import math
 from collections.abc import Callable, Sequence as Options
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -271,6 +271,21 @@ def check_traceable(space: PyTree) -> None:
                 f"space[{name!r}] is static, expected a dimension whose values share one compiled "
                 "program; fix its value in the problem and search each value by itself"
             )
+
+
+def dynamic(space: PyTree) -> PyTree:
+    """Return the space with every static dimension traced: what a searcher of static ones is given."""
+    check_space(space)
+
+    def leaf(dim):
+        return replace(dim, static=False) if getattr(dim, "static", False) else dim
+
+    return jax.tree.map(leaf, space)
+
+
+def static_value(dim: Integer | Choice, value: int) -> Any:
+    """Return the value that a static dimension has where the dynamic one has `value`."""
+    return int(value) if isinstance(dim, Integer) else dim.options[int(value)]
 
 
 def check_value(space: PyTree, hparams: HParams) -> None:

@@ -27,13 +27,15 @@ MAX_STUDY = 4 * 2**20
 MAX_DEPTH = 32
 MAX_CONTAINERS = 10**6
 ADVICE = "the file is damaged or was edited; restore it from a copy, or start a new study"
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{10})\.(npz|json)")
+DAMAGED = re.compile(r"journal-damaged(?:-([1-9][0-9]{0,8}))?\.jsonl")
+_REPORT = re.compile(r"\.report\.html\.[0-9a-f]{12}")
+"""What a process leaves that is killed while it writes a report."""
 FILES = (
     "study-copy.json",
     "study.json",
     "journal.jsonl",
-    "journal-damaged.jsonl",
     "result.json",
     "report.html",
     "log.jsonl",
@@ -143,15 +145,19 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[int]:
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[int]:
     """Give the descriptor of a new file that takes the place of `path` at the end of the block.
 
     A crash leaves the old file or the new one, never a part, and so does a full disk.
 
+    Args:
+        path: of the file.
+        temporary: where it is written; `path` with `.tmp` where None, for the one writer of a study.
+
     Raises:
         ValueError: where the disk refuses.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp") if temporary is None else temporary
     try:
         temporary.unlink(missing_ok=True)
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -176,9 +182,9 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part."""
-    with replacing(path) as fd:
+def write_bytes(path: Path, data: bytes, temporary: Path | None = None) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part; as `replacing`."""
+    with replacing(path, temporary) as fd:
         write_all(fd, data)
 
 
@@ -295,7 +301,7 @@ def check_name(name: str, argument: str) -> str:
     if not NAME.fullmatch(name):
         raise ValueError(
             f"{argument} is named {name[:140]!r}, expected up to 128 letters, digits, dots, dashes and "
-            "underscores, the first no dot; rename it"
+            "underscores, the first no dot or dash; rename it"
         )
     return name
 
@@ -320,18 +326,27 @@ def check_folder(directory: str | os.PathLike[str]) -> Path:
 def lock(directory: str | Path) -> Iterator[Folder]:
     """Open a study's folder for writing, to the end of the block; no other process may meanwhile.
 
-    The lock is the kernel's and goes with the process, however that ends.
+    The lock is the kernel's: it ends with the block, or with the process, however that ends.
+
+    **Limits:** a child that is forked within the block shares the lock. Nothing that the child does ends it
+    for this process; but where this process is killed, it stays until the child has ended, too, or has
+    started another program.
 
     Raises:
         ValueError: where another process has it, naming that process; within a second.
     """
     import fcntl
 
-    path = check_folder(directory)
-    fd = open_file(path / "lock", os.O_RDWR | os.O_CREAT)
-    try:
+    path, owner = check_folder(directory), os.getpid()
+    with contextlib.ExitStack() as opened:
+        fd = open_file(path / "lock", os.O_RDWR | os.O_CREAT)
+        opened.callback(os.close, fd)
+        # the folder too, for a user may remove the file, taking it for a stale one
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, folder)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_folder(folder)
         except BlockingIOError:
             raise ValueError(
                 f"{str(path)!r} is in use by {_holder(fd)}, expected one writer; wait for it or end it"
@@ -342,19 +357,36 @@ def lock(directory: str | Path) -> Iterator[Folder]:
         try:
             yield Folder(path)
         finally:
-            with contextlib.suppress(OSError):
-                os.ftruncate(fd, 0)
-    finally:
-        os.close(fd)
+            if os.getpid() == owner:  # a forked child that leaves the block ends nothing
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, 0)
+                for held in (folder, fd):  # to close them would leave it to children that still run
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(held, fcntl.LOCK_UN)
+
+
+def _lock_folder(fd: int) -> None:
+    """Lock a folder itself, where the file system can: some of the network's lock files alone."""
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass
 
 
 def _holder(fd: int) -> str:
     """Name the process that holds a lock; one that has just taken it may not have said so yet."""
+    text = b""
     for _ in range(10):
         text = os.pread(fd, 32, 0).strip()
         if text.isdigit() and _alive(int(text)):
             return f"process {int(text)}"
         time.sleep(0.05)
+    if text.isdigit():
+        return f"a process that process {int(text)} started before it ended"
     return "another process"
 
 
@@ -423,7 +455,8 @@ def _clear(path: Path) -> None:
 def _is_ours(name: str) -> bool:
     """Tell whether a study may have left a file or folder of this name."""
     bare = name.removesuffix(".tmp")
-    return bool(name in (*FOLDERS, *_BEFORE) or bare in FILES or CHECKPOINT.fullmatch(bare))
+    patterns = (CHECKPOINT, DAMAGED, _REPORT)
+    return name in (*FOLDERS, *_BEFORE) or bare in FILES or any(p.fullmatch(bare) for p in patterns)
 
 
 def failed(action: str, path: Path, error: OSError) -> ValueError:

@@ -17,7 +17,7 @@ import numpy as np
 from hypergrad import checkpoint, export, records, tree, trials
 from hypergrad.journal import Journal, read
 from hypergrad.problem import check_horizon
-from hypergrad.searchers.base import Outcome
+from hypergrad.searchers.base import Outcome, final_values
 from hypergrad.storage import (
     ADVICE,
     FORMAT,
@@ -38,7 +38,8 @@ class Study(NamedTuple):
     """What a tuner found.
 
     Attributes:
-        best: the hparams with the lowest finite objective, as numpy arrays; None if there was none.
+        best: the hparams with the lowest finite objective among those trained longest in their step, as
+            numpy arrays; None if there was none.
         best_value: that objective; infinity if there was none.
         outcomes: every outcome, as numpy arrays, in order.
         interrupted: whether Ctrl-C ended it.
@@ -57,7 +58,10 @@ class Study(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all outcomes to the bit: equal for two runs that are the same."""
+        """SHA-256 of the method's outcomes to the bit: equal for two runs that are the same.
+
+        `result["final_digest"]` covers the random baseline and the judged values, too.
+        """
         digest = hashlib.sha256()
         for step, outcome in enumerate(self.outcomes):
             digest.update(json.dumps(records.encode(step, outcome)).encode())
@@ -152,23 +156,43 @@ def run(
     """
     check_horizon(num_steps, "budget")
     _check_tuner(tuner)
-    if not hasattr(key, "dtype"):
-        raise ValueError(f"key is {key!r}, expected a PRNG key; pass e.g. jax.random.key(0)")
     if storage is None:
-        return _run(tuner, key, num_steps, on_step, None)
+        return _run(tuner, _check_key(key), num_steps, on_step, None)
     with _opened(storage, create) as folder:
-        described = {
-            "format": FORMAT,
-            **(details or {}),
-            "num_steps": num_steps,
-            "checkpoint_seconds": checkpoint_seconds,
-            "key": records.encode_key(key),
-            "machine": records.machine(),
-        }
-        records.check_study(described, "the study")
-        write_study(folder.path / "study.json", described)
+        begin(folder, key, num_steps, details, checkpoint_seconds=checkpoint_seconds)
         with contextlib.closing(_Disk(folder.path, checkpoint_seconds)) as disk:
             return _run(tuner, key, num_steps, on_step, disk)
+
+
+def begin(
+    folder: Folder,
+    key: Key,
+    num_steps: int,
+    details: dict[str, Any] | None = None,
+    *,
+    checkpoint_seconds: float = 10.0,
+) -> dict[str, Any]:
+    """Write `study.json`, from which on `resume` takes the steps; arguments as for `run`.
+
+    Returns:
+        Its content.
+    """
+    described = {
+        "format": FORMAT,
+        **(details or {}),
+        "num_steps": num_steps,
+        "checkpoint_seconds": checkpoint_seconds,
+        "key": records.encode_key(_check_key(key)),
+        "machine": records.machine(),
+    }
+    records.check_study(described, "the study")
+    write_study(folder.path / "study.json", described)
+    return described
+
+
+def has_begun(directory: str | Path) -> bool:
+    """Tell whether a folder holds a study to resume; `study.json` may be lost, and its copy is read then."""
+    return any((Path(directory) / name).is_file() for name in ("study.json", "journal.jsonl"))
 
 
 def resume(tuner: Tuner, directory: str | Path | Folder, on_step: OnStep | None = None) -> Study:
@@ -189,7 +213,7 @@ def resume(tuner: Tuner, directory: str | Path | Folder, on_step: OnStep | None 
     """
     _check_tuner(tuner)
     with _opened(directory, lock) as folder:
-        if (folder.path / "study.json").exists():
+        with contextlib.suppress(FileNotFoundError):
             mend_study(folder.path / "study.json")
         described = describe(folder.path)
         for text in records.check_machine(described["machine"]):
@@ -250,6 +274,12 @@ def describe(directory: str | Path) -> dict[str, Any]:
     return described
 
 
+def _check_key(key: Any) -> Key:
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"key is {key!r}, expected a PRNG key; pass e.g. jax.random.key(0)")
+    return key
+
+
 def _check_tuner(tuner: Any) -> None:
     if not isinstance(tuner, Tuner):
         raise ValueError(
@@ -279,7 +309,7 @@ def _run(
     def keep(outcome: Outcome) -> None:
         nonlocal best, best_value
         outcomes.append(outcome)
-        values = np.where(np.isfinite(outcome.values), outcome.values, np.inf)
+        values = final_values(outcome)
         member = int(np.argmin(values))
         if values[member] < best_value:
             best_value = float(values[member])

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class Bar:
         self.quiet = quiet
         self.progress: Any = None
         self.tasks: dict[str, Any] = {}
+        self.first: dict[str, tuple[int, float]] = {}
         if quiet or not sys.stderr.isatty():
             return
         try:
@@ -55,14 +57,28 @@ class Bar:
 
     def _step(self, now: Progress) -> None:
         parts = [f"loss {now.value:.4f}  best {now.best:.4f}"] if now.hparams else []
+        search = now.phase not in ("descent", "bilevel", "judge")
+        if search:
+            record = now.record
+            parts += [f"median {record.get('median', float('nan')):.4f}"]
+            parts += [f"failed {record.get('failures', 0)}"]
         parts += [f"{name} {brief(value)}" for name, value in now.hparams.items()]
         text = "  ".join(parts)
         if self.progress is not None:
             if now.phase not in self.tasks:
                 self.tasks[now.phase] = self.progress.add_task(now.phase, total=now.total, text="")
             self.progress.update(self.tasks[now.phase], completed=now.done, text=text)
-        elif not self.quiet and (now.done in (1, now.total) or now.done % 10 == 0):
-            print(f"{now.phase} {now.done}/{now.total}  {text}", file=sys.stderr, flush=True)
+        elif not self.quiet and (now.done in (1, now.total) or now.done % 10 == 0 or search):
+            left = self._left(now)
+            print(f"{now.phase} {now.done}/{now.total}{left}  {text}", file=sys.stderr, flush=True)
+
+    def _left(self, now: Progress) -> str:
+        """Estimate the time left from the steps since the first one, which compiles."""
+        done, began = self.first.setdefault(now.phase, (now.done, time.monotonic()))
+        if now.done == done or now.done == now.total:
+            return ""
+        seconds = (time.monotonic() - began) / (now.done - done) * (now.total - now.done)
+        return f", {seconds:.0f} s left"
 
 
 def use_color(no_color: bool) -> bool:

@@ -9,12 +9,10 @@ import jax.numpy as jnp
 from hypergrad.types import Array, PyTree
 
 
-def leaf_names(tree: PyTree, is_leaf: Callable | None = None) -> list[str]:
-    """Name every leaf by its path, e.g. `"encoder.decay"`; a bare leaf is called `"hparams"`."""
+def leaf_names(tree: PyTree, is_leaf: Callable | None = None, bare: str = "hparams") -> list[str]:
+    """Name every leaf by its path, e.g. `"encoder.decay"`; a bare leaf is called `bare`."""
     paths = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
-    return [
-        jax.tree_util.keystr(path, simple=True, separator=".") or "hparams" for path, _ in paths
-    ]
+    return [jax.tree_util.keystr(path, simple=True, separator=".") or bare for path, _ in paths]
 
 
 def named(tree: PyTree) -> dict[str, Any]:

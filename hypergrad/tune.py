@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import inspect
+import json
 import sys
 import sysconfig
 import time
@@ -21,19 +22,27 @@ from hypergrad.callbacks import Callback, Listeners, Progress
 from hypergrad.estimators import Estimator, average, plan, reverse
 from hypergrad.estimators.base import StructuralZeroWarning
 from hypergrad.judge import judge, validate
+from hypergrad.layout import layout_for
 from hypergrad.population import population
-from hypergrad.problem import Problem, Task, check, check_horizon
-from hypergrad.schedulers import full
-from hypergrad.searchers import Outcome
-from hypergrad.settings import Settings, check_settings
-from hypergrad.storage import FORMAT, Folder, StudyWarning, create, lock, write_json
+from hypergrad.problem import Problem, Task, check, check_extras, check_horizon, check_snippet
+from hypergrad.searchers import Outcome, final_values
+from hypergrad.settings import BY_GRADIENT, Settings, check_settings, check_used
+from hypergrad.sizing import fastest_layout
+from hypergrad.storage import (
+    FORMAT,
+    Folder,
+    StudyWarning,
+    create,
+    lock,
+    plain,
+    read_json,
+    write_json,
+)
 from hypergrad.study import Study
 from hypergrad.train import check_step, init_state, unroll
 from hypergrad.tuners import Tuner, bilevel, descent, search
 from hypergrad.types import HParams, Key, PyTree
 
-BY_GRADIENT = ("descent", "bilevel")
-"""Methods that need hypergradients, and are compared with random search of the same cost."""
 FINALISTS = 10
 """Settings of each method that are trained again before one of them is chosen."""
 
@@ -79,8 +88,10 @@ def tune(
     for name in settings:
         registry.check_name("setting of tune", name, Settings._fields)
     chosen = check_task(task, Settings(**settings))
+    check_used([name for name, value in settings.items() if value is not None], chosen.method)
     listeners = Listeners(callbacks)
     with collected_warnings() as caught:
+        chosen = measured(task, chosen)
         built = build(task, chosen)  # what cannot work is refused before an old study is replaced
         if storage is None:
             return complete(task, chosen, built, None, details or {}, listeners, caught)
@@ -160,6 +171,9 @@ def complete(
             one = tuner if settings.method == "bilevel" else _estimator(task, settings)
             cost = per_step * measure_ratio(task, one, spaces.default(task.space))
         details = _describe(task, settings, {**details, "cost": cost})
+    if folder is not None and not study.has_begun(folder.path):
+        # before any listener writes: a folder with a log alone could be neither resumed nor started
+        details = study.begin(folder, tune_key, _num_steps(settings), details)
     ended = None
     try:
         listeners.start(details)
@@ -170,10 +184,10 @@ def complete(
         baseline = None
         if settings.method in BY_GRADIENT and not found.interrupted:
             num_trials = max(1, round(cost * len(found.outcomes)))
-            num_steps, size = _generations("random", num_trials)
+            num_steps, size = _generations(registry.most_trials("random"), num_trials)
             show = _Steps(listeners, "random", num_steps, size)
             about = {"task": task.name, "method": "random"}
-            rival = _search(task, "random", num_steps, size)
+            rival = _search(task, Settings("random", population=size, generations=num_steps))[0]
             with _random_folder(folder) as inner:
                 baseline = _run(rival, random_key, inner, about, show)
 
@@ -192,6 +206,7 @@ def complete(
             found = found._replace(best=best, best_value=best_value)
         ended = found._replace(result=result, interrupted=interrupted)
         if folder is not None:
+            _check_result(folder.path / "result.json", result)
             write_json(folder.path / "result.json", result)
             ended = ended._replace(report=_report(folder.path))
         return ended
@@ -221,10 +236,10 @@ def _choose(
     if found.best is None:
         return jax.tree.map(np.asarray, spaces.default(task.space)), float("inf")
     trials = [
-        (float(o.values[m]), jax.tree.map(lambda x, m=m: x[m], o.hparams))
+        (float(value), jax.tree.map(lambda x, m=m: x[m], o.hparams))
         for o in (found.outcomes[-FINALISTS:] if method in BY_GRADIENT else found.outcomes)
-        for m in range(len(o.values))
-        if np.isfinite(o.values[m])
+        for m, value in enumerate(final_values(o))
+        if np.isfinite(value)
     ]
     finalists = [h for _, h in sorted(trials, key=lambda t: t[0])[:FINALISTS]]
     finalists.append(found.best)
@@ -240,7 +255,7 @@ def _random_folder(folder: Folder | None):
     if folder is None:
         return contextlib.nullcontext()
     path = folder.path / "random"
-    return lock(path) if (path / "study.json").is_file() else create(path)
+    return lock(path) if study.has_begun(path) else create(path)
 
 
 def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
@@ -255,29 +270,24 @@ def check_task(task: Task, settings: Settings) -> Settings:
     registry.check_name("method", settings.method, registry.METHODS)
     registry.check_name("estimator", settings.estimator, registry.ESTIMATORS)
     registry.check_name("bilevel", settings.bilevel, registry.BILEVEL)
+    registry.check_name("scheduler", settings.scheduler, registry.SCHEDULERS)
     if settings.method in BY_GRADIENT:
         spaces.check_differentiable(task.space)
-        for name in ("population", "generations"):
-            if getattr(settings, name) is not None:
-                raise ValueError(
-                    f"{name} is given with method {settings.method!r}, expected a search; pass budget, "
-                    "the number of outer steps, or another method"
-                )
     else:
         spaces.check_traceable(task.space)
     start = jax.tree.map(jax.numpy.asarray, spaces.default(task.space))
     check(task.problem, start, task.horizon)
     check_step(task.problem, start)
+    check_extras(task, jax.tree.map(np.asarray, start))
     return settings
 
 
 def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
-    """Build the tuner, and say how many estimates, trials or steps of its own one of its steps costs."""
+    """Build the tuner, and say how many estimates, trainings or steps of its own one of its steps costs."""
     if settings.method == "bilevel":
         return _bilevel_tuner(task, settings), 1
     if settings.method != "descent":
-        num_steps, size = _num_steps(settings), width(settings)
-        return _search(task, settings.method, num_steps, size), size
+        return _search(task, settings)
     estimator = _estimator(task, settings)
     if settings.num_seeds > 1:
         estimator = average(estimator, settings.num_seeds)
@@ -317,20 +327,40 @@ def _bilevel_tuner(task: Task, settings: Settings) -> Tuner:
     )
 
 
-def _search(task: Task, method: str, num_generations: int, size: int) -> Tuner:
-    searcher = registry.searcher(method, task.space, num_generations * size, size)
-    key = jax.random.key(0)
-    # a generation that cannot be asked for is refused before a study begins
-    jax.eval_shape(lambda key: searcher.ask(key, searcher.init(key), size), key)
-    return search(population(task.problem), searcher, full(task.horizon), size)
+def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
+    num_generations, size = generations(settings)
+    searcher = registry.searcher(settings.method, task.space, num_generations * size, size)
+    scheduler, cost = registry.scheduler(settings.scheduler, task.space, task.horizon, size)
+    layout = layout_for(size, settings.devices, settings.chunk)
+    tuner = search(population(task.problem, layout=layout), searcher, scheduler, size)
+    # a generation that cannot be is refused before a study begins
+    jax.eval_shape(lambda key: tuner.step(key, tuner.init(key)), jax.random.key(0))
+    return tuner, cost
+
+
+def measured(task: Task, settings: Settings) -> Settings:
+    """Return the settings with the chunk of a search that is fastest within its memory, where that is given."""
+    if settings.method in BY_GRADIENT or settings.memory is None or settings.chunk is not None:
+        return settings
+    size = generations(settings)[1]
+    num_devices = settings.devices or len(jax.devices())
+    keys = jax.random.split(jax.random.key(settings.seed), size)
+    hparams = jax.vmap(lambda key: spaces.sample_constant(task.space, key))(keys)
+    found = fastest_layout(
+        task.problem, hparams, memory=settings.memory, num_devices=num_devices
+    ).layout
+    return settings._replace(chunk=found.width or -(-size // num_devices))
 
 
 def _generations(
-    method: str, num_trials: int, size: int | None = None, num: int | None = None
+    most: int, num_trials: int, size: int | None = None, num: int | None = None
 ) -> tuple[int, int]:
-    """Cut trials into equal generations: how many, and how large; together less than one a generation more."""
+    """Cut trials into equal generations of at most `most`: how many, and how large.
+
+    Together they are less than one trial a generation more.
+    """
     if size is None:
-        num = -(-num_trials // registry.most_trials(method)) if num is None else num
+        num = -(-num_trials // most) if num is None else num
         return num, -(-num_trials // num)
     return -(-num_trials // size) if num is None else num, size
 
@@ -343,7 +373,8 @@ def _num_steps(settings: Settings) -> int:
 
 def generations(settings: Settings) -> tuple[int, int]:
     """Return how many generations a search has, and how many trials each."""
-    return _generations(settings.method, settings.budget, settings.population, settings.generations)
+    most = registry.most_trials(settings.method, settings.scheduler)
+    return _generations(most, settings.budget, settings.population, settings.generations)
 
 
 class _Steps:
@@ -356,11 +387,14 @@ class _Steps:
         self.cost = cost
 
     def __call__(self, index: int, outcome: Outcome, best: float) -> None:
-        values = np.where(np.isfinite(outcome.values), outcome.values, np.inf)
+        values = final_values(outcome)
         member = int(np.argmin(values))
         hparams = tree.named(jax.tree.map(lambda x: x[member], outcome.hparams))
         record = {n: x[member].item() for n, x in outcome.info.items() if x.shape == values.shape}
         record["trainings"] = self.cost * (index + 1)
+        finite = outcome.values[np.isfinite(outcome.values)]
+        record["failures"] = len(values) - len(finite)
+        record["median"] = float(np.median(finite)) if len(finite) else float("nan")
         lowest = float(values[member])
         self.listeners.step(
             Progress(self.phase, index + 1, self.num_steps, lowest, best, hparams, record)
@@ -369,7 +403,7 @@ class _Steps:
 
 def _run(tuner: Tuner, key: Key, folder: Folder | None, details: dict, show: _Steps) -> Study:
     """Run a tuner, or go on with the study in the folder, where there is one."""
-    if folder is not None and (folder.path / "study.json").exists():
+    if folder is not None and study.has_begun(folder.path):
         return study.resume(tuner, folder, show)
     return study.run(tuner, key, show.num_steps, show, storage=folder, details=details)
 
@@ -401,7 +435,7 @@ def measure_ratio(
 
 
 def _trace(found: Study, cost: float) -> dict[str, Any]:
-    values = [np.where(np.isfinite(o.values), o.values, np.inf) for o in found.outcomes]
+    values = [final_values(o) for o in found.outcomes]
     lowest = [float(v.min()) for v in values]
     trace = {
         "trainings": [cost * (i + 1) for i in range(len(lowest))],
@@ -432,20 +466,56 @@ def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, An
         )
     if found.best is None:
         notes.append("no trial had a finite objective; 'tuned' shows the defaults")
+    snippet = None
+    try:
+        snippet = task.snippet and check_snippet(task.snippet, best)
+    except ValueError as error:  # it worked for the defaults; a study is not lost because of it
+        notes.append(str(error))
     result = {
         "metric": {"name": task.metric, "higher_is_better": task.higher_is_better},
         "objective_name": "validation loss",
         "configurations": judged,
         "trace": trace,
-        "snippet": task.snippet(best) if task.snippet else None,
+        "snippet": snippet,
         "warnings": notes,
         "interrupted": found.interrupted or (baseline is not None and baseline.interrupted),
         "num_seeds": settings.eval_seeds,
         "digest": found.digest,
+        "final_digest": _final_digest(found, baseline, judged),
     }
     if baseline is not None:
         result["random_trace"] = _trace(baseline, _width(baseline))
     return result
+
+
+def _final_digest(found: Study, baseline: Study | None, judged: dict[str, Any]) -> str:
+    """Return the SHA-256 of all that was trained: the method, its baseline, and the comparison of them."""
+    parts = {
+        "version": 1,
+        "outcomes": found.digest,
+        "random": None if baseline is None else baseline.digest,
+        "judged": plain(judged),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_result(path: Path, result: dict[str, Any]) -> None:
+    """Raise a `ValueError` where the study is finished already, and did not come out like this.
+
+    Journals are compared step by step, but the comparison at the end has no records.
+    """
+    try:
+        old = read_json(path)
+    except (FileNotFoundError, ValueError):
+        return  # there is none yet, or it is damaged and made again
+    same_outcomes = old.get("digest") == result["digest"] and old.get("interrupted") is False
+    digest = old.get("final_digest")
+    if same_outcomes and digest is not None and digest != result["final_digest"]:
+        raise ValueError(
+            f"the finished study was judged again, and its values differ from those in {str(path)!r}, expected "
+            "the same bits; resume with the task, data, settings, versions and machine it was started with, or "
+            "remove that file to have it judged anew"
+        )
 
 
 def _width(found: Study) -> int:

@@ -1,7 +1,6 @@
 """Compare every estimator with float64 finite differences, on the user's own task."""
 
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,35 +9,51 @@ import numpy as np
 
 from hypergrad import registry, space as spaces, tree
 from hypergrad.adjoint import mixed_mode, plain
+from hypergrad.autodiff import depends
 from hypergrad.estimators import (
     Estimator,
+    darts,
     drift,
     es,
     forward,
     hd,
+    mixed,
     nres,
     one_step,
     pes,
+    relaxed,
     reverse,
     reversible,
     rtho,
+    score,
+    score_shared,
+    truncated,
 )
 from hypergrad.estimators.base import split_key, temporary_bytes
-from hypergrad.expected import check_policy, check_shared, enumerated, expected
+from hypergrad.expected import check_policy, check_shared, enumerated, expected, sampled
 from hypergrad.momentum import Recursion
-from hypergrad.policies import factorized, is_discrete
+from hypergrad.policies import Policy, factorized, is_discrete
 from hypergrad.problem import Problem, Task, check, check_horizon
+from hypergrad.slopes import Slopes, differences
 from hypergrad.train import init_state, unroll
-from hypergrad.types import HParams, Key, PyTree
+from hypergrad.types import Array, HParams, Key, PyTree
 
-STEP = 1e-6
-"""Step of the central differences, in the unconstrained coordinates of the space."""
 MOST_TANGENTS = 64
 """Hyperparameters up to which `rtho` is compared."""
+MOST_PAIRS = 64
+"""Combinations up to which every pair of them is taken, for `score_shared`."""
 SIGMA = 1e-3
-"""Moves of the stochastic estimators there: small, so that the smoothed gradient is the gradient."""
-NUM_ESTIMATES = 16
-"""Independent estimates whose mean is compared, and whose spread gives its standard error."""
+"""Moves of the evolution estimators: small, so that the smoothed gradient is the gradient."""
+VIRTUAL = 0.1
+"""Size of the step of `darts`."""
+DRAWN = {
+    "mixed": True,
+    "mixed, 8 draws": False,
+    "score": False,
+    "score_shared, one step": False,
+    "relaxed": False,
+}
+"""Estimators of integers and choices, and which claim to be exact."""
 
 
 class Row(NamedTuple):
@@ -68,6 +83,24 @@ class Row(NamedTuple):
     deviation: float | None = None
 
 
+class Case(NamedTuple):
+    """An estimator to compare.
+
+    Attributes:
+        estimator: of `slopes.hparams`.
+        slopes: the finite differences of what it differentiates.
+        exact: whether it claims to be exact.
+        draws: whether its estimates are random, and the mean of several is compared.
+        judged: whether that mean is right in expectation, and judged by its standard error.
+    """
+
+    estimator: Estimator
+    slopes: Slopes
+    exact: bool = False
+    draws: bool = False
+    judged: bool = False
+
+
 def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row]:
     """Compare the estimators with central finite differences in float64 at the space's defaults.
 
@@ -77,8 +110,14 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     integers or choices, the hparams are those of `mixed` with `enumerated()`: logits, and the expected
     objective of weights that all combinations share.
 
-    A stochastic estimator (`es`, `pes`, `nres`) is run 16 times, independently, on the same training run; the
-    error of the mean is judged by its standard error.
+    A stochastic estimator (`es`, `pes`, `nres`, `score`, `score_shared`, `relaxed`) is run 16 times,
+    independently, on the same training run; the error of the mean is judged by its standard error, but for
+    `relaxed`, which is biased. `score` is compared with differences of its own objective, that of weights of
+    their own for each combination, `score_shared` with those of one step of training on one draw, where all
+    there is to draw can be enumerated.
+
+    The stochastic bilevel methods of `tuners.bilevel` have no hypergradient of their own: where they come to
+    rest, theirs is that of `implicit`.
 
     **Cost:** two trainings a leaf, one compilation an estimator, and 256 trainings a stochastic one.
 
@@ -97,7 +136,7 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
         ValueError: without x64, for spaces with static leaves or too many combinations, for a drawn leaf that
             the optimizer reads, and where the objective is not finite.
     """
-    if not jax.config.read("jax_enable_x64"):
+    if jnp.result_type(float) != jnp.float64:
         raise ValueError(
             "jax runs in float32, expected float64; set JAX_ENABLE_X64=1 before starting Python"
         )
@@ -105,116 +144,161 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     spaces.check_traceable(task.space)
     check(task.problem, spaces.default(task.space), horizon)
     key = jax.random.key(seed)
-    problem, space = as_real(in_float64(task.problem), task.space, key)
-    z = spaces.unconstrain(space, _inside(space))
-    hparams, pull = jax.vjp(lambda z: spaces.constrain(space, z), z)
-
-    train, reference, directions = _reference(problem, space, z, horizon, key)
-    if not np.all(np.isfinite(reference)):
-        name = tree.leaf_names(hparams)[int(np.argmin(np.isfinite(reference)))]
+    base = in_float64(task.problem)
+    drawn = any(map(is_discrete, jax.tree.leaves(task.space)))
+    if drawn:
+        base = frozen(base, key)  # the estimators of policies split keys each in their own way
+    problem, space = as_real(base, task.space, key)
+    slopes = differences(lambda h: _train(problem, horizon, key, h), space, key)
+    if slopes.nonfinite is not None:
         raise ValueError(
-            f"task {task.name!r} has an objective that is not finite around the default of hparams[{name!r}], "
-            "expected a finite one; pass a shorter --horizon, or move the default"
+            f"task {task.name!r} has an objective that is not finite around the default of "
+            f"hparams[{slopes.nonfinite!r}], expected a finite one; pass a shorter --horizon, or move the "
+            "default"
         )
-    slopes = Slopes(hparams, key, lambda grads: _along(pull(grads)[0], directions), reference)
-    rows = []
-    unfit = _unfit(problem, hparams)
-    for name, (estimator, exact) in _deterministic(problem, horizon).items():
-        if unfit.get(name):
-            rows.append(Row(name, np.nan, "", np.nan, np.nan, 0, exact, unfit[name]))
-            continue
-        try:
-            compiled, state = _compile(estimator, key, hparams)
-        except ValueError as error:
-            if exact:
-                raise
-            rows.append(Row(name, np.nan, "", np.nan, np.nan, 0, exact, str(error)))
-            continue
-        ours = slopes.along(compiled(key, state, hparams)[1].hypergrad)
-        times = _interleave(lambda c=compiled, s=state: c(key, s, hparams), train)
-        rows.append(Row(name, *slopes.compare(ours), times, temporary_bytes(compiled), exact))
-    fixed = frozen(problem, key)
-    for name, estimator in _stochastic(fixed, horizon, space).items():
-        compiled, state = _compile(estimator, key, hparams)
-        ours, deviation = slopes.judge(estimator.init, compiled)
-        times = _interleave(lambda c=compiled, s=state: c(key, s, hparams), train)
-        size = temporary_bytes(compiled)
-        rows.append(Row(name, *slopes.compare(ours), times, size, False, deviation=deviation))
-    return rows
+    unfit = _unfit(problem, slopes.hparams, horizon)
+    cases = _deterministic(problem, horizon, slopes)
+    cases |= _evolution(frozen(problem, key), horizon, space, slopes)
+    if drawn:
+        policy = factorized(task.space)
+        cases |= _drawn(base, horizon, task.space, policy, slopes)
+        unfit |= {name: "too many combinations to pair them" for name in DRAWN if name not in cases}
+    else:
+        unfit |= dict.fromkeys(
+            DRAWN, "every leaf of its space is real, expected an Integer or a Choice"
+        )
+    rows = [_row(name, case, unfit.get(name, ""), slopes) for name, case in cases.items()]
+    return rows + [_refused(name, DRAWN[name], unfit[name]) for name in DRAWN if name not in cases]
 
 
-class Slopes(NamedTuple):
-    """The finite differences, and what is compared with them.
-
-    Attributes:
-        hparams: where they were taken.
-        key: of the run.
-        along: hypergrad -> its slope along the direction of each leaf `[num_leaves]`.
-        reference: the finite differences `[num_leaves]`.
-    """
-
-    hparams: HParams
-    key: Key
-    along: Callable[[HParams], np.ndarray]
-    reference: np.ndarray
-
-    @property
-    def scale(self) -> np.ndarray:
-        """What errors are relative to: each slope, but no less than a millionth of the largest."""
-        sizes = np.abs(self.reference)
-        return np.maximum(sizes, 1e-6 * max(sizes.max(), 1e-30))
-
-    def compare(self, ours: np.ndarray) -> tuple[float, str, float]:
-        """Return the largest relative error, the leaf that has it, and the cosine."""
-        errors = np.abs(ours - self.reference) / self.scale
-        worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
-        norms = float(np.linalg.norm(ours) * np.linalg.norm(self.reference))
-        cosine = float(ours @ self.reference / norms) if norms else 1.0
-        return float(errors[worst]), tree.leaf_names(self.hparams)[worst], cosine
-
-    def judge(self, init: Callable, compiled: Callable) -> tuple[np.ndarray, float]:
-        """Return the mean slopes of independent estimates, and their largest error in standard errors."""
-        begin, each = jax.jit(init), []
-        for key in jax.random.split(self.key, NUM_ESTIMATES):
-            state = begin(key, self.hparams)
-            each.append(self.along(compiled(key, state, self.hparams)[1].hypergrad))
-        mean, spread = np.mean(each, 0), np.std(each, 0, ddof=1)
-        error = np.maximum(spread / NUM_ESTIMATES**0.5, 1e-6 * self.scale)
-        return mean, float(np.max(np.abs(mean - self.reference) / error))
+def _row(name: str, case: Case, refused: str, slopes: Slopes) -> Row:
+    """Compile one estimator, compare it, and time it beside the training of `slopes`."""
+    if not refused and case.slopes.nonfinite is not None:
+        refused = "its objective is not finite"
+    if refused:
+        return _refused(name, case.exact, refused)
+    key, hparams = case.slopes.key, case.slopes.hparams
+    state = case.estimator.init(key, hparams)
+    try:
+        compiled: Any = jax.jit(case.estimator.estimate).lower(key, state, hparams).compile()
+    except ValueError as error:
+        if case.exact:
+            raise
+        return _refused(name, case.exact, str(error))
+    deviation = None
+    if case.draws:
+        ours, deviation = case.slopes.judge(case.estimator.init, compiled)
+    else:
+        ours = case.slopes.along(compiled(key, state, hparams)[1].hypergrad)
+    ratio = _interleave(lambda: compiled(key, state, hparams), slopes.run)
+    found = case.slopes.compare(ours)
+    deviation = deviation if case.judged else None
+    size = temporary_bytes(compiled)
+    return Row(name, *found, ratio, size, case.exact, deviation=deviation)
 
 
-def _compile(estimator: Estimator, key: Key, hparams: HParams) -> tuple[Any, PyTree]:
-    """Compile an estimate, and make the state it starts from."""
-    state = estimator.init(key, hparams)
-    return jax.jit(estimator.estimate).lower(key, state, hparams).compile(), state
+def _refused(name: str, exact: bool, why: str) -> Row:
+    return Row(name, np.nan, "", np.nan, np.nan, 0, exact, why)
 
 
-def _deterministic(problem: Problem, horizon: int) -> dict[str, tuple[Estimator, bool]]:
+def _train(problem: Problem, horizon: int, key: Key, hparams: HParams) -> Array:
+    """Return the objective of the run that an estimate with `key` has."""
+    run_key, valid_key = split_key(key)
+    state = unroll(problem, hparams, init_state(problem, run_key, hparams), horizon)
+    return problem.objective(state.params, hparams, problem.valid_batch(valid_key))
+
+
+def _deterministic(problem: Problem, horizon: int, slopes: Slopes) -> dict[str, Case]:
     """Make the estimators that do not draw, and say which claim to be exact."""
-    return {
+
+    def start(hparams):
+        return tree.floats(init_state(problem, slopes.key, hparams))
+
+    # a window does not reach the initial weights
+    whole = not any(depends(start, slopes.hparams))
+    made = {
         "reverse": (reverse(problem, horizon), True),
         "reverse, all states": (reverse(problem, horizon, backward=mixed_mode(())), True),
         "reverse, plain": (reverse(problem, horizon, backward=plain()), True),
         "forward": (forward(problem, horizon, chunk=16), True),
         "truncated, a quarter": (registry.estimator("truncated", problem, horizon, None), False),
+        "truncated, warm start": (truncated(problem, horizon, horizon, warm_start=True), whole),
         "one_step": (one_step(problem, horizon), False),
+        "darts": (darts(problem, VIRTUAL, horizon), False),
         "rtho, from its start": (rtho(problem, horizon), True),
         "hd": (hd(problem, horizon), False),
         "implicit": (registry.estimator("implicit", problem, horizon, None), False),
         "drift": (drift(problem, horizon), True),
         "reversible": (reversible(problem, horizon, min_momentum=0.25), True),
     }
+    return {name: Case(estimator, slopes, exact) for name, (estimator, exact) in made.items()}
 
 
-def _stochastic(problem: Problem, horizon: int, space: PyTree) -> dict[str, Estimator]:
-    """Make the stochastic estimators, with moves small enough to compare them with the gradient itself."""
+def _evolution(problem: Problem, horizon: int, space: PyTree, slopes: Slopes) -> dict[str, Case]:
+    """Make the evolution estimators, with moves small enough to compare them with the gradient itself."""
     moves: dict[str, Any] = {"sigma": SIGMA, "space": space}
     window = registry.quarter(horizon)
-    return {
+    made = {
         "es": es(problem, horizon, **moves, num_pairs=8),
         "pes": pes(problem, horizon, window, **moves, num_pairs=32),
         "nres": nres(problem, horizon, window, **moves, num_pairs=32),
     }
+    return {name: Case(each, slopes, draws=True, judged=True) for name, each in made.items()}
+
+
+def _drawn(
+    problem: Problem, horizon: int, space: PyTree, policy: Policy, slopes: Slopes
+) -> dict[str, Case]:
+    """Make the estimators of integers and choices, each beside the differences of its own objective.
+
+    Args:
+        problem: `frozen`, a function of what the policy draws.
+        horizon: number of inner steps.
+        space: of those hparams.
+        policy: that draws them.
+        slopes: those of weights that all combinations share.
+    """
+    key = slopes.key
+    apart = differences(lambda phi: trained_apart(problem, policy, horizon, phi), policy.space, key)
+    draws = {"draws": True, "judged": True}
+    made = {
+        "mixed": Case(mixed(problem, horizon, policy, draws=enumerated()), slopes, exact=True),
+        "mixed, 8 draws": Case(
+            mixed(problem, horizon, policy, draws=sampled(8)), slopes, draws=True
+        ),
+        "score": Case(score(problem, horizon, policy), apart, **draws),
+        "relaxed": Case(relaxed(reverse(problem, horizon), space), apart, draws=True),
+    }
+    if len(jax.tree.leaves(policy.outcomes(slopes.hparams))[0]) <= MOST_PAIRS:
+        once = differences(lambda phi: drawn_once(problem, policy, phi), policy.space, key)
+        made["score_shared, one step"] = Case(score_shared(problem, 1, policy), once, **draws)
+    return made
+
+
+def trained_apart(problem: Problem, policy: Policy, horizon: int, phi: PyTree) -> Array:
+    """Return J(φ) = Σ_a π_φ(a) F(a), with weights of their own for each combination; `problem` is frozen."""
+    hparams, probs = _outcomes(policy, phi)
+    key = jax.random.key(0)
+    return probs @ jax.vmap(lambda h: _train(problem, horizon, key, h))(hparams)
+
+
+def drawn_once(problem: Problem, policy: Policy, phi: PyTree) -> Array:
+    """Return J(φ) = Σ_{a,b} π_φ(a) π_φ(b) f(w_1(a), b): one step on one draw, judged by another one."""
+    hparams, probs = _outcomes(policy, phi)
+    key = jax.random.key(0)
+    batch = problem.valid_batch(key)
+
+    def judged(h):
+        params = unroll(problem, h, init_state(problem, key, h), 1).params
+        return probs @ jax.vmap(lambda g: problem.objective(params, g, batch))(hparams)
+
+    return probs @ jax.lax.map(judged, hparams)
+
+
+def _outcomes(policy: Policy, phi: PyTree) -> tuple[HParams, Array]:
+    """Return all hparams that can be drawn `[N]`, and their probabilities `[N]`."""
+    hparams = policy.outcomes(phi)
+    return hparams, jnp.exp(jax.vmap(policy.log_prob, (None, 0))(phi, hparams))
 
 
 def frozen(problem: Problem, key: Key) -> Problem:
@@ -242,19 +326,20 @@ def as_real(problem: Problem, space: PyTree, key: Key) -> tuple[Problem, PyTree]
     return expected(problem, policy, enumerated(), key), policy.space
 
 
-def _unfit(problem: Problem, hparams: HParams) -> dict[str, str]:
+def _unfit(problem: Problem, hparams: HParams, horizon: int) -> dict[str, str]:
     """Say of each estimator that is not for this task why not."""
-    refused = _irreversible(problem, hparams)
+    refused = _irreversible(problem, hparams, horizon)
     num, many = sum(leaf.size for leaf in jax.tree.leaves(hparams)), ""
     if num > MOST_TANGENTS:
         many = f"it would carry a state for each of the {num} hyperparameters"
     return {"drift": refused, "reversible": refused, "rtho, from its start": many}
 
 
-def _irreversible(problem: Problem, hparams: HParams) -> str:
+def _irreversible(problem: Problem, hparams: HParams, horizon: int) -> str:
     """Say why the training cannot be undone step by step; nothing where it can."""
     try:
-        Recursion(problem, hparams, init_state(problem, jax.random.key(0), hparams))
+        start = init_state(problem, jax.random.key(0), hparams)
+        Recursion(problem, hparams, start, horizon)
     except ValueError as error:
         return str(error)
     return ""
@@ -273,44 +358,6 @@ def in_float64(problem: Problem) -> Problem:
         valid_batch=lambda key: wide(problem.valid_batch(key)),
         train_set=examples and examples._replace(at=lambda index: wide(examples.at(index))),
     )
-
-
-def _inside(space: PyTree) -> HParams:
-    """Return the defaults, moved off the bounds so that both sides can be evaluated."""
-    unit = jnp.clip(spaces.to_unit(space, spaces.default(space)), 0.01, 0.99)
-    return spaces.from_unit(space, unit)
-
-
-def _reference(
-    problem: Problem, space: PyTree, z: PyTree, horizon: int, key
-) -> tuple[Any, np.ndarray, list]:
-    """Take central differences along one random unit direction a leaf."""
-    run_key, valid_key = jax.random.split(key)
-
-    @jax.jit
-    def train(z):
-        hparams = spaces.constrain(space, z)
-        state = unroll(problem, hparams, init_state(problem, run_key, hparams), horizon)
-        return problem.objective(state.params, hparams, problem.valid_batch(valid_key))
-
-    leaves, treedef = jax.tree.flatten(z)
-    random = np.random.default_rng(0)
-    slopes, directions = [], []
-    for index, leaf in enumerate(leaves):
-        direction = random.normal(size=leaf.shape)
-        direction = direction / np.linalg.norm(direction)
-        sides = []
-        for sign in (1, -1):
-            moved = [*leaves[:index], leaf + sign * STEP * direction, *leaves[index + 1 :]]
-            sides.append(float(train(jax.tree.unflatten(treedef, moved))))
-        slopes.append((sides[0] - sides[1]) / (2 * STEP))
-        directions.append(direction)
-    return lambda: train(z), np.asarray(slopes), directions
-
-
-def _along(grads: HParams, directions: list[np.ndarray]) -> np.ndarray:
-    pairs = zip(jax.tree.leaves(grads), directions, strict=True)
-    return np.asarray([float(np.sum(np.asarray(g) * d)) for g, d in pairs])
 
 
 def _interleave(first, second, num_repeats: int = 5) -> float:

@@ -92,7 +92,7 @@ CASES = {
         loss=lambda p, h, b: h["lr"]
     ),
     "problem.optimizer returned float": checked(optimizer=lambda h: 0.1),
-    "params['hparams'] has dtype int": checked(init=lambda key, h: jnp.arange(3)),
+    "params['params'] has dtype int": checked(init=lambda key, h: jnp.arange(3)),
     "problem.init returned params without leaves": checked(init=lambda key, h: {}),
     "expected (value, new_state)": lambda: check(
         STATEFUL._replace(loss=lambda p, h, b: p.params.sum()), H

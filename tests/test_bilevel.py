@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import warnings
 from pathlib import Path
 
 import jax
@@ -287,6 +288,32 @@ def test_what_nothing_reads_is_warned_of():
     space = SPACE | {"idle": Real(0.0, 1.0)}
     with pytest.warns(StructuralZeroWarning, match=r"hparams\['idle'\]"):
         bilevel(SMALL, space, 5)
+
+
+def test_what_the_optimizer_reads_beside_the_loss_is_warned_of():
+    both = SMALL._replace(optimizer=lambda h: optax.sgd(0.01 * jnp.exp(h["point"][0])))
+    with pytest.warns(StructuralZeroWarning, match=r"leaves out what hparams\['point'\] does"):
+        bilevel(both, SPACE, 5, linear=lambda h: optax.sgd(0.01))
+
+
+@pytest.mark.parametrize("make", [optax.adam, optax.lion, optax.rmsprop, optax.adamw])
+def test_an_optimizer_that_rescales_gradients_is_warned_of_as_that_of_the_system(make):
+    problem = SMALL._replace(optimizer=lambda h: make(0.1))
+    with pytest.warns(
+        UserWarning, match="^linear is None and problem.optimizer rescales"
+    ) as caught:
+        bilevel(problem, SPACE, 5)
+    assert "\n" not in str(caught[0].message) and "optax.sgd(0.1)" in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        bilevel(problem, SPACE, 5, linear=lambda h: optax.sgd(0.1))
+        for fine in (
+            optax.sgd(0.1, momentum=0.9, nesterov=True),
+            optax.chain(
+                optax.clip_by_global_norm(1.0), optax.sgd(optax.linear_schedule(0.0, 0.1, 9))
+            ),
+        ):
+            bilevel(SMALL._replace(optimizer=lambda h, fine=fine: fine), SPACE, 5)
 
 
 def test_minibatches_cover_the_set_once():

@@ -112,14 +112,18 @@ def test_a_study_is_not_overwritten_unasked(finished):
 
 
 def test_check_compares_with_finite_differences():
-    done = hypergrad("check", "quadratic", "--horizon", "8")
+    done = hypergrad("check", "quadratic", "--horizon", "4")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [
         line.split() for line in done.stdout.splitlines() if line.startswith(("reverse", "forward"))
     ]
     assert len(rows) == 4
-    # this task tunes the optimizer's hparams alone
-    assert "implicit               not for this task: hparams['lr'] acts" in done.stdout
+    # this task tunes the optimizer's hparams alone, and none of them is a choice
+    for name in ("implicit", "darts"):
+        assert f"{name:22s} not for this task: hparams['lr'] acts" in done.stdout
+    for name in ("mixed", "score", "score_shared, one step", "relaxed"):
+        assert f"{name:22s} not for this task: every leaf of its space is real" in done.stdout
+    assert "truncated, warm start" in done.stdout
 
 
 def test_a_user_file_may_have_any_name(tmp_path, monkeypatch):
@@ -349,6 +353,15 @@ def test_ctrl_c_before_there_is_a_study(capsys, monkeypatch):
         (["tune", "digits", "--seed", "-1"], "--seed is -1"),
         (["tune", "digits", "--log", "tensorbord"], "did you mean 'tensorboard'?"),
         (["replay", "x", "three"], "x"),
+        (
+            ["tune", "quadratic", "--method", "random", "--learning-rate", ".1"],
+            "--learning-rate is given with method 'random', which does not read it",
+        ),
+        (["tune", "quadratic", "--bilevel", "saba"], "--bilevel is given with method 'descent'"),
+        (["tune", "quadratic", "--method", "radnom"], "did you mean 'random'?"),
+        (["export", "x", "--out=-y"], "--out is '-y', expected a file whose name begins with no"),
+        (["export", "x", "--out="], "--out is '', expected a file"),
+        (["tune", "quadratic", "--method", "random", "--out=-y"], "the first no dot or dash"),
         (["completion", "tcsh"], "SHELL is 'tcsh', expected one of bash, zsh, fish"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 
 from hypergrad import study
 from hypergrad.estimators import reverse
+from hypergrad.layout import chunked, looped, vectorized
 from hypergrad.population import population
 from hypergrad.schedulers import full
 from hypergrad.searchers import random
@@ -102,10 +103,10 @@ def test_same_key_same_bits_and_no_retrace(made):
     assert tuner.step._cache_size() == 1
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 3])
-def test_population_equals_a_loop(batch_size):
+@pytest.mark.parametrize("layout", [vectorized(), chunked(1), chunked(3), looped(), looped(3)])
+def test_population_equals_a_loop(layout):
     task = quadratic.task(horizon=6)
-    members = population(task.problem, batch_size=batch_size)
+    members = population(task.problem, layout=layout)
     hparams = jax.vmap(lambda k: sample_constant(task.space, k))(jax.random.split(KEY, 4))
     keys = jax.random.split(KEY, 4)
     states = members.advance(hparams, members.init(keys, hparams), 6)
@@ -117,7 +118,7 @@ def test_population_equals_a_loop(batch_size):
         params = unroll(task.problem, one, start, 6).params
         np.testing.assert_allclose(values[i], task.problem.objective(params, one, ()), rtol=1e-5)
         np.testing.assert_allclose(
-            uneven.params[i],
+            uneven.train.params[i],
             unroll(task.problem, one, start, [0, 1, 6, 6][i]).params,
             rtol=1e-5,
             atol=1e-6,

@@ -1,8 +1,11 @@
 """What a study must not believe: another task, another generator, what lies in its folder, a file's name."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
+import sys
 import tracemalloc
 import warnings
 
@@ -12,9 +15,9 @@ import pytest
 
 from hypergrad import cli, completion, storage, study
 from hypergrad.callbacks import jsonl
-from hypergrad.journal import encode, read, scan
+from hypergrad.journal import Journal, encode, read, scan
 from hypergrad.storage import StudyWarning
-from tests.test_storage import KEY, toy
+from tests.test_storage import KEY, ROOT, toy
 
 STEPS = 6
 
@@ -93,6 +96,37 @@ def test_a_record_that_is_being_written_is_no_damage(tmp_path):
     assert len(list(read(path))) == 3
 
 
+def test_records_after_damage_are_compared_however_often_it_is_killed(tmp_path):
+    folder = stopped(tmp_path / "s", toy(), after=4)
+    for file in folder.glob("checkpoint-*"):
+        file.unlink()
+    path = folder / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1].replace(b"0", b"1") + b"".join(lines[2:]))
+    first = b"".join(path.read_bytes().splitlines(keepends=True)[1:])
+    Journal(path).close()  # killed before it made a step again
+    path.write_bytes(lines[0].replace(b"0", b"1"))
+    journal = Journal(path)  # a second damage, and killed once more
+    assert journal.count == 0 and "journal-damaged-2.jsonl" in journal.damage
+    journal.close()
+    assert (folder / "journal-damaged.jsonl").read_bytes() == first, "never written over"
+    journal = Journal(path)
+    found = {step: journal.record(step) for step in range(5)}
+    assert journal.damage is None and found[0] is found[1] is found[4] is None
+    journal.close()
+    assert [found[step]["step"] for step in (2, 3)] == [2, 3]
+
+    other = dict(found[3], values=[0.0, 0.0])
+    kept = first.splitlines(keepends=True)
+    (folder / "journal-damaged.jsonl").write_bytes(b"".join(kept[:2]) + encode(other))
+    with pytest.raises(ValueError, match="step 3 was made again, and its values differ"):
+        study.resume(toy(), folder)
+    (folder / "journal-damaged.jsonl").write_bytes(first)
+    assert study.resume(toy(), folder).digest == study.run(toy(), KEY, STEPS).digest
+    with storage.create(folder, overwrite=True):
+        assert os.listdir(folder) == ["lock"]
+
+
 def test_a_log_follows_no_link_and_waits_for_no_pipe(tmp_path):
     outside = tmp_path / "outside"
     outside.write_text("mine\n")
@@ -105,6 +139,37 @@ def test_a_log_follows_no_link_and_waits_for_no_pipe(tmp_path):
     assert outside.read_text() == "mine\n"
     jsonl(tmp_path / "log").start({"a": 1})
     assert json.loads((tmp_path / "log").read_text()) == {"event": "start", "a": 1}
+
+
+def test_a_log_goes_on_after_a_line_that_was_cut(tmp_path):
+    (tmp_path / "log").write_text('{"event": "start"}\n{"event": "st')
+    jsonl(tmp_path / "log").start({"a": 1})
+    jsonl(tmp_path / "log").start({"a": 2})
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[1] == '{"event": "st' and [json.loads(x).get("a") for x in lines[2:]] == [1, 2]
+
+
+def test_a_lock_that_a_user_removed_still_holds(tmp_path):
+    with storage.lock(tmp_path):
+        (tmp_path / "lock").unlink()
+        with pytest.raises(ValueError, match="in use by another process"):
+            storage.lock(tmp_path).__enter__()
+    with storage.lock(tmp_path):
+        pass
+
+
+def test_an_export_says_what_the_study_warned_of(tmp_path, capsys):
+    storage.write_json(tmp_path / "study.json", {"format": 2, "task": "t", "method": "random"})
+    result = {
+        "configurations": {"tuned": {"hparams": {"lr": 0.1}}},
+        "warnings": ["no trial had a finite objective; 'tuned' shows the defaults"],
+        "interrupted": True,
+    }
+    storage.write_json(tmp_path / "result.json", result)
+    assert cli.main(["export", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["hparams"] == {"lr": 0.1}
+    assert "warning: the study was ended by Ctrl-C" in err and "shows the defaults" in err
 
 
 def test_completion_runs_nothing_that_a_file_is_called(tmp_path):
@@ -143,7 +208,8 @@ def test_what_cannot_be_resumed_does_not_start(tmp_path):
 
 
 def test_a_folder_with_nothing_but_leftovers_may_be_overwritten(tmp_path):
-    for name in ("log.jsonl", "lock", "study-copy.json"):
+    names = ("log.jsonl", "lock", "study-copy.json", ".report.html.0123456789ab")
+    for name in names:
         (tmp_path / name).write_text("")
     with storage.create(tmp_path, overwrite=True):
         assert sorted(os.listdir(tmp_path)) == ["lock"]
@@ -185,6 +251,62 @@ def test_flags_go_before_the_study_file(tmp_path, capsys):
     assert cli.main([*words, "--out", str(out)]) == 0
     about = json.loads((out / "study.json").read_text())
     assert about["task_arguments"] == {"horizon": 4, "num_params": 2} and about["horizon"] == 4
+
+
+CHILD = """
+import os, sys, time
+from hypergrad import storage
+with storage.lock(sys.argv[1]):
+    child = os.fork()
+    if child == 0 and sys.argv[2] == "leaves":
+        sys.exit()  # the block too
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    if sys.argv[2] == "leaves":
+        os.waitpid(child, 0)
+    print(os.getpid(), child, flush=True)
+    sys.stdin.readline()
+print("left", flush=True)
+sys.stdin.readline()
+os._exit(0)
+"""
+
+
+def wait_for_lock(folder):
+    """Wait until a process that was just killed is gone; a lock that stays fails the test later."""
+    for _ in range(20):  # each waits half a second to be told the process
+        with contextlib.suppress(ValueError), storage.lock(folder):
+            return
+
+
+@pytest.mark.parametrize("way", ["leaves", "stays", "is left behind"])
+def test_what_a_lock_is_to_a_forked_child(tmp_path, way):
+    words = [sys.executable, "-c", CHILD, str(tmp_path), way]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    child = None
+    with subprocess.Popen(words, cwd=ROOT, **pipes) as process:
+        try:
+            parent, child = map(int, process.stdout.readline().split())
+            with pytest.raises(ValueError, match=f"in use by process {parent},"):
+                storage.lock(tmp_path).__enter__()
+            if way == "is left behind":
+                process.kill()
+                process.wait()
+                with pytest.raises(ValueError, match=f"that process {parent} started before"):
+                    storage.lock(tmp_path).__enter__()
+                os.kill(child, signal.SIGKILL)
+                wait_for_lock(tmp_path)
+            else:
+                print(file=process.stdin, flush=True)
+                assert process.stdout.readline() == "left\n"
+            with storage.lock(tmp_path):
+                pass
+        finally:
+            process.kill()
+            if child:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
 
 
 def test_a_date_is_no_number(tmp_path):

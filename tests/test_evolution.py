@@ -116,6 +116,41 @@ def test_the_standard_error_is_the_spread(name):
         assert 0.9 < np.sqrt(np.mean(np.square(found.info.value_std_error))) / spread < 1.1
 
 
+@pytest.mark.parametrize("name", ["es", "pes"])
+def test_the_standard_error_sees_the_noise_of_the_validation_batch(name):
+    values = jnp.asarray([-2.0, 0.5, 1.0, 3.0])
+    problem = Problem(
+        init=lambda key, h: jnp.zeros(()),
+        loss=lambda w, h, batch: 0.5 * (w - h["x"]) ** 2,
+        objective=lambda w, h, batch: batch * w,
+        optimizer=lambda h: optax.sgd(0.5),
+        train_batch=lambda key, step: (),
+        valid_batch=lambda key: jax.random.choice(key, values),
+    )
+    words = {"sigma": 0.1, "num_pairs": 8}
+    estimator = es(problem, 4, **words) if name == "es" else pes(problem, 4, 2, **words)
+    hparams = {"x": jnp.float32(1.0)}
+
+    def one(key):
+        init_key, key = jax.random.split(key)
+        return estimator.estimate(key, estimator.init(init_key, hparams), hparams)[1]
+
+    found = jax.jit(jax.vmap(one))(jax.random.split(KEY, 1000))
+    reported = np.sqrt(np.mean(np.square(found.info.std_error["x"])))
+    assert 0.9 < reported / np.std(found.hypergrad["x"], ddof=1) < 1.2
+    errors = np.asarray(found.info.value_std_error)
+    value = np.sqrt(np.mean(np.square(errors[np.isfinite(errors)])))
+    assert 0.8 < value / np.nanstd(found.value, ddof=1) < 1.2
+
+
+@pytest.mark.parametrize(("name", "share"), [("es", 0.044), ("nres, final", 0.056)])
+def test_few_pairs_mislead_as_often_as_is_said(name, share):
+    """The slopes of pairs are skewed; a normal error is beyond 4 standard errors 6e-5 of the time."""
+    found = many(name)
+    off = np.abs(found.hypergrad["point"] - exact(name)["point"]) / found.info.std_error["point"]
+    assert 0.6 * share < np.mean(off > 4) < 1.6 * share
+
+
 def test_reused_noise_has_less_variance_than_persistent_noise():
     spread = {
         name: np.sum(np.var(many(f"{name}, final").hypergrad["point"], (0, 1)))
@@ -409,7 +444,9 @@ def test_the_growth_of_an_adjoint_that_overflows_is_that_before():
 GOOD, H = QUADRATIC.problem, QUADRATIC.hparams
 REFUSED = {
     "num_pairs is 0": lambda: es(GOOD, 3, sigma=0.1, num_pairs=0),
-    "num_pairs is 1, expected at least 2": lambda: pes(GOOD, 3, 1, sigma=0.1, num_pairs=1),
+    "num_pairs is 1, expected a whole number of at least 2": lambda: pes(
+        GOOD, 3, 1, sigma=0.1, num_pairs=1
+    ),
     "num_pairs is 2.5": lambda: nres(GOOD, 3, 1, sigma=0.1, num_pairs=2.5),
     "sigma is 0, expected a positive": lambda: es(GOOD, 3, sigma=0),
     "sigma is -0.1": lambda: pes(GOOD, 3, 1, sigma=-0.1),

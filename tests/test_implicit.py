@@ -177,6 +177,12 @@ def test_the_error_is_of_the_order_of_the_gradient():
         for got in (early, late):
             assert abs(got.info.gap - (got.value - solved.value)) < 0.3 * abs(got.info.gap)
         assert any("has not come to rest" in line for line in advice(early))
+        # whatever constant the objective has
+        objective = solved.problem.objective
+        lifted = solved.problem._replace(objective=lambda *args: objective(*args) + 1e3)
+        above = estimate(implicit(lifted, 3), solved.hparams)
+        assert_close(above.info.unrest, early.info.unrest, 1e3)
+        assert any("has not come to rest" in line for line in advice(above))
 
 
 def test_best_response_takes_every_transform():
@@ -418,10 +424,52 @@ def test_what_acts_through_the_optimizer_is_refused_by_name():
     assert "'rates'" in refused(started.problem, started.hparams)
     scale = started.problem._replace(optimizer=lambda h: optax.sgd(0.1))
     assert "'scale'" in refused(scale, {"scale": started.hparams["scale"]})
-    # a leaf that the loss reads too is fine: at rest, the way there does not matter
+    # of a leaf that the loss reads too nothing is missing at rest: the way there does not matter
     both = solved.problem._replace(optimizer=lambda h: optax.sgd(0.3 * jax.nn.sigmoid(h["log_l2"])))
-    got = estimate(implicit(both, 2000), solved.hparams)
+    with pytest.warns(StructuralZeroWarning, match="counts as zero"):
+        got = estimate(implicit(both, 2000), solved.hparams)
     assert_close(got.hypergrad, total(solved))
+
+
+def rate_and_penalty():
+    """Ridge regression with its rate and the logarithm of its penalty in one leaf."""
+    solved = ridge()
+    problem = solved.problem._replace(
+        loss=lambda w, h, b: solved.problem.loss(w, {"log_l2": h["x"][1]}, b),
+        objective=lambda w, h, b: solved.problem.objective(w, {"log_l2": h["x"][1]}, b),
+        optimizer=lambda h: optax.sgd(h["x"][0]),
+    )
+    return problem, {"x": jnp.asarray([0.05, -1.0])}
+
+
+def test_what_acts_through_loss_and_optimizer_is_warned_of_by_name():
+    problem, hparams = rate_and_penalty()
+    line = (
+        r"^the implicit hypergradient leaves out what hparams\['x'\] does through problem.optimizer"
+    )
+    with pytest.warns(StructuralZeroWarning, match=line) as caught:
+        got = estimate(implicit(problem, 10), hparams)
+    assert "split the leaf" in str(caught[0].message) and "\n" not in str(caught[0].message)
+    unrolled = estimate(reverse(problem, 10), hparams)
+    assert got.hypergrad["x"][0] == 0 and abs(unrolled.hypergrad["x"][0]) > 0.1
+
+    respond = best_response(problem, 10)
+    with pytest.warns(StructuralZeroWarning, match=line):
+        jax.eval_shape(respond, hparams, KEY)
+    # one number that is a penalty of the loss and a decay of the optimizer, and one that scales the start
+    solved = ridge()
+    decay = solved.problem._replace(
+        optimizer=lambda h: optax.chain(
+            optax.add_decayed_weights(jnp.exp(h["log_l2"])), optax.sgd(0.1)
+        )
+    )
+    start = solved.problem._replace(init=lambda key, h: h["log_l2"] * jnp.ones(4))
+    for both in (decay, start):
+        with pytest.warns(StructuralZeroWarning, match=r"leaves out what hparams\['log_l2'\]"):
+            jax.eval_shape(best_response(both, 10), solved.hparams, KEY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StructuralZeroWarning)
+        jax.eval_shape(best_response(solved.problem, 10), solved.hparams, KEY)
 
 
 def test_losses_without_a_minimum_are_refused():
@@ -446,6 +494,10 @@ def test_losses_without_a_minimum_are_refused():
         assert refused(solved.problem, solved.hparams, **settings).startswith(f"{name} is ")
     with pytest.raises(ValueError, match="horizon is 0"):
         implicit(solved.problem, 0)
+    with pytest.raises(ValueError, match="curvature is gauss_newton itself"):
+        implicit(solved.problem, 5, curvature=gauss_newton)
+    with pytest.raises(ValueError, match=r"hparams\['log_l2'\] has dtype int32"):
+        best_response(solved.problem, 5)({"log_l2": jnp.int32(1)}, jax.random.key(0))
 
 
 def test_an_unread_leaf_is_warned_of():

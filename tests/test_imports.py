@@ -7,16 +7,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    "types": 0, "settings": 0, "tree": 0.1, "integers": 1, "segments": 1, "space": 1, "autodiff": 1, "solve": 1,
+    "types": 0, "devices": 0, "buckets": 0, "settings": 0, "tree": 0.1, "integers": 1, "segments": 1,
+    "layout": 1, "space": 1, "autodiff": 1, "solve": 1,
     "quasirandom": 1, "truncnorm": 1, "gaussian_process": 1, "acquisition": 1, "outputs": 1,
     "coordinates": 1.1, "beliefs": 1.1, "families": 1.1, "chains": 1.2, "distribution": 1.3,
     "policies": 1.5, "perturb": 1.5, "expected": 2.5, "history": 2.1,
     "problem": 2, "adapters": 2.1, "train": 2.1, "testing": 2.2, "momentum": 2.2, "adjoint": 2.5,
     "curvature": 2, "response": 2.5, "tangent": 2.6, "directions": 2.6, "pairs": 2.5, "estimators": 3,
-    "population": 3, "searchers": 3, "schedulers": 4, "tuners": 5, "storage": 6, "registry": 6,
+    "population": 3, "searchers": 3, "groups": 3.1, "sizing": 3.1, "schedulers": 4, "tuners": 5, "storage": 6,
+    "registry": 6,
     "plots": 6, "judge": 6, "loading": 6, "studyfile": 6, "journal": 6.1, "checkpoint": 6.1,
     "records": 6.1, "trials": 6.1, "export": 6.1, "study": 6.2, "results": 6.2, "callbacks": 6.3,
-    "integrations": 6.4, "report": 6.5, "tune": 7, "verify": 7, "recommend": 7, "resume": 7.5, "arguments": 7.5,
+    "integrations": 6.4, "report": 6.5, "slopes": 6.5,
+    "tune": 7, "verify": 7, "recommend": 7, "resume": 7.5, "arguments": 7.5,
     "completion": 7.6, "terminal": 7.6, "cli": 8, "__main__": 9,
 }  # fmt: skip
 LADDERS = {

@@ -61,12 +61,13 @@ def test_enumerated_is_exact(through):
             assert_close(got.info.response, response)
             total = jax.tree.map(np.add, direct_part, response)
             assert_close(got.hypergrad, total)
-            assert_close(got.info.response_norm, optax.tree.norm(response), 1e4)  # it is float32
+            assert_close(got.info.response_norm, optax.tree.norm(response))
             norms = optax.tree.norm(direct_part) * optax.tree.norm(response)
-            assert_close(got.info.cosine, optax.tree.vdot(direct_part, response) / norms, 1e4)
+            assert_close(got.info.cosine, optax.tree.vdot(direct_part, response) / norms)
             if through is None and space is SPACE:
                 narrow = estimate(estimator, phi)
-                assert_close(narrow.hypergrad, wide(total), 1e5)
+                rounded = jax.tree.map(lambda x: np.asarray(x, np.float32), narrow.hypergrad)
+                assert_close(rounded, total, 0.01)
 
 
 def test_enumerated_at_rest_is_the_closed_form():

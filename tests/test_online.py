@@ -261,6 +261,15 @@ def test_what_cannot_be_served_is_named(make, names, fragment):
     assert fragment in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_darts_names_what_the_optimizer_reads_beside_the_loss():
+    problem, hparams = ridge()
+    both = problem._replace(optimizer=lambda h: optax.sgd(jnp.exp(h["l2"])))
+    estimator = darts(both, 0.1)
+    line = r"one-step hypergradient of the loss leaves out what hparams\['l2'\] does"
+    with pytest.warns(StructuralZeroWarning, match=line):
+        jax.eval_shape(estimator.estimate, KEY, estimator.init(KEY, hparams), hparams)
+
+
 def test_one_step_names_what_acts_before_it():
     problem, hparams = schedules()
     estimator = one_step(problem)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import cli, registry
+from hypergrad import cli, estimators, registry, space as spaces
 from hypergrad.problem import Problem
 from hypergrad.recommend import recommend
 from hypergrad.space import Choice, LogReal, Real, Sequence, schedule, select
@@ -92,6 +92,20 @@ def test_rates_at_rest_are_not():
     )
 
 
+def test_a_rate_and_a_penalty_in_one_leaf_are_not():
+    solved = ridge_many()
+    problem = solved.problem._replace(
+        loss=lambda w, h, b: solved.problem.loss(w, {"log_l2": h["x"][1:]}, b),
+        objective=lambda w, h, b: solved.problem.objective(w, {}, b),
+        optimizer=lambda h: optax.sgd(jnp.exp(h["x"][0])),
+    )
+    found = recommend(problem, {"x": Real(-4.0, -1.0, -2.0, shape=(5,))}, 200)
+    assert found.name == "reverse" and "one linear solve" not in said(found)
+    assert "comes to rest, but hparams['x'] acts through problem.optimizer or problem.init too" in (
+        said(found)
+    )
+
+
 def test_memory_decides_between_passes():
     horizon = 400
     undone = recommend(sgd(momentum), rates(horizon), horizon, memory=100_000)
@@ -134,6 +148,32 @@ def test_exploding_gradients(monkeypatch):
     monkeypatch.setattr(module, "CHAOTIC", ("storm",))
     monkeypatch.setitem(registry.ESTIMATORS, "storm", registry.ESTIMATORS["forward"])
     assert recommend(CHAOS, space, 60).name == "storm"
+    monkeypatch.undo()
+    found = recommend(CHAOS, space, 60)
+    assert found.name == "pes" and found.call == "pes(problem, 60, 15, space=space)"
+
+
+def test_chaos_is_for_evolution_and_its_call_works():
+    """What is recommended, and what its `call` builds, make the same estimate."""
+    space = {"lr": Sequence(LogReal(0.1, 10.0), 60)}
+    found = recommend(CHAOS, space, 60)
+    assert found.name == "pes" and "gradients through all 60 explode" in said(found)
+    assert found.call == "pes(problem, 60, 15, space=space)"
+    built = estimators.pes(CHAOS, 60, 15, space=space)
+    hparams = spaces.default(space)
+    both = []
+    for estimator in (found.estimator, built):
+        state = jax.jit(estimator.init)(KEY, hparams)
+        both.append(jax.jit(estimator.estimate)(KEY, state, hparams)[1])
+    np.testing.assert_array_equal(both[0].hypergrad["lr"], both[1].hypergrad["lr"])
+    slopes, info = np.asarray(both[0].hypergrad["lr"]), both[0].info
+    assert slopes.shape == (60,) and np.all(np.isfinite(slopes)) and np.any(slopes)
+    assert np.isfinite(both[0].value) and info.num_nonfinite == 0 and info.horizon == 60
+    # where the window that is read off the horizon is one step
+    alone = {"lr": LogReal(0.1, 10.0)}
+    single = CHAOS._replace(optimizer=lambda h: optax.sgd(h["lr"]))
+    prime = recommend(single, alone, 61)
+    assert prime.call == "pes(problem, 61, 1, space=space)"
 
 
 def test_structural_zeros_are_said():

@@ -3,6 +3,10 @@
 import importlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -16,6 +20,7 @@ from hypergrad import cli, storage
 from hypergrad.journal import read
 from hypergrad.problem import Problem, Task
 from hypergrad.resume import replay, resume
+from hypergrad.settings import OPTION
 from hypergrad.space import Real
 from hypergrad.tune import tune
 from tasks import quadratic
@@ -90,6 +95,31 @@ def test_random_search_goes_on_and_a_finished_study_stays(tmp_path, finished):
     for _ in range(2):
         resume(TASK, path)
         assert comparable(path) == comparable(finished / "random")
+
+
+def test_the_final_digest_covers_baseline_and_judged_values(tmp_path, finished, monkeypatch):
+    """The outcomes' digest stays what it was; a test set that changed shows in the final one alone."""
+    path = tmp_path / "s"
+    shutil.copytree(finished / "random", path)
+    before, judge = comparable(path), TUNE.judge
+    parts = {"found": hg.study.Study(None, 0.0, [], False, 0.0), "baseline": None, "judged": {}}
+    digests = {TUNE._final_digest(**parts)}
+    digests.add(TUNE._final_digest(**{**parts, "baseline": parts["found"]}))
+    digests.add(TUNE._final_digest(**{**parts, "judged": before["configurations"]}))
+    assert len(digests) == 3
+
+    def other(*args):
+        judged = judge(*args)
+        judged["tuned"]["test"]["mean"] += 1e-6
+        return judged
+
+    monkeypatch.setattr(TUNE, "judge", other)
+    with pytest.raises(ValueError, match="was judged again, and its values differ from those in"):
+        resume(TASK, path)
+    assert comparable(path) == before, "a finished result is not replaced by another"
+    (path / "result.json").unlink()
+    after = resume(TASK, path).result
+    assert after["digest"] == before["digest"] and after["final_digest"] != before["final_digest"]
 
 
 def test_damage_is_told_in_the_result(tmp_path, finished):
@@ -209,6 +239,55 @@ def test_the_command_line(tmp_path, finished, capsys, monkeypatch):
     assert "0 to 31" in capsys.readouterr().err
     assert cli.main(["resume", str(tmp_path / "nowhere"), "quadratic"]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def last_event(path):
+    """The last whole line of a log that a process is writing: its phase and how many steps are done."""
+    try:
+        rows = (path / "log.jsonl").read_text().splitlines()
+        now = json.loads(rows[-1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return now.get("phase"), now.get("done")
+
+
+KILLS = {
+    "baseline": lambda path: (path / "random" / "journal.jsonl").is_file(),
+    "judging": lambda path: last_event(path) == ("judge", 0),
+    "report": lambda path: (path / "result.json").is_file(),
+}
+
+
+def test_a_whole_tune_killed_in_its_later_phases(tmp_path, monkeypatch):
+    """kill -9 in the baseline, while judging and before the report; then it ends as if undisturbed."""
+    path = tmp_path / "s"
+    words = ["quadratic", "--log", "jsonl", "--quiet", "--horizon", "4", "--arg", "num_params=2"]
+    settings = {"budget": 4, "num_seeds": 1, "eval_seeds": 2, "seed": 5}
+    flags = [w for name, value in settings.items() for w in (OPTION[name].flag, str(value))]
+    for phase, reached in KILLS.items():
+        command = ["resume", str(path)] if path.exists() else ["tune", *flags, "--out", str(path)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hypergrad", *command, *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        deadline = time.monotonic() + 240
+        while not reached(path) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.kill()
+        error = process.communicate()[1].decode()
+        assert process.returncode == -signal.SIGKILL, f"{phase}: {error}"
+    assert (path / "result.json").is_file() and not (path / "report.html").exists()
+
+    tuned = resume(TASK, path)
+    cost = storage.read_json(path / "study.json")["cost"]
+    monkeypatch.setattr(TUNE, "measure_ratio", lambda *_: cost)
+    whole = tune(TASK, storage=tmp_path / "whole", **settings)
+    assert comparable(path) == comparable(tmp_path / "whole")
+    assert tuned.result["final_digest"] == whole.result["final_digest"]
+    for name in ("journal.jsonl", "random/journal.jsonl"):
+        assert lines(path / name) == lines(tmp_path / "whole" / name)
 
 
 def test_the_seed_decides_everything(finished):

@@ -607,6 +607,15 @@ def test_a_task_is_tuned_and_resumed(tmp_path, monkeypatch):
     ("settings", "message"),
     [
         ({"method": "descent", "population": 8}, "population is given with method 'descent'"),
+        ({"method": "random", "estimator": "forward"}, "estimator is given with method 'random'"),
+        ({"method": "tpe", "learning_rate": 0.05}, "learning_rate is .*expected 'descent' or 'bil"),
+        ({"method": "bilevel", "memory": 2**30}, "memory is given with method 'bilevel'"),
+        ({"method": "grid", "num_restarts": 2}, "num_restarts is given with method 'grid'"),
+        ({"bilevel": "saba"}, "bilevel is given with method 'descent'.*expected 'bilevel'"),
+        (
+            {"method": "random", "population": 2, "generations": 3, "budget": 9},
+            "budget is given with population and generations",
+        ),
         ({"method": "cross_entropy", "population": 2, "generations": 3}, "num is 2, expected"),
         ({"method": "cross_entropy", "population": 0}, "population is 0, expected a whole"),
         ({"method": "cross_entrpy"}, "did you mean 'cross_entropy'"),

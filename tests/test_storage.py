@@ -1,7 +1,9 @@
 """A study on disk: what is written is kept, what is damaged is noticed, what is hostile is refused."""
 
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,12 +20,13 @@ import pytest
 from hypothesis import given, settings as fuzz, strategies as st
 
 from benchmarks import faults
-from hypergrad import checkpoint, records, storage, study
+from hypergrad import checkpoint, cli, records, storage, study
 from hypergrad.journal import Journal, encode, read, scan
-from hypergrad.registry import METHODS
 from hypergrad.results import load
 from hypergrad.searchers import Outcome
+from hypergrad.settings import Settings
 from hypergrad.tuners import Tuner
+from tasks import quadratic
 
 ROOT = Path(__file__).parent.parent
 KEY = jax.random.key(3)
@@ -184,7 +187,7 @@ def test_replay_names_the_trials_there_are(kept, trial):
     assert "0 to 7" in refused(study.replay, toy(), kept, trial) or trial != 8
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", faults.CASES)
 def test_every_method_resumes_to_the_same_bits(tmp_path, method):
     faults.stopped(method, tmp_path / "s", 2)
     with warnings.catch_warnings():
@@ -226,7 +229,7 @@ def test_every_prefix_of_a_journal(tmp_path):
 
 
 def test_killed_at_any_instant(tmp_path):
-    for count in faults.kills(tmp_path, len(METHODS), faults.NUM_STEPS).values():
+    for count in faults.kills(tmp_path, len(faults.CASES), faults.NUM_STEPS).values():
         assert count["kills"] and not any(
             count[name] for name in ("records lost", "failed resumes", "other digests")
         )
@@ -319,6 +322,96 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, noise, place, mode):
     journal.append({"step": journal.count, "values": []})
     journal.close()
     assert sum(1 for _ in read(path)) == journal.count
+
+
+def count_up():
+    """A tuner of the host whose steps cost microseconds."""
+
+    def step(key, state):
+        values = np.array([state["n"] / 3.0, 1.0 / (state["n"] + 1)])
+        index = np.arange(2)
+        return {"n": state["n"] + 1}, Outcome({"a": values}, values, index, index, {})
+
+    return Tuner(lambda key: {"n": np.int32(0)}, step)
+
+
+FEWER = fuzz().max_examples // 4
+parts = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["nan", "inf", "x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    max_leaves=6,
+)  # fmt: skip
+forged = st.builds(
+    lambda step, changes: {"step": step, **changes},
+    st.integers(0, 5),
+    st.dictionaries(
+        st.sampled_from(["hparams", "values", "steps", "parent", "info", "seconds"]), parts
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """A study of `count_up` that was ended after four of its five steps, with checkpoints at 3 and 4."""
+
+    def stop(index, outcome, best):
+        if index == 3:
+            raise faults.Stop
+
+    path = tmp_path_factory.mktemp("counted") / "s"
+    with pytest.raises(faults.Stop):
+        study.run(count_up(), KEY, 5, stop, storage=path, checkpoint_seconds=0.0)
+    return path, study.run(count_up(), KEY, 5).digest
+
+
+def resumed(counted, tmp_path_factory, change):
+    """Resume a copy of the study whose journal's lines are `change`d, twice; None where it is refused."""
+    path = tmp_path_factory.mktemp("fuzz") / "s"
+    shutil.copytree(counted[0], path)
+    lines = (path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "journal.jsonl").write_bytes(change(lines))
+    for _ in range(2):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = study.resume(count_up(), path)
+        except ValueError as error:
+            one_line(error)
+            return None
+    return found
+
+
+@given(st.integers(0, 3), st.integers(0, 150), st.integers(0, 3), st.binary(max_size=60))
+@fuzz(max_examples=FEWER)
+def test_any_damage_of_a_journal_resumes_to_the_same(
+    counted, tmp_path_factory, line, at, cut, noise
+):
+    """Bytes put in the place of others: what is whole is used, what is not is made again."""
+
+    def change(lines):
+        data = b"".join(lines)
+        at_byte = min(len(data), sum(map(len, lines[:line])) + at)
+        return data[:at_byte] + noise + data[at_byte + cut * len(noise) :]
+
+    assert resumed(counted, tmp_path_factory, change).digest == counted[1]
+
+
+@given(forged, st.integers(0, 3), st.booleans())
+@fuzz(max_examples=FEWER)
+def test_forged_records_are_refused_in_one_line_or_make_no_difference(
+    counted, tmp_path_factory, record, place, instead
+):
+    """Records under a checksum that is right, of any content; steps that are made again find them out."""
+
+    def change(lines):
+        honest = storage.parse_json(lines[min(record["step"], 3)], "line")
+        del honest["crc"]
+        lines[place : place + instead] = [encode({**honest, **record})]
+        return b"".join(lines)
+
+    found = resumed(counted, tmp_path_factory, change)
+    assert found is None or len(found.outcomes) == 5
 
 
 # ---- checkpoints
@@ -655,17 +748,39 @@ HOSTILE = {
     "result: nested": resealed("result.json", b' "configurations": ' + NEST + b"}"),
     "result: sparse": sparse("result.json", 2**40),
     "result: link": link("result.json", "file"),
+    "log: link": link("log.jsonl", "file"),
+    "log: hard link": hard_link("log.jsonl"),
+    "log: pipe": pipe("log.jsonl"),
+    "log: folder": lambda f: (f / "log.jsonl").mkdir(),
+    "random: link": link("random", ""),
+    "random: file": raw("random", b"x"),
+    "result: hard link": hard_link("result.json"),
+    "copy: hard link": hard_link("study-copy.json"),
+    "copy: pipe": pipe("study-copy.json"),
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_folders_do_no_harm(case, tmp_path, kept, whole, monkeypatch):
+@pytest.fixture
+def harm(tmp_path, monkeypatch):
+    """Watch a folder's surroundings; at the end nothing outside is new, changed or run."""
     monkeypatch.chdir(tmp_path)
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("precious")
+
+    def check():
+        assert [p.name for p in outside.iterdir()] == ["file"]
+        assert (outside / "file").read_text() == "precious"
+        assert sorted(tmp_path.iterdir()) == before and not list(tmp_path.rglob("pwned"))
+        assert not Path("/tmp/hypergrad-pwned").exists()
+
+    before = sorted({*tmp_path.iterdir(), tmp_path / "study"})
+    return check
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_folders_do_no_harm(case, harm, kept, whole):
     HOSTILE[case](kept)
-    before = sorted(p for p in tmp_path.iterdir())
     tracemalloc.start()
     outcomes = []
     for call in (lambda: study.resume(toy(), kept), lambda: study.replay(toy(), kept, 7)):
@@ -678,12 +793,56 @@ def test_hostile_folders_do_no_harm(case, tmp_path, kept, whole, monkeypatch):
     refused(load, kept)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert all(found.digest == whole.digest for found in outcomes if isinstance(found, study.Study))
-    assert [p.name for p in outside.iterdir()] == ["file"]
-    assert (outside / "file").read_text() == "precious"
-    assert sorted(tmp_path.iterdir()) == before and not list(tmp_path.rglob("pwned"))
-    assert not Path("/tmp/hypergrad-pwned").exists()
     assert peak < 200 * 2**20
+    assert all(found.digest == whole.digest for found in outcomes if isinstance(found, study.Study))
+    harm()
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A study of a task as `hypergrad tune` leaves it when killed, but that the toy trained."""
+    task, chosen = quadratic.task(), Settings(method="random", population=2, generations=6)
+
+    def stop(index, outcome, best):
+        if index == 3:
+            raise faults.Stop
+
+    about = importlib.import_module("hypergrad.tune")._describe(task, chosen, {"cost": 2})
+    path = tmp_path_factory.mktemp("tuned") / "study"
+    with pytest.raises(faults.Stop):
+        study.run(toy(), KEY, 6, stop, storage=path, details=about, checkpoint_seconds=0.0)
+    return path
+
+
+@pytest.fixture
+def of_task(tmp_path, tuned, monkeypatch):
+    """A copy of it, in a process where nothing is compiled, judged or drawn."""
+    tuning, resuming = map(importlib.import_module, ("hypergrad.tune", "hypergrad.resume"))
+    valid = {"mean": 0.0, "low": 0.0, "high": 0.0, "values": [0.0]}
+    judged = {"tuned": {"hparams": {"lr": 0.1}, "valid": valid, "test": {}}}
+    monkeypatch.setattr(resuming, "build", lambda *_: (toy(), 2))
+    monkeypatch.setattr(tuning, "_choose", lambda *_: ({"lr": 0.1}, 0.0))
+    monkeypatch.setattr(tuning, "judge", lambda *_: judged)
+    monkeypatch.setattr(tuning, "_report", lambda path: path)
+    return shutil.copytree(tuned, tmp_path / "study")
+
+
+@pytest.mark.parametrize("case", ["nothing", *HOSTILE])
+def test_hostile_folders_do_no_harm_through_the_command_line(case, of_task, harm, whole, capsys):
+    HOSTILE.get(case, lambda folder: None)(of_task)
+    module = ROOT / "tasks" / "quadratic.py"
+    status = cli.main(["resume", str(of_task), f"{module}:task", "--log", "jsonl", "--json"])
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert (
+        answer["status"] == status and "Traceback" not in err and (status == 0 or case != "nothing")
+    )
+    if status == 0:
+        assert storage.read_json(of_task / "result.json")["digest"] == whole.digest
+    else:
+        assert status == 2 and one_line(answer["error"])
+    assert (status == 0) == bool((of_task / "result.json").is_file()) or case.startswith("result")
+    harm()
 
 
 def test_a_link_that_appears_late_is_not_followed(tmp_path):

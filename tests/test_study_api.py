@@ -1,12 +1,15 @@
 """`tune` from Python: what a study gives back, as tables, as schedules, and to callbacks."""
 
 import builtins
+import errno
 import importlib
 import json
+import os
 import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +19,7 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad import callbacks, export, trials
+from hypergrad import callbacks, export, journal, storage, trials
 from hypergrad.searchers import Outcome
 from hypergrad.settings import Settings
 from tasks import quadratic
@@ -121,6 +124,7 @@ def test_callbacks_hear_everything_in_order(tuned):
     _, heard, study = tuned
     assert [kind for kind, _ in heard] == ["start", *["step"] * (len(heard) - 2), "end"]
     assert heard[0][1]["settings"]["budget"] == 3
+    assert storage.plain(heard[0][1]) == storage.read_json(tuned[0] / "study.json")
     assert heard[-1][1] is study
     steps = [now for kind, now in heard if kind == "step"]
     assert list(dict.fromkeys(now.phase for now in steps)) == ["descent", "random", "judge"]
@@ -145,15 +149,94 @@ def test_a_callback_that_fails_is_left_out_and_the_study_goes_on(tuned):
     assert found.digest == study.digest and len(calls) == 1 and heard[-1][0] == "end"
 
 
-def test_end_is_heard_when_the_study_fails():
-    heard = []
-    listeners = callbacks.Listeners([recorder(heard)])
-    listeners.end(None)
-    assert heard == [("end", None)]
+def test_end_is_heard_when_the_study_fails(tmp_path, monkeypatch):
+    heard, out = [], tmp_path / "s"
     problem = TASK.problem._replace(train_batch=lambda key, step: 1 / 0)
     with pytest.raises(ValueError):
         hg.tune(problem, TASK.space, horizon=HORIZON, callbacks=[recorder(heard)], **SMALL)
-    assert len(heard) == 1, "what is refused beforehand never started"
+    assert not heard, "what is refused beforehand never started"
+
+    write = journal.write_all
+
+    def full(fd, data):
+        if b'"step": 2' in data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(fd, data)
+
+    monkeypatch.setattr(journal, "write_all", full)
+    words = {"method": "random", "population": 1, "generations": 4, "storage": out}
+    with pytest.raises(ValueError, match=r"cannot write .*No space left on device; make room"):
+        hg.tune(TASK, callbacks=[callbacks.jsonl(out / "log.jsonl"), recorder(heard)], **words)
+    assert [kind for kind, _ in heard] == ["start", "step", "step", "end"]
+    assert heard[-1] == ("end", None)
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert log[-1] == {"event": "end", "failed": True} and len(log) == 4
+    assert len(list(journal.read(out / "journal.jsonl"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("parts", "fragment"),
+    [
+        ({"test": lambda p, h: h["decay"]}, "task.test failed on the given hparams: hparams or"),
+        ({"test": lambda p, h: p[:, None]}, "returned an array of shape (2, 1)"),
+        ({"test": lambda p, h: p @ jnp.ones(9)}, "task.test failed on the given hparams: "),
+        ({"test": lambda p, h: p.sum()}, "task.test returned an array of shape ()"),
+        ({"test": lambda p, h: p[None]}, "of shape (1, 2) and dtype float"),
+        ({"test": lambda p, h: p[:0]}, "of shape (0,)"),
+        ({"test": lambda p, h: p + 1j}, "expected one real score an example"),
+        ({"test": lambda p, h: None}, "task.test returned None"),
+        ({"test": 3}, "task.test is int '3', expected a function or None"),
+        ({"snippet": lambda h: 1 / 0}, "task.snippet failed on the given hparams: division by"),
+        ({"snippet": lambda h: h["lr"]}, f"task.snippet returned an array of shape ({HORIZON},)"),
+        ({"snippet": "text"}, "task.snippet is str 'text', expected a function or None"),
+    ],
+)
+def test_what_a_task_does_at_the_end_is_tried_before_the_start(parts, fragment, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        hg.tune(TASK._replace(**parts), storage=tmp_path / "s", **SMALL)
+    assert fragment in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_snippet_that_fails_in_the_end_loses_no_study():
+    default = hg.space.default(TASK.space)["momentum"]
+
+    def snippet(hparams):
+        return "fine" if hparams["momentum"] == default else 1 / 0
+
+    found = hg.tune(TASK._replace(snippet=snippet), method="random", budget=1, eval_seeds=2)
+    assert found.result["snippet"] is None
+    assert "task.snippet failed on" in found.result["warnings"][0]
+
+
+@pytest.mark.parametrize("name", ["study-copy.json", "study.json"])
+def test_a_full_disk_at_the_start_leaves_no_dead_end(name, tmp_path, monkeypatch):
+    out, heard, write = tmp_path / "s", [], storage.write_json
+
+    def full(path, value):
+        if path.name == name:
+            raise ValueError(f"cannot write {name}: No space left")
+        write(path, value)
+
+    monkeypatch.setattr(storage, "write_json", full)
+    words = {"method": "random", "budget": 1, "storage": out}
+    with pytest.raises(ValueError, match="No space left"):
+        hg.tune(TASK, callbacks=[callbacks.jsonl(out / "log.jsonl"), recorder(heard)], **words)
+    assert not heard and set(os.listdir(out)) <= {"lock", "study-copy.json"}
+    with storage.create(out):
+        assert os.listdir(out) == ["lock"], "the next `tune` finds it free"
+
+
+def test_a_study_ended_as_the_first_listener_starts_can_be_resumed(tmp_path, monkeypatch):
+    def stop(description):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "s"
+    words = {"method": "random", "budget": 1, "storage": out}
+    with pytest.raises(KeyboardInterrupt):
+        hg.tune(TASK, callbacks=[hg.Callback(start=stop)], **words)
+    monkeypatch.setattr(importlib.import_module("hypergrad.resume"), "complete", lambda *a: a[3])
+    assert hg.resume(TASK, out).path == out
 
 
 def test_jsonl(tuned):
@@ -345,6 +428,52 @@ def test_what_json_cannot_say_is_not_exported(tmp_path):
     with pytest.raises(ValueError, match="expected finite numbers"):
         export.write(tmp_path / "a.json", {"lr": np.array([1.0, np.nan])})
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_touches_its_own_file_alone(tmp_path):
+    """Eight at once, beside the user's own files; the one there is then is whole."""
+    path = tmp_path / "real" / "a.json"
+    path.parent.mkdir()
+    (path.parent / "a.json.tmp").write_text("mine")
+    link = tmp_path / "link.json"
+    link.symlink_to(path)
+    errors = []
+
+    def work(number):
+        try:
+            for _ in range(20):
+                export.write(link, {"lr": np.full(1000, number)})
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and link.is_symlink()
+    assert len(set(export.read_hparams(path)["lr"].tolist())) == 1
+    assert sorted(os.listdir(path.parent)) == ["a.json", "a.json.tmp"]
+    assert (path.parent / "a.json.tmp").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [
+        (".", "a folder, expected a file; write e.g. ./hparams.json"),
+        ("folder/", "a folder, expected a file; write e.g. folder/hparams.json"),
+        ("pipe", "no regular file, expected one, or a new name"),
+        ("absent/a.json", "in a folder that is not there"),
+    ],
+)
+def test_places_that_take_no_export(name, fragment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("folder")
+    os.mkfifo("pipe")
+    with pytest.raises(ValueError) as caught:
+        export.write(name, {"lr": 0.1})
+    assert fragment in str(caught.value) and "\n" not in str(caught.value)
+    assert sorted(os.listdir()) == ["folder", "pipe"] and not os.listdir("folder")
 
 
 # settings

@@ -34,6 +34,9 @@ EVERY = {
     "memory": 2**26,
     "population": 8,
     "generations": 4,
+    "scheduler": "halving",
+    "devices": 2,
+    "chunk": 3,
     "out": "runs/é",
     "overwrite": True,
     "log": ["jsonl", "wandb"],
@@ -251,6 +254,11 @@ def test_read_fuzz(tmp_path, content):
         ('task = "digits"\n[arg]\nwidth = "8"', "width is '8'"),
         ('task = "digits"\n[arg]\nseed = "8"', "could not be made (TypeError"),
         ("budget = 3", "names no task"),
+        (
+            'task = "quadratic"\nmethod = "tpe"\nestimator = "forward"',
+            "line 3: estimator is given with method 'tpe', which does not read it",
+        ),
+        ('population = 8\ntask = "digits"', "line 1: population is given with method 'descent'"),
     ],
 )
 def test_run_refuses_in_one_line(tmp_path, content, fragment, capsys, monkeypatch):
@@ -259,6 +267,17 @@ def test_run_refuses_in_one_line(tmp_path, content, fragment, capsys, monkeypatc
     assert cli.main(["run", str(write(tmp_path / "s.toml", content))]) == 2
     error = capsys.readouterr().err
     assert fragment in error and error.count("\n") == 1
+
+
+def test_flags_and_file_are_named_as_given(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = str(write(tmp_path / "s.toml", 'task = "quadratic"\n\nlearning_rate = 0.1\n'))
+    assert cli.main(["run", path, "--method", "random"]) == 2
+    assert (
+        f"{path!r}, line 3: learning_rate is given with method 'random'" in capsys.readouterr().err
+    )
+    assert cli.main(["run", path, "--method", "bilevel", "--memory", "1M"]) == 2
+    assert "hypergrad: --memory is given with method 'bilevel'" in capsys.readouterr().err
 
 
 def test_run_is_tune_with_the_same_options(tmp_path, capsys, monkeypatch):

@@ -1,11 +1,13 @@
 """Average any estimator over seeds: less noise, and a standard error beside the number."""
 
+import re
+from collections import Counter
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hypergrad.estimators.base import Estimate, Estimator, earliest, mean_and_error
+from hypergrad.estimators.base import Estimate, Estimator, advice, earliest, mean_and_error
 from hypergrad.problem import check_horizon
 from hypergrad.types import Array, HParams
 
@@ -32,6 +34,19 @@ class AverageInfo(NamedTuple):
     std_error: HParams
     value_std_error: Array
     each: Any
+
+    def advice(self, estimate: Estimate) -> list[str]:
+        """Say what is wrong with the estimates averaged, each trouble once and of how many."""
+        num = len(jax.tree.leaves(self.each)[0])
+        said = []
+        for seed in range(num):
+            info = jax.tree.map(lambda x, seed=seed: x[seed], self.each)
+            said += advice(estimate._replace(info=info))
+        # lines that differ in their numbers alone are one trouble
+        kinds = [re.sub(r"[-+]?[\d.]+(e[-+]?\d+)?", "", line) for line in said]
+        first = dict(zip(reversed(kinds), reversed(said), strict=True))
+        counts = Counter(kinds)
+        return [f"in {counts[kind]} of {num} estimates {first[kind]}" for kind in counts]
 
 
 def average(estimator: Estimator, num_seeds: int) -> Estimator:

@@ -11,7 +11,13 @@ import numpy as np
 from hypergrad import tree
 from hypergrad.adjoint import Backward, mixed_mode, state_floats
 from hypergrad.autodiff import depends
-from hypergrad.problem import Problem, check, check_horizon, check_hparams
+from hypergrad.problem import (
+    Problem,
+    StructuralZeroWarning,
+    check,
+    check_floating,
+    check_horizon,
+)
 from hypergrad.train import TrainState, check_step, init_state, trained, unroll
 from hypergrad.types import Array, HParams, Key, PyTree
 
@@ -47,10 +53,6 @@ Through: TypeAlias = Callable[[Problem, int], Estimator]
 """(problem, horizon) -> how a run is differentiated in real hyperparameters, such as `reverse`."""
 Precondition: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 """(hparams, gradient) -> gradient, linear in the gradient."""
-
-
-class StructuralZeroWarning(UserWarning):
-    """A hypergradient is zero whatever the numbers; the message names the leaf."""
 
 
 class UnrollInfo(NamedTuple):
@@ -116,6 +118,8 @@ class OnlineState(NamedTuple):
     tangents: Any = ()
 
 
+CHAOTIC = 1e3
+"""Growth in all that is no longer that of a sum over the steps."""
 EXPLODED = 1e6
 """How often its first size a derivative may become on its way before it counts as exploded."""
 
@@ -132,14 +136,25 @@ def advice(estimate: Estimate) -> list[str]:
         One line for each trouble.
     """
     info = estimate.info
-    if hasattr(info, "advice"):
-        return info.advice(estimate)
+    said = info.advice(estimate) if hasattr(info, "advice") else unrolled_advice(info)
+    finite = all(np.all(np.isfinite(x)) for x in jax.tree.leaves(estimate.hypergrad))
+    if not said and not finite:
+        said = [
+            "the hypergradient is not finite though training is; see `info`, or use another estimator"
+        ]
+    return said
+
+
+def unrolled_advice(info: Any) -> list[str]:
+    """Say what is wrong with an estimate that followed a run step by step; see `advice`."""
     if info.first_nonfinite >= 0:
         return [
             f"training was not finite from step {info.first_nonfinite} on; lower the learning rate"
         ]
     step = exploded_step(getattr(info, "sensitivity", np.zeros(0)))
-    if step is None and not info.growth > 1.05:
+    # what is merely summed over the steps, as tangents are, grows too: by the number of steps in all
+    in_all = float(info.growth) ** min(float(info.horizon), 1e3)
+    if step is None and not (info.growth > 1.05 and in_all > CHAOTIC):
         return []
     passed = "" if step is None else f" and exploded (grew past {EXPLODED:.0e} fold) at step {step}"
     return [
@@ -171,14 +186,7 @@ def check_real(problem: Problem, hparams: HParams) -> None:
 
     **Cost:** abstract evaluation of one step, once a trace.
     """
-    check_hparams(hparams)
-    for name, leaf in zip(tree.leaf_names(hparams), jax.tree.leaves(hparams), strict=True):
-        if not tree.is_float(leaf):
-            raise ValueError(
-                f"hparams[{name!r}] has dtype {jnp.result_type(leaf)}, expected floating point, because "
-                "integers and choices have no hypergradient; close over it, use mixed(...) or score(...) "
-                "with a policy over it, or search it with method 'random'"
-            )
+    check_floating(hparams)
     check(problem, hparams)
     check_step(problem, hparams)
 
@@ -231,7 +239,8 @@ def go_on(state: OnlineState, fresh: OnlineState, restart_every: int | None) -> 
 
     With one and the same key, estimates after one another are one run: that of `init_state`.
     """
-    over = ~jnp.isfinite(tree.norm((trained(state.train.params), state.tangents)))
+    everything = [x.astype(jnp.float32) for x in tree.floats((state.train.params, state.tangents))]
+    over = ~jnp.isfinite(tree.norm(everything))
     if restart_every is not None:
         over |= state.train.step >= restart_every
     key = fresh.train.key
@@ -365,15 +374,15 @@ def split_key(key: Key) -> tuple[Key, Key]:
 
 
 def growth_rate(first: Array, norms: Array) -> Array:
-    """Return the geometric mean growth a step from `first` along `norms`, up to where they overflow.
+    """Return the geometric mean growth a step along `first` and `norms`.
 
-    1 where there was nothing to grow.
+    From the first that is not zero up to where they overflow; 1 where there was nothing to grow.
     """
-    num_steps = jnp.sum(jnp.cumprod(jnp.isfinite(norms)))
-    last = jnp.append(first, norms)[num_steps]
-    alive = (first > 0) & (last > 0) & (num_steps > 0)
-    ratio = jnp.log(jnp.where(alive, last, 1)) - jnp.log(jnp.where(alive, first, 1))
-    return jnp.exp(ratio / jnp.maximum(num_steps, 1))
+    norms = jnp.append(first, norms)
+    begin, end = jnp.argmax(norms > 0), jnp.sum(jnp.cumprod(jnp.isfinite(norms[1:])))
+    alive = (norms[begin] > 0) & (norms[end] > 0) & (end > begin)
+    ratio = jnp.log(jnp.where(alive, norms[end], 1)) - jnp.log(jnp.where(alive, norms[begin], 1))
+    return jnp.exp(ratio / jnp.maximum(end - begin, 1))
 
 
 def first_nonfinite(losses: Array, value: Array) -> Array:

@@ -84,8 +84,9 @@ def darts(
     **Cost:** `interval` steps of training and about four gradients.
 
     **Limits:** a horizon of one step, with its bias: the response is ξ times the first term of the
-    Neumann series for the implicit one. It sees the loss alone, whatever the optimizer: what acts through
-    the optimizer or the initial weights is refused by name; `one_step` serves it.
+    Neumann series for the implicit one. It sees the loss alone, whatever the optimizer: a leaf that acts
+    through the optimizer or the initial weights alone is refused by name; of one that the loss reads too, that
+    part is left out, with a `StructuralZeroWarning`. `one_step` serves both.
 
     Args:
         problem: the training loop.
@@ -151,7 +152,7 @@ def darts(
 
 
 def _check_reads(problem: Problem, hparams: HParams) -> None:
-    """Refuse the leaves that act on training by other ways than the loss."""
+    """Refuse the leaves that act on training by other ways than the loss alone, warn of those that do both."""
 
     def slope(hparams):
         start = init_state(problem, jax.random.key(0), jax.lax.stop_gradient(hparams))

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from hypergrad import tree
 from hypergrad.adjoint import Backward, Pulled, Run, mixed_mode, pull_step, sqrt_checkpoint
 from hypergrad.estimators.base import (
+    Estimate,
     Estimator,
     check_real,
     split_key,
+    unrolled_advice,
     unrolled_estimate,
     warn_structural_zeros,
 )
@@ -33,10 +35,10 @@ class DriftInfo(NamedTuple):
         growth: geometric mean growth of `sensitivity` a step towards the start, `[]`.
         first_nonfinite: first step whose training loss was not finite, the number of steps if only the
             objective was not, -1 if none; int32 `[]`.
-        mismatch: largest relative distance, over all segments, between the state that the segment came
-            back to and the one stored there, `[]`.
+        mismatch: largest relative distance, over all segments and leaves, between the state that the segment
+            came back to and the one stored there, `[]`.
         num_recomputed: how many segments missed it by more than `tolerance` and were computed again from
-            checkpoints, int32 `[]`.
+            checkpoints, int32 `[]`; 0 where `tolerance` is infinite.
     """
 
     direct: HParams
@@ -47,6 +49,16 @@ class DriftInfo(NamedTuple):
     first_nonfinite: Array
     mismatch: Array
     num_recomputed: Array
+
+    def advice(self, estimate: Estimate) -> list[str]:
+        """Say in words what is wrong with the estimate, and what to do."""
+        said = unrolled_advice(self)
+        if not self.mismatch < 0.01 and self.num_recomputed == 0 and self.first_nonfinite < 0:
+            said.append(
+                f"undone steps missed the stored state by {self.mismatch:.1e} and nothing was computed again: "
+                "leave tolerance out, or pass the smallest momentum that the run meets as min_momentum"
+            )
+        return said
 
 
 def drift(
@@ -93,7 +105,8 @@ def drift(
     check_problem(problem)
     check_horizon(horizon)
     check_momentum(min_momentum)
-    if tolerance is not None and not tolerance > 0:
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if tolerance is not None and not (number and tolerance > 0):
         raise ValueError(
             f"tolerance is {tolerance!r}, expected a positive number or None; pass e.g. 1e-3"
         )
@@ -118,7 +131,7 @@ def undo(min_momentum: float, tolerance: float | None) -> Backward:
     """Return the backward pass of `drift`; it certifies (mismatch, number of segments recomputed)."""
 
     def backward(problem, hparams, state, num_steps):
-        recursion = Recursion(problem, hparams, state)
+        recursion = Recursion(problem, hparams, state, num_steps)
         epsilon = _epsilon(recursion)
         limit = 3 * math.sqrt(epsilon) if tolerance is None else tolerance
         size = segment_length(num_steps, longest_segment(min_momentum, epsilon))
@@ -188,7 +201,7 @@ def _undo_segment(recursion, hparams, coefficients, limit, carry, stored, length
     distance = jnp.max(jnp.stack(distances))
     missed = ~(distance <= limit)
     if math.isinf(limit):
-        return (anchor, moved), (norms, distance, missed)
+        return (anchor, moved), (norms, distance, jnp.zeros_like(missed))
 
     def recompute(carry):
         again = mixed_mode(sqrt_checkpoint(length))(recursion.problem, hparams, start, length)
@@ -207,14 +220,26 @@ def _parts(recursion: Recursion, state: TrainState) -> tuple[list[Array], list[A
 
 
 def _distance(reached: list[Array], anchor: list[Array], end: list[Array]) -> Array:
-    """Return ‖reached − anchor‖ relative to the larger of ‖anchor‖ and ‖end‖ (a first velocity is 0)."""
-    gap = tree.norm([a - b for a, b in zip(reached, anchor, strict=True)])
-    scale = jnp.maximum(tree.norm(anchor), tree.norm(end))
-    return gap / jnp.where(scale == 0, 1, scale)
+    """Return the largest ‖reached − anchor‖ of a leaf, relative to the larger of its ‖anchor‖ and ‖end‖.
+
+    By leaf, so that a small one is not lost beside a large one; `end`, because a first velocity is 0.
+    """
+
+    def relative(reached, anchor, end):
+        scale = jnp.maximum(tree.norm(anchor), tree.norm(end))
+        return tree.norm(reached - anchor) / jnp.where(scale == 0, 1, scale)
+
+    return jnp.max(jnp.stack(list(map(relative, reached, anchor, end))))
 
 
 def _epsilon(recursion: Recursion) -> float:
     """Return the rounding unit of the params; narrow ones forget too much to be undone."""
+    kinds = sorted({str(leaf.dtype) for leaf in recursion.leaves})
+    if len(kinds) > 1:
+        raise ValueError(
+            f"params have the dtypes {' and '.join(kinds)}, expected a single one; cast them in problem.init, "
+            "or use estimators.reverse"
+        )
     for name, leaf in zip(recursion.names, recursion.leaves, strict=True):
         if jnp.finfo(leaf.dtype).bits < 32:
             raise ValueError(

@@ -23,7 +23,7 @@ from hypergrad.pairs import (
 )
 from hypergrad.perturb import Perturbation, gaussian
 from hypergrad.problem import Problem, check_horizon, check_problem
-from hypergrad.types import Array, Batch, HParams, Key, PyTree
+from hypergrad.types import Array, HParams, Key, PyTree
 
 
 class EvolutionInfo(NamedTuple):
@@ -102,7 +102,10 @@ def es(
     **Limits:** unbiased for the gradient of the smoothed objective, which is that of F where F is quadratic
     and off by O(σ²) elsewhere; chaos finer than σ is averaged away, and so are signs, roundings and other
     steps. The noise grows with √(number of hparams). Pairs that are not finite are left out of the means
-    and counted (`info.num_nonfinite`): the estimate is then that of the region where training survives.
+    and counted (`info.num_nonfinite`): the estimate is then that of the region where training survives. The
+    slopes of pairs are skewed, so that with few of them the standard error misleads: on a quadratic of three
+    hparams 4 % of estimates are more than 4 of it off with 8 pairs, 1 % with 32 (it would be 1 in 16,000 for a
+    normal error).
 
     Args:
         problem: the training loop; nothing in it needs a derivative but the training loss.
@@ -132,17 +135,16 @@ def es(
 
     def estimate(key, state, hparams):
         check_real(problem, hparams)
-        run_key, valid_key = split_key(key)
-        batch = problem.valid_batch(valid_key)
 
-        def pair(key):
-            draw_key, start_key = jax.random.split(key)
+        def pair(run_key, valid_key):
+            draw_key, start_key = jax.random.split(run_key)
             unit = moves.draw(draw_key, hparams)
             moved = both_sides(moves, hparams, unit)
             train = begin(problem, start_key, moved)
+            batch = problem.valid_batch(valid_key)
             return unit, run_window(problem, hparams, moved, train, batch, horizon)
 
-        units, found = jax.vmap(pair)(jax.random.split(run_key, num_pairs))
+        units, found = jax.vmap(pair)(*_keys(key, num_pairs))
         reported = jnp.ones(num_pairs, bool)
         return state, _summarize(moves, hparams, units, found.gaps, found, reported, horizon)
 
@@ -228,7 +230,8 @@ def nres(
     **Limits:** unbiased for the gradient that `es` has, over the keys of `init` and `estimate`, while hparams
     stand still. Of all ways to share noise between windows this one has the least variance, which does
     not grow with their number; but noise is drawn once a run, so that successive estimates
-    are more alike than those of `pes`. Else the limits of `pes`.
+    are more alike than those of `pes`. With few pairs its standard error misleads more than that of `es`: there
+    6 % of estimates are more than 4 of it off with 8 pairs, 1 % with 32. Else the limits of `pes`.
 
     Args:
         problem: the training loop; nothing in it needs a derivative but the training loss.
@@ -269,15 +272,16 @@ def _online(
     """Build an estimator that moves every pair by one window; `rule` says which noise it gets."""
     num_windows = _check_window(problem, horizon, window, num_pairs, target)
 
-    def advance(key, pair, hparams, batch):
+    def advance(run_key, valid_key, pair, hparams):
         """Make one window of one pair; return it and what the window found."""
-        draw_key, start_key = jax.random.split(key)
+        draw_key, start_key = jax.random.split(run_key)
         step = pair.train.step[0]
         starts = (step == 0) | (step == horizon)
         fresh = moves.draw(jax.random.fold_in(draw_key, pair.num_windows), hparams)
         unit, credited = rule(starts, fresh, pair.noise)
         moved = both_sides(moves, hparams, unit)
         train = choose(starts, begin(problem, start_key, moved), pair.train)
+        batch = problem.valid_batch(valid_key)
         found = run_window(problem, hparams, moved, train, batch, window)
         # a run that was not finite once stays out of the means, from its first such step on
         before = jnp.where(starts, -1, pair.first_nonfinite)
@@ -287,9 +291,8 @@ def _online(
 
     def init(key, hparams):
         check_real(problem, hparams)
-        start_key, phase_key, valid_key, run_key = jax.random.split(key, 4)
-        batch = problem.valid_batch(valid_key)
-        pairs = jax.vmap(lambda k: _blank(problem, moves, k, hparams, batch))(
+        start_key, phase_key, run_key = jax.random.split(key, 3)
+        pairs = jax.vmap(lambda k: _blank(problem, moves, k, hparams))(
             jax.random.split(start_key, num_pairs)
         )
         # spread evenly from a random one on, so that a pair is at every window with the same probability
@@ -298,8 +301,8 @@ def _online(
 
         def turn(pairs, inputs):
             index, key = inputs
-            keys = jax.random.split(key, num_pairs)
-            moved, _ = jax.vmap(advance, in_axes=(0, 0, None, None))(keys, pairs, hparams, batch)
+            keys = _keys(key, num_pairs)
+            moved, _ = jax.vmap(advance, in_axes=(0, 0, 0, None))(*keys, pairs, hparams)
             return jax.vmap(choose)(index < windows, moved, pairs), None
 
         turns = (jnp.arange(num_windows - 1), jax.random.split(run_key, num_windows - 1))
@@ -307,10 +310,8 @@ def _online(
 
     def estimate(key, state, hparams):
         check_real(problem, hparams)
-        run_key, valid_key = split_key(key)
-        keys, batch = jax.random.split(run_key, num_pairs), problem.valid_batch(valid_key)
-        across = jax.vmap(advance, in_axes=(0, 0, None, None))
-        after, found = across(keys, state, hparams, batch)
+        across = jax.vmap(advance, in_axes=(0, 0, 0, None))
+        after, found = across(*_keys(key, num_pairs), state, hparams)
         starts = after.train.step[:, :1] == window
         before = jnp.where(starts, 0, state.gaps)
         changes = target.part(before, found.gaps, num_windows)
@@ -321,10 +322,18 @@ def _online(
     return Estimator(init, estimate)
 
 
-def _blank(
-    problem: Problem, moves: Perturbation, key: Key, hparams: HParams, batch: Batch
-) -> Pairs:
+def _keys(key: Key, num_pairs: int) -> tuple[Key, Key]:
+    """Split a key into those of the runs and of the validation batches, one for each pair.
+
+    Batches of their own let the standard error see their noise, and the mean over the pairs lower it.
+    """
+    run_key, valid_key = split_key(key)
+    return jax.random.split(run_key, num_pairs), jax.random.split(valid_key, num_pairs)
+
+
+def _blank(problem: Problem, moves: Perturbation, key: Key, hparams: HParams) -> Pairs:
     """Make a pair that has not begun."""
+    batch = problem.valid_batch(key)
     train = begin(problem, key, jax.tree.map(lambda h: jnp.stack([h, h]), hparams))
     noise = jax.tree.map(jnp.zeros_like, moves.draw(key, hparams))
     params = jax.tree.map(lambda x: x[0], train.params)
@@ -393,9 +402,9 @@ def _check_window(
 
 
 def _check_pairs(num_pairs: Any) -> None:
-    check_horizon(num_pairs, "num_pairs")
-    if num_pairs < 2:
+    whole = isinstance(num_pairs, (int, np.integer)) and not isinstance(num_pairs, bool)
+    if not whole or num_pairs < 2:
         raise ValueError(
-            f"num_pairs is {num_pairs}, expected at least 2, because the standard error comes from their "
-            "spread; pass e.g. 16"
+            f"num_pairs is {num_pairs!r}, expected a whole number of at least 2, because the standard error "
+            "comes from their spread; pass e.g. 16"
         )

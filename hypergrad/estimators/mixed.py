@@ -12,6 +12,7 @@ from hypergrad.estimators.base import (
     Precondition,
     Through,
     UnrollInfo,
+    advice,
     by_unrolling,
     check_kind,
     check_real,
@@ -51,6 +52,10 @@ class MixedInfo(NamedTuple):
     cosine: Array
     entropy: Array
     inner: Any
+
+    def advice(self, estimate: Estimate) -> list[str]:
+        """Say what is wrong with the estimate of the expected problem."""
+        return advice(estimate._replace(info=self.inner))
 
 
 def mixed(

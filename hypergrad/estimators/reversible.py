@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hypergrad import tree
 from hypergrad.adjoint import Backward, Pulled, Run, pull_step
@@ -13,6 +14,7 @@ from hypergrad.estimators.base import (
     Estimator,
     check_real,
     split_key,
+    unrolled_advice,
     unrolled_estimate,
     warn_structural_zeros,
 )
@@ -54,6 +56,20 @@ class ReversibleInfo(NamedTuple):
     largest: Array
     bits: Array
 
+    def advice(self, estimate: Estimate) -> list[str]:
+        """Say in words what is wrong with the estimate, and what to do."""
+        if self.first_nonfinite >= 0 and np.isfinite(self.largest) and np.isnan(estimate.value):
+            return [
+                f"a weight, update, gradient or velocity came to {self.largest:.3g} (step "
+                f"{self.first_nonfinite}), beyond `limit`; pass a larger limit, or lower the learning rate"
+            ]
+        if not self.exact and self.first_nonfinite < 0:
+            return [
+                "training did not come back to the bits it started from; pass the smallest momentum that the "
+                "run meets as min_momentum, or use reverse or drift"
+            ]
+        return unrolled_advice(self)
+
 
 class Integers(NamedTuple):
     """All weights and velocities in fixed point, each a vector `[P]` of int32, or int64 for float64 params.
@@ -90,7 +106,8 @@ def reversible(
     a gradient. Carried state is stored at every step. The gradient computed again must be the same to
     the bit, which compilers were seen to keep to but do not promise. Where `info.exact` is false (other
     bits, a momentum below the declared one) the hypergradient is NaN rather than a wrong number; where a
-    number left the range, so is the value, and `info.first_nonfinite` is the step.
+    number left the range, so is the value, and `info.first_nonfinite` is the step. The estimate itself has no
+    derivative (integers have none), and asking for it is an error.
 
     Args:
         problem: the training loop.
@@ -117,7 +134,8 @@ def reversible(
             f"min_momentum is {min_momentum}, expected at least 0.25, because a smaller one forgets more bits "
             "than there is use in storing; use estimators.reverse"
         )
-    if not (isinstance(limit, (int, float)) and 0 < limit < 2**20):
+    number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if not (number and 0 < limit < 2**20):
         raise ValueError(
             f"limit is {limit!r}, expected a number above 0 and below 2**20; pass a magnitude that no "
             "weight and no velocity reaches"
@@ -129,6 +147,7 @@ def reversible(
 
     def estimate(key, state, hparams):
         check_real(problem, hparams)
+        hparams = _once(hparams)
         warn_structural_zeros(problem, hparams, horizon)
         start = init_state(problem, split_key(key)[0], hparams)
         found, _, certificate, _ = unrolled_estimate(
@@ -147,11 +166,25 @@ def reversible(
     return Estimator(init, estimate)
 
 
+@jax.custom_jvp
+def _once(hparams: HParams) -> HParams:
+    """Return the hparams; refuse to be differentiated, because through integers the answer would be zero."""
+    return hparams
+
+
+@_once.defjvp
+def _refuse(primals, tangents):
+    raise ValueError(
+        "an estimate of reversible is to be differentiated, expected its values alone, because integers have "
+        "no derivative; use estimators.forward or reverse for second derivatives"
+    )
+
+
 def undo(min_momentum: float, limit: float) -> Backward:
     """Return the backward pass of `reversible`; it certifies (exact, largest, bits)."""
 
     def backward(problem, hparams, state, num_steps):
-        recursion = Recursion(problem, hparams, state)
+        recursion = Recursion(problem, hparams, state, num_steps)
         scheme = _scheme(recursion, min_momentum, limit)
         size = segment_length(num_steps, scheme.interval)
         course, first, counters = recursion.course(hparams, num_steps)

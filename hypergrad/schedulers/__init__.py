@@ -1,6 +1,19 @@
 """Schedulers: how to spend training. One method, one file, one contract (`base.Scheduler`)."""
 
-from hypergrad.schedulers.base import Scheduler
+from hypergrad.schedulers.base import Rung, Scheduler, geometric_rungs
 from hypergrad.schedulers.full import full
+from hypergrad.schedulers.halving import halving, staged
+from hypergrad.schedulers.hyperband import hyperband
+from hypergrad.schedulers.pbt import pbt, perturb
 
-__all__ = ["Scheduler", "full"]
+__all__ = [
+    "Rung",
+    "Scheduler",
+    "full",
+    "geometric_rungs",
+    "halving",
+    "hyperband",
+    "pbt",
+    "perturb",
+    "staged",
+]

@@ -1,11 +1,123 @@
-"""The contract of every scheduler: how to spend training on what was asked."""
+"""The contract of every scheduler, and what those that stop trials early share."""
 
-from collections.abc import Callable
-from typing import TypeAlias
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
-from hypergrad.population import Population
+import jax
+import jax.numpy as jnp
+
+from hypergrad.population import Population, count
+from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Outcome
-from hypergrad.types import HParams, Key
+from hypergrad.types import Array, HParams, Key, PyTree
 
 Scheduler: TypeAlias = Callable[[Population, Key, HParams], Outcome]
-"""(population, key, hparams `[N]`) -> `Outcome`."""
+"""(population, key, hparams `[N]`) -> `Outcome`.
+
+Traceable wherever the population is: under `jit` a generation is one compiled program. `info["key"]` has the
+key of each member.
+"""
+
+Rank: TypeAlias = Callable[[Population, HParams, PyTree, Array], Array]
+"""(population, hparams `[M]`, states `[M]`, objectives `[M]`) -> scores `[M]`, the lowest best."""
+
+
+class Rung(NamedTuple):
+    """Where members are compared.
+
+    Attributes:
+        num: how many members are trained up to here, n_i.
+        steps: their training steps here, from the start, r_i.
+        rank: what decides who goes on from here; the objective where None.
+    """
+
+    num: int
+    steps: int
+    rank: Rank | None = None
+
+
+def rows(tree: PyTree, index: Array) -> PyTree:
+    """Gather rows of hparams, `[N]` -> `[M]`."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def best_first(scores: Array) -> Array:
+    """Return the members from the best score to the worst, `[N]`; ties by index, what is not finite last."""
+    return jnp.argsort(jnp.where(jnp.isfinite(scores), scores, jnp.inf), stable=True)
+
+
+def train_up(population: Population, key: Key, hparams: HParams, rungs: Sequence[Rung]) -> Outcome:
+    """Train members from rung to rung, and those that are no longer among the best no further.
+
+    S_0 = all;  S_{i+1} = the n_{i+1} lowest scores of S_i at r_i steps
+
+    **Cost:** Σ_i n_i (r_i − r_{i−1}) steps: whoever goes on does so from where it stopped.
+
+    Returns:
+        The last objective of each member; in `info` the last rung of each, and the steps of all together.
+    """
+    num = count(hparams)
+    if num != rungs[0].num:
+        raise ValueError(
+            f"hparams has {num} members, expected {rungs[0].num} for the first rung; ask for as many"
+        )
+    keys = jax.random.split(key, num)
+    states = population.init(keys, hparams)
+    index, scores = jnp.arange(num, dtype=jnp.int32), jnp.zeros(num)
+    values, steps, rung, info, before = scores, index, index, {}, 0
+    for level, (size, until, rank) in enumerate(rungs):
+        if level:
+            kept = best_first(scores)[:size]
+            index, states = index[kept], population.take(states, kept)
+        given = rows(hparams, index)
+        states = population.advance(given, states, until - before)
+        scores, found = population.judge(given, states)
+        values = values.astype(scores.dtype).at[index].set(scores)
+        steps, rung = steps.at[index].set(until), rung.at[index].set(level)
+        info = {name: info.get(name, x).at[index].set(x) for name, x in found.items()}
+        if rank is not None:
+            scores = rank(population, given, states, scores)
+        before = until
+    info |= {"key": jax.random.key_data(keys), "rung": rung}
+    info["budget"] = jnp.asarray(spent(rungs), jnp.float32)  # a count of whole steps outgrows int32
+    return Outcome(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
+
+
+def geometric_rungs(num: int, num_steps: int, last: int, eta: float) -> tuple[Rung, ...]:
+    """Return the rungs 0 to `last` of successive halving.
+
+    n_i = ⌊n η^{−i}⌋ (at least 1),   r_i = R η^{i−s} (rounded, at least 1),   s = last
+    """
+    return tuple(
+        Rung(max(1, _floor(num / eta**i)), max(1, round(num_steps * eta ** (i - last))))
+        for i in range(last + 1)
+    )
+
+
+def spent(rungs: Sequence[Rung]) -> int:
+    """Return the training steps of all members together, Σ_i n_i (r_i − r_{i−1})."""
+    before = [0, *(rung.steps for rung in rungs)]
+    return sum(rung.num * (rung.steps - start) for rung, start in zip(rungs, before, strict=False))
+
+
+def num_halvings(num_steps: int, min_steps: int, eta: float) -> int:
+    """Return ⌊log_η(num_steps / min_steps)⌋, exact where a float logarithm is not."""
+    check_geometry(num_steps, min_steps, eta)
+    return _floor(math.log(num_steps / min_steps, eta))
+
+
+def check_geometry(num_steps: Any, min_steps: Any, eta: Any) -> None:
+    """Raise a `ValueError` unless 1 <= min_steps <= num_steps and eta > 1."""
+    check_horizon(num_steps, "num_steps")
+    check_horizon(min_steps, "min_steps")
+    if min_steps > num_steps:
+        raise ValueError(
+            f"min_steps is {min_steps}, expected at most num_steps = {num_steps}; pass e.g. min_steps=1"
+        )
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 1 < eta < math.inf:
+        raise ValueError(f"eta is {eta!r}, expected a number above 1; pass e.g. eta=3")
+
+
+def _floor(number: float) -> int:
+    return math.floor(number + 1e-9)

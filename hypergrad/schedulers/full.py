@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from hypergrad.population import count
 from hypergrad.problem import check_horizon
 from hypergrad.schedulers.base import Scheduler
 from hypergrad.searchers.base import Outcome
@@ -16,13 +17,13 @@ def full(num_steps: int) -> Scheduler:
     check_horizon(num_steps, "num_steps")
 
     def run(population, key, hparams):
-        num = jax.tree.leaves(hparams)[0].shape[0]
+        num = count(hparams)
         keys = jax.random.split(key, num)
         states = population.init(keys, hparams)
         states = population.advance(hparams, states, num_steps)
-        values = population.value(hparams, states)
+        values, info = population.judge(hparams, states)
         steps = jnp.full(num, num_steps, jnp.int32)
-        info = {"key": jax.random.key_data(keys)}  # with it, a trial can be trained again alone
+        info |= {"key": jax.random.key_data(keys)}  # with it, a trial can be trained again alone
         return Outcome(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
 
     return run

@@ -3,7 +3,7 @@
 from hypergrad.beliefs import Belief, near
 from hypergrad.distribution import distribution
 from hypergrad.families import Smoothing
-from hypergrad.searchers.base import Outcome, Searcher
+from hypergrad.searchers.base import Outcome, Searcher, final_values
 from hypergrad.searchers.bayes import TrustRegion, bayes
 from hypergrad.searchers.constant import constant
 from hypergrad.searchers.cross_entropy import Stop, cross_entropy, steps_to
@@ -27,6 +27,7 @@ __all__ = [
     "cross_entropy",
     "distribution",
     "evolution",
+    "final_values",
     "grid",
     "near",
     "prior",

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hypergrad import tree
 from hypergrad.coordinates import to_units
@@ -94,3 +95,16 @@ def check_outcome(space: PyTree, outcome: Outcome) -> None:
             f"steps has shape {jnp.shape(outcome.steps)}, expected {shape} as values have; "
             "give each trial its training steps"
         )
+
+
+def final_values(outcome: Outcome) -> np.ndarray:
+    """Return the objectives that may be the best of an outcome, `[N]`; infinity for the others.
+
+    Those are the finite ones of the trials that were trained longest: one that a scheduler stopped early
+    may be low only because its training was short.
+    """
+    values, steps = np.asarray(outcome.values), np.asarray(outcome.steps)
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.full_like(values, np.inf)
+    return np.where(finite & (steps == steps[finite].max()), values, np.inf)

@@ -57,7 +57,8 @@ def bilevel(
     and v, whatever the number of iterations.
 
     **Limits:** those of the implicit hypergradient: what acts through the optimizer or the initial weights
-    alone is refused by name, and the weights have to be able to come to rest. The value of a step is the
+    alone is refused by name, and of a leaf that the loss reads too that part is left out, with a
+    `StructuralZeroWarning`; the weights have to be able to come to rest. The value of a step is the
     objective of the weights as they are, which lag behind w*(λ); train the best again to judge them.
     A step that ends anywhere but in finite numbers is counted and recorded with its first bad iteration;
     weights and v then start anew, and the hparams go on at half their speed from half way back to where they
@@ -70,7 +71,10 @@ def bilevel(
         method: `soba()`, `saba(finite_sum(problem, 64))` or `amigo()`; `soba()` where None.
         optimizer: of z; Adam with a rate of 0.01 where None. It may carry a schedule over iterations.
         linear: (hparams) -> optimizer of v; the problem's own where None, since w and v share their
-            curvature and so their rates. With an Adam in the problem, pass `lambda h: optax.sgd(rate)`.
+            curvature and so their rates. Its updates should be proportional to the gradient: Adam, which
+            divides each by its size, keeps v moving by its rate on minibatches, however little of the system
+            is left, and the residual large; as the default it brings a warning. Pass
+            `lambda h: optax.sgd(rate)` there, with a rate below 2/λ_max(H).
         num_restarts: how many move side by side, as one program.
         start: where restart 0 starts, hparams of the space; its defaults where None. The others start
             at random.
@@ -105,8 +109,16 @@ def bilevel(
         )
     first = spaces.default(space) if start is None else start
     spaces.check_value(space, first)
+    own = linear is None
     linear = problem.optimizer if linear is None else linear
     _check(problem, first, linear)
+    if own and _rescales(problem, first):
+        warnings.warn(
+            "linear is None and problem.optimizer rescales its gradients (as Adam does): on minibatches the "
+            "linear system keeps a large residual (`residual` in the outcome); pass e.g. "
+            "linear=lambda hparams: optax.sgd(0.1)",
+            stacklevel=2,
+        )
     loop = _loop(problem, space, linear, outer)
 
     def begin(key, z, speed):
@@ -221,6 +233,24 @@ def _check(problem: Problem, hparams: HParams, linear) -> None:
             StructuralZeroWarning,
             stacklevel=3,
         )
+
+
+def _rescales(problem: Problem, hparams: HParams) -> bool:
+    """Tell whether the first update of the problem's optimizer is not proportional to the gradient."""
+    shapes = jax.eval_shape(lambda: init_state(problem, jax.random.key(0), hparams).params)
+    weights = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), trained(shapes))
+    optimizer = problem.optimizer(hparams)
+
+    def update(size):
+        # small, so that a bound on the norm that will not hold at rest does not show
+        grads = jax.tree.map(
+            lambda w: (size * jnp.cos(jnp.arange(w.size))).reshape(w.shape).astype(w.dtype), weights
+        )
+        return optimizer.update(grads, optimizer.init(weights), weights)[0]
+
+    once, twice = update(1e-3), update(2e-3)
+    gap = tree.norm(jax.tree.map(lambda a, b: b - 2 * a, once, twice))
+    return bool(gap > 0.01 * tree.norm(twice))
 
 
 def _diagnose(problem: Problem, point: Point, key: Key) -> tuple[Array, dict[str, Array]]:

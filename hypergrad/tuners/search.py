@@ -2,6 +2,7 @@
 
 import jax
 
+from hypergrad.layout import out_of_memory, traced
 from hypergrad.population import Population
 from hypergrad.problem import check_horizon
 from hypergrad.schedulers.base import Scheduler
@@ -12,6 +13,9 @@ from hypergrad.tuners.base import Tuner
 def search(population: Population, searcher: Searcher, scheduler: Scheduler, num: int) -> Tuner:
     """Ask for `num` trials, train them as the scheduler says, tell the searcher; one generation a step.
 
+    A generation is one compiled program, which `lax.scan` can repeat. Where the population works on the
+    host, or the device has run out of memory once, its parts are compiled by themselves.
+
     Args:
         population: how members are trained.
         searcher: what to try.
@@ -19,13 +23,31 @@ def search(population: Population, searcher: Searcher, scheduler: Scheduler, num
         num: trials a generation.
     """
     check_horizon(num, "num")
+    ask = jax.jit(lambda key, state: searcher.ask(key, state, num))
+    tell = jax.jit(searcher.tell)
 
-    @jax.jit
-    def step(key, state):
+    def parts(key, state):
         ask_key, train_key = jax.random.split(key)
-        hparams = searcher.ask(ask_key, state, num)
+        hparams = ask(ask_key, state)
         outcome = scheduler(population, train_key, hparams)
-        state = searcher.tell(state, outcome)
-        return state, outcome._replace(info={**outcome.info, **searcher.info(state)})
+        state = tell(state, outcome)
+        info = {**outcome.info, **searcher.info(state)}
+        return population.whole((state, outcome._replace(info=info)))
+
+    whole = jax.jit(parts)
+    apart = population.host
+
+    def step(key, state):
+        nonlocal apart
+        if apart:
+            return parts(key, state)
+        try:
+            result = whole(key, state)
+            return result if traced(result) else jax.block_until_ready(result)
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            apart = True  # the population halves what it computes side by side, and says so
+            return parts(key, state)
 
     return Tuner(searcher.init, step)

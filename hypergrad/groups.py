@@ -1,0 +1,181 @@
+"""Populations whose members do not share one compiled program: one for each shape, compiled once."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad import space as spaces, tree
+from hypergrad.buckets import Buckets
+from hypergrad.population import Population, count, population
+from hypergrad.problem import Problem
+from hypergrad.types import Array, HParams, PyTree
+
+
+class Group(NamedTuple):
+    """Members that share a program.
+
+    Attributes:
+        label: what they share.
+        index: their places in the population, `[M]`, on the host.
+        states: of those members `[M]`.
+    """
+
+    label: Hashable
+    index: np.ndarray
+    states: PyTree
+
+
+def grouped(
+    assign: Callable[[HParams], Sequence[Hashable]],
+    build: Callable[[Any], Population],
+    strip: Callable[[HParams], HParams] = lambda hparams: hparams,
+) -> Population:
+    """Build a population out of others, one for each label.
+
+    **Limits:** works on the host: labels are read from concrete hparams. States are a list of `Group`.
+
+    Args:
+        assign: hparams `[N]` -> the label of each member.
+        build: label -> the population of its members; called once a label.
+        strip: hparams -> those that the populations are given.
+    """
+    built: dict[Hashable, Population] = {}
+
+    def of(label):
+        if label not in built:
+            built[label] = build(label)
+        return built[label]
+
+    def rows(tree, index):
+        return jax.tree.map(lambda x: x[index], tree)
+
+    def init(keys, hparams):
+        count(hparams)
+        labels = assign(hparams)
+        groups = []
+        for label in dict.fromkeys(labels):
+            index = np.flatnonzero([other == label for other in labels])
+            states = of(label).init(keys[index], rows(strip(hparams), index))
+            groups.append(Group(label, index, states))
+        return groups
+
+    def advance(hparams, groups, num_steps):
+        def one(group):
+            num = num_steps[group.index] if np.ndim(num_steps) else num_steps
+            given = rows(strip(hparams), group.index)
+            return group._replace(states=of(group.label).advance(given, group.states, num))
+
+        return [one(group) for group in groups]
+
+    def judge(hparams, groups):
+        num = sum(len(group.index) for group in groups)
+        places = np.concatenate([group.index for group in groups])
+        back = np.empty(num, int)
+        back[places] = np.arange(num)
+        parts = [of(g.label).judge(rows(strip(hparams), g.index), g.states) for g in groups]
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs)[back], *parts)
+
+    def take(groups, index):
+        index = np.asarray(index)
+        found = []
+        for group in groups:
+            place = {int(member): row for row, member in enumerate(group.index)}
+            new = np.flatnonzero([int(member) in place for member in index])
+            if len(new):
+                chosen = np.array([place[int(member)] for member in index[new]])
+                states = of(group.label).take(group.states, jnp.asarray(chosen))
+                found.append(Group(group.label, new, states))
+        return found
+
+    def value(hparams, groups):
+        return judge(hparams, groups)[0]
+
+    return Population(init, advance, value, judge, take, True)
+
+
+def partitioned(
+    problem: Problem, space: PyTree, build: Callable[[Problem], Population] = population
+) -> Population:
+    """Build a population over a space with static dimensions: one program for each of their values.
+
+    Searchers are given `space.dynamic(space)`, whose values are arrays throughout; here those of the
+    static dimensions become the Python values that the problem sees: numbers, or the options of a `Choice`.
+
+    **Cost:** one compilation for each distinct combination of static values.
+
+    Args:
+        problem: the training loop, whose functions take hparams with static values.
+        space: with or without static dimensions.
+        build: problem -> population of members with the same static values.
+    """
+    spaces.check_space(space)
+    leaves, structure = jax.tree.flatten(space)
+    static = [i for i, dim in enumerate(leaves) if getattr(dim, "static", False)]
+    traced = [i for i in range(len(leaves)) if i not in static]
+    if not traced:
+        raise ValueError(
+            "space has static dimensions only, expected one that is not; add one, or train each value by itself"
+        )
+
+    def flat(hparams) -> list[Any]:
+        if jax.tree.structure(hparams) != structure:
+            raise ValueError(
+                f"hparams has the leaves {tree.leaf_names(hparams)}, expected {tree.leaf_names(space)}; ask a "
+                "searcher of space.dynamic(space)"
+            )
+        return jax.tree.leaves(hparams)
+
+    def assign(hparams):
+        given = flat(hparams)
+        columns = [np.asarray(given[i]).tolist() for i in static]
+        num = count(hparams)
+        return list(zip(*columns, strict=True)) if columns else [()] * num
+
+    def strip(hparams):
+        given = flat(hparams)
+        return [given[i] for i in traced]
+
+    def make(label):
+        fixed = {
+            i: spaces.static_value(leaves[i], value) for i, value in zip(static, label, strict=True)
+        }
+
+        def whole(hparams):
+            values = fixed | dict(zip(traced, hparams, strict=True))
+            return jax.tree.unflatten(structure, [values[i] for i in range(len(leaves))])
+
+        return build(with_hparams(problem, whole))
+
+    return grouped(assign, make, strip)
+
+
+def bucketed(
+    build: Callable[[tuple[int, ...]], Population],
+    sizes: Callable[[HParams], Array],
+    buckets: Buckets,
+) -> Population:
+    """Build a population whose members have masked shapes, each in the cheapest padded program it fits.
+
+    Args:
+        build: padded sizes `(S_1, ..., S_D)` -> population whose program has them.
+        sizes: hparams `[N]` -> the sizes of each member, whole `[N, D]`.
+        buckets: the padded sizes, from `buckets.plan`.
+    """
+
+    def assign(hparams):
+        return [buckets.shapes[b] for b in buckets.assign(np.asarray(sizes(hparams)))]
+
+    return grouped(assign, build)
+
+
+def with_hparams(problem: Problem, change: Callable[[HParams], HParams]) -> Problem:
+    """Return the problem whose functions see `change(hparams)`."""
+    return problem._replace(
+        init=lambda key, h: problem.init(key, change(h)),
+        loss=lambda params, h, batch: problem.loss(params, change(h), batch),
+        objective=lambda params, h, batch: problem.objective(params, change(h), batch),
+        optimizer=lambda h: problem.optimizer(change(h)),
+    )

@@ -1,0 +1,64 @@
+"""Successive halving: train many a little, and the best of them further."""
+
+from collections.abc import Sequence
+
+from hypergrad.population import count
+from hypergrad.schedulers.base import Rung, Scheduler, geometric_rungs, num_halvings, train_up
+
+
+def halving(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> Scheduler:
+    """Train all trials for about `min_steps`, the best 1/η of them for η times as long, and so on.
+
+    n_i = ⌊N η^{−i}⌋,   r_i = R η^{i−s},   s = ⌊log_η(R / r_min)⌋,   i = 0, ..., s
+
+    **Cost:** Σ_i n_i (r_i − r_{i−1}) steps, about N R η^{−s} (1 + s (1 − 1/η)): those that go on do so
+    from where they stopped. Under `jit`, one compiled program with s + 1 sizes.
+
+    **Limits:** a trial whose objective falls late is lost. Objectives of trials that stopped early are those
+    of fewer steps (`outcome.steps`); trials that diverged stop first, ties go to the lower index.
+
+    Args:
+        num_steps: R, of the trials that reach the last rung.
+        min_steps: r_min, least steps of any trial.
+        eta: η, above 1.
+
+    Reference:
+        Jamieson, Talwalkar, 2016, arXiv:1502.07943; Li et al., 2018, arXiv:1603.06560, Algorithm 1.
+    """
+    last = num_halvings(num_steps, min_steps, eta)
+
+    def run(population, key, hparams):
+        rungs = geometric_rungs(count(hparams), num_steps, last, eta)
+        return train_up(population, key, hparams, rungs)
+
+    return run
+
+
+def staged(rungs: Sequence[Rung]) -> Scheduler:
+    """Train from rung to rung as listed, each with its own way of ranking where it has one.
+
+    Args:
+        rungs: numbers of members that do not grow, and steps that do.
+
+    Raises:
+        ValueError: for rungs that do not follow one another and, when called, for another number of members
+            than the first rung has.
+    """
+    rungs = tuple(rungs)
+    if not rungs or not all(isinstance(rung, Rung) for rung in rungs):
+        raise ValueError(
+            f"rungs is {rungs!r:.80}, expected a list of Rung(num, steps); pass e.g. [Rung(50, 10)]"
+        )
+    before = Rung(rungs[0].num, 0)
+    for i, rung in enumerate(rungs):
+        if not 1 <= rung.num <= before.num or rung.steps <= before.steps:
+            raise ValueError(
+                f"rungs[{i}] has {rung.num} members and {rung.steps} steps, expected at least 1 and at most "
+                f"{before.num} members and more than {before.steps} steps; order them"
+            )
+        before = rung
+
+    def run(population, key, hparams):
+        return train_up(population, key, hparams, rungs)
+
+    return run

@@ -1,0 +1,111 @@
+"""Hyperband: several successive halvings, from the boldest to the most patient."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad.population import count
+from hypergrad.schedulers.base import (
+    Rung,
+    Scheduler,
+    geometric_rungs,
+    num_halvings,
+    rows,
+    train_up,
+)
+from hypergrad.searchers.base import Outcome, Searcher
+
+
+def hyperband(
+    num_steps: int, *, min_steps: int = 1, eta: float = 3.0, searcher: Searcher | None = None
+) -> Scheduler:
+    """Divide the trials among the brackets of Hyperband, and halve each by itself.
+
+    Bracket s = s_max, ..., 0 starts n_s = ⌈(s_max + 1) η^s / (s + 1)⌉ trials at R η^{−s} steps.
+
+    **Cost:** about (s_max + 1)² R steps for N = Σ_s n_s trials (`num_trials`).
+
+    **Limits:** another N (at least one a bracket) is divided among the brackets in the same proportions.
+    Objectives of different numbers of steps (`outcome.steps`) are not comparable.
+
+    Args:
+        num_steps: R, of the trials that reach a last rung.
+        min_steps: least steps of any trial.
+        eta: η, above 1.
+        searcher: chooses the settings of every bracket after the first, told of those before it; they
+            replace what was asked for. A `tpe` makes it BOHB, an `evolution` DEHB. Where None all are as asked.
+
+    Reference:
+        Li, Jamieson, DeSalvo, Rostamizadeh, Talwalkar, 2018, arXiv:1603.06560, Algorithm 1 and Table 1.
+    """
+    num_halvings(num_steps, min_steps, eta)  # what cannot be is refused here
+
+    def run(population, key, hparams):
+        ladder = brackets(num_steps, min_steps=min_steps, eta=eta, num=count(hparams))
+        ask_key, key = jax.random.split(key)
+        memory = None if searcher is None else searcher.init(ask_key)
+        outcomes, start = [], 0
+        for i, rungs in enumerate(ladder):
+            size = rungs[0].num
+            given = rows(hparams, jnp.arange(start, start + size))
+            if searcher is not None and outcomes:
+                memory = searcher.tell(memory, outcomes[-1])
+                given = searcher.ask(jax.random.fold_in(ask_key, i), memory, size)
+            outcomes.append(train_up(population, jax.random.fold_in(key, i), given, rungs))
+            start += size
+        return _join(outcomes)
+
+    return run
+
+
+def brackets(
+    num_steps: int, *, min_steps: int = 1, eta: float = 3.0, num: int | None = None
+) -> tuple[tuple[Rung, ...], ...]:
+    """Return the rungs of every bracket, the boldest first: Table 1 of the paper for R = 81, η = 3.
+
+    Args:
+        num_steps: R.
+        min_steps: least steps of any trial.
+        eta: η.
+        num: trials to divide among the brackets; the paper's number where None.
+
+    Raises:
+        ValueError: for fewer trials than brackets.
+    """
+    most = num_halvings(num_steps, min_steps, eta)
+    sizes = [math.ceil((most + 1) * eta**s / (s + 1) - 1e-9) for s in range(most, -1, -1)]
+    sizes = sizes if num is None else _divided(num, sizes)
+    levels = range(most, -1, -1)
+    return tuple(
+        geometric_rungs(size, num_steps, s, eta) for size, s in zip(sizes, levels, strict=True)
+    )
+
+
+def _divided(num: int, sizes: list[int]) -> list[int]:
+    """Divide `num` trials in the proportions of `sizes`: one for each, the rest by rounded shares."""
+    if num < len(sizes):
+        raise ValueError(
+            f"hparams has {num} members, expected at least {len(sizes)}, the brackets of hyperband; ask the "
+            "searcher for more, or raise min_steps"
+        )
+    above = np.array(sizes) - 1 if max(sizes) > 1 else np.ones(len(sizes))
+    edges = np.floor(np.cumsum(above) / np.sum(above) * (num - len(sizes)) + 0.5).astype(int)
+    return (1 + np.diff(edges, prepend=0)).tolist()
+
+
+def num_trials(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> int:
+    """Return N, the trials that one pass over the brackets takes in the paper."""
+    return sum(rungs[0].num for rungs in brackets(num_steps, min_steps=min_steps, eta=eta))
+
+
+def _join(outcomes: list[Outcome]) -> Outcome:
+    """Put the outcomes of the brackets one behind another."""
+    joined = jax.tree.map(lambda *xs: jnp.concatenate([jnp.atleast_1d(x) for x in xs]), *outcomes)
+    sizes = [len(outcome.values) for outcome in outcomes]
+    bracket = jnp.repeat(
+        jnp.arange(len(sizes), dtype=jnp.int32), jnp.array(sizes), total_repeat_length=sum(sizes)
+    )
+    info = joined.info | {"bracket": bracket, "budget": jnp.sum(joined.info["budget"])}
+    return joined._replace(parent=jnp.arange(sum(sizes), dtype=jnp.int32), info=info)

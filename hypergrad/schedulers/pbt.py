@@ -1,0 +1,255 @@
+"""Population-based training: the worst go on from the best, with other hyperparameters."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad import space as spaces, tree
+from hypergrad.population import count
+from hypergrad.problem import check_horizon
+from hypergrad.schedulers.base import Scheduler, best_first, rows
+from hypergrad.searchers.base import Outcome
+from hypergrad.types import Array, HParams, Key, PyTree
+
+
+class History(NamedTuple):
+    """What the members were trained with so far, and how they did.
+
+    Attributes:
+        hparams: of each period, `[P, N, ...]`.
+        values: objectives at the end of each, `[P, N]`.
+        num: periods so far, int32; the rows from there on are still zero.
+    """
+
+    hparams: HParams
+    values: Array
+    num: Array
+
+
+Explore = Callable[[Key, HParams, History], HParams]
+"""(key, hparams `[N]`, history) -> other hparams `[N]`; only those of members just copied are used."""
+
+
+class _Carry(NamedTuple):
+    key: Key
+    hparams: HParams
+    states: PyTree
+    parent: Array
+    seen: History  # row p is what member i had in period p
+    line: History  # row p is what the ancestor of member i had in period p
+
+
+def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2) -> Scheduler:
+    """Train a population, and after every period replace its worst members by copies of its best.
+
+    Every `period` steps each of the worst ⌊fraction N⌋ members, and each that has diverged, takes the weights,
+    optimizer state, minibatch order and hparams of one drawn from the best ⌊fraction N⌋; then its hparams
+    are explored.
+
+    **Cost:** N x `num_steps` steps; the schedules found take N x periods x hparams in `info`. Under `jit`,
+    one compiled program.
+
+    **Limits:** greedy: what pays late is lost. `outcome.hparams` are those of the last period: of a schedule
+    over training, what the member was trained with; of a scalar, its last value. What each period had is
+    `info["schedule.NAME"]` `[N, periods, ...]`, its objectives `info["curve"]`.
+
+    Args:
+        num_steps: of each member.
+        explore: makes other hparams of a copy's, e.g. `perturb(space)`.
+        period: steps between comparisons; divides `num_steps`.
+        fraction: share that is replaced, and that is copied; above 0, at most one half.
+
+    Reference:
+        Jaderberg et al., "Population Based Training of Neural Networks", 2017, arXiv:1711.09846, with
+        truncation selection.
+    """
+    check_horizon(num_steps, "num_steps")
+    check_horizon(period, "period")
+    if num_steps % period:
+        raise ValueError(
+            f"period is {period}, expected a divisor of num_steps = {num_steps}; round one of them"
+        )
+    if not callable(explore):
+        raise ValueError(
+            f"explore is {explore!r:.80}, expected a function of key, hparams and history; pass perturb(space)"
+        )
+    if isinstance(fraction, bool) or not isinstance(fraction, float) or not 0 < fraction <= 0.5:
+        raise ValueError(
+            f"fraction is {fraction!r}, expected a number above 0 and at most 0.5; pass e.g. fraction=0.2"
+        )
+    num_periods = num_steps // period
+
+    def run(population, key, hparams):
+        num = count(hparams)
+        key, init_key = jax.random.split(key)
+        keys = jax.random.split(init_key, num)
+        states = population.init(keys, hparams)
+        empty = _empty(hparams, num_periods, num)
+        parent = jnp.arange(num, dtype=jnp.int32)
+        carry = _Carry(key, hparams, states, parent, empty, empty)
+
+        def train(carry):
+            states = population.advance(carry.hparams, carry.states, period)
+            values, info = population.judge(carry.hparams, states)
+            seen, line = (_record(h, carry.hparams, values) for h in (carry.seen, carry.line))
+            return carry._replace(states=states, seen=seen, line=line), values, info
+
+        def generation(carry, _):
+            carry, values, _ = train(carry)
+            return _exploit(population, carry, values, explore, fraction), None
+
+        if population.host:
+            for _ in range(num_periods - 1):
+                carry, _ = generation(carry, None)
+        else:
+            carry, _ = jax.lax.scan(generation, carry, None, length=num_periods - 1)
+        carry, values, info = train(carry)
+        schedule = {
+            f"schedule.{name}": jnp.moveaxis(x, 0, 1)
+            for name, x in tree.named(carry.line.hparams).items()
+        }
+        info |= {"key": jax.random.key_data(keys), "curve": carry.line.values.T, **schedule}
+        steps = jnp.full(num, num_steps, jnp.int32)
+        return Outcome(carry.hparams, values, steps, carry.parent, info)
+
+    return run
+
+
+def _empty(hparams: HParams, num_periods: int, num: int) -> History:
+    tried = jax.tree.map(
+        lambda x: jnp.zeros((num_periods, *jnp.shape(x)), jnp.result_type(x)), hparams
+    )
+    return History(tried, jnp.zeros((num_periods, num)), jnp.zeros((), jnp.int32))
+
+
+def _record(history: History, hparams: HParams, values: Array) -> History:
+    """Write one period."""
+    now = history.num
+    kept = jax.tree.map(lambda all, x: all.at[now].set(x), history.hparams, hparams)
+    values = history.values.at[now].set(values.astype(history.values.dtype))
+    return History(kept, values, now + 1)
+
+
+def _exploit(population, carry: _Carry, values: Array, explore: Explore, fraction: float) -> _Carry:
+    """Copy the best over the worst, and explore from there."""
+    key, draw_key, explore_key = jax.random.split(carry.key, 3)
+    source, moved = sources(draw_key, values, fraction)
+    hparams = rows(carry.hparams, source)
+    other = explore(explore_key, hparams, carry.seen)
+
+    def choose(new, old):
+        return jnp.where(moved.reshape((-1,) + (1,) * (old.ndim - 1)), new, old).astype(old.dtype)
+
+    line = carry.line._replace(
+        hparams=jax.tree.map(lambda x: x[:, source], carry.line.hparams),
+        values=carry.line.values[:, source],
+    )
+    return _Carry(
+        key,
+        jax.tree.map(choose, other, hparams),
+        population.take(carry.states, source),
+        carry.parent[source],
+        carry.seen,
+        line,
+    )
+
+
+def sources(key: Key, values: Array, fraction: float) -> tuple[Array, Array]:
+    """Choose for each member whose copy it becomes.
+
+    Returns:
+        The member that each goes on from, int32 `[N]` (itself for most), and which ones were replaced, `[N]`.
+    """
+    num = values.shape[0]
+    size = min(max(1, int(fraction * num)), num // 2)
+    order = best_first(values).astype(jnp.int32)
+    place = jnp.argsort(order)  # 0 for the best
+    finite = jnp.isfinite(values)
+    healthy = jnp.sum(finite)
+    drawn = jax.random.randint(key, (num,), 0, jnp.clip(healthy, 1, max(1, size)))
+    moved = ((place >= num - size) | ~finite) & (healthy > 0)
+    return jnp.where(moved, order[drawn], jnp.arange(num, dtype=jnp.int32)), moved
+
+
+def perturb(
+    space: PyTree,
+    *,
+    factor: float = 1.2,
+    resample: float = 0.25,
+    draw: Callable[[PyTree, Key], HParams] = spaces.sample,
+) -> Explore:
+    """Multiply each dimension by `factor` or by 2 − `factor`, or draw it anew.
+
+    Whole numbers are rounded away from where they were, values stay within their bounds. Options are
+    drawn anew or kept; static dimensions are kept. Each dimension decides for itself. A schedule changes as a
+    whole from the present on: of its steps, what has been trained with stays.
+
+    **Limits:** a `Real` at zero moves only by being drawn anew.
+
+    Args:
+        space: of the hparams.
+        factor: above 1, below 2.
+        resample: probability of drawing anew.
+        draw: (space, key) -> hparams, e.g. `space.sample_constant` for schedules of one value.
+
+    Reference:
+        Jaderberg et al., 2017, arXiv:1711.09846, section 4.
+    """
+    spaces.check_space(space)
+    for name, number, low, high in (("factor", factor, 1, 2), ("resample", resample, -1e-9, 1)):
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, (int, float))
+            or not low < number <= high
+        ):
+            raise ValueError(
+                f"{name} is {number!r}, expected a number from {max(low, 0)} to {high}; pass e.g. "
+                f"{name}={1.2 if name == 'factor' else 0.25}"
+            )
+    dims, structure = jax.tree.flatten(space)
+    traced = spaces.dynamic(space)
+
+    def one(key, hparams, past):
+        draw_key, key = jax.random.split(key)
+        drawn = jax.tree.leaves(draw(traced, draw_key))
+        given = jax.tree.leaves(hparams)
+        keys = jax.random.split(key, len(dims))
+        moved = [
+            _later(args[0], past, args[2], _perturb(*args, factor, resample))
+            for args in zip(dims, keys, given, drawn, strict=True)
+        ]
+        return jax.tree.unflatten(structure, moved)
+
+    def explore(key, hparams, history):
+        past = 0.0 if history is None else history.num / history.values.shape[0]
+        keys = jax.random.split(key, count(hparams))
+        return jax.vmap(one, in_axes=(0, 0, None))(keys, hparams, past)
+
+    return explore
+
+
+def _perturb(dim, key: Key, value: Array, drawn: Array, factor: float, resample: float) -> Array:
+    if getattr(dim, "static", False):
+        return value
+    up_key, draw_key = jax.random.split(key)
+    up = jax.random.bernoulli(up_key)
+    moved = value
+    if not isinstance(dim, spaces.Choice):
+        bounds = dim.element if isinstance(dim, spaces.Sequence) else dim
+        moved = value * jnp.where(up, factor, 2 - factor)
+        if isinstance(dim, spaces.Integer):
+            moved = jnp.where(up, jnp.ceil(moved), jnp.floor(moved))
+        moved = jnp.clip(moved, bounds.low, bounds.high)
+    anew = jax.random.bernoulli(draw_key, resample)
+    return jnp.where(anew, drawn, moved).astype(value.dtype)
+
+
+def _later(dim, past: float | Array, value: Array, moved: Array) -> Array:
+    """Keep the share `past` of a schedule, which is over; other dimensions have none."""
+    if not isinstance(dim, spaces.Sequence):
+        return moved
+    time = (jnp.arange(dim.length) + 0.5) / dim.length  # the middle of a step, clear of rounding
+    moved = jnp.where((time < past).reshape((-1,) + (1,) * (value.ndim - 1)), value, moved)
+    return jax.lax.cummin(moved) if dim.decreasing else moved

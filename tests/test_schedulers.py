@@ -1,0 +1,392 @@
+"""Schedulers: who is trained how far, on learning curves that are known exactly."""
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hypergrad import records, schedulers, searchers, study
+from hypergrad.groups import partitioned
+from hypergrad.layout import chunked, looped, vectorized
+from hypergrad.population import population
+from hypergrad.problem import Problem
+from hypergrad.schedulers import Rung, full, halving, hyperband, pbt, perturb, staged
+from hypergrad.schedulers.hyperband import brackets, num_trials
+from hypergrad.schedulers.pbt import History, sources
+from hypergrad.searchers import Outcome, Searcher
+from hypergrad.space import (
+    Choice,
+    Integer,
+    LogReal,
+    Real,
+    Sequence,
+    dynamic,
+    sample,
+    sample_constant,
+)
+from hypergrad.tuners import search
+
+KEY = jax.random.key(0)
+
+CURVE = Problem(
+    init=lambda key, h: jnp.zeros(()),
+    loss=lambda w, h, b: -w * h["rate"],
+    objective=lambda w, h, b: h["end"] + h["start"] / (1 + w),
+    optimizer=lambda h: optax.sgd(1.0),
+    train_batch=lambda key, step: (),
+    valid_batch=lambda key: (),
+)
+"""After t steps w = rate·t, so that the objective is end + start / (1 + rate·t); a rate of NaN diverges."""
+MEMBERS = population(CURVE, layout=vectorized())
+HOST = population(CURVE, layout=looped(2))
+
+
+def curves(num, seed=0):
+    random = np.random.default_rng(seed)
+    columns = random.uniform(0.1, 1.0, (3, num))
+    return dict(zip(("rate", "end", "start"), jnp.asarray(columns, jnp.float32), strict=True))
+
+
+def at(hparams, steps):
+    h = {name: np.asarray(x, np.float64) for name, x in hparams.items()}
+    return h["end"] + h["start"] / (1 + h["rate"] * np.asarray(steps))
+
+
+def shift(key, hparams, history):
+    return hparams | {"end": hparams["end"] + 0.01}
+
+
+def compiled(scheduler, members=MEMBERS):
+    """Return hparams -> outcome, as one program."""
+
+    def run(hparams):
+        return scheduler(members, KEY, hparams)
+
+    return jax.jit(run)
+
+
+SCHEDULERS = {
+    "full": (full(9), 12),
+    "halving": (halving(9, min_steps=1, eta=3.0), 12),
+    "staged": (staged([Rung(12, 2), Rung(5, 4), Rung(5, 7), Rung(1, 9)]), 12),
+    "hyperband": (hyperband(9, min_steps=3, eta=3.0), num_trials(9, min_steps=3, eta=3.0)),
+    "pbt": (pbt(9, shift, period=3, fraction=0.25), 12),
+}
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_contract(name):
+    scheduler, num = SCHEDULERS[name]
+    hparams = curves(num)
+    hparams["rate"] = hparams["rate"].at[3].set(jnp.nan)
+    jitted = jax.jit(lambda key, h: scheduler(MEMBERS, key, h))
+    outcome = jitted(KEY, hparams)
+    assert isinstance(outcome, Outcome)
+    assert outcome.values.shape == outcome.steps.shape == outcome.parent.shape == (num,)
+    assert outcome.steps.dtype == outcome.parent.dtype == jnp.int32
+    assert outcome.info["key"].shape == (num, 2) and outcome.info["diverged"].shape == (num,)
+    assert int(outcome.steps.max()) == 9 and int(outcome.steps.min()) >= 1
+    assert jax.tree.map(jnp.shape, outcome.hparams) == jax.tree.map(jnp.shape, hparams)
+    # the same again, and from the host, where nothing is compiled as a whole
+    for other in (jitted(KEY, hparams), scheduler(HOST, KEY, hparams)):
+        assert jax.tree.structure(other) == jax.tree.structure(outcome)
+        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(outcome), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert jitted._cache_size() == 1
+    best = int(np.nanargmin(np.where(outcome.steps == 9, outcome.values, np.nan)))
+    assert np.isfinite(outcome.values[best]) and best != 3
+    assert jax.export.export(jitted, platforms=["tpu"])(KEY, hparams).platforms == ("tpu",)
+    restored = records.decode(records.encode(0, outcome), outcome)
+    np.testing.assert_array_equal(restored.values, outcome.values)
+
+
+@pytest.mark.parametrize("name", ["halving", "pbt"])
+def test_a_study_and_its_generations_as_one_program(name):
+    scheduler, num = SCHEDULERS[name]
+    space = {"rate": Real(0.1, 1.0), "end": Real(0.1, 1.0), "start": Real(0.1, 1.0)}
+    tuner = search(MEMBERS, searchers.random(space), scheduler, num)
+    found = study.run(tuner, KEY, 2)
+    full_ones = np.concatenate([o.values[o.steps == 9] for o in found.outcomes])
+    assert found.best_value == full_ones.min()
+    assert study.run(tuner, KEY, 2).digest == found.digest
+    # two generations as one program
+    state = tuner.init(KEY)
+    keys = jnp.stack([jax.random.fold_in(jax.random.split(KEY)[1], i) for i in range(2)])
+    scanned = jax.lax.scan(lambda s, k: tuner.step(k, s), state, keys)[1]
+    for i in range(2):
+        np.testing.assert_allclose(scanned.values[i], found.outcomes[i].values, rtol=1e-6)
+
+
+def test_halving_promotes_exactly_the_best():
+    hparams = curves(20)
+    outcome = compiled(halving(16, min_steps=1, eta=2.0))(hparams)
+    alive = np.arange(20)
+    for level, (num, compared) in enumerate([(20, 0), (10, 1), (5, 2), (2, 4), (1, 8)]):
+        alive = alive[np.argsort(at(hparams, compared)[alive], kind="stable")[:num]]
+        assert set(np.flatnonzero(outcome.info["rung"] >= level)) == set(alive)
+    reached = np.array([1, 2, 4, 8, 16])[np.asarray(outcome.info["rung"])]
+    np.testing.assert_array_equal(outcome.steps, reached)
+    np.testing.assert_allclose(outcome.values, at(hparams, reached), rtol=1e-5)
+    # everybody goes on from where it stopped
+    assert outcome.info["budget"] == 20 * 1 + 10 * 1 + 5 * 2 + 2 * 4 + 1 * 8 == outcome.steps.sum()
+
+
+def test_halving_at_the_edges():
+    run = compiled(halving(9, min_steps=1, eta=3.0))
+    one = run(curves(1))
+    assert one.steps.tolist() == [9] and one.info["rung"].tolist() == [2]
+    ties = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], (9,)), curves(1))
+    assert run(ties).steps.tolist() == [9, 3, 3, 1, 1, 1, 1, 1, 1]
+    lost = curves(9) | {"rate": jnp.full(9, jnp.nan)}
+    outcome = run(lost)
+    assert np.isnan(outcome.values).all() and outcome.steps.max() == 9
+    assert outcome.info["diverged"].tolist() == [0] * 9
+    low = curves(9)
+    low["end"] = low["end"].at[4].set(-jnp.inf)
+    assert run(low).info["rung"][4] == 0  # -inf is no objective
+
+
+def test_a_rung_may_rank_by_something_else():
+    def flatness(population, hparams, states, values):
+        return -values
+
+    hparams = curves(8)
+    outcome = compiled(staged([Rung(8, 2, rank=flatness), Rung(3, 5)]))(hparams)
+    worst = np.argsort(-at(hparams, 2))[:3]
+    assert set(np.flatnonzero(outcome.info["rung"])) == set(worst)
+
+
+def test_the_brackets_are_those_of_the_paper():
+    table = [[(r.num, r.steps) for r in rungs] for rungs in brackets(81, eta=3.0)]
+    assert table == [
+        [(81, 1), (27, 3), (9, 9), (3, 27), (1, 81)],
+        [(34, 3), (11, 9), (3, 27), (1, 81)],
+        [(15, 9), (5, 27), (1, 81)],
+        [(8, 27), (2, 81)],
+        [(5, 81)],
+    ]
+    assert num_trials(81, eta=3.0) == 143
+    assert [r[0] for r in brackets(100, min_steps=30, eta=2.0)] == [(2, 50, None), (2, 100, None)]
+    assert len(brackets(1000, eta=10.0)) == 4 and len(brackets(243, eta=3.0)) == 6
+
+
+def test_hyperband_halves_every_bracket_by_itself():
+    num = num_trials(9, eta=3.0)
+    hparams = curves(num)
+    outcome = jax.jit(lambda h: hyperband(9, eta=3.0)(MEMBERS, KEY, h))(hparams)
+    budget, start = 0, 0
+    for level, rungs in enumerate(brackets(9, eta=3.0)):
+        inside = np.arange(start, start + rungs[0].num)
+        assert np.all(np.asarray(outcome.info["bracket"])[inside] == level)
+        alive, before = inside, 0
+        for rung in rungs:
+            alive = alive[np.argsort(at(hparams, before)[alive], kind="stable")[: rung.num]]
+            budget, before = budget + rung.num * (rung.steps - before), rung.steps
+        assert set(inside[np.asarray(outcome.steps)[inside] == 9]) == set(alive)
+        start += rungs[0].num
+    assert outcome.info["budget"] == budget == outcome.steps.sum()
+
+
+def test_hyperband_asks_its_searcher_between_brackets():
+    """A searcher that lowers `end` by what it was told: each bracket has to start below the one before."""
+
+    def tell(state, outcome):
+        return jnp.minimum(state, jnp.nanmin(outcome.hparams["end"])) - 1.0
+
+    def ask(key, state, num):
+        return curves(num) | {"end": jnp.full(num, state)}
+
+    scheduler = hyperband(9, eta=3.0, searcher=Searcher(lambda key: jnp.float32(0), ask, tell))
+    hparams = curves(num_trials(9, eta=3.0))
+    outcome = compiled(scheduler)(hparams)
+    bracket = np.asarray(outcome.info["bracket"])
+    np.testing.assert_array_equal(
+        outcome.hparams["end"][bracket == 0], hparams["end"][bracket == 0]
+    )
+    assert set(np.asarray(outcome.hparams["end"])[bracket == 1].tolist()) == {-1.0}
+    assert set(np.asarray(outcome.hparams["end"])[bracket == 2].tolist()) == {-2.0}
+    np.testing.assert_allclose(outcome.values, at(outcome.hparams, outcome.steps), rtol=1e-5)
+
+
+def test_pbt_copies_weights_and_hparams():
+    hparams = curves(10)
+    outcome = compiled(pbt(6, shift, period=2, fraction=0.3))(hparams)
+    parent = np.asarray(outcome.parent)
+    assert len(set(parent.tolist())) < 10  # some were copied
+    schedule = {name: np.asarray(outcome.info[f"schedule.{name}"]) for name in hparams}
+    assert schedule["end"].shape == (10, 3)
+    for i in range(10):
+        # a member's first settings are those of the ancestor it names
+        assert schedule["end"][i, 0] == hparams["end"][parent[i]]
+        assert schedule["end"][i, 2] == outcome.hparams["end"][i]
+        # copies carry weights: w is the sum of the line's rates, two steps each
+        w = 2 * np.cumsum(schedule["rate"][i].astype(np.float64))
+        curve = schedule["end"][i] + schedule["start"][i] / (1 + w)
+        np.testing.assert_allclose(outcome.info["curve"][i], curve, rtol=1e-5)
+        moved = np.diff(schedule["end"][i])
+        assert np.all((np.abs(moved) < 1e-7) | (np.abs(moved - 0.01) < 1e-6))
+    np.testing.assert_allclose(outcome.values, outcome.info["curve"][:, 2], rtol=1e-6)
+    assert outcome.steps.tolist() == [6] * 10
+
+
+def test_pbt_leaves_the_schedule_that_a_member_was_trained_with():
+    """Another run from its start with the schedule that came out arrives at the same weights."""
+    steps = 6
+    space = {
+        "rate": Sequence(Real(0.1, 1.0), steps),
+        "end": Real(0.1, 1.0),
+        "start": Real(0.1, 1.0),
+    }
+    problem = CURVE._replace(
+        loss=lambda w, h, t: -w * h["rate"][t], train_batch=lambda key, step: step
+    )
+    hparams = curves(10)
+    hparams["rate"] = jnp.broadcast_to(hparams["rate"][:, None], (10, steps))
+    scheduler = pbt(steps, perturb(space, draw=sample_constant), period=2, fraction=0.3)
+    outcome = compiled(scheduler, population(problem, layout=vectorized()))(hparams)
+    rates = np.asarray(outcome.hparams["rate"], np.float64)
+    assert np.any(rates != rates[:, :1])
+    assert np.all(rates[:, ::2] == rates[:, 1::2])
+    h = {n: np.asarray(x, np.float64) for n, x in outcome.hparams.items()}
+    again = h["end"] + h["start"] / (1 + rates.sum(1))
+    np.testing.assert_allclose(outcome.values, again, rtol=1e-5)
+    falling = {"rate": Sequence(Real(0.1, 1.0), steps, decreasing=True)}
+    history = History({}, jnp.zeros((3, 10)), jnp.int32(1))
+    first = {"rate": jnp.broadcast_to(jnp.linspace(0.6, 0.3, steps), (10, steps))}
+    moved = np.asarray(jax.jit(perturb(falling, resample=0.0))(KEY, first, history)["rate"])
+    assert np.all(np.diff(moved) <= 0) and np.all(moved[:, :2] == first["rate"][:, :2])
+    assert np.all(moved[:, -1] != first["rate"][:, -1])
+
+
+def test_sources_are_the_best_and_the_replaced_the_worst():
+    choose = jax.jit(sources, static_argnums=2)
+    values = jnp.array([5.0, 1.0, 9.0, jnp.nan, 2.0, 7.0, 3.0, 8.0])
+    for seed in range(5):
+        source, moved = map(np.asarray, choose(jax.random.key(seed), values, 0.25))
+        assert np.flatnonzero(moved).tolist() == [2, 3]
+        assert set(source[moved]) <= {1, 4} and np.all(source[~moved] == np.flatnonzero(~moved))
+    many_lost = jnp.array([jnp.nan, 1.0, jnp.nan, jnp.inf, 2.0])
+    source, moved = map(np.asarray, choose(KEY, many_lost, 0.2))
+    assert np.flatnonzero(moved).tolist() == [0, 2, 3] and set(source[moved]) == {1}
+    for lost in (jnp.full(4, jnp.nan), jnp.full(1, jnp.nan), jnp.ones(1)):
+        source, moved = map(np.asarray, choose(KEY, lost, 0.5))
+        assert not moved.any() and source.tolist() == list(range(len(lost)))
+    ties, moved = map(np.asarray, choose(KEY, jnp.ones(4), 0.5))
+    assert set(ties[moved]) <= {0, 1} and np.flatnonzero(moved).tolist() == [2, 3]
+
+
+def test_pbt_revives_what_diverged():
+    """A member that diverged in the first period goes on from a healthy one."""
+    hparams = curves(6)
+    hparams["rate"] = hparams["rate"].at[1].set(jnp.nan)
+    run = compiled(pbt(4, shift, period=2, fraction=0.2))
+    outcome = run(hparams)
+    assert np.isfinite(outcome.values).all() and outcome.info["diverged"].tolist() == [-1] * 6
+    assert outcome.parent[1] != 1
+    alone = run(curves(1))
+    assert alone.parent.tolist() == [0] and np.isfinite(alone.values).all()
+    lost = curves(6) | {"rate": jnp.full(6, jnp.nan)}
+    assert np.isnan(run(lost).values).all()
+
+
+def test_perturb_stays_inside_and_moves_as_the_paper():
+    space = {
+        "lr": LogReal(1e-3, 1.0),
+        "rates": Sequence(LogReal(1e-3, 1.0), 3),
+        "layers": Integer(1, 9),
+        "kind": Choice(("a", "b", "c")),
+        "width": Integer(2, 5, static=True),
+    }
+    keys = jax.random.split(KEY, 200)
+    hparams = jax.jit(jax.vmap(lambda k: sample(dynamic(space), k)))(keys)
+    hparams = jax.tree.map(np.asarray, hparams)
+    for resample in (0.25, 0.0):
+        some = space if not resample else {n: space[n] for n in ("lr", "kind")}
+        given = {n: hparams[n] for n in some}
+        moved = jax.jit(perturb(some, resample=resample))(KEY, given, None)
+        moved = jax.tree.map(np.asarray, moved)
+        assert jax.tree.map(lambda x: x.dtype, moved) == jax.tree.map(lambda x: x.dtype, given)
+        for name, low, high in (
+            ("lr", 1e-3, 1),
+            ("rates", 1e-3, 1),
+            ("layers", 1, 9),
+            ("kind", 0, 2),
+        ):
+            if name in some:
+                assert np.all((moved[name] >= low * 0.999999) & (moved[name] <= high))
+        ratio = np.asarray(moved["lr"] / hparams["lr"])
+        inside = (hparams["lr"] > 2e-3) & (hparams["lr"] < 0.8)
+        stepped = np.isclose(ratio, 1.2) | np.isclose(ratio, 0.8)
+        assert np.mean(stepped[inside]) == pytest.approx(1 - resample, abs=0.1)
+    # the last: nothing is drawn anew
+    np.testing.assert_array_equal(moved["width"], hparams["width"])
+    np.testing.assert_array_equal(moved["kind"], hparams["kind"])
+    assert np.all((moved["layers"] != hparams["layers"]) | np.isin(hparams["layers"], (1, 9)))
+    spread = np.asarray(moved["rates"] / hparams["rates"])
+    one_step = np.all((hparams["rates"] > 2e-3) & (hparams["rates"] < 0.8), axis=1)
+    assert np.allclose(spread[one_step], spread[one_step][:, :1])
+
+
+def test_halving_over_static_shapes():
+    space = {"rate": Real(0.1, 1.0), "size": Integer(1, 2, static=True)}
+    problem = CURVE._replace(
+        init=lambda key, h: jnp.zeros(h["size"]),
+        loss=lambda w, h, b: -jnp.sum(w) * h["rate"],
+        objective=lambda w, h, b: jnp.sum(1 / (1 + w)),
+    )
+    members = partitioned(problem, space, lambda p: population(p, layout=chunked(2)))
+    tuner = search(members, searchers.random(dynamic(space)), halving(4, min_steps=2, eta=2.0), 6)
+    outcome = study.run(tuner, KEY, 1).outcomes[0]
+    expected = outcome.hparams["size"] / (1 + outcome.hparams["rate"] * outcome.steps)
+    np.testing.assert_allclose(outcome.values, expected, rtol=1e-5)
+    assert sorted(outcome.steps.tolist()) == [2, 2, 2, 4, 4, 4]
+
+
+def test_the_best_of_a_study_is_trained_to_the_end():
+    """A trial that was stopped early at a low objective does not win: nobody trained it further."""
+    rising = CURVE._replace(objective=lambda w, h, b: w * (1 + h["rate"]))
+    space = {"rate": Real(0.1, 1.0), "end": Real(0.1, 1.0), "start": Real(0.1, 1.0)}
+    tuner = search(
+        population(rising, layout=vectorized()), searchers.random(space), halving(8, eta=2.0), 8
+    )
+    found = study.run(tuner, KEY, 2)
+    ends = np.concatenate([o.values[o.steps == 8] for o in found.outcomes])
+    assert found.best_value == ends.min() > min(o.values.min() for o in found.outcomes)
+
+
+REFUSED = {
+    "num_steps is 0": lambda: full(0),
+    "eta is 1, expected a number above 1": lambda: halving(9, eta=1),
+    "eta is nan": lambda: hyperband(9, eta=float("nan")),
+    "min_steps is 10, expected at most num_steps = 9": lambda: halving(9, min_steps=10),
+    "min_steps is 0": lambda: hyperband(9, min_steps=0),
+    "rungs is ()": lambda: staged([]),
+    "rungs[1] has 6 members and 4 steps": lambda: staged([Rung(5, 2), Rung(6, 4)]),
+    "rungs[1] has 3 members and 2 steps": lambda: staged([Rung(5, 2), Rung(3, 2)]),
+    "hparams has 4 members, expected 12 for the first rung": lambda: SCHEDULERS["staged"][0](
+        MEMBERS, KEY, curves(4)
+    ),
+    "hparams has 2 members, expected at least 3, the brackets": lambda: hyperband(9)(
+        MEMBERS, KEY, curves(2)
+    ),
+    "period is 4, expected a divisor of num_steps = 9": lambda: pbt(9, shift, period=4),
+    "period is 0": lambda: pbt(9, shift, period=0),
+    "explore is None": lambda: pbt(9, None, period=3),
+    "fraction is 0.6": lambda: pbt(9, shift, period=3, fraction=0.6),
+    "factor is 1": lambda: perturb({"a": Real(0, 1)}, factor=1),
+    "resample is 2": lambda: perturb({"a": Real(0, 1)}, resample=2),
+    "space['a'] is 3": lambda: perturb({"a": 3}),
+}
+
+
+@pytest.mark.parametrize("fragment", list(REFUSED))
+def test_refused_in_one_line(fragment):
+    with pytest.raises(ValueError) as caught:
+        REFUSED[fragment]()
+    assert fragment in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_scheduler_is_named():
+    assert set(SCHEDULERS) <= set(schedulers.__all__)
