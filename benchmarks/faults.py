@@ -43,7 +43,7 @@ FULL = {
     "reads": 10_000,
 }
 QUICK = {"kills": 4, "prefixes": 3, "flips": 20, "full disks": 4, "races": 3, "reads": 200}
-CASES = (*METHODS, *(f"random x {name}" for name in SCHEDULERS if name != "full"))
+CASES = (*METHODS, *(f"random-{name}" for name in SCHEDULERS if name != "full"))
 IN_MEMORY = ("prefixes", "flips")
 WRITERS = 8
 READERS = 3
@@ -73,7 +73,7 @@ def run(results: Results, options) -> None:
 @cache
 def make(method: str, num_steps: int = NUM_STEPS) -> Tuner:
     """Build the tuner of a case for a problem that trains in microseconds."""
-    method, _, scheduler = method.partition(" x ")
+    method, _, scheduler = method.partition("-")
     scheduler = scheduler or "full"
     budget = num_steps * (1 if method == "descent" else most_trials(method, scheduler))
     task = quadratic.task(horizon=3, num_params=2)

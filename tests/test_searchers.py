@@ -251,6 +251,9 @@ def test_lowers_for_other_devices_without_wide_types(name):
     data = jax.ShapeDtypeStruct((2,), jnp.uint32)
     exported = jax.export.export(jax.jit(whole), platforms=["tpu"])(data, state, told)
     results = re.findall(r"-> tensor<[^>]*>", exported.mlir_module())
+    if jax.config.read("jax_enable_x64"):
+        assert results  # who asks for wide types gets them
+        return
     # jax.random counts in 64 bits of its own
     assert results and not [one for one in results if re.search(r"(f|[<x]i)64>", one)]
 
@@ -399,7 +402,7 @@ def test_stopping_rules():
 
 def test_done_ends_a_study():
     space = {"k": Choice(("a", "b"))}
-    members = Population(None, None, None)  # type: ignore[arg-type]
+    members = Population(None, None, None, None)  # type: ignore[arg-type]
     searcher = cross_entropy(space, rho=0.5, stop=Stop(generations=2))
 
     def scheduler(population, key, hparams):
