@@ -3,8 +3,9 @@
 Each cell has an environment of its own in `.cache/compat`, made once, and runs the whole suite in it. Of the
 eight combinations four are run, in which any two settings meet; `make test` is a fifth. `--quick` runs the
 one cell that is farthest from that: the newest Python, the oldest jax, x64 on.
-Cells that are in the results file are not run again. The full run takes about ten minutes a cell; nothing
-here touches the environment that runs it.
+Cells that are in the results file are not run again. The full run takes about ten minutes a cell, and 25
+where the environment says `XLA_FLAGS=`: then every program is compiled as users compile it, where the suite
+by itself asks for plain code (see tests/conftest.py). Nothing here touches the environment that runs it.
 """
 
 import json
@@ -119,6 +120,8 @@ def run_cell(cell: Cell) -> list[Figure]:
     took = re.search(r"in ([\d.]+)s", last)
     versions = _versions(python)
     method = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "numpy"))
+    if "XLA_FLAGS" in os.environ:
+        method += f", XLA_FLAGS={os.environ['XLA_FLAGS']}"
     return [
         Figure(method, "exit status", done.returncode, "status"),
         *(Figure(method, kind, counts[kind], "tests") for kind in COUNTED if kind in counts),

@@ -109,9 +109,8 @@ def jsonl(path: str | Path) -> Callback:
         fd = open_file(Path(path), os.O_RDWR | os.O_APPEND | os.O_CREAT)
         with os.fdopen(fd, "ab") as file:
             size = os.fstat(fd).st_size
-            if (
-                size and os.pread(fd, 1, size - 1) != b"\n"
-            ):  # a kill or a full disk cut the last line
+            # a kill or a full disk may have cut the last line
+            if size and os.pread(fd, 1, size - 1) != b"\n":
                 line = "\n" + line
             file.write(line.encode() + b"\n")
 

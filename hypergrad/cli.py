@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypergrad import arguments as words
-from hypergrad.settings import OPTION, Settings, check_name, check_used
+from hypergrad.settings import BY_GRADIENT, OPTION, Settings, check_name, check_used
 
 if TYPE_CHECKING:
     from hypergrad.problem import Task
@@ -132,7 +132,7 @@ def _tune_task(given: argparse.Namespace, options: dict[str, Any], command: str,
 
 def _use_cores(method: str | None, num: int | None) -> None:
     """Make every core a device for a search, before anything computes: jax fixes its devices then."""
-    if method not in (None, "descent", "bilevel"):
+    if (method or Settings().method) not in BY_GRADIENT:
         from hypergrad.devices import use_cores
 
         use_cores(num)
@@ -259,9 +259,8 @@ def _load_recorded(given: argparse.Namespace) -> "Task":
         )
     num = described["machine"].get("num_devices")
     if type(num) is int and 1 <= num <= MOST_DEVICES:
-        with contextlib.suppress(
-            ValueError
-        ):  # the study says what it needs where this comes too late
+        # the study says what it needs where this comes too late
+        with contextlib.suppress(ValueError):
             _use_cores(str(described.get("method")), num)
     recorded = described.get("task_arguments")
     recorded = recorded if isinstance(recorded, dict) else {}

@@ -10,7 +10,7 @@ import numpy as np
 from hypergrad import space as spaces, tree
 from hypergrad.buckets import Buckets
 from hypergrad.population import Population, count, population
-from hypergrad.problem import Problem
+from hypergrad.problem import Problem, with_hparams
 from hypergrad.types import Array, HParams, PyTree
 
 
@@ -49,23 +49,20 @@ def grouped(
             built[label] = build(label)
         return built[label]
 
-    def rows(tree, index):
-        return jax.tree.map(lambda x: x[index], tree)
-
     def init(keys, hparams):
         count(hparams)
         labels = assign(hparams)
         groups = []
         for label in dict.fromkeys(labels):
             index = np.flatnonzero([other == label for other in labels])
-            states = of(label).init(keys[index], rows(strip(hparams), index))
+            states = of(label).init(keys[index], tree.rows(strip(hparams), index))
             groups.append(Group(label, index, states))
         return groups
 
     def advance(hparams, groups, num_steps):
         def one(group):
             num = num_steps[group.index] if np.ndim(num_steps) else num_steps
-            given = rows(strip(hparams), group.index)
+            given = tree.rows(strip(hparams), group.index)
             return group._replace(states=of(group.label).advance(given, group.states, num))
 
         return [one(group) for group in groups]
@@ -75,7 +72,7 @@ def grouped(
         places = np.concatenate([group.index for group in groups])
         back = np.empty(num, int)
         back[places] = np.arange(num)
-        parts = [of(g.label).judge(rows(strip(hparams), g.index), g.states) for g in groups]
+        parts = [of(g.label).judge(tree.rows(strip(hparams), g.index), g.states) for g in groups]
         return jax.tree.map(lambda *xs: jnp.concatenate(xs)[back], *parts)
 
     def take(groups, index):
@@ -169,13 +166,3 @@ def bucketed(
         return [buckets.shapes[b] for b in buckets.assign(np.asarray(sizes(hparams)))]
 
     return grouped(assign, build)
-
-
-def with_hparams(problem: Problem, change: Callable[[HParams], HParams]) -> Problem:
-    """Return the problem whose functions see `change(hparams)`."""
-    return problem._replace(
-        init=lambda key, h: problem.init(key, change(h)),
-        loss=lambda params, h, batch: problem.loss(params, change(h), batch),
-        objective=lambda params, h, batch: problem.objective(params, change(h), batch),
-        optimizer=lambda h: problem.optimizer(change(h)),
-    )

@@ -137,16 +137,16 @@ def _parse(line: bytes, path: Path) -> dict[str, Any]:
     return record
 
 
-def _kept_aside(folder: Path) -> list[Path]:
-    """List what was kept aside of a journal, in order."""
-    found = [(int(m[1] or 1), m[0]) for m in map(DAMAGED.fullmatch, os.listdir(folder)) if m]
-    return [folder / name for _, name in sorted(found)]
+def _kept_aside(folder: Path) -> list[tuple[int, Path]]:
+    """List what was kept aside of a journal, in order, each with its number."""
+    found = [m for m in map(DAMAGED.fullmatch, os.listdir(folder)) if m]
+    return sorted((int(m[1] or 1), folder / m[0]) for m in found)
 
 
 def _next(path: Path) -> Path:
     """Name the next place for damage, so that none is ever written over."""
-    taken = [int(m[1] or 1) for m in map(DAMAGED.fullmatch, os.listdir(path.parent)) if m]
-    number = f"-{max(taken) + 1}" if taken else ""
+    taken = _kept_aside(path.parent)
+    number = f"-{taken[-1][0] + 1}" if taken else ""
     return path.with_name(f"journal-damaged{number}.jsonl")
 
 
@@ -209,7 +209,7 @@ class Journal:
 
     def _find_aside(self) -> None:
         """Find the whole records of steps that the journal lacks in what was ever kept aside."""
-        for path in _kept_aside(self.path.parent):
+        for _, path in _kept_aside(self.path.parent):
             with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
                 found = scan(file, str(path))
             for step, (start, length) in {**dict(enumerate(found.whole)), **found.later}.items():

@@ -11,6 +11,7 @@ import numpy as np
 from jax import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hypergrad import tree
 from hypergrad.devices import mesh as make_mesh
 from hypergrad.types import PyTree
 
@@ -228,7 +229,7 @@ def _fill(parts: PyTree, multiple: int) -> PyTree:
     if num % multiple == 0:
         return parts
     index = np.minimum(np.arange(-(-num // multiple) * multiple), num - 1)
-    return jax.tree.map(lambda x: x[index], parts)
+    return tree.rows(parts, index)
 
 
 def _backing_off(

@@ -132,10 +132,3 @@ def mean_and_error(values: PyTree, counted: Array) -> tuple[PyTree, PyTree]:
 
     pairs = jax.tree.map(mean, values)
     return jax.tree.transpose(jax.tree.structure(values), jax.tree.structure((0, 0)), pairs)
-
-
-def earliest(steps: Array) -> Array:
-    """Return the smallest of `steps` that is not negative, or -1; int32 `[]`."""
-    never = jnp.iinfo(jnp.int32).max
-    first = jnp.min(jnp.where(steps < 0, never, steps))
-    return jnp.where(first == never, -1, first).astype(jnp.int32)

@@ -35,7 +35,7 @@ def take(states: PyTree, index: Array) -> PyTree:
 
 @jax.jit
 def _take(states, index):
-    return jax.tree.map(lambda x: x[index], states)
+    return tree.rows(states, index)
 
 
 class Population(NamedTuple):

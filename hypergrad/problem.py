@@ -143,6 +143,16 @@ def check(problem: Problem, hparams: HParams, horizon: int = 1) -> None:
     _check_optimizer(problem, hparams, trained)
 
 
+def with_hparams(problem: Problem, change: Callable[[HParams], HParams]) -> Problem:
+    """Return the problem whose functions see `change(hparams)`."""
+    return problem._replace(
+        init=lambda key, h: problem.init(key, change(h)),
+        loss=lambda params, h, batch: problem.loss(params, change(h), batch),
+        objective=lambda params, h, batch: problem.objective(params, change(h), batch),
+        optimizer=lambda h: problem.optimizer(change(h)),
+    )
+
+
 def check_extras(task: Task, hparams: HParams) -> None:
     """Check a task's `test` and `snippet`, which are otherwise first called when all is tuned.
 
@@ -207,12 +217,16 @@ def check_problem(problem: Any) -> None:
 
 def check_horizon(horizon: Any, name: str = "horizon") -> int:
     """Return `horizon` if it is a whole number of at least one step, or raise a `ValueError`."""
-    whole = isinstance(horizon, (int, np.integer)) and not isinstance(horizon, bool)
-    if not whole or horizon < 1:
+    if not is_whole(horizon) or horizon < 1:
         raise ValueError(
             f"{name} is {horizon!r}, expected a whole number of at least 1; pass e.g. {name}=100"
         )
     return int(horizon)
+
+
+def is_whole(value: Any) -> bool:
+    """Tell whether a value is a whole number, of Python or numpy; True and False are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def check_floating(hparams: HParams) -> None:

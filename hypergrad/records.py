@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import tree
+from hypergrad.devices import num_cores
 from hypergrad.searchers.base import Outcome
 from hypergrad.storage import ADVICE, FORMAT
 from hypergrad.types import Key
@@ -72,6 +73,10 @@ def decode(record: dict[str, Any], like: Outcome) -> Outcome:
             for item, leaf, name in zip(items, leaves, names, strict=True)
         ]
         parts[part] = jax.tree.unflatten(structure, arrays)
+    for part in ("steps", "parent"):
+        alike = np.shape(getattr(like, part)) == np.shape(like.values)
+        if alike and np.shape(parts[part]) != np.shape(parts["values"]):
+            raise _misfit(step, part, "another number of trials")
     return Outcome(**parts)
 
 
@@ -176,7 +181,7 @@ def machine() -> dict[str, Any]:
         "prng_impl": str(_config("jax_default_prng_impl")),
         "threefry_partitionable": bool(_config("jax_threefry_partitionable")),
         "device": devices[0].device_kind,
-        "cores": _num_cores(),
+        "cores": num_cores(),
         "processor": platform.machine(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "matmul_precision": str(_config("jax_default_matmul_precision")),
@@ -243,9 +248,3 @@ def _is_key(value: dict[str, Any]) -> bool:
 
 def _config(name: str) -> Any:
     return getattr(jax.config, name)
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

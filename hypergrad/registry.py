@@ -35,7 +35,8 @@ from hypergrad.searchers import (
     tpe,
 )
 from hypergrad.searchers.grid import levels_within
-from hypergrad.settings import check_name
+from hypergrad.segments import largest_divisor
+from hypergrad.settings import BY_GRADIENT, check_name
 from hypergrad.space import sample_constant
 from hypergrad.types import PyTree
 
@@ -124,11 +125,7 @@ def bilevel_method(name: str, problem: Problem) -> Method:
 
 def quarter(horizon: int) -> int:
     """Return the largest divisor of the horizon that is at most a quarter of it, or 1."""
-    return _divisor(horizon, horizon // 4)
-
-
-def _divisor(number: int, most: int) -> int:
-    return next(d for d in range(max(1, most), 0, -1) if number % d == 0)
+    return largest_divisor(horizon, horizon // 4)
 
 
 def searcher(name: str, space: PyTree, num_trials: int, size: int) -> Searcher:
@@ -140,9 +137,7 @@ def searcher(name: str, space: PyTree, num_trials: int, size: int) -> Searcher:
         num_trials: that it will be asked for in all.
         size: of a generation.
     """
-    check_name(
-        "method", name, [method for method in METHODS if method not in ("descent", "bilevel")]
-    )
+    check_name("method", name, [method for method in METHODS if method not in BY_GRADIENT])
     if name == "random":
         return random(space, sample_constant)
     # a few elites are needed to fit a distribution to, also where generations are small
@@ -175,7 +170,7 @@ def scheduler(name: str, space: PyTree, horizon: int, size: int) -> tuple[Schedu
         return full(horizon), size
     if name == "pbt":
         explore = perturb(space, draw=sample_constant)
-        return pbt(horizon, explore, period=_divisor(horizon, horizon // NUM_PERIODS)), size
+        return pbt(horizon, explore, period=largest_divisor(horizon, horizon // NUM_PERIODS)), size
     last = next(s for s in range(MOST_HALVINGS, -1, -1) if ETA**s <= min(size, horizon))
     least = horizon // ETA**last
     if name == "halving":

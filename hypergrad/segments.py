@@ -15,8 +15,13 @@ def segment_length(num_steps: int, longest: int) -> int:
     A divisor saves the compilation of a shorter last segment.
     """
     longest = min(longest, num_steps)
-    best = max(size for size in range(1, longest + 1) if num_steps % size == 0)
+    best = largest_divisor(num_steps, longest)
     return best if 4 * best >= 3 * longest else longest
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """Return the largest divisor of `number` that is at most `most`, or 1."""
+    return next((d for d in range(most, 1, -1) if number % d == 0), 1)
 
 
 def scan_segments(

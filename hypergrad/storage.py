@@ -269,9 +269,8 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     brackets = np.frombuffer(bare.translate(None, _NO_BRACKET), np.uint8)
     opens = (brackets == ord("[")) | (brackets == ord("{"))
     depth = deepest = 0
-    for start in range(
-        0, len(opens), 2**20
-    ):  # in parts: sums take several times the room of the text
+    # in parts: sums take several times the room of the text
+    for start in range(0, len(opens), 2**20):
         depths = depth + np.cumsum(np.where(opens[start : start + 2**20], 1, -1), dtype=np.int32)
         depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))
     if deepest > MAX_DEPTH:

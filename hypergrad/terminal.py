@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hypergrad.callbacks import Callback, Progress
+from hypergrad.settings import BY_GRADIENT
 from hypergrad.storage import plain
 from hypergrad.study import Study
 
@@ -57,7 +58,7 @@ class Bar:
 
     def _step(self, now: Progress) -> None:
         parts = [f"loss {now.value:.4f}  best {now.best:.4f}"] if now.hparams else []
-        search = now.phase not in ("descent", "bilevel", "judge")
+        search = now.phase not in (*BY_GRADIENT, "judge")
         if search:
             record = now.record
             parts += [f"median {record.get('median', float('nan')):.4f}"]

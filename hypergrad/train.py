@@ -313,3 +313,10 @@ def averaged(problem: Problem, decay: float | Callable[[HParams], Array]) -> Pro
         return problem.objective(original(params, mean), hparams, batch)
 
     return problem._replace(init=init, loss=loss, objective=objective)
+
+
+def earliest(steps: Array) -> Array:
+    """Return the smallest of `steps` that is not negative, or -1; int32 `[]`."""
+    never = jnp.iinfo(jnp.int32).max
+    first = jnp.min(jnp.where(steps < 0, never, steps))
+    return jnp.where(first == never, -1, first).astype(jnp.int32)

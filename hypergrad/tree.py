@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hypergrad.types import Array, PyTree
 
@@ -18,6 +19,11 @@ def leaf_names(tree: PyTree, is_leaf: Callable | None = None, bare: str = "hpara
 def named(tree: PyTree) -> dict[str, Any]:
     """Flatten a tree to {leaf name: leaf}."""
     return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def rows(tree: PyTree, index: Array | np.ndarray) -> PyTree:
+    """Gather rows of every leaf, `[N]` -> `[M]`."""
+    return jax.tree.map(lambda x: x[index], tree)
 
 
 def is_float(leaf) -> bool:

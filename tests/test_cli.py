@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import importlib
 import json
 import os
 import re
@@ -320,11 +321,23 @@ def test_json_of_an_error(capsys, monkeypatch):
     assert "did you mean 'tune'?" in found["error"]
 
 
-def test_json_of_check():
-    done = hypergrad("check", "quadratic", "--horizon", "4", "--json")
-    found = json.loads(done.stdout)
-    assert done.returncode == 0 and found["passed"] is True
-    assert {row["estimator"] for row in found["rows"]} >= {"reverse", "forward"}
+@pytest.mark.parametrize("error", [1e-9, 0.3])
+def test_json_of_check(error, capsys, monkeypatch):
+    """What `verify` returns is written as it is; an exact estimator that is not makes the status 1."""
+    monkeypatch.setenv("JAX_ENABLE_X64", "0")  # which the command sets, and this puts back
+    verify = importlib.import_module("hypergrad.verify")
+    rows = [
+        verify.Row("reverse", error, "lr", 1.0, 4.0, 100, exact=True),
+        verify.Row("es", 0.3, "lr", 0.9, 4.0, 100, exact=False, deviation=1.0),
+        verify.Row("implicit", np.nan, "", np.nan, np.nan, 0, exact=True, refused="it acts"),
+    ]
+    monkeypatch.setattr(verify, "verify", lambda task, horizon, seed: rows)
+    found = run_json(
+        ["check", "quadratic", "--horizon", "4"], capsys, monkeypatch, int(error > 1e-4)
+    )
+    assert found["passed"] is (error < 1e-4) and found["task"] == "quadratic"
+    assert [row["estimator"] for row in found["rows"]] == ["reverse", "es", "implicit"]
+    assert found["rows"][0]["error"] == error and found["rows"][2]["error"] is None
 
 
 def test_ctrl_c_before_there_is_a_study(capsys, monkeypatch):

@@ -313,7 +313,8 @@ def test_a_run_that_is_not_finite_says_when_and_starts_anew(make):
     def loss(w, h, batch):
         return 0.5 * jnp.sum((1 + h["penalty"]) * w**2)
 
-    problem, _ = quadratic(lambda h: optax.sgd(1e15))
+    rate = float(jnp.finfo(jnp.result_type(float)).max) ** 0.4
+    problem, _ = quadratic(lambda h: optax.sgd(rate))
     problem = problem._replace(loss=loss)
     wild = {"penalty": value(1.0)}
     estimates = several(make(problem, 2), KEY, [wild] * 4)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings as fuzz, strategies as st
+from hypothesis import example, given, settings as fuzz, strategies as st
 
 from benchmarks import faults
 from hypergrad import checkpoint, cli, records, storage, study
@@ -398,6 +398,7 @@ def test_any_damage_of_a_journal_resumes_to_the_same(
 
 
 @given(forged, st.integers(0, 3), st.booleans())
+@example({"step": 0, "steps": []}, 0, True)
 @fuzz(max_examples=FEWER)
 def test_forged_records_are_refused_in_one_line_or_make_no_difference(
     counted, tmp_path_factory, record, place, instead

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.estimators.base import Estimate, Estimator, advice, earliest, mean_and_error
+from hypergrad.estimators.base import Estimate, Estimator, advice, mean_and_error
 from hypergrad.problem import check_horizon
+from hypergrad.train import earliest
 from hypergrad.types import Array, HParams
 
 

@@ -391,13 +391,6 @@ def first_nonfinite(losses: Array, value: Array) -> Array:
     return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
 
 
-def earliest(first_nonfinite: Array) -> Array:
-    """Return the earliest of several `first_nonfinite`, -1 if all are; int32 `[]`."""
-    never = jnp.iinfo(jnp.int32).max
-    first = jnp.min(jnp.where(first_nonfinite < 0, never, first_nonfinite))
-    return jnp.where(first == never, -1, first)
-
-
 def mean_and_error(each: PyTree) -> tuple[PyTree, PyTree]:
     """Return the mean over the leading axis `[S]` and its standard error, NaN where S = 1."""
 

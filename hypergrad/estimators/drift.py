@@ -77,7 +77,7 @@ def drift(
     min_momentum^(−S) = 1/(30√ε). Where a segment misses the state stored at its start by more than
     `tolerance`, its part of the hypergradient is computed again by `mixed_mode`, from that state.
 
-    **Cost:** about 3 x training with memory of horizon/S states (in float32 S is 43 at momentum 0.9, 20 at
+    **Cost:** 3 to 4 x training with memory of horizon/S states (in float32 S is 43 at momentum 0.9, 20 at
     0.8); a segment that is computed again costs 4 trainings of it more.
 
     **Limits:** SGD with momentum alone. Its rate, momentum and decoupled decay may change with the step and
@@ -172,7 +172,7 @@ def longest_segment(min_momentum: float, epsilon: float) -> int:
     """Return the number of steps S with min_momentum^(−S) = 1/(30√ε), at least 1.
 
     Rounding alone would allow ten times that, but the first steps of a network undo worse than 1/m a step:
-    on digits, segments of 50 came back to the first state to 4 %, segments of 40 to 4e-5.
+    longer segments missed the first state, and had to be computed again.
     """
     return max(1, int(math.log(30 * math.sqrt(epsilon)) / math.log(min_momentum)))
 

@@ -16,13 +16,14 @@ from hypergrad.pairs import (
     begin,
     both_sides,
     choose,
-    earliest,
     final_objective,
     mean_and_error,
     run_window,
 )
 from hypergrad.perturb import Perturbation, gaussian
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_horizon, check_problem, is_whole
+from hypergrad.segments import largest_divisor
+from hypergrad.train import earliest
 from hypergrad.types import Array, HParams, Key, PyTree
 
 
@@ -389,7 +390,7 @@ def _check_window(
     check_horizon(horizon)
     check_horizon(window, "window")
     if horizon % window:
-        nearest = max(d for d in range(1, min(window, horizon) + 1) if horizon % d == 0)
+        nearest = largest_divisor(horizon, min(window, horizon))
         raise ValueError(
             f"window is {window}, expected a divisor of horizon = {horizon}; pass e.g. window={nearest}"
         )
@@ -402,8 +403,7 @@ def _check_window(
 
 
 def _check_pairs(num_pairs: Any) -> None:
-    whole = isinstance(num_pairs, (int, np.integer)) and not isinstance(num_pairs, bool)
-    if not whole or num_pairs < 2:
+    if not is_whole(num_pairs) or num_pairs < 2:
         raise ValueError(
             f"num_pairs is {num_pairs!r}, expected a whole number of at least 2, because the standard error "
             "comes from their spread; pass e.g. 16"

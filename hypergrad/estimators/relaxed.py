@@ -10,11 +10,11 @@ from hypergrad.estimators.base import (
     Estimate,
     Estimator,
     check_kind,
-    earliest,
     mean_and_error,
 )
 from hypergrad.policies import Relaxation, factorized, gumbel_softmax, relax
 from hypergrad.problem import check_horizon
+from hypergrad.train import earliest
 from hypergrad.types import Array, PyTree
 
 

@@ -15,15 +15,14 @@ from hypergrad.estimators.base import (
     Through,
     by_unrolling,
     check_kind,
-    earliest,
     first_nonfinite,
     mean_and_error,
     split_key,
 )
 from hypergrad.expected import check_policy, check_shared, draw, expected, unboxed
 from hypergrad.policies import Baseline, Policy, leave_one_out
-from hypergrad.problem import Problem, check_horizon, check_problem
-from hypergrad.train import TrainState, draw_batch, init_state, unroll_losses
+from hypergrad.problem import Problem, check_horizon, check_problem, with_hparams
+from hypergrad.train import TrainState, draw_batch, earliest, init_state, unroll_losses
 from hypergrad.types import Array, HParams, Key, PyTree
 
 
@@ -141,7 +140,7 @@ def score(
                 return _Runs(*found, None, None, zero, slope, samples)
             floats = [name for name, leaf in tree.named(samples).items() if tree.is_float(leaf)]
             reals, join = _part(samples, floats)
-            estimator = through(_held(problem, join), horizon)
+            estimator = through(with_hparams(problem, join), horizon)
             found = estimator.estimate(run_key, estimator.init(run_key, reals), reals)[1]
             _, pull = jax.vjp(lambda phi: _part(policy.sample(key, phi), floats)[0], phi)
             parts = pull(found.info.direct)[0], pull(found.info.response)[0]
@@ -227,7 +226,7 @@ def score_shared(
             if not pathwise:
                 return _Runs(*_train(whole, horizon, run_key, phi), None, None, *scores)
             reals, join = _part(phi, pathwise)
-            held = _held(whole, join)
+            held = with_hparams(whole, join)
             found = by_unrolling(held, horizon).estimate(run_key, (), reals)[1]
             zero = _part(jax.tree.map(jnp.zeros_like, phi), pathwise)[1]
             parts = zero(found.info.direct), zero(found.info.response)
@@ -326,16 +325,6 @@ def _part(whole: PyTree, names: list[str]) -> tuple[dict[str, Array], Callable[[
         return treedef.unflatten([part.get(name, leaf) for name, leaf in named.items()])
 
     return {name: named[name] for name in names}, join
-
-
-def _held(problem: Problem, join: Callable[[dict], HParams]) -> Problem:
-    """Make the problem of the real leaves alone, with what was drawn held."""
-    return problem._replace(
-        init=lambda key, h: problem.init(key, join(h)),
-        loss=lambda params, h, batch: problem.loss(params, join(h), batch),
-        objective=lambda params, h, batch: problem.objective(params, join(h), batch),
-        optimizer=lambda h: problem.optimizer(join(h)),
-    )
 
 
 def _draw_key(whole: Problem, start: TrainState, step: Array) -> Key:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from hypergrad import tree
 from hypergrad.population import Population, count
 from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Outcome
@@ -37,11 +38,6 @@ class Rung(NamedTuple):
     rank: Rank | None = None
 
 
-def rows(tree: PyTree, index: Array) -> PyTree:
-    """Gather rows of hparams, `[N]` -> `[M]`."""
-    return jax.tree.map(lambda x: x[index], tree)
-
-
 def best_first(scores: Array) -> Array:
     """Return the members from the best score to the worst, `[N]`; ties by index, what is not finite last."""
     return jnp.argsort(jnp.where(jnp.isfinite(scores), scores, jnp.inf), stable=True)
@@ -70,7 +66,7 @@ def train_up(population: Population, key: Key, hparams: HParams, rungs: Sequence
         if level:
             kept = best_first(scores)[:size]
             index, states = index[kept], population.take(states, kept)
-        given = rows(hparams, index)
+        given = tree.rows(hparams, index)
         states = population.advance(given, states, until - before)
         scores, found = population.judge(given, states)
         values = values.astype(scores.dtype).at[index].set(scores)

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypergrad import tree
 from hypergrad.population import count
 from hypergrad.schedulers.base import (
     Rung,
     Scheduler,
     geometric_rungs,
     num_halvings,
-    rows,
     train_up,
 )
 from hypergrad.searchers.base import Outcome, Searcher
@@ -49,7 +49,7 @@ def hyperband(
         outcomes, start = [], 0
         for i, rungs in enumerate(ladder):
             size = rungs[0].num
-            given = rows(hparams, jnp.arange(start, start + size))
+            given = tree.rows(hparams, jnp.arange(start, start + size))
             if searcher is not None and outcomes:
                 memory = searcher.tell(memory, outcomes[-1])
                 given = searcher.ask(jax.random.fold_in(ask_key, i), memory, size)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from hypergrad import space as spaces, tree
 from hypergrad.population import count
 from hypergrad.problem import check_horizon
-from hypergrad.schedulers.base import Scheduler, best_first, rows
+from hypergrad.schedulers.base import Scheduler, best_first
 from hypergrad.searchers.base import Outcome
 from hypergrad.types import Array, HParams, Key, PyTree
 
@@ -136,7 +136,7 @@ def _exploit(population, carry: _Carry, values: Array, explore: Explore, fractio
     """Copy the best over the worst, and explore from there."""
     key, draw_key, explore_key = jax.random.split(carry.key, 3)
     source, moved = sources(draw_key, values, fraction)
-    hparams = rows(carry.hparams, source)
+    hparams = tree.rows(carry.hparams, source)
     other = explore(explore_key, hparams, carry.seen)
 
     def choose(new, old):

@@ -11,7 +11,7 @@ import optax
 from hypergrad import space as spaces, tree
 from hypergrad.directions import Loop, Method, Point, inner_terms, outer_terms, soba
 from hypergrad.estimators.base import StructuralZeroWarning, first_nonfinite
-from hypergrad.problem import Problem, check, check_horizon, check_problem
+from hypergrad.problem import Problem, check, check_horizon, check_problem, with_hparams
 from hypergrad.response import check_implicit, default_batch, unused
 from hypergrad.searchers.base import Outcome
 from hypergrad.train import check_step, init_state, trained
@@ -197,13 +197,7 @@ def _loop(problem: Problem, space: PyTree, linear, outer: optax.GradientTransfor
     def at(z):
         return spaces.constrain(space, z)
 
-    local = problem._replace(
-        init=lambda key, z: problem.init(key, at(z)),
-        loss=lambda params, z, batch: problem.loss(params, at(z), batch),
-        objective=lambda params, z, batch: problem.objective(params, at(z), batch),
-        optimizer=lambda z: problem.optimizer(at(z)),
-    )
-    return Loop(local, lambda z: linear(at(z)), outer)
+    return Loop(with_hparams(problem, at), lambda z: linear(at(z)), outer)
 
 
 def _check(problem: Problem, hparams: HParams, linear) -> None:
