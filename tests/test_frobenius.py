@@ -43,9 +43,8 @@ CASES = [
     Case("relu", (5, 3), 1),
     Case("tanh", (4, 5, 3), 300, bias=False, wide=False),
     Case("gelu", (4, 6, 5, 3), 20, frozen=(0,), l2=0.05, wide=False),
-    Case("relu", (4, 5, 6, 5, 3), 40, l2=0.02),
+    Case("relu", (4, 5, 3), 40, l2=0.02),
     Case("tanh", (3, 6, 4, 5, 2), 7, frozen=(1,), loss="squares"),
-    Case("gelu", (4, 5, 3), 30, l2=0.1),
 ]
 
 
@@ -138,13 +137,10 @@ def test_any_graph_of_layers_and_its_gauss_newton_matrix():
 
         def run(params):
             full = [path(model, params, batch) for path in LAYERED]
-            bent = [cv.frobenius(model, params, batch, gauss_newton=True)]
-            return full, bent, cv.frobenius_columns(model, params, batch, gauss_newton=True)
+            return full, cv.frobenius(model, params, batch, gauss_newton=True)
 
-        full, bent, columns = fast(run)(params)
-        for got, blocks in [(r, expected) for r in full] + [
-            (r, expected_newton) for r in (*bent, columns)
-        ]:
+        full, bent = fast(run)(params)
+        for got, blocks in [*((r, expected) for r in full), (bent, expected_newton)]:
             assert np.abs(got.blocks - blocks).max() < 1e-10 * blocks.max()
 
 
@@ -226,7 +222,7 @@ def test_parts_of_a_batch_and_single_layers():
 
 def test_confident_networks_do_not_cancel():
     layers = network((4, 6, 3), dtype=jnp.float32)
-    last = {"kernel": 0.2 * layers[1]["kernel"], "bias": jnp.array([15.0, 0.0, 0.5])}
+    last = {"kernel": 0.2 * layers[1]["kernel"], "bias": jnp.array([15.0, 0.0, 0.5], jnp.float32)}
     layers, labels = [layers[0], last], jnp.zeros(8, jnp.int32)
     batch = (data(8, 4, 3, jnp.float32)[0], labels)
     with jax.enable_x64(True):

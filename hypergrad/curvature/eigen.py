@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.curvature.base import Model, check_count
+from hypergrad.curvature.base import Model, check_count, size_of
 from hypergrad.curvature.products import Operator, Product, hvp, operator
 from hypergrad.types import Array, Batch, Key, Params, PyTree
 
@@ -77,14 +77,15 @@ def top_eigenvalues(
         Golub, Van Loan, "Matrix Computations", 4th ed., 10.1-10.3.
     """
     check_count("num", num)
-    linear = operator(product, loss, params, batch)
-    num_steps = min(4 * num + 20 if num_steps is None else num_steps, linear.size)
+    num_steps = 4 * num + 20 if num_steps is None else num_steps
     check_count("num_steps", num_steps)
+    num_steps = min(num_steps, size_of(params))
     if num > num_steps:
         raise ValueError(
             f"num is {num}, expected at most {num_steps}, the steps of Lanczos' method (and no more than "
             "there are weights); raise num_steps or lower num"
         )
+    linear = operator(product, loss, params, batch)
     found = lanczos(linear, jax.random.normal(key, (linear.size,), linear.dtype), num_steps)
     values, weights = jnp.linalg.eigh(tridiagonal(found))
     chosen = jnp.arange(num) if smallest else num_steps - 1 - jnp.arange(num)
