@@ -330,7 +330,9 @@ def _bilevel_tuner(task: Task, settings: Settings) -> Tuner:
 def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
     num_generations, size = generations(settings)
     searcher = registry.searcher(settings.method, task.space, num_generations * size, size)
-    scheduler, cost = registry.scheduler(settings.scheduler, task.space, task.horizon, size)
+    scheduler, cost = registry.scheduler(
+        settings.scheduler, task.problem, task.space, task.horizon, size
+    )
     layout = layout_for(size, settings.devices, settings.chunk)
     tuner = search(population(task.problem, layout=layout), searcher, scheduler, size)
     # a generation that cannot be is refused before a study begins

@@ -166,6 +166,37 @@ def test_gradients_and_paths():
         np.testing.assert_allclose(cv.path_norm(model, layers, batch), np.sqrt(paths.sum()))
 
 
+def test_what_the_search_is_guided_by():
+    with jax.enable_x64(True):
+        layers, (x, y) = network((4, 6, 5, 3), bias=False), data(9, 4, 3)
+        model = cv.mlp(jax.nn.relu)
+        measures = (cv.theorem_1, cv.section_3, cv.published, cv.last_layer, cv.rescaled)
+        run = fast(lambda p: [measure(model, p, (x, y)) for measure in measures])
+        kernels = [np.asarray(layer["kernel"]) for layer in layers]
+        hidden = np.maximum(np.maximum(np.asarray(x) @ kernels[0], 0) @ kernels[1], 0)
+        logits = hidden @ kernels[2]
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        size = np.linalg.norm(kernels[2])
+        found = run(layers)
+        np.testing.assert_allclose(found[0], np.sqrt(np.mean(np.sum(p**2, 1))) / size)
+        np.testing.assert_allclose(found[1], np.linalg.norm(hidden, axis=1).min() / 9 / size)
+        np.testing.assert_allclose(found[2], np.linalg.norm(hidden) * np.linalg.norm(p) / size)
+        soft = np.array([np.diag(q) - np.outer(q, q) for q in p])
+        exact = np.einsum("iab,ic,id->acbd", soft, hidden, hidden) / 9
+        np.testing.assert_allclose(found[3], np.linalg.norm(exact), rtol=1e-10)
+        blocks = np.asarray(fast(lambda p: cv.frobenius(model, p, (x, y)).blocks)(layers))
+        squares = np.array([np.sum(kernel**2) for kernel in kernels])
+        np.testing.assert_allclose(found[4], np.sqrt(squares @ blocks @ squares), rtol=1e-10)
+        moved = run(
+            [
+                {"kernel": c * layer["kernel"]}
+                for c, layer in zip((4, 0.5, 0.5), layers, strict=True)
+            ]
+        )
+        np.testing.assert_allclose(moved[4], found[4], rtol=1e-10)
+        assert abs(moved[3] / found[3] - 1) > 0.5
+
+
 def test_finite_differences():
     with jax.enable_x64(True):
         layers, batch = network((2, 3, 2)), data(6, 2, 2)
@@ -220,6 +251,15 @@ BAD = {
     ),
     "size is 9, expected at most the 8 samples": lambda p, b: cv.m_sharpness(
         relu_loss, p, b, size=9
+    ),
+    "model is function, expected a Layered": lambda p, b: cv.theorem_1(relu_loss, p, b),
+    r"model returned outputs of shape \(5,\)": lambda p, b: cv.section_3(
+        cv.Layered(
+            lambda dense, q, e: jnp.append(dense(q[1], dense(q[0], e[0])), jnp.zeros(2)),
+            lambda z, e: cv.cross_entropy(z, e[1]),
+        ),
+        p,
+        b,
     ),
     "radius is -1": lambda p, b: cv.sam(relu_loss, p, b, radius=-1),
     "epsilon is 0": lambda p, b: cv.keskar(relu_loss, p, b, epsilon=0),

@@ -31,6 +31,7 @@ LADDERS = {
         "columns",
         "products",
         "frobenius",
+        "surrogate",
         "estimate",
         "trace",
         "eigen",

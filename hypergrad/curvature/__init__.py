@@ -34,6 +34,7 @@ from hypergrad.curvature.products import (
 )
 from hypergrad.curvature.result import Frobenius
 from hypergrad.curvature.sharpness import adaptive, keskar, m_sharpness, sam
+from hypergrad.curvature.surrogate import last_layer, published, rescaled, section_3, theorem_1
 from hypergrad.curvature.trace import (
     DiagonalEstimate,
     TraceEstimate,
@@ -80,17 +81,22 @@ __all__ = [
     "hvp",
     "keskar",
     "landscape",
+    "last_layer",
     "layer_names",
     "m_sharpness",
     "mlp",
     "pac_bayes",
     "path_norm",
     "power_iteration",
+    "published",
     "relative_flatness",
+    "rescaled",
     "sam",
     "sample_pairs",
+    "section_3",
     "spectral_density",
     "squared_error",
+    "theorem_1",
     "top_eigenvalues",
     "trace",
     "trace_estimate",

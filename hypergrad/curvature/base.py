@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from hypergrad import tree
@@ -174,7 +175,8 @@ def check_params(params: Params) -> None:
                 "over what is not trained"
             )
         dtypes.setdefault(str(jnp.result_type(leaf)), name)
-        if not traced(leaf) and not bool(jnp.all(jnp.isfinite(leaf))):
+        # numpy, because within a trace jax would not tell
+        if not traced(leaf) and not np.isfinite(np.asarray(leaf).astype(np.float64)).all():
             raise ValueError(
                 f"params[{name!r}] is not finite, expected finite weights; training has diverged, lower "
                 "the learning rate"

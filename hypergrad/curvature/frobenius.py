@@ -20,7 +20,7 @@ from hypergrad.curvature.base import (
     widen,
 )
 from hypergrad.curvature.blocks import LayerNorms, layer_norms
-from hypergrad.curvature.columns import frobenius_columns, group_leaves
+from hypergrad.curvature.columns import Group, frobenius_columns, group_leaves
 from hypergrad.curvature.layers import Layer, Unservable, trained_layers
 from hypergrad.curvature.result import Frobenius, assemble
 from hypergrad.types import Array, Batch, Params
@@ -39,13 +39,21 @@ class FallbackWarning(UserWarning):
 
 def layer_names(loss: Model, params: Params, batch: Batch) -> list[str]:
     """Name the layers in the order of `Frobenius.blocks`: that of their first weights in the params."""
+    return [group.name for group in block_leaves(loss, params, batch)]
+
+
+def block_leaves(loss: Model, params: Params, batch: Batch) -> list[Group]:
+    """List which leaves of the params make each row of `Frobenius.blocks`."""
     if isinstance(loss, Layered):
         try:
             layers = trained_layers(loss, params, batch)
-            return [layers[i].name for i in _order(layers)]
         except Unservable:
-            pass
-    return [group.name for group in group_leaves(params)]
+            return group_leaves(params)
+        ordered = (layers[i] for i in _order(layers))
+        return [
+            Group(at.name, [i for i in (at.kernel, at.bias) if i is not None]) for at in ordered
+        ]
+    return group_leaves(params)
 
 
 def frobenius(

@@ -1,6 +1,16 @@
 """Schedulers: how to spend training. One method, one file, one contract (`base.Scheduler`)."""
 
 from hypergrad.schedulers.base import Rung, Scheduler, geometric_rungs
+from hypergrad.schedulers.flatness import (
+    blended,
+    flatness,
+    flattest,
+    lowest_value,
+    matched,
+    pareto,
+    supremum,
+    traverse,
+)
 from hypergrad.schedulers.full import full
 from hypergrad.schedulers.halving import halving, staged
 from hypergrad.schedulers.hyperband import hyperband
@@ -9,11 +19,19 @@ from hypergrad.schedulers.pbt import pbt, perturb
 __all__ = [
     "Rung",
     "Scheduler",
+    "blended",
+    "flatness",
+    "flattest",
     "full",
     "geometric_rungs",
     "halving",
     "hyperband",
+    "lowest_value",
+    "matched",
+    "pareto",
     "pbt",
     "perturb",
     "staged",
+    "supremum",
+    "traverse",
 ]
