@@ -292,6 +292,36 @@ def curves(
         return figure
 
 
+def slices(
+    steps: np.ndarray, values: Mapping[str, np.ndarray], *, width: float = WIDE
+) -> "Figure | None":
+    """Draw the training loss along a direction through the network of each configuration.
+
+    Args:
+        steps: Distances along the direction `[num]`.
+        values: Configuration to its loss `[num]`; what is not finite is left out.
+        width: Inches.
+    """
+    styles = {"default": DEFAULT, "random": RANDOM, "tuned": TUNED}
+    drawn = {
+        name: _tame(np.asarray(line, float))
+        for name, line in values.items()
+        if np.isfinite(np.asarray(line, float)).any()
+    }
+    if not drawn:
+        return None
+    with _style():
+        figure, ((axes,),) = _grid(width, 0.72 if width < WIDE else 0.4)
+        for name, line in drawn.items():
+            axes.plot(steps, line, label=clean(name), **styles.get(name, DIRECT))
+        _scale(axes, np.concatenate(list(drawn.values())))
+        axes.set_title("training loss")
+        axes.set_xlabel("distance, in lengths of the filters")
+        axes.margins(x=0.01)
+        _legend(figure, axes, width)
+        return figure
+
+
 def svg(figure: "Figure", prefix: str = "") -> str:
     """Return the figure as an SVG element without date, metadata, document type or comments.
 

@@ -63,6 +63,26 @@ def finished(tmp_path_factory):
     return out, hypergrad(*words, str(out))
 
 
+def test_flatness_measures_the_networks_that_were_judged(finished):
+    out, _ = finished
+    done = hypergrad("flatness", str(out), "digits", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert set(said["measures"]) == {"default", "tuned", "random"}
+    tuned = said["measures"]["tuned"]
+    assert np.all(np.array(tuned["Hessian norm"]) >= np.abs(tuned["largest eigenvalue"]) * 0.8)
+    kept = json.loads((out / "flatness.json").read_text())
+    assert kept["of"] == json.loads((out / "result.json").read_text())["final_digest"]
+    # the slice goes through the network whose loss was measured
+    for name, values in kept["slices"].items():
+        assert values[len(values) // 2] == pytest.approx(
+            said["measures"][name]["training loss"][0], rel=1e-4
+        )
+    assert "Hessian norm" in (out / "report.html").read_text()
+    missing = hypergrad("flatness", str(out))
+    assert missing.returncode == 2 and "TASK is missing" in missing.stderr
+
+
 def test_tune_writes_a_study(finished):
     out, done = finished
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ FLOORS = {
     "plots": 6, "judge": 6, "loading": 6, "studyfile": 6, "journal": 6.1, "checkpoint": 6.1,
     "records": 6.1, "trials": 6.1, "export": 6.1, "study": 6.2, "results": 6.2, "callbacks": 6.3,
     "integrations": 6.4, "report": 6.5, "slopes": 6.5,
-    "tune": 7, "verify": 7, "recommend": 7, "resume": 7.5, "arguments": 7.5,
+    "tune": 7, "verify": 7, "recommend": 7, "resume": 7.5, "flatness": 7.6, "arguments": 7.5,
     "completion": 7.6, "terminal": 7.6, "cli": 8, "__main__": 9,
 }  # fmt: skip
 LADDERS = {
