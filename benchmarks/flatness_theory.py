@@ -23,7 +23,7 @@ from benchmarks.fghpo import trained_grid
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import curvature as cv
 
-RESAMPLES = 500
+RESAMPLES = 200
 CONTROLS = ("auc_valid", "loss_valid", "loss_train")
 TARGETS = {
     "exact norm": lambda get: get("full_1"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         groups,
         integrations,
         layout,
+        measures,
         policies,
         schedulers,
         searchers,
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters buckets curvature devices estimators groups integrations layout policies schedulers "
-    "searchers sizing solve space study tuners",
+    "hypergrad": "adapters buckets curvature devices estimators groups integrations layout measures policies "
+    "schedulers searchers sizing solve space study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
     "hypergrad.expected": "enumerated expected sampled",
@@ -110,6 +111,7 @@ __all__ = [
     "integrations",
     "layout",
     "load_schedule",
+    "measures",
     "policies",
     "population",
     "recommend",

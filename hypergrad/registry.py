@@ -23,6 +23,7 @@ from hypergrad.estimators import (
     rtho,
     truncated,
 )
+from hypergrad.measures import supremum
 from hypergrad.problem import Problem
 from hypergrad.schedulers import (
     Scheduler,
@@ -33,7 +34,6 @@ from hypergrad.schedulers import (
     matched,
     pbt,
     perturb,
-    supremum,
 )
 from hypergrad.schedulers.base import Rung, geometric_rungs, spent
 from hypergrad.schedulers.hyperband import brackets

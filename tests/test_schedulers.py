@@ -10,6 +10,7 @@ import pytest
 from hypergrad import curvature, records, schedulers, searchers, study
 from hypergrad.groups import partitioned
 from hypergrad.layout import chunked, looped, vectorized
+from hypergrad.measures import supremum
 from hypergrad.population import Population, population
 from hypergrad.problem import Examples, Problem
 from hypergrad.schedulers import (
@@ -26,7 +27,6 @@ from hypergrad.schedulers import (
     pbt,
     perturb,
     staged,
-    supremum,
     traverse,
 )
 from hypergrad.schedulers.hyperband import brackets, num_trials

@@ -8,7 +8,6 @@ from hypergrad.schedulers.flatness import (
     lowest_value,
     matched,
     pareto,
-    supremum,
     traverse,
 )
 from hypergrad.schedulers.full import full
@@ -32,6 +31,5 @@ __all__ = [
     "pbt",
     "perturb",
     "staged",
-    "supremum",
     "traverse",
 ]

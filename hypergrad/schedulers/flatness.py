@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad import coordinates, tree
+from hypergrad.measures import Measure
 from hypergrad.population import Population, count
-from hypergrad.problem import Problem, check_horizon, check_problem, split_loss
+from hypergrad.problem import check_horizon
 from hypergrad.schedulers.base import Rung, Scheduler, best_first, train_up
-from hypergrad.train import carried, trained, with_parts
-from hypergrad.types import Array, Batch, HParams, Key, Params, PyTree
+from hypergrad.types import Array, HParams, Key, PyTree
 
-Measure: TypeAlias = Callable[[Params, HParams], Array]
-"""(params, hparams) -> [], of one network: the flatter the lower."""
 Ranking: TypeAlias = Callable[[Array, Array], Array]
 """(measures `[M]`, objectives `[M]`) -> scores `[M]`, the lowest best; what is not finite comes last."""
 
@@ -99,8 +97,8 @@ def flatness(
     ranking by the objective (`ranking=lowest_value`) is hard to beat (`docs/flatness.md`).
 
     Args:
-        measure: (params, hparams) -> []; `supremum` makes one of any curvature measure. A validation loss, a
-            norm of the weights or a test of one's own will do as well.
+        measure: (params, hparams) -> []; `measures.supremum` makes one of any curvature measure. A
+            validation loss, a norm of the weights or a test of one's own will do as well.
         num_steps: of the trials that go on, R.
         first_steps: of every trial, an epoch in the paper; where it is `num_steps`, all are trained to the end.
         num_kept: N_2.
@@ -121,7 +119,7 @@ def flatness(
         if not callable(value):
             raise ValueError(
                 f"{name} is {value!r:.80}, expected a function; pass e.g. "
-                + ("supremum(problem, curvature.sam)" if name == "measure" else "flattest")
+                + ("measures.supremum(problem, curvature.sam)" if name == "measure" else "flattest")
             )
 
     def rank(population: Population, hparams: HParams, states: PyTree, values: Array):
@@ -139,69 +137,6 @@ def flatness(
         return train_up(population, key, hparams, rungs if first_steps < num_steps else rungs[:1])
 
     return run
-
-
-def supremum(
-    problem: Problem,
-    curvature: Callable[[Callable[[Params, Batch], Array], Params, Batch], Array],
-    *,
-    num_batches: int | None = None,
-    batch_size: int | None = None,
-) -> Measure:
-    """Return the measure sup_{x ⊂ X} μ(x; h) over minibatches of the training set.
-
-    With `batch_size`, the batches divide `problem.train_set`, those over the end left out; all members see the
-    same ones. Without, they are the first `num_batches` (4) that a run of key 0 would be trained on.
-
-    **Cost:** a measure a batch, one after another.
-
-    Args:
-        problem: the training loop.
-        curvature: (loss, params, batch) -> [], such as `curvature.sam`, or
-            `lambda loss, params, batch: curvature.frobenius(model, params, batch).value`. Hyperparameters and
-            carried state are closed over in `loss`, whose batches are those of the problem.
-        num_batches: at most so many; all of the training set where None.
-        batch_size: samples in each.
-
-    Raises:
-        ValueError: for a batch size without a training set, or one larger than it.
-    """
-    check_problem(problem)
-    draw, num = _batches(problem, num_batches, batch_size)
-
-    def measure(params, hparams):
-        def loss(weights, batch):
-            whole = with_parts(params, weights, carried(params))
-            return split_loss(whole, problem.loss(whole, hparams, batch))[0]
-
-        def one(index):
-            return curvature(loss, trained(params), draw(index))
-
-        return jnp.max(jax.lax.map(one, jnp.arange(num, dtype=jnp.int32)))
-
-    return measure
-
-
-def _batches(
-    problem: Problem, num_batches: int | None, batch_size: int | None
-) -> tuple[Callable[[Array], Batch], int]:
-    """Return index -> minibatch, and how many there are."""
-    if num_batches is not None:
-        check_horizon(num_batches, "num_batches")
-    if batch_size is None:
-        key = jax.random.key(0)
-        return lambda i: problem.train_batch(jax.random.fold_in(key, i), i), num_batches or 4
-    check_horizon(batch_size, "batch_size")
-    examples = problem.train_set
-    if examples is None or examples.num_examples < batch_size:
-        have = "no training set" if examples is None else f"{examples.num_examples} examples"
-        raise ValueError(
-            f"batch_size is {batch_size} for a problem with {have}, expected at least as many examples in "
-            "problem.train_set; lower it, or leave it out"
-        )
-    most = examples.num_examples // batch_size
-    offsets = jnp.arange(batch_size, dtype=jnp.int32)
-    return lambda i: examples.at(i * batch_size + offsets), min(most, num_batches or most)
 
 
 def traverse(
