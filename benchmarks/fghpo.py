@@ -145,11 +145,11 @@ METHODS: dict[str, Callable] = {
     "blended rescaled": by_measure("rescaled_1", blended(0.2)),
     "random": lambda table, key: searched(table, key, random(SPACE), full(EPOCHS), TRIALS, 1),
     "TPE": one_by_one(partial(tpe, SPACE, capacity=16, num_initial=4)),
+    "BOHB": bohb,
     "HEBO-like": one_by_one(partial(bayes, SPACE, capacity=16, num_initial=4, warp=True)),
     "TuRBO-like": one_by_one(
         partial(bayes, SPACE, capacity=16, num_initial=4, trust_region=TrustRegion())
     ),
-    "BOHB": bohb,
 }
 """Name -> (table, key) -> outcomes."""
 COLUMNS = (
@@ -161,28 +161,32 @@ def run(results: Results, options: argparse.Namespace) -> None:
     """Run every method on every data set that `configurations` has, the smallest first."""
     trained = trained_grid(options.quick)
     repeats = 2 if options.quick else REPEATS
-    programs = {
-        name: jax.jit(jax.vmap(partial(chosen, method))) for name, method in METHODS.items()
-    }
-    for case in sorted(trained.cases, key=lambda name: SIZES[name]):
-        tables = tables_of(trained, case)
-        test = column(trained, case, "auc_test")
-        seeds = np.arange(repeats) % len(tables["curve"])
-        rows = {name: jnp.asarray(values[seeds]) for name, values in tables.items()}
-        keys = jax.vmap(jax.random.key)(jnp.arange(repeats))
-        for name, program in programs.items():
-            if name in results.cases.get(case, {}):
-                continue
-            print(f"{case}: {name} ...", flush=True)
-            found, epochs = map(np.asarray, program(rows, keys))
-            record(results, case, name, found, epochs, seeds, tables, test)
-        if "TPE (Optuna)" not in results.cases[case]:
-            found = np.array([optuna_tpe(tables["curve"][s], i) for i, s in enumerate(seeds)])
-            if found.dtype != object:
-                epochs = np.full(repeats, TRIALS * EPOCHS)
-                record(results, case, "TPE (Optuna)", found, epochs, seeds, tables, test)
-        if "overlap" not in results.cases[case]:
+    cases = sorted(trained.cases, key=lambda name: SIZES[name])
+    seeds = np.arange(repeats) % column(trained, cases[0], "auc_test").shape[0]
+    keys = jax.vmap(jax.random.key)(jnp.arange(repeats))
+    tables = {case: tables_of(trained, case) for case in cases}
+    tests = {case: column(trained, case, "auc_test") for case in cases}
+    for case in cases:
+        if "overlap" not in results.cases.get(case, {}):
             results.add(case, overlap(trained, case, seeds))
+    for name, method in METHODS.items():  # each compiles once, for all data sets
+        program = jax.jit(jax.vmap(partial(chosen, method)))
+        for case in cases:
+            if name in results.cases[case]:
+                continue
+            print(f"{name} on {case} ...", flush=True)
+            rows = {n: jnp.asarray(values[seeds]) for n, values in tables[case].items()}
+            found, epochs = map(np.asarray, program(rows, keys))
+            record(results, case, name, found, epochs, seeds, tables[case], tests[case])
+    for case in cases:
+        curve = tables[case]["curve"]
+        if "TPE (Optuna)" not in results.cases[case]:
+            found = [optuna_tpe(curve[s], i) for i, s in enumerate(seeds)]
+            if None not in found:
+                epochs = np.full(repeats, TRIALS * EPOCHS)
+                record(
+                    results, case, "TPE (Optuna)", found, epochs, seeds, tables[case], tests[case]
+                )
 
 
 def trained_grid(quick: bool) -> Results:
@@ -237,7 +241,8 @@ def optuna_tpe(curve: np.ndarray, seed: int) -> int | None:
 
     def objective(trial):
         given = {n: trial.suggest_int(n, d.low, d.high) for n, d in SPACE.items()}
-        row = int(place({n: jnp.asarray(v) for n, v in given.items()}))
+        sizes = [d.high + 1 for d in SPACE.values()]
+        row = int(np.ravel_multi_index([given[n] for n in SPACE], sizes))
         trial.set_user_attr("row", row)
         return float(np.nan_to_num(curve[-1, row], nan=1.0))
 
