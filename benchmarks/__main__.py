@@ -18,6 +18,10 @@ NAMES = {
     "chaotic": "hypergradient descent from a chaotic start: reverse, truncated, PES, NRES, ES",
     "many": "32 hypergradients at once, and one device a core, against a loop",
     "hypercleaning": "finding flipped labels by tuning a weight for every example",
+    "configurations": "576 small networks a data set, trained and measured, for the two after this one",
+    "fghpo": "flatness-guided search with every measure beside plain halving and others, at equal cost",
+    "flatness_theory": "Theorem 1 checked, and what each measure of flatness says of generalization",
+    "frobenius": "exact Hessian norms beside jax.hessian, torch.func, curvlinops and PyHessian",
     "implicit": "cost and agreement of implicit hypergradients, beside jaxopt, TorchOpt and PyTorch",
     "scaling": "weak scaling of a population over devices, and what a generation sends between them",
     "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
@@ -42,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="results file; cases in it are not run again (default: results/NAME.jsonl)",
     )
     parser.add_argument(
-        "--data", help="folder of the MNIST files, for 'schedules', 'hypercleaning' and 'implicit'"
+        "--data",
+        help="folder of the MNIST files, for 'schedules', 'hypercleaning' and 'implicit'; of the OpenML "
+        "tables, for 'configurations'",
     )
     parser.add_argument(
         "--torch-python",

@@ -11,8 +11,14 @@ from pathlib import Path
 from benchmarks.record import Results
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/chaotic.md", "docs/distributed.md")
-PICTURES = {"chaotic": "docs/chaotic.png"}
+DOCUMENTS = (
+    "README.md",
+    "benchmarks/README.md",
+    "docs/chaotic.md",
+    "docs/distributed.md",
+    "docs/flatness.md",
+)
+PICTURES = {"chaotic": "docs/chaotic.png", "flatness_theory": "docs/flatness.png"}
 """Benchmark -> the picture that its `draw` makes of the results."""
 BLOCK = re.compile(r"<!-- (\w+) (table|summary) -->\n.*?<!-- end -->", re.DOTALL)
 

@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from hypergrad import (
         adapters,
         buckets,
+        curvature,
         devices,
         estimators,
         groups,
         integrations,
         layout,
+        measures,
         pareto,
         policies,
         schedulers,
@@ -47,8 +49,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters buckets devices estimators groups integrations layout pareto policies schedulers "
-    "searchers sizing solve space study tuners",
+    "hypergrad": "adapters buckets curvature devices estimators groups integrations layout measures pareto "
+    "policies schedulers searchers sizing solve space study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
     "hypergrad.expected": "enumerated expected sampled",
@@ -99,6 +101,7 @@ __all__ = [
     "best_response",
     "buckets",
     "check",
+    "curvature",
     "devices",
     "enumerated",
     "estimators",
@@ -109,6 +112,7 @@ __all__ = [
     "integrations",
     "layout",
     "load_schedule",
+    "measures",
     "pareto",
     "policies",
     "population",

@@ -54,6 +54,7 @@ COMMANDS = {
     "replay": "train one trial of a study again and show where it went wrong",
     "export": "write the tuned hyperparameters of a study as JSON",
     "report": "write the report of a finished study again",
+    "flatness": "measure how flat the networks of a finished study are",
     "check": "compare every estimator with finite differences on a task",
     "recommend": "say which estimator to use on a task, and why",
     "list": "list the tasks, methods, schedulers, estimators and logs",
@@ -121,11 +122,11 @@ def parser() -> argparse.ArgumentParser:
     made["run"].add_argument("file", metavar="FILE", help="study file, TOML")
     _add_options(made["run"], list(OPTIONS))
 
-    for name in ("resume", "replay", "export", "report"):
+    for name in ("resume", "replay", "export", "report", "flatness"):
         made[name].add_argument("directory", metavar="DIR", help="folder of the study")
     made["replay"].add_argument("trial", metavar="TRIAL", help="number of the trial, from 0")
     task_options = [OPTION[name] for name in ("data", "label", "horizon", "arg")]
-    for name in ("resume", "replay"):
+    for name in ("resume", "replay", "flatness"):
         _add_task(made[name], "TASK", nargs="?")
         _add_options(made[name], task_options)
         made[name].add_argument(

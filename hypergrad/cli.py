@@ -327,6 +327,28 @@ def _report(given: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def _flatness(given: argparse.Namespace, command: str) -> int:
+    task = _load_recorded(given)
+    from hypergrad.flatness import flatness
+    from hypergrad.report import report
+    from hypergrad.terminal import brief, print_json
+
+    found = flatness(task, given.directory, allow_changes=given.allow_changes)
+    page = str(report(given.directory))
+    if given.json:
+        print_json({"measures": found.measures, "report": page})
+        return 0
+    names = list(found.measures)
+    print(f"{'mean over seeds (range)':32s}" + "".join(f"{name:>30s}" for name in names))
+    for label in next(iter(found.measures.values()), {}):
+        cells = [found.measures[name][label] for name in names]
+        said = [f"{brief(c.mean())} ({brief(c.min())} to {brief(c.max())})" for c in cells]
+        print(f"{label:32s}" + "".join(f"{text:>30s}" for text in said))
+    if not given.quiet:
+        print(f"report: {page}")
+    return 0
+
+
 def _check(given: argparse.Namespace, command: str) -> int:
     os.environ["JAX_ENABLE_X64"] = "1"
     options = words.options(given)
@@ -457,6 +479,7 @@ _COMMANDS = {
     "replay": _replay,
     "export": _export,
     "report": _report,
+    "flatness": _flatness,
     "check": _check,
     "recommend": _recommend,
     "list": _list,

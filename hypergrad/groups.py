@@ -1,6 +1,7 @@
 """Populations whose members do not share one compiled program: one for each shape, compiled once."""
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ def grouped(
     assign: Callable[[HParams], Sequence[Hashable]],
     build: Callable[[Any], Population],
     strip: Callable[[HParams], HParams] = lambda hparams: hparams,
+    restore: Callable[[Any, HParams], HParams] = lambda label, hparams: hparams,
 ) -> Population:
     """Build a population out of others, one for each label.
 
@@ -41,6 +43,7 @@ def grouped(
         assign: hparams `[N]` -> the label of each member.
         build: label -> the population of its members; called once a label.
         strip: hparams -> those that the populations are given.
+        restore: (label, what a member was given) -> its hparams as they were before `strip`.
     """
     built: dict[Hashable, Population] = {}
 
@@ -48,6 +51,12 @@ def grouped(
         if label not in built:
             built[label] = build(label)
         return built[label]
+
+    @lru_cache(
+        maxsize=128
+    )  # the same function again for the same label, so that nothing compiles twice
+    def view(label, function):
+        return lambda params, given: function(params, restore(label, given))
 
     def init(keys, hparams):
         count(hparams)
@@ -67,13 +76,22 @@ def grouped(
 
         return [one(group) for group in groups]
 
-    def judge(hparams, groups):
+    def per_group(function, hparams, groups):
         num = sum(len(group.index) for group in groups)
         places = np.concatenate([group.index for group in groups])
         back = np.empty(num, int)
         back[places] = np.arange(num)
-        parts = [of(g.label).judge(tree.rows(strip(hparams), g.index), g.states) for g in groups]
+        parts = [function(g, tree.rows(strip(hparams), g.index)) for g in groups]
         return jax.tree.map(lambda *xs: jnp.concatenate(xs)[back], *parts)
+
+    def judge(hparams, groups):
+        return per_group(lambda g, given: of(g.label).judge(given, g.states), hparams, groups)
+
+    def measure(function, hparams, groups):
+        def one(group, given):
+            return of(group.label).measure(view(group.label, function), given, group.states)
+
+        return per_group(one, hparams, groups)
 
     def take(groups, index):
         index = np.asarray(index)
@@ -90,7 +108,7 @@ def grouped(
     def value(hparams, groups):
         return judge(hparams, groups)[0]
 
-    return Population(init, advance, value, judge, take, True)
+    return Population(init, advance, value, judge, take, True, measure=measure)
 
 
 def partitioned(
@@ -135,18 +153,17 @@ def partitioned(
         given = flat(hparams)
         return [given[i] for i in traced]
 
-    def make(label):
+    def restore(label, hparams):
         fixed = {
             i: spaces.static_value(leaves[i], value) for i, value in zip(static, label, strict=True)
         }
+        values = fixed | dict(zip(traced, hparams, strict=True))
+        return jax.tree.unflatten(structure, [values[i] for i in range(len(leaves))])
 
-        def whole(hparams):
-            values = fixed | dict(zip(traced, hparams, strict=True))
-            return jax.tree.unflatten(structure, [values[i] for i in range(len(leaves))])
+    def make(label):
+        return build(with_hparams(problem, lambda hparams: restore(label, hparams)))
 
-        return build(with_hparams(problem, whole))
-
-    return grouped(assign, make, strip)
+    return grouped(assign, make, strip, restore)
 
 
 def bucketed(

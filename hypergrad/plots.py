@@ -292,6 +292,36 @@ def curves(
         return figure
 
 
+def slices(
+    steps: np.ndarray, values: Mapping[str, np.ndarray], *, width: float = WIDE
+) -> "Figure | None":
+    """Draw the training loss along a direction through the network of each configuration.
+
+    Args:
+        steps: Distances along the direction `[num]`.
+        values: Configuration to its loss `[num]`; what is not finite is left out.
+        width: Inches.
+    """
+    styles = {"default": DEFAULT, "random": RANDOM, "tuned": TUNED}
+    drawn = {
+        name: _tame(np.asarray(line, float))
+        for name, line in values.items()
+        if np.isfinite(np.asarray(line, float)).any()
+    }
+    if not drawn:
+        return None
+    with _style():
+        figure, ((axes,),) = _grid(width, 0.72 if width < WIDE else 0.4)
+        for name, line in drawn.items():
+            axes.plot(steps, line, label=clean(name), **styles.get(name, DIRECT))
+        _scale(axes, np.concatenate(list(drawn.values())))
+        axes.set_title("training loss")
+        axes.set_xlabel("distance, in lengths of the filters")
+        axes.margins(x=0.01)
+        _legend(figure, axes, width)
+        return figure
+
+
 def svg(figure: "Figure", prefix: str = "") -> str:
     """Return the figure as an SVG element without date, metadata, document type or comments.
 
@@ -329,6 +359,55 @@ def png(figure: "Figure") -> bytes:
         _settle(figure)
         figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def landscape(
+    steps: np.ndarray,
+    values: np.ndarray,
+    name: str = "loss",
+    *,
+    surface: bool = False,
+    ceiling: float | None = None,
+    width: float = NARROW,
+) -> "Figure | None":
+    """Draw a slice through the loss: a curve, or of a plane contour lines or the surface itself.
+
+    Args:
+        steps: Distances along the directions `[num]`, as in `curvature.Landscape`.
+        values: Of the loss, `[num]` or `[num, num]`; what is not finite is left out.
+        name: What is drawn.
+        surface: Draw a plane as a surface.
+        ceiling: Where the scale ends; so that two networks can be compared, give both the same.
+        width: Inches.
+    """
+    steps, values = np.asarray(steps, float), np.asarray(values, float)
+    if not np.isfinite(values).any():
+        return None
+    top = _ceiling(values) if ceiling is None else ceiling
+    shown = np.where(np.isfinite(values), np.minimum(_tame(values), top), np.nan)
+    with _style():
+        if values.ndim == 1:
+            figure, ((axes,),) = _grid(width, 0.7)
+            axes.plot(steps, shown, **TUNED)
+            axes.set_xlabel("distance along the direction")
+            axes.set_ylabel(name)
+            axes.margins(x=0.01)
+            return figure
+        figure, axes = _plane(width, surface)
+        if surface:
+            grid = np.meshgrid(steps, steps, indexing="ij")
+            axes.plot_surface(*grid, shown, cmap="viridis", linewidth=0, antialiased=True)
+            axes.set_zlabel(name)
+        else:
+            levels = 16 if np.nanmax(shown) > np.nanmin(shown) else None
+            lines = axes.contourf(steps, steps, shown.T, levels, cmap="viridis")
+            figure.colorbar(lines, ax=axes, label=name, shrink=0.9)
+            axes.plot(0, 0, "+", color="white", markersize=8)
+            axes.set_aspect("equal")
+            axes.grid(visible=False)
+        axes.set_xlabel("first direction")
+        axes.set_ylabel("second direction")
+    return figure
 
 
 def clean(text: str, limit: int = 48) -> str:
@@ -380,6 +459,13 @@ def _grid(width: float, aspect: float, rows: int = 1, columns: int = 1, **ratios
     layout: Any = figure.get_layout_engine()
     layout.set(w_pad=0.06, h_pad=0.06, hspace=0.06, wspace=0.05)
     return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=ratios)
+
+
+def _plane(width: float, surface: bool) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 0.85 * width), layout="constrained")
+    return figure, figure.add_subplot(projection="3d" if surface else None)
 
 
 def _settle(figure: "Figure") -> None:

@@ -1,6 +1,7 @@
 """Train many members of one problem at once."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from hypergrad import tree
 from hypergrad.layout import Layout, default_layout
 from hypergrad.problem import Problem, check_horizon, check_hparams, check_problem
 from hypergrad.train import TrainState, init_state, step
-from hypergrad.types import Array, HParams, Key, PyTree
+from hypergrad.types import Array, HParams, Key, Params, PyTree
 
 NEVER = 2**31 - 1
 """The step at which a member diverged that has not."""
@@ -38,6 +39,13 @@ def _take(states, index):
     return tree.rows(states, index)
 
 
+def _no_measure(function, hparams, states):
+    raise ValueError(
+        "population has no `measure`, expected one to look at the weights of its members; build it with "
+        "population(problem), partitioned(...) or bucketed(...)"
+    )
+
+
 class Population(NamedTuple):
     """N members of one problem; every argument has the leading axis `[N]`.
 
@@ -50,6 +58,8 @@ class Population(NamedTuple):
             `diverged`, the step at which training or the objective was first not finite, or -1.
         take: (states, index) -> states of the members `index`.
         host: whether it works on the host between compiled calls, so that it cannot be traced.
+        measure: (function, hparams, states) -> what `function(params, hparams)` returns for each member, a mean
+            over its seeds, `[N, ...]`.
         whole: (tree) -> the same arrays, whole on every device: what a process may read.
     """
 
@@ -60,6 +70,7 @@ class Population(NamedTuple):
     take: Callable[[PyTree, Array], PyTree] = take
     host: bool = False
     whole: Callable[[PyTree], PyTree] = lambda tree: tree
+    measure: Callable[[Callable[[Params, HParams], PyTree], HParams, PyTree], PyTree] = _no_measure
 
 
 def population(
@@ -137,7 +148,17 @@ def population(
     def value(hparams, states):
         return judge(hparams, states)[0]
 
-    return Population(init, advance, value, judge, take, layout.host, layout.whole)
+    @lru_cache(maxsize=32)  # a layout on the host compiles what it is given
+    def measure_each(function):
+        return each(
+            lambda _, h, member: function(member.train.params, h), None, None, 0, gather=True
+        )
+
+    def measure(function, hparams, states):
+        found = measure_each(function)(None, hparams, states)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=1), found) if many else found
+
+    return Population(init, advance, value, judge, take, layout.host, layout.whole, measure)
 
 
 class _Run(NamedTuple):

@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 
+import jax
+import jax.numpy as jnp
+
 from hypergrad.beliefs import Beliefs
+from hypergrad.curvature import frobenius_estimate
 from hypergrad.directions import Method, amigo, finite_sum, nearest_divisor, saba, soba
 from hypergrad.estimators import (
     Estimator,
@@ -21,9 +25,19 @@ from hypergrad.estimators import (
     truncated,
 )
 from hypergrad.integrations.optuna import named_sampler, optuna_searcher
+from hypergrad.measures import supremum
 from hypergrad.problem import Problem
-from hypergrad.schedulers import Scheduler, full, halving, hyperband, pbt, perturb
-from hypergrad.schedulers.base import geometric_rungs, spent
+from hypergrad.schedulers import (
+    Scheduler,
+    flatness,
+    full,
+    halving,
+    hyperband,
+    matched,
+    pbt,
+    perturb,
+)
+from hypergrad.schedulers.base import Rung, geometric_rungs, spent
 from hypergrad.schedulers.hyperband import brackets
 from hypergrad.searchers import (
     Searcher,
@@ -86,6 +100,7 @@ SCHEDULERS: dict[str, str] = {
     "full": "every trial is trained to the end",
     "halving": "all trials a little, the best third three times as long, and so on",
     "hyperband": "several halvings, from the boldest to the most patient; with tpe as in BOHB",
+    "flatness": "all trials for an epoch, and the flattest fifth to the end (FGHPO at matched loss)",
     "pbt": "the worst go on from copies of the best, with other hyperparameters",
 }
 NAMES = {"method": METHODS, "scheduler": SCHEDULERS, "estimator": ESTIMATORS, "bilevel": BILEVEL}
@@ -98,6 +113,8 @@ NUM_PERIODS = 8
 """Comparisons of `pbt` in a run, or a few more: the steps are divided evenly."""
 LEAST_BELIEVED = 8
 """First trials that come from the beliefs, where a search has no distribution of its own to put them in."""
+NUM_PRODUCTS = 12
+"""Products with the Hessian of each of four minibatches, from which `flatness` estimates its norm."""
 SUM_BATCH = 64
 """Examples in a minibatch of `saba`, as nearly as they divide the training set."""
 
@@ -184,11 +201,14 @@ def searcher(
     return constant(space, make)
 
 
-def scheduler(name: str, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:
+def scheduler(
+    name: str, problem: Problem, space: PyTree, horizon: int, size: int
+) -> tuple[Scheduler, float]:
     """Build a scheduler by name, with the settings the command line uses.
 
     Args:
         name: one of `SCHEDULERS`.
+        problem: of the task.
         space: of the task.
         horizon: training steps of the trials that are trained longest.
         size: trials of a generation.
@@ -202,6 +222,13 @@ def scheduler(name: str, space: PyTree, horizon: int, size: int) -> tuple[Schedu
     if name == "pbt":
         explore = perturb(space, draw=sample_constant)
         return pbt(horizon, explore, period=largest_divisor(horizon, horizon // NUM_PERIODS)), size
+    if name == "flatness":
+        first, kept = min(horizon, _epoch(problem, horizon)), max(1, size // 5)
+        rungs = [Rung(size, first), Rung(kept, horizon)]
+        built = flatness(
+            supremum(problem, _norm), horizon, first_steps=first, num_kept=kept, ranking=matched()
+        )
+        return built, spent(rungs if first < horizon else rungs[:1]) / horizon
     last = next(s for s in range(MOST_HALVINGS, -1, -1) if ETA**s <= min(size, horizon))
     least = horizon // ETA**last
     if name == "halving":
@@ -209,3 +236,19 @@ def scheduler(name: str, space: PyTree, horizon: int, size: int) -> tuple[Schedu
         return halving(horizon, min_steps=least, eta=ETA), cost / horizon
     ladder = brackets(horizon, min_steps=least, eta=ETA, num=size)
     return hyperband(horizon, min_steps=least, eta=ETA), sum(map(spent, ladder)) / horizon
+
+
+def _norm(loss, params, batch):
+    """Estimate the Hessian's norm of any network, the same way for all."""
+    key = jax.random.key(0)
+    return frobenius_estimate(loss, params, batch, key, num_products=NUM_PRODUCTS).value
+
+
+def _epoch(problem: Problem, horizon: int) -> int:
+    """Return the steps of an epoch, or a 27th of the training where that is not known."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    batch = jax.eval_shape(problem.train_batch, jax.eval_shape(jax.random.key, 0), step)
+    sizes = [leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.shape]
+    if problem.train_set is None or not sizes or not sizes[0]:
+        return max(1, horizon // ETA**MOST_HALVINGS)
+    return max(1, problem.train_set.num_examples // sizes[0])

@@ -17,7 +17,7 @@ from hypergrad.results import Configuration, Interval, Results, flatten, load
 
 MAX_SHOWN = 20_000
 """Numbers that the page shows in full; more are left to `result.json`."""
-FIGURES = ("objective", "schedules", "values", "hypergradient", "curves")
+FIGURES = ("objective", "schedules", "values", "hypergradient", "curves", "flatness")
 
 _RANGE = re.compile(
     r"(Log)?(?:Real|Integer)\((?:low=)?([^,()]{1,40}), ?(?:high=)?([^,()]{1,40})[,)]"
@@ -171,6 +171,9 @@ def _figures(results: Results, width: float) -> dict[str, Any]:
         "hypergradient": plots.hypergradient(results.trace, width=width),
         "curves": plots.curves(start.curves, best.curves, names, width=width),
     }
+    if results.flatness is not None:
+        steps, slices = results.flatness.steps, results.flatness.slices
+        figures["flatness"] = plots.slices(steps, slices, width=width)
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
@@ -233,6 +236,7 @@ def _page(results: Results, drawn: Mapping[str, tuple[str, str]]) -> str:
         *(f"<p>{line}</p>" for line in lines[1:]),
         _table(results),
         *_figure_parts(results, drawn),
+        _flatness(results),
         _warnings(results),
         _settings(results),
         _about(results),
@@ -402,6 +406,8 @@ def _figure_parts(results: Results, drawn: Mapping[str, tuple[str, str]]) -> lis
         + _shown(len(values)),
         "hypergradient": "Norms of the hypergradient's two terms, and adjoint growth; "
         f"{_count(skipped, 'step')} skipped as not finite.",
+        "flatness": "Training loss along a random direction whose filters are as long as the network's own, "
+        "for one network of each configuration.",
         "curves": f"Training before and after tuning: mean over {seeds} with its band.",
     }
     parts = []
@@ -427,6 +433,33 @@ def _inline(svg: str, caption: str) -> str:
     box = re.search(r'viewBox="[-\d. ]+"', head)
     style = "stroke-linejoin: round; stroke-linecap: butt"
     return f'<svg {box[0] if box else ""} role="img" aria-label="{caption}" style="{style}">{rest}'
+
+
+def _flatness(results: Results) -> str:
+    """Write the measures of flatness, a column a configuration, mean over seeds with their range."""
+    if results.flatness is None or not results.flatness.measures:
+        return ""
+    found = dict(list(results.flatness.measures.items())[:20])
+    labels = list(dict.fromkeys(label for values in found.values() for label in values))[:40]
+    rows = []
+    for label in labels:
+        cells = []
+        for values in found.values():
+            seen = values.get(label, np.zeros(0))
+            known = seen[np.isfinite(seen)]
+            if len(known) < max(1, len(seen)):  # a network that diverged is no flat one
+                cells.append("<td><b>not finite</b></td>")
+                continue
+            shown = Interval(float(known.mean()), float(known.min()), float(known.max()))
+            cells.append(f"<td>{_cell(shown, _four)}</td>")
+        rows.append(f'<tr><th scope="row">{_text(label, 60)}</th>{"".join(cells)}</tr>')
+    heads = "".join(f"<th>{_text(name, 40)}</th>" for name in found)
+    num = max(len(values) for named in found.values() for values in named.values())
+    return (
+        f"<section><h2>Flatness</h2><p>Of the trained networks, on training examples: mean and range over "
+        f"{_count(num, 'seed')}. Lower is flatter. A flat network need not be a good one.</p>"
+        f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></section>"
+    )
 
 
 def _warnings(results: Results) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 from hypergrad import plots, storage
 
 MAX_BYTES = storage.MAX_JSON
+FLATNESS = "flatness.json"
+"""What `hypergrad flatness` leaves in a study's folder."""
 _ADVICE = "the file is damaged or was edited; restore it or run `hypergrad tune` again"
 _KINDS: dict[type, str] = {
     dict: "an object",
@@ -45,6 +47,14 @@ class Configuration(NamedTuple):
     curves: dict[str, plots.Curve]
 
 
+class Flatness(NamedTuple):
+    """Hold what `hypergrad flatness` measured: values over seeds, and slices through the training loss."""
+
+    measures: dict[str, dict[str, np.ndarray]]
+    steps: np.ndarray
+    slices: dict[str, np.ndarray]
+
+
 class Results(NamedTuple):
     """Hold a finished study as its files tell it. `study` is the content of study.json."""
 
@@ -60,6 +70,8 @@ class Results(NamedTuple):
     interrupted: bool
     seconds: float
     num_seeds: int
+    digest: str | None = None
+    flatness: Flatness | None = None
 
 
 def load(directory: str | os.PathLike[str]) -> Results:
@@ -87,7 +99,32 @@ def load(directory: str | os.PathLike[str]) -> Results:
     for key in ("space", "settings", "versions", "task_arguments"):
         study[key] = _field(study, key, dict, where, {})
     result = _read_json(folder / "result.json")
-    return _results(study, result, f"{_line(folder / 'result.json')}: ")
+    found = _results(study, result, f"{_line(folder / 'result.json')}: ")
+    return found._replace(flatness=_flatness(folder / FLATNESS, found.digest))
+
+
+def _flatness(path: Path, digest: str | None) -> Flatness | None:
+    """Read what was measured of a study; None where nothing was, or the study has gone on since."""
+    if not path.exists():
+        return None
+    data, where = _read_json(path), f"{_line(path)}: "
+    if data.get("of") != digest:
+        return None
+    steps = _array(data.get("steps"), f"{where}steps")
+    slices = _field(data, "slices", dict, where, {})
+    drawn = {
+        name: _array(values, f"{where}slices.{_line(name, 40)}") for name, values in slices.items()
+    }
+    for name, values in drawn.items():
+        _same_length(values, steps, f"{where}slices.{_line(name, 40)}", "steps")
+    measures = {}
+    for name, found in _field(data, "measures", dict, where).items():
+        place = f"{where}measures.{_line(name, 40)}"
+        measures[name] = {
+            label: _array(values, f"{place}.{_line(label, 60)}")
+            for label, values in _typed(found, dict, place).items()
+        }
+    return Flatness(measures, steps, drawn)
 
 
 def _results(study: dict[str, Any], data: dict[str, Any], where: str) -> Results:
@@ -116,6 +153,7 @@ def _results(study: dict[str, Any], data: dict[str, Any], where: str) -> Results
         interrupted=_field(data, "interrupted", bool, where, False),
         seconds=_field(data, "seconds", float, where, None),
         num_seeds=_field(data, "num_seeds", int, where, 0),
+        digest=_field(data, "final_digest", str, where, None),
     )
 
 

@@ -427,3 +427,26 @@ def _check_positive(name: str, value: float) -> None:
 def _check_step_size(step_size: float | None) -> None:
     if step_size is not None:
         _check_positive("step_size", step_size)
+
+
+def box_minimum(
+    function: Callable[[Array], Array], start: Array, low: Array, high: Array, max_iterations: int
+) -> Array:
+    """Return where L-BFGS-B (jaxopt's) finds the smallest value of `function` in a box.
+
+    **Cost:** a few gradients an iteration. **Limits:** a local minimum; not differentiable.
+
+    Args:
+        function: x `[n]` -> [].
+        start: x to begin with.
+        low: bounds `[n]`.
+        high: bounds `[n]`.
+        max_iterations: at most.
+
+    Reference:
+        Byrd, Lu, Nocedal, Zhu, 1995.
+    """
+    from jaxopt import LBFGSB
+
+    solver = LBFGSB(function, maxiter=max_iterations, implicit_diff=False)
+    return solver.run(start, bounds=(low, high)).params

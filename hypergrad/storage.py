@@ -37,6 +37,7 @@ FILES = (
     "study.json",
     "journal.jsonl",
     "result.json",
+    "flatness.json",
     "report.html",
     "log.jsonl",
 )

@@ -367,7 +367,9 @@ def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
         num += len(told[0].values)
     searcher = registry.searcher(settings.method, task.space, num, size, earlier.beliefs(settings))
     searcher = warm_start(searcher, told) if told else searcher
-    scheduler, cost = registry.scheduler(settings.scheduler, task.space, task.horizon, size)
+    scheduler, cost = registry.scheduler(
+        settings.scheduler, task.problem, task.space, task.horizon, size
+    )
     layout = layout_for(size, settings.devices, settings.chunk)
     members = population(task.problem, layout=layout)
     tuner = search(members, searcher, scheduler, size)

@@ -63,6 +63,26 @@ def finished(tmp_path_factory):
     return out, hypergrad(*words, str(out))
 
 
+def test_flatness_measures_the_networks_that_were_judged(finished):
+    out, _ = finished
+    done = hypergrad("flatness", str(out), "digits", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert set(said["measures"]) == {"default", "tuned", "random"}
+    tuned = said["measures"]["tuned"]
+    assert np.all(np.array(tuned["Hessian norm"]) >= np.abs(tuned["largest eigenvalue"]) * 0.8)
+    kept = json.loads((out / "flatness.json").read_text())
+    assert kept["of"] == json.loads((out / "result.json").read_text())["final_digest"]
+    # the slice goes through the network whose loss was measured
+    for name, values in kept["slices"].items():
+        assert values[len(values) // 2] == pytest.approx(
+            said["measures"][name]["training loss"][0], rel=1e-4
+        )
+    assert "Hessian norm" in (out / "report.html").read_text()
+    missing = hypergrad("flatness", str(out))
+    assert missing.returncode == 2 and "TASK is missing" in missing.stderr
+
+
 def test_tune_writes_a_study(finished):
     out, done = finished
     assert done.returncode == 0, done.stderr
@@ -201,7 +221,7 @@ def test_list_names_the_tasks():
 
 def test_readme_example_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     done = subprocess.run(
         [sys.executable, "-c", "".join(blocks)],
         capture_output=True,
@@ -211,8 +231,11 @@ def test_readme_example_runs(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    before, after = map(float, done.stdout.split(" -> "))
+    tuned, measured = done.stdout.splitlines()
+    before, after = map(float, tuned.split(" -> "))
     assert after < 0.9 * before
+    norm, low, high = map(float, re.findall(r"\d+\.\d+", measured))
+    assert low < norm < high
     assert (tmp_path / "runs/mine/report.html").is_file() and (tmp_path / "tuned.json").is_file()
 
 

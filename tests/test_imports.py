@@ -13,14 +13,38 @@ FLOORS = {
     "coordinates": 1.1, "beliefs": 1.1, "families": 1.1, "chains": 1.2, "distribution": 1.3,
     "policies": 1.5, "perturb": 1.5, "expected": 2.5, "history": 2.1,
     "problem": 2, "adapters": 2.1, "train": 2.1, "testing": 2.2, "momentum": 2.2, "adjoint": 2.5,
-    "response": 2.5, "tangent": 2.6, "directions": 2.6, "pairs": 2.5, "estimators": 3,
+    "measures": 2.5,
+    "curvature": 2, "response": 2.5, "tangent": 2.6, "directions": 2.6, "pairs": 2.5, "estimators": 3,
     "population": 3, "searchers": 3, "groups": 3.1, "sizing": 3.1, "schedulers": 4, "tuners": 5, "storage": 6,
     "plots": 6, "judge": 6, "loading": 6, "studyfile": 6, "journal": 6.1, "checkpoint": 6.1,
     "records": 6.1, "trials": 6.1, "export": 6.1, "study": 6.2, "results": 6.2, "callbacks": 6.3,
     "earlier": 6.2, "integrations": 6.4, "registry": 6.45, "report": 6.5, "slopes": 6.5,
-    "tune": 7, "verify": 7, "recommend": 7, "resume": 7.5, "arguments": 7.5,
+    "tune": 7, "verify": 7, "recommend": 7, "resume": 7.5, "flatness": 7.6, "arguments": 7.5,
     "completion": 7.6, "terminal": 7.6, "cli": 8, "__main__": 9,
 }  # fmt: skip
+LADDERS = {
+    "curvature": (
+        "base",
+        "layers",
+        "result",
+        "blocks",
+        "columns",
+        "products",
+        "frobenius",
+        "surrogate",
+        "estimate",
+        "trace",
+        "eigen",
+        "density",
+        "sharpness",
+        "expected",
+        "measures",
+        "differences",
+        "landscape",
+        "__init__",
+    ),
+}
+"""Packages whose files import one another, lower ones only, in this order."""
 FAMILIES = ("estimators", "searchers", "schedulers", "tuners", "integrations")
 ONLY_IN = {"flax": "adapters", "jaxopt": "solve"}
 
@@ -54,6 +78,15 @@ def violations(name, source):
             if other == top and top in FAMILIES:
                 if member and rest[1:] != ["base"]:
                     found.append(f"{name} imports its sibling {module}")
+            elif other == top and top in LADDERS:
+                ladder = LADDERS[top]
+                below = (
+                    ladder[: ladder.index(member or "__init__")]
+                    if (member or "__init__") in ladder
+                    else ()
+                )
+                if rest[1] not in below:
+                    found.append(f"{name} imports {module}, which is not below it")
             elif FLOORS.get(other, 99) >= FLOORS[top]:
                 found.append(f"{name} imports {module}, which is not below it")
     return found
@@ -83,6 +116,8 @@ def test_models_never_import_hypergrad():
         ("train", "def f():\n    import flax"),
         ("space", "import tasks.digits"),
         ("novel", "import jax"),
+        ("curvature.base", "from hypergrad.curvature.frobenius import frobenius"),
+        ("curvature.novel", "from hypergrad.curvature.base import check"),
     ],
 )
 def test_the_check_finds_violations(name, source):

@@ -57,7 +57,8 @@ MEMBERS = population(CURVE, layout=vectorized())
 def product(method, scheduler) -> Tuner:
     beliefs = BELIEFS if method == "prior" else None
     searcher = registry.searcher(method, SPACE, 4 * SIZE, SIZE, beliefs)
-    return search(MEMBERS, searcher, registry.scheduler(scheduler, SPACE, HORIZON, SIZE)[0], SIZE)
+    made, _ = registry.scheduler(scheduler, CURVE, SPACE, HORIZON, SIZE)
+    return search(MEMBERS, searcher, made, SIZE)
 
 
 def types(tree):
@@ -82,6 +83,7 @@ PRODUCTS = [
     ("evolution", "hyperband"),
     ("tpe", "hyperband"),
     ("bayes", "pbt"),
+    ("random", "flatness"),
     ("random", "pbt"),
 ]
 """Each scheduler, and each searcher with much state, at least once."""
@@ -97,7 +99,7 @@ def test_resumed_to_the_same_bits_with_failures_and_ties(tmp_path, method, sched
             raise Stop
 
     tuner = product(method, scheduler)
-    cost = registry.scheduler(scheduler, SPACE, HORIZON, SIZE)[1]
+    cost = registry.scheduler(scheduler, CURVE, SPACE, HORIZON, SIZE)[1]
     whole = study.run(tuner, KEY, 3)
     values = np.stack([o.values for o in whole.outcomes])
     if scheduler != "pbt":  # whose members that fail go on from others
@@ -118,8 +120,8 @@ def test_resumed_to_the_same_bits_with_failures_and_ties(tmp_path, method, sched
 @pytest.mark.parametrize("size", [1, 3, 16, 27, 64, 300])
 @pytest.mark.parametrize("horizon", [1, 2, 7, 100, 997])
 def test_any_size_and_horizon_has_rungs(size, horizon):
-    for name in ("halving", "hyperband", "pbt"):
-        cost = registry.scheduler(name, SPACE, horizon, size)[1]
+    for name in ("halving", "hyperband", "pbt", "flatness"):
+        cost = registry.scheduler(name, CURVE, SPACE, horizon, size)[1]
         assert size / horizon <= cost <= size
     for last in range(4):
         if 3**last <= min(size, horizon):

@@ -134,9 +134,25 @@ def parse(page):
     return parser
 
 
+def flatness_file(name="tuned"):
+    """Return what `hypergrad flatness` leaves beside the two files."""
+    steps = np.linspace(-1, 1, 5)
+    return {
+        "of": "a digest",
+        "measures": {
+            "default": {"Hessian norm": [8.0, 9.0, 10.0], "trace": [1.0, np.nan, 2.0]},
+            name: {"Hessian norm": [4.0, 5.0, 6.5], "trace": [1.0, 2.0, 3.0]},
+        },
+        "steps": steps,
+        "slices": {"default": 1 + steps**2, name: 0.5 + steps**2},
+    }
+
+
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory):
-    folder = save(tmp_path_factory.mktemp("study"), *study_files())
+    study, result = study_files()
+    folder = save(tmp_path_factory.mktemp("study"), study, result | {"final_digest": "a digest"})
+    storage.write_json(folder / results.FLATNESS, flatness_file())
     return report.report(folder)
 
 
@@ -154,7 +170,27 @@ def hostile(tmp_path_factory):
         result["configurations"][name] = configuration(0.3, 0.9, 0.1, HOSTILE)
         result["configurations"][name]["hparams"] |= {HOSTILE + "2": 1.0, HOSTILE + "3": HOSTILE}
     result["configurations"][HOSTILE] = configuration(0.3, 0.9, 0.1)
-    return report.report(save(tmp_path_factory.mktemp("hostile"), study, result))
+    result["final_digest"] = "a digest"
+    folder = save(tmp_path_factory.mktemp("hostile"), study, result)
+    storage.write_json(folder / results.FLATNESS, flatness_file(HOSTILE))
+    return report.report(folder)
+
+
+def test_flatness_is_shown_as_long_as_it_is_of_this_result(healthy):
+    text = text_of(healthy.read_text())
+    assert "Hessian norm9 [8, 10]5.167 [4, 6.5]" in text
+    assert "tracenot finite2 [1, 3]" in text
+    folder = healthy.parent
+    kept = (folder / results.FLATNESS).read_bytes()
+    try:
+        storage.write_json(folder / results.FLATNESS, flatness_file() | {"of": "another"})
+        assert results.load(folder).flatness is None
+        for odd in ({"measures": [1]}, {"slices": {"tuned": [1.0]}}, {"steps": "x"}):
+            storage.write_json(folder / results.FLATNESS, flatness_file() | odd)
+            with pytest.raises(ValueError, match=r"flatness.json.*the file is damaged"):
+                results.load(folder)
+    finally:
+        (folder / results.FLATNESS).write_bytes(kept)
 
 
 def test_page_is_whole_and_has_every_part(healthy):
@@ -234,7 +270,10 @@ def test_figures_are_well_formed_and_safe(healthy, hostile):
 
 
 def test_figures_are_the_same_each_time(healthy, tmp_path):
-    again = report.report(save(tmp_path / "again", *study_files()))
+    study, result = study_files()
+    folder = save(tmp_path / "again", study, result | {"final_digest": "a digest"})
+    storage.write_json(folder / results.FLATNESS, flatness_file())
+    again = report.report(folder)
     assert again.read_bytes() == healthy.read_bytes()
     for file in (healthy.parent / "figures").iterdir():
         assert (again.parent / "figures" / file.name).read_bytes() == file.read_bytes()
@@ -346,8 +385,8 @@ def extreme(study, result):
         (only_random, "random search", {"objective", "schedules", "values", "curves"}),
         (no_steps, "No tuned configuration was recorded", set()),
         (all_null, "not finite", set()),
-        (huge, "The first 4 of 7 are shown.", set(report.FIGURES)),
-        (extreme, "activation: relu → gelu", set(report.FIGURES)),
+        (huge, "The first 4 of 7 are shown.", {*report.FIGURES} - {"flatness"}),
+        (extreme, "activation: relu → gelu", {*report.FIGURES} - {"flatness"}),
     ],
 )
 def test_unusual_studies_are_reported(change, expected, figures, tmp_path, monkeypatch):

@@ -6,12 +6,29 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import records, schedulers, searchers, study
+from hypergrad import curvature, records, schedulers, searchers, study
 from hypergrad.groups import partitioned
 from hypergrad.layout import chunked, looped, vectorized
-from hypergrad.population import population
-from hypergrad.problem import Problem
-from hypergrad.schedulers import Rung, full, halving, hyperband, pbt, perturb, reach, staged
+from hypergrad.measures import supremum
+from hypergrad.population import Population, population
+from hypergrad.problem import Examples, Problem
+from hypergrad.schedulers import (
+    Rung,
+    blended,
+    flatness,
+    flattest,
+    full,
+    halving,
+    hyperband,
+    lowest_value,
+    matched,
+    pareto,
+    pbt,
+    perturb,
+    reach,
+    staged,
+    traverse,
+)
 from hypergrad.schedulers.hyperband import brackets, num_trials
 from hypergrad.schedulers.pbt import History, sources
 from hypergrad.searchers import Outcome, Searcher
@@ -58,6 +75,10 @@ def shift(key, hparams, history):
     return hparams | {"end": hparams["end"] + 0.01}
 
 
+def steepness(w, h):
+    return (h["end"] - h["start"]) * w
+
+
 def compiled(scheduler, members=MEMBERS):
     """Return hparams -> outcome, as one program."""
 
@@ -74,6 +95,7 @@ SCHEDULERS = {
     "hyperband": (hyperband(9, min_steps=3, eta=3.0), num_trials(9, min_steps=3, eta=3.0)),
     "pbt": (pbt(9, shift, period=3, fraction=0.25), 12),
     "reach": (reach(0.5, 9, every=2), 12),
+    "flatness": (flatness(steepness, 9, first_steps=2, num_kept=4), 12),
 }
 
 
@@ -168,12 +190,115 @@ def test_halving_at_the_edges():
 
 def test_a_rung_may_rank_by_something_else():
     def flatness(population, hparams, states, values):
-        return -values
+        return -values, {"steepness": values}
 
     hparams = curves(8)
     outcome = compiled(staged([Rung(8, 2, rank=flatness), Rung(3, 5)]))(hparams)
     worst = np.argsort(-at(hparams, 2))[:3]
     assert set(np.flatnonzero(outcome.info["rung"])) == set(worst)
+    np.testing.assert_allclose(outcome.info["steepness"], at(hparams, 2), rtol=1e-5)
+
+
+def test_flatness_is_algorithm_1():
+    """N_1 = 20 for an epoch, those with a positive measure ranked by it, N_2 = 5 to the end."""
+    hparams = curves(20) | {"rate": curves(20)["rate"].at[7].set(jnp.nan)}
+    run = compiled(flatness(steepness, 9, first_steps=2, num_kept=5))
+    outcome = run(hparams)
+    mu = np.asarray((hparams["end"] - hparams["start"]) * 2 * hparams["rate"])
+    np.testing.assert_allclose(outcome.info["flatness"], mu, rtol=1e-5)
+    assert (mu < 0).sum() > 3 and np.isnan(mu).sum() == 1
+    order = np.argsort(np.where(mu > 0, mu, np.inf), kind="stable")
+    assert set(np.flatnonzero(outcome.info["rung"])) == set(order[:5])
+    np.testing.assert_array_equal(outcome.steps, np.where(outcome.info["rung"], 9, 2))
+    assert outcome.info["budget"] == 20 * 2 + 5 * 7
+    whole = compiled(flatness(steepness, 9, first_steps=9))(hparams)
+    assert whole.steps.tolist() == [9] * 20
+
+
+def test_rankings():
+    values = jnp.array([4.0, 1.0, 3.0, 2.0, jnp.nan, 5.0])
+    measures = jnp.array([1.0, 6.0, 2.0, 5.0, 3.0, 0.0])
+    order = {
+        flattest: [0, 2, 4, 3, 1],
+        lowest_value: [1, 3, 2, 0, 5],
+        pareto: [
+            1,
+            3,
+            2,
+            0,
+        ],  # one front, in the order of the objective; a measure of 0 is no information
+        matched(0.5): [2, 3, 1, 0, 5],
+        blended(0.0): [1, 3, 2, 0, 5],
+        blended(1.0): [0, 2, 3, 1, 5],
+    }
+    for ranking, expected in order.items():
+        score = np.asarray(jax.jit(ranking)(measures, values))
+        found = [i for i in np.argsort(score, kind="stable") if np.isfinite(score[i])]
+        assert found == expected, ranking
+    # fronts against their definition
+    both = np.random.default_rng(0).uniform(0.1, 1.0, (2, 30))
+    left, fronts = set(range(30)), []
+    while left:
+        front = {i for i in left if not any(np.all(both[:, j] < both[:, i]) for j in left)}
+        fronts += sorted(front, key=lambda i: both[1, i])
+        left -= front
+    score = jax.jit(pareto)(*jnp.asarray(both))
+    assert np.argsort(score).tolist() == fronts
+
+
+def test_the_supremum_over_minibatches():
+    random = np.random.default_rng(1)
+    inputs = jnp.asarray(random.normal(size=(10, 2)), jnp.float32)
+    problem = Problem(
+        init=lambda key, h: jax.random.normal(key, (2,)),
+        loss=lambda w, h, x: jnp.mean((x @ w) ** 2) * h["scale"],
+        objective=lambda w, h, b: jnp.sum(w**2),
+        optimizer=lambda h: optax.sgd(0.1 * h["scale"]),
+        train_batch=lambda key, step: inputs[jax.random.randint(key, (3,), 0, 10)],
+        valid_batch=lambda key: (),
+        train_set=Examples(10, lambda index: inputs[index]),
+    )
+
+    def norm(loss, w, batch):
+        return curvature.frobenius(loss, w, batch).value
+
+    measure = supremum(problem, norm, batch_size=4)
+    hparams = {"scale": jnp.array([1.0, 2.0, 3.0])}
+    parts = [np.asarray(inputs[i : i + 4]) for i in (0, 4)]
+    exact = max(np.linalg.norm(2 * x.T @ x / 4) for x in parts)
+    space = {"scale": Choice((1.0, 2.0, 3.0), static=True), "other": Real(0.0, 1.0)}
+    groups = partitioned(problem, space, lambda p: population(p, layout=looped()))
+    for members, given in (
+        (population(problem, layout=vectorized()), hparams),
+        (population(problem, layout=looped(2), num_seeds=2), hparams),
+        (groups, {"scale": jnp.array([0, 1, 2]), "other": jnp.zeros(3)}),
+    ):
+        states = members.init(jax.random.split(KEY, 3), given)
+        np.testing.assert_allclose(
+            members.measure(measure, given, states), exact * np.array([1, 2, 3]), rtol=1e-5
+        )
+    drawn = supremum(problem, norm, num_batches=2)(jnp.ones(2), {"scale": 1.0})
+    batches = [problem.train_batch(jax.random.fold_in(KEY, i), i) for i in range(2)]
+    np.testing.assert_allclose(
+        drawn, max(np.linalg.norm(2 * x.T @ x / 3) for x in map(np.asarray, batches)), rtol=1e-5
+    )
+
+
+def test_a_walk_along_the_front():
+    space = {"a": Real(0.0, 1.0), "n": Integer(0, 10), "kind": Choice(("x", "y"))}
+    hparams = {
+        "a": jnp.array([0.0, 0.5, 1.0, 0.9]),
+        "n": jnp.array([0, 10, 5, 1]),
+        "kind": jnp.array([0, 1, 0, 0]),
+    }
+    scores = jnp.array([[1.0, 9.0], [3.0, 3.0], [9.0, 1.0], [9.0, 9.0]])
+    found = jax.jit(lambda h, s: traverse(space, h, s, 4))(hparams, scores)
+    np.testing.assert_allclose(found["a"], [0.125, 0.375, 0.625, 0.875], rtol=1e-6)
+    assert found["n"].tolist() == [3, 8, 9, 6] and found["kind"].tolist() == [0, 1, 1, 0]
+    lost = traverse(space, hparams, jnp.full((4, 2), jnp.nan), 2, KEY)
+    assert np.isfinite(lost["a"]).all()
+    one = traverse(space, hparams, scores[:, :1].repeat(2, 1), 3)
+    assert one["a"].tolist() == [0.0] * 3
 
 
 def test_the_brackets_are_those_of_the_paper():
@@ -388,6 +513,22 @@ REFUSED = {
     ),
     "hparams has 2 members, expected at least 3, the brackets": lambda: hyperband(9)(
         MEMBERS, KEY, curves(2)
+    ),
+    "measure is None": lambda: flatness(None, 9),
+    "num_kept is 0": lambda: flatness(steepness, 9, num_kept=0),
+    "share is 2": lambda: matched(2),
+    "first_steps is 10": lambda: flatness(steepness, 9, first_steps=10),
+    "measure returned an array of shape (2,)": lambda: flatness(lambda w, h: jnp.ones(2), 9)(
+        MEMBERS, KEY, curves(4)
+    ),
+    "batch_size is 3 for a problem with no training set": lambda: supremum(
+        CURVE, jnp.sum, batch_size=3
+    ),
+    "scores has shape (4,)": lambda: traverse(
+        {"a": Real(0, 1)}, {"a": jnp.ones(4)}, jnp.ones(4), 2
+    ),
+    "population has no `measure`": lambda: flatness(steepness, 9)(
+        MEMBERS._replace(measure=Population._field_defaults["measure"]), KEY, curves(4)
     ),
     "period is 4, expected a divisor of num_steps = 9": lambda: pbt(9, shift, period=4),
     "target is nan, expected a finite number": lambda: reach(float("nan"), 9),

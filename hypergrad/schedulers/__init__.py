@@ -1,6 +1,15 @@
 """Schedulers: how to spend training. One method, one file, one contract (`base.Scheduler`)."""
 
 from hypergrad.schedulers.base import Rung, Scheduler, geometric_rungs
+from hypergrad.schedulers.flatness import (
+    blended,
+    flatness,
+    flattest,
+    lowest_value,
+    matched,
+    pareto,
+    traverse,
+)
 from hypergrad.schedulers.full import full
 from hypergrad.schedulers.halving import halving, staged
 from hypergrad.schedulers.hyperband import hyperband
@@ -11,14 +20,21 @@ from hypergrad.schedulers.reach import reach
 __all__ = [
     "Rung",
     "Scheduler",
+    "blended",
     "constrained",
+    "flatness",
+    "flattest",
     "full",
     "geometric_rungs",
     "halving",
     "hyperband",
+    "lowest_value",
+    "matched",
+    "pareto",
     "pbt",
     "perturb",
     "reach",
     "scalarized",
     "staged",
+    "traverse",
 ]

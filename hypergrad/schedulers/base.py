@@ -20,8 +20,8 @@ Traceable wherever the population is: under `jit` a generation is one compiled p
 key of each member.
 """
 
-Rank: TypeAlias = Callable[[Population, HParams, PyTree, Array], Array]
-"""(population, hparams `[M]`, states `[M]`, objectives `[M]`) -> scores `[M]`, the lowest best."""
+Rank: TypeAlias = Callable[[Population, HParams, PyTree, Array], tuple[Array, dict[str, Array]]]
+"""(population, hparams, states, objectives), each `[M]` -> scores `[M]`, the lowest best, and info `[M]`."""
 
 
 class Rung(NamedTuple):
@@ -71,9 +71,10 @@ def train_up(population: Population, key: Key, hparams: HParams, rungs: Sequence
         scores, found = population.judge(given, states)
         values = values.astype(scores.dtype).at[index].set(scores)
         steps, rung = steps.at[index].set(until), rung.at[index].set(level)
-        info = {name: info.get(name, x).at[index].set(x) for name, x in found.items()}
         if rank is not None:
-            scores = rank(population, given, states, scores)
+            scores, more = rank(population, given, states, scores)
+            found |= more
+        info |= {name: info.get(name, x).at[index].set(x) for name, x in found.items()}
         before = until
     info |= {"key": jax.random.key_data(keys), "rung": rung}
     info["budget"] = jnp.asarray(spent(rungs), jnp.float32)  # a count of whole steps outgrows int32

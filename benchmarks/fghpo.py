@@ -1,0 +1,347 @@
+"""Flatness-guided search with every measure, beside plain halving and the searches of its paper, at equal cost.
+
+Every method searches the grid that `configurations` has trained, by the library's own schedulers and
+searchers, and pays an epoch for an epoch: N_1 = 50 settings for one epoch and N_2 = 10 of them to the
+twentieth, 240 in all. It chooses by the AUC on the validation set and is judged by that on the test set.
+Twenty repeats draw other settings, half of them on each of two splits; pairwise Mann-Whitney tests, by
+Benjamini and Hochberg's procedure at 5 % over all pairs of a data set. Repeats share the trained networks,
+so that their spread is that of the search, not of training. Resumable by data set and method.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import configurations as grid
+from benchmarks.configurations import EPOCHS, READ, SIZES, column
+from benchmarks.record import Figure, Results, markdown
+from benchmarks.tables import load
+from hypergrad.population import Population
+from hypergrad.schedulers import (
+    blended,
+    flatness,
+    flattest,
+    full,
+    hyperband,
+    lowest_value,
+    matched,
+    pareto,
+)
+from hypergrad.schedulers.base import spent
+from hypergrad.schedulers.hyperband import brackets
+from hypergrad.searchers import bayes, random, tpe
+from hypergrad.searchers.bayes import TrustRegion
+from hypergrad.space import Integer
+from hypergrad.tuners import search
+
+FIRST, KEPT = 50, 10
+"""N_1 and N_2 of the paper."""
+BUDGET = FIRST + KEPT * (EPOCHS - 1)
+"""Epochs that each method may train."""
+TRIALS = BUDGET // EPOCHS
+REPEATS = 20
+LEVEL = 0.05
+SPACE = {
+    "depth": Integer(0, len(grid.DEPTHS) - 1), "width": Integer(0, len(grid.WIDTHS) - 1),
+    "batch": Integer(0, len(grid.BATCHES) - 1), "rate": Integer(0, len(grid.RATES) - 1),
+}  # fmt: skip
+"""Places in the grid, in the order of its columns."""
+CONTROL = "plain halving"
+
+Table = dict[str, Any]
+"""Columns of one data set and seed, `[settings]`; `curve` `[len(READ), settings]` is 1 − AUC."""
+
+
+def place(hparams: Any) -> Any:
+    """Return the row of the grid that settings stand for."""
+    sizes = [len(x) for x in (grid.DEPTHS, grid.WIDTHS, grid.BATCHES, grid.RATES)]
+    return jnp.ravel_multi_index([hparams[name] for name in SPACE], sizes, mode="clip")
+
+
+def members(table: Table) -> Population:
+    """Return the grid as a population whose training is a look into the table; a step is an epoch."""
+
+    def init(keys, hparams):
+        return jnp.zeros(jnp.shape(hparams["rate"]), jnp.int32)
+
+    def judge(hparams, epochs):
+        level = jnp.searchsorted(jnp.asarray(READ), epochs)
+        return table["curve"][level, place(hparams)], {}
+
+    def measure(function, hparams, epochs):
+        return function(epochs, hparams)
+
+    return Population(
+        init,
+        lambda hparams, epochs, num: epochs + num,
+        lambda hparams, epochs: judge(hparams, epochs)[0],
+        judge,
+        lambda epochs, index: epochs[index],
+        measure=measure,
+    )
+
+
+def by_measure(name: str, ranking: Callable = flattest) -> Callable:
+    """Return Algorithm 1 with this column as the measure: (table, key) -> outcomes."""
+
+    def run(table, key):
+        def measure(_, hparams):
+            return table[name][place(hparams)]
+
+        scheduler = flatness(measure, EPOCHS, num_kept=KEPT, ranking=ranking)
+        return searched(table, key, random(SPACE), scheduler, FIRST, 1)
+
+    return run
+
+
+def searched(table, key, searcher, scheduler, num, generations):
+    """Return the outcomes of some generations, as one program."""
+    tuner = search(members(table), searcher, scheduler, num)
+
+    def body(state, key):
+        return tuner.step(key, state)
+
+    first, later = jax.random.split(key)
+    keys = jax.random.split(later, generations)
+    return jax.lax.scan(body, tuner.init(first), keys)[1]
+
+
+def one_by_one(searcher: Callable) -> Callable:
+    """Return a search of whole trainings, each suggested when those before it are known."""
+
+    def run(table, key):
+        return searched(table, key, searcher(), full(EPOCHS), 1, TRIALS)
+
+    return run
+
+
+def bohb(table, key):
+    """Hyperband with TPE between its brackets, as many trials as the budget allows."""
+    ladder = partial(brackets, EPOCHS, min_steps=2, eta=3.0)
+    num = max(n for n in range(3, 60) if sum(map(spent, ladder(num=n))) <= BUDGET)
+    inner = tpe(SPACE, capacity=64, num_initial=8)
+    scheduler = hyperband(EPOCHS, min_steps=2, eta=3.0, searcher=inner)
+    return searched(table, key, random(SPACE), scheduler, num, 1)
+
+
+METHODS: dict[str, Callable] = {
+    CONTROL: by_measure("auc_valid_1", lowest_value),
+    "validation loss": by_measure("loss_valid_1"),
+    "training loss": by_measure("loss_train_1"),
+    **{f"FGHPO {name}": by_measure(f"{name}_1") for name in grid.MEASURES},
+    "Pareto full": by_measure("full_1", pareto),
+    "Pareto rescaled": by_measure("rescaled_1", pareto),
+    "matched full": by_measure("full_1", matched(0.4)),
+    "matched rescaled": by_measure("rescaled_1", matched(0.4)),
+    "matched theorem_1": by_measure("theorem_1_1", matched(0.4)),
+    "blended full": by_measure("full_1", blended(0.2)),
+    "blended rescaled": by_measure("rescaled_1", blended(0.2)),
+    "random": lambda table, key: searched(table, key, random(SPACE), full(EPOCHS), TRIALS, 1),
+    "TPE": one_by_one(partial(tpe, SPACE, capacity=16, num_initial=4)),
+    "BOHB": bohb,
+    "HEBO-like": one_by_one(partial(bayes, SPACE, capacity=16, num_initial=4, warp=True)),
+    "TuRBO-like": one_by_one(
+        partial(bayes, SPACE, capacity=16, num_initial=4, trust_region=TrustRegion())
+    ),
+}
+"""Name -> (table, key) -> outcomes."""
+COLUMNS = (
+    "auc_valid_1", "loss_valid_1", "loss_train_1", *(f"{name}_1" for name in grid.MEASURES),
+)  # fmt: skip
+
+
+def run(results: Results, options: argparse.Namespace) -> None:
+    """Run every method on every data set that `configurations` has, the smallest first."""
+    trained = trained_grid(options.quick)
+    repeats = 2 if options.quick else REPEATS
+    cases = sorted(trained.cases, key=lambda name: SIZES[name])
+    seeds = np.arange(repeats) % column(trained, cases[0], "auc_test").shape[0]
+    keys = jax.vmap(jax.random.key)(jnp.arange(repeats))
+    tables = {case: tables_of(trained, case) for case in cases}
+    tests = {case: column(trained, case, "auc_test") for case in cases}
+    for case in cases:
+        if "overlap" not in results.cases.get(case, {}):
+            results.add(case, overlap(trained, case, seeds))
+    for name, method in METHODS.items():  # each compiles once, for all data sets
+        program = jax.jit(jax.vmap(partial(chosen, method)))
+        for case in cases:
+            if name in results.cases[case]:
+                continue
+            print(f"{name} on {case} ...", flush=True)
+            rows = {n: jnp.asarray(values[seeds]) for n, values in tables[case].items()}
+            found, epochs = map(np.asarray, program(rows, keys))
+            record(results, case, name, found, epochs, seeds, tables[case], tests[case])
+    for case in cases:
+        curve = tables[case]["curve"]
+        if "TPE (Optuna)" not in results.cases[case]:
+            found = [optuna_tpe(curve[s], i) for i, s in enumerate(seeds)]
+            if None not in found:
+                epochs = np.full(repeats, TRIALS * EPOCHS)
+                record(
+                    results, case, "TPE (Optuna)", found, epochs, seeds, tables[case], tests[case]
+                )
+
+
+def trained_grid(quick: bool) -> Results:
+    """Open what `configurations` has trained."""
+    path = Path(__file__).parent / "results" / f"configurations{'-quick' * quick}.jsonl"
+    if not path.exists():
+        raise ValueError(
+            f"results/{path.name} is not there, expected the trained grid; run "
+            f"`python -m benchmarks configurations{' --quick' * quick}` first"
+        )
+    return load(path)
+
+
+def tables_of(trained: Results, case: str) -> dict[str, np.ndarray]:
+    """Return the columns that methods look up, `[seeds, ...]`; a quick grid is repeated to its full size."""
+    curves = [1 - column(trained, case, f"auc_valid_{epoch}") for epoch in READ]
+    made = {"curve": np.stack(curves, 1)} | {n: column(trained, case, n) for n in COLUMNS}
+    repeat = -(-len(grid.GRID) // made["curve"].shape[-1])
+    return {
+        n: np.tile(x, repeat)[..., : len(grid.GRID)].astype(np.float32) for n, x in made.items()
+    }
+
+
+def chosen(method: Callable, table: Table, key: Any) -> tuple[Any, Any]:
+    """Return the row of the best setting that was trained to the end, and the epochs it took."""
+    outcomes = method(table, key)
+    ends = jnp.where(outcomes.steps == EPOCHS, outcomes.values, jnp.inf).reshape(-1)
+    best = jnp.argmin(jnp.where(jnp.isfinite(ends), ends, jnp.inf))
+    return place(outcomes.hparams).reshape(-1)[best], jnp.sum(outcomes.steps)
+
+
+def record(results, case, name, found, epochs, seeds, tables, test) -> None:
+    """Keep the test AUC of what was chosen, its share of the gap that random search leaves, and the cost."""
+    figures = []
+    for i, (row, seed) in enumerate(zip(found, seeds, strict=True)):
+        auc, valid = test[seed, row % test.shape[1]], 1 - tables["curve"][seed, -1, row]
+        figures += [
+            Figure(name, metric, float(f"{value:.6g}"), unit, i)
+            for metric, value, unit in (("test AUC", auc, ""), ("validation AUC", valid, ""))
+        ]
+    results.add(case, [*figures, Figure(name, "epochs", float(np.mean(epochs)), "")])
+
+
+def optuna_tpe(curve: np.ndarray, seed: int) -> int | None:
+    """Return the row that Optuna's TPE chooses with as many whole trainings; None without Optuna."""
+    try:
+        import optuna
+    except ImportError:
+        return None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=4))
+
+    def objective(trial):
+        given = {n: trial.suggest_int(n, d.low, d.high) for n, d in SPACE.items()}
+        sizes = [d.high + 1 for d in SPACE.values()]
+        row = int(np.ravel_multi_index([given[n] for n in SPACE], sizes))
+        trial.set_user_attr("row", row)
+        return float(np.nan_to_num(curve[-1, row], nan=1.0))
+
+    study.optimize(objective, n_trials=TRIALS)
+    return study.best_trial.user_attrs["row"]
+
+
+def overlap(trained: Results, case: str, seeds: np.ndarray) -> list[Figure]:
+    """Compare the ten best of 50 after epoch 1 with those after epochs 2 to 10: the paper's Figure 3."""
+    figures = []
+    for method, label, sign in (
+        ("overlap", "theorem_1_{}", 1),
+        ("overlap of AUC", "auc_valid_{}", -1),
+    ):
+        shares = []
+        for i, seed in enumerate(seeds):
+            drawn = np.random.default_rng(i).permutation(column(trained, case, "auc_test").shape[1])
+            tops = []
+            for epoch in range(1, 11):
+                values = sign * column(trained, case, label.format(epoch))[seed][drawn[:FIRST]]
+                tops.append(set(np.argsort(np.where(np.isfinite(values), values, np.inf))[:KEPT]))
+            shares.append([len(tops[0] & top) / len(tops[0] | top) for top in tops])
+        means = [float(f"{x:.4g}") for x in np.mean(shares, 0)]
+        figures.append(Figure(method, "intersection over union, epochs 1 to 10", means, ""))
+    return figures
+
+
+def methods_in(case: dict[str, Any]) -> list[str]:
+    """List the methods that a data set has test scores of."""
+    return [name for name in case if "test AUC" in case[name]]
+
+
+def significant(case: dict[str, Any]) -> dict[tuple[str, str], bool]:
+    """Tell which pairs of methods differ, by Mann-Whitney and Benjamini-Hochberg over all pairs."""
+    from scipy.stats import mannwhitneyu  # comes with jax
+
+    pairs = list(combinations(methods_in(case), 2))
+    values = np.array(
+        [mannwhitneyu(case[a]["test AUC"], case[b]["test AUC"]).pvalue for a, b in pairs]
+    )
+    values = np.where(np.isfinite(values), values, 1.0)
+    order = np.argsort(values)
+    passed = np.flatnonzero(values[order] <= LEVEL * np.arange(1, len(pairs) + 1) / len(pairs))
+    limit = values[order][passed[-1]] if len(passed) else -1.0
+    return {pair: bool(value <= limit) for pair, value in zip(pairs, values, strict=True)}
+
+
+def better(case: dict[str, Any], tests: dict[tuple[str, str], bool], a: str, b: str) -> int:
+    """Return 1 where method a is significantly better than b, −1 where it is worse, else 0."""
+    if not tests.get((a, b), tests.get((b, a), False)):
+        return 0
+    return int(np.sign(np.mean(case[a]["test AUC"]) - np.mean(case[b]["test AUC"])))
+
+
+def table(results: Results) -> str:
+    """Write the median test AUC of every method, and how often it differs from the others and the control."""
+    cases = {name: case for name, case in results.cases.items() if CONTROL in case}
+    tests = {name: significant(case) for name, case in cases.items()}
+    methods = methods_in(next(iter(cases.values()), {}))
+    rows = []
+    for method in methods:
+        outcome = [0, 0, 0]
+        control = [0, 0, 0]
+        for name, case in cases.items():
+            signs = [better(case, tests[name], method, m) for m in methods if m != method]
+            outcome[0 if min(signs) == 1 else 2 if min(signs) == -1 else 1] += 1
+            control[1 - better(case, tests[name], method, CONTROL)] += 1
+        gaps = [
+            np.mean(case[method]["test AUC"]) - np.mean(case[CONTROL]["test AUC"])
+            for case in cases.values()
+        ]
+        rows.append(
+            [
+                method,
+                *(f"{100 * np.median(case[method]['test AUC']):.1f}" for case in cases.values()),
+                " / ".join(map(str, outcome)),
+                "" if method == CONTROL else " / ".join(map(str, control)),
+                "" if method == CONTROL else f"{100 * np.mean(gaps):+.2f}",
+                f"{np.mean([case[method]['epochs'] for case in cases.values()]):.0f}",
+            ]
+        )
+    against = "better / same / worse than plain halving"
+    header = ["method", *cases, "wins / ties / losses", against, "mean gap to it", "epochs"]
+    partial_label = (
+        f"Partial: {len(cases)} of the 14 data sets of the paper, on a thinned grid. Median test AUC x 100 "
+        f"of {len(next(iter(cases.values()))[CONTROL]['test AUC'])} repeats. A win: significantly better "
+        "than every other method; a loss: significantly worse than some."
+    )
+    return f"{partial_label}\n\n{markdown(header, rows)}"
+
+
+def summary(results: Results) -> str:
+    """Write how far the ten best after epoch 1 are still the ten best after epochs 2 to 10."""
+    rows = []
+    for label, method in (("Theorem 1", "overlap"), ("validation AUC", "overlap of AUC")):
+        lines = [
+            case[method]["intersection over union, epochs 1 to 10"]
+            for case in results.cases.values()
+            if method in case
+        ]
+        rows.append([label, *(f"{x:.2f}" for x in np.mean(lines, 0)[1:])])
+    return markdown(["ten of fifty by", *(f"epoch {i}" for i in range(2, 11))], rows)

@@ -1,0 +1,270 @@
+"""Exact Frobenius norms of Hessians: our paths, jax.hessian, torch.func.hessian, curvlinops, PyHessian.
+
+ReLU networks with biases and softmax cross-entropy at their first weights, on m random samples, in float32.
+What would take minutes or gigabytes is measured on some of its columns and scaled ("of the columns" says
+how many), or left out with the reason. Errors are against float64: the dense matrix up to 5,000
+parameters, sample pairs above. Takes about half an hour; it goes on where it was stopped.
+"""
+
+import contextlib
+import json
+import subprocess
+import tempfile
+import time
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from benchmarks.record import Figure, Results, interleave, markdown, timed
+from hypergrad import curvature as cv
+from hypergrad.curvature.base import loss_of
+
+REPEATS = 5
+MEMORY = 2**29
+WHOLE = 6_000
+"""Parameters up to which all columns are made; above, `SOME` of them."""
+SOME = 256
+PEERS = ("torch.func.hessian", "curvlinops", "PyHessian")
+
+
+class Setting(NamedTuple):
+    """A network of these widths, and how many samples."""
+
+    widths: tuple[int, ...]
+    samples: int
+
+    @property
+    def size(self) -> int:
+        return sum((a + 1) * b for a, b in pairwise(self.widths))
+
+    @property
+    def name(self) -> str:
+        return f"{self.size} parameters, {'-'.join(map(str, self.widths))}, m = {self.samples}"
+
+
+NETWORKS = ((20, 24, 16, 4), (64, 48, 32, 10), (64, 128, 80, 10), (64, 256, 256, 64, 10))
+SETTINGS = tuple(Setting(widths, m) for widths in NETWORKS for m in (64, 256, 1024))
+QUICK = (Setting((10, 8, 6, 3), 16), Setting((10, 16, 8, 3), 64))
+
+
+def run(results: Results, options) -> None:
+    """Measure every case that is not in the results yet."""
+    for setting in QUICK if options.quick else SETTINGS:
+        if setting.name not in results.cases:
+            print(f"{setting.name} ...", flush=True)
+            results.add(setting.name, measure(setting, options))
+
+
+def arrays(setting: Setting) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    made = {
+        "x": random.normal(size=(setting.samples, setting.widths[0])).astype(np.float32),
+        "y": random.integers(setting.widths[-1], size=setting.samples).astype(np.int32),
+    }
+    for i, (a, b) in enumerate(pairwise(setting.widths)):
+        made[f"w{i}"] = (random.normal(size=(a, b)) * (2 / a) ** 0.5).astype(np.float32)
+        made[f"b{i}"] = (0.1 * random.normal(size=b)).astype(np.float32)
+    return made
+
+
+def network(made: dict[str, np.ndarray], layers: int, dtype: Any = jnp.float32):
+    params = [
+        {"kernel": jnp.asarray(made[f"w{i}"], dtype), "bias": jnp.asarray(made[f"b{i}"], dtype)}
+        for i in range(layers)
+    ]
+    return params, (jnp.asarray(made["x"], dtype), jnp.asarray(made["y"]))
+
+
+def programs(setting: Setting) -> dict[str, tuple[Any, float]]:
+    """Name -> ((params, batch) -> a norm, the share of the columns that it makes)."""
+    model = cv.mlp(jax.nn.relu)
+    last = str(len(setting.widths) - 2)
+    whole = setting.size <= WHOLE
+    share = 1.0 if whole else SOME / setting.size
+
+    def of(path, **arguments):
+        return lambda params, batch: path(model, params, batch, memory=MEMORY, **arguments).value
+
+    def flat_loss(params, batch):
+        flat, unravel = ravel_pytree(params)
+        return flat, lambda w: loss_of(model)(unravel(w), batch)
+
+    def columns(params, batch):
+        """HVP columns as one writes them by hand: linearized once, 64 side by side."""
+        flat, loss = flat_loss(params, batch)
+        push = jax.linearize(jax.grad(loss), flat)[1]
+        count = setting.size if whole else SOME
+
+        def square(index):
+            return jnp.sum(jnp.square(push(jax.nn.one_hot(index, flat.size))))
+
+        return jnp.sqrt(jnp.sum(jax.lax.map(square, jnp.arange(count), batch_size=64)))
+
+    def dense(params, batch):
+        flat, loss = flat_loss(params, batch)
+        return jnp.linalg.norm(jax.hessian(loss)(flat))
+
+    def estimate(params, batch):
+        return cv.frobenius_estimate(model, params, batch, jax.random.key(0), num_products=60).value
+
+    found: dict[str, tuple[Any, float]] = {
+        "hypergrad frobenius": (of(cv.frobenius), 1.0),
+        "hypergrad pairs": (of(cv.frobenius_pairs), 1.0),
+        "hypergrad, Gauss-Newton": (of(cv.frobenius, gauss_newton=True), 1.0),
+        "hypergrad, last layer": (of(cv.frobenius, layers=[last]), 1.0),
+        "hypergrad estimate, 60 products": (estimate, 1.0),
+        "HVP columns": (columns, share),
+    }
+    if setting.size <= 4 * WHOLE:
+        found["hypergrad dense"] = (of(cv.frobenius_dense), 1.0)
+    if whole:
+        found["hypergrad columns"] = (of(cv.frobenius_columns), 1.0)
+        found["jax.hessian"] = (dense, 1.0)
+    return found
+
+
+def measure(setting: Setting, options) -> list[Figure]:
+    """Time all methods in turn, and compare them with float64."""
+    made, layers = arrays(setting), len(setting.widths) - 1
+    params, batch = network(made, layers)
+    figures, calls, norms, shares = [], {}, {}, {}
+    for name, (program, share) in programs(setting).items():
+        began = time.perf_counter()
+        compiled = jax.jit(program).lower(params, batch).compile()
+        figures.append(Figure(name, "compile", time.perf_counter() - began, "s"))
+        analysis: Any = compiled.memory_analysis()
+        memory = analysis.temp_size_in_bytes
+        figures.append(Figure(name, "memory", memory, "bytes"))
+        calls[name] = timed(lambda compiled=compiled: compiled(params, batch))
+        norms[name], shares[name] = float(compiled(params, batch)), share
+    with contextlib.ExitStack() as stack:
+        if options.torch_python:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            path = Path(folder) / "case.npz"
+            np.savez(path, **made)
+            for peer in PEERS:
+                try:
+                    worker = stack.enter_context(Worker(options.torch_python, peer, path, setting))
+                    norms[peer], shares[peer] = worker.ask("norm")["norm"], worker.share
+                    calls[peer] = lambda worker=worker: worker.ask("time")["seconds"]
+                except RuntimeError as error:
+                    figures.append(Figure(peer, "absent", str(error), "message"))
+        times = interleave(calls, REPEATS)
+    exact = reference(setting, made)
+    for name, norm in norms.items():
+        share = shares[name]
+        figures.append(Figure(name, "columns", share, "share"))
+        if share == 1.0 and name not in exact:
+            figures.append(Figure(name, "error", abs(norm / exact[""] - 1), "relative"))
+        elif name in exact:
+            figures.append(Figure(name, "error", abs(norm / exact[name] - 1), "relative"))
+        figures += [
+            Figure(name, f"time, {n}", took / share, "s") for n, took in times[name].items()
+        ]
+    return figures
+
+
+def reference(setting: Setting, made: dict[str, np.ndarray]) -> dict[str, float]:
+    """The norms in float64: "" of the Hessian, and those of the methods that measure another matrix."""
+    with jax.enable_x64(True):
+        model = cv.mlp(jax.nn.relu)
+        params, batch = network(made, len(setting.widths) - 1, jnp.float64)
+        large = 2**33
+        head = (setting.widths[-2] + 1) * setting.widths[-1]
+        last = str(len(setting.widths) - 2)
+
+        def matrices(params):
+            full = cv.hessian(model, params, batch, memory=large)
+            bent = cv.hessian(model, params, batch, memory=large, product=cv.ggn_vp)
+            # the last layer's leaves stand last
+            return [jnp.linalg.norm(m) for m in (full, bent, full[-head:, -head:])]
+
+        def by_pairs(params):
+            pairs = partial(cv.frobenius_pairs, model, params, batch, memory=large)
+            return [got.value for got in (pairs(), pairs(gauss_newton=True), pairs(layers=[last]))]
+
+        norms = matrices if setting.size <= WHOLE else by_pairs
+        full, bent, final = (float(x) for x in jax.jit(norms)(params))
+    return {"": full, "hypergrad, Gauss-Newton": bent, "hypergrad, last layer": final}
+
+
+class Worker:
+    """A PyTorch peer in a process of its own.
+
+    Attributes:
+        share: of the columns that it makes.
+    """
+
+    def __init__(self, python: str, peer: str, data: Path, setting: Setting):
+        whole = setting.size <= WHOLE
+        self.share = 1.0 if whole else SOME / setting.size
+        if peer == "torch.func.hessian" and not whole:
+            gigabytes = 4e-9 * setting.size**2
+            raise RuntimeError(
+                f"its matrix alone takes {gigabytes:.1f} GB, and it makes nothing less"
+            )
+        script = Path(__file__).with_name("peers_frobenius.py")
+        self.process = subprocess.Popen(
+            [python, "-W", "ignore", str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        request = {"peer": peer.replace(".", "_"), "data": str(data)}
+        request |= {"layers": len(setting.widths) - 1, "columns": round(self.share * setting.size)}
+        try:
+            self.ask(request)
+        except RuntimeError:
+            self.__exit__()
+            raise
+
+    def ask(self, request: Any) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line else {"error": "the process ended"}
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+
+def table(results: Results) -> str:
+    """Write the results as Markdown."""
+    parts = []
+    for name, methods in results.cases.items():
+        base, rows = methods["hypergrad frobenius"]["time, median"], []
+        for method, found in methods.items():
+            if "absent" in found:
+                rows.append([method, "not measured", "", "", "", found["absent"]])
+                continue
+            share, memory = found["columns"], found.get("memory")
+            rows.append(
+                [
+                    method,
+                    f"{found['time, median'] * 1e3:.4g}",
+                    f"{found['time, median'] / base:.3g}",
+                    "" if memory is None else f"{memory / 1e6:.1f}",
+                    f"{found['error']:.0e}" if "error" in found else "",
+                    "" if share == 1 else f"{share:.2%} of the columns, scaled",
+                ]
+            )
+        header = ["method", "ms", "times ours", "MB", "error", ""]
+        parts.append(f"**{name}**\n\n{markdown(header, rows)}")
+    return "\n\n".join(parts)
+
+
+summary = table

@@ -1,0 +1,305 @@
+"""What every measure of curvature shares: the losses it takes, their checks, and work by chunks."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from hypergrad import tree
+from hypergrad.types import Array, Batch, Params, PyTree
+
+LossFn: TypeAlias = Callable[[Params, Batch], Array]
+"""(params, batch) -> [], the mean over the samples of a batch; hyperparameters are closed over."""
+Dense: TypeAlias = Callable[[PyTree, Array], Array]
+"""(layer, inputs [in]) -> [units]: inputs @ kernel + bias, of a layer that holds the two."""
+
+MEMORY = 2**29
+"""Bytes that one call may use, where the caller does not say."""
+
+
+class Composed(NamedTuple):
+    """A loss in two parts, L = c(z(w)): what Gauss-Newton products need.
+
+    Attributes:
+        outputs: (params, batch) -> z, a floating-point pytree; logits, say.
+        convex: (z, batch) -> c `[]`. A penalty belongs into both parts: let the outputs be
+            (logits, params), and c add it.
+    """
+
+    outputs: Callable[[Params, Batch], PyTree]
+    convex: Callable[[PyTree, Batch], Array]
+
+
+class Layered(NamedTuple):
+    """A network of affine layers, each used once per sample, that shows their inputs and takes shifts.
+
+    L(w) = (1/m) Σ_i ℓ(forward(w, x_i), x_i) + ½ Σ_j λ_j w_j²
+
+    The forward pass of *one* sample calls `dense(layer, inputs)` for every affine layer, where `layer` is a
+    part of the params with one matrix `[in, units]` and at most one vector `[units]` (a dict as flax
+    makes it, a tuple, or the bare matrix). Between the layers anything goes: activations, residuals,
+    normalization over units. A layer that is closed over instead of part of the params is frozen.
+
+        def forward(dense, params, example):
+            hidden = jax.nn.relu(dense(params["hidden"], example[0]))
+            return dense(params["out"], hidden)
+
+        Layered(forward, lambda z, example: cross_entropy(z, example[1]))
+
+    Attributes:
+        forward: (dense, params, example) -> outputs.
+        loss: (outputs, example) -> [], of one sample.
+        l2: λ, one number or a pytree prefix of the params with a number for each.
+    """
+
+    forward: Callable[[Dense, Params, Batch], PyTree]
+    loss: Callable[[PyTree, Batch], Array]
+    l2: Any = 0.0
+
+
+Model: TypeAlias = LossFn | Composed | Layered
+
+
+def dense(layer: PyTree, inputs: Array) -> Array:
+    """Return inputs @ kernel + bias: the plain `Dense`, without shift."""
+    kernel, bias = parts(layer)
+    return inputs @ kernel if bias is None else inputs @ kernel + bias
+
+
+def parts(layer: PyTree) -> tuple[Array, Array | None]:
+    """Return the matrix of a layer and its vector, None where it has no bias."""
+    leaves = jax.tree.leaves(layer)
+    kernels = [leaf for leaf in leaves if jnp.ndim(leaf) == 2]
+    biases = [leaf for leaf in leaves if jnp.ndim(leaf) == 1]
+    if len(kernels) != 1 or len(biases) > 1 or len(leaves) != 1 + len(biases):
+        shapes = [jnp.shape(leaf) for leaf in leaves]
+        raise ValueError(
+            f"layer has arrays of shapes {shapes}, expected one matrix [in, units] and at most one "
+            "vector [units]; call dense once for each affine layer"
+        )
+    return kernels[0], biases[0] if biases else None
+
+
+def loss_of(model: Model) -> LossFn:
+    """Return the loss (params, batch) -> `[]`, whatever the form in which it was given."""
+    if isinstance(model, Layered):
+        composed = composed_of(model)
+        return lambda params, batch: composed.convex(composed.outputs(params, batch), batch)
+    if isinstance(model, Composed):
+        return lambda params, batch: model.convex(model.outputs(params, batch), batch)
+    return model
+
+
+def composed_of(model: Model) -> Composed:
+    """Return the two parts of a loss, the penalty of a `Layered` in both.
+
+    Raises:
+        ValueError: for a plain function, which has no outputs.
+    """
+    if isinstance(model, Composed):
+        return model
+    if not isinstance(model, Layered):
+        raise ValueError(
+            f"loss is {describe(model)}, expected its two parts, because Gauss-Newton matrices are made "
+            "from the outputs; pass Composed(outputs, convex) or Layered(...)"
+        )
+
+    def outputs(params, batch):
+        return jax.vmap(lambda example: model.forward(dense, params, example))(batch), params
+
+    def convex(made, batch):
+        each = jax.vmap(model.loss)(made[0], batch)
+        return jnp.mean(each) + penalty(model, made[1])
+
+    return Composed(outputs, convex)
+
+
+def penalty(model: Layered, params: Params) -> Array:
+    """Return ½ Σ_j λ_j w_j²."""
+    strengths = jax.tree.leaves(spread(model.l2, params))
+    squares = [
+        strength * jnp.sum(jnp.square(leaf))
+        for strength, leaf in zip(strengths, jax.tree.leaves(params), strict=True)
+    ]
+    return 0.5 * sum(squares, jnp.zeros((), jnp.result_type(*squares)))
+
+
+def spread(l2: Any, params: Params) -> PyTree:
+    """Return a strength for every leaf of the params from a number or a prefix of the pytree."""
+    try:
+        return jax.tree.broadcast(l2, params)
+    except ValueError as error:
+        raise ValueError(
+            f"l2 has the structure {jax.tree.structure(l2)}, expected one number or a prefix of the "
+            "params with a number for each; pass e.g. l2=1e-4"
+        ) from error
+
+
+def describe(value: Any) -> str:
+    """Say what a value is, in a few words."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
+    return f"a {type(value).__name__}"
+
+
+def check(model: Model, params: Params, batch: Batch) -> None:
+    """Raise a one-line `ValueError` where a loss, its params and its batch do not fit, before compiling.
+
+    **Cost:** an abstract evaluation of the loss; outside a trace also a look at every parameter.
+    """
+    check_params(params)
+    if isinstance(model, Layered):
+        num_samples(batch)
+    value = abstract("loss", loss_of(model), params, batch)
+    if getattr(value, "shape", None) != () or not tree.is_float(value):
+        raise ValueError(
+            f"loss returned {describe(value)}, expected one real number of shape (), the mean over the "
+            "samples; reduce it, for example with jnp.mean(...)"
+        )
+
+
+def check_params(params: Params) -> None:
+    """Raise a `ValueError` unless the params are finite floating-point arrays of one dtype."""
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        raise ValueError("params has no leaves, expected at least one array of weights")
+    dtypes = {}
+    for name, leaf in zip(names(params), leaves, strict=True):
+        if not tree.is_float(leaf):
+            raise ValueError(
+                f"params[{name!r}] has dtype {jnp.result_type(leaf)}, expected floating point; close "
+                "over what is not trained"
+            )
+        dtypes.setdefault(str(jnp.result_type(leaf)), name)
+        # numpy, because within a trace jax would not tell
+        if not traced(leaf) and not np.isfinite(np.asarray(leaf).astype(np.float64)).all():
+            raise ValueError(
+                f"params[{name!r}] is not finite, expected finite weights; training has diverged, lower "
+                "the learning rate"
+            )
+    if len(dtypes) > 1:
+        got = " and ".join(f"{dtype} (params[{name!r}])" for dtype, name in dtypes.items())
+        raise ValueError(
+            f"params has leaves of {got}, expected one dtype; cast them with "
+            "jax.tree.map(lambda w: w.astype(jnp.float32), params)"
+        )
+
+
+def abstract(name: str, function: Callable, *args) -> Any:
+    """Evaluate a user's function abstractly; put its name before what it raises."""
+    try:
+        return jax.eval_shape(function, *args)
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, ValueError) and ", expected " in text:
+            raise
+        raise ValueError(
+            f"{name} failed on these params and batch: {text} ({type(error).__name__}), expected a "
+            "traceable function of (params, batch); run it once by itself to see where"
+        ) from error
+
+
+def num_samples(batch: Batch) -> int:
+    """Return the length of the leading axis that all arrays of a batch share."""
+    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(batch)}
+    if len(lengths) != 1 or 0 in lengths:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+        raise ValueError(
+            f"batch has arrays of shapes {shapes}, expected at least one sample along a leading axis "
+            "that all of them share; give scalars to every sample, or close over them"
+        )
+    return lengths.pop()
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise a `ValueError` unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"{name} is {value!r}, expected a whole number of at least {least}; pass e.g. {name}={least + 9}"
+        )
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless `value` is a positive number, or traced."""
+    if traced(value):
+        return
+    number = isinstance(value, (int, float, jax.Array)) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a positive number; pass e.g. {name}=0.05")
+
+
+def check_memory(what: str, needed: float, memory: int, advice: str) -> None:
+    """Raise a `ValueError` where `what` needs more bytes than `memory`."""
+    check_count("memory", memory)
+    if needed > memory:
+        raise ValueError(
+            f"memory is {memory} bytes, expected at least {math.ceil(needed)} for {what}; {advice}"
+        )
+
+
+def traced(value: Any) -> bool:
+    """Tell whether the numbers of an array are not known yet."""
+    return isinstance(value, Tracer)
+
+
+def names(params: Params) -> list[str]:
+    """Name every leaf of the params by its path."""
+    return ["params" if n == "hparams" else n for n in tree.leaf_names(params)]
+
+
+def widen(params: Params) -> Params:
+    """Return the params as arrays of at least float32, in which every curvature is computed."""
+
+    def cast(leaf):
+        dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+        return jnp.asarray(leaf, dtype)
+
+    return jax.tree.map(cast, params)
+
+
+def size_of(params: Params) -> int:
+    """Return the number of parameters."""
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def itemsize(params: Params) -> int:
+    """Return the bytes of one parameter as it is computed with."""
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    return jnp.promote_types(dtype, jnp.float32).itemsize
+
+
+def sum_chunks(
+    body: Callable[[Array], tuple[PyTree, PyTree]], count: int, chunk: int
+) -> tuple[PyTree, PyTree]:
+    """Add what `body` makes of the indices 0 … count − 1, `chunk` of them at a time.
+
+    The last chunk runs over the end: `body` must make zeros of an index ≥ count, as `jax.nn.one_hot` does.
+    Each chunk is computed again on the way back, so that a gradient stores none of them.
+
+    Args:
+        body: indices `[chunk]` -> (terms to add, rows `[chunk, ...]` to keep).
+        count: how many indices.
+        chunk: how many at a time.
+
+    Returns:
+        The sums, and the rows `[count, ...]`.
+    """
+    chunk = min(chunk, count)
+    num_chunks = -(-count // chunk)
+    indices = jnp.arange(num_chunks * chunk, dtype=jnp.int32).reshape(num_chunks, chunk)
+    if num_chunks == 1:
+        total, rows = body(indices[0])
+        return total, rows
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(body, indices[0])[0])
+
+    def step(total, index):
+        terms, rows = jax.checkpoint(body)(index)
+        return jax.tree.map(jnp.add, total, terms), rows
+
+    total, rows = jax.lax.scan(step, zeros, indices)
+    flat = jax.tree.map(lambda r: r.reshape((-1, *r.shape[2:]))[:count], rows)
+    return total, flat

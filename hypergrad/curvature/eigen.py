@@ -1,0 +1,183 @@
+"""The eigenvalues of a curvature matrix that matter most, by Lanczos' method and by the power method."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.curvature.base import Model, check_count, size_of
+from hypergrad.curvature.products import Operator, Product, hvp, operator
+from hypergrad.types import Array, Batch, Key, Params, PyTree
+
+
+class Eigenpairs(NamedTuple):
+    """Eigenvalues and what they are worth.
+
+    Attributes:
+        values: λ `[num]`, the largest first.
+        vectors: eigenvectors of unit norm, pytrees like the params with a leading axis `[num]`.
+        residuals: ‖H v − λ v‖ `[num]`: an eigenvalue lies within that of λ.
+    """
+
+    values: Array
+    vectors: PyTree
+    residuals: Array
+
+
+class Tridiagonal(NamedTuple):
+    """What k steps of Lanczos' method leave.
+
+    Attributes:
+        alpha: diagonal of T `[k]`.
+        beta: beside it `[k]`; the last is the norm of what is left.
+        basis: orthonormal rows `[k, n]`.
+    """
+
+    alpha: Array
+    beta: Array
+    basis: Array
+
+
+def top_eigenvalues(
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    num: int = 5,
+    num_steps: int | None = None,
+    smallest: bool = False,
+    product: Product = hvp,
+) -> Eigenpairs:
+    """Return the largest eigenvalues of H, or the smallest, by Lanczos' method.
+
+    H V_k = V_k T_k + β_k v_{k+1} e_kᵀ;   the eigenvalues of T_k at the ends of the spectrum come first
+
+    Every new vector is made orthogonal to all earlier ones, twice, so that no eigenvalue appears again
+    as a ghost.
+
+    **Cost:** `num_steps` products, memory `num_steps` vectors, time num_steps² n beside the products.
+
+    **Limits:** an eigenvalue of multiplicity two is found once; the residuals say which ones converged.
+
+    Args:
+        loss: any model that `product` takes.
+        params: n weights.
+        batch: what the loss takes.
+        key: of the first vector.
+        num: how many eigenvalues.
+        num_steps: products; 4 num + 20 where None, n at most.
+        smallest: the smallest instead, most negative first.
+        product: `hvp`, `ggn_vp` or `fisher_vp`.
+
+    Raises:
+        ValueError: where there are fewer steps or weights than eigenvalues wanted.
+
+    Reference:
+        Golub, Van Loan, "Matrix Computations", 4th ed., 10.1-10.3.
+    """
+    check_count("num", num)
+    num_steps = 4 * num + 20 if num_steps is None else num_steps
+    check_count("num_steps", num_steps)
+    num_steps = min(num_steps, size_of(params))
+    if num > num_steps:
+        raise ValueError(
+            f"num is {num}, expected at most {num_steps}, the steps of Lanczos' method (and no more than "
+            "there are weights); raise num_steps or lower num"
+        )
+    linear = operator(product, loss, params, batch)
+    found = lanczos(linear, jax.random.normal(key, (linear.size,), linear.dtype), num_steps)
+    values, weights = jnp.linalg.eigh(tridiagonal(found))
+    chosen = jnp.arange(num) if smallest else num_steps - 1 - jnp.arange(num)
+    values, weights = values[chosen], weights[:, chosen]
+    vectors = weights.T @ found.basis
+    residuals = jnp.abs(found.beta[-1] * weights[-1])
+    return Eigenpairs(values, jax.vmap(linear.unravel)(vectors), residuals)
+
+
+def lanczos(linear: Operator, start: Array, num_steps: int) -> Tridiagonal:
+    """Run Lanczos' method from a vector, with full reorthogonalization.
+
+    Where the Krylov space ends early, β is zero and the rows after it are zero: T then falls apart, and
+    the part that belongs to `start` is whole.
+    """
+    size = start.size
+    first = start / jnp.linalg.norm(start)
+    tiny = 10 * size * jnp.finfo(start.dtype).eps
+
+    def step(index, carry):
+        alpha, beta, basis, vector, scale = carry
+        basis = basis.at[index].set(vector)
+        image = linear.matvec(vector)
+        alpha = alpha.at[index].set(jnp.vdot(vector, image))
+        rest = image
+        for _ in range(2):
+            rest = rest - basis.T @ (basis @ rest)
+        norm = jnp.linalg.norm(rest)
+        scale = jnp.maximum(scale, jnp.linalg.norm(image))
+        alive = norm > tiny * scale
+        beta = beta.at[index].set(jnp.where(alive, norm, 0))
+        return alpha, beta, basis, jnp.where(alive, rest / jnp.where(alive, norm, 1), 0), scale
+
+    zeros = jnp.zeros(num_steps, start.dtype)
+    basis = jnp.zeros((num_steps, size), start.dtype)
+    carry = (zeros, zeros, basis, first, jnp.zeros((), start.dtype))
+    alpha, beta, basis, _, _ = jax.lax.fori_loop(0, num_steps, step, carry)
+    return Tridiagonal(alpha, beta, basis)
+
+
+def tridiagonal(found: Tridiagonal) -> Array:
+    """Return T `[k, k]`."""
+    off = found.beta[:-1]
+    return jnp.diag(found.alpha) + jnp.diag(off, 1) + jnp.diag(off, -1)
+
+
+def power_iteration(
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    num_steps: int = 100,
+    tolerance: float = 1e-4,
+    product: Product = hvp,
+) -> Eigenpairs:
+    """Return the eigenvalue of largest *size*, with its sign, by the power method.
+
+    v ← H v / ‖H v‖,   λ = vᵀ H v, until ‖H v − λ v‖ ≤ tolerance |λ|
+
+    **Cost:** `num_steps` products at most, memory of two vectors: where n is so large that Lanczos' basis
+    does not fit. The error shrinks by |λ₂/λ₁| a step.
+
+    Args:
+        loss: any model that `product` takes.
+        params: n weights.
+        batch: what the loss takes.
+        key: of the first vector.
+        num_steps: at most.
+        tolerance: relative residual at which it ends.
+        product: `hvp`, `ggn_vp` or `fisher_vp`.
+    """
+    check_count("num_steps", num_steps)
+    linear = operator(product, loss, params, batch)
+    start = jax.random.normal(key, (linear.size,), linear.dtype)
+
+    def measure(vector):
+        image = linear.matvec(vector)
+        value = jnp.vdot(vector, image)
+        return image, value, jnp.linalg.norm(image - value * vector)
+
+    def unfinished(carry):
+        count, _, _, value, residual = carry
+        return (count < num_steps) & (residual > tolerance * jnp.abs(value))
+
+    def step(carry):
+        count, _, image, _, _ = carry
+        norm = jnp.linalg.norm(image)
+        vector = image / jnp.where(norm > 0, norm, 1)
+        return count + 1, vector, *measure(vector)
+
+    first = start / jnp.linalg.norm(start)
+    carry = (jnp.ones((), jnp.int32), first, *measure(first))
+    _, vector, _, value, residual = jax.lax.while_loop(unfinished, step, carry)
+    return Eigenpairs(value[None], jax.vmap(linear.unravel)(vector[None]), residual[None])

@@ -1,0 +1,240 @@
+"""Estimates of ‖H‖_F from products with random vectors, with an interval that holds."""
+
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.curvature.base import Model, check_count, check_positive
+from hypergrad.curvature.products import Operator, Product, hvp, operator
+from hypergrad.types import Array, Batch, Key, Params
+
+FEWEST = 30
+"""Products below which no interval is given: it would cover far less than it says."""
+
+
+class Interval(NamedTuple):
+    """Where ‖H‖_F lies, with the confidence asked for."""
+
+    low: Array
+    high: Array
+
+
+class FrobeniusEstimate(NamedTuple):
+    """An estimate of ‖H‖_F.
+
+    Attributes:
+        value: `[]`.
+        std_error: of the value, `[]`; from few probes it is itself uncertain.
+        interval: None from fewer than 30 products.
+        num_products: with H that were made, int32 `[]`.
+        converged: whether the interval is within the tolerance asked for, bool `[]`; true without one.
+    """
+
+    value: Array
+    std_error: Array
+    interval: Interval | None
+    num_products: Array
+    converged: Array
+
+
+class Moments(NamedTuple):
+    """Count, mean and sum of squared deviations of what was seen."""
+
+    count: Array
+    mean: Array
+    spread: Array
+
+
+def frobenius_estimate(
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    num_products: int = 60,
+    rank: int | None = None,
+    tolerance: float | None = None,
+    confidence: float = 0.95,
+    chunk: int = 10,
+    product: Product = hvp,
+) -> FrobeniusEstimate:
+    """Estimate ‖H‖_F by Hutch++, or with `rank=0` by Hutchinson's plain mean.
+
+    ‖H‖_F² = ‖H Q‖_F² + E ‖H (I − Q Qᵀ) v‖²,   v of random signs, Q an orthonormal basis of H S
+
+    S has `rank` random columns, and costs as many products; H Q as many again and is exact; the rest of
+    the products go to the mean, whose terms are small where few directions hold most of H.
+
+    The interval is that of a χ²-distributed mean, whose degrees of freedom come from the spread of the
+    terms, with Student's t for the spread being an estimate; in the cube roots in which a χ² is nearly
+    normal (Wilson-Hilferty): mean / (1 − h ± t √h)³, h = (standard error / 3 mean)². A mean ± t standard
+    errors covers less where one eigenvalue dominates.
+
+    With a `tolerance`, probes go on, `chunk` at a time, until the interval is within it on both sides, or
+    `num_products` are spent: "to 1 % with 95 %" is `tolerance=0.01`. Stopping when the interval happens to
+    be short costs it a little of its coverage.
+
+    **Cost:** `num_products` products, memory `rank` vectors and `chunk` products.
+
+    Args:
+        loss: any model that `product` takes.
+        params: n weights.
+        batch: what the loss takes.
+        key: of the random vectors.
+        num_products: how many, or with a tolerance, how many at most.
+        rank: of Q; a third of `num_products` where None, but at most 20 with a tolerance.
+        tolerance: relative half-width of the interval of ‖H‖_F to reach.
+        confidence: of the interval.
+        chunk: products side by side.
+        product: `hvp`, `ggn_vp` or `fisher_vp`.
+
+    Raises:
+        ValueError: for a rank that leaves no probes, counts below 1, a tolerance with too few products.
+
+    Reference:
+        Hutchinson, 1990; Meyer, Musco, Musco, Woodruff, 2021, arXiv:2010.09649 (Hutch++, of H²); Wilson,
+        Hilferty, 1931.
+    """
+    for name, value in (("num_products", num_products), ("chunk", chunk)):
+        check_count(name, value)
+    if rank is None:
+        rank = num_products // 3 if tolerance is None else min(20, num_products // 3)
+    check_count("rank", rank, 0)
+    if num_products - 2 * rank < 2:
+        raise ValueError(
+            f"rank is {rank}, expected at most {max(0, (num_products - 2) // 2)} for "
+            f"num_products={num_products}, because a basis takes 2 rank products and a mean at least 2; "
+            "lower it"
+        )
+    if not 0 < confidence < 1:
+        raise ValueError(
+            f"confidence is {confidence!r}, expected a number between 0 and 1; pass 0.95"
+        )
+    if tolerance is not None:
+        check_positive("tolerance", tolerance)
+        if num_products < FEWEST:
+            raise ValueError(
+                f"num_products is {num_products}, expected at least {FEWEST} with a tolerance, because no "
+                "interval is given for fewer; raise it"
+            )
+    linear = operator(product, loss, params, batch)
+    rank = min(rank, linear.size)
+    sketch_key, probe_key = jax.random.split(key)
+    basis, exact = _basis(linear, sketch_key, rank, chunk)
+
+    def probes(index: Array, alive: Array, seen: Moments) -> Moments:
+        """Add the terms of one chunk, those that are alive."""
+        signs = jax.random.rademacher(jax.random.fold_in(probe_key, index), (chunk, linear.size))
+        vectors = signs.astype(linear.dtype)
+        vectors = vectors - (vectors @ basis) @ basis.T
+        return merge(seen, jnp.sum(jnp.square(jax.vmap(linear.matvec)(vectors)), 1), alive)
+
+    most = num_products - 2 * rank
+    least = max(2, FEWEST - 2 * rank)
+    zero = jnp.zeros((), linear.dtype)
+    start = Moments(zero, zero, zero)
+    if tolerance is None:
+        seen = _run(probes, start, most, chunk)
+    else:
+
+        def unfinished(carry):
+            seen = carry[1]
+            wide = ~_within(interval(exact, seen, confidence), exact + seen.mean, tolerance)
+            return (seen.count < most) & (wide | (seen.count < least))
+
+        def step(carry):
+            index, seen = carry
+            return index + 1, probes(index, jnp.arange(chunk) < most - seen.count, seen)
+
+        seen = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), start))[1]
+    square = exact + seen.mean
+    value = jnp.sqrt(square)
+    error = standard_error(seen) / (2 * jnp.where(value > 0, value, 1))
+    bounds = interval(exact, seen, confidence)
+    converged = jnp.asarray(True) if tolerance is None else _within(bounds, square, tolerance)
+    return FrobeniusEstimate(
+        value=value,
+        std_error=error,
+        interval=bounds if num_products >= FEWEST else None,
+        num_products=(seen.count + 2 * rank).astype(jnp.int32),
+        converged=converged,
+    )
+
+
+def _basis(linear: Operator, key: Key, rank: int, chunk: int) -> tuple[Array, Array]:
+    """Return Q `[n, rank]` and ‖H Q‖²."""
+    if rank == 0:
+        return jnp.zeros((linear.size, 0), linear.dtype), jnp.zeros((), linear.dtype)
+    signs = jax.random.rademacher(key, (rank, linear.size)).astype(linear.dtype)
+    batch_size = min(chunk, rank)
+    images = jax.lax.map(linear.matvec, signs, batch_size=batch_size)
+    basis = jnp.linalg.qr(images.T)[0]
+    return basis, jnp.sum(jnp.square(jax.lax.map(linear.matvec, basis.T, batch_size=batch_size)))
+
+
+def _run(probes: Callable, start: Moments, count: int, chunk: int) -> Moments:
+    """Run `count` probes in chunks; the last is filled up with some that do not count."""
+
+    def step(index, seen):
+        return probes(index, index * chunk + jnp.arange(chunk) < count, seen)
+
+    return jax.lax.fori_loop(0, -(-count // chunk), step, start)
+
+
+def merge(seen: Moments, values: Array, alive: Array) -> Moments:
+    """Add values `[k]` to the moments, those that are alive (Chan, Golub, LeVeque, 1983)."""
+    count = jnp.sum(alive).astype(seen.mean.dtype)
+    safe = jnp.maximum(count, 1)
+    mean = jnp.sum(jnp.where(alive, values, 0)) / safe
+    spread = jnp.sum(jnp.where(alive, jnp.square(values - mean), 0))
+    total = jnp.maximum(seen.count + count, 1)
+    gap = mean - seen.mean
+    return Moments(
+        seen.count + count,
+        seen.mean + gap * count / total,
+        seen.spread + spread + jnp.square(gap) * seen.count * count / total,
+    )
+
+
+def standard_error(seen: Moments) -> Array:
+    """Return the standard error of the mean."""
+    return jnp.sqrt(seen.spread / jnp.maximum(seen.count - 1, 1) / jnp.maximum(seen.count, 1))
+
+
+def interval(exact: Array, seen: Moments, confidence: float) -> Interval:
+    """Return the interval of √(exact + mean): see `frobenius_estimate`.
+
+    Student's t with half the degrees of freedom of normal terms: these are skewed, and their spread less
+    well known. Simulated on spectra from one eigenvalue to many, 95 % then covers 92 to 97 %.
+    """
+    quantile = student(confidence, jnp.maximum((seen.count - 1) / 2, 1))
+    mean = jnp.where(seen.mean > 0, seen.mean, 1)
+    h = jnp.square(standard_error(seen) / (3 * mean))
+    step = quantile * jnp.sqrt(h)
+    low = seen.mean / (1 - h + step) ** 3
+    high = jnp.where(step + h < 1, seen.mean / jnp.maximum(1 - h - step, 1e-6) ** 3, jnp.inf)
+    high = jnp.where(seen.mean > 0, high, seen.mean)
+    return Interval(jnp.sqrt(exact + low), jnp.sqrt(exact + high))
+
+
+def _within(bounds: Interval, square: Array, tolerance: float) -> Array:
+    value = jnp.sqrt(square)
+    return (bounds.high <= (1 + tolerance) * value) & (bounds.low >= (1 - tolerance) * value)
+
+
+def student(confidence: float, freedom: Array | float) -> Array:
+    """Return the two-sided quantile of Student's t, from the normal one by Cornish and Fisher's series.
+
+    Right to 2 % from three degrees of freedom on.
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    freedom = jnp.asarray(freedom)
+    return z + jnp.sum(jnp.stack([term / freedom ** (i + 1) for i, term in enumerate(terms)]), 0)

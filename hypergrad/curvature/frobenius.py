@@ -1,0 +1,288 @@
+"""The exact Frobenius norm of a Hessian, by the cheapest path that serves the model."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.curvature.base import (
+    MEMORY,
+    Layered,
+    Model,
+    check,
+    check_memory,
+    itemsize,
+    num_samples,
+    spread,
+    widen,
+)
+from hypergrad.curvature.blocks import LayerNorms, layer_norms
+from hypergrad.curvature.columns import Group, frobenius_columns, group_leaves
+from hypergrad.curvature.layers import Layer, Unservable, trained_layers
+from hypergrad.curvature.result import Frobenius, assemble
+from hypergrad.types import Array, Batch, Params
+
+ENTRY = 8.0
+"""Cost of one entry of an array that is made and read once, in multiply-adds of a matrix product."""
+CACHE = 2**25
+"""Bytes beyond which a larger chunk gains nothing."""
+LIVE = 6
+"""Arrays of the size of a layer's rows that a linearized network has at one time."""
+
+
+class FallbackWarning(UserWarning):
+    """A model cannot take the fast path; the message says why and which one it took."""
+
+
+def layer_names(loss: Model, params: Params, batch: Batch) -> list[str]:
+    """Name the layers in the order of `Frobenius.blocks`: that of their first weights in the params."""
+    return [group.name for group in block_leaves(loss, params, batch)]
+
+
+def block_leaves(loss: Model, params: Params, batch: Batch) -> list[Group]:
+    """List which leaves of the params make each row of `Frobenius.blocks`."""
+    if isinstance(loss, Layered):
+        try:
+            layers = trained_layers(loss, params, batch)
+        except Unservable:
+            return group_leaves(params)
+        ordered = (layers[i] for i in _order(layers))
+        return [
+            Group(at.name, [i for i in (at.kernel, at.bias) if i is not None]) for at in ordered
+        ]
+    return group_leaves(params)
+
+
+def frobenius(
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    *,
+    layers: Sequence[str] | None = None,
+    gauss_newton: bool = False,
+    memory: int = MEMORY,
+) -> Frobenius:
+    """Return ‖H‖_F and the norms of all its blocks, exactly, choosing the path by a model of the cost.
+
+    A `Layered` model takes, block by block, the cheaper of sample pairs and dense tiles
+    (`curvature.blocks` has the equations); anything else goes column by column (`frobenius_columns`).
+
+    **Cost:** for L layers of w units and m samples, m L² w³ for the rows and the smaller of 4 m² w² and
+    2 m w⁴ for a block, where columns take 12 m n² for n parameters. Memory within `memory`. A gradient of
+    the result works (about five times the cost) and so does `jax.vmap` over a population, with the
+    memory of each member.
+
+    **Limits:** each weight of a `Layered` model is used in one affine layer, once per sample. Shared
+    weights fall back to columns, with a `FallbackWarning`. Samples must not see each other (BatchNorm
+    in training mode).
+
+    Args:
+        loss: (params, batch) -> [], `Composed` or `Layered`.
+        params: any pytree of float arrays of one dtype; computed with in at least float32.
+        batch: what the loss takes; for `Layered`, arrays with the samples along their first axis.
+        layers: names of the layers (`layer_names`) whose blocks are wanted; all where None.
+        gauss_newton: the Gauss-Newton matrix instead of the Hessian.
+        memory: bytes to use.
+
+    Returns:
+        `Frobenius(value, blocks)`.
+
+    Raises:
+        ValueError: where loss, params and batch do not fit, or the memory is too small.
+    """
+    check(loss, params, batch)
+    if isinstance(loss, Layered):
+        try:
+            return _layered(loss, params, batch, layers, gauss_newton, memory, None)[0]
+        except Unservable as error:
+            reason = str(error).split(",")[0]
+            warnings.warn(f"{reason}: taking frobenius_columns", FallbackWarning, stacklevel=2)
+    return frobenius_columns(loss, params, batch, gauss_newton=gauss_newton, memory=memory)
+
+
+def frobenius_pairs(
+    loss: Layered,
+    params: Params,
+    batch: Batch,
+    *,
+    layers: Sequence[str] | None = None,
+    gauss_newton: bool = False,
+    memory: int = MEMORY,
+) -> Frobenius:
+    """Return ‖H‖_F by sample pairs alone; arguments as in `frobenius`.
+
+    **Cost:** about 4 m² Σ_{l≤k} units_l (in_k + units_k), whatever the number of parameters.
+    """
+    check(loss, params, batch)
+    return _layered(loss, params, batch, layers, gauss_newton, memory, True)[0]
+
+
+def frobenius_dense(
+    loss: Layered,
+    params: Params,
+    batch: Batch,
+    *,
+    layers: Sequence[str] | None = None,
+    gauss_newton: bool = False,
+    memory: int = MEMORY,
+) -> Frobenius:
+    """Return ‖H‖_F by tiles of the dense blocks alone; arguments as in `frobenius`.
+
+    **Cost:** m n² multiply-adds for n parameters, in matrix products; no tile outlives its square.
+    """
+    check(loss, params, batch)
+    return _layered(loss, params, batch, layers, gauss_newton, memory, False)[0]
+
+
+def sample_pairs(
+    loss: Layered, params: Params, batch: Batch, *, gauss_newton: bool = False, memory: int = MEMORY
+) -> Array:
+    """Return Q `[m, m]`, from which the norm on every part S of the batch is a sum: 1_SᵀQ1_S / |S|².
+
+    The supremum over minibatches of flatness-guided search costs nothing beyond the whole batch.
+
+    **Limits:** of the loss without its penalty; `l2` does not enter.
+
+    Args:
+        loss: a layered model.
+        params: its weights.
+        batch: of m samples.
+        gauss_newton: the Gauss-Newton matrix instead.
+        memory: bytes to use.
+    """
+    check(loss, params, batch)
+    norms = _layered(loss, params, batch, None, gauss_newton, memory, True)[1]
+    total = jnp.zeros(())
+    for layer in norms:
+        own, *above = [pair for pair in layer.pairs if pair is not None]
+        total = total + own + 2 * sum(above, jnp.zeros_like(own))
+    return total
+
+
+class Plan(NamedTuple):
+    """How a layer l will be worked on.
+
+    Attributes:
+        by_pairs: for each block H_lk, k ≥ l, whether by sample pairs or by tiles.
+        chunk: units of the layer at a time.
+        num_bytes: of the largest moment.
+    """
+
+    by_pairs: list[bool]
+    chunk: int
+    num_bytes: int
+
+
+def plan_layer(
+    layers: list[Layer], index: int, samples: int, width: int, memory: int, by_pairs: bool | None
+) -> Plan:
+    """Choose pairs or tiles for every block of a layer, and how many units fit into memory.
+
+    Where both are allowed the cheaper is taken, and tiles where that does not fit.
+
+    Args:
+        layers: those that are trained.
+        index: l.
+        samples: m.
+        width: bytes of a number.
+        memory: bytes to use.
+        by_pairs: true for pairs alone, false for tiles alone, None for both.
+    """
+    above = layers[index:]
+    tiles = [False] * len(above)
+    plans = [tiles if by_pairs is False else [True] * len(above)]
+    if by_pairs is None:
+        plans = [[_cheaper_by_pairs(layers[index], k, samples) for k in above], tiles]
+    needs = [_bytes(above, samples, width, pairs) for pairs in plans]
+    best = next((i for i, need in enumerate(needs) if sum(need) <= memory), len(plans) - 1)
+    pairs, (fixed, unit) = plans[best], needs[best]
+    check_memory(
+        f"{samples} samples through {len(above)} layers",
+        fixed + unit,
+        memory,
+        f"pass memory={fixed + unit}, a smaller batch, or use frobenius_estimate",
+    )
+    units = layers[index].num_units
+    chunk = max(1, min(units, (memory - fixed) // unit, math.ceil(CACHE / unit)))
+    even = math.ceil(units / math.ceil(units / chunk))
+    return Plan(pairs, even, fixed + even * unit)
+
+
+def _cheaper_by_pairs(below: Layer, layer: Layer, samples: int) -> bool:
+    """Compare the multiply-adds a unit: pairs m² (2 units + 2 in), tiles m in_l in_k units_k.
+
+    Each entry that is made between the products counts as ENTRY.
+    """
+    factor = 0.5 if below is layer else 2
+    sides = layer.num_inputs + layer.num_units
+    by_pairs = samples * factor * (sides + (0 if below is layer else ENTRY))
+    return by_pairs <= layer.size * (below.num_inputs + ENTRY)
+
+
+def _bytes(above: list[Layer], samples: int, width: int, pairs: list[bool]) -> tuple[int, int]:
+    """Return the bytes that a layer needs whatever the chunk, and those of each unit in it."""
+    below = above[0].num_inputs
+    sides = sum(layer.num_inputs + layer.num_units for layer in above)
+    tile = max((below + samples) * layer.num_inputs for layer in above)
+    rows = LIVE * samples * sides
+    fixed = rows + (2 * samples**2 * (1 + sum(pairs)) if any(pairs) else 0)
+    unit = rows + (0 if all(pairs) else tile)
+    return width * fixed, width * unit
+
+
+def _layered(
+    model: Layered,
+    params: Params,
+    batch: Batch,
+    wanted: Sequence[str] | None,
+    gauss_newton: bool,
+    memory: int,
+    by_pairs: bool | None,
+) -> tuple[Frobenius, list[LayerNorms]]:
+    """Work through the layers; return the norm and what each layer gave, in the order of the calls."""
+    params = widen(params)
+    layers = _choose(trained_layers(model, params, batch), wanted)
+    samples, width = num_samples(batch), itemsize(params)
+    made = []
+    with jax.default_matmul_precision("highest"):
+        for index in range(len(layers)):
+            plan = plan_layer(layers, index, samples, width, memory, by_pairs)
+            norms = layer_norms(
+                model, params, layers, batch, index, plan.by_pairs, plan.chunk, gauss_newton
+            )
+            made.append(_add_penalty(model, params, layers[index], norms))
+    return assemble([norms.squares for norms in made], _order(layers)), made
+
+
+def _choose(layers: list[Layer], wanted: Sequence[str] | None) -> list[Layer]:
+    """Keep the layers of these names; the others count as frozen."""
+    known = [layer.name for layer in layers]
+    for name in wanted or ():
+        if name not in known:
+            raise ValueError(
+                f"layers has {name!r}, expected names among {known}; see layer_names(loss, params, batch)"
+            )
+    return layers if wanted is None else [layer for layer in layers if layer.name in wanted]
+
+
+def _order(layers: list[Layer]) -> list[int]:
+    """Sort layers by the place of their first weight in the params."""
+    first = [min(i for i in (at.kernel, at.bias) if i is not None) for at in layers]
+    return sorted(range(len(layers)), key=first.__getitem__)
+
+
+def _add_penalty(model: Layered, params: Params, layer: Layer, norms: LayerNorms) -> LayerNorms:
+    """Add the diagonal D of a penalty to H_ll: ‖H + D‖² = ‖H‖² + 2⟨H, D⟩ + ‖D‖²."""
+    strengths = jax.tree.leaves(spread(model.l2, params))
+    if all(isinstance(s, (int, float)) and s == 0 for s in strengths):
+        return norms
+    num_kernel = layer.num_inputs - (layer.bias is not None)
+    column = [jnp.full((num_kernel,), strengths[layer.kernel])] if layer.kernel is not None else []
+    column += [jnp.full((1,), strengths[layer.bias])] if layer.bias is not None else []
+    added = jnp.concatenate(column)[:, None].astype(norms.diagonal.dtype)
+    square = norms.squares[0] + jnp.sum(2 * added * norms.diagonal)
+    square = square + layer.num_units * jnp.sum(jnp.square(added))
+    return norms._replace(squares=[square, *norms.squares[1:]], diagonal=norms.diagonal + added)

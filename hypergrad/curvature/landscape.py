@@ -1,0 +1,126 @@
+"""Slices through the landscape of a loss, along directions that are comparable between networks."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from hypergrad.curvature.base import (
+    Model,
+    check,
+    check_count,
+    check_params,
+    check_positive,
+    loss_of,
+    widen,
+)
+from hypergrad.types import Array, Batch, Key, Params, PyTree
+
+
+class Landscape(NamedTuple):
+    """Values of a loss on a line or a plane through the weights.
+
+    Attributes:
+        steps: distances along each direction `[num]`, from −radius to radius.
+        values: L(w + a d_1) `[num]`, or L(w + a d_1 + b d_2) `[num, num]` with a along the first axis.
+    """
+
+    steps: Array
+    values: Array
+
+
+def filter_direction(params: Params, key: Key) -> PyTree:
+    """Draw a random direction whose filters are as long as those of the weights.
+
+    d_f ← d_f ‖w_f‖ / ‖d_f‖ for the weights w_f into each unit (last axis of a kernel); biases and other
+    vectors do not move. Without that a network with larger weights looks flatter and is not.
+
+    Args:
+        params: w.
+        key: of the direction.
+
+    Returns:
+        A pytree like the params.
+
+    Reference:
+        Li, Xu, Taylor, Studer, Goldstein, 2018, arXiv:1712.09913, section 4.
+    """
+    check_params(params)
+    leaves, treedef = jax.tree.flatten(widen(params))
+    drawn = [
+        _normalize(jax.random.normal(k, leaf.shape, leaf.dtype), leaf)
+        for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, drawn)
+
+
+def _normalize(direction: Array, weights: Array) -> Array:
+    if weights.ndim < 2:
+        return jnp.zeros_like(weights)
+    axes = tuple(range(weights.ndim - 1))
+    wanted = jnp.linalg.norm(weights.reshape(-1, weights.shape[-1]), axis=0)
+    got = jnp.sqrt(jnp.sum(jnp.square(direction), axes))
+    return direction * wanted / jnp.where(got > 0, got, 1)
+
+
+def landscape(
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    directions: Sequence[PyTree],
+    *,
+    radius: float = 1.0,
+    num: int = 51,
+    chunk: int = 16,
+) -> Landscape:
+    """Return the loss on a line or a plane through the weights, at its middle.
+
+    `plots.landscape` draws it. With `filter_direction` a step of one moves each filter by its own length.
+
+    **Cost:** `num` losses for one direction, num² for two, `chunk` side by side.
+
+    Args:
+        loss: any model.
+        params: w.
+        batch: what the loss takes.
+        directions: one or two pytrees like the params.
+        radius: how far.
+        num: points a direction; an odd number puts one on the weights themselves.
+        chunk: points side by side.
+
+    Raises:
+        ValueError: for other than one or two directions, or those unlike the params.
+
+    Reference:
+        Li, Xu, Taylor, Studer, Goldstein, 2018, arXiv:1712.09913; Goodfellow, Vinyals, Saxe, 2015.
+    """
+    check(loss, params, batch)
+    check_positive("radius", radius)
+    check_count("num", num, 2)
+    check_count("chunk", chunk)
+    if len(directions) not in (1, 2):
+        raise ValueError(
+            f"directions has {len(directions)} entries, expected one for a line or two for a plane"
+        )
+    wide = widen(params)
+    for direction in directions:
+        same = jax.tree.structure(direction) == jax.tree.structure(wide)
+        if not same or jax.tree.map(jnp.shape, direction) != jax.tree.map(jnp.shape, wide):
+            raise ValueError(
+                "directions has a pytree unlike the params, expected the same arrays; make it with "
+                "filter_direction(params, key)"
+            )
+    function = loss_of(loss)
+    flat, unravel = ravel_pytree(wide)
+    basis = jnp.stack([ravel_pytree(d)[0].astype(flat.dtype) for d in directions])
+    steps = jnp.linspace(-radius, radius, num, dtype=flat.dtype)
+    mesh = jnp.meshgrid(*[steps] * len(directions), indexing="ij")
+    points = jnp.stack([m.reshape(-1) for m in mesh], 1)
+
+    def value(point):
+        return function(unravel(flat + point @ basis), batch)
+
+    values = jax.lax.map(value, points, batch_size=min(chunk, len(points)))
+    return Landscape(steps, values.reshape([num] * len(directions)))

@@ -1,0 +1,322 @@
+"""Layered networks: which params their layers hold, and the signals between the layers, sample by sample."""
+
+import enum
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.autodiff import elementwise, uses
+from hypergrad.curvature.base import Layered, abstract, names, num_samples, parts
+from hypergrad.types import Array, Batch, Params, PyTree
+
+
+class Layer(NamedTuple):
+    """One affine layer z = ã W̃, as the forward pass calls it.
+
+    Attributes:
+        name: of its part of the params.
+        call: which call of `dense` it is.
+        kernel: index of the matrix among the leaves of the params; None where it is frozen.
+        bias: index of the vector; None where it is frozen or there is none.
+        num_inputs: length of ã, the inputs that meet trained weights: those of the kernel, then a 1 for
+            the bias.
+        num_units: length of z.
+    """
+
+    name: str
+    call: int
+    kernel: int | None
+    bias: int | None
+    num_inputs: int
+    num_units: int
+
+    @property
+    def size(self) -> int:
+        """Number of trained weights."""
+        return self.num_inputs * self.num_units
+
+
+class Link(enum.Enum):
+    """How the inputs ã_k of a layer depend on z_l: not at all, unit by unit, or each on many."""
+
+    NONE = enum.auto()
+    DIAGONAL = enum.auto()
+    FULL = enum.auto()
+
+
+class Unservable(ValueError):
+    """A model in which a weight is not used exactly once per sample, in an affine layer."""
+
+
+def cross_entropy(logits: Array, label: Array) -> Array:
+    """Return −log softmax(z)_y of one sample, with derivatives that do not cancel where p is near one-hot.
+
+    With M = argmax z, −log p_y = log(1 + Σ_{c≠M} e^{z_c − z_M}) + z_M − z_y. The derivatives
+    of that are sums of the *small* probabilities; 1 − p_M, which rounding spoils, never occurs.
+
+    Args:
+        logits: z `[classes]`.
+        label: y, a whole number `[]`.
+    """
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits has shape {logits.shape}, expected at least two classes; use squared_error for one output"
+        )
+    classes, dtype = logits.shape[-1], logits.dtype
+    top = jax.nn.one_hot(jnp.argmax(logits), classes, dtype=dtype)
+    others = jnp.sum(jnp.where(top > 0, 0, jnp.exp(logits - jnp.sum(logits * top))))
+    # exactly zero, with its derivative, where the largest logit is that of the label
+    margin = jnp.sum(logits * (top - jax.nn.one_hot(label, classes, dtype=dtype)))
+    return jnp.log1p(others) + margin
+
+
+def squared_error(outputs: Array, target: Array) -> Array:
+    """Return ½ ‖z − t‖² of one sample."""
+    return 0.5 * jnp.sum(jnp.square(outputs - target))
+
+
+def mlp(
+    activation: Callable[[Array], Array],
+    loss: Callable[[Array, Array], Array] = cross_entropy,
+    layers: Sequence[Any] | None = None,
+    l2: Any = 0.0,
+) -> Layered:
+    """Make the model of a plain multilayer network on batches (inputs `[m, in]`, targets `[m, ...]`).
+
+    Args:
+        activation: after every layer but the last.
+        loss: (outputs, target) -> [], of one sample.
+        layers: keys of the layers in the params, first to last; all of a list or tuple where None.
+        l2: as in `Layered`.
+    """
+
+    def forward(dense, params, example):
+        keys = range(len(params)) if layers is None else layers
+        *hidden, last = (params[key] for key in keys)
+        signal = example[0].reshape(-1)
+        for layer in hidden:
+            signal = activation(dense(layer, signal))
+        return dense(last, signal)
+
+    return Layered(forward, lambda outputs, example: loss(outputs, example[1]), l2)
+
+
+def trained_layers(model: Layered, params: Params, batch: Batch) -> list[Layer]:
+    """List the layers whose weights are in the params, in the order in which the forward pass calls them.
+
+    **Cost:** two traces of the forward pass; nothing is compiled or run.
+
+    Raises:
+        Unservable: where a weight is used twice, outside `dense`, or not at all.
+    """
+    example = one_of(batch)
+    leaves, treedef = jax.tree.flatten(params)
+    found: list[Layer] = []
+
+    def read(leaves, example):
+        found.clear()
+        calls = iter(range(10**6))
+
+        def dense(layer, inputs):
+            call, (kernel, bias) = next(calls), parts(layer)
+            at = [next((i for i, w in enumerate(leaves) if w is p), None) for p in (kernel, bias)]
+            if at != [None, None]:
+                num_inputs = (0 if at[0] is None else kernel.shape[0]) + (at[1] is not None)
+                found.append(Layer("", call, at[0], at[1], num_inputs, kernel.shape[1]))
+            return inputs @ kernel if bias is None else inputs @ kernel + bias
+
+        outputs = model.forward(dense, jax.tree.unflatten(treedef, leaves), example)
+        return model.loss(outputs, example)
+
+    shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+    abstract("loss", read, shapes, example)
+    layers = [layer._replace(name=_name(params, layer)) for layer in found]
+    _check_use(model, params, example, layers)
+    return layers
+
+
+def _name(params: Params, layer: Layer) -> str:
+    """Name a layer by what the paths of its weights share, or by that of its only one."""
+    paths = [names(params)[i].split(".") for i in (layer.kernel, layer.bias) if i is not None]
+    last = paths[0][:-1] or paths[0]
+    return ".".join(last if len(paths) == 1 or paths[0][:-1] == paths[1][:-1] else paths[0])
+
+
+def _check_use(model: Layered, params: Params, example: Batch, layers: list[Layer]) -> None:
+    """Raise `Unservable` unless every weight is used once, as the kernel or the bias of a layer."""
+    leaves, treedef = jax.tree.flatten(params)
+    count = [sum(i in (at.kernel, at.bias) for at in layers) for i in range(len(leaves))]
+
+    def without(leaves, shifts, example):
+        made = iter(shifts)
+        by_call = {layer.call: layer for layer in layers}
+        calls = iter(range(10**6))
+
+        def dense(layer, inputs):
+            kernel, bias = parts(layer)
+            record = by_call.get(next(calls))
+            if record is None:
+                return inputs @ kernel if bias is None else inputs @ kernel + bias
+            frozen = 0 if record.kernel is not None else inputs @ kernel
+            return frozen + next(made) + (0 if record.bias is not None or bias is None else bias)
+
+        outputs = model.forward(dense, jax.tree.unflatten(treedef, leaves), example)
+        return model.loss(outputs, example)
+
+    shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+    free = [jax.ShapeDtypeStruct((at.num_units,), shapes[0].dtype) for at in layers]
+    elsewhere = uses(without, shapes, free, example)[: len(leaves)]
+    for name, times, outside in zip(names(params), count, elsewhere, strict=True):
+        if outside or times != 1:
+            how = "outside of dense" if outside else f"in {times} layers"
+            raise Unservable(
+                f"params[{name!r}] is used {how}, expected one call of dense per sample; close over "
+                "what is not trained, or use frobenius_columns, which takes any loss"
+            )
+
+
+def one_of(batch: Batch) -> Batch:
+    """Return the shapes of one sample of a batch."""
+    num_samples(batch)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
+
+
+def signals(
+    model: Layered, params: Params, layers: list[Layer], example: Batch, shifts: list[Array]
+) -> tuple[PyTree, list[Array]]:
+    """Run the forward pass of one sample with a shift added to every z.
+
+    Returns:
+        The outputs, and the inputs of every layer that meet its kernel: none where that is frozen.
+    """
+    by_call = {layer.call: index for index, layer in enumerate(layers)}
+    calls = iter(range(10**6))
+    inputs: list[Array] = []
+
+    def dense(layer, signal):
+        kernel, bias = parts(layer)
+        z = signal @ kernel if bias is None else signal @ kernel + bias
+        index = by_call.get(next(calls))
+        if index is None:
+            return z
+        inputs.append(signal if layers[index].kernel is not None else signal[:0])
+        return z + shifts[index]
+
+    return model.forward(dense, params, example), inputs
+
+
+def augment(layer: Layer, signal: Array) -> Array:
+    """Return ã: the inputs of a layer, and a 1 where it has a trained bias."""
+    return signal if layer.bias is None else jnp.append(signal, jnp.ones((), signal.dtype))
+
+
+class Rows(NamedTuple):
+    """What one layer l needs for its blocks H_lk, k ≥ l; `push` makes the rows of a unit of it.
+
+    Attributes:
+        inputs: ã_k for k ≥ l, each `[m, in]`.
+        deltas: δ_k = ∂ℓ/∂z_k for k ≥ l, each `[m, units]`.
+        links: how ã_k depends on z_l, for k ≥ l.
+        slopes: ∂ã_k[p]/∂z_l[p] `[m, units]` for the diagonal links, in their order.
+        push: units p `[chunk]` of layer l -> (B_lk[p] = ∂²ℓ/∂z_l[p]∂z_k for k ≥ l, each
+            `[m, chunk, units]`; P_k[p] = ∂ã_k/∂z_l[p] for the full links, each `[m, chunk, in]`), zeros
+            for p past the last unit.
+    """
+
+    inputs: list[Array]
+    deltas: list[Array]
+    links: list[Link]
+    slopes: list[Array]
+    push: Callable[[Array], tuple[list[Array], list[Array]]]
+
+
+def links_of(
+    model: Layered, params: Params, layers: list[Layer], example: Batch, index: int
+) -> list[Link]:
+    """Tell how the inputs of each layer k ≥ l = `index` depend on z_l; one trace."""
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    zeros = [jnp.zeros((layer.num_units,), dtype) for layer in layers]
+
+    def inputs(shift, example):
+        shifts = [*zeros[:index], zeros[index] + shift, *zeros[index + 1 :]]
+        return signals(model, params, layers, example, shifts)[1][index:]
+
+    shift = jax.ShapeDtypeStruct((layers[index].num_units,), dtype)
+    single = elementwise(inputs, shift, example)
+    links = []
+    for k, diagonal in enumerate(single):
+        frozen = layers[index + k].kernel is None
+        reached = not frozen and uses(lambda s, e, k=k: inputs(s, e)[k], shift, example)[0]
+        links.append(Link.DIAGONAL if diagonal else Link.FULL if reached else Link.NONE)
+    return links
+
+
+def rows_of(
+    model: Layered,
+    params: Params,
+    layers: list[Layer],
+    batch: Batch,
+    index: int,
+    gauss_newton: bool,
+) -> Rows:
+    """Linearize all signals of the layers k ≥ l in a shift of z_l, l = `index`, once for the whole batch.
+
+    B_lk[p] is the derivative of δ_k along p, P_k[p] that of ã_k: one forward-over-reverse product of
+    the part of the network above l. For Gauss-Newton B = J_lᵀ (∂²ℓ/∂outputs²) J_k, and P is left out.
+    """
+    units, size = layers[index].num_units, num_samples(batch)
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    zeros = [jnp.zeros((layer.num_units,), dtype) for layer in layers]
+    links = [Link.NONE] * (len(layers) - index)
+    if not gauss_newton:
+        links = links_of(model, params, layers, one_of(batch), index)
+
+    def forward(upper, example):
+        outputs, inputs = signals(model, params, layers, example, zeros[:index] + upper)
+        return outputs, inputs[index:]
+
+    def augmented(inputs):
+        return [augment(layer, a) for layer, a in zip(layers[index:], inputs, strict=True)]
+
+    def shifted(shift):
+        return [zeros[index] + shift, *zeros[index + 1 :]]
+
+    def curved(shift, example):
+        """Return δ_k and what is wanted of ã_k as functions of a shift of z_l."""
+
+        def loss(upper):
+            outputs, inputs = forward(upper, example)
+            return model.loss(outputs, example), inputs
+
+        deltas, inputs = jax.grad(loss, has_aux=True)(shifted(shift))
+        return deltas, [
+            a for a, link in zip(augmented(inputs), links, strict=True) if link is Link.FULL
+        ]
+
+    def bent(shift, example):
+        """Return a function of the shift whose derivative is a row of JᵀSJ: J is held fixed."""
+        pull = jax.vjp(lambda upper: forward(upper, example)[0], zeros[index:])[1]
+        outputs = forward(shifted(shift), example)[0]
+        return pull(jax.grad(lambda z: model.loss(z, example))(outputs))[0], []
+
+    def diagonal(shift, example):
+        inputs = forward(shifted(shift), example)[1]
+        return [a for a, link in zip(inputs, links, strict=True) if link is Link.DIAGONAL]
+
+    def over_batch(function):
+        return lambda shift: jax.vmap(function)(shift, batch)
+
+    start = jnp.zeros((size, units), dtype)
+    rows = over_batch(bent if gauss_newton else curved)
+    (deltas, _), push = jax.linearize(rows, start)
+    slopes = jax.jvp(over_batch(diagonal), (start,), (jnp.ones_like(start),))[1]
+
+    def push_units(chosen):
+        basis = jax.nn.one_hot(chosen, units, dtype=dtype)
+        tangents = jnp.broadcast_to(basis, (size, *basis.shape))
+        return jax.vmap(push, in_axes=1, out_axes=1)(tangents)
+
+    inputs = jax.vmap(lambda example: augmented(forward(zeros[index:], example)[1]))(batch)
+    return Rows(inputs, deltas, links, slopes, push_units)

@@ -1,0 +1,213 @@
+"""Products of curvature matrices with vectors, and the matrices themselves for small networks.
+
+Each product is (loss, params, batch, vector) -> vector, linear in `vector`; the measures of this package
+that need nothing else (`trace_estimate`, `top_eigenvalues`, ...) take any of them as `product`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from hypergrad.curvature.base import (
+    MEMORY,
+    Layered,
+    Model,
+    abstract,
+    check,
+    check_memory,
+    check_params,
+    composed_of,
+    describe,
+    itemsize,
+    loss_of,
+    num_samples,
+    size_of,
+    widen,
+)
+from hypergrad.curvature.columns import group_leaves
+from hypergrad.types import Array, Batch, Params, PyTree
+
+Product: TypeAlias = Callable[[Model, Params, Batch, PyTree], PyTree]
+"""(loss, params, batch, vector) -> A vector, for a symmetric matrix A of the params."""
+
+
+def hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
+    """Return H v = (d/dε) ∇L(w + ε v), forward over reverse.
+
+    **Cost:** two to three gradients. **Limits:** no `jax.custom_vjp` in the loss.
+
+    Args:
+        loss: (params, batch) -> [], `Composed` or `Layered`.
+        params: w.
+        batch: what the loss takes.
+        vector: v, a pytree like the params.
+
+    Reference:
+        Pearlmutter, 1994, "Fast exact multiplication by the Hessian".
+    """
+    function = loss_of(loss)
+    return jax.jvp(jax.grad(lambda w: function(w, batch)), (params,), (vector,))[1]
+
+
+def ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
+    """Return G v = Jᵀ (∂²c/∂z²) J v of a loss c(z(w)): the Hessian without the curvature of the network.
+
+    Positive semidefinite where c is convex. For softmax cross-entropy and squared error it is the Fisher
+    matrix, with labels drawn from the model.
+
+    **Cost:** two to three gradients.
+
+    Args:
+        loss: `Composed` or `Layered`.
+        params: w.
+        batch: what the loss takes.
+        vector: v, a pytree like the params.
+
+    Reference:
+        Schraudolph, 2002, "Fast curvature matrix-vector products"; Martens, 2014, arXiv:1412.1193.
+    """
+    composed = composed_of(loss)
+
+    def outputs(w):
+        return composed.outputs(w, batch)
+
+    made, pull = jax.vjp(outputs, params)
+    moved = jax.jvp(outputs, (params,), (vector,))[1]
+    bent = jax.jvp(jax.grad(lambda z: composed.convex(z, batch)), (made,), (moved,))[1]
+    return pull(bent)[0]
+
+
+def fisher_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
+    """Return F v of the empirical Fisher matrix F = (1/m) Σ_i g_i g_iᵀ, g_i the gradient on sample i.
+
+    **Cost:** two to three gradients: J of the losses of all samples, forwards, then backwards.
+
+    **Limits:** not the Hessian, and not the Fisher matrix either, whose labels are the model's own: draw
+    them and put them into the batch, or take `ggn_vp`. A penalty has no part in it.
+
+    Args:
+        loss: (params, batch) -> losses of the samples `[m]`, or `Layered`.
+        params: w.
+        batch: what the loss takes.
+        vector: v, a pytree like the params.
+
+    Raises:
+        ValueError: where the loss does not return one number a sample.
+
+    Reference:
+        Kunstner, Balles, Hennig, 2019, arXiv:1905.12558.
+    """
+    each = each_of(loss)
+    shape = abstract("loss", each, params, batch)
+    if getattr(shape, "ndim", None) != 1:
+        raise ValueError(
+            f"loss returned {describe(shape)}, expected the losses of the samples, of shape (m,), because "
+            "the Fisher matrix is made from their gradients; leave out the mean"
+        )
+    _, push = jax.linearize(lambda w: each(w, batch), params)
+    (pulled,) = jax.linear_transpose(push, params)(push(vector))
+    return jax.tree.map(lambda x: x / shape.shape[0], pulled)
+
+
+def each_of(loss: Model) -> Callable[[Params, Batch], Array]:
+    """Return (params, batch) -> the losses of the samples `[m]`."""
+    if not isinstance(loss, Layered):
+        if not callable(loss):
+            raise ValueError(
+                f"loss is {describe(loss)}, expected a function (params, batch) -> losses of the samples"
+            )
+        return loss
+    composed = composed_of(loss)
+
+    def each(params, batch):
+        return jax.vmap(loss.loss)(composed.outputs(params, batch)[0], batch)
+
+    return each
+
+
+class Operator(NamedTuple):
+    """A curvature matrix as a linear function of flat vectors.
+
+    Attributes:
+        matvec: x `[n]` -> A x `[n]`.
+        size: n.
+        unravel: `[n]` -> a pytree like the params.
+        dtype: of the vectors.
+    """
+
+    matvec: Callable[[Array], Array]
+    size: int
+    unravel: Callable[[Array], PyTree]
+    dtype: jnp.dtype
+
+
+def operator(product: Product, loss: Model, params: Params, batch: Batch) -> Operator:
+    """Return a product as a function of flat vectors, with all that is the same for each made once."""
+    if product is fisher_vp:
+        check_params(params)
+    else:
+        check(loss, params, batch)
+    wide = widen(params)
+    flat, unravel = ravel_pytree(wide)
+
+    def apply(x):
+        return ravel_pytree(product(loss, wide, batch, unravel(x)))[0]
+
+    # linear in x: its linearization at zero keeps gradient and activations, and no more
+    matvec = jax.linearize(apply, jnp.zeros_like(flat))[1]
+    return Operator(matvec, flat.size, unravel, flat.dtype)
+
+
+def hessian(
+    loss: Model, params: Params, batch: Batch, *, product: Product = hvp, memory: int = MEMORY
+) -> Array:
+    """Return the whole matrix `[n, n]` of a small network, in the order of `jax.flatten_util.ravel_pytree`.
+
+    **Cost:** n products, 64 at a time, and n² numbers.
+
+    Args:
+        loss: any model that `product` takes.
+        params: w, n numbers.
+        batch: what the loss takes.
+        product: `hvp`, `ggn_vp` or `fisher_vp`.
+        memory: bytes to use.
+
+    Raises:
+        ValueError: where the matrix does not fit into memory.
+    """
+    size, width = size_of(params), itemsize(params)
+    check_memory(
+        f"a matrix of {size} x {size}",
+        2.0 * width * size * size,
+        memory,
+        "use frobenius, top_eigenvalues or hvp, which form no matrix, or pass more memory",
+    )
+    linear = operator(product, loss, params, batch)
+    basis = jnp.eye(size, dtype=linear.dtype)
+    return jax.lax.map(linear.matvec, basis, batch_size=min(64, size))
+
+
+def hessian_blocks(
+    loss: Model, params: Params, batch: Batch, *, product: Product = hvp, memory: int = MEMORY
+) -> dict[tuple[str, str], Array]:
+    """Return the blocks {(layer, layer): matrix} of `hessian`; a layer is what stands in one dict or tuple."""
+    whole = hessian(loss, params, batch, product=product, memory=memory)
+    leaves = jax.tree.leaves(params)
+    ends = [0]
+    for leaf in leaves:
+        ends.append(ends[-1] + math.prod(jnp.shape(leaf)))
+    rows = {
+        group.name: jnp.concatenate([jnp.arange(ends[i], ends[i + 1]) for i in group.leaves])
+        for group in group_leaves(params)
+    }
+    return {(a, b): whole[rows[a]][:, rows[b]] for a in rows for b in rows}
+
+
+def samples_of(batch: Batch, index: Array) -> Batch:
+    """Return the samples of a batch at these places."""
+    num_samples(batch)
+    return jax.tree.map(lambda x: jnp.asarray(x)[index], batch)

@@ -1,0 +1,176 @@
+"""Trace and diagonal of a curvature matrix, exact and estimated."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.curvature.base import Model, check_count, sum_chunks
+from hypergrad.curvature.estimate import Moments, merge, standard_error, student
+from hypergrad.curvature.products import Product, hvp, operator
+from hypergrad.types import Array, Batch, Key, Params, PyTree
+
+
+class TraceEstimate(NamedTuple):
+    """An estimate of tr H.
+
+    Attributes:
+        value: `[]`.
+        std_error: `[]`.
+        interval: (low, high) that hold tr H in 95 % of all cases; None from fewer than 30 probes.
+    """
+
+    value: Array
+    std_error: Array
+    interval: tuple[Array, Array] | None
+
+
+class DiagonalEstimate(NamedTuple):
+    """An estimate of diag H: pytrees like the params.
+
+    Attributes:
+        value: the estimate.
+        std_error: of each entry.
+    """
+
+    value: PyTree
+    std_error: PyTree
+
+
+def diagonal(
+    loss: Model, params: Params, batch: Batch, *, product: Product = hvp, chunk: int = 32
+) -> PyTree:
+    """Return diag H exactly, a pytree like the params: H_jj = e_jᵀ H e_j.
+
+    **Cost:** one product a parameter, `chunk` at a time.
+
+    Args:
+        loss: any model that `product` takes.
+        params: n weights.
+        batch: what the loss takes.
+        product: `hvp`, `ggn_vp` or `fisher_vp`.
+        chunk: products side by side.
+    """
+    check_count("chunk", chunk)
+    linear = operator(product, loss, params, batch)
+
+    def entry(index):
+        unit = jax.nn.one_hot(index, linear.size, dtype=linear.dtype)
+        return jnp.vdot(unit, linear.matvec(unit))
+
+    def body(indices):
+        return (), jax.vmap(entry)(indices)
+
+    entries = sum_chunks(body, linear.size, min(chunk, linear.size))[1]
+    return linear.unravel(entries[: linear.size])
+
+
+def trace(
+    loss: Model, params: Params, batch: Batch, *, product: Product = hvp, chunk: int = 32
+) -> Array:
+    """Return tr H exactly, the sum of `diagonal`; arguments and cost are the same."""
+    entries = diagonal(loss, params, batch, product=product, chunk=chunk)
+    return sum((jnp.sum(x) for x in jax.tree.leaves(entries)), jnp.zeros(()))
+
+
+def trace_estimate(
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    num_products: int = 60,
+    rank: int | None = None,
+    chunk: int = 10,
+    product: Product = hvp,
+) -> TraceEstimate:
+    """Estimate tr H by Hutch++, or with `rank=0` by Hutchinson's mean of vᵀ H v.
+
+    tr H = tr(Qᵀ H Q) + E vᵀ (I − Q Qᵀ) H (I − Q Qᵀ) v
+
+    **Cost:** `num_products` products. **Limits:** the interval is mean ± t standard errors: vᵀ H v has both
+    signs, so that nothing better is known of its shape.
+
+    Args:
+        loss: any model that `product` takes.
+        params: n weights.
+        batch: what the loss takes.
+        key: of the random signs.
+        num_products: how many.
+        rank: of Q; a third of `num_products` where None.
+        chunk: products side by side.
+        product: `hvp`, `ggn_vp` or `fisher_vp`.
+
+    Reference:
+        Hutchinson, 1990; Meyer, Musco, Musco, Woodruff, 2021, arXiv:2010.09649.
+    """
+    for name, value in (("num_products", num_products), ("chunk", chunk)):
+        check_count(name, value)
+    rank = num_products // 3 if rank is None else rank
+    check_count("rank", rank, 0)
+    if num_products - 2 * rank < 2:
+        raise ValueError(
+            f"rank is {rank}, expected at most {max(0, (num_products - 2) // 2)} for "
+            f"num_products={num_products}, because a mean takes at least 2 products; lower it"
+        )
+    linear = operator(product, loss, params, batch)
+    rank = min(rank, linear.size)
+    sketch_key, probe_key = jax.random.split(key)
+    basis, exact = jnp.zeros((linear.size, 0), linear.dtype), jnp.zeros((), linear.dtype)
+    if rank:
+        signs = jax.random.rademacher(sketch_key, (rank, linear.size)).astype(linear.dtype)
+        basis = jnp.linalg.qr(jax.lax.map(linear.matvec, signs, batch_size=min(chunk, rank)).T)[0]
+        exact = jnp.sum(basis.T * jax.lax.map(linear.matvec, basis.T, batch_size=min(chunk, rank)))
+    count = num_products - 2 * rank
+    signs = jax.random.rademacher(probe_key, (count, linear.size)).astype(linear.dtype)
+    vectors = signs - (signs @ basis) @ basis.T
+    products = jax.lax.map(linear.matvec, vectors, batch_size=min(chunk, count))
+    zero = jnp.zeros((), linear.dtype)
+    seen = merge(Moments(zero, zero, zero), jnp.sum(vectors * products, 1), jnp.ones(count, bool))
+    value, error = exact + seen.mean, standard_error(seen)
+    half = student(0.95, seen.count - 1) * error
+    return TraceEstimate(value, error, (value - half, value + half) if num_products >= 30 else None)
+
+
+def diagonal_estimate(
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    num_products: int = 60,
+    product: Product = hvp,
+) -> DiagonalEstimate:
+    """Estimate diag H = E v ⊙ H v, v of random signs.
+
+    **Cost:** `num_products` products one after another, memory of four vectors.
+
+    **Limits:** the variance of entry j is Σ_{k≠j} H_jk²: small entries beside large ones drown.
+
+    Args:
+        loss: any model that `product` takes.
+        params: n weights.
+        batch: what the loss takes.
+        key: of the random signs.
+        num_products: how many.
+        product: `hvp`, `ggn_vp` or `fisher_vp`.
+
+    Reference:
+        Bekas, Kokiopoulou, Saad, 2007, "An estimator for the diagonal of a matrix".
+    """
+    check_count("num_products", num_products, 2)
+    linear = operator(product, loss, params, batch)
+
+    def step(index, carry):
+        mean, spread = carry
+        signs = jax.random.rademacher(jax.random.fold_in(key, index), (linear.size,))
+        vector = signs.astype(linear.dtype)
+        term = vector * linear.matvec(vector)
+        gap = term - mean
+        mean = mean + gap / (index + 1)
+        return mean, spread + gap * (term - mean)
+
+    zero = jnp.zeros(linear.size, linear.dtype)
+    mean, spread = jax.lax.fori_loop(0, num_products, step, (zero, zero))
+    error = jnp.sqrt(spread / (num_products - 1) / num_products)
+    return DiagonalEstimate(linear.unravel(mean), linear.unravel(error))

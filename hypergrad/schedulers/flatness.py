@@ -1,0 +1,198 @@
+"""Flatness-guided search: train all for an epoch, and the flattest of them to the end (FGHPO)."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad import coordinates, tree
+from hypergrad.measures import Measure
+from hypergrad.population import Population, count
+from hypergrad.problem import check_horizon
+from hypergrad.schedulers.base import Rung, Scheduler, best_first, train_up
+from hypergrad.types import Array, HParams, Key, PyTree
+
+Ranking: TypeAlias = Callable[[Array, Array], Array]
+"""(measures `[M]`, objectives `[M]`) -> scores `[M]`, the lowest best; what is not finite comes last."""
+
+
+def flattest(measures: Array, values: Array) -> Array:
+    """Rank by flatness alone, as the paper does; a measure of 0 says nothing and is discarded."""
+    return jnp.where(measures > 0, measures, jnp.inf)
+
+
+def lowest_value(measures: Array, values: Array) -> Array:
+    """Rank by the objective alone: plain halving, the control beside every other ranking."""
+    return values
+
+
+def pareto(measures: Array, values: Array) -> Array:
+    """Rank by fronts: first those that no other beats in both, then those that only these beat, and so on.
+
+    Within a front the lower objective comes first.
+    """
+    both = jnp.stack([flattest(measures, values), values], 1)
+    alive = jnp.all(jnp.isfinite(both), 1)
+    worse = jnp.all(both[:, None] <= both[None], -1) & jnp.any(both[:, None] < both[None], -1)
+    worse &= alive[:, None]  # worse[i, j]: i beats j
+
+    def peel(level, front):
+        beaten = jnp.any(worse & (front >= level)[:, None], 0)
+        return jnp.where((front >= level) & beaten, level + 1, front)
+
+    front = jax.lax.fori_loop(0, len(values), peel, jnp.zeros(len(values), jnp.int32))
+    place = jnp.argsort(best_first(values)) / (len(values) + 1)
+    return jnp.where(alive, front + place, jnp.inf)
+
+
+def matched(share: float = 0.5) -> Ranking:
+    """Rank by flatness among the `share` of the lowest objectives, and the rest after them by objective.
+
+    Flatness at matched loss: a network that is flat because it has learned nothing does not count.
+    """
+    _check_share("share", share)
+
+    def rank(measures, values):
+        num = len(values)
+        inside = jnp.argsort(best_first(values)) < max(1, round(share * num))
+        by_flatness = jnp.argsort(best_first(flattest(measures, values)))
+        score = jnp.where(inside, by_flatness, num + jnp.argsort(best_first(values)))
+        return jnp.where(jnp.isfinite(values), score, jnp.inf)
+
+    return rank
+
+
+def blended(weight: float = 0.25) -> Ranking:
+    """Rank by place in objective and in flatness: (1 − weight) place(value) + weight place(measure)."""
+    _check_share("weight", weight)
+
+    def rank(measures, values):
+        places = [jnp.argsort(best_first(x)) for x in (values, flattest(measures, values))]
+        score = (1 - weight) * places[0] + weight * places[1]
+        return jnp.where(jnp.isfinite(values), score, jnp.inf)
+
+    return rank
+
+
+def flatness(
+    measure: Measure,
+    num_steps: int,
+    *,
+    first_steps: int = 1,
+    num_kept: int = 10,
+    ranking: Ranking = flattest,
+) -> Scheduler:
+    """Train all trials for an epoch, and the `num_kept` best by flatness to the end.
+
+    S[h] = sup_{x ⊂ X} μ(x; h) where that is > 0;   P[h] = Run(h) for the N_2 lowest of S
+
+    The N_1 trials are those that are asked for (50 in the paper), trained as one population; the N_2 go on
+    from where they stopped. `outcome.info["flatness"]` has S.
+
+    **Cost:** N_1 first_steps + N_2 (num_steps − first_steps) steps, and N_1 measures.
+
+    **Limits:** the number of trials that go on is fixed: where the paper discards more than are left, discarded
+    ones fill the places. A network that learned nothing is flat, too; measured on the paper's data sets,
+    ranking by the objective (`ranking=lowest_value`) is hard to beat (`docs/flatness.md`).
+
+    Args:
+        measure: (params, hparams) -> []; `measures.supremum` makes one of any curvature measure. A
+            validation loss, a norm of the weights or a test of one's own will do as well.
+        num_steps: of the trials that go on, R.
+        first_steps: of every trial, an epoch in the paper; where it is `num_steps`, all are trained to the end.
+        num_kept: N_2.
+        ranking: of what was measured: `flattest`, `lowest_value`, `pareto`, `matched(share)` or
+            `blended(weight)`.
+
+    Reference:
+        "Flatness-guided hyper-parameter optimization", Algorithm 1.
+    """
+    check_horizon(num_steps, "num_steps")
+    check_horizon(first_steps, "first_steps")
+    if first_steps > num_steps:
+        raise ValueError(
+            f"first_steps is {first_steps}, expected at most num_steps = {num_steps}; lower it"
+        )
+    check_horizon(num_kept, "num_kept")
+    for name, value in (("measure", measure), ("ranking", ranking)):
+        if not callable(value):
+            raise ValueError(
+                f"{name} is {value!r:.80}, expected a function; pass e.g. "
+                + ("measures.supremum(problem, curvature.sam)" if name == "measure" else "flattest")
+            )
+
+    def rank(population: Population, hparams: HParams, states: PyTree, values: Array):
+        found = population.measure(measure, hparams, states)
+        if jnp.shape(found) != jnp.shape(values):
+            raise ValueError(
+                f"measure returned an array of shape {jnp.shape(found)[1:]}, expected one real number of shape "
+                "(); reduce it, for example with jnp.max(...)"
+            )
+        return ranking(found, values), {"flatness": found}
+
+    def run(population, key, hparams):
+        num = count(hparams)
+        rungs = [Rung(num, first_steps, rank), Rung(min(num, num_kept), num_steps)]
+        return train_up(population, key, hparams, rungs if first_steps < num_steps else rungs[:1])
+
+    return run
+
+
+def traverse(
+    space: PyTree, hparams: HParams, scores: Array, num: int, key: Key | None = None
+) -> HParams:
+    """Return settings between neighbours on the Pareto front of two scores, to be tried for a preference.
+
+    The members that no other beats in both scores, sorted by the first, are the corners of a path; `num`
+    convex combinations of adjacent corners, evenly spaced along it, are quantized to values that the space has:
+    whole numbers to the nearest, options to that of the nearer corner.
+
+    **Limits:** a combination is tested because it may be good, not because it is: the scores of a
+    combination of settings are no combination of scores.
+
+    Args:
+        space: of traceable dimensions.
+        hparams: tried so far, `[N]`.
+        scores: `[N, 2]`, lower is better: loss and flatness, or two error rates.
+        num: combinations wanted.
+        key: moves the points along the path at random, by at most half their distance; None leaves them.
+
+    Returns:
+        hparams `[num]`, from the best in the first score to the best in the second.
+
+    Reference:
+        "Flatness-guided hyper-parameter optimization", section 5.
+    """
+    check_horizon(num, "num")
+    coords = coordinates.coordinates(space)
+    scores = jnp.asarray(scores)
+    if scores.shape != (count(hparams), 2):
+        raise ValueError(
+            f"scores has shape {scores.shape}, expected ({count(hparams)}, 2), two numbers a member; stack "
+            "them with jnp.stack([losses, measures], 1)"
+        )
+    safe = jnp.where(jnp.all(jnp.isfinite(scores), 1, keepdims=True), scores, jnp.inf)
+    beaten = jnp.all(safe[:, None] <= safe[None], -1) & jnp.any(safe[:, None] < safe[None], -1)
+    outside = jnp.any(beaten, 0) | jnp.isinf(safe[:, 0])
+    path = jnp.lexsort((safe[:, 1], safe[:, 0], outside))
+    corners = coordinates.to_units(space, tree.rows(hparams, path))
+    last = jnp.maximum(jnp.sum(~outside) - 1, 0)
+    shares = (jnp.arange(num) + 0.5) / num
+    if key is not None:
+        shares = shares + jax.random.uniform(key, (num,), minval=-0.5, maxval=0.5) / num
+    along = shares * last
+    left = jnp.minimum(jnp.floor(along).astype(jnp.int32), jnp.maximum(last - 1, 0))
+    weight = (along - left)[:, None]
+    low, high = corners[left], corners[jnp.minimum(left + 1, last)]
+    mixed = jnp.where(
+        coords.ordered, (1 - weight) * low + weight * high, jnp.where(weight < 0.5, low, high)
+    )
+    return coordinates.from_units(space, coordinates.snap(coords.levels, mixed))
+
+
+def _check_share(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(
+            f"{name} is {value!r}, expected a number from 0 to 1; pass e.g. {name}=0.5"
+        )

@@ -1,0 +1,296 @@
+"""Products, estimates and spectra against the dense matrix."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypergrad import curvature as cv
+from hypergrad.curvature.base import Composed, loss_of
+from hypergrad.curvature.estimate import student
+from tests.networks import data, dense_hessian, entropy, fast, forward, network
+
+WIDTHS, M = (4, 5, 3), 12
+MODEL = cv.mlp(jnp.tanh, l2=0.05)
+PLAIN = Composed(
+    lambda p, batch: (forward(jnp.tanh, p, batch[0]), p),
+    lambda made, batch: (
+        entropy(made[0], batch[1]) + 0.025 * sum(jnp.sum(w**2) for w in jax.tree.leaves(made[1]))
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def known():
+    """A network and its three matrices, made without the code under test."""
+    with jax.enable_x64(True):
+        layers, (x, y) = network(WIDTHS), data(M, WIDTHS[0], WIDTHS[-1])
+        loss = loss_of(PLAIN)
+        full = dense_hessian(lambda p: loss(p, (x, y)), layers)
+        logits = fast(lambda p: forward(jnp.tanh, p, x))
+        jacobian = fast(jax.jacfwd(lambda p: forward(jnp.tanh, p, x)))(layers)
+        flat = np.concatenate(
+            [np.asarray(j).reshape(M, WIDTHS[-1], -1) for j in jax.tree.leaves(jacobian)], 2
+        )
+        p = np.asarray(jax.nn.softmax(logits(layers)))
+        soft = np.array([np.diag(q) - np.outer(q, q) for q in p])
+        newton = np.einsum("mca,mcd,mdb->ab", flat, soft, flat) / M + 0.05 * np.eye(full.shape[0])
+        each = np.einsum("mca,mc->ma", flat, p - np.eye(WIDTHS[-1])[np.asarray(y)])
+        return layers, (x, y), {"hvp": full, "ggn_vp": newton, "fisher_vp": each.T @ each / M}
+
+
+def quadratic(matrix):
+    """A loss whose Hessian is `matrix`: products cost nothing."""
+    return lambda w, batch: 0.5 * w @ jnp.asarray(matrix) @ w
+
+
+def spectrum(values, seed=0):
+    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(values),) * 2))[0]
+    return (basis * values) @ basis.T
+
+
+@pytest.mark.parametrize("name", ["hvp", "ggn_vp", "fisher_vp"])
+def test_products_make_the_matrix(known, name):
+    with jax.enable_x64(True):
+        layers, batch, matrices = known
+        product = getattr(cv, name)
+
+        def run(layers):
+            made = [cv.hessian(MODEL, layers, batch, product=product)]
+            if name != "fisher_vp":
+                made.append(cv.hessian(PLAIN, layers, batch, product=product))
+            return (
+                made,
+                cv.diagonal(MODEL, layers, batch, product=product, chunk=7),
+                cv.trace(MODEL, layers, batch, product=product),
+            )
+
+        made, diagonal, trace = fast(run)(layers)
+        for matrix in made:
+            assert np.abs(matrix - matrices[name]).max() < 1e-12
+        assert jax.tree.structure(diagonal) == jax.tree.structure(layers)
+        flat = np.concatenate([np.asarray(d).reshape(-1) for d in jax.tree.leaves(diagonal)])
+        np.testing.assert_allclose(flat, np.diag(matrices[name]), atol=1e-12)
+        np.testing.assert_allclose(trace, np.trace(matrices[name]), rtol=1e-12)
+
+
+def test_blocks_are_those_of_the_matrix(known):
+    with jax.enable_x64(True):
+        layers, batch, matrices = known
+        blocks, newton = fast(
+            lambda p: (
+                cv.hessian_blocks(MODEL, p, batch),
+                cv.frobenius_columns(PLAIN, p, batch, gauss_newton=True).value,
+            )
+        )(layers)
+        np.testing.assert_allclose(newton, np.linalg.norm(matrices["ggn_vp"]), rtol=1e-10)
+        size = sum(w.size for w in jax.tree.leaves(layers[0]))
+        assert set(blocks) == {(a, b) for a in "01" for b in "01"}
+        np.testing.assert_allclose(blocks["0", "1"], matrices["hvp"][:size, size:], atol=1e-12)
+
+
+@pytest.mark.parametrize("rank", [0, 10])
+@pytest.mark.parametrize("kind", ["one large", "geometric"])
+def test_intervals_cover_what_they_say(rank, kind):
+    values = {"one large": np.r_[10.0, np.full(39, 0.1)], "geometric": 0.7 ** np.arange(40)}[kind]
+    matrix = spectrum(values).astype(np.float32)
+    true = np.linalg.norm(values)
+
+    def run(key):
+        return cv.frobenius_estimate(
+            quadratic(matrix), jnp.zeros(40), (), key, num_products=30, rank=rank
+        )
+
+    found = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 200))
+    inside = (found.interval.low <= true) & (true <= found.interval.high)
+    assert 0.91 <= np.mean(inside) <= 0.99
+    assert abs(np.mean(found.value**2) / true**2 - 1) < 0.15
+    assert np.all(found.num_products == 30)
+
+
+def test_no_interval_from_few_products():
+    matrix = spectrum(np.arange(1.0, 9.0))
+    for count in (9, 29):
+        for estimate in (cv.frobenius_estimate, cv.trace_estimate):
+            got = jax.eval_shape(
+                lambda key, estimate=estimate, count=count: estimate(
+                    quadratic(matrix), jnp.zeros(8), (), key, num_products=count
+                ),
+                jax.random.key(0),
+            )
+            assert got.interval is None
+
+
+def test_the_stopping_rule_stops_at_one_percent():
+    values = np.r_[8.0, 5.0, 3.0, np.linspace(0.1, 1.0, 57)]
+    matrix, true = spectrum(values).astype(np.float32), np.linalg.norm(values)
+
+    def run(key, most=4000):
+        return cv.frobenius_estimate(
+            quadratic(matrix), jnp.zeros(60), (), key, num_products=most, rank=10, tolerance=0.01
+        )
+
+    found = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(1), 100))
+    assert np.all(found.converged) and np.all(found.num_products < 4000)
+    assert np.all(found.num_products >= 30)
+    assert np.mean(np.abs(found.value / true - 1) <= 0.01) >= 0.91
+    short = jax.jit(lambda key: run(key, 40))(jax.random.key(1))
+    assert not short.converged and short.num_products == 40
+
+
+def test_estimates_agree_with_the_matrix(known):
+    with jax.enable_x64(True):
+        layers, batch, matrices = known
+        full, key = matrices["hvp"], jax.random.key(5)
+
+        def run(layers):
+            return (
+                cv.frobenius_estimate(MODEL, layers, batch, key, num_products=60),
+                cv.trace_estimate(MODEL, layers, batch, key, num_products=60),
+                cv.diagonal_estimate(MODEL, layers, batch, key, num_products=400),
+            )
+
+        norm, trace, diagonal = fast(run)(layers)
+        assert abs(norm.value - np.linalg.norm(full)) < 4 * norm.std_error + 1e-9
+        assert abs(trace.value - np.trace(full)) < 4 * trace.std_error + 1e-9
+        assert trace.interval[0] < trace.value < trace.interval[1]
+        flat, error = (
+            np.concatenate([np.asarray(d).reshape(-1) for d in jax.tree.leaves(t)])
+            for t in diagonal
+        )
+        assert np.mean(np.abs(flat - np.diag(full)) < 3 * error) > 0.95
+        assert np.linalg.norm(flat - np.diag(full)) < 0.3 * np.linalg.norm(np.diag(full))
+
+
+def test_eigenvalues(known):
+    with jax.enable_x64(True):
+        layers, batch, matrices = known
+        exact = np.linalg.eigvalsh(matrices["hvp"])
+
+        def run(layers, key):
+            return (
+                cv.top_eigenvalues(MODEL, layers, batch, key, num=3),
+                cv.top_eigenvalues(MODEL, layers, batch, key, num=2, num_steps=40, smallest=True),
+                cv.power_iteration(MODEL, layers, batch, key, num_steps=500, tolerance=1e-8),
+            )
+
+        top, low, power = fast(run)(layers, jax.random.key(2))
+        np.testing.assert_allclose(top.values, exact[::-1][:3], rtol=1e-8)
+        np.testing.assert_allclose(low.values, exact[:2], rtol=1e-6)
+        np.testing.assert_allclose(power.values, exact[-1:], rtol=1e-8)
+        for pairs in (top, low, power):
+            vectors = np.concatenate(
+                [
+                    np.asarray(v).reshape(len(pairs.values), -1)
+                    for v in jax.tree.leaves(pairs.vectors)
+                ],
+                1,
+            )
+            error = np.linalg.norm(
+                vectors @ matrices["hvp"] - np.asarray(pairs.values)[:, None] * vectors, axis=1
+            )
+            np.testing.assert_allclose(error, pairs.residuals, atol=1e-6)
+            np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-10)
+
+
+def test_lanczos_makes_no_ghosts_and_ends_early():
+    values = np.r_[100.0, 50.0, np.linspace(0, 1, 58)].astype(np.float32)
+    loss, key = quadratic(spectrum(values).astype(np.float32)), jax.random.key(0)
+    many = jax.jit(lambda: cv.top_eigenvalues(loss, jnp.zeros(60), (), key, num=4, num_steps=55))()
+    np.testing.assert_allclose(many.values[:2], [100.0, 50.0], rtol=1e-4)
+    assert many.values[2] < 1.001  # without reorthogonalization 100 comes again
+    few = np.diag(np.r_[3.0, 2.0, np.zeros(8)]).astype(np.float32)
+    rank = jax.jit(
+        lambda: cv.top_eigenvalues(quadratic(few), jnp.zeros(10), (), key, num=3, num_steps=10)
+    )()
+    np.testing.assert_allclose(rank.values, [3.0, 2.0, 0.0], atol=1e-5)
+
+
+def test_spectral_density(known):
+    with jax.enable_x64(True):
+        layers, batch, matrices = known
+        exact = np.linalg.eigvalsh(matrices["hvp"])
+        found = fast(lambda p, key: cv.spectral_density(MODEL, p, batch, key, num_probes=60))(
+            layers, jax.random.key(0)
+        )
+        np.testing.assert_allclose(np.sum(found.weights, 1), 1, rtol=1e-10)
+        assert abs(np.trapezoid(found.density, found.grid) - 1) < 1e-3
+        step = np.asarray(found.grid)
+        smooth = np.exp(-0.5 * ((step[:, None] - exact) / ((exact[-1] - exact[0]) / 100)) ** 2).sum(
+            1
+        )
+        smooth /= np.trapezoid(smooth, step)
+        assert np.trapezoid(np.abs(smooth - found.density), step) < 0.25
+        assert (
+            abs(np.mean(np.sum(found.weights * found.nodes, 1)) * len(exact) / exact.sum() - 1)
+            < 0.2
+        )
+
+
+def test_student_is_right():
+    for freedom, exact in ((3, 3.182), (9, 2.262), (29, 2.045), (199, 1.972)):
+        assert abs(student(0.95, freedom) / exact - 1) < 0.02
+
+
+BAD = {
+    r"loss returned an array of shape \(12, 3\).*expected one real number": lambda p, b: (
+        cv.frobenius(lambda q, batch: forward(jnp.tanh, q, batch[0]), p, b)
+    ),
+    r"loss returned an array of shape \(\).*expected the losses of the samples": lambda p, b: (
+        cv.fisher_vp(loss_of(PLAIN), p, b, p)
+    ),
+    r"params\['1.bias'\] is not finite": lambda p, b: cv.frobenius(
+        MODEL, [p[0], {"kernel": p[1]["kernel"], "bias": jnp.full(3, jnp.nan)}], b
+    ),
+    r"params has leaves of float32 .*and bfloat16 .*expected one dtype": lambda p, b: cv.frobenius(
+        MODEL, [p[0], jax.tree.map(lambda w: w.astype(jnp.bfloat16), p[1])], b
+    ),
+    "params has no leaves": lambda p, b: cv.frobenius(MODEL, [], b),
+    r"params\['n'\] has dtype int32": lambda p, b: cv.frobenius(
+        loss_of(PLAIN), {"n": jnp.arange(3, dtype=jnp.int32)}, b
+    ),
+    "memory is 1000 bytes, expected at least .* for a matrix of 43 x 43; use frobenius": lambda p, b: (
+        cv.hessian(MODEL, p, b, memory=1000)
+    ),
+    "memory is 1000 bytes, expected at least .*pass memory=": lambda p, b: cv.frobenius(
+        MODEL, p, b, memory=1000
+    ),
+    "its two parts, because Gauss-Newton": lambda p, b: cv.frobenius(
+        loss_of(PLAIN), p, b, gauss_newton=True
+    ),
+    "rank is 5, expected at most 4": lambda p, b: cv.frobenius_estimate(
+        MODEL, p, b, jax.random.key(0), num_products=10, rank=5
+    ),
+    "num_products is 20, expected at least 30 with a tolerance": lambda p, b: cv.frobenius_estimate(
+        MODEL, p, b, jax.random.key(0), num_products=20, tolerance=0.01
+    ),
+    "num is 50, expected at most 10": lambda p, b: cv.top_eigenvalues(
+        MODEL, p, b, jax.random.key(0), num=50, num_steps=10
+    ),
+    "layers has 'out', expected names among": lambda p, b: cv.frobenius(
+        MODEL, p, b, layers=["out"]
+    ),
+    "batch has arrays of shapes .* a leading axis": lambda p, b: cv.frobenius(
+        MODEL, p, (b[0], b[1][:3])
+    ),
+    "logits has shape .* expected at least two classes": lambda p, b: cv.frobenius(
+        MODEL, network((4, 1), dtype=jnp.float32), b
+    ),
+    "layer has arrays of shapes": lambda p, b: cv.frobenius(
+        MODEL, [p[0], {"a": p[1], "b": p[1]}], b
+    ),
+    "loss failed on these params and batch": lambda p, b: cv.frobenius(MODEL, p[::-1], b),
+    "l2 has the structure": lambda p, b: cv.frobenius(cv.mlp(jnp.tanh, l2={"x": 1.0}), p, b),
+    "params.* is used outside of dense": lambda p, b: cv.frobenius_pairs(
+        cv.Layered(lambda dense, q, e: forward(jnp.tanh, q, e[0]), MODEL.loss), p, b
+    ),
+    "chunk is 0": lambda p, b: cv.frobenius_columns(MODEL, p, b, chunk=0),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_refused_before_anything_compiles(message):
+    layers, batch = network(WIDTHS, dtype=jnp.float32), data(M, WIDTHS[0], WIDTHS[-1], jnp.float32)
+    with pytest.raises(ValueError, match=message) as caught:
+        BAD[message](layers, batch)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,284 @@
+"""Measures of flatness against closed forms, and the slices through a landscape."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypergrad import curvature as cv, plots
+from hypergrad.curvature.base import loss_of
+from tests.networks import data, entropy, fast, forward, network
+
+WEIGHTS = np.array([0.5, -1.0, 2.0])
+MATRIX = np.array([[3.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 2.0]])
+KEY = jax.random.key(3)
+
+
+def quadratic(w, batch):
+    return 0.5 * w @ jnp.asarray(MATRIX) @ w
+
+
+def separable(w, batch):
+    return 0.5 * jnp.sum(jnp.array([3.0, 1.0, 2.0]) * w**2)
+
+
+def value(w):
+    return 0.5 * w @ MATRIX @ w
+
+
+def relu_loss(params, batch):
+    return entropy(forward(jax.nn.relu, params, batch[0]), batch[1])
+
+
+def rescaled(layers, factor):
+    """The same ReLU network with other weights."""
+    return [
+        jax.tree.map(lambda w: factor * w, layers[0]),
+        {"kernel": layers[1]["kernel"] / factor, "bias": layers[1]["bias"]},
+    ]
+
+
+def test_keskar_finds_the_corner():
+    with jax.enable_x64(True):
+        run = fast(lambda w: cv.keskar(separable, w, (), epsilon=0.1))
+        radius = 0.1 * (np.abs(WEIGHTS) + 1)
+        here, corner = (
+            0.5 * np.array([3.0, 1.0, 2.0]) @ w**2 for w in (WEIGHTS, np.abs(WEIGHTS) + radius)
+        )
+        np.testing.assert_allclose(
+            run(jnp.asarray(WEIGHTS)), (corner - here) / (1 + here), rtol=1e-12
+        )
+        # at a minimum, where the gradient says nothing
+        np.testing.assert_allclose(run(jnp.zeros(3)), 0.5 * 6.0 * 0.01, rtol=1e-12)
+
+
+def test_keskar_searches_where_no_corner_is_best():
+    def bump(w, batch):
+        return jnp.exp(-jnp.sum((w - 0.05) ** 2) / 0.001)
+
+    with jax.enable_x64(True):
+        got = fast(lambda w: cv.keskar(bump, w, (), epsilon=0.1, max_iterations=50))(jnp.zeros(2))
+        here = np.exp(-5.0)
+        np.testing.assert_allclose(got, (1 - here) / (1 + here), rtol=1e-6)
+
+
+def test_ascent_has_its_closed_form():
+    with jax.enable_x64(True):
+        w, g = WEIGHTS, MATRIX @ WEIGHTS
+        v = 0.2 * g / np.linalg.norm(g)
+        np.testing.assert_allclose(
+            cv.sam(quadratic, jnp.asarray(w), (), radius=0.2), value(w + v) - value(w)
+        )
+        v = 0.2 * w**2 * g / np.linalg.norm(np.abs(w) * g)
+        np.testing.assert_allclose(
+            cv.adaptive(quadratic, jnp.asarray(w), (), radius=0.2), value(w + v) - value(w)
+        )
+        near = [
+            float(cv.sam(quadratic, jnp.asarray(w), (), radius=2.0, num_steps=k)) for k in (1, 30)
+        ]
+        circle = np.random.default_rng(0).normal(size=(20000, 3))
+        circle *= 2.0 / np.linalg.norm(circle, axis=1, keepdims=True)
+        best = max(value(w + v) - value(w) for v in circle)
+        assert near[0] < near[1] and abs(near[1] / best - 1) < 1e-3
+
+
+def test_adaptive_and_relative_flatness_do_not_see_rescaling():
+    with jax.enable_x64(True):
+        layers, batch = network((4, 6, 3)), data(10, 4, 3)
+
+        def run(p):
+            return (
+                cv.adaptive(relu_loss, p, batch),
+                cv.relative_flatness(relu_loss, p, batch, "1.kernel"),
+                cv.sam(relu_loss, p, batch),
+                cv.m_sharpness(relu_loss, p, batch, size=3),
+            )
+
+        measured = fast(run)
+        one, other = measured(layers), measured(rescaled(layers, 3.0))
+        np.testing.assert_allclose(one[:2], other[:2], rtol=1e-10)
+        assert abs(one[2] / other[2] - 1) > 0.1
+        parts = [jax.tree.map(lambda x, i=i: x[i : i + 3], batch) for i in (0, 3, 6)]
+        single = fast(lambda p, part: cv.sam(relu_loss, p, part))
+        np.testing.assert_allclose(one[3], np.mean([single(layers, part) for part in parts]))
+        # relative flatness by its definition
+        kernel = layers[1]["kernel"]
+
+        def last(w):
+            return relu_loss([layers[0], {"kernel": w, "bias": layers[1]["bias"]}], batch)
+
+        bends = np.asarray(fast(jax.hessian(last))(kernel))
+        exact = np.einsum("ra,rb,qaqb->", kernel, kernel, bends)
+        np.testing.assert_allclose(one[1], exact, rtol=1e-10)
+
+
+def test_expected_sharpness_is_half_the_trace():
+    with jax.enable_x64(True):
+        w = jnp.asarray(WEIGHTS)
+        run = fast(lambda w: cv.expected_sharpness(quadratic, w, (), KEY, sigma=0.1, num_pairs=400))
+        got = run(w)
+        assert abs(got.value - 0.005 * np.trace(MATRIX)) < 4 * got.std_error < 0.006
+        np.testing.assert_allclose(
+            run(jnp.zeros(3)).value, got.value, rtol=1e-10
+        )  # the gradient is out
+        scaled = fast(
+            lambda w: cv.expected_sharpness(
+                quadratic, w, (), KEY, sigma=0.1, num_pairs=400, relative=True
+            )
+        )(w)
+        assert abs(scaled.value - 0.005 * np.diag(MATRIX) @ WEIGHTS**2) < 4 * scaled.std_error
+        width = fast(lambda w: cv.pac_bayes(quadratic, w, (), KEY, rise=0.1, num_pairs=400))(w)
+        np.testing.assert_allclose(width, got.value / 0.01 / 0.1, rtol=1e-4)
+
+
+def test_the_volume_of_an_ellipsoid():
+    with jax.enable_x64(True):
+
+        def run(w, key):
+            return cv.flat_volume(quadratic, w, (), key, epsilon=0.02, num_directions=2000)
+
+        found = fast(run)(jnp.zeros(3), KEY)
+        exact = 4 / 3 * np.pi * 0.04**1.5 / np.sqrt(np.linalg.det(MATRIX))
+        assert abs(np.exp(found.log_volume) / exact - 1) < 0.05 and found.met == 1
+        flat = cv.flat_volume(lambda w, batch: 0 * w.sum(), jnp.zeros(3), (), KEY, num_directions=2)
+        assert flat.met == 0 and np.all(flat.radii == 100)
+
+
+def test_gradients_and_paths():
+    with jax.enable_x64(True):
+        layers, batch = network((4, 5, 3), bias=False), data(7, 4, 3)
+        model = cv.mlp(jax.nn.relu)
+
+        def each(p, x, y):
+            return relu_loss(p, (x[None], y[None]))
+
+        grads = fast(lambda p: jax.vmap(jax.grad(each), (None, 0, 0))(p, *batch))(layers)
+        flat = np.concatenate([np.asarray(g).reshape(7, -1) for g in jax.tree.leaves(grads)], 1)
+        exact = np.mean(np.sum((flat - flat.mean(0)) ** 2, 1))
+        for chunk in (3, 32):
+            got = fast(lambda p, chunk=chunk: cv.gradient_variance(model, p, batch, chunk=chunk))(
+                layers
+            )
+            np.testing.assert_allclose(got, exact, rtol=1e-10)
+        paths = (
+            np.ones(4) @ np.asarray(layers[0]["kernel"]) ** 2 @ np.asarray(layers[1]["kernel"]) ** 2
+        )
+        np.testing.assert_allclose(cv.path_norm(model, layers, batch), np.sqrt(paths.sum()))
+
+
+def test_what_the_search_is_guided_by():
+    with jax.enable_x64(True):
+        layers, (x, y) = network((4, 6, 5, 3), bias=False), data(9, 4, 3)
+        model = cv.mlp(jax.nn.relu)
+        measures = (cv.theorem_1, cv.section_3, cv.published, cv.last_layer, cv.rescaled)
+        run = fast(lambda p: [measure(model, p, (x, y)) for measure in measures])
+        kernels = [np.asarray(layer["kernel"]) for layer in layers]
+        hidden = np.maximum(np.maximum(np.asarray(x) @ kernels[0], 0) @ kernels[1], 0)
+        logits = hidden @ kernels[2]
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        size = np.linalg.norm(kernels[2])
+        found = run(layers)
+        np.testing.assert_allclose(found[0], np.sqrt(np.mean(np.sum(p**2, 1))) / size)
+        np.testing.assert_allclose(found[1], np.linalg.norm(hidden, axis=1).min() / 9 / size)
+        np.testing.assert_allclose(found[2], np.linalg.norm(hidden) * np.linalg.norm(p) / size)
+        soft = np.array([np.diag(q) - np.outer(q, q) for q in p])
+        exact = np.einsum("iab,ic,id->acbd", soft, hidden, hidden) / 9
+        np.testing.assert_allclose(found[3], np.linalg.norm(exact), rtol=1e-10)
+        blocks = np.asarray(fast(lambda p: cv.frobenius(model, p, (x, y)).blocks)(layers))
+        squares = np.array([np.sum(kernel**2) for kernel in kernels])
+        np.testing.assert_allclose(found[4], np.sqrt(squares @ blocks @ squares), rtol=1e-10)
+        moved = run(
+            [
+                {"kernel": c * layer["kernel"]}
+                for c, layer in zip((4, 0.5, 0.5), layers, strict=True)
+            ]
+        )
+        np.testing.assert_allclose(moved[4], found[4], rtol=1e-10)
+        assert abs(moved[3] / found[3] - 1) > 0.5
+
+
+def test_finite_differences():
+    with jax.enable_x64(True):
+        layers, batch = network((2, 3, 2)), data(6, 2, 2)
+
+        @jax.custom_vjp
+        def opaque(z):
+            return jnp.tanh(z)
+
+        opaque.defvjp(lambda z: (jnp.tanh(z), z), lambda z, g: (g * (1 - jnp.tanh(z) ** 2),))
+
+        def loss(activation):
+            return lambda p, batch: entropy(forward(activation, p, batch[0]), batch[1])
+
+        exact = fast(lambda p: cv.hessian(loss(jnp.tanh), p, batch))(layers)
+        for central, tolerance in ((True, 1e-6), (False, 1e-3)):
+            found = fast(
+                lambda p, central=central: cv.difference_hessian(
+                    loss(opaque), p, batch, central=central
+                )
+            )(layers)
+            assert np.abs(found - exact).max() < tolerance
+            np.testing.assert_array_equal(found, found.T)
+
+
+def test_landscapes():
+    with jax.enable_x64(True):
+        layers, batch = network((4, 5, 3)), data(8, 4, 3)
+        model = cv.mlp(jax.nn.relu)
+        directions = [cv.filter_direction(layers, jax.random.key(i)) for i in (0, 1)]
+        for move, layer in zip(directions[0], layers, strict=True):
+            lengths = [np.linalg.norm(np.asarray(x["kernel"]), axis=0) for x in (move, layer)]
+            np.testing.assert_allclose(*lengths)
+            assert not np.any(move["bias"])
+        plane = fast(lambda p: cv.landscape(model, p, batch, directions, radius=0.5, num=5))(layers)
+        line = fast(lambda p: cv.landscape(model, p, batch, directions[:1], radius=0.5, num=5))(
+            layers
+        )
+        assert plane.values.shape == (5, 5)
+        np.testing.assert_allclose(plane.values[:, 2], line.values)
+        np.testing.assert_allclose(plane.values[2, 2], loss_of(model)(layers, batch))
+        moved = jax.tree.map(lambda w, a, b: w - 0.25 * a + 0.5 * b, layers, *directions)
+        np.testing.assert_allclose(plane.values[1, 4], loss_of(model)(moved, batch))
+        for values, surface in ((line.values, False), (plane.values, False), (plane.values, True)):
+            figure = plots.landscape(plane.steps, values, surface=surface)
+            assert len(plots.png(figure)) > 2000
+        assert plots.landscape(plane.steps, np.full(5, np.nan)) is None
+
+
+BAD = {
+    "loss is .* on the batch and .* as the mean of its halves": lambda p, b: cv.gradient_variance(
+        lambda q, batch: 8 * relu_loss(q, batch) * len(batch[0]), p, b
+    ),
+    "size is 9, expected at most the 8 samples": lambda p, b: cv.m_sharpness(
+        relu_loss, p, b, size=9
+    ),
+    "model is function, expected a Layered": lambda p, b: cv.theorem_1(relu_loss, p, b),
+    r"model returned outputs of shape \(5,\)": lambda p, b: cv.section_3(
+        cv.Layered(
+            lambda dense, q, e: jnp.append(dense(q[1], dense(q[0], e[0])), jnp.zeros(2)),
+            lambda z, e: cv.cross_entropy(z, e[1]),
+        ),
+        p,
+        b,
+    ),
+    "radius is -1": lambda p, b: cv.sam(relu_loss, p, b, radius=-1),
+    "epsilon is 0": lambda p, b: cv.keskar(relu_loss, p, b, epsilon=0),
+    "layer is 'x', expected the path of a matrix, among": lambda p, b: cv.relative_flatness(
+        relu_loss, p, b, "x"
+    ),
+    "directions has 0 entries": lambda p, b: cv.landscape(relu_loss, p, b, []),
+    "directions has a pytree unlike the params": lambda p, b: cv.landscape(relu_loss, p, b, [p[0]]),
+    "memory is 10 bytes, expected at least": lambda p, b: cv.difference_hessian(
+        relu_loss, p, b, memory=10
+    ),
+    "rise is 0": lambda p, b: cv.pac_bayes(relu_loss, p, b, KEY, rise=0),
+    "num_pairs is 1": lambda p, b: cv.expected_sharpness(relu_loss, p, b, KEY, num_pairs=1),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_refused(message):
+    layers, batch = network((4, 5, 3), dtype=jnp.float32), data(8, 4, 3, jnp.float32)
+    with pytest.raises(ValueError, match=message) as caught:
+        BAD[message](layers, batch)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,313 @@
+"""Exact Hessian norms against plain autodiff in float64, on every path."""
+
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypergrad import curvature as cv
+from hypergrad.autodiff import elementwise
+from hypergrad.curvature.frobenius import plan_layer
+from hypergrad.curvature.layers import Layer, Link, links_of, one_of, trained_layers
+from tests.networks import (
+    block_squares,
+    data,
+    dense_hessian,
+    entropy,
+    fast,
+    forward,
+    in_float64,
+    network,
+    sizes_of,
+    squares,
+)
+
+LAYERED = (cv.frobenius_pairs, cv.frobenius_dense)
+
+
+class Case(NamedTuple):
+    activation: str
+    widths: tuple[int, ...]
+    samples: int
+    bias: bool = True
+    frozen: tuple[int, ...] = ()
+    l2: float = 0.0
+    loss: str = "entropy"
+    wide: bool = True
+
+
+CASES = [
+    Case("relu", (5, 3), 1),
+    Case("tanh", (4, 5, 3), 300, bias=False, wide=False),
+    Case("gelu", (4, 6, 5, 3), 20, frozen=(0,), l2=0.05, wide=False),
+    Case("relu", (4, 5, 3), 40, l2=0.02),
+    Case("tanh", (3, 6, 4, 5, 2), 7, frozen=(1,), loss="squares"),
+]
+
+
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: f"{c.activation}-{len(c.widths) - 1}-m{c.samples}"
+)
+def test_every_path_is_exact(case):
+    with jax.enable_x64(True):
+        dtype = jnp.float64 if case.wide else jnp.float32
+        activation, labels = (
+            getattr(jnp if case.activation == "tanh" else jax.nn, case.activation),
+            case.loss == "entropy",
+        )
+        layers = network(case.widths, case.bias, dtype)
+        batch = data(case.samples, case.widths[0], case.widths[-1], dtype, labels=labels)
+        trained = {str(i): layer for i, layer in enumerate(layers) if i not in case.frozen}
+
+        def build(trained, like):
+            return [trained.get(str(i), layer) for i, layer in enumerate(like)]
+
+        each = cv.cross_entropy if labels else cv.squared_error
+        plain = cv.mlp(activation, each)
+        model = cv.Layered(
+            lambda dense, params, example: plain.forward(dense, build(params, layers), example),
+            plain.loss,
+            case.l2,
+        )
+
+        def reference(params):
+            whole, (x, y) = build(params, in_float64(layers)), in_float64(batch)
+            value = (entropy if labels else squares)(forward(activation, whole, x), y)
+            return value + 0.5 * case.l2 * sum(jnp.sum(w**2) for w in jax.tree.leaves(params))
+
+        matrix = dense_hessian(reference, in_float64(trained))
+        expected = block_squares(matrix, sizes_of(list(trained.values())))
+        tolerance = 1e-10 if case.wide else 1e-5
+        paths = (*LAYERED, cv.frobenius_columns)
+        found = fast(lambda p: [path(model, p, batch) for path in paths])(trained)
+        for path, got in zip(paths, found, strict=True):
+            assert abs(got.value / np.linalg.norm(matrix) - 1) < tolerance, path.__name__
+            assert np.abs(got.blocks - expected).max() < 2 * tolerance * expected.max(), (
+                path.__name__
+            )
+        assert cv.layer_names(model, trained, batch) == list(trained)
+
+
+def residual():
+    """A residual network with a normalization, two parallel layers, a lone bias and a frozen kernel."""
+    parts = network((5, 4, 4, 4, 4, 3), seed=3)
+    first, left, right, middle, last = parts
+    frozen = middle["kernel"]
+    params = {
+        "a": (first["kernel"], first["bias"]),
+        "left": left["kernel"],
+        "right": right,
+        "shift": middle["bias"],
+        "z": last,
+    }
+
+    def run(dense, params, example):
+        h = jax.nn.gelu(dense(params["a"], example[0]))
+        h = h + jnp.tanh(dense(params["left"], h)) + jax.nn.softplus(dense(params["right"], h))
+        h = (h - h.mean()) / jnp.sqrt(h.var() + 0.1)
+        h = h * jax.nn.sigmoid(dense((frozen, params["shift"]), h))
+        return dense(params["z"], h)
+
+    model = cv.Layered(run, lambda z, example: cv.cross_entropy(z, example[1]))
+    return model, params, data(6, 5, 3)
+
+
+def test_any_graph_of_layers_and_its_gauss_newton_matrix():
+    with jax.enable_x64(True):
+        model, params, batch = residual()
+        order = cv.layer_names(model, params, batch)
+        assert order == ["a", "left", "right", "shift", "z"]
+        sizes = sizes_of([params[name] for name in order])
+        matrix = dense_hessian(lambda p: cv.base.loss_of(model)(p, batch), params)
+        expected = block_squares(matrix, sizes)
+        composed = cv.base.composed_of(model)
+
+        def newton(params):
+            made = composed.outputs(params, batch)
+            inner = jax.hessian(lambda z: composed.convex((z, params), batch))(made[0])
+            jacobian = jax.jacfwd(lambda p: composed.outputs(p, batch)[0])(params)
+            columns = [j.reshape(made[0].size, -1) for j in jax.tree.leaves(jacobian)]
+            flat = jnp.concatenate(columns, 1)
+            return flat.T @ inner.reshape(made[0].size, -1) @ flat
+
+        expected_newton = block_squares(np.asarray(fast(newton)(params)), sizes)
+
+        def run(params):
+            full = [path(model, params, batch) for path in LAYERED]
+            return full, cv.frobenius(model, params, batch, gauss_newton=True)
+
+        full, bent = fast(run)(params)
+        for got, blocks in [*((r, expected) for r in full), (bent, expected_newton)]:
+            assert np.abs(got.blocks - blocks).max() < 1e-10 * blocks.max()
+
+
+def test_links_are_found():
+    with jax.enable_x64(True):
+        model, params, batch = residual()
+        layers = trained_layers(model, params, batch)
+        assert [at.name for at in layers] == ["a", "left", "right", "shift", "z"]
+        none, full = Link.NONE, Link.FULL
+        diagonal = Link.DIAGONAL
+        assert links_of(model, params, layers, one_of(batch), 0) == [
+            none,
+            diagonal,
+            diagonal,
+            none,
+            full,
+        ]
+        assert links_of(model, params, layers, one_of(batch), 1) == [none, none, none, full]
+        assert links_of(model, params, layers, one_of(batch), 3) == [none, diagonal]
+    x = jnp.ones(3)
+    functions = [
+        jax.nn.gelu,
+        jnp.cumsum,
+        lambda z: z[::-1],
+        lambda z: z / z.sum(),
+        lambda z: jnp.ones(3),
+        jax.nn.silu,
+    ]
+    assert [elementwise(lambda z, f=f: [f(z)], x)[0] for f in functions] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_chunks_change_nothing_and_bound_the_memory():
+    layers = network((6, 40, 30, 4), dtype=jnp.float32)
+    batch, model = data(64, 6, 4, jnp.float32), cv.mlp(jnp.tanh, l2=0.1)
+    values, temporary = [], []
+    for memory in (2**28, 1_100_000):
+        run = jax.jit(
+            lambda p, memory=memory: cv.frobenius_pairs(model, p, batch, memory=memory).value
+        )
+        compiled = run.lower(layers).compile()
+        values.append(float(compiled(layers)))
+        temporary.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert abs(values[0] / values[1] - 1) < 1e-5
+    assert temporary[1] < 1_100_000 < temporary[0]
+
+
+def test_parts_of_a_batch_and_single_layers():
+    with jax.enable_x64(True):
+        layers, batch, model = network((5, 4, 3)), data(12, 5, 3), cv.mlp(jax.nn.relu)
+
+        def run(layers):
+            part = jax.tree.map(lambda x: x[3:8], batch)
+            return (
+                cv.sample_pairs(model, layers, batch),
+                cv.frobenius(model, layers, part).value,
+                cv.frobenius(model, layers, batch),
+                cv.frobenius(model, layers, batch, layers=["1"]),
+            )
+
+        pairs, of_part, whole, last = fast(run)(layers)
+        assert abs(pairs[3:8, 3:8].sum() / 25 / of_part**2 - 1) < 1e-10
+        assert (
+            last.blocks.shape == (1, 1) and abs(last.blocks[0, 0] / whole.blocks[1, 1] - 1) < 1e-12
+        )
+        # the closed form of the last layer: (1/m²) Σ_ij (ã_i·ã_j)² ⟨S_i, S_j⟩
+        a = np.maximum(np.asarray(batch[0] @ layers[0]["kernel"] + layers[0]["bias"]), 0)
+        p = np.asarray(jax.nn.softmax(forward(jax.nn.relu, layers, batch[0])))
+        s = np.array([np.diag(q) - np.outer(q, q) for q in p]).reshape(12, -1)
+        closed = np.sum((a @ a.T + 1) ** 2 * (s @ s.T)) / 144
+        assert abs(last.value**2 / closed - 1) < 1e-10
+
+
+def test_confident_networks_do_not_cancel():
+    layers = network((4, 6, 3), dtype=jnp.float32)
+    last = {"kernel": 0.2 * layers[1]["kernel"], "bias": jnp.array([15.0, 0.0, 0.5], jnp.float32)}
+    layers, labels = [layers[0], last], jnp.zeros(8, jnp.int32)
+    batch = (data(8, 4, 3, jnp.float32)[0], labels)
+    with jax.enable_x64(True):
+        wide, (x, y) = in_float64(layers), in_float64(batch)
+        matrix = dense_hessian(lambda p: entropy(forward(jnp.tanh, p, x), y), wide)
+
+    def error(each):
+        norm = fast(lambda p: cv.frobenius(cv.mlp(jnp.tanh, each), p, batch).value)(layers)
+        return abs(float(norm) / np.linalg.norm(matrix) - 1)
+
+    assert error(cv.cross_entropy) < 1e-5
+    assert error(lambda z, label: -jax.nn.log_softmax(z)[label]) > 1e-3
+
+
+def test_populations_gradients_and_one_trace():
+    with jax.enable_x64(True):
+        batch, traces = data(9, 3, 3), []
+
+        def activation(z):
+            traces.append(1)
+            return jnp.tanh(z)
+
+        model = cv.mlp(activation, l2=0.1)
+        members = [network((3, 4, 3), seed=s) for s in range(3)]
+        stacked = jax.tree.map(lambda *w: jnp.stack(w), *members)
+        single = fast(lambda p: cv.frobenius_pairs(model, p, batch).value)
+        values = np.array([single(p) for p in members])
+        count = len(traces)
+        single(members[0])
+        assert len(traces) == count
+        many = fast(jax.vmap(lambda p: cv.frobenius_pairs(model, p, batch).value))(stacked)
+        np.testing.assert_allclose(many, values, rtol=1e-12)
+        gradient = fast(jax.grad(lambda p: cv.frobenius_pairs(model, p, batch).value))(members[0])
+        direction = network((3, 4, 3), seed=9)
+        ahead, back = (
+            single(jax.tree.map(lambda w, d, s=s: w + s * d, members[0], direction))
+            for s in (1e-5, -1e-5)
+        )
+        slope = sum(
+            jnp.vdot(g, d)
+            for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+        )
+        assert abs(slope / ((ahead - back) / 2e-5) - 1) < 1e-6
+
+
+def test_shared_weights_fall_back_to_columns_and_say_so():
+    with jax.enable_x64(True):
+        layers, batch = network((4, 4, 3)), data(5, 4, 3)
+
+        def run(dense, params, example):
+            h = jnp.tanh(dense(params[0], example[0]))
+            return dense(params[1], jnp.tanh(dense(params[0], h)))
+
+        model = cv.Layered(run, lambda z, example: cv.cross_entropy(z, example[1]))
+        with pytest.warns(
+            cv.FallbackWarning,
+            match=r"params\['0.bias'\] is used in 2 layers: taking frobenius_columns",
+        ):
+            got = fast(lambda p: cv.frobenius(model, p, batch))(layers)
+        matrix = dense_hessian(lambda p: cv.base.loss_of(model)(p, batch), layers)
+        np.testing.assert_allclose(got.blocks, block_squares(matrix, sizes_of(layers)), rtol=1e-10)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fast(lambda p: cv.frobenius(cv.mlp(jnp.tanh), p, batch).value)(layers)
+
+
+def test_one_class_and_one_dtype_down():
+    layers, batch = network((4, 5, 3), dtype=jnp.bfloat16), data(6, 4, 3, jnp.bfloat16)
+    single = (batch[0], jnp.zeros_like(batch[1]))
+    got = fast(lambda p: cv.frobenius(cv.mlp(jnp.tanh), p, single).value)(layers)
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32), layers)
+    columns = fast(
+        lambda p: (
+            cv.frobenius_columns(
+                cv.mlp(jnp.tanh), p, (single[0].astype(jnp.float32), single[1])
+            ).value
+        )
+    )(wide)
+    assert got.dtype == jnp.float32 and abs(got / columns - 1) < 1e-5
+
+
+def test_the_cost_model_switches():
+    layers = [Layer("a", 0, 0, 1, 4, 5), Layer("b", 1, 2, 3, 200, 300)]
+    few, many = (plan_layer(layers, 0, m, 4, 2**30, None) for m in (16, 4096))
+    assert few.by_pairs == [True, True] or few.by_pairs == [False, True]
+    assert not many.by_pairs[0]
+    assert plan_layer(layers, 1, 4096, 4, 2**30, None).by_pairs == [True]
+    assert plan_layer(layers, 1, 4096, 4, 2**27, None).by_pairs == [False]  # pairs do not fit

@@ -1,0 +1,151 @@
+"""Flatness as an objective, a penalty and a constraint; SAM's radius by gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hypergrad import curvature
+from hypergrad.estimators import forward, reverse
+from hypergrad.estimators.base import split_key
+from hypergrad.layout import vectorized
+from hypergrad.measures import bounded, judged_by, penalized, supremum
+from hypergrad.population import population
+from hypergrad.problem import Examples, Problem, Variables
+from hypergrad.schedulers.base import best_first
+from hypergrad.searchers import Outcome
+from hypergrad.searchers.base import observe
+from hypergrad.space import Real
+from hypergrad.train import init_state, unroll
+from tests.networks import data, network
+
+KEY = jax.random.key(4)
+MODEL = curvature.mlp(jnp.tanh)
+HORIZON = 4
+
+
+def sharpness_aware(dtype=jnp.float64):
+    """A small network trained by SAM, whose radius, rate and decay are tuned."""
+    x, y = data(24, 3, 2, dtype)
+    loss = curvature.base.loss_of(MODEL)
+
+    def optimizer(h):
+        ascent = optax.chain(optax.contrib.normalize(), optax.sgd(h["radius"]))
+        descent = optax.chain(optax.add_decayed_weights(h["decay"]), optax.sgd(h["rate"]))
+        return optax.contrib.sam(descent, ascent, opaque_mode=True)
+
+    def at(index):
+        return x[index], y[index]
+
+    return Problem(
+        init=lambda key, h: network((3, 4, 2), dtype=dtype),
+        loss=lambda p, h, b: loss(p, b),
+        objective=lambda p, h, b: loss(p, b),
+        optimizer=optimizer,
+        train_batch=lambda key, step: at(jax.random.randint(key, (8,), 0, 16)),
+        valid_batch=lambda key: (x[16:], y[16:]),
+        train_set=Examples(16, at),
+    )
+
+
+def exact(loss, params, batch):
+    return curvature.frobenius(MODEL, params, batch).value
+
+
+def by_columns(loss, params, batch):
+    return curvature.frobenius(loss, params, batch).value
+
+
+@pytest.mark.parametrize("measure", [exact, curvature.sam])
+def test_hypergradients_of_flatness(measure):
+    """Of radius, rate and decay through SAM and a curvature measure, against float64 differences."""
+    with jax.enable_x64(True):
+        problem = sharpness_aware()
+        problem = penalized(problem, supremum(problem, measure, batch_size=8), 0.5)
+        hparams = {n: jnp.asarray(v) for n, v in (("radius", 0.3), ("rate", 0.5), ("decay", 0.02))}
+        if measure is not exact:
+            problem = judged_by(problem, supremum(problem, measure, num_batches=1))
+
+        @jax.jit
+        def final(h):
+            run_key, valid_key = split_key(KEY)
+            state = unroll(problem, h, init_state(problem, run_key, h), HORIZON)
+            return problem.objective(state.params, h, problem.valid_batch(valid_key))
+
+        for make in (reverse, forward)[: 2 if measure is exact else 1]:
+            estimator = make(problem, HORIZON)
+            estimate = jax.jit(estimator.estimate)(KEY, estimator.init(KEY, hparams), hparams)[1]
+            for name in hparams:
+                ahead, back = (final({**hparams, name: hparams[name] + s}) for s in (1e-5, -1e-5))
+                slope = (ahead - back) / 2e-5
+                assert abs(slope) > 1e-4, name
+                assert abs(estimate.hypergrad[name] / slope - 1) < 1e-6, (make, name)
+
+
+def test_objectives_and_constraints_of_a_search():
+    problem = sharpness_aware(jnp.float32)
+    measure = supremum(problem, exact, batch_size=8)
+    hparams = {
+        "radius": jnp.linspace(0.0, 0.5, 12),
+        "rate": jnp.geomspace(0.01, 2.0, 12),
+        "decay": jnp.full(12, 0.01),
+    }
+    members = population(problem, layout=vectorized())
+    states = members.init(jax.random.split(KEY, 12), hparams)
+    states = members.advance(hparams, states, HORIZON)
+
+    def judged(changed):
+        return np.asarray(population(changed, layout=vectorized()).judge(hparams, states)[0])
+
+    value, norm = judged(problem), judged(judged_by(problem, measure))
+    np.testing.assert_allclose(
+        judged(penalized(problem, measure, 0.1)), value + 0.1 * norm, rtol=1e-5
+    )
+    bound = float(np.median(norm))
+    infeasible = judged(bounded(problem, measure, bound))
+    np.testing.assert_array_equal(infeasible, np.where(norm <= bound, value, np.inf))
+    # a searcher and a scheduler rank what is beyond the bound last
+    assert set(best_first(jnp.asarray(infeasible))[:6].tolist()) == set(
+        np.flatnonzero(norm <= bound)
+    )
+    told = Outcome(hparams, jnp.asarray(infeasible), jnp.full(12, HORIZON), jnp.arange(12), {})
+    space = {n: Real(0.0, 2.0) for n in hparams}
+    scores = observe(space, told)[1]
+    assert np.min(scores[norm > bound]) > np.max(scores[norm <= bound])
+
+
+def test_carried_state_is_closed_over():
+    problem = sharpness_aware(jnp.float32)
+    carrying = problem._replace(
+        init=lambda key, h: Variables(problem.init(key, h), jnp.float32(3.0)),
+        loss=lambda p, h, b: (problem.loss(p.params, h, b) * p.state, p.state),
+    )
+    params = problem.init(KEY, {})
+    got = supremum(carrying, by_columns, batch_size=8)(Variables(params, jnp.float32(3.0)), {})
+    np.testing.assert_allclose(
+        got, 3 * supremum(problem, exact, batch_size=8)(params, {}), rtol=1e-4
+    )
+
+
+REFUSED = {
+    "weight is -1": lambda p, m: penalized(p, m, -1),
+    "bound is nan": lambda p, m: bounded(p, m, float("nan")),
+    "measure is None": lambda p, m: judged_by(p, None),
+    "num_batches is 0": lambda p, m: supremum(p, exact, num_batches=0),
+    "batch_size is 17 for a problem with 16 examples": lambda p, m: supremum(
+        p, exact, batch_size=17
+    ),
+    "problem is": lambda p, m: supremum(None, exact),
+    "measure returned": lambda p, m: judged_by(p, lambda w, h: jnp.ones(2)).objective(
+        p.init(KEY, {}), {}, p.valid_batch(KEY)
+    ),
+}
+
+
+@pytest.mark.parametrize("fragment", REFUSED)
+def test_refused_in_one_line(fragment):
+    problem = sharpness_aware(jnp.float32)
+    with pytest.raises(ValueError) as caught:
+        REFUSED[fragment](problem, supremum(problem, exact))
+    assert fragment in str(caught.value) and "\n" not in str(caught.value)
