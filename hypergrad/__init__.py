@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         devices,
         estimators,
         groups,
+        heads,
         integrations,
         layout,
         policies,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters buckets devices estimators groups integrations layout policies schedulers searchers "
+    "hypergrad": "adapters buckets devices estimators groups heads integrations layout policies schedulers searchers "
     "sizing solve space study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
@@ -104,6 +105,7 @@ __all__ = [
     "expected",
     "gauss_newton",
     "groups",
+    "heads",
     "init_state",
     "integrations",
     "layout",
