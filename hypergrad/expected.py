@@ -176,7 +176,9 @@ def check_policy(
     drawn = jax.eval_shape(policy.sample, key, phi)
     check(problem, drawn)
     check_step(problem, drawn)
-    if must_draw and not any(depends(lambda phi: policy.log_prob(phi, policy.sample(key, phi)), phi)):
+    if must_draw and not any(
+        depends(lambda phi: policy.log_prob(phi, policy.sample(key, phi)), phi)
+    ):
         raise ValueError(
             "policy has a log_prob that does not depend on its parameters, expected discrete leaves that are "
             "drawn; use reverse(...), which differentiates real leaves"

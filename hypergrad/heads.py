@@ -1,13 +1,13 @@
 """Policies with heads: one for each leaf of a space, over a state that all of them share.
 
-A network walks the leaves, real ones first: each head emits the mean and the width of a normal, or the logits
-of a choice, and what comes of it may be read by the heads after it. So architecture and optimizer are one
+A network goes through the leaves, real ones first: a head emits the mean and the width of a normal, or the logits
+of a choice, and reads what came of it before the next one emits. So architecture and optimizer are one
 policy, whose interactions the shared state represents (Adam and Lorraine).
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,13 @@ import numpy as np
 
 from hypergrad import space as spaces, tree
 from hypergrad.policies import (
+    EDGE,
     MAX_OUTCOMES,
     Policy,
     Relaxation,
     factorized,
     is_discrete,
+    mean_of_others,
     num_options,
     relax,
     softmax,
@@ -28,43 +30,52 @@ from hypergrad.types import Array, Key, PyTree
 
 NUM_PATHS = 32
 """Draws from which the entropy of a policy of several choices is estimated."""
-EDGE = 6.9
-"""Bound of a mean's start in unconstrained coordinates: a thousandth of the range from a bound."""
+NEVER = -1e9
+"""Logit of the options that a leaf does not have."""
 FARTHEST = 16.0
 """Bound of unconstrained values read back from hparams; at a bound of the range they would be infinite."""
 
-Fill: TypeAlias = Callable[[int, Array, Array], Array]
-"""(number of the real leaf, mean `[D]`, log width `[D]`) -> the drawn value in [−1, 1], `[D]`."""
-Choose: TypeAlias = Callable[[int, Array], Array]
-"""(number of the discrete leaf, logits `[K]`) -> the option drawn, int32 `[]`."""
-
 
 class Network(NamedTuple):
-    """Heads over a shared state, as two pure functions; `models/policies.py` has them in flax.
+    """Heads over a shared state, as pure functions; `models/policies.py` has a recurrent one in flax.
 
-    A network calls `fill` once for each real leaf, then `choose` once for each discrete leaf, in the order of
-    the space, and may compute each head from what the calls before returned. Outputs near zero mean: the
-    space's defaults, and uniform choices.
+    The heads are numbered, those of the real leaves first, and have outputs of one size (`Sizes`), of which each
+    uses the first it needs. Outputs of zero mean: the space's default, or uniform choices.
 
     Attributes:
-        init: (key, fill, choose) -> φ.
-        walk: (φ, fill, choose) -> None.
+        init: (key) -> φ.
+        start: (φ) -> state before the first head, a pytree of arrays.
+        emit: (φ, state, number of the head, int32 `[]`) -> outputs `[size]`.
+        read: (φ, state, number, value `[size]`) -> the next state. The value is in [−1, 1] for real leaves, and
+            one-hot for choices.
     """
 
-    init: Callable[[Key, Fill, Choose], PyTree]
-    walk: Callable[[PyTree, Fill, Choose], None]
+    init: Callable[[Key], PyTree]
+    start: Callable[[PyTree], PyTree]
+    emit: Callable[[PyTree, PyTree, Array], Array]
+    read: Callable[[PyTree, PyTree, Array, Array], PyTree]
 
 
 class Sizes(NamedTuple):
     """What a network must emit.
 
     Attributes:
-        reals: number of normals of each real leaf: the free steps of a schedule, the entries of an array.
-        options: number of logits of each discrete leaf.
+        reals: normals of each real leaf: the free steps of a schedule, the entries of an array.
+        options: logits of each discrete leaf.
     """
 
     reals: tuple[int, ...]
     options: tuple[int, ...]
+
+    @property
+    def num_heads(self) -> int:
+        """One for each leaf."""
+        return len(self.reals) + len(self.options)
+
+    @property
+    def size(self) -> int:
+        """Of the outputs: the most options, or twice the most normals (means, then log widths)."""
+        return max(2 * max(self.reals, default=0), max(self.options))
 
 
 def sizes(space: PyTree) -> Sizes:
@@ -82,20 +93,34 @@ def sizes(space: PyTree) -> Sizes:
 def independent(space: PyTree) -> Network:
     """Make the simplest network: every head is a parameter of its own, and reads nothing."""
     counts = sizes(space)
+    return Network(
+        init=lambda key: jnp.zeros((counts.num_heads, counts.size), jnp.result_type(float)),
+        start=lambda phi: (),
+        emit=lambda phi, state, index: phi[index],
+        read=lambda phi, state, index, value: state,
+    )
 
-    def init(key, fill, choose):
-        return {
-            "normals": [jnp.zeros((2, num), jnp.result_type(float)) for num in counts.reals],
-            "logits": [jnp.zeros(num, jnp.result_type(float)) for num in counts.options],
-        }
 
-    def walk(phi, fill, choose):
-        for index, (mean, log_width) in enumerate(phi["normals"]):
-            fill(index, mean, log_width)
-        for index, logits in enumerate(phi["logits"]):
-            choose(index, logits)
+class _Walk(NamedTuple):
+    """What came of the heads: L real and C discrete leaves, padded to D entries and K options.
 
-    return Network(init, walk)
+    Attributes:
+        mean, std: of the normals, in unconstrained coordinates, `[L, D]`.
+        z: drawn or given, `[L, D]`.
+        log_probs: of the options of each choice, `[C, K]`.
+        options: drawn or given, int32 `[C]`.
+    """
+
+    mean: Array
+    std: Array
+    z: Array
+    log_probs: Array
+    options: Array
+
+    @property
+    def taken(self) -> Array:
+        """Log-probability of each option, `[C]`."""
+        return jnp.take_along_axis(self.log_probs, self.options[:, None], 1)[:, 0]
 
 
 def multitask(space: PyTree, network: Network | None = None, *, width: float = 0.5) -> Policy:
@@ -107,10 +132,10 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
 
     A `LogReal` is log-normal but for its bounds: the normal is squashed into the logarithm of its range.
 
-    **Cost:** a walk through the network a draw, and another one for its probability.
+    **Cost:** a pass through the heads a draw, and another one for its probability; each is one loop, which
+    compiles once whatever the number of leaves.
 
-    **Limits:** the entropy of networks that read their own choices is an estimate over 32 fixed draws; its
-    derivative is unbiased.
+    **Limits:** the entropy is an estimate over 32 fixed draws where heads read choices; its derivative is unbiased.
 
     Args:
         space: a pytree of dimensions, none static, at least one of them Integer or Choice.
@@ -119,8 +144,8 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
             moves it between e⁻² and e² times that. 0: no noise, the real leaves are the means.
 
     Raises:
-        ValueError: for a space that cannot be drawn from, a width below 0 and, when called, for a network that
-            does not emit what the space needs.
+        ValueError: for a space that cannot be drawn from, a width below 0, and a network that does not emit what
+            the space needs.
 
     Reference:
         Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Zoph and Le, 2017,
@@ -128,121 +153,120 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
     """
     counts = sizes(space)
     network = independent(space) if network is None else network
-    if not isinstance(network, Network):
-        raise ValueError(
-            f"network is {type(network).__name__}, expected a Network; pass e.g. heads.independent(space)"
-        )
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 <= width < 10:
         raise ValueError(f"width is {width!r}, expected a number in [0, 10); pass e.g. 0.5")
+    _check_network(network, counts)
     dims, treedef = jax.tree.flatten(space)
-    names = tree.leaf_names(space)
     reals = [i for i, dim in enumerate(dims) if not is_discrete(dim)]
     choices = [i for i, dim in enumerate(dims) if is_discrete(dim)]
-    middle = [jnp.ravel(_middle(dims[i])) for i in reals]
+    names = [tree.leaf_names(space)[i] for i in reals]
+    lowest = jnp.asarray([_lowest(dims[i]) for i in choices], jnp.int32)
+    longest, most, size = max(counts.reals, default=0), max(counts.options), counts.size
+    middle = jnp.stack([_pad(_middle(dims[i]), longest) for i in reals] or [jnp.zeros(0)])
+    entries = np.arange(longest) < np.array(counts.reals, int).reshape(-1, 1)
+    known = jnp.asarray(np.arange(most) < np.array(counts.options)[:, None])
 
-    def normal(index, mean, log_width):
-        """Mean and width of a head in unconstrained coordinates."""
-        return middle[index] + mean, width * jnp.exp(2 * jnp.tanh(log_width / 2))
+    def walk(phi, settle, noise, choose, drawn):
+        """Go through the heads; `settle(noise_l, mean, std)` is z, `choose(drawn_l, log_probs)` an option."""
 
-    def walk(phi, value_of, choose):
-        """Walk the network; return the leaves, the normals and the log-probabilities of the choices."""
-        leaves, normals, scores, count = [None] * len(dims), [], [], [0, 0]
+        def real(state, x):
+            index, start, live, noise = x
+            out = network.emit(phi, state, index)
+            mean = EDGE * jnp.tanh((start + out[:longest]) / EDGE)
+            std = width * jnp.exp(2 * jnp.tanh(out[longest : 2 * longest] / 2))
+            z = jnp.where(live, settle(noise, mean, std), 0)
+            state = network.read(phi, state, index, _pad(jnp.tanh(z / 2), size))
+            return state, (mean, std, z)
 
-        def fill(index, mean, log_width):
-            _check_head("fill", index, count, 0, (mean, log_width), counts.reals)
-            dim = dims[reals[index]]
-            normals.append(normal(index, mean, log_width))
-            leaves[reals[index]] = value_of(index, *normals[-1])
-            return 2 * spaces.to_unit({"": dim}, {"": leaves[reals[index]]}) - 1
+        def discrete(state, x):
+            index, live, drawn = x
+            out = network.emit(phi, state, index)[:most]
+            log_probs = jax.nn.log_softmax(jnp.where(live, out, NEVER))
+            option = choose(drawn, log_probs)
+            value = _pad(jax.nn.one_hot(option, most, dtype=out.dtype), size)
+            return network.read(phi, state, index, value), (log_probs, option)
 
-        def pick(index, logits):
-            _check_head("choose", index, count, 1, (logits,), counts.options)
-            option = choose(index, logits)
-            scores.append((jax.nn.log_softmax(logits), option))
-            leaves[choices[index]] = _lowest(dims[choices[index]]) + option
-            return option
+        state, num = network.start(phi), len(reals)
+        mean = std = z = jnp.zeros((0, longest))
+        if reals:
+            inputs = (jnp.arange(num, dtype=jnp.int32), middle, jnp.asarray(entries), noise)
+            state, (mean, std, z) = jax.lax.scan(real, state, inputs)
+        after = jnp.arange(num, counts.num_heads, dtype=jnp.int32)
+        _, (log_probs, options) = jax.lax.scan(discrete, state, (after, known, drawn))
+        return _Walk(mean, std, z, log_probs, options)
 
-        network.walk(phi, fill, pick)
-        if count != [len(reals), len(choices)]:
-            raise ValueError(
-                f"network emitted {count[0]} real and {count[1]} discrete heads, expected {len(reals)} and "
-                f"{len(choices)}, one for each leaf of the space; build it with heads.sizes(space)"
-            )
-        return leaves, normals, scores
+    def walk_drawn(phi, real_key, choice_key):
+        """Draw everything; real leaves are their means where their key is None, as is the likeliest option."""
 
-    def value(index, z):
-        dim = dims[reals[index]]
-        shaped = z.reshape(_coordinates(dim))
-        return spaces.constrain({"": dim}, {"": shaped})[""]
+        def settle(noise, mean, std):
+            return mean + std * noise
 
-    def drawn(key):
-        keys = None if key is None else jax.random.split(key, max(len(reals), 1))
+        def choose(key, log_probs):
+            return jax.random.categorical(key, log_probs).astype(jnp.int32)
 
-        def value_of(index, mean, std):
-            if keys is None:
-                return value(index, mean)
-            return value(index, mean + std * jax.random.normal(keys[index], mean.shape))
+        quiet = real_key is None or not width
+        shape = (len(reals), longest)
+        noise = jnp.zeros(shape) if quiet else jax.random.normal(real_key, shape)
+        keys = jax.random.split(choice_key, len(choices))
+        return walk(phi, settle, noise, choose, keys)
 
-        return value_of
+    def walk_taken(phi, hparams):
+        z, options = coordinates(hparams)
+        return walk(phi, lambda z, mean, std: z, z, lambda option, log_probs: option, options)
 
-    def pick_from(key):
-        keys = jax.random.split(key, len(choices))
-        return lambda index, logits: jax.random.categorical(keys[index], logits).astype(jnp.int32)
-
-    def taken(hparams):
+    def coordinates(hparams):
+        """Return the unconstrained values `[L, D]` and the options `[C]` of hparams."""
         leaves = jax.tree.leaves(hparams)
-        return (
-            lambda index, mean, std: leaves[reals[index]],
-            lambda index, logits: leaves[choices[index]] - _lowest(dims[choices[index]]),
-        )
+        rows = []
+        for index in reals:
+            z = spaces.unconstrain({"": dims[index]}, {"": leaves[index]})[""]
+            rows.append(_pad(jnp.clip(jnp.ravel(z), -FARTHEST, FARTHEST), longest))
+        options = jnp.stack([jnp.asarray(leaves[i], jnp.int32) for i in choices]) - lowest
+        return jnp.stack(rows) if rows else jnp.zeros((0, 0)), options
 
-    def init(key):
-        def fill(index, mean, log_width):
-            return jnp.zeros(counts.reals[index])
-
-        return network.init(key, fill, lambda index, logits: jnp.zeros((), jnp.int32))
+    def assemble(found):
+        """Make hparams of a walk."""
+        leaves: list = [None] * len(dims)
+        for row, (index, num) in enumerate(zip(reals, counts.reals, strict=True)):
+            z = found.z[row, :num].reshape(_coordinates(dims[index]))
+            leaves[index] = spaces.constrain({"": dims[index]}, {"": z})[""]
+        for row, index in enumerate(choices):
+            leaves[index] = found.options[row] + lowest[row]
+        return treedef.unflatten(leaves)
 
     def log_prob(phi, hparams):
-        scores = walk(phi, *taken(hparams))[2]
-        return sum((log[option] for log, option in scores), jnp.zeros(()))
+        return jnp.sum(walk_taken(phi, hparams).taken)
 
     def log_density(phi, hparams):
-        held = jax.lax.stop_gradient(hparams)
-        normals, found = walk(phi, *taken(held))[1], {}
-        for index, (mean, std) in enumerate(normals):
-            dim, leaf = dims[reals[index]], jax.tree.leaves(held)[reals[index]]
-            z = jnp.ravel(spaces.unconstrain({"": dim}, {"": leaf})[""])
-            z = jnp.clip(z, -FARTHEST, FARTHEST)
-            found[names[reals[index]]] = jnp.sum(-(((z - mean) / std) ** 2) / 2 - jnp.log(std))
-        return found
+        found = walk_taken(phi, jax.lax.stop_gradient(hparams))
+        each = -(((found.z - found.mean) / found.std) ** 2) / 2 - jnp.log(found.std)
+        return {name: jnp.sum(jnp.where(entries[i], each[i], 0)) for i, name in enumerate(names)}
 
     def entropy(phi):
         def one(key):
-            real_key, choice_key = jax.random.split(key)
-            total, before = jnp.zeros(()), jnp.zeros(())
-            values = drawn(real_key if width else None)
-            for log, option in walk(phi, values, pick_from(choice_key))[2]:
-                # the box carries the derivative of how likely the choices before were
-                box = jnp.exp(before - jax.lax.stop_gradient(before))
-                total = total - box * jnp.sum(jnp.exp(log) * log)
-                before = before + log[option]
-            return total
+            found = walk_drawn(phi, *jax.random.split(key))
+            # of each choice given those before it, and how likely these were
+            each = -jnp.sum(jnp.exp(found.log_probs) * found.log_probs, 1)
+            return each, jnp.cumsum(found.taken) - found.taken
 
-        return jnp.mean(jax.vmap(one)(jax.random.split(jax.random.key(0), NUM_PATHS)))
+        each, before = jax.vmap(one)(jax.random.split(jax.random.key(0), NUM_PATHS))
+        box = jnp.exp(before - jax.lax.stop_gradient(before))
+        return jnp.mean(jnp.sum(each + (box - 1) * (each - mean_of_others(each)), 1))
 
     def mode(phi):
-        def likeliest(index, logits):
-            return jnp.argmax(logits).astype(jnp.int32)
+        def likeliest(_, log_probs):
+            return jnp.argmax(log_probs).astype(jnp.int32)
 
-        return treedef.unflatten(walk(phi, drawn(None), likeliest)[0])
+        nothing = jnp.zeros((len(reals), longest))
+        mean = lambda noise, mean, std: mean  # noqa: E731
+        return assemble(walk(phi, mean, nothing, likeliest, jnp.zeros(len(choices))))
 
     def made(held):
         """The policy whose real leaves have the noise of the key `held`, or fresh noise where None."""
 
         def sample(key, phi):
             real_key, choice_key = jax.random.split(key)
-            values = drawn((real_key if held is None else held) if width else None)
-            return treedef.unflatten(walk(phi, values, pick_from(choice_key))[0])
+            return assemble(walk_drawn(phi, real_key if held is None else held, choice_key))
 
         def outcomes(phi):
             num = math.prod(counts.options)
@@ -252,24 +276,17 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
                     "enumerate; draw some: sampled(num_samples)"
                 )
             index = np.indices(counts.options).reshape(len(counts.options), -1).astype(np.int32)
+            reals_alone = walk_drawn(phi, held, jax.random.key(0))
 
             def one(options):
-                values = drawn(held if width else None)
-                return treedef.unflatten(walk(phi, values, lambda i, logits: options[i])[0])
+                return assemble(reals_alone._replace(options=options))
 
             return jax.vmap(one)(jnp.asarray(index.T))
 
         noisy = bool(width) and bool(reals)
-        return Policy(
-            init,
-            sample,
-            log_prob,
-            entropy,
-            mode,
-            outcomes,
-            given=made if noisy else None,
-            log_density=log_density if noisy else None,
-        )
+        density = log_density if noisy else None
+        given = made if noisy else None
+        return Policy(network.init, sample, log_prob, entropy, mode, outcomes, None, given, density)
 
     return made(None)
 
@@ -305,8 +322,14 @@ def mixture(space: PyTree, relaxation: Relaxation | None = None) -> Policy:
 
 
 def _middle(dim: spaces.Dimension) -> Array:
-    z = spaces.unconstrain({"": dim}, spaces.default({"": dim}))[""]
-    return jnp.clip(z, -EDGE, EDGE)
+    """Return what the outputs of a head are added to, so that zero gives the default."""
+    z = jnp.ravel(spaces.unconstrain({"": dim}, spaces.default({"": dim}))[""])
+    inside = 0.86 * EDGE  # a thousandth of the range from a bound
+    return EDGE * jnp.arctanh(jnp.clip(z, -inside, inside) / EDGE)
+
+
+def _pad(x: Array, size: int) -> Array:
+    return jnp.pad(x, (0, size - x.shape[0]))
 
 
 def _coordinates(dim: spaces.Dimension) -> tuple[int, ...]:
@@ -317,16 +340,28 @@ def _lowest(dim: spaces.Dimension) -> int:
     return dim.low if isinstance(dim, spaces.Integer) else 0
 
 
-def _check_head(
-    name: str, index: int, count: list[int], kind: int, emitted: tuple, wanted: tuple[int, ...]
-) -> None:
-    """Raise a `ValueError` unless a head comes in its turn and has the size of its leaf."""
-    got = [jnp.shape(x) for x in emitted]
-    turn = index == count[kind] and index < len(wanted) and (kind == 1 or count[1] == 0)
-    if not turn or any(shape != (wanted[index],) for shape in got):
-        size = wanted[index] if 0 <= index < len(wanted) else "none"
+def _check_network(network: Network, counts: Sizes) -> None:
+    """Raise a `ValueError` unless a network emits what a space needs, and keeps the shapes of its state."""
+    if not isinstance(network, Network):
         raise ValueError(
-            f"network called {name}({index}, ...) with shapes {got}, expected head {count[kind]} of size "
-            f"{size}, real leaves first; build it with heads.sizes(space)"
+            f"network is {type(network).__name__}, expected a Network; pass e.g. heads.independent(space)"
         )
-    count[kind] += 1
+
+    def once(key, index):
+        phi = network.init(key)
+        state = network.start(phi)
+        out = network.emit(phi, state, index)
+        return state, out, network.read(phi, state, index, jnp.zeros(counts.size))
+
+    index = jax.ShapeDtypeStruct((), jnp.int32)
+    state, out, after = jax.eval_shape(once, jax.eval_shape(jax.random.key, 0), index)
+    if getattr(out, "shape", None) != (counts.size,):
+        raise ValueError(
+            f"network emits {getattr(out, 'shape', type(out).__name__)}, expected outputs of shape "
+            f"({counts.size},) from each of its {counts.num_heads} heads; build it with heads.sizes(space)"
+        )
+    if jax.tree.map(jnp.shape, state) != jax.tree.map(jnp.shape, after):
+        raise ValueError(
+            f"network reads into a state of shapes {jax.tree.map(jnp.shape, after)}, expected "
+            f"{jax.tree.map(jnp.shape, state)} as it starts with; keep its shapes"
+        )

@@ -9,54 +9,51 @@ from flax import linen as nn
 
 
 class Recurrent(nn.Module):
-    """A GRU over the leaves of a space, with a head for each, that reads what it has emitted before.
+    """A recurrent network with a head for each leaf of a space, that reads what it has emitted before.
 
-    Real leaves come first and have two outputs an entry, mean and log width; then the choices, with a logit
-    an option. All heads are small at first: near the defaults, and near uniform.
+    outputs_l = h_l W_l + b_l,   h_{l+1} = tanh(h_l U + value_l V_l + c_l)
+
+    The methods are those of `hypergrad.heads.Network`; heads have matrices of their own and share U and the
+    state. Outputs are small at first: near the defaults, and near uniform.
 
     Attributes:
-        num_reals: entries of each real leaf.
-        num_options: options of each choice.
-        width: size of the state.
+        num_heads: leaves of the space.
+        size: of the outputs of a head.
+        width: of the state.
     """
 
-    num_reals: tuple[int, ...]
-    num_options: tuple[int, ...]
+    num_heads: int
+    size: int
     width: int = 24
 
-    @nn.compact
-    def __call__(
-        self,
-        fill: Callable[[int, jax.Array, jax.Array], jax.Array],
-        choose: Callable[[int, jax.Array], jax.Array],
-    ) -> None:
-        """Walk the leaves.
+    def setup(self):
+        heads, size, width = self.num_heads, self.size, self.width
+        normal = nn.initializers.normal
+        self.first = self.param("first", normal(1.0), (width,))
+        self.out = self.param("out", normal(0.1 / width**0.5), (heads, width, size))
+        self.out_bias = self.param("out_bias", nn.initializers.zeros, (heads, size))
+        self.mix = self.param("mix", nn.initializers.orthogonal(), (width, width))
+        self.seen = self.param("seen", normal(0.5), (heads, size, width))
+        self.place = self.param("place", normal(0.5), (heads, width))
 
-        Args:
-            fill: (index, mean `[D]`, log width `[D]`) -> the value drawn, `[D]` in [−1, 1].
-            choose: (index, logits `[K]`) -> the option drawn, int32 `[]`.
-        """
-        cell, small = nn.GRUCell(self.width), nn.initializers.normal(0.01)
-        state = jnp.zeros(self.width)
-        seen = self.param("start", nn.initializers.normal(0.1), (self.width,))
-        for index, num in enumerate(self.num_reals):
-            state, _ = cell(state, seen)
-            out = nn.Dense(2 * num, kernel_init=small, name=f"real_{index}")(state)
-            value = fill(index, out[:num], out[num:])
-            seen = nn.Dense(self.width, name=f"read_{index}")(value)
-        for index, num in enumerate(self.num_options):
-            state, _ = cell(state, seen)
-            logits = nn.Dense(num, kernel_init=small, name=f"choice_{index}")(state)
-            seen = nn.Embed(num, self.width, name=f"embed_{index}")(choose(index, logits))
+    def __call__(self) -> jax.Array:
+        """Return the state before the first head, `[width]`."""
+        return jnp.tanh(self.first)
+
+    def emit(self, state: jax.Array, index: jax.Array) -> jax.Array:
+        """Return the outputs of a head, `[size]`."""
+        return state @ self.out[index] + self.out_bias[index]
+
+    def read(self, state: jax.Array, index: jax.Array, value: jax.Array) -> jax.Array:
+        """Return the state after a head, whose drawn value is `[size]`."""
+        return jnp.tanh(state @ self.mix + value @ self.seen[index] + self.place[index])
 
 
-def walker(module: nn.Module) -> tuple[Callable[..., Any], Callable[..., None]]:
-    """Return a module's (init, walk), as `hypergrad.heads.Network` takes them."""
+def functions(module: nn.Module) -> tuple[Callable[..., Any], ...]:
+    """Return a module's (init, start, emit, read), as `hypergrad.heads.Network` takes them."""
 
-    def init(key, fill, choose):
-        return module.init(key, fill, choose)["params"]
+    def method(name):
+        return lambda params, *args: module.apply({"params": params}, *args, method=name)
 
-    def walk(params, fill, choose):
-        module.apply({"params": params}, fill, choose)
-
-    return init, walk
+    init = lambda key: module.init(key)["params"]  # noqa: E731
+    return init, method("__call__"), method("emit"), method("read")

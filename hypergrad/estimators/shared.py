@@ -311,6 +311,7 @@ def shared(
         return held, expected(problem, held, draws, once_key), once_key
 
     def init(key, phi):
+        check_policy(problem, policy, phi, must_draw=False)
         run = first_state(window_of(key, phi)[1], key, phi)
         weights = trained(run.train.params)
         return SharedState(run, response.solution(weights), credit.init() if credit else ())
@@ -469,9 +470,7 @@ def _check(problem, horizon, policy, response, draws, scale, credit, restart_eve
     if credit is not None:
         check_kind("credit", credit, Baseline, "policies.running_mean()")
     if not callable(draws):
-        raise ValueError(
-            f"draws is {draws!r}, expected a function; pass e.g. hypergrad.sampled(8)"
-        )
+        raise ValueError(f"draws is {draws!r}, expected a function; pass e.g. hypergrad.sampled(8)")
     number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
     if not number or not 0 <= scale < float("inf"):
         raise ValueError(f"scale is {scale!r}, expected a number of at least 0; pass e.g. 1.0")

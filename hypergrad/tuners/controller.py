@@ -195,9 +195,7 @@ def controller(
         parts = pull(found.info.direct)[0], pull(found.info.response)[0]
         finite = jnp.isfinite(found.value) & jnp.isfinite(tree.norm(parts))
         new = moves(phi, opt_state, found, pull)
-        phi, opt_state = jax.tree.map(
-            lambda a, b: jnp.where(finite, a, b), new, (phi, opt_state)
-        )
+        phi, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (phi, opt_state))
         return (phi, opt_state, state), _told(found, parts, finite)
 
     @jax.jit
