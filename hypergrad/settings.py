@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 MOST = 10**9
 """Largest count that is taken for one."""
-BY_GRADIENT = ("descent", "bilevel")
+BY_GRADIENT = ("descent", "bilevel", "controller")
 """Methods that need hypergradients, and are compared with random search of the same cost; others search."""
 ONLY_FOR = {
     "estimator": ("descent",),
     "bilevel": ("bilevel",),
+    "response": ("controller",),
     "learning_rate": BY_GRADIENT,
-    "num_restarts": BY_GRADIENT,
+    "num_restarts": ("descent", "bilevel"),
 }
 """Setting -> the methods that read it."""
 FOR_SEARCH = ("population", "generations", "scheduler", "devices", "chunk")
@@ -26,7 +27,8 @@ class Settings(NamedTuple):
         method: a name of `registry.METHODS`, such as "descent" or "random".
         estimator: name of the hypergradient estimator (`registry.ESTIMATORS`).
         bilevel: which method of "bilevel" (`registry.BILEVEL`).
-        budget: outer steps for "descent" and "bilevel", trials for a search (in equal generations, so a few
+        response: of the weights in "controller" (`registry.RESPONSES`).
+        budget: outer steps for "descent", "bilevel" and "controller", trials for a search (in equal generations, so a few
             more where their size does not divide them); not used where population and generations are given.
         seed: of everything.
         learning_rate: of the outer Adam, a step of the budget, decayed to zero by a cosine over the budget.
@@ -47,6 +49,7 @@ class Settings(NamedTuple):
     method: str = "descent"
     estimator: str = "reverse"
     bilevel: str = "soba"
+    response: str = "unrolled"
     budget: int = 60
     seed: int = 0
     learning_rate: float = 0.05
@@ -93,6 +96,7 @@ OPTIONS = (
     Option("method", str, "how to tune, a name from `list`", "NAME"),
     Option("estimator", str, "of the hypergradient, a name from `list`", "NAME"),
     Option("bilevel", str, "of the method 'bilevel': soba, saba or amigo", "NAME"),
+    Option("response", str, "of the weights in 'controller': none, unrolled or implicit", "NAME"),
     Option("budget", int, "outer steps, or trials of a search", "N"),
     Option(
         "population",
@@ -146,7 +150,7 @@ def check_used(given: Collection[str], method: str, called: Callable[[str], str]
         if name in FOR_SEARCH:
             read, wanted = method not in BY_GRADIENT, "a search"
         elif name == "memory":
-            read, wanted = method != "bilevel", "'descent' or a search"
+            read, wanted = method not in ("bilevel", "controller"), "'descent' or a search"
         else:
             methods = ONLY_FOR.get(name, (method,))
             read, wanted = method in methods, " or ".join(map(repr, methods))

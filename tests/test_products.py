@@ -17,6 +17,7 @@ from hypergrad.population import population
 from hypergrad.problem import Problem
 from hypergrad.schedulers.hyperband import brackets
 from hypergrad.searchers import final_values
+from hypergrad.settings import BY_GRADIENT
 from hypergrad.space import Choice, Integer, LogReal, Real
 from hypergrad.tune import measured
 from hypergrad.tuners import Tuner, search
@@ -30,7 +31,7 @@ SPACE = {
     "kind": Choice(("a", "b", "c", "d")),
 }
 SIZE, HORIZON = 12, 9
-SEARCHES = [name for name in registry.METHODS if name not in ("descent", "bilevel")]
+SEARCHES = [name for name in registry.METHODS if name not in BY_GRADIENT]
 
 
 def objective(w, h, batch):

@@ -1,7 +1,7 @@
 """One policy for architecture and optimizer over weights that go on training: direct gradient and response."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -210,6 +210,8 @@ def controller(
         values = jax.vmap(lambda h: problem.objective(params, h, data))(hparams)
         summary = _summary(told) | {"entropy": entropy, "step": carry[2].run.train.step}
         info = {n: jnp.broadcast_to(x, (num_candidates,)) for n, x in summary.items()}
+        rows = jnp.arange(num_candidates)  # counts stand in one row, so that they can be summed
+        info |= {n: jnp.where(rows == 0, summary[n], 0) for n in ("skipped", "flat")}
         info["key"] = jnp.broadcast_to(
             jax.random.key_data(key), (num_candidates, *jax.random.key_data(key).shape)
         )
