@@ -11,8 +11,8 @@ from pathlib import Path
 from benchmarks.record import Results
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/chaotic.md")
-PICTURES = {"chaotic": "docs/chaotic.png"}
+DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/chaotic.md", "docs/controller.md")
+PICTURES = {"chaotic": "docs/chaotic.png", "controller": "docs/controller.png"}
 """Benchmark -> the picture that its `draw` makes of the results."""
 BLOCK = re.compile(r"<!-- (\w+) (table|summary) -->\n.*?<!-- end -->", re.DOTALL)
 

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters buckets devices estimators groups heads integrations layout policies schedulers searchers "
-    "sizing solve space study tuners",
+    "hypergrad": "adapters buckets devices estimators groups heads integrations layout policies schedulers "
+    "searchers sizing solve space study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
     "hypergrad.expected": "enumerated expected sampled",

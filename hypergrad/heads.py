@@ -1,7 +1,7 @@
 """Policies with heads: one for each leaf of a space, over a state that all of them share.
 
-A network goes through the leaves, real ones first: a head emits the mean and the width of a normal, or the logits
-of a choice, and reads what came of it before the next one emits. So architecture and optimizer are one
+A network goes through the leaves, real ones first: a head emits the mean and the width of a normal, or the
+logits of a choice, and reads what came of it before the next one emits. So architecture and optimizer are one
 policy, whose interactions the shared state represents (Adam and Lorraine).
 """
 
@@ -39,8 +39,8 @@ FARTHEST = 16.0
 class Network(NamedTuple):
     """Heads over a shared state, as pure functions; `models/policies.py` has a recurrent one in flax.
 
-    The heads are numbered, those of the real leaves first, and have outputs of one size (`Sizes`), of which each
-    uses the first it needs. Outputs of zero mean: the space's default, or uniform choices.
+    The heads are numbered, those of the real leaves first, and have outputs of one size (`Sizes`), of which
+    each uses the first it needs. Outputs of zero mean: the space's default, or uniform choices.
 
     Attributes:
         init: (key) -> φ.
@@ -135,7 +135,7 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
     **Cost:** a pass through the heads a draw, and another one for its probability; each is one loop, which
     compiles once whatever the number of leaves.
 
-    **Limits:** the entropy is an estimate over 32 fixed draws where heads read choices; its derivative is unbiased.
+    **Limits:** the entropy is an estimate over 32 fixed draws where heads read choices, its derivative unbiased.
 
     Args:
         space: a pytree of dimensions, none static, at least one of them Integer or Choice.
@@ -144,8 +144,8 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
             moves it between e⁻² and e² times that. 0: no noise, the real leaves are the means.
 
     Raises:
-        ValueError: for a space that cannot be drawn from, a width below 0, and a network that does not emit what
-            the space needs.
+        ValueError: for a space that cannot be drawn from, a width below 0, and a network that does not emit
+            what the space needs.
 
     Reference:
         Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Zoph and Le, 2017,
@@ -201,14 +201,14 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
         def settle(noise, mean, std):
             return mean + std * noise
 
-        def choose(key, log_probs):
-            return jax.random.categorical(key, log_probs).astype(jnp.int32)
+        def choose(gumbel, log_probs):
+            return jnp.argmax(log_probs + gumbel).astype(jnp.int32)
 
         quiet = real_key is None or not width
         shape = (len(reals), longest)
         noise = jnp.zeros(shape) if quiet else jax.random.normal(real_key, shape)
-        keys = jax.random.split(choice_key, len(choices))
-        return walk(phi, settle, noise, choose, keys)
+        gumbels = jax.random.gumbel(choice_key, (len(choices), most))
+        return walk(phi, settle, noise, choose, gumbels)
 
     def walk_taken(phi, hparams):
         z, options = coordinates(hparams)

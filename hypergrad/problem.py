@@ -98,8 +98,8 @@ class Task(NamedTuple):
         description: one sentence for the report.
         policy: a `Policy` over the space, for the method "controller"; one with a head of its own for each leaf
             where None.
-        diagram: (hparams) -> {"nodes": [lines of text of each], "edges": [pairs of nodes]}, the architecture that
-            the report draws; optional.
+        diagram: (hparams) -> {"nodes": [lines of text of each], "edges": [pairs of nodes]}, the architecture
+            that the report draws; optional.
     """
 
     name: str

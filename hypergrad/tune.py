@@ -47,7 +47,7 @@ from hypergrad.tuners import ControllerWarning, Tuner, bilevel, controller, desc
 from hypergrad.types import HParams, Key, PyTree
 
 UPDATES, WINDOW, DRAWS, CANDIDATES = 5, 10, 4, 4
-"""Of "controller": updates of the policy a step, steps of training before each, draws a step, outcomes a step."""
+"""Of "controller": updates of the policy a step, training steps before each, draws a step, outcomes a step."""
 ENTROPY_BONUS = 0.003
 """Of "controller", in units of the objective a nat."""
 FINALISTS = 10

@@ -1,4 +1,6 @@
-"""An architecture search on digits or MNIST: the layers of a small network, and the optimizer that trains it."""
+"""An architecture search on digits or MNIST: the layers of a small network, and its optimizer."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +62,8 @@ def task(
     splits = _load(data, num_train, num_valid, num_test, seed)
     check_batch(batch_size, len(splits.train[1]))
     space = search_space(num_layers, horizon if tune_optimizer else None, knots)
-    problem, score = supernet(splits, num_layers, batch_size)
+    num_classes = int(max(labels.max() for _, labels in splits)) + 1
+    problem, score = supernet(splits, num_layers, batch_size, num_classes)
     count = len(ACTIVATIONS) * len(OPERATIONS) * len(SKIPS) * len(WIDTHS)
     return Task(
         name="supernet_digits",
@@ -104,10 +107,20 @@ def recurrent(space: dict, width: int = 24) -> Policy:
     return multitask(space, Network(*functions(Recurrent(heads.num_heads, heads.size, width))))
 
 
-def supernet(splits: Splits, num_layers: int, batch_size: int):
-    """Build the problem and its test scores; settings of the optimizer that are not there are `FIXED`."""
+def supernet(
+    splits: Splits,
+    num_layers: int,
+    batch_size: int,
+    num_classes: int,
+    num_train: Any = None,
+):
+    """Build the problem and its test scores; settings of the optimizer that are not there are `FIXED`.
+
+    The arrays may be traced, and so may `num_train`, of which many training images the first are used.
+    """
     train, valid, test = (tuple(map(jnp.asarray, part)) for part in splits)
-    network = Supernet(num_layers, WIDTHS, int(max(y.max() for _, y in splits)) + 1)
+    network = Supernet(num_layers, WIDTHS, num_classes)
+    num_train = len(train[1]) if num_train is None else num_train
 
     def setting(hparams, name):
         return hparams[name] if name in hparams else jnp.asarray(FIXED[name])
@@ -133,7 +146,7 @@ def supernet(splits: Splits, num_layers: int, batch_size: int):
         return network.init(key, train[0][:1], first(num_layers))["params"]
 
     def train_batch(key, step):
-        index = jax.random.randint(key, (batch_size,), 0, len(train[1]))
+        index = jax.random.randint(key, (batch_size,), 0, num_train)
         return train[0][index], train[1][index]
 
     def score(params, hparams):

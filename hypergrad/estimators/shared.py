@@ -166,8 +166,8 @@ def at_rest(solve: Solve | None = None, *, full: bool = True) -> Response:
         state, losses = _train(whole, phi, start, horizon)
         if tree.floats(carried(state.params)):
             raise ValueError(
-                "problem.init returned Variables with floating-point state, expected weights alone for a response "
-                "at rest; use response=unrolled(...)"
+                "problem.init returned Variables with floating-point state, expected weights alone for a "
+                "response at rest; use response=unrolled(...)"
             )
 
         def pull(key, adjoint, solution):
@@ -218,7 +218,7 @@ class SharedInfo(NamedTuple):
     """Diagnostics of a policy's gradient over shared weights.
 
     Attributes:
-        direct: E[(f − b) ∇ log π] and the pathwise part at fixed weights, a pytree like φ: all that ENAS follows.
+        direct: E[(f − b) ∇ log π] and the pathwise part at fixed weights, a pytree like φ: what ENAS follows.
         response: the part by way of the weights, times the scale, likewise; hypergrad = direct + response.
         horizon: steps of training of this estimate, int32 `[]`.
         growth, residual: as in `Pull`.
@@ -272,8 +272,8 @@ def shared(
 
     **Cost:** a loss a draw and step, an objective a draw, and the response.
 
-    **Limits:** with `enumerated()` exact, as far as the response is; with `sampled(S)` the direct part is unbiased,
-    for the response see `unrolled` and `at_rest`. The weights are those of a path of φ. Initial weights have no
+    **Limits:** with `enumerated()` exact, as far as the response is; with `sampled(S)` the direct part is
+    unbiased, for the response see `unrolled` and `at_rest`. The weights are those of a path of φ. Initial weights have no
     part in a window that goes on. What `credit` gives is the effect on this window alone, and noisy.
 
     Args:
@@ -292,9 +292,9 @@ def shared(
         An estimator of φ whose state is a `SharedState` and whose `info` is a `SharedInfo`.
 
     Raises:
-        ValueError: for settings out of range and, when traced, for a φ that is not the policy's, a drawn leaf that
-            the optimizer or the initial weights read, and a real leaf whose ways the response does not see, each
-            by its name.
+        ValueError: for settings out of range and, when traced, for a φ that is not the policy's, a drawn leaf
+            that the optimizer or the initial weights read, and a real leaf whose ways the response does not
+            see, each by its name.
 
     Reference:
         Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Pham et al., 2018,
@@ -453,8 +453,8 @@ def _credited(
         if credit is None or policy.log_density is None or len(unseen) < len(trains):
             way = f"problem.{unseen[0]}"
             raise ValueError(
-                f"hparams[{name!r}] acts through {way}, which this response does not see, expected one that the "
-                "response, the objective or a credit can teach; pass response=unrolled(...), or "
+                f"hparams[{name!r}] acts through {way}, which this response does not see, expected one that "
+                "the response, the objective or a credit can teach; pass response=unrolled(...), or "
                 "credit=policies.running_mean() with a policy of noisy real leaves, or close over it"
             )
         found.append(name)

@@ -96,7 +96,7 @@ def controller(
     **Cost:** `num_updates` estimates and `num_candidates` objectives a step; memory of one set of weights and,
     for the variances, of `num_updates` gradients of φ.
 
-    **Limits:** values are those of the shared weights, which serve all architectures and rank them only roughly:
+    **Limits:** values are those of the shared weights, which serve all architectures and rank them roughly:
     train the best again. An update that is not finite (a draw with a NaN objective, say) is counted and moves
     nothing; weights that are not finite start anew. Variances are over the updates of a step, in which φ moves.
 
@@ -238,6 +238,11 @@ def _candidates(policy: Policy, key: Key, phi: PyTree, num: int) -> PyTree:
     if num == 1:
         return first
     others = jax.tree.map(jnp.asarray, draw(policy, key, phi, num - 1)[0])
+    if jax.tree.map(jnp.ndim, first) != jax.tree.map(jnp.ndim, others):
+        raise ValueError(
+            f"num_candidates is {num} with a policy that mixes options, expected 1, its mode, because a mixture "
+            "is no architecture; leave it out"
+        )
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, others)
 
 
@@ -301,16 +306,16 @@ def _warn(before: ControllerState, after: ControllerState, info: dict, num_updat
     if int(after.collapsed_at) >= 0 > int(before.collapsed_at):
         warnings.warn(
             f"the policy has collapsed at step {at}: its entropy is {entropy:.2g} nats, less than "
-            f"{COLLAPSED:.0%} of the first, {float(after.first_entropy):.2g}, and it draws one architecture nearly "
-            "always; pass a larger entropy_bonus or a lower learning rate, or stop there",
+            f"{COLLAPSED:.0%} of the first, {float(after.first_entropy):.2g}, and it draws one architecture "
+            "nearly always; pass a larger entropy_bonus or a lower learning rate, or stop there",
             ControllerWarning,
             stacklevel=3,
         )
     skipped, flat = (int(np.asarray(info[name])[0]) for name in ("skipped", "flat"))
     if skipped == num_updates:
         warnings.warn(
-            f"no update of step {at} was finite, and the policy did not move: a draw or the shared weights have an "
-            "objective that is NaN or infinite; bound the objective, or lower the learning rates",
+            f"no update of step {at} was finite, and the policy did not move: a draw or the shared weights have "
+            "an objective that is NaN or infinite; bound the objective, or lower the learning rates",
             ControllerWarning,
             stacklevel=3,
         )
