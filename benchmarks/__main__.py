@@ -15,6 +15,7 @@ NAMES = {
     "compat": "whether the suite passes: oldest and newest Python and jax, x64 on and off",
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",
     "bilevel": "time to the solution of a stochastic quadratic, beside jaxopt's L-BFGS",
+    "controller": "one policy for architecture and optimizer: with and without the response, DARTS, CE, PBT",
     "chaotic": "hypergradient descent from a chaotic start: reverse, truncated, PES, NRES, ES",
     "many": "32 hypergradients at once, and one device a core, against a loop",
     "hypercleaning": "finding flipped labels by tuning a weight for every example",

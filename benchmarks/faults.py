@@ -27,7 +27,10 @@ import jax
 
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import checkpoint, journal, storage, study
+from hypergrad.problem import Task
 from hypergrad.registry import METHODS, OPTUNA, SCHEDULERS, most_trials
+from hypergrad.settings import BY_GRADIENT
+from hypergrad.space import Choice
 from hypergrad.tune import Settings, build
 from hypergrad.tuners import Tuner
 from tasks import quadratic, ridge
@@ -78,11 +81,29 @@ def make(method: str, num_steps: int = NUM_STEPS) -> Tuner:
     """Build the tuner of a case for a problem that trains in microseconds."""
     method, _, scheduler = method.partition("-")
     scheduler = scheduler or "full"
-    budget = num_steps * (1 if method == "descent" else most_trials(method, scheduler))
+    budget = num_steps * (1 if method in BY_GRADIENT else most_trials(method, scheduler))
     task = quadratic.task(horizon=3, num_params=2)
     if method == "bilevel":  # which takes hyperparameters of the loss alone
         task = ridge.task(horizon=3, num_features=2)
+    if method == "controller":  # which takes a choice
+        task = with_choice(task)
     return build(task, Settings(method, budget=budget, num_seeds=1, scheduler=scheduler))[0]
+
+
+def with_choice(task: Task) -> Task:
+    """Add a choice that the loss reads to a task."""
+    problem = task.problem
+
+    def loss(params, hparams, batch):
+        rest = {name: x for name, x in hparams.items() if name != "kind"}
+        return (1 + 0.1 * hparams["kind"]) * problem.loss(params, rest, batch)
+
+    def objective(params, hparams, batch):
+        rest = {name: x for name, x in hparams.items() if name != "kind"}
+        return problem.objective(params, rest, batch) + 0.1 * hparams["kind"]
+
+    changed = problem._replace(loss=loss, objective=objective)
+    return task._replace(problem=changed, space={**task.space, "kind": Choice(("a", "b"))})
 
 
 @cache

@@ -15,10 +15,15 @@ DOCUMENTS = (
     "README.md",
     "benchmarks/README.md",
     "docs/chaotic.md",
+    "docs/controller.md",
     "docs/distributed.md",
     "docs/flatness.md",
 )
-PICTURES = {"chaotic": "docs/chaotic.png", "flatness_theory": "docs/flatness.png"}
+PICTURES = {
+    "chaotic": "docs/chaotic.png",
+    "controller": "docs/controller.png",
+    "flatness_theory": "docs/flatness.png",
+}
 """Benchmark -> the picture that its `draw` makes of the results."""
 BLOCK = re.compile(r"<!-- (\w+) (table|summary) -->\n.*?<!-- end -->", re.DOTALL)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         devices,
         estimators,
         groups,
+        heads,
         integrations,
         layout,
         measures,
@@ -49,8 +50,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "hypergrad": "adapters buckets curvature devices estimators groups integrations layout measures pareto "
-    "policies schedulers searchers sizing solve space study tuners",
+    "hypergrad": "adapters buckets curvature devices estimators groups heads integrations layout measures "
+    "pareto policies schedulers searchers sizing solve space study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
     "hypergrad.expected": "enumerated expected sampled",
@@ -108,6 +109,7 @@ __all__ = [
     "expected",
     "gauss_newton",
     "groups",
+    "heads",
     "init_state",
     "integrations",
     "layout",

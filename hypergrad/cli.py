@@ -427,12 +427,14 @@ def _list(given: argparse.Namespace, command: str) -> int:
     methods, schedulers = dict(registry.METHODS), dict(registry.SCHEDULERS)
     estimators = {name: first_line(factory) for name, factory in registry.ESTIMATORS.items()}
     bilevel = {name: first_line(factory) for name, factory in registry.BILEVEL.items()}
+    responses = dict(registry.RESPONSES)
     logs = {name: first_line(factory) for name, factory in LOGS.items()}
     groups = {
         "methods": methods,
         "schedulers": schedulers,
         "estimators": estimators,
         "bilevel": bilevel,
+        "responses": responses,
         "logs": logs,
     }
     if given.json:

@@ -142,10 +142,18 @@ def expected(problem: Problem, policy: Policy, draws: Draws, key: Key) -> Proble
     )
 
 
-def check_policy(problem: Problem, policy: Policy, phi: PyTree) -> list[str]:
+def check_policy(
+    problem: Problem, policy: Policy, phi: PyTree, must_draw: bool = True
+) -> list[str]:
     """Check that problem, policy and φ fit; return the names of the leaves of φ with a pathwise derivative.
 
     **Cost:** abstract evaluation of one step, and two traces of the policy.
+
+    Args:
+        problem: the training loop.
+        policy: how hparams are drawn.
+        phi: its parameters.
+        must_draw: whether a policy without discrete leaves of its own is refused.
 
     Raises:
         ValueError: in one line, for a φ of another structure, and for a policy that draws nothing.
@@ -168,7 +176,9 @@ def check_policy(problem: Problem, policy: Policy, phi: PyTree) -> list[str]:
     drawn = jax.eval_shape(policy.sample, key, phi)
     check(problem, drawn)
     check_step(problem, drawn)
-    if not any(depends(lambda phi: policy.log_prob(phi, policy.sample(key, phi)), phi)):
+    if must_draw and not any(
+        depends(lambda phi: policy.log_prob(phi, policy.sample(key, phi)), phi)
+    ):
         raise ValueError(
             "policy has a log_prob that does not depend on its parameters, expected discrete leaves that are "
             "drawn; use reverse(...), which differentiates real leaves"

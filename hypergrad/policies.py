@@ -36,6 +36,10 @@ class Policy(NamedTuple):
         mode: (φ) -> the most probable hparams.
         outcomes: (φ) -> all hparams that can be drawn, leading axis `[N]`; raises where they are too many.
         space: the space of φ, a pytree of real dimensions, for `tuners.descent`; None for networks.
+        given: (key) -> the same policy with the noise of its real leaves fixed, so that all draws share them;
+            None where real leaves have no noise.
+        log_density: (φ, hparams) -> {leaf name: log density of that real leaf, `[]`} at constant values; None
+            where real leaves have no noise.
     """
 
     init: Callable[[Key], PyTree]
@@ -45,6 +49,8 @@ class Policy(NamedTuple):
     mode: Callable[[PyTree], HParams]
     outcomes: Callable[[PyTree], HParams]
     space: PyTree = None
+    given: Callable[[Key], "Policy"] | None = None
+    log_density: Callable[[PyTree, HParams], dict[str, Array]] | None = None
 
 
 def is_discrete(dim: spaces.Dimension) -> bool:

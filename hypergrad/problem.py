@@ -96,6 +96,10 @@ class Task(NamedTuple):
         higher_is_better: direction of that metric.
         snippet: (hparams) -> plain optax code with these settings, to paste elsewhere; optional.
         description: one sentence for the report.
+        policy: a `Policy` over the space, for the method "controller"; one with a head of its own for each leaf
+            where None.
+        diagram: (hparams) -> {"nodes": [lines of text of each], "edges": [pairs of nodes]}, the architecture
+            that the report draws; optional.
     """
 
     name: str
@@ -107,6 +111,8 @@ class Task(NamedTuple):
     higher_is_better: bool
     snippet: Callable[[HParams], str] | None = None
     description: str = ""
+    policy: Any = None
+    diagram: Callable[[HParams], dict[str, Any]] | None = None
 
 
 def check(problem: Problem, hparams: HParams, horizon: int = 1) -> None:

@@ -11,11 +11,14 @@ from hypergrad.curvature import frobenius_estimate
 from hypergrad.directions import Method, amigo, finite_sum, nearest_divisor, saba, soba
 from hypergrad.estimators import (
     Estimator,
+    Response,
+    at_rest,
     drift,
     es,
     forward,
     hd,
     implicit,
+    left_out,
     nres,
     one_step,
     pes,
@@ -23,6 +26,7 @@ from hypergrad.estimators import (
     reversible,
     rtho,
     truncated,
+    unrolled,
 )
 from hypergrad.integrations.optuna import named_sampler, optuna_searcher
 from hypergrad.measures import supremum
@@ -56,6 +60,7 @@ from hypergrad.searchers import (
 from hypergrad.searchers.grid import levels_within
 from hypergrad.segments import largest_divisor
 from hypergrad.settings import BY_GRADIENT, check_name
+from hypergrad.solve import cg, damped
 from hypergrad.space import sample_constant
 from hypergrad.types import PyTree
 
@@ -85,6 +90,7 @@ OPTUNA: dict[str, str] = {
 METHODS: dict[str, str] = {
     "descent": "hypergradient descent on the unconstrained space, with any estimator",
     "bilevel": "weights and hyperparameters in one loop (see --bilevel), for hyperparameters of the loss",
+    "controller": "one policy over choices and real leaves, on shared weights (see --response)",
     "random": "random search over schedules held constant, every trial trained to the end",
     "grid": "every combination of as many values as the budget allows, in random order",
     "sobol": "a scrambled Sobol sequence, which fills the space more evenly than random trials",
@@ -96,6 +102,11 @@ METHODS: dict[str, str] = {
     **OPTUNA,
 }
 BILEVEL: dict[str, Callable[..., Method]] = {"soba": soba, "saba": saba, "amigo": amigo}
+RESPONSES: dict[str, str] = {
+    "none": "left out, as in ENAS; real leaves learn by the score function",
+    "unrolled": "through the last steps of training",
+    "implicit": "at rest, by a few steps of damped conjugate gradients",
+}
 SCHEDULERS: dict[str, str] = {
     "full": "every trial is trained to the end",
     "halving": "all trials a little, the best third three times as long, and so on",
@@ -103,7 +114,13 @@ SCHEDULERS: dict[str, str] = {
     "flatness": "all trials for an epoch, and the flattest fifth to the end (FGHPO at matched loss)",
     "pbt": "the worst go on from copies of the best, with other hyperparameters",
 }
-NAMES = {"method": METHODS, "scheduler": SCHEDULERS, "estimator": ESTIMATORS, "bilevel": BILEVEL}
+NAMES = {
+    "method": METHODS,
+    "scheduler": SCHEDULERS,
+    "estimator": ESTIMATORS,
+    "bilevel": BILEVEL,
+    "response": RESPONSES,
+}
 """Option -> the names it may have."""
 ETA = 3
 """Of `halving` and `hyperband`: one of so many goes on, and so many times as far."""
@@ -155,6 +172,14 @@ def bilevel_method(name: str, problem: Problem) -> Method:
     return saba(finite_sum(problem, size))
 
 
+def response(name: str) -> Response:
+    """Build a response by name, with the settings the command line uses."""
+    check_name("response", name, RESPONSES)
+    if name == "implicit":  # on a minibatch: the loss of a network has directions that bend down
+        return at_rest(damped(cg(5), 0.1), full=False)
+    return left_out() if name == "none" else unrolled()
+
+
 def quarter(horizon: int) -> int:
     """Return the largest divisor of the horizon that is at most a quarter of it, or 1."""
     return largest_divisor(horizon, horizon // 4)
@@ -166,7 +191,7 @@ def searcher(
     """Build a searcher by name, with the settings the command line uses.
 
     Args:
-        name: one of `METHODS` but "descent" and "bilevel".
+        name: one of `METHODS` but those by gradient.
         space: of the task; schedules of more than a few free steps are held constant.
         num_trials: that it will be asked for or told in all.
         size: of a generation.

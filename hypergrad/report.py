@@ -28,6 +28,7 @@ _ODD = re.compile(
 _METHODS = {
     "descent": "hypergradient descent",
     "bilevel": "stochastic bilevel optimization",
+    "controller": "controller of architecture and optimizer",
     "random": "random search",
     "grid": "grid search",
     "sobol": "Sobol search",

@@ -122,7 +122,7 @@ def replay(
     task = _as_task(task, space, described)
     settings = check_same_task(task, described, allow_changes)
     online = settings.method == "descent" and settings.estimator in registry.ONLINE
-    if online or settings.method == "bilevel":
+    if online or settings.method in ("bilevel", "controller"):
         how = settings.estimator if online else settings.method
         raise ValueError(
             f"the study is by {how!r}, whose training goes on from trial to trial, expected one that trains "

@@ -6,17 +6,18 @@ from typing import Any, NamedTuple
 
 MOST = 10**9
 """Largest count that is taken for one."""
-BY_GRADIENT = ("descent", "bilevel")
+BY_GRADIENT = ("descent", "bilevel", "controller")
 """Methods that need hypergradients, and are compared with random search of the same cost; others search."""
 ONLY_FOR = {
     "estimator": ("descent",),
     "bilevel": ("bilevel",),
+    "response": ("controller",),
     "learning_rate": BY_GRADIENT,
-    "num_restarts": BY_GRADIENT,
-    "prior": (*BY_GRADIENT, "prior", "cross_entropy", "evolution", "bayes", "tpe"),
+    "num_restarts": ("descent", "bilevel"),
+    "prior": ("descent", "bilevel", "prior", "cross_entropy", "evolution", "bayes", "tpe"),
 }
 """Setting -> the methods that read it."""
-NOT_FOR = {"warm_start": ("random", "grid", "sobol", "prior")}
+NOT_FOR = {"warm_start": ("random", "grid", "sobol", "prior", "controller")}
 """Setting -> the methods that do not learn from it; all others do."""
 SPREAD = 0.15
 """Of a belief, where none is given: a share of the range."""
@@ -31,8 +32,9 @@ class Settings(NamedTuple):
         method: a name of `registry.METHODS`, such as "descent" or "random".
         estimator: name of the hypergradient estimator (`registry.ESTIMATORS`).
         bilevel: which method of "bilevel" (`registry.BILEVEL`).
-        budget: outer steps for "descent" and "bilevel", trials for a search (in equal generations, so a few
-            more where their size does not divide them); not used where population and generations are given.
+        response: of the weights in "controller" (`registry.RESPONSES`).
+        budget: outer steps for "descent", "bilevel" and "controller", trials for a search (in equal generations,
+            so a few more where their size does not divide them); not used where population and generations are given.
         seed: of everything.
         learning_rate: of the outer Adam, a step of the budget, decayed to zero by a cosine over the budget.
         num_seeds: seeds averaged in each hypergradient of "descent", 1 for none; where it is more than 4, as
@@ -58,6 +60,7 @@ class Settings(NamedTuple):
     method: str = "descent"
     estimator: str = "reverse"
     bilevel: str = "soba"
+    response: str = "unrolled"
     budget: int = 60
     seed: int = 0
     learning_rate: float = 0.05
@@ -106,6 +109,7 @@ OPTIONS = (
     Option("method", str, "how to tune, a name from `list`", "NAME"),
     Option("estimator", str, "of the hypergradient, a name from `list`", "NAME"),
     Option("bilevel", str, "of the method 'bilevel': soba, saba or amigo", "NAME"),
+    Option("response", str, "of the weights in 'controller': none, unrolled or implicit", "NAME"),
     Option("budget", int, "outer steps, or trials of a search", "N"),
     Option(
         "population",
@@ -166,7 +170,7 @@ def check_used(given: Collection[str], method: str, called: Callable[[str], str]
         if name in FOR_SEARCH:
             read, wanted = method not in BY_GRADIENT, "a search"
         elif name == "memory":
-            read, wanted = method != "bilevel", "'descent' or a search"
+            read, wanted = method not in ("bilevel", "controller"), "'descent' or a search"
         elif name in NOT_FOR:
             read, wanted = method not in NOT_FOR[name], "one that learns from trials"
         else:

@@ -20,10 +20,13 @@ import optax
 
 from hypergrad import earlier, records, registry, space as spaces, study, tree
 from hypergrad.callbacks import Callback, Listeners, Progress
-from hypergrad.estimators import Estimator, average, plan, reverse
+from hypergrad.estimators import Estimator, average, plan, reverse, shared
 from hypergrad.estimators.base import StructuralZeroWarning
+from hypergrad.expected import sampled
+from hypergrad.heads import multitask
 from hypergrad.judge import judge, validate
 from hypergrad.layout import layout_for
+from hypergrad.policies import Policy, running_mean
 from hypergrad.population import population
 from hypergrad.problem import Problem, Task, check, check_extras, check_horizon, check_snippet
 from hypergrad.searchers import Outcome, final_values, warm_start
@@ -41,9 +44,13 @@ from hypergrad.storage import (
 )
 from hypergrad.study import Study
 from hypergrad.train import check_step, init_state, unroll
-from hypergrad.tuners import Tuner, bilevel, descent, search
+from hypergrad.tuners import ControllerWarning, Tuner, bilevel, controller, descent, search
 from hypergrad.types import HParams, Key, PyTree
 
+UPDATES, WINDOW, DRAWS, CANDIDATES = 5, 10, 4, 4
+"""Of "controller": updates of the policy a step, training steps before each, draws a step, outcomes a step."""
+ENTROPY_BONUS = 0.003
+"""Of "controller", in units of the objective a nat."""
 FINALISTS = 10
 """Settings of each method that are trained again before one of them is chosen."""
 
@@ -63,7 +70,7 @@ def tune(
 
     The last settings of a descent, or the best trials of a search, are trained again on the same seeds,
     and the best of them is chosen: the lowest of many noisy values is a lucky one. The default
-    hparams, the tuned ones and (for "descent" and "bilevel") the best of as many random trials as cost the
+    hparams, the tuned ones and (for methods by gradient) the best of as many random trials as cost the
     same training time are then trained on fresh seeds; the test set is read then, once.
 
     **Cost:** descent: budget x num_seeds x num_restarts hypergradients, as much again for the random
@@ -186,7 +193,7 @@ def complete(
     if cost is None:
         cost = per_step
         if settings.method in BY_GRADIENT:
-            one = tuner if settings.method == "bilevel" else _estimator(task, settings)
+            one = _estimator(task, settings) if settings.method == "descent" else tuner
             cost = per_step * measure_ratio(task, one, spaces.default(task.space))
         details = _describe(task, settings, {**details, "cost": cost})
     if folder is not None and not study.has_begun(folder.path):
@@ -278,7 +285,7 @@ def _random_folder(folder: Folder | None):
 
 def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
     """List structural zeros, and what is odd about the study's folder or machine, each once."""
-    kinds = (StructuralZeroWarning, StudyWarning)
+    kinds = (StructuralZeroWarning, StudyWarning, ControllerWarning)
     return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, kinds)))
 
 
@@ -289,13 +296,14 @@ def check_task(task: Task, settings: Settings) -> Settings:
     registry.check_name("estimator", settings.estimator, registry.ESTIMATORS)
     registry.check_name("bilevel", settings.bilevel, registry.BILEVEL)
     registry.check_name("scheduler", settings.scheduler, registry.SCHEDULERS)
+    registry.check_name("response", settings.response, registry.RESPONSES)
     if settings.method == "prior" and not settings.prior:
         raise ValueError(
             "prior is None, expected a belief, which the method 'prior' draws trials from; pass e.g. "
             "--prior lr=1e-3, or prior={'lr': 1e-3}"
         )
     earlier.beliefs(settings, task.space)
-    if settings.method in BY_GRADIENT:
+    if settings.method in ("descent", "bilevel"):
         spaces.check_differentiable(task.space)
     else:
         spaces.check_traceable(task.space)
@@ -310,6 +318,8 @@ def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
     """Build the tuner, and say how many estimates, trainings or steps of its own one of its steps costs."""
     if settings.method == "bilevel":
         return _bilevel_tuner(task, settings), 1
+    if settings.method == "controller":
+        return _controller_tuner(task, settings), 1
     if settings.method != "descent":
         return _search(task, settings)
     estimator = _estimator(task, settings)
@@ -356,6 +366,40 @@ def _bilevel_tuner(task: Task, settings: Settings) -> Tuner:
         num_restarts=settings.num_restarts,
         start=earlier.start_of(task, settings),
     )
+
+
+def _controller_tuner(task: Task, settings: Settings) -> Tuner:
+    """Build the tuner whose real leaves learn by the response, or by credit where it does not see them."""
+    policy = multitask(task.space) if task.policy is None else task.policy
+    if not isinstance(policy, Policy):
+        raise ValueError(
+            f"task.policy is {type(policy).__name__}, expected a Policy or None; pass heads.multitask(space)"
+        )
+    credited = settings.response != "unrolled" and policy.log_density is not None
+    scheduled = any(isinstance(d, spaces.Sequence) for d in jax.tree.leaves(task.space))
+    estimator = shared(
+        task.problem,
+        min(WINDOW, task.horizon),
+        policy,
+        response=registry.response(settings.response),
+        draws=sampled(DRAWS),
+        credit=running_mean() if credited else None,
+        restart_every=task.horizon if scheduled else None,
+    )
+    # a tenth for each update, and networks ask for smaller steps than coordinates do
+    rate = optax.cosine_decay_schedule(settings.learning_rate / 10, settings.budget * UPDATES)
+    tuner = controller(
+        task.problem,
+        policy,
+        estimator,
+        UPDATES,
+        optimizer=optax.adam(rate),
+        entropy_bonus=ENTROPY_BONUS,
+        num_candidates=CANDIDATES,
+    )
+    # what cannot work is refused before a study begins
+    jax.eval_shape(lambda key: tuner.step(key, tuner.init(key)), jax.random.key(0))
+    return tuner
 
 
 def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
@@ -592,6 +636,8 @@ def _describe(task: Task, settings: Settings, details: dict[str, Any]) -> dict[s
 
 def width(settings: Settings) -> int:
     """Return how many trials one compiled step makes side by side."""
+    if settings.method == "controller":
+        return CANDIDATES
     if settings.method in BY_GRADIENT:
         return settings.num_restarts
     return generations(settings)[1]

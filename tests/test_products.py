@@ -17,6 +17,7 @@ from hypergrad.population import population
 from hypergrad.problem import Problem
 from hypergrad.schedulers.hyperband import brackets
 from hypergrad.searchers import final_values, near
+from hypergrad.settings import BY_GRADIENT
 from hypergrad.space import Choice, Integer, LogReal, Real
 from hypergrad.tune import measured
 from hypergrad.tuners import Tuner, search
@@ -31,9 +32,7 @@ SPACE = {
 }
 SIZE, HORIZON = 12, 9
 BELIEFS = {"rate": near(0.5), "kind": near("b")}
-SEARCHES = [
-    name for name in registry.METHODS if name not in ("descent", "bilevel", *registry.OPTUNA)
-]
+SEARCHES = [name for name in registry.METHODS if name not in (*BY_GRADIENT, *registry.OPTUNA)]
 
 
 def objective(w, h, batch):

@@ -25,6 +25,7 @@ EVERY = {
     "method": "random",
     "estimator": "forward",
     "bilevel": "saba",
+    "response": "none",
     "budget": 32,
     "seed": 0,
     "num_seeds": 2,

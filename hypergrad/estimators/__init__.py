@@ -23,6 +23,15 @@ from hypergrad.estimators.reverse import Plan, plan, reverse
 from hypergrad.estimators.reversible import ReversibleInfo, reversible
 from hypergrad.estimators.rtho import rtho
 from hypergrad.estimators.score import ScoreInfo, score, score_shared
+from hypergrad.estimators.shared import (
+    Response,
+    SharedInfo,
+    SharedState,
+    at_rest,
+    left_out,
+    shared,
+    unrolled,
+)
 from hypergrad.estimators.truncated import one_step, truncated
 from hypergrad.pairs import Target, final_objective, mean_objective
 
@@ -39,11 +48,15 @@ __all__ = [
     "OnlineState",
     "Plan",
     "RelaxedInfo",
+    "Response",
     "ReversibleInfo",
     "ScoreInfo",
+    "SharedInfo",
+    "SharedState",
     "Target",
     "UnrollInfo",
     "advice",
+    "at_rest",
     "average",
     "central_difference",
     "darts",
@@ -54,6 +67,7 @@ __all__ = [
     "forward",
     "hd",
     "implicit",
+    "left_out",
     "mean_objective",
     "mixed",
     "mixed_mode",
@@ -69,6 +83,8 @@ __all__ = [
     "rtho",
     "score",
     "score_shared",
+    "shared",
     "structural_zeros",
     "truncated",
+    "unrolled",
 ]

@@ -3,16 +3,21 @@
 from hypergrad.directions import FiniteSum, amigo, finite_sum, saba, soba
 from hypergrad.tuners.base import Tuner
 from hypergrad.tuners.bilevel import BilevelState, bilevel
+from hypergrad.tuners.controller import ControllerState, ControllerWarning, clipped, controller
 from hypergrad.tuners.descent import DescentState, descent
 from hypergrad.tuners.search import search
 
 __all__ = [
     "BilevelState",
+    "ControllerState",
+    "ControllerWarning",
     "DescentState",
     "FiniteSum",
     "Tuner",
     "amigo",
     "bilevel",
+    "clipped",
+    "controller",
     "descent",
     "finite_sum",
     "saba",

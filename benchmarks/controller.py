@@ -1,0 +1,377 @@
+"""Does the response matter? ENAS with and without it, beside DARTS and searches that share no weights.
+
+Every method searches the same space, `tasks.supernet_digits` (the optimizer fixed or part of it), on the digits,
+with 50 to 1000 training images: the fewer there are, the more do training and validation want different things.
+What it found is trained again from scratch: the four best by its own account once, and of these the best on
+validation twice more, with fresh seeds; validation and test are those last ones'. The whole is repeated over
+ten seeds, each with a split, weights and minibatches of its own, side by side in one program.
+
+Two budgets: equal gradient evaluations, where a backward pass through a step of training counts as two gradients and
+a product with the Hessian as two; and equal wall time, that of ENAS, by a measured time for each step.
+The full run takes about half an hour on one idle core.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.stats import t as student
+
+from benchmarks.record import Figure, Results, markdown
+from hypergrad.estimators import Response, at_rest, left_out, shared, unrolled
+from hypergrad.expected import sampled
+from hypergrad.heads import mixture
+from hypergrad.layout import vectorized
+from hypergrad.policies import Policy, running_mean
+from hypergrad.population import population
+from hypergrad.problem import Problem
+from hypergrad.schedulers import full, pbt, perturb
+from hypergrad.searchers import cross_entropy, random
+from hypergrad.solve import cg, damped
+from hypergrad.train import init_state, unroll
+from hypergrad.tuners import Tuner, controller, search
+from hypergrad.types import Array, Key
+from tasks.digits import load
+from tasks.supernet_digits import recurrent, search_space, supernet
+from tasks.supervised import Splits
+
+NUM_SEEDS = 10
+SIZES = (50, 1000, 200)
+NUM_LAYERS, BATCH, HORIZON, NUM_VALID = 2, 32, 200, 200
+UPDATES, WINDOW, DRAWS, CANDIDATES = 5, 10, 4, 16
+MEMBERS = 10
+"""Of a generation of the populations."""
+EVALUATIONS = 4000
+"""Gradients of a minibatch that a search may take."""
+MOST_STEPS = 64
+PRODUCTS = 5
+FINALISTS, NUM_JUDGE = 4, 2
+RATE = 0.01
+BUDGETS = ("equal gradient evaluations", "equal wall time")
+UNITS = {"validation loss": "nats", "test loss": "nats", "test accuracy": "fraction"}
+
+
+class Method(NamedTuple):
+    """A way to search.
+
+    Attributes:
+        build: (problem) -> tuner.
+        evaluations: gradients of a minibatch that a step of the tuner takes.
+        joint: whether the optimizer is part of the space.
+        trained: whether the values of its trials are those of trained weights, so that the best of all steps
+            count, and not the last ones.
+    """
+
+    build: Callable[[Problem], Tuner]
+    evaluations: int
+    joint: bool
+    trained: bool = False
+
+
+def by_policy(
+    policy: Policy, response: Response, credit: bool = False, rate: float = RATE, num: int = DRAWS
+) -> Callable[[Problem], Tuner]:
+    """Build the tuner of a policy on shared weights."""
+
+    def build(problem):
+        baseline = running_mean() if credit else None
+        draws = sampled(num)
+        estimator = shared(problem, WINDOW, policy, response=response, draws=draws, credit=baseline)
+        optimizer = optax.adam(rate) if rate else optax.set_to_zero()
+        candidates = CANDIDATES if num > 1 else 1  # a mixture has its mode alone
+        settings = {"optimizer": optimizer, "num_candidates": candidates, "entropy_bonus": 0.003}
+        return controller(problem, policy, estimator, UPDATES, **settings)
+
+    return build
+
+
+def methods() -> dict[str, Method]:
+    """Return every method by name, in the order of the tables."""
+    fixed, joint = search_space(NUM_LAYERS, None), search_space(NUM_LAYERS, HORIZON)
+    alone, both, mixed = recurrent(fixed), recurrent(joint), mixture(fixed)
+    steps = UPDATES * WINDOW
+    train, back = steps * DRAWS, 2 * steps * DRAWS
+    solve = UPDATES * DRAWS * (2 * PRODUCTS + 4)
+
+    def rest():
+        return at_rest(damped(cg(PRODUCTS), 0.1), full=False)
+
+    def generations(problem, scheduler, searcher):
+        members = population(problem, layout=vectorized())
+        return search(members, searcher, scheduler, MEMBERS)
+
+    def evolve(problem):
+        return generations(problem, pbt(HORIZON, perturb(joint), period=25), random(joint))
+
+    def fit(problem):
+        return generations(problem, full(HORIZON), cross_entropy(joint, rho=0.4))
+
+    each = HORIZON * MEMBERS
+    return {
+        "ENAS": Method(by_policy(alone, left_out()), train, False),
+        "ENAS + unrolled": Method(by_policy(alone, unrolled()), train + back, False),
+        "ENAS + implicit": Method(by_policy(alone, rest()), train + solve, False),
+        "joint": Method(by_policy(both, left_out(), True), train, True),
+        "joint + unrolled": Method(by_policy(both, unrolled()), train + back, True),
+        "joint + implicit": Method(by_policy(both, rest(), True), train + solve, True),
+        "DARTS, first order": Method(by_policy(mixed, left_out(), num=1), steps, False),
+        "DARTS, second order": Method(
+            by_policy(mixed, unrolled(1), num=1), steps + 2 * UPDATES, False
+        ),
+        "random, shared weights": Method(by_policy(alone, left_out(), rate=0.0), train, False),
+        "cross-entropy": Method(fit, each, True, True),
+        "PBT": Method(evolve, each, True, True),
+    }
+
+
+def run(results: Results, options: argparse.Namespace) -> None:
+    """Measure every case that is not in the results yet: a method at one size with one budget."""
+    num_seeds, num_evaluations = (2, 400) if options.quick else (NUM_SEEDS, EVALUATIONS)
+    data = stacked(num_seeds)
+    keys = jax.random.split(jax.random.key(7), num_seeds)
+    for name, method in methods().items():
+        if all(_done(results, name, n, budget) for n in SIZES for budget in BUDGETS):
+            continue
+        print(f"{name} ...", flush=True)
+        program = jax.jit(
+            jax.vmap(
+                lambda splits, key, num, steps, m=method: one(m, splits, key, num, steps),
+                in_axes=(0, 0, None, None),
+            )
+        )
+        finish = jax.jit(jax.vmap(finals, in_axes=(0, 0, None, 0)))
+
+        def call(num, steps, program=program):
+            began = time.perf_counter()
+            found = jax.block_until_ready(program(data, keys, num, steps))
+            return found, time.perf_counter() - began
+
+        began = time.perf_counter()
+        call(SIZES[0], 0)
+        compiled = time.perf_counter() - began
+        for num in SIZES[:1] if options.quick else SIZES:
+            for budget in BUDGETS:
+                if _done(results, name, num, budget):
+                    continue
+                if budget == BUDGETS[0]:
+                    steps = max(1, round(num_evaluations / method.evaluations))
+                else:
+                    steps = _affordable(results, name, num, call)
+                # a step of DARTS is so cheap that the buffers hold its first ones only
+                found, seconds = call(num, steps)
+                judged = finish(data, keys, num, found[0])
+                figures = _figures(name, found, judged, steps, seconds / num_seeds)
+                figures.append(Figure(name, "compilation", compiled, "s"))
+                figures.append(Figure(name, "evaluations", steps * method.evaluations, "gradients"))
+                results.add(case_of(num, budget), figures)
+                print(f"  {num}, {budget}: {steps} steps, {seconds:.1f} s", flush=True)
+
+
+def case_of(num: int, budget: str) -> str:
+    """Name a case."""
+    return f"{num} images, {budget}"
+
+
+def _done(results: Results, name: str, num: int, budget: str) -> bool:
+    return "test loss" in results.cases.get(case_of(num, budget), {}).get(name, {})
+
+
+def _affordable(results: Results, name: str, num: int, call: Callable) -> int:
+    """Return how many steps take as long as those of ENAS at equal evaluations; ENAS's own measured time."""
+    if name == "ENAS":
+        return max(1, round(results.cases[case_of(num, BUDGETS[0])]["ENAS"]["steps"]))
+    known = results.cases[case_of(num, BUDGETS[0])]
+    times = [call(num, 2)[1] / 2 for _ in range(3)]
+    reference = known.get("ENAS", known[name])
+    per_seed = float(np.median(times)) / len(known[name]["test loss"])
+    return int(np.clip(round(reference["time"] / per_seed), 1, 20 * MOST_STEPS))
+
+
+def stacked(num_seeds: int) -> Splits:
+    """Load a split for each seed, leading axis `[num_seeds]`; of the validation images the first `NUM_VALID`."""
+    parts = [load(seed) for seed in range(num_seeds)]
+    cut = [p._replace(valid=tuple(x[:NUM_VALID] for x in p.valid)) for p in parts]
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *cut)
+
+
+def one(method: Method, splits: Splits, key: Key, num_train: Array, num_steps: Array) -> Any:
+    """Search for one seed; return the finalists, their values, and how direct and response went."""
+    problem, _ = supernet(splits, NUM_LAYERS, BATCH, 10, num_train)
+    tuner = method.build(problem)
+    init_key, run_key = jax.random.split(key)
+    state = tuner.init(init_key)
+    first = jax.eval_shape(tuner.step, run_key, state)[1]
+    size = min(FINALISTS, len(first.values))
+    best = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), first.hparams)
+    names = [n for n in TRACED if n in first.info]
+    traces = {n: jnp.full(MOST_STEPS, jnp.nan) for n in names}
+
+    def body(index, carry):
+        state, best, values, traces = carry
+        state, outcome = tuner.step(jax.random.fold_in(run_key, index), state)
+        new = jnp.where(jnp.isfinite(outcome.values), outcome.values, jnp.inf)
+        pool, scores = outcome.hparams, new
+        if method.trained:
+            pool = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), best, pool)
+            scores = jnp.concatenate([values, new])
+        order = jnp.argsort(scores)[:size]
+        best = jax.tree.map(lambda x, old: x[order].astype(old.dtype), pool, best)
+        traces = {n: x.at[index].set(outcome.info[n][0], mode="drop") for n, x in traces.items()}
+        return state, best, scores[order], traces
+
+    start = (state, best, jnp.full(size, jnp.inf), traces)
+    _, best, values, traces = jax.lax.fori_loop(0, num_steps, body, start)
+    return best, values, traces
+
+
+TRACED = (
+    "direct_norm",
+    "response_norm",
+    "cosine",
+    "direct_variance",
+    "response_variance",
+    "entropy",
+    "credit_norm",
+)
+
+
+def finals(splits: Splits, key: Key, num_train: Array, finalists: Any) -> dict[str, Array]:
+    """Train the finalists once, the best of them again, and judge it; means over the fresh seeds."""
+    problem, score = supernet(splits, NUM_LAYERS, BATCH, 10, num_train)
+    choose_key, judge_key = jax.random.split(jax.random.fold_in(key, 1))
+
+    def train(hparams, key):
+        params = unroll(problem, hparams, init_state(problem, key, hparams), HORIZON).params
+        return params, problem.objective(params, hparams, problem.valid_batch(key))
+
+    def judged(hparams, key):
+        params, value = train(hparams, key)
+        accuracy = jnp.mean(score(params, hparams))
+        return value, problem.objective(params, hparams, splits.test), accuracy
+
+    values = jax.vmap(lambda h: train(h, choose_key)[1])(finalists)
+    index = jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))
+    best = jax.tree.map(lambda x: x[index], finalists)
+    found = jax.vmap(lambda k: judged(best, k))(jax.random.split(judge_key, NUM_JUDGE))
+    return dict(zip(UNITS, (jnp.mean(x) for x in found), strict=True))
+
+
+def _figures(name: str, found: Any, judged: Any, steps: int, seconds: float) -> list[Figure]:
+    figures = [
+        Figure(name, metric, _plain(value), UNITS[metric], seed)
+        for metric, values in judged.items()
+        for seed, value in enumerate(np.asarray(values))
+    ]
+    kept = min(steps, MOST_STEPS)
+    for metric, values in found[2].items():
+        for seed, row in enumerate(np.asarray(values)):
+            numbers = [_plain(x, 4) for x in row[:kept]]
+            figures.append(Figure(name, metric, numbers, "a step", seed))
+    return [*figures, Figure(name, "steps", steps, "steps"), Figure(name, "time", seconds, "s")]
+
+
+def _plain(value: Any, digits: int = 7) -> float | None:
+    return float(f"{float(value):.{digits}g}") if np.isfinite(value) else None
+
+
+PAIRS = (
+    ("ENAS + unrolled", "ENAS"),
+    ("ENAS + implicit", "ENAS"),
+    ("joint + unrolled", "joint"),
+    ("joint + implicit", "joint"),
+    ("DARTS, second order", "DARTS, first order"),
+    ("joint", "ENAS"),
+    ("ENAS", "random, shared weights"),
+)
+"""Each with what it adds something to."""
+
+
+def table(results: Results) -> str:
+    """Write a table for each budget and size, and the differences that answer the question."""
+    parts = []
+    for budget in BUDGETS:
+        for num in sorted(SIZES):
+            found = results.cases.get(case_of(num, budget), {})
+            rows = [_row(name, found[name]) for name in methods() if name in found]
+            if rows:
+                header = ["method", *UNITS, "gradients", "s a seed", "cosine"]
+                parts.append(f"**{case_of(num, budget)}**\n\n{markdown(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def _row(name: str, found: dict[str, Any]) -> list[str]:
+    cells = [interval(found[metric]) for metric in UNITS]
+    cosines = [x for row in found.get("cosine", []) for x in row if x]
+    shown = f"{np.mean(cosines):+.2f}" if cosines else ""
+    return [name, *cells, f"{found['evaluations']}", f"{found['time']:.1f}", shown]
+
+
+def summary(results: Results) -> str:
+    """Write what each addition changed, seed by seed, with 95 % intervals."""
+    rows = []
+    for budget in BUDGETS:
+        for more, less in PAIRS:
+            for num in sorted(SIZES):
+                found = results.cases.get(case_of(num, budget), {})
+                if more in found and less in found:
+                    cells = [
+                        interval(_apart(found[more][metric], found[less][metric]), "+")
+                        for metric in UNITS
+                    ]
+                    rows.append([budget, f"{more} − {less}", f"{num}", *cells])
+    return markdown(["budget", "difference", "images", *UNITS], rows)
+
+
+def _apart(left: list, right: list) -> list[float]:
+    pairs = zip(left, right, strict=True)
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+def interval(values: list, sign: str = "") -> str:
+    """Write a mean over seeds with half the width of its 95 % interval, and how many seeds failed."""
+    known = np.array([v for v in values if v is not None])
+    if len(known) < 2:
+        return "not finite" if not len(known) else f"{known[0]:{sign}.3f}"
+    half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known))
+    failed = f" ({len(values) - len(known)} failed)" if len(known) < len(values) else ""
+    return f"{known.mean():{sign}.3f} ± {half:.3f}{failed}"
+
+
+def draw(results: Results) -> Any:
+    """Draw cosine and norms of direct and response over training, from the results alone."""
+    from hypergrad import plots
+
+    with plots._style():
+        figure, ((angle, norms),) = plots._grid(plots.WIDE, 0.42, 1, 2)
+        shown = []
+        styles = ({"color": "#0072B2"}, {"color": "#D55E00", "linestyle": (0, (5, 1.5))})
+        for name, style in zip(("ENAS + unrolled", "ENAS + implicit"), styles, strict=True):
+            found = results.cases.get(case_of(SIZES[0], BUDGETS[1]), {}).get(name)
+            if found is None:
+                continue
+            cosines = np.array(found["cosine"], float)
+            steps = UPDATES * (1 + np.arange(cosines.shape[1]))
+            middle = np.nanmean(cosines, 0)
+            half = student.ppf(0.975, len(cosines) - 1) * np.nanstd(cosines, 0, ddof=1)
+            half = half / np.sqrt(len(cosines))
+            band = plots.Curve(steps, middle, middle - half, middle + half)
+            plots._band(angle, band, style["color"])
+            angle.plot(steps, middle, label=name, **style)
+            for part, width in (("direct_norm", 0.8), ("response_norm", 1.8)):
+                line = np.nanmean(np.array(found[part], float), 0)
+                label = f"{part.partition('_')[0]}, {name.rpartition(' ')[2]}"
+                norms.plot(steps, line, label=label, linewidth=width, **style)
+                shown.append(line)
+        angle.axhline(0, color="#9a9a9a", linewidth=0.8)
+        angle.set(title="cosine between direct and response", xlabel="updates of the policy")
+        norms.set(title="their norms", xlabel="updates of the policy")
+        angle.legend(loc="lower right")
+        norms.legend(loc="upper right")
+        if shown:
+            plots._scale(norms, np.concatenate(shown), log=True)
+        return figure

@@ -1,0 +1,476 @@
+"""One policy for architecture and optimizer over weights that go on training: direct gradient and response."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad import tree
+from hypergrad.adjoint import Backward, mixed_mode, state_floats
+from hypergrad.autodiff import depends
+from hypergrad.estimators.base import (
+    Estimate,
+    Estimator,
+    OnlineState,
+    check_kind,
+    check_restart,
+    first_nonfinite,
+    first_state,
+    go_on,
+    growth_rate,
+)
+from hypergrad.expected import Draws, check_policy, check_shared, expected, sampled
+from hypergrad.policies import Baseline, Policy
+from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.response import default_batch, hessian, inner_loss, past_the_loss
+from hypergrad.solve import Solve, cg
+from hypergrad.train import TrainState, carried, draw_batch, init_state, trained, unroll_losses
+from hypergrad.types import Array, HParams, Key, Params, PyTree
+
+
+class Pull(NamedTuple):
+    """How the objective answers to φ by way of the weights.
+
+    Attributes:
+        response: (dw/dφ)ᵀ ∂f/∂w, a pytree like φ.
+        solution: what the next pull may start from.
+        growth: of the adjoint a step, `[]`; 1 where nothing is unrolled.
+        residual: of the linear solve, `[]`; 0 where none is made.
+    """
+
+    response: PyTree
+    solution: PyTree
+    growth: Array
+    residual: Array
+
+
+class Window(NamedTuple):
+    """Some steps of training on a policy's draws, which can be pulled back.
+
+    Attributes:
+        state: after the last step.
+        losses: before each step, `[num_steps]`.
+        pull: (key, adjoint of the state's float leaves, solution of the window before) -> `Pull`.
+    """
+
+    state: TrainState
+    losses: Array
+    pull: Callable[[Key, list[Array], PyTree], Pull]
+
+
+class Response(NamedTuple):
+    """How shared weights answer to a policy, as a value: `left_out()`, `unrolled(...)` or `at_rest(...)`.
+
+    Attributes:
+        follow: (expected problem, problem, φ, first state, horizon) -> `Window`. The problem itself draws the
+            examples, so that independent draws can be made over the same ones.
+        sees: names of the ways of a real leaf that have a derivative here, among "objective", "loss" and
+            "optimizer".
+        solution: (weights) -> what the first pull starts from.
+    """
+
+    follow: Callable[[Problem, Problem, PyTree, TrainState, int], Window]
+    sees: tuple[str, ...]
+    solution: Callable[[PyTree], PyTree]
+
+
+def left_out() -> Response:
+    """Take the response for zero, as ENAS does: the weights are held when the policy moves.
+
+    Reference:
+        Pham, Guan, Zoph, Le, Dean, 2018, arXiv:1802.03268.
+    """
+
+    def follow(whole, problem, phi, start, horizon):
+        state, losses = _train(whole, phi, start, horizon)
+
+        def pull(key, adjoint, solution):
+            zero = jax.tree.map(jnp.zeros_like, phi)
+            return Pull(zero, solution, jnp.ones(()), jnp.zeros(()))
+
+        return Window(state, losses, pull)
+
+    return Response(follow, ("objective",), lambda weights: ())
+
+
+def unrolled(window: int | None = None, *, backward: Backward | None = None) -> Response:
+    """Differentiate through the last `window` steps of training, draws and all.
+
+    response = Σ_t ᾱ_{t+1} ∂Φ_t/∂φ,   Φ_t an optimizer's step on (1/S) Σ_s □_s L(w_t, a_s)
+
+    It sees whatever acts in these steps: losses, learning rates, momenta, decays. With a window and horizon of
+    one step of SGD and a `heads.mixture` this is DARTS of second order.
+
+    **Limits:** the steps before the window are dropped (short-horizon bias). With S draws a step the weights at
+    the end are those of the draws and f is not linear in them: biased by O(1/S).
+
+    Args:
+        window: steps, at most the horizon; all of an estimate's where None.
+        backward: as in `reverse`.
+    """
+    if window is not None:
+        check_horizon(window, "window")
+    backward = mixed_mode() if backward is None else backward
+
+    def follow(whole, problem, phi, start, horizon):
+        depth = horizon if window is None else window
+        if depth > horizon:
+            raise ValueError(
+                f"window is {depth}, expected at most horizon = {horizon}; leave it out for all steps"
+            )
+        start, early = _train(whole, phi, start, horizon - depth)
+        run = backward(whole, phi, start, depth)
+        num_weights = len(jax.tree.leaves(trained(run.state.params)))
+
+        def pull(key, adjoint, solution):
+            total, _, norms, _ = run.pullback(adjoint)
+            response = jax.tree.unflatten(jax.tree.structure(phi), total)
+            growth = growth_rate(tree.norm(adjoint[:num_weights]), norms[::-1])
+            return Pull(response, solution, growth, jnp.zeros(()))
+
+        return Window(run.state, jnp.append(early, run.losses), pull)
+
+    return Response(follow, ("objective", "loss", "optimizer"), lambda weights: ())
+
+
+def at_rest(solve: Solve | None = None, *, full: bool = True) -> Response:
+    """Take the weights for the minimum of the expected loss, and differentiate that.
+
+    response = −Mᵀ H⁻¹ E[∇_w f],   H = E[∇²_w L],   M = E[∇_w L ∇_φ log π_φ(a)ᵀ] + E[∂²L/∂w∂λ ∂λ/∂φ]
+
+    The three expectations have draws of their own, so that their product has the mean of a product; what
+    remains is the bias of E[Ĥ⁻¹] ≠ H⁻¹, O(1/S). Mᵀv is the score-function gradient of the scalar ⟨∇_w L, v⟩,
+    with the mean of the other draws as its baseline.
+
+    **Cost:** a solve, whose products take a gradient of the loss a draw, and one product more.
+
+    **Limits:** exact where the weights are at rest; off it wrong by O(‖∇_w L‖). Does not see learning rates,
+    momenta and decoupled decays. The Hessian of a network is indefinite: `solve.damped(cg(10), 0.1)`.
+
+    Args:
+        solve: a linear solver from `hypergrad.solve`, e.g. `neumann(10)`; `cg()` where None. The solve of a
+            window starts from the solution of the one before.
+        full: whether the loss is that of the whole `train_set` (where the problem has one) or of the next
+            minibatch.
+
+    Reference:
+        Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Pedregosa, 2016,
+        arXiv:1602.02355; Lorraine, Vicol, Duvenaud, 2020, arXiv:1911.02590.
+    """
+    if solve is not None and not callable(solve):
+        raise ValueError(f"solve is {solve!r}, expected a solver; pass e.g. hypergrad.solve.cg()")
+    solve = cg() if solve is None else solve
+
+    def follow(whole, problem, phi, start, horizon):
+        state, losses = _train(whole, phi, start, horizon)
+        if tree.floats(carried(state.params)):
+            raise ValueError(
+                "problem.init returned Variables with floating-point state, expected weights alone for a "
+                "response at rest; use response=unrolled(...)"
+            )
+
+        def pull(key, adjoint, solution):
+            curve_key, cross_key = jax.random.split(key)
+            data = default_batch(problem)(problem, state) if full else draw_batch(problem, state)
+            weights = trained(state.params)
+            target = jax.tree.unflatten(
+                jax.tree.structure(weights), adjoint[: len(jax.tree.leaves(weights))]
+            )
+            product = hessian(whole, state.params, phi, (data, curve_key))
+            v, solved = solve(product, target, solution)
+            loss = inner_loss(whole, state.params, (data, cross_key))
+
+            def slope(phi):
+                return jax.jvp(lambda w: loss(w, phi), (weights,), (v,))[1]
+
+            response = jax.tree.map(jnp.negative, jax.grad(slope)(phi))
+            return Pull(response, v, jnp.ones(()), solved.residual)
+
+        return Window(state, losses, pull)
+
+    def solution(weights):
+        return jax.tree.map(jnp.zeros_like, weights)
+
+    return Response(follow, ("objective", "loss"), solution)
+
+
+class SharedState(NamedTuple):
+    """What goes on from estimate to estimate.
+
+    Attributes:
+        run: the training of the shared weights.
+        solution: of the response.
+        credit: of the baseline of the credited leaves; `()` without.
+    """
+
+    run: OnlineState
+    solution: PyTree
+    credit: PyTree
+
+    @property
+    def params(self) -> Params:
+        """The shared weights."""
+        return self.run.train.params
+
+
+class SharedInfo(NamedTuple):
+    """Diagnostics of a policy's gradient over shared weights.
+
+    Attributes:
+        direct: E[(f − b) ∇ log π] and the pathwise part at fixed weights, a pytree like φ: what ENAS follows.
+        response: the part by way of the weights, times the scale, likewise; hypergrad = direct + response.
+        horizon: steps of training of this estimate, int32 `[]`.
+        growth, residual: as in `Pull`.
+        first_nonfinite: as in `OnlineInfo`.
+        direct_norm, response_norm: Euclidean norms, `[]`.
+        cosine: between the two, `[]`; 0 where one is zero.
+        step: steps of training of the shared weights so far, int32 `[]`.
+        values: objective of each draw at the shared weights, `[S]`.
+        samples: the draws, leading axis `[S]`.
+        credit: what the score function gave to real leaves that the response does not see, part of `response`;
+            its norm, `[]`.
+    """
+
+    direct: PyTree
+    response: PyTree
+    horizon: Array
+    growth: Array
+    residual: Array
+    first_nonfinite: Array
+    direct_norm: Array
+    response_norm: Array
+    cosine: Array
+    step: Array
+    values: Array
+    samples: HParams
+    credit: Array
+
+
+def shared(
+    problem: Problem,
+    horizon: int,
+    policy: Policy,
+    *,
+    response: Response | None = None,
+    draws: Draws | None = None,
+    scale: float = 1.0,
+    credit: Baseline | None = None,
+    restart_every: int | None = None,
+) -> Estimator:
+    """Train shared weights on a policy's draws for some steps, and say where the policy should move.
+
+    J(φ) = E_{a~π_φ}[f(w*(φ), a)],   w*(φ) = argmin_w E_{a~π_φ}[L(w, a)]
+    ∇J = E[(f − b) ∇ log π_φ(a) + ∂f/∂λ ∂λ/∂φ] + (dw*/dφ)ᵀ E[∇_w f]          direct + scale · response
+
+    1. draw the real leaves, optimizer settings among them, once: λ ~ π_φ
+    2. w ← `horizon` steps of training under λ, each on fresh draws a ~ π_φ(· | λ)
+    3. direct from S draws at w, and the response from `response`
+
+    The weights go on from estimate to estimate, as in ENAS, whose policy gradient this is with `left_out()`.
+    `mixed` is its counterpart for training that starts anew.
+
+    **Cost:** a loss a draw and step, an objective a draw, and the response.
+
+    **Limits:** with `enumerated()` exact, as far as the response is; with `sampled(S)` the direct part is
+    unbiased, for the response see `unrolled` and `at_rest`. The weights are those of a path of φ. Initial weights have no
+    part in a window that goes on. What `credit` gives is the effect on this window alone, and noisy.
+
+    Args:
+        problem: the training loop, a function of the policy's hparams.
+        horizon: steps of training an estimate.
+        policy: how hparams are drawn, e.g. `heads.multitask(space, network)`.
+        response: `left_out()`, `unrolled(window)` or `at_rest(solve)`; `unrolled()` where None.
+        draws: `expected.sampled(S)` or `expected.enumerated()`; `sampled(8)` where None.
+        scale: of the response; 0 follows the direct part and still reports the other.
+        credit: a baseline, e.g. `policies.running_mean()`, with which real leaves that the response does not
+            see (learning rates at rest, say) learn by the score function from how much the window lowered the
+            objective, as all of ENAS does. None: such a leaf is refused by name.
+        restart_every: start new weights after so many steps, such as the length of a schedule; None: never.
+
+    Returns:
+        An estimator of φ whose state is a `SharedState` and whose `info` is a `SharedInfo`.
+
+    Raises:
+        ValueError: for settings out of range and, when traced, for a φ that is not the policy's, a drawn leaf
+            that the optimizer or the initial weights read, and a real leaf whose ways the response does not
+            see, each by its name.
+
+    Reference:
+        Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Pham et al., 2018,
+        arXiv:1802.03268; Foerster et al., 2018, arXiv:1802.05098 (DiCE).
+    """
+    response = unrolled() if response is None else response
+    draws = sampled() if draws is None else draws
+    _check(problem, horizon, policy, response, draws, scale, credit, restart_every)
+
+    def window_of(key, phi):
+        """The policy of one window, and its expected problem."""
+        real_key, once_key = jax.random.split(key)
+        held = policy if policy.given is None else policy.given(real_key)
+        return held, expected(problem, held, draws, once_key), once_key
+
+    def init(key, phi):
+        check_policy(problem, policy, phi, must_draw=False)
+        run = first_state(window_of(key, phi)[1], key, phi)
+        weights = trained(run.train.params)
+        return SharedState(run, response.solution(weights), credit.init() if credit else ())
+
+    def estimate(key, state, phi):
+        check_policy(problem, policy, phi, must_draw=False)
+        check_shared(problem, policy, phi)
+        credited = _credited(problem, policy, phi, response, credit, horizon)
+        window_key, run_key, judge_key, pull_key = jax.random.split(key, 4)
+        held, whole, once_key = window_of(window_key, phi)
+        run = go_on(state.run, first_state(whole, run_key, phi), restart_every)
+        window = response.follow(whole, problem, phi, run.train, horizon)
+        data_key, draw_key = jax.random.split(judge_key)
+        data = problem.valid_batch(data_key)
+
+        def judge(leaves, phi, at):
+            hparams, expect = draws(held, draw_key, phi)
+            params = state_floats(at)[1](leaves).params
+            values = jax.vmap(lambda h: problem.objective(params, h, data))(hparams)
+            return expect(values), (values, hparams)
+
+        leaves = state_floats(window.state)[0]
+        judged = jax.value_and_grad(judge, (0, 1), has_aux=True)
+        (value, (values, samples)), (adjoint, direct) = judged(leaves, phi, window.state)
+        pull = window.pull(pull_key, adjoint, state.solution)
+        answer, memory, size = pull.response, state.credit, jnp.zeros(())
+        if credited:
+            before = judge(state_floats(run.train)[0], phi, run.train)[0]
+            memory, advantage = credit.advantages(state.credit, (value - before)[None])
+            once = held.sample(once_key, phi)
+            term = jax.grad(lambda phi: _total(policy.log_density(phi, once), credited))(phi)
+            term = jax.tree.map(lambda x: (advantage[0] * x).astype(x.dtype), term)
+            answer, size = tree.add(answer, term), scale * tree.norm(term)
+        answer = jax.tree.map(lambda x: scale * x, answer)
+        bad = first_nonfinite(window.losses, value)
+        info = SharedInfo(
+            direct=direct,
+            response=answer,
+            horizon=jnp.asarray(horizon, jnp.int32),
+            growth=pull.growth.astype(jnp.float32),
+            residual=pull.residual.astype(jnp.float32),
+            first_nonfinite=jnp.where(bad < 0, bad, bad + run.train.step).astype(jnp.int32),
+            direct_norm=tree.norm(direct),
+            response_norm=tree.norm(answer),
+            cosine=cosine(direct, answer),
+            step=window.state.step,
+            values=values,
+            samples=samples,
+            credit=size,
+        )
+        fine = jnp.isfinite(tree.norm(pull.solution))
+        solution = jax.tree.map(lambda x: jnp.where(fine, x, 0), pull.solution)
+        after = SharedState(run._replace(train=window.state), solution, memory)
+        return after, Estimate(value, tree.add(direct, answer), info)
+
+    return Estimator(init, estimate)
+
+
+def cosine(left: PyTree, right: PyTree) -> Array:
+    """Return the cosine between two trees, `[]`; 0 where one is zero."""
+    scale = tree.norm(left) * tree.norm(right)
+    product = tree.dot(jax.tree.leaves(left), jax.tree.leaves(right))
+    return jnp.where(scale > 0, product / jnp.where(scale > 0, scale, 1), 0)
+
+
+def _train(
+    whole: Problem, phi: PyTree, start: TrainState, num_steps: int
+) -> tuple[TrainState, Array]:
+    return unroll_losses(whole, jax.lax.stop_gradient(phi), start, num_steps)
+
+
+def _total(densities: dict[str, Array], names: list[str]) -> Array:
+    return sum((densities[name] for name in names), jnp.zeros(()))
+
+
+def ways(problem: Problem, hparams: HParams, horizon: int) -> dict[str, tuple[str, ...]]:
+    """Tell by which ways each real leaf reaches the objective: "objective", "loss", "optimizer", "init".
+
+    **Cost:** four traces; nothing is compiled or run.
+    """
+    leaves, join = tree.split_float(hparams)
+    names = [n for n, leaf in tree.named(hparams).items() if tree.is_float(leaf)]
+    key = jax.random.key(0)
+
+    def part(function):
+        return lambda leaves: function(join(leaves))
+
+    def start(hparams):
+        return init_state(problem, key, jax.lax.stop_gradient(hparams))
+
+    def slope(hparams):
+        state = start(hparams)
+        loss = inner_loss(problem, state.params, draw_batch(problem, state))
+        return jax.grad(loss)(trained(state.params), hparams)
+
+    def objective(hparams):
+        return problem.objective(start(hparams).params, hparams, problem.valid_batch(key))
+
+    only_reals = problem._replace(
+        init=lambda key, h: problem.init(key, join(h)),
+        loss=lambda params, h, batch: problem.loss(params, join(h), batch),
+        optimizer=lambda h: problem.optimizer(join(h)),
+    )
+    later = only_reals._replace(init=lambda k, h: only_reals.init(k, jax.lax.stop_gradient(h)))
+    found = {
+        "objective": depends(part(objective), leaves),
+        "loss": depends(part(slope), leaves),
+        "optimizer": past_the_loss(later, leaves, horizon),
+        "init": depends(lambda x: tree.floats(only_reals.init(key, x)), leaves),
+    }
+    return {name: tuple(w for w in found if found[w][i]) for i, name in enumerate(names)}
+
+
+def _credited(
+    problem: Problem,
+    policy: Policy,
+    phi: PyTree,
+    response: Response,
+    credit: Baseline | None,
+    horizon: int,
+) -> list[str]:
+    """Name the real leaves that learn by credit; raise a `ValueError` for one that could not learn at all."""
+    hparams = jax.eval_shape(policy.sample, jax.random.key(0), phi)
+    hparams = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), hparams)
+    found = []
+    for name, reached in ways(problem, hparams, horizon).items():
+        trains = [way for way in reached if way in ("loss", "optimizer")]
+        if "objective" in reached:
+            continue
+        if not trains:
+            where = "problem.init alone" if "init" in reached else "nothing"
+            raise ValueError(
+                f"hparams[{name!r}] acts through {where}, expected a leaf of the loss, the optimizer or the "
+                "objective, because the shared weights go on from window to window; close over it"
+            )
+        unseen = [way for way in trains if way not in response.sees]
+        if not unseen:
+            continue
+        if credit is None or policy.log_density is None or len(unseen) < len(trains):
+            way = f"problem.{unseen[0]}"
+            raise ValueError(
+                f"hparams[{name!r}] acts through {way}, which this response does not see, expected one that "
+                "the response, the objective or a credit can teach; pass response=unrolled(...), or "
+                "credit=policies.running_mean() with a policy of noisy real leaves, or close over it"
+            )
+        found.append(name)
+    return found
+
+
+def _check(problem, horizon, policy, response, draws, scale, credit, restart_every) -> None:
+    check_problem(problem)
+    check_horizon(horizon)
+    check_kind("policy", policy, Policy, "heads.multitask(space)")
+    check_kind("response", response, Response, "unrolled()")
+    check_restart(restart_every)
+    if credit is not None:
+        check_kind("credit", credit, Baseline, "policies.running_mean()")
+    if not callable(draws):
+        raise ValueError(f"draws is {draws!r}, expected a function; pass e.g. hypergrad.sampled(8)")
+    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+    if not number or not 0 <= scale < float("inf"):
+        raise ValueError(f"scale is {scale!r}, expected a number of at least 0; pass e.g. 1.0")

@@ -1,0 +1,338 @@
+"""The controller: shared weights and the policy over architectures and optimizers, trained in turn."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hypergrad import space as spaces, tree
+from hypergrad.estimators.base import Estimate, Estimator, check_kind
+from hypergrad.estimators.shared import SharedState, cosine
+from hypergrad.expected import draw
+from hypergrad.policies import Policy, mean_of_others
+from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.searchers.base import Outcome
+from hypergrad.tuners.base import Tuner
+from hypergrad.types import Array, Key, PyTree
+
+COLLAPSED = 0.01
+"""Share of its first entropy below which a policy has collapsed: it draws one architecture nearly always."""
+
+
+class ControllerWarning(UserWarning):
+    """The controller has stopped learning, or cannot learn; the message has the step."""
+
+
+class Clipping(NamedTuple):
+    """Several moves on the same draws, as far as the probabilities stay near; built by `clipped`.
+
+    Attributes:
+        epsilon: how far a probability may move, as a share.
+        num_epochs: moves on the same draws.
+    """
+
+    epsilon: float
+    num_epochs: int
+
+
+class ControllerState(NamedTuple):
+    """State of a controller.
+
+    Attributes:
+        phi: parameters of the policy; unconstrained coordinates where it has a space.
+        opt_state: of the policy's optimizer.
+        estimator: of the estimator, the shared weights among it.
+        step: steps of the tuner so far, int32 `[]`.
+        first_entropy: of the policy, in nats, `[]`.
+        collapsed_at: first step after which the policy had collapsed, int32 `[]`; −1 before.
+    """
+
+    phi: PyTree
+    opt_state: PyTree
+    estimator: SharedState
+    step: Array
+    first_entropy: Array
+    collapsed_at: Array
+
+
+def clipped(epsilon: float = 0.2, num_epochs: int = 4) -> Clipping:
+    """Move several times on the same draws, with clipped ratios of probabilities (PPO).
+
+    direct ← ∇ (1/S) Σ_s max(r_s A_s, clip(r_s, 1 − ε, 1 + ε) A_s),   r_s = π_φ(a_s) / π_old(a_s)
+
+    for an objective to be lowered. The response is that of the first move.
+
+    Reference:
+        Schulman et al., 2017, arXiv:1707.06347, equation 7.
+    """
+    number = isinstance(epsilon, (int, float)) and not isinstance(epsilon, bool)
+    if not number or not 0 < epsilon < 1:
+        raise ValueError(f"epsilon is {epsilon!r}, expected a number in (0, 1); pass e.g. 0.2")
+    check_horizon(num_epochs, "num_epochs")
+    return Clipping(epsilon, num_epochs)
+
+
+def controller(
+    problem: Problem,
+    policy: Policy,
+    estimator: Estimator,
+    num_updates: int = 10,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    entropy_bonus: float = 0.0,
+    clipping: Clipping | None = None,
+    num_candidates: int = 1,
+) -> Tuner:
+    """Train shared weights and a policy in turn, `num_updates` times a step of the tuner.
+
+    w ← training under settings and architectures of π_φ,   φ ← φ − optimizer(direct + response − β ∇H(π_φ))
+
+    Which response, and on how many draws, is the estimator's: `shared(problem, horizon, policy, ...)`. With
+    `left_out()` this is ENAS, with a `heads.mixture` DARTS.
+
+    **Cost:** `num_updates` estimates and `num_candidates` objectives a step; memory of one set of weights and,
+    for the variances, of `num_updates` gradients of φ.
+
+    **Limits:** values are those of the shared weights, which serve all architectures and rank them roughly:
+    train the best again. An update that is not finite (a draw with a NaN objective, say) is counted and moves
+    nothing; weights that are not finite start anew. Variances are over the updates of a step, in which φ moves.
+
+    Args:
+        problem: the training loop.
+        policy: as of the estimator.
+        estimator: `estimators.shared(problem, horizon, policy, ...)`.
+        num_updates: of the policy, a step of the tuner, in one compiled loop.
+        optimizer: of φ; Adam with a rate of 0.02 where None.
+        entropy_bonus: β, in units of the objective a nat.
+        clipping: `clipped()` for PPO's moves; one move an estimate where None.
+        num_candidates: outcomes of a step: the policy's mode, then draws.
+
+    Returns:
+        A tuner. Its outcomes are the candidates, with their objective at the shared weights; the info has the
+        norms of direct gradient, response and whole (of their means over the updates), the cosine between
+        the first two, their variances (mean squared distance from the mean), the entropy, how many updates
+        were skipped, and in how many all draws did equally well.
+
+    Raises:
+        ValueError: for settings out of range.
+
+    Warns:
+        ControllerWarning: with the step, once the entropy has fallen below a hundredth of its first value, and
+            where no draw did better than another in a whole step or no update was finite.
+
+    Reference:
+        Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Pham, Guan, Zoph, Le, Dean,
+        2018, arXiv:1802.03268 (ENAS); Liu, Simonyan, Yang, 2019, arXiv:1806.09055 (DARTS).
+    """
+    check_problem(problem)
+    check_kind("policy", policy, Policy, "heads.multitask(space)")
+    check_kind("estimator", estimator, Estimator, "shared(problem, 10, policy)")
+    check_horizon(num_updates, "num_updates")
+    check_horizon(num_candidates, "num_candidates")
+    inner = optax.adam(0.02) if optimizer is None else optimizer
+    check_kind("optimizer", inner, optax.GradientTransformation, "optax.adam(0.02)")
+    if clipping is not None:
+        check_kind("clipping", clipping, Clipping, "clipped(0.2, 4)")
+    bonus = entropy_bonus
+    if isinstance(bonus, bool) or not isinstance(bonus, (int, float)) or not 0 <= bonus < 1e30:
+        raise ValueError(
+            f"entropy_bonus is {bonus!r}, expected a number of at least 0; pass e.g. 0.01"
+        )
+
+    def at(phi):
+        return phi if policy.space is None else spaces.constrain(policy.space, phi)
+
+    @jax.jit
+    def init(key):
+        policy_key, estimator_key = jax.random.split(key)
+        phi = policy.init(policy_key)
+        if policy.space is not None:
+            phi = spaces.unconstrain(policy.space, phi)
+        state = estimator.init(estimator_key, at(phi))
+        if not isinstance(state, SharedState):
+            raise ValueError(
+                "estimator keeps no shared weights, expected shared(problem, horizon, policy, ...); pass it"
+            )
+        zero = jnp.zeros((), jnp.int32)
+        begun = (phi, inner.init(phi), state, zero, policy.entropy(at(phi)), zero - 1)
+        return _strong(ControllerState(*begun))
+
+    def moves(phi, opt_state, found, pull):
+        """Move φ once, or as often as the clipping says."""
+
+        def surrogate(z):
+            log_probs = jax.vmap(policy.log_prob, (None, 0))(at(z), found.info.samples)
+            ratios = jnp.exp(log_probs - old)
+            advantages = found.info.values - mean_of_others(found.info.values)
+            assert clipping is not None
+            near = jnp.clip(ratios, 1 - clipping.epsilon, 1 + clipping.epsilon)
+            return jnp.mean(jnp.maximum(ratios * advantages, near * advantages))
+
+        def move(carry, rest):
+            z, opt_state = carry
+            grads = rest if clipping is None else tree.add(rest, jax.grad(surrogate)(z))
+            if bonus:
+                more = jax.grad(lambda z: -bonus * policy.entropy(at(z)))(z)
+                grads = tree.add(grads, more)
+            updates, opt_state = inner.update(grads, opt_state, z)
+            return optax.apply_updates(z, updates), opt_state
+
+        grads = pull(found.hypergrad)[0]
+        if clipping is None:
+            return move((phi, opt_state), grads)
+        old = jax.vmap(policy.log_prob, (None, 0))(at(phi), found.info.samples)
+        rest = jax.tree.map(jnp.subtract, grads, jax.grad(surrogate)(phi))
+        once = lambda carry, _: (move(carry, rest), None)  # noqa: E731
+        return jax.lax.scan(once, (phi, opt_state), length=clipping.num_epochs)[0]
+
+    def update(carry, key):
+        phi, opt_state, state = carry
+        hparams, pull = jax.vjp(at, phi)
+        state, found = estimator.estimate(key, state, hparams)
+        parts = pull(found.info.direct)[0], pull(found.info.response)[0]
+        finite = jnp.isfinite(found.value) & jnp.isfinite(tree.norm(parts))
+        new = moves(phi, opt_state, found, pull)
+        phi, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (phi, opt_state))
+        return (phi, opt_state, state), _told(found, parts, finite)
+
+    @jax.jit
+    def compiled(key, state):
+        run_key, draw_key, valid_key = jax.random.split(key, 3)
+        keys = jax.random.split(run_key, num_updates)
+        carry, told = jax.lax.scan(update, (state.phi, state.opt_state, state.estimator), keys)
+        phi = at(carry[0])
+        entropy = policy.entropy(phi)
+        hparams = _candidates(policy, draw_key, phi, num_candidates)
+        data, params = problem.valid_batch(valid_key), carry[2].params
+        values = jax.vmap(lambda h: problem.objective(params, h, data))(hparams)
+        summary = _summary(told) | {"entropy": entropy, "step": carry[2].run.train.step}
+        info = {n: jnp.broadcast_to(x, (num_candidates,)) for n, x in summary.items()}
+        rows = jnp.arange(num_candidates)  # counts stand in one row, so that they can be summed
+        info |= {n: jnp.where(rows == 0, summary[n], 0) for n in ("skipped", "flat")}
+        info["key"] = jnp.broadcast_to(
+            jax.random.key_data(key), (num_candidates, *jax.random.key_data(key).shape)
+        )
+        fallen = (entropy < COLLAPSED * state.first_entropy) & (state.collapsed_at < 0)
+        collapsed = jnp.where(fallen, state.step, state.collapsed_at)
+        after = ControllerState(*carry, state.step + 1, state.first_entropy, collapsed)
+        num_steps = jnp.sum(told["horizon"]).astype(jnp.int32)
+        index = jnp.arange(num_candidates, dtype=jnp.int32)
+        steps = jnp.broadcast_to(num_steps, (num_candidates,))
+        return _strong(after), Outcome(hparams, values, steps, index, info)
+
+    def step(key, state):
+        after, outcome = compiled(key, state)
+        if not isinstance(after.step, jax.core.Tracer):
+            _warn(state, after, outcome.info, num_updates)
+        return after, outcome
+
+    return Tuner(init, step)
+
+
+def _candidates(policy: Policy, key: Key, phi: PyTree, num: int) -> PyTree:
+    """Return the policy's mode and `num − 1` draws, leading axis `[num]`."""
+    first = jax.tree.map(lambda x: jnp.asarray(x)[None], policy.mode(phi))
+    if num == 1:
+        return first
+    others = jax.tree.map(jnp.asarray, draw(policy, key, phi, num - 1)[0])
+    if jax.tree.map(jnp.ndim, first) != jax.tree.map(jnp.ndim, others):
+        raise ValueError(
+            f"num_candidates is {num} with a policy that mixes options, expected 1, its mode, because a mixture "
+            "is no architecture; leave it out"
+        )
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, others)
+
+
+def _told(found: Estimate, parts: tuple[PyTree, PyTree], finite: Array) -> dict[str, Any]:
+    """What an update says of itself."""
+    info = found.info
+    return {
+        "direct": parts[0],
+        "response": parts[1],
+        "finite": finite,
+        "value": found.value,
+        "flat": jnp.all(info.values == info.values[0]) & (info.values.size > 1),
+        "growth": info.growth,
+        "residual": info.residual,
+        "horizon": info.horizon,
+        "first_nonfinite": info.first_nonfinite,
+        "credit": info.credit,
+    }
+
+
+def _summary(told: dict[str, Any]) -> dict[str, Array]:
+    """Average over the updates of a step that were finite."""
+    finite = told["finite"]
+    num = jnp.maximum(jnp.sum(finite), 1)
+
+    def mean(tree):
+        def one(x):
+            weights = finite.reshape((-1,) + (1,) * (x.ndim - 1))
+            return jnp.sum(jnp.where(weights, x, 0), 0) / num
+
+        return jax.tree.map(one, tree)
+
+    def variance(each, middle):
+        apart = jax.tree.map(jnp.subtract, each, middle)
+        squares = jax.vmap(tree.norm)(apart) ** 2
+        spread = jnp.sum(jnp.where(finite, squares, 0)) / jnp.maximum(num - 1, 1)
+        return jnp.where(num > 1, spread, jnp.nan)
+
+    direct, response = mean(told["direct"]), mean(told["response"])
+    bad = told["first_nonfinite"]
+    return {
+        "expected_value": jnp.where(jnp.any(finite), mean(told["value"]), jnp.nan),
+        "hypergrad_norm": tree.norm(tree.add(direct, response)),
+        "direct_norm": tree.norm(direct),
+        "response_norm": tree.norm(response),
+        "cosine": cosine(direct, response),
+        "direct_variance": variance(told["direct"], direct),
+        "response_variance": variance(told["response"], response),
+        "credit_norm": mean(told["credit"]),
+        "adjoint_growth": mean(told["growth"]),
+        "residual": mean(told["residual"]),
+        "skipped": jnp.sum(~finite).astype(jnp.int32),
+        "flat": jnp.sum(told["flat"]).astype(jnp.int32),
+        "first_nonfinite": jnp.max(bad).astype(jnp.int32),
+    }
+
+
+def _warn(before: ControllerState, after: ControllerState, info: dict, num_updates: int) -> None:
+    """Warn, with the step, of a policy that has collapsed and of steps that taught nothing."""
+    at, entropy = int(before.step), float(np.asarray(info["entropy"])[0])
+    if int(after.collapsed_at) >= 0 > int(before.collapsed_at):
+        warnings.warn(
+            f"the policy has collapsed at step {at}: its entropy is {entropy:.2g} nats, less than "
+            f"{COLLAPSED:.0%} of the first, {float(after.first_entropy):.2g}, and it draws one architecture "
+            "nearly always; pass a larger entropy_bonus or a lower learning rate, or stop there",
+            ControllerWarning,
+            stacklevel=3,
+        )
+    skipped, flat = (int(np.asarray(info[name])[0]) for name in ("skipped", "flat"))
+    if skipped == num_updates:
+        warnings.warn(
+            f"no update of step {at} was finite, and the policy did not move: a draw or the shared weights have "
+            "an objective that is NaN or infinite; bound the objective, or lower the learning rates",
+            ControllerWarning,
+            stacklevel=3,
+        )
+    elif flat == num_updates:
+        warnings.warn(
+            f"all draws of every update of step {at} had the same objective, and the direct gradient of the "
+            "choices was zero: the policy draws one architecture alone, or the objective does not read it",
+            ControllerWarning,
+            stacklevel=3,
+        )
+
+
+def _strong(state: PyTree) -> PyTree:
+    """Strip weak types, so that the second step finds the first one's program."""
+
+    def strip(x):
+        dtype = jnp.result_type(x)
+        return x if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.asarray(x, dtype)
+
+    return jax.tree.map(strip, state)
