@@ -19,6 +19,9 @@ NAMES = {
     "many": "32 hypergradients at once, and one device a core, against a loop",
     "hypercleaning": "finding flipped labels by tuning a weight for every example",
     "implicit": "cost and agreement of implicit hypergradients, beside jaxopt, TorchOpt and PyTorch",
+    "population": "trials a second: one program for all trials, beside Optuna with one jitted training a trial",
+    "search_quality": "regret of searchers and schedulers, beside Optuna's samplers",
+    "cehpo_questions": "the questions that the paper of cross-entropy search leaves open",
     "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
 }
 
