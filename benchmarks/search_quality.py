@@ -2,7 +2,7 @@
 
 Six functions with known minima (logarithmic, whole and optional dimensions among them) and an MLP on four
 data sets, whose objective is its validation loss after a fixed training, the same weights and minibatches for
-all: 20 seeds of every search, 10 of Optuna's TPE and 5 of its Gaussian process, which take seconds each. A budget is 512
+all: 20 seeds of a search, 8 of both TPEs and Optuna's CMA-ES, 5 of its Gaussian process. A budget is 512
 evaluations; 64 for Gaussian processes. Ours have the settings of the command line: generations of 16, a
 quarter of them elite. Schedulers spend as many training steps as the others, and have the best of what they
 trained to the end. The full run takes half an hour on a core of its own; what is finished is not run again.
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.functions import HORIZON, NETWORKS, SYNTHETIC, Function, members
+from benchmarks.functions import HORIZON, NETWORKS, SYNTHETIC, Function, members, trained
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import plots
 from hypergrad.schedulers import hyperband, pbt, perturb
@@ -43,8 +43,8 @@ from hypergrad.tuners import search
 BUDGET, SMALL_BUDGET = 512, 64
 """Evaluations, and those of Gaussian processes."""
 CHECKPOINTS = (16, 32, 64, 128, 256, 512)
-NUM_SEEDS, NUM_SLOW_SEEDS, NUM_SLOWEST_SEEDS = 20, 10, 5
-SHORTEST = 9
+NUM_SEEDS, NUM_SLOW_SEEDS, NUM_SLOWEST_SEEDS = 20, 8, 5
+SHORTEST = 3
 """Training steps of hyperband's shortest runs."""
 PBT_MEMBERS = 64
 RIVALS = ("Optuna random", "Optuna TPE", "Optuna CMA-ES", "Optuna GP")
@@ -70,23 +70,36 @@ def run(results: Results, options: argparse.Namespace) -> None:
 
 Search = Callable[[int], tuple[np.ndarray, list[int]]]
 """(seed) -> the lowest value so far, and after how many evaluations that is."""
+_values = jax.jit(jax.vmap(trained, (None, 0)))
+_value = jax.jit(trained)
+
+
+def evaluation(function: Function, many: bool) -> Callable[[Any], jax.Array]:
+    """Compile a function of one trial or of many; networks on all data sets share a program."""
+    if function.problem is not None:
+        program = _values if many else _value
+    else:
+        program = jax.jit(jax.vmap(function.value, (None, 0)) if many else function.value)
+    return lambda hparams: program(function.data, hparams)
 
 
 def methods(function: Function, quick: bool = False) -> dict[str, tuple[int, Search]]:
     """Return every method with the number of its seeds."""
     budget, small = (32, 16) if quick else (BUDGET, SMALL_BUDGET)
     num, slow, slowest = (2, 1, 1) if quick else (NUM_SEEDS, NUM_SLOW_SEEDS, NUM_SLOWEST_SEEDS)
-    space = function.space
-    values = jax.jit(jax.vmap(function.value))
+    space, values = function.space, evaluation(function, many=True)
+    made: dict[str, tuple[int, int, int, Callable[[], Searcher]]] = {
+        "random": (num, 16, budget, lambda: random(space)),
+        "sobol": (num, 16, budget, lambda: sobol(space)),
+        "grid": (num, 16, budget, lambda: grid(space, levels_within(space, budget))),
+        "cross_entropy": (num, 16, budget, lambda: cross_entropy(space, rho=0.25)),
+        "evolution": (num, 16, budget, lambda: evolution(space, 16)),
+        "tpe": (slow, 8, budget, lambda: tpe(space, budget)),
+        "bayes, 8 at once": (num, 8, small, lambda: bayes(space, small)),
+    }
     found: dict[str, tuple[int, Search]] = {
-        "random": (num, ours(random(space), values, 16, budget)),
-        "sobol": (num, ours(sobol(space), values, 16, budget)),
-        "grid": (num, ours(grid(space, levels_within(space, budget)), values, 16, budget)),
-        "cross_entropy": (num, ours(cross_entropy(space, rho=0.25), values, 16, budget)),
-        "evolution": (num, ours(evolution(space, 16), values, 16, budget)),
-        "tpe": (num, ours(tpe(space, budget), values, 8, budget)),
-        "bayes": (num, ours(bayes(space, small), values, 1, small)),
-        "bayes, 8 at once": (num, ours(bayes(space, small), values, 8, small)),
+        name: (seeds, ours(compiled(name, space, size, make), values, size, total))
+        for name, (seeds, size, total, make) in made.items()
     }
     if function.problem is not None:
         found |= {name: (num, found_by) for name, found_by in scheduled(function, budget).items()}
@@ -97,16 +110,14 @@ def methods(function: Function, quick: bool = False) -> dict[str, tuple[int, Sea
     except ImportError:
         return found
     samplers = optuna.samplers
-    found |= {
-        "Optuna random": (num, theirs(samplers.RandomSampler, function, budget)),
-        "Optuna TPE": (slow, theirs(samplers.TPESampler, function, budget)),
-        "Optuna CMA-ES": (num, theirs(samplers.CmaEsSampler, function, budget)),
-        "Optuna GP": (
-            slowest,
-            theirs(partial(samplers.GPSampler, deterministic_objective=True), function, small),
-        ),
+    value = evaluation(function, many=False)
+    gp = partial(samplers.GPSampler, deterministic_objective=True)
+    return found | {
+        "Optuna random": (num, theirs(samplers.RandomSampler, space, value, budget)),
+        "Optuna TPE": (slow, theirs(samplers.TPESampler, space, value, budget)),
+        "Optuna CMA-ES": (slow, theirs(samplers.CmaEsSampler, space, value, budget)),
+        "Optuna GP": (slowest, theirs(gp, space, value, small)),
     }
-    return found
 
 
 def measure(name: str, method: tuple[int, Search], function: Function) -> list[Figure]:
@@ -140,15 +151,37 @@ def at_checkpoints(
     return lowest[[min(len(values), int(c / cost + 1e-6)) - 1 for c in at]], at
 
 
-def ours(searcher: Searcher, values: Callable[[Any], jax.Array], num: int, budget: int) -> Search:
+_COMPILED: dict[str, tuple[Callable, Callable, Callable]] = {}
+
+
+def compiled(
+    name: str, space: Any, num: int, make: Callable[[], Searcher]
+) -> tuple[Callable, Callable, Callable]:
+    """Compile the three functions of a searcher once for all functions over the same space."""
+    asked = f"{name} {num} {space}"
+    if asked not in _COMPILED:
+        searcher = make()
+        _COMPILED[asked] = (
+            jax.jit(searcher.init),
+            jax.jit(lambda key, state: searcher.ask(key, state, num)),
+            jax.jit(searcher.tell),
+        )
+    return _COMPILED[asked]
+
+
+def ours(
+    parts: tuple[Callable, Callable, Callable],
+    values: Callable[[Any], jax.Array],
+    num: int,
+    budget: int,
+) -> Search:
     """Search by generations of `num`; `values` evaluates one."""
-    ask = jax.jit(lambda key, state: searcher.ask(key, state, num))
-    tell = jax.jit(searcher.tell)
+    init, ask, tell = parts
     index = jnp.arange(num, dtype=jnp.int32)
 
     def search_it(seed):
         init_key, *keys = jax.random.split(jax.random.key(seed), 1 + budget // num)
-        state, found = searcher.init(init_key), []
+        state, found = init(init_key), []
         for key in keys:
             hparams = ask(key, state)
             found.append(values(hparams))
@@ -165,23 +198,28 @@ def scheduled(function: Function, budget: int) -> dict[str, Search]:
     num = num_trials(**settings)
     cost = sum(map(spent, brackets(**settings))) / HORIZON
 
-    def banded(searcher, inside=None):
-        # what it is told between brackets it forgets after the pass; the searcher outside does not
+    def banded(name, searcher, inside=None):
+        # the searcher inside learns between brackets, that outside between passes over all brackets
         return generations(
-            searcher, hyperband(**settings, searcher=inside), num, cost, function, budget
+            name, searcher, hyperband(**settings, searcher=inside), num, cost, function, budget
         )
 
-    explore = perturb(space)
-    periods = pbt(HORIZON, explore, period=9)
+    periods = pbt(HORIZON, perturb(space), period=3)
     return {
-        "hyperband": banded(random(space)),
-        "BOHB": banded(tpe(space), tpe(space)),
-        "DEHB": banded(evolution(space), evolution(space)),
-        "PBT": generations(random(space), periods, PBT_MEMBERS, PBT_MEMBERS, function, budget),
+        "hyperband": banded("hyperband", random(space)),
+        "BOHB": banded("BOHB", tpe(space), tpe(space)),
+        "DEHB": banded("DEHB", evolution(space, 16), evolution(space, 16)),
+        "PBT": generations(
+            "PBT", random(space), periods, PBT_MEMBERS, PBT_MEMBERS, function, budget
+        ),
     }
 
 
+_PROGRAMS: dict[str, Callable] = {}
+
+
 def generations(
+    name: str,
     searcher: Searcher,
     scheduler: Scheduler,
     num: int,
@@ -190,25 +228,26 @@ def generations(
     budget: int,
 ) -> Search:
     """Run a searcher times a scheduler; a generation counts when it is over."""
-    assert function.problem is not None
-    tuner = search(members(function.problem), searcher, scheduler, num)
     repeats = max(1, int(budget / cost + 1e-6))
 
-    @jax.jit
-    def run(key):
+    def run(data, key):
+        assert function.problem is not None
+        tuner = search(members(function.problem(data)), searcher, scheduler, num)
+
         def generation(state, key):
             state, outcome = tuner.step(key, state)
-            return state, jnp.min(
-                jnp.where(outcome.steps == HORIZON, outcome.values, jnp.inf), initial=jnp.inf
-            )
+            return state, jnp.min(jnp.where(outcome.steps == HORIZON, outcome.values, jnp.inf))
 
         key, init_key = jax.random.split(key)
         return jax.lax.scan(generation, tuner.init(init_key), jax.random.split(key, repeats))[1]
 
-    return lambda seed: at_checkpoints(np.asarray(run(jax.random.key(seed))), budget, cost)
+    program = _PROGRAMS.setdefault(f"{name} {budget}", jax.jit(run))
+    return lambda seed: at_checkpoints(
+        np.asarray(program(function.data, jax.random.key(seed))), budget, cost
+    )
 
 
-def theirs(make: Callable, function: Function, budget: int) -> Search:
+def theirs(make: Callable, space: Any, value: Callable[[Any], jax.Array], budget: int) -> Search:
     """Search by a sampler of Optuna's, one trial after the other, in memory."""
     import optuna  # pyright: ignore[reportMissingImports]
 
@@ -221,8 +260,7 @@ def theirs(make: Callable, function: Function, budget: int) -> Search:
             dim.low, dim.high, log=isinstance(dim, LogReal)
         )
 
-    asked = {name: distribution(dim) for name, dim in function.space.items()}
-    value = jax.jit(function.value)
+    asked = {name: distribution(dim) for name, dim in space.items()}
 
     def search_it(seed):
         study = optuna.create_study(sampler=make(seed=seed))
