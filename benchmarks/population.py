@@ -12,6 +12,7 @@ suggestions of a Gaussian process, and generations that stay on the device. The 
 """
 
 import argparse
+import functools
 import itertools
 import tempfile
 import time
@@ -28,7 +29,7 @@ import optax
 from benchmarks.record import Figure, Results, interleave, markdown, timed
 from hypergrad import study
 from hypergrad.coordinates import from_units
-from hypergrad.layout import chunked
+from hypergrad.layout import Layout, chunked
 from hypergrad.population import population
 from hypergrad.problem import Problem
 from hypergrad.schedulers import full, halving
@@ -64,15 +65,14 @@ def run(results: Results, options: argparse.Namespace) -> None:
     """Measure every case that is not in the results yet."""
     quick = options.quick
     repeats = 1 if quick else REPEATS
-    cases: dict[str, Callable[[], list[Figure]]] = {}
-    for width, num in [(8, 64)] if quick else itertools.product(WIDTHS, SIZES):
-        cases[f"{width} units, {num} members"] = lambda w=width, n=num: rates(w, n, repeats)
-    cases |= {
+    cases: dict[str, Callable[[], list[Figure]]] = {
         "recompilation": lambda: recompilation(128 if quick else 1024),
         "generation": lambda: generation(64 if quick else 1024, repeats),
         "Gaussian process": lambda: gaussian_process(20 if quick else 100, repeats),
         "on the device": lambda: on_device(2 if quick else 16, repeats),
     }
+    for width, num in [(8, 64)] if quick else itertools.product(WIDTHS, SIZES):
+        cases[f"{width} units, {num} members"] = lambda w=width, n=num: rates(w, n, repeats)
     for name, measure in cases.items():
         if name not in results.cases:
             print(f"{name} ...", flush=True)
@@ -124,7 +124,7 @@ def rates(width: int, num: int, repeats: int) -> list[Figure]:
     problem = make_problem(width)
     # what a user of Optuna would write: everything that a trial does, compiled once
     train = jax.jit(lambda key, h: objective(problem, key, h))
-    layout = fastest_layout(problem, drawn(num), order=KEY).layout
+    layout = layout_of(width)
     members = population(problem, layout=layout, order=KEY)
     tuner = search(members, cross_entropy(SPACE, rho=max(0.1, 4 / num)), full(HORIZON), num)
     with ExitStack() as stack:
@@ -145,6 +145,12 @@ def rates(width: int, num: int, repeats: int) -> list[Figure]:
             figures.append(Figure(name, f"time, {which}", found[which] / counts[name], "s a trial"))
     figures += [Figure(D, f"ratio {n}", rate[D] / rate[n], "times") for n in calls if n != D]
     return [*figures, Figure(D, "layout", layout.label, "layout")]
+
+
+@functools.cache
+def layout_of(width: int) -> Layout:
+    """Measure which layout is fastest for a network, as `tune` does before a search."""
+    return fastest_layout(make_problem(width), drawn(LEAST), order=KEY).layout
 
 
 def objective(problem: Problem, key: jax.Array, hparams: Any) -> jax.Array:

@@ -11,8 +11,12 @@ from pathlib import Path
 from benchmarks.record import Results
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/chaotic.md")
-PICTURES = {"chaotic": "docs/chaotic.png"}
+DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/chaotic.md", "docs/cehpo.md")
+PICTURES = {
+    "chaotic": "docs/chaotic.png",
+    "search_quality": "docs/search_quality.png",
+    "cehpo_questions": "docs/cehpo.png",
+}
 """Benchmark -> the picture that its `draw` makes of the results."""
 BLOCK = re.compile(r"<!-- (\w+) (table|summary) -->\n.*?<!-- end -->", re.DOTALL)
 
