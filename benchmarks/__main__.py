@@ -24,7 +24,10 @@ NAMES = {
     "flatness_theory": "Theorem 1 checked, and what each measure of flatness says of generalization",
     "frobenius": "exact Hessian norms beside jax.hessian, torch.func, curvlinops and PyHessian",
     "implicit": "cost and agreement of implicit hypergradients, beside jaxopt, TorchOpt and PyTorch",
+    "population": "trials a second: one program for all trials, beside Optuna with one jitted training a trial",
     "scaling": "weak scaling of a population over devices, and what a generation sends between them",
+    "search_quality": "regret of searchers and schedulers, beside Optuna's samplers",
+    "cehpo_questions": "the questions that the paper of cross-entropy search leaves open",
     "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
 }
 

@@ -14,15 +14,18 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
     "README.md",
     "benchmarks/README.md",
+    "docs/cehpo.md",
     "docs/chaotic.md",
     "docs/controller.md",
     "docs/distributed.md",
     "docs/flatness.md",
 )
 PICTURES = {
+    "cehpo_questions": "docs/cehpo.png",
     "chaotic": "docs/chaotic.png",
     "controller": "docs/controller.png",
     "flatness_theory": "docs/flatness.png",
+    "search_quality": "docs/search_quality.png",
 }
 """Benchmark -> the picture that its `draw` makes of the results."""
 BLOCK = re.compile(r"<!-- (\w+) (table|summary) -->\n.*?<!-- end -->", re.DOTALL)

@@ -52,7 +52,7 @@ def tpe(
     capacity: int = 512,
     *,
     num_initial: int | None = None,
-    share: float = 0.15,
+    share: float = 0.1,
     num_candidates: int = 32,
     multivariate: bool = True,
 ) -> Searcher:
@@ -87,7 +87,7 @@ def tpe(
     check_horizon(num_candidates, "num_candidates")
     number = isinstance(share, (int, float)) and not isinstance(share, bool)
     if not number or not 0 < share < 1:
-        raise ValueError(f"share is {share!r}, expected a share in (0, 1); pass e.g. 0.15")
+        raise ValueError(f"share is {share!r}, expected a share in (0, 1); pass e.g. 0.1")
     first = directions(coords.num)
     joint_dim = coords.num if multivariate else 1
     options = ~coords.ordered
