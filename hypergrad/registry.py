@@ -22,7 +22,7 @@ from hypergrad.estimators import (
 )
 from hypergrad.integrations.optuna import named_sampler, optuna_searcher
 from hypergrad.problem import Problem
-from hypergrad.schedulers import Scheduler, full, halving, hyperband, pbt, perturb
+from hypergrad.schedulers import Scheduler, full, halving, hyperband, pb2, pbt, perturb
 from hypergrad.schedulers.base import geometric_rungs, spent
 from hypergrad.schedulers.hyperband import brackets
 from hypergrad.searchers import (
@@ -87,7 +87,10 @@ SCHEDULERS: dict[str, str] = {
     "halving": "all trials a little, the best third three times as long, and so on",
     "hyperband": "several halvings, from the boldest to the most patient; with tpe as in BOHB",
     "pbt": "the worst go on from copies of the best, with other hyperparameters",
+    "pb2": "as pbt, these from a Gaussian process over what improved the others",
 }
+BY_COPIES = ("pbt", "pb2")
+"""Schedulers whose members go on from one another."""
 NAMES = {"method": METHODS, "scheduler": SCHEDULERS, "estimator": ESTIMATORS, "bilevel": BILEVEL}
 """Option -> the names it may have."""
 ETA = 3
@@ -95,7 +98,7 @@ ETA = 3
 MOST_HALVINGS = 3
 """The shortest runs have at least a 27th of the steps: what they say of the longest is little enough."""
 NUM_PERIODS = 8
-"""Comparisons of `pbt` in a run, or a few more: the steps are divided evenly."""
+"""Comparisons of `pbt` and `pb2` in a run, or a few more: the steps are divided evenly."""
 LEAST_BELIEVED = 8
 """First trials that come from the beliefs, where a search has no distribution of its own to put them in."""
 SUM_BATCH = 64
@@ -199,8 +202,8 @@ def scheduler(name: str, space: PyTree, horizon: int, size: int) -> tuple[Schedu
     check_name("scheduler", name, SCHEDULERS)
     if name == "full":
         return full(horizon), size
-    if name == "pbt":
-        explore = perturb(space, draw=sample_constant)
+    if name in BY_COPIES:
+        explore = pb2(space) if name == "pb2" else perturb(space, draw=sample_constant)
         return pbt(horizon, explore, period=largest_divisor(horizon, horizon // NUM_PERIODS)), size
     last = next(s for s in range(MOST_HALVINGS, -1, -1) if ETA**s <= min(size, horizon))
     least = horizon // ETA**last

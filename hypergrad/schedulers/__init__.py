@@ -5,6 +5,7 @@ from hypergrad.schedulers.full import full
 from hypergrad.schedulers.halving import halving, staged
 from hypergrad.schedulers.hyperband import hyperband
 from hypergrad.schedulers.objectives import constrained, scalarized
+from hypergrad.schedulers.pb2 import pb2
 from hypergrad.schedulers.pbt import pbt, perturb
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "geometric_rungs",
     "halving",
     "hyperband",
+    "pb2",
     "pbt",
     "perturb",
     "scalarized",
