@@ -38,6 +38,7 @@ from hypergrad.schedulers import (
     halving,
     hyperband,
     matched,
+    pb2,
     pbt,
     perturb,
 )
@@ -113,7 +114,10 @@ SCHEDULERS: dict[str, str] = {
     "hyperband": "several halvings, from the boldest to the most patient; with tpe as in BOHB",
     "flatness": "all trials for an epoch, and the flattest fifth to the end (FGHPO at matched loss)",
     "pbt": "the worst go on from copies of the best, with other hyperparameters",
+    "pb2": "as pbt, these from a Gaussian process over what improved the others",
 }
+BY_COPIES = ("pbt", "pb2")
+"""Schedulers whose members go on from one another."""
 NAMES = {
     "method": METHODS,
     "scheduler": SCHEDULERS,
@@ -127,7 +131,7 @@ ETA = 3
 MOST_HALVINGS = 3
 """The shortest runs have at least a 27th of the steps: what they say of the longest is little enough."""
 NUM_PERIODS = 8
-"""Comparisons of `pbt` in a run, or a few more: the steps are divided evenly."""
+"""Comparisons of `pbt` and `pb2` in a run, or a few more: the steps are divided evenly."""
 LEAST_BELIEVED = 8
 """First trials that come from the beliefs, where a search has no distribution of its own to put them in."""
 NUM_PRODUCTS = 12
@@ -244,8 +248,8 @@ def scheduler(
     check_name("scheduler", name, SCHEDULERS)
     if name == "full":
         return full(horizon), size
-    if name == "pbt":
-        explore = perturb(space, draw=sample_constant)
+    if name in BY_COPIES:
+        explore = pb2(space) if name == "pb2" else perturb(space, draw=sample_constant)
         return pbt(horizon, explore, period=largest_divisor(horizon, horizon // NUM_PERIODS)), size
     if name == "flatness":
         first, kept = min(horizon, _epoch(problem, horizon)), max(1, size // 5)

@@ -128,10 +128,10 @@ def replay(
             f"the study is by {how!r}, whose training goes on from trial to trial, expected one that trains "
             "every trial from its start; use hypergrad.study.replay, which makes the steps again"
         )
-    if settings.scheduler == "pbt":
+    if settings.scheduler in registry.BY_COPIES:
         raise ValueError(
-            "the study is by 'pbt', whose members go on from one another, expected a scheduler that trains "
-            "every trial from its start; use hypergrad.study.replay, which makes the steps again"
+            f"the study is by {settings.scheduler!r}, whose members go on from one another, expected one "
+            "that trains every trial from its start; use hypergrad.study.replay, which makes the steps again"
         )
     found = study.replay(build(task, settings)[0], folder, trial)
     hparams = jax.tree.map(jax.numpy.asarray, found.outcome.hparams)

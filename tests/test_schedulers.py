@@ -29,8 +29,9 @@ from hypergrad.schedulers import (
     staged,
     traverse,
 )
+from hypergrad.schedulers.base import History
 from hypergrad.schedulers.hyperband import brackets, num_trials
-from hypergrad.schedulers.pbt import History, sources
+from hypergrad.schedulers.pbt import sources
 from hypergrad.searchers import Outcome, Searcher
 from hypergrad.space import (
     Choice,
@@ -396,7 +397,7 @@ def test_pbt_leaves_the_schedule_that_a_member_was_trained_with():
     again = h["end"] + h["start"] / (1 + rates.sum(1))
     np.testing.assert_allclose(outcome.values, again, rtol=1e-5)
     falling = {"rate": Sequence(Real(0.1, 1.0), steps, decreasing=True)}
-    history = History({}, jnp.zeros((3, 10)), jnp.int32(1))
+    history = History({}, jnp.zeros((3, 10)), jnp.zeros((3, 10)), jnp.int32(1))
     first = {"rate": jnp.broadcast_to(jnp.linspace(0.6, 0.3, steps), (10, steps))}
     moved = np.asarray(jax.jit(perturb(falling, resample=0.0))(KEY, first, history)["rate"])
     assert np.all(np.diff(moved) <= 0) and np.all(moved[:, :2] == first["rate"][:, :2])
@@ -551,3 +552,52 @@ def test_refused_in_one_line(fragment):
 
 def test_every_scheduler_is_named():
     assert set(SCHEDULERS) <= set(schedulers.__all__)
+
+
+def test_pb2_explores_where_the_objective_fell_most():
+    """The best rate is a function of time: low early and high late, as the changes of the others show."""
+    space = {"rate": Real(0.0, 1.0), "kind": Choice(("a", "b", "c"))}
+    num_periods, num = 4, 12
+    random = np.random.default_rng(0)
+    rate = random.uniform(0, 1, (num_periods, num)).astype(np.float32)
+    kind = random.integers(0, 3, (num_periods, num)).astype(np.int32)
+    change = 4 * (rate - 0.8) ** 2 + 0.5 * (kind != 1) - 1
+    starts = np.full((num_periods, num), 5.0, np.float32)
+    starts[0] = np.nan
+    values = (starts + change).astype(np.float32)
+    values[2, 3] = np.nan  # one diverged
+    explore = jax.jit(schedulers.pb2(space, kappa=0.5, capacity=32))
+    given = {"rate": jnp.full(num, 0.1), "kind": jnp.zeros(num, jnp.int32)}
+    seen = History({"rate": rate, "kind": kind}, values, starts, jnp.int32(3))
+    moved = explore(KEY, given, seen)
+    assert np.median(np.abs(np.asarray(moved["rate"]) - 0.8)) < 0.15
+    assert np.mean(np.asarray(moved["kind"]) == 1) > 0.5
+    assert moved["kind"].dtype == jnp.int32 and moved["rate"].dtype == given["rate"].dtype
+    nothing = explore(KEY, given, seen._replace(num=jnp.int32(1)))
+    assert len(np.unique(nothing["rate"])) == num, "nothing known yet: anywhere"
+    with pytest.raises(ValueError, match="kappa is -1"):
+        schedulers.pb2(space, kappa=-1)
+    with pytest.raises(ValueError, match=r"space\['n'\] is static"):
+        schedulers.pb2({"n": Integer(1, 2, static=True)})
+
+
+def test_pb2_in_a_population_with_schedules():
+    space = {"rate": Sequence(Real(0.1, 1.0), 6), "end": Real(0.0, 1.0), "start": Real(0.5, 1.0)}
+    curve = CURVE._replace(
+        loss=lambda w, h, b: -w * jnp.mean(h["rate"]),
+        objective=lambda w, h, b: h["end"] + h["start"] / (1 + w),
+    )
+    scheduler = pbt(6, schedulers.pb2(space, capacity=16), period=2, fraction=0.25)
+    hparams = jax.vmap(lambda key: sample(space, key))(jax.random.split(KEY, 8))
+    members = population(curve, layout=vectorized())
+    outcome = jax.jit(lambda key, h: scheduler(members, key, h))(KEY, hparams)
+    found = {n: np.asarray(x) for n, x in outcome.info.items() if n.startswith("schedule.")}
+    rates = found["schedule.rate"]  # [N, periods, steps]
+    np.testing.assert_array_equal(rates[:, 0, :2], rates[:, 1, :2])
+    np.testing.assert_array_equal(rates[:, 1, 2:4], rates[:, 2, 2:4])
+    copied = np.any(rates[:, 0] != rates[:, 2], axis=-1)
+    assert copied.any() and not copied.all()
+    for member in np.flatnonzero(np.any(rates[:, 0] != rates[:, 1], axis=-1)):
+        assert len(np.unique(rates[member, 1, 2:])) == 1, "one value from the present on"
+    best = float(outcome.values.min())
+    assert best <= float(full(6)(members, KEY, hparams).values.min())

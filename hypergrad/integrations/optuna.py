@@ -88,9 +88,8 @@ def optuna_searcher(
     live: _Live | None = None
 
     def init(key):
-        seed = (
-            jax.random.bits(key, (), jnp.uint32) >> 1
-        )  # numpy's generators take 32 bits, others 31
+        # numpy's generators take 32 bits, others 31
+        seed = jax.random.bits(key, (), jnp.uint32) >> 1
         like = jax.eval_shape(draw, jax.ShapeDtypeStruct((1, len(found)), jnp.result_type(float)))
         hparams = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), like)
         whole = jnp.zeros(capacity, jnp.int32)

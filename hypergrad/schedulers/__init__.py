@@ -14,6 +14,7 @@ from hypergrad.schedulers.full import full
 from hypergrad.schedulers.halving import halving, staged
 from hypergrad.schedulers.hyperband import hyperband
 from hypergrad.schedulers.objectives import constrained, scalarized
+from hypergrad.schedulers.pb2 import pb2
 from hypergrad.schedulers.pbt import pbt, perturb
 from hypergrad.schedulers.reach import reach
 
@@ -31,6 +32,7 @@ __all__ = [
     "lowest_value",
     "matched",
     "pareto",
+    "pb2",
     "pbt",
     "perturb",
     "reach",

@@ -1,7 +1,7 @@
 """The contract of every scheduler, and what those that stop trials early share."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence as Many
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -11,6 +11,7 @@ from hypergrad import tree
 from hypergrad.population import Population, count
 from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Outcome
+from hypergrad.space import Dimension, Sequence
 from hypergrad.types import Array, HParams, Key, PyTree
 
 Scheduler: TypeAlias = Callable[[Population, Key, HParams], Outcome]
@@ -38,12 +39,41 @@ class Rung(NamedTuple):
     rank: Rank | None = None
 
 
+class History(NamedTuple):
+    """What the members of a population were trained with so far, and how they did.
+
+    Attributes:
+        hparams: of each period, `[P, N, ...]`.
+        values: objectives at the end of each, `[P, N]`.
+        starts: objectives that they went on from, `[P, N]`; NaN for the first period.
+        num: periods so far, int32; the rows from there on are still zero.
+    """
+
+    hparams: HParams
+    values: Array
+    starts: Array
+    num: Array
+
+
+Explore: TypeAlias = Callable[[Key, HParams, History], HParams]
+"""(key, hparams `[N]`, history) -> other hparams `[N]`; only those of members just copied are used."""
+
+
+def later(dim: Dimension, past: float | Array, value: Array, moved: Array) -> Array:
+    """Keep the share `past` of a schedule, which is over; other dimensions have none."""
+    if not isinstance(dim, Sequence):
+        return moved
+    time = (jnp.arange(dim.length) + 0.5) / dim.length  # the middle of a step, clear of rounding
+    moved = jnp.where((time < past).reshape((-1,) + (1,) * (value.ndim - 1)), value, moved)
+    return jax.lax.cummin(moved) if dim.decreasing else moved
+
+
 def best_first(scores: Array) -> Array:
     """Return the members from the best score to the worst, `[N]`; ties by index, what is not finite last."""
     return jnp.argsort(jnp.where(jnp.isfinite(scores), scores, jnp.inf), stable=True)
 
 
-def train_up(population: Population, key: Key, hparams: HParams, rungs: Sequence[Rung]) -> Outcome:
+def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Rung]) -> Outcome:
     """Train members from rung to rung, and those that are no longer among the best no further.
 
     S_0 = all;  S_{i+1} = the n_{i+1} lowest scores of S_i at r_i steps
@@ -92,7 +122,7 @@ def geometric_rungs(num: int, num_steps: int, last: int, eta: float) -> tuple[Ru
     )
 
 
-def spent(rungs: Sequence[Rung]) -> int:
+def spent(rungs: Many[Rung]) -> int:
     """Return the training steps of all members together, Σ_i n_i (r_i − r_{i−1})."""
     before = [0, *(rung.steps for rung in rungs)]
     return sum(rung.num * (rung.steps - start) for rung, start in zip(rungs, before, strict=False))

@@ -9,27 +9,9 @@ import jax.numpy as jnp
 from hypergrad import space as spaces, tree
 from hypergrad.population import count
 from hypergrad.problem import check_horizon
-from hypergrad.schedulers.base import Scheduler, best_first
+from hypergrad.schedulers.base import Explore, History, Scheduler, best_first, later
 from hypergrad.searchers.base import Outcome
 from hypergrad.types import Array, HParams, Key, PyTree
-
-
-class History(NamedTuple):
-    """What the members were trained with so far, and how they did.
-
-    Attributes:
-        hparams: of each period, `[P, N, ...]`.
-        values: objectives at the end of each, `[P, N]`.
-        num: periods so far, int32; the rows from there on are still zero.
-    """
-
-    hparams: HParams
-    values: Array
-    num: Array
-
-
-Explore = Callable[[Key, HParams, History], HParams]
-"""(key, hparams `[N]`, history) -> other hparams `[N]`; only those of members just copied are used."""
 
 
 class _Carry(NamedTuple):
@@ -37,6 +19,7 @@ class _Carry(NamedTuple):
     hparams: HParams
     states: PyTree
     parent: Array
+    start: Array  # objectives that the members go on from, `[N]`
     seen: History  # row p is what member i had in period p
     line: History  # row p is what the ancestor of member i had in period p
 
@@ -57,7 +40,7 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
 
     Args:
         num_steps: of each member.
-        explore: makes other hparams of a copy's, e.g. `perturb(space)`.
+        explore: makes other hparams of a copy's: `perturb(space)`, or `pb2(space)`.
         period: steps between comparisons; divides `num_steps`.
         fraction: share that is replaced, and that is copied; above 0, at most one half.
 
@@ -88,12 +71,12 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
         states = population.init(keys, hparams)
         empty = _empty(hparams, num_periods, num)
         parent = jnp.arange(num, dtype=jnp.int32)
-        carry = _Carry(key, hparams, states, parent, empty, empty)
+        carry = _Carry(key, hparams, states, parent, jnp.full(num, jnp.nan), empty, empty)
 
         def train(carry):
             states = population.advance(carry.hparams, carry.states, period)
             values, info = population.judge(carry.hparams, states)
-            seen, line = (_record(h, carry.hparams, values) for h in (carry.seen, carry.line))
+            seen, line = (_record(h, carry, values) for h in (carry.seen, carry.line))
             return carry._replace(states=states, seen=seen, line=line), values, info
 
         def generation(carry, _):
@@ -121,15 +104,16 @@ def _empty(hparams: HParams, num_periods: int, num: int) -> History:
     tried = jax.tree.map(
         lambda x: jnp.zeros((num_periods, *jnp.shape(x)), jnp.result_type(x)), hparams
     )
-    return History(tried, jnp.zeros((num_periods, num)), jnp.zeros((), jnp.int32))
+    none = jnp.zeros((num_periods, num))
+    return History(tried, none, none, jnp.zeros((), jnp.int32))
 
 
-def _record(history: History, hparams: HParams, values: Array) -> History:
+def _record(history: History, carry: _Carry, values: Array) -> History:
     """Write one period."""
     now = history.num
-    kept = jax.tree.map(lambda all, x: all.at[now].set(x), history.hparams, hparams)
+    kept = jax.tree.map(lambda all, x: all.at[now].set(x), history.hparams, carry.hparams)
     values = history.values.at[now].set(values.astype(history.values.dtype))
-    return History(kept, values, now + 1)
+    return History(kept, values, history.starts.at[now].set(carry.start), now + 1)
 
 
 def _exploit(population, carry: _Carry, values: Array, explore: Explore, fraction: float) -> _Carry:
@@ -145,12 +129,14 @@ def _exploit(population, carry: _Carry, values: Array, explore: Explore, fractio
     line = carry.line._replace(
         hparams=jax.tree.map(lambda x: x[:, source], carry.line.hparams),
         values=carry.line.values[:, source],
+        starts=carry.line.starts[:, source],
     )
     return _Carry(
         key,
         jax.tree.map(choose, other, hparams),
         population.take(carry.states, source),
         carry.parent[source],
+        values[source].astype(carry.start.dtype),
         carry.seen,
         line,
     )
@@ -217,7 +203,7 @@ def perturb(
         given = jax.tree.leaves(hparams)
         keys = jax.random.split(key, len(dims))
         moved = [
-            _later(args[0], past, args[2], _perturb(*args, factor, resample))
+            later(args[0], past, args[2], _perturb(*args, factor, resample))
             for args in zip(dims, keys, given, drawn, strict=True)
         ]
         return jax.tree.unflatten(structure, moved)
@@ -244,12 +230,3 @@ def _perturb(dim, key: Key, value: Array, drawn: Array, factor: float, resample:
         moved = jnp.clip(moved, bounds.low, bounds.high)
     anew = jax.random.bernoulli(draw_key, resample)
     return jnp.where(anew, drawn, moved).astype(value.dtype)
-
-
-def _later(dim, past: float | Array, value: Array, moved: Array) -> Array:
-    """Keep the share `past` of a schedule, which is over; other dimensions have none."""
-    if not isinstance(dim, spaces.Sequence):
-        return moved
-    time = (jnp.arange(dim.length) + 0.5) / dim.length  # the middle of a step, clear of rounding
-    moved = jnp.where((time < past).reshape((-1,) + (1,) * (value.ndim - 1)), value, moved)
-    return jax.lax.cummin(moved) if dim.decreasing else moved

@@ -181,7 +181,7 @@ def bayes(
 
         def one(posterior, step):
             key, row = step
-            unit = _maximise(key, posterior, coords, acquisition, (leaders, low, high))
+            unit = maximise(key, posterior, coords, acquisition, (leaders, low, high))
             return believe(posterior, coords.ordered, unit, row), unit
 
         steps = jax.random.split(key, num), size + jnp.arange(num)
@@ -221,14 +221,22 @@ def _index(sizes: list[int], count: Array) -> Array:
     return jnp.sum(count > jnp.array(sizes), dtype=jnp.int32)
 
 
-def _maximise(
+def maximise(
     key: Key,
     posterior: Posterior,
     coords: Coordinates,
     acquisition: Acquisition,
     where: tuple[Array, Array, Array],
 ) -> Array:
-    """Return the unit coordinates with the highest acquisition found within a box, `[D]`."""
+    """Return the unit coordinates with the highest acquisition found within a box, `[D]`.
+
+    Args:
+        key: draws the candidates.
+        posterior: what is known.
+        coords: of the units.
+        acquisition: what is maximised.
+        where: units to look near, `[L, D]`, and the lower and upper bounds of the box, `[D]`.
+    """
     leaders, low, high = where
     means = predict(posterior, coords.ordered, posterior.units)[0]
     best = jnp.min(jnp.where(posterior.mask, means, jnp.inf))
