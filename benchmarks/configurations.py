@@ -23,7 +23,7 @@ import optax
 
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import curvature as cv
-from hypergrad.curvature.base import loss_of
+from hypergrad.curvature.base import dense, loss_of
 from tasks import data as files
 
 SIZES = {
@@ -140,7 +140,7 @@ def first_params(
 
 def logits(params: Any, width: Any, depth: Any, inputs: Any) -> Any:
     """Return the outputs on many samples, `[n, classes]`."""
-    return jax.vmap(lambda x: network(width, depth).forward(cv.base.dense, params, (x,)))(inputs)
+    return jax.vmap(lambda x: network(width, depth).forward(dense, params, (x,)))(inputs)
 
 
 @partial(jax.jit, static_argnums=4)
