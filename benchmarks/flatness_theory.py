@@ -212,7 +212,8 @@ def train_bayes(
                 moves, moments = optimizer.update(jax.grad(bayes_loss)(params, some), moments)
                 return jax.tree.map(lambda w, d: w - rate * d, params, moves), moments
 
-            return jax.vmap(one)(*state, jnp.asarray(RATES)), None
+            params, moments = state
+            return jax.vmap(one)(params, moments, jnp.asarray(RATES)), None
 
         return jax.lax.scan(step, state, order)[0]
 

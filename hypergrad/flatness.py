@@ -97,7 +97,8 @@ def batch_of(problem: Problem) -> Batch:
     if problem.train_set is None:
         return problem.train_batch(jax.random.key(0), jnp.zeros((), jnp.int32))
     num = problem.train_set.num_examples
-    return problem.train_set.at(np.linspace(0, num - 1, min(num, MOST_SAMPLES)).astype(np.int32))
+    index = np.linspace(0, num - 1, min(num, MOST_SAMPLES)).astype(np.int32)
+    return problem.train_set.at(jnp.asarray(index))
 
 
 def _measure(task: Task, hparams: HParams, key: Key) -> tuple[dict[str, Array], cv.Landscape]:
