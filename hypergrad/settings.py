@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 MOST = 10**9
 """Largest count that is taken for one."""
+MAX_NODES = 40
+"""Most nodes of a task's diagram."""
 BY_GRADIENT = ("descent", "bilevel", "controller")
 """Methods that need hypergradients, and are compared with random search of the same cost; others search."""
 ONLY_FOR = {
