@@ -184,7 +184,6 @@ def architecture(diagram: Diagram, *, width: float = WIDE) -> "Figure | None":
             box = {"boxstyle": "round,pad=0.5", "facecolor": "#f1f6fa", "edgecolor": TUNED["color"]}
             text = "\n".join(clean(line, 24) for line in node)
             drawn = axes.text(x, y, text, ha="center", va="center", fontsize=8.5, bbox=box)
-            drawn.update_bbox_position_size(figure.canvas.get_renderer())  # arrows end at the box
             boxes.append(drawn.get_bbox_patch())
         for start, end in diagram.edges:
             first, last = ((i, 0) if across else (0, -i) for i in (start, end))

@@ -24,7 +24,6 @@ from hypergrad.types import (
 )
 
 
-
 class StructuralZeroWarning(UserWarning):
     """A hypergradient, or a part of one, is zero whatever the numbers; the message names the leaf."""
 
