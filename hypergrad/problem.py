@@ -229,8 +229,8 @@ def check_diagram(diagram: Callable[[HParams], dict[str, Any]], hparams: HParams
         ) from error
     if not 1 <= len(nodes) <= MAX_NODES or any(not 0 <= i < len(nodes) for e in edges for i in e):
         raise ValueError(
-            f"task.diagram returned {len(nodes)} nodes and the edges {str(edges)[:80]}, expected 1 to {MAX_NODES} "
-            "nodes and edges between them by their number from 0; leave out what is not there"
+            f"task.diagram returned {len(nodes)} nodes and the edges {str(edges)[:80]}, expected 1 to "
+            f"{MAX_NODES} nodes and edges between them by their number from 0; leave out what is not there"
         )
     return {"nodes": nodes, "edges": edges}
 

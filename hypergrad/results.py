@@ -153,8 +153,8 @@ def _diagram(data: dict[str, Any] | None, where: str) -> plots.Diagram | None:
     )
     if not (texts and pairs and 1 <= len(nodes) <= MAX_NODES and len(edges) <= MAX_NODES**2):
         raise ValueError(
-            f"{where} is no graph of at most {MAX_NODES} nodes, expected lines of text and pairs of their numbers; "
-            "write it again with the task's diagram"
+            f"{where} is no graph of at most {MAX_NODES} nodes, expected lines of text and pairs of their "
+            "numbers; write it again with the task's diagram"
         )
     return plots.Diagram([[_line(x, 40) for x in node[:4]] for node in nodes], edges)
 

@@ -30,8 +30,9 @@ class Settings(NamedTuple):
         estimator: name of the hypergradient estimator (`registry.ESTIMATORS`).
         bilevel: which method of "bilevel" (`registry.BILEVEL`).
         response: of the weights in "controller" (`registry.RESPONSES`).
-        budget: outer steps for "descent", "bilevel" and "controller", trials for a search (in equal generations,
-            so a few more where their size does not divide them); not used where population and generations are given.
+        budget: outer steps for "descent", "bilevel" and "controller", trials for a search (in equal
+            generations, so a few more where their size does not divide them); not used where population and
+            generations are given.
         seed: of everything.
         learning_rate: of the outer Adam, a step of the budget, decayed to zero by a cosine over the budget.
         num_seeds: seeds averaged in each hypergradient of "descent", 1 for none; where it is more than 4, as

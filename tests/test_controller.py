@@ -251,9 +251,9 @@ def test_the_diagram():
     for width in (plots.WIDE, plots.NARROW):
         drawn = plots.svg(plots.architecture(plots.Diagram(**graph), width=width))
         assert "bottleneck" in drawn
-    with pytest.raises(ValueError, match="task.diagram failed on the given hparams"):
+    with pytest.raises(ValueError, match=r"task.diagram failed on the given hparams"):
         problems.check_diagram(lambda h: {"nodes": 3}, {})
-    with pytest.raises(ValueError, match="task.diagram returned 1 nodes and the edges"):
+    with pytest.raises(ValueError, match=r"task.diagram returned 1 nodes and the edges"):
         problems.check_diagram(lambda h: {"nodes": [["a"]], "edges": [[0, 1]]}, {})
 
 
