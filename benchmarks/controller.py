@@ -1,13 +1,13 @@
 """Does the response matter? ENAS with and without it, beside DARTS and searches that share no weights.
 
-Every method searches the same space, `tasks.supernet_digits` (the optimizer fixed or part of it), on the digits,
+Every method searches the same space, `tasks.supernet_digits` (the optimizer fixed or part of it), on digits,
 with 50 to 1000 training images: the fewer there are, the more do training and validation want different things.
 What it found is trained again from scratch: the four best by its own account once, and of these the best on
 validation twice more, with fresh seeds; validation and test are those last ones'. The whole is repeated over
 ten seeds, each with a split, weights and minibatches of its own, side by side in one program.
 
-Two budgets: equal gradient evaluations, where a backward pass through a step of training counts as two gradients and
-a product with the Hessian as two; and equal wall time, that of ENAS, by a measured time for each step.
+Two budgets: equal gradient evaluations, where a backward pass through a step of training counts as two
+gradients and a product with the Hessian as two; and equal wall time, that of ENAS, by a measured time for each step.
 The full run takes about half an hour on one idle core.
 """
 
@@ -193,7 +193,7 @@ def _affordable(results: Results, name: str, num: int, call: Callable) -> int:
 
 
 def stacked(num_seeds: int) -> Splits:
-    """Load a split for each seed, leading axis `[num_seeds]`; of the validation images the first `NUM_VALID`."""
+    """Load a split a seed, leading axis `[num_seeds]`; the first `NUM_VALID` of the validation images."""
     parts = [load(seed) for seed in range(num_seeds)]
     cut = [p._replace(valid=tuple(x[:NUM_VALID] for x in p.valid)) for p in parts]
     return jax.tree.map(lambda *xs: jnp.stack(xs), *cut)

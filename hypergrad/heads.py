@@ -135,7 +135,7 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
     **Cost:** a pass through the heads a draw, and another one for its probability; each is one loop, which
     compiles once whatever the number of leaves.
 
-    **Limits:** the entropy is an estimate over 32 fixed draws where heads read choices, its derivative unbiased.
+    **Limits:** the entropy is an estimate over 32 fixed draws where heads read choices.
 
     Args:
         space: a pytree of dimensions, none static, at least one of them Integer or Choice.

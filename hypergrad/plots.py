@@ -24,6 +24,8 @@ WIDE = 7.4
 """Inches: a page."""
 NARROW = 3.7
 """Inches: a phone, or one column of a paper."""
+MAX_ACROSS = 7
+"""Boxes of an architecture in a row; more are drawn in a column."""
 MAX_PANELS = 12
 MAX_POINTS = 600
 MAX_ROWS = 12
@@ -100,6 +102,13 @@ class Leaf(NamedTuple):
     log: bool = False
 
 
+class Diagram(NamedTuple):
+    """Hold an architecture: the lines of text of each node, and pairs of nodes, from and to."""
+
+    nodes: list[list[str]]
+    edges: list[list[int]]
+
+
 def objective(
     trace: Mapping[str, np.ndarray],
     random_trace: Mapping[str, np.ndarray] | None,
@@ -146,6 +155,45 @@ def objective(
         shown = np.concatenate([value[value <= ceiling], trace["best"], rival, [default]])
         _scale(axes, shown)
         _legend(figure, axes, width)
+        return figure
+
+
+def architecture(diagram: Diagram, *, width: float = WIDE) -> "Figure | None":
+    """Draw an architecture as boxes in their order, in a row or on a phone in a column, with arrows.
+
+    Args:
+        diagram: What to draw; an arrow past a box is bent around it.
+        width: Inches.
+    """
+    num, across = len(diagram.nodes), width >= WIDE and len(diagram.nodes) <= MAX_ACROSS
+    if not num:
+        return None
+    lines = max(len(node) for node in diagram.nodes)
+    far = max((abs(b - a) for a, b in diagram.edges), default=1) - 1
+    with _style():
+        tall = 0.24 * lines + 0.3 + 0.3 * far if across else num * (0.22 * lines + 0.45)
+        figure, ((axes,),) = _grid(width, tall / width)
+        axes.set_axis_off()
+        if across:
+            axes.set(xlim=(-0.5, num - 0.5), ylim=(-0.5, 0.5 + 0.5 * far))
+        else:
+            axes.set(xlim=(-1, 1), ylim=(0.5 - num, 0.5))
+        boxes = []
+        for index, node in enumerate(diagram.nodes):
+            x, y = (index, 0) if across else (0, -index)
+            box = {"boxstyle": "round,pad=0.5", "facecolor": "#f1f6fa", "edgecolor": TUNED["color"]}
+            text = "\n".join(clean(line, 24) for line in node)
+            drawn = axes.text(x, y, text, ha="center", va="center", fontsize=8.5, bbox=box)
+            boxes.append(drawn.get_bbox_patch())
+        for start, end in diagram.edges:
+            first, last = ((i, 0) if across else (0, -i) for i in (start, end))
+            skip = abs(end - start) > 1
+            bend = 0.0 if not skip else -0.28 if across else 0.5
+            style = f"arc3,rad={bend}"
+            arrow = {"arrowstyle": "-|>", "color": RESPONSE["color"] if skip else _INK, "zorder": 0}
+            arrow |= {"patchA": boxes[start], "patchB": boxes[end], "shrinkA": 2.0, "shrinkB": 2.0}
+            arrow["connectionstyle"] = style
+            axes.annotate("", last, first, arrowprops=arrow)
         return figure
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import tree
+from hypergrad.settings import MAX_NODES
 from hypergrad.types import (
     Array,
     Batch,
@@ -160,9 +161,9 @@ def with_hparams(problem: Problem, change: Callable[[HParams], HParams]) -> Prob
 
 
 def check_extras(task: Task, hparams: HParams) -> None:
-    """Check a task's `test` and `snippet`, which are otherwise first called when all is tuned.
+    """Check a task's `test`, `snippet` and `diagram`, which are otherwise first called when all is tuned.
 
-    **Cost:** `test` is evaluated abstractly; `snippet` runs once.
+    **Cost:** `test` is evaluated abstractly; `snippet` and `diagram` run once.
 
     Args:
         task: what to check; its problem fits together.
@@ -171,7 +172,7 @@ def check_extras(task: Task, hparams: HParams) -> None:
     Raises:
         ValueError: in one line, where one of them fails or returns something else than is documented.
     """
-    for name in ("test", "snippet"):
+    for name in ("test", "snippet", "diagram"):
         function = getattr(task, name)
         if function is not None and not callable(function):
             raise ValueError(
@@ -195,6 +196,8 @@ def check_extras(task: Task, hparams: HParams) -> None:
             )
     if task.snippet is not None:
         check_snippet(task.snippet, hparams)
+    if task.diagram is not None:
+        check_diagram(task.diagram, hparams)
 
 
 def check_snippet(snippet: Callable[[HParams], str], hparams: HParams) -> str:
@@ -210,6 +213,26 @@ def check_snippet(snippet: Callable[[HParams], str], hparams: HParams) -> str:
     if not isinstance(text, str):
         raise ValueError(f"task.snippet returned {_describe(text)}, expected a text; return one")
     return text
+
+
+def check_diagram(diagram: Callable[[HParams], dict[str, Any]], hparams: HParams) -> dict[str, Any]:
+    """Return the graph of a task's `diagram`, or raise a `ValueError` in one line."""
+    try:
+        graph = diagram(hparams)
+        nodes = [[str(line) for line in node] for node in graph["nodes"]]
+        edges = [[int(a), int(b)] for a, b in graph["edges"]]
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise ValueError(
+            f"task.diagram failed on the given hparams: {lines[0] if lines else ''} ({type(error).__name__}); "
+            'expected {"nodes": [[text, ...], ...], "edges": [[0, 1], ...]}; run it once by itself to see where'
+        ) from error
+    if not 1 <= len(nodes) <= MAX_NODES or any(not 0 <= i < len(nodes) for e in edges for i in e):
+        raise ValueError(
+            f"task.diagram returned {len(nodes)} nodes and the edges {str(edges)[:80]}, expected 1 to "
+            f"{MAX_NODES} nodes and edges between them by their number from 0; leave out what is not there"
+        )
+    return {"nodes": nodes, "edges": edges}
 
 
 def check_problem(problem: Any) -> None:

@@ -17,7 +17,15 @@ from hypergrad.results import Configuration, Interval, Results, flatten, load
 
 MAX_SHOWN = 20_000
 """Numbers that the page shows in full; more are left to `result.json`."""
-FIGURES = ("objective", "schedules", "values", "hypergradient", "curves", "flatness")
+FIGURES = (
+    "objective",
+    "architecture",
+    "schedules",
+    "values",
+    "hypergradient",
+    "curves",
+    "flatness",
+)
 
 _RANGE = re.compile(
     r"(Log)?(?:Real|Integer)\((?:low=)?([^,()]{1,40}), ?(?:high=)?([^,()]{1,40})[,)]"
@@ -167,6 +175,7 @@ def _figures(results: Results, width: float) -> dict[str, Any]:
             method=results.study["method"],
             width=width,
         ),
+        "architecture": results.diagram and plots.architecture(results.diagram, width=width),
         "schedules": plots.schedules(schedules, width=width),
         "values": plots.values(values, width=width),
         "hypergradient": plots.hypergradient(results.trace, width=width),
@@ -400,6 +409,8 @@ def _figure_parts(results: Results, drawn: Mapping[str, tuple[str, str]]) -> lis
         "objective": f"{_capital(results.objective)} against cost; the unit is one full training. "
         "As seen while tuning: a point of a descent is a mean over its seeds, one of random search a "
         "single training, so the best of many is a lucky one. The table judges all on equal seeds.",
+        "architecture": "The tuned architecture, as it was trained again from scratch for the table; arrows past "
+        "a layer are skips.",
         "schedules": "Learned schedules against their start."
         + " Columns run from dark to light." * any(leaf.after.ndim > 1 for leaf in schedules)
         + _shown(len(schedules)),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hypergrad import plots, storage
+from hypergrad.settings import MAX_NODES
 
 MAX_BYTES = storage.MAX_JSON
 FLATNESS = "flatness.json"
@@ -66,6 +67,7 @@ class Results(NamedTuple):
     trace: dict[str, np.ndarray]
     random_trace: dict[str, np.ndarray] | None
     snippet: str | None
+    diagram: plots.Diagram | None
     warnings: list[str]
     interrupted: bool
     seconds: float
@@ -149,6 +151,7 @@ def _results(study: dict[str, Any], data: dict[str, Any], where: str) -> Results
         if random_trace is None
         else _trace(random_trace, f"{where}random_trace."),
         snippet=_field(data, "snippet", str, where, None),
+        diagram=_diagram(_field(data, "diagram", dict, where, None), f"{where}diagram"),
         warnings=[_typed(note, str, f"{where}warnings[{i}]") for i, note in enumerate(notes)],
         interrupted=_field(data, "interrupted", bool, where, False),
         seconds=_field(data, "seconds", float, where, None),
@@ -172,6 +175,26 @@ def _configuration(data: dict[str, Any], where: str, name: str) -> Configuration
         _interval(_field(data, key, dict, where, {}), f"{where}{key}.") for key in ("valid", "test")
     )
     return Configuration(raw, leaves, valid, test, curves)
+
+
+def _diagram(data: dict[str, Any] | None, where: str) -> plots.Diagram | None:
+    """Read the graph of an architecture: nodes of a few lines each, and pairs of their numbers."""
+    if data is None:
+        return None
+    nodes, edges = (_field(data, key, list, f"{where}.") for key in ("nodes", "edges"))
+    texts = all(isinstance(n, list) and all(isinstance(x, str) for x in n) for n in nodes)
+    pairs = all(
+        isinstance(e, list)
+        and len(e) == 2
+        and all(type(i) is int and 0 <= i < len(nodes) for i in e)
+        for e in edges
+    )
+    if not (texts and pairs and 1 <= len(nodes) <= MAX_NODES and len(edges) <= MAX_NODES**2):
+        raise ValueError(
+            f"{where} is no graph of at most {MAX_NODES} nodes, expected lines of text and pairs of their "
+            "numbers; write it again with the task's diagram"
+        )
+    return plots.Diagram([[_line(x, 40) for x in node[:4]] for node in nodes], edges)
 
 
 def _interval(data: dict[str, Any], where: str) -> Interval:

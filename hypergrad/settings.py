@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 MOST = 10**9
 """Largest count that is taken for one."""
+MAX_NODES = 40
+"""Most nodes of a task's diagram."""
 BY_GRADIENT = ("descent", "bilevel", "controller")
 """Methods that need hypergradients, and are compared with random search of the same cost; others search."""
 ONLY_FOR = {
@@ -33,8 +35,9 @@ class Settings(NamedTuple):
         estimator: name of the hypergradient estimator (`registry.ESTIMATORS`).
         bilevel: which method of "bilevel" (`registry.BILEVEL`).
         response: of the weights in "controller" (`registry.RESPONSES`).
-        budget: outer steps for "descent", "bilevel" and "controller", trials for a search (in equal generations,
-            so a few more where their size does not divide them); not used where population and generations are given.
+        budget: outer steps for "descent", "bilevel" and "controller", trials for a search (in equal
+            generations, so a few more where their size does not divide them); not used where population and
+            generations are given.
         seed: of everything.
         learning_rate: of the outer Adam, a step of the budget, decayed to zero by a cosine over the budget.
         num_seeds: seeds averaged in each hypergradient of "descent", 1 for none; where it is more than 4, as

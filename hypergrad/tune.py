@@ -28,7 +28,15 @@ from hypergrad.judge import judge, validate
 from hypergrad.layout import layout_for
 from hypergrad.policies import Policy, running_mean
 from hypergrad.population import population
-from hypergrad.problem import Problem, Task, check, check_extras, check_horizon, check_snippet
+from hypergrad.problem import (
+    Problem,
+    Task,
+    check,
+    check_diagram,
+    check_extras,
+    check_horizon,
+    check_snippet,
+)
 from hypergrad.searchers import Outcome, final_values, warm_start
 from hypergrad.settings import BY_GRADIENT, Settings, check_settings, check_used
 from hypergrad.sizing import fastest_layout
@@ -556,9 +564,10 @@ def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, An
         )
     if found.best is None:
         notes.append("no trial had a finite objective; 'tuned' shows the defaults")
-    snippet = None
+    snippet = diagram = None
     try:
         snippet = task.snippet and check_snippet(task.snippet, best)
+        diagram = task.diagram and check_diagram(task.diagram, best)
     except ValueError as error:  # it worked for the defaults; a study is not lost because of it
         notes.append(str(error))
     result = {
@@ -567,6 +576,7 @@ def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, An
         "configurations": judged,
         "trace": trace,
         "snippet": snippet,
+        "diagram": diagram,
         "warnings": notes,
         "interrupted": found.interrupted or (baseline is not None and baseline.interrupted),
         "num_seeds": settings.eval_seeds,

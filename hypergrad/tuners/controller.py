@@ -240,8 +240,8 @@ def _candidates(policy: Policy, key: Key, phi: PyTree, num: int) -> PyTree:
     others = jax.tree.map(jnp.asarray, draw(policy, key, phi, num - 1)[0])
     if jax.tree.map(jnp.ndim, first) != jax.tree.map(jnp.ndim, others):
         raise ValueError(
-            f"num_candidates is {num} with a policy that mixes options, expected 1, its mode, because a mixture "
-            "is no architecture; leave it out"
+            f"num_candidates is {num} with a policy that mixes options, expected 1, its mode, because a "
+            "mixture is no architecture; leave it out"
         )
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, others)
 
@@ -314,8 +314,8 @@ def _warn(before: ControllerState, after: ControllerState, info: dict, num_updat
     skipped, flat = (int(np.asarray(info[name])[0]) for name in ("skipped", "flat"))
     if skipped == num_updates:
         warnings.warn(
-            f"no update of step {at} was finite, and the policy did not move: a draw or the shared weights have "
-            "an objective that is NaN or infinite; bound the objective, or lower the learning rates",
+            f"no update of step {at} was finite, and the policy did not move: a draw or the shared weights "
+            "have an objective that is NaN or infinite; bound the objective, or lower the learning rates",
             ControllerWarning,
             stacklevel=3,
         )
