@@ -99,7 +99,7 @@ def traffic(quick: bool) -> list[Figure]:
     for name, scheduler in kinds.items():
         for num in SIZES[:1] if quick else SIZES:
             generation, hparams = setup(quick, scheduler, num_cores())
-            sent = collectives(generation.lower(hparams(num)).compile().as_text(), num)
+            sent = collectives(generation.lower(hparams(num)).compile().as_text() or "", num)
             method = f"{name}, {num} members"
             figures.append(Figure(method, "operations", len(sent), "count"))
             for kind in ("scalars", "states"):
