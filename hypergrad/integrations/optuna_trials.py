@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Many
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -43,10 +44,11 @@ def export_trials(
     optuna = optuna_module()
     space = spaces.dynamic(space)
     found = parameters(space)
+    place = jax.jit(lambda hparams: to_units(space, hparams))
     trials = []
     for index, outcome in enumerate(outcomes):
         check_outcome(space, outcome)
-        units = np.asarray(to_units(space, outcome.hparams), float)
+        units = np.asarray(place(outcome.hparams), float)
         values, steps, parent = map(np.asarray, (outcome.values, outcome.steps, outcome.parent))
         for member, state in enumerate(trial_states(values, steps)):
             about = {"step": index, "member": member, "steps": int(steps[member])}
@@ -116,8 +118,9 @@ def import_trials(study: Any, space: PyTree) -> Outcome:
         np.nan if t.state == state.FAIL else sign * v for v, t in zip(values, trials, strict=True)
     ]
     steps = [s if t.state == state.PRUNED else longest for s, t in zip(last, trials, strict=True)]
+    draw = jax.jit(lambda units: from_units(space, units))
     return Outcome(
-        from_units(space, jnp.asarray(units, jnp.result_type(float))),
+        draw(jnp.asarray(units, jnp.result_type(float))),
         jnp.asarray(values, jnp.result_type(float)),
         jnp.asarray(steps, jnp.int32),
         jnp.arange(len(trials), dtype=jnp.int32),
