@@ -352,7 +352,7 @@ def draw(results: Results) -> Any:
         shown = []
         styles = ({"color": "#0072B2"}, {"color": "#D55E00", "linestyle": (0, (5, 1.5))})
         for name, style in zip(("ENAS + unrolled", "ENAS + implicit"), styles, strict=True):
-            found = results.cases.get(case_of(SIZES[0], BUDGETS[1]), {}).get(name)
+            found = results.cases.get(case_of(SIZES[0], BUDGETS[0]), {}).get(name)
             if found is None:
                 continue
             cosines = np.array(found["cosine"], float)
