@@ -7,7 +7,8 @@ validation twice more, with fresh seeds; validation and test are those last ones
 ten seeds, each with a split, weights and minibatches of its own, side by side in one program.
 
 Two budgets: equal gradient evaluations, where a backward pass through a step of training counts as two
-gradients and a product with the Hessian as two; and equal wall time, that of ENAS, by a measured time for each step.
+gradients and a product with the Hessian as two; and equal wall time, that of ENAS, by a time measured for each
+step.
 The full run takes about half an hour on one idle core.
 """
 
@@ -351,7 +352,7 @@ def draw(results: Results) -> Any:
         shown = []
         styles = ({"color": "#0072B2"}, {"color": "#D55E00", "linestyle": (0, (5, 1.5))})
         for name, style in zip(("ENAS + unrolled", "ENAS + implicit"), styles, strict=True):
-            found = results.cases.get(case_of(SIZES[0], BUDGETS[1]), {}).get(name)
+            found = results.cases.get(case_of(SIZES[0], BUDGETS[0]), {}).get(name)
             if found is None:
                 continue
             cosines = np.array(found["cosine"], float)

@@ -409,8 +409,8 @@ def _figure_parts(results: Results, drawn: Mapping[str, tuple[str, str]]) -> lis
         "objective": f"{_capital(results.objective)} against cost; the unit is one full training. "
         "As seen while tuning: a point of a descent is a mean over its seeds, one of random search a "
         "single training, so the best of many is a lucky one. The table judges all on equal seeds.",
-        "architecture": "The tuned architecture, as it was trained again from scratch for the table; arrows past "
-        "a layer are skips.",
+        "architecture": "The tuned architecture, as it was trained again from scratch for the table; arrows "
+        "past a layer are skips.",
         "schedules": "Learned schedules against their start."
         + " Columns run from dark to light." * any(leaf.after.ndim > 1 for leaf in schedules)
         + _shown(len(schedules)),

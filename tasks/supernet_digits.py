@@ -125,7 +125,7 @@ def supernet(
     def setting(hparams, name):
         return hparams[name] if name in hparams else jnp.asarray(FIXED[name])
 
-    def apply(params, hparams, inputs):
+    def apply(params, hparams, inputs) -> Any:
         return network.apply({"params": params}, inputs, hparams)
 
     def objective(params, hparams, batch):
@@ -182,7 +182,7 @@ def _load(data: str | None, num_train: int, num_valid: int, num_test: int, seed:
             raise ValueError(
                 f"{name} is {size}, expected at most the {len(labels)} digits there are; pass a smaller one"
             )
-    cut = [tuple(x[:n] for x in part) for part, n in zip(parts, wanted.values(), strict=True)]
+    cut = [(x[:n], y[:n]) for (x, y), n in zip(parts, wanted.values(), strict=True)]
     if len(np.unique(cut[0][1])) < 2:
         raise ValueError(
             f"num_train is {num_train}, which holds one class, expected at least two; raise it"

@@ -273,8 +273,8 @@ def shared(
     **Cost:** a loss a draw and step, an objective a draw, and the response.
 
     **Limits:** with `enumerated()` exact, as far as the response is; with `sampled(S)` the direct part is
-    unbiased, for the response see `unrolled` and `at_rest`. The weights are those of a path of φ. Initial weights have
-    no part in a window that goes on. What `credit` gives is the effect on this window alone, and noisy.
+    unbiased, for the response see `unrolled` and `at_rest`. The weights follow a path of φ. Initial weights
+    have no part in a window that goes on. What `credit` gives is the effect on this window alone, and noisy.
 
     Args:
         problem: the training loop, a function of the policy's hparams.

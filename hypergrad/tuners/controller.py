@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import core
 
 from hypergrad import space as spaces, tree
 from hypergrad.estimators.base import Estimate, Estimator, check_kind
@@ -225,7 +226,7 @@ def controller(
 
     def step(key, state):
         after, outcome = compiled(key, state)
-        if not isinstance(after.step, jax.core.Tracer):
+        if not isinstance(after.step, core.Tracer):
             _warn(state, after, outcome.info, num_updates)
         return after, outcome
 
