@@ -452,10 +452,7 @@ def draw(results: Results) -> Any:
             third.plot(steps, after, color=color, linewidth=0.8, linestyle=(0, (3, 1.5)))
         first.set_yscale("log")
         first.set(title="median regret over that of the best c", xlabel="c")
-        third.set(
-            title="log-likelihood of the elites, and after the update (dashed)", xlabel="generation"
-        )
-        third.legend(loc="lower right")
+        third.set(title="log-likelihood of the elites", xlabel="generation")
         styles = ("-", (0, (3, 1.5)))
         shown = {n: f for n, f in results.cases.items() if n.startswith("dimension")}
         for color, (name, found) in zip(COLORS[::3], shown.items(), strict=False):
@@ -469,8 +466,7 @@ def draw(results: Results) -> Any:
         second.set_xscale("log", base=2)
         second.set_yscale("log")
         second.set_xticks(DIMENSIONS, [str(d) for d in DIMENSIONS])
-        second.set(title="regret after 2,048 trials, relative", xlabel="dimensions")
-        second.legend(loc="lower right")
+        second.set(title="regret after 2,048 trials (dashed: random)", xlabel="dimensions")
         trained = {n: f for n, f in results.cases.items() if n.startswith("MNIST")}
         for style, (name, found) in zip(styles, trained.items(), strict=False):
             for color, (method, of) in zip(COLORS, found.items(), strict=True):
@@ -479,6 +475,8 @@ def draw(results: Results) -> Any:
                 fourth.plot(steps, of["lowest"], color=color, linestyle=style, label=label)
         if trained:
             fourth.legend(loc="upper right")
+        else:
+            fourth.set_axis_off()
         fourth.set(title="lowest loss on MNIST-10k", xlabel="evaluations")
         plots._legend(figure, first, plots.WIDE)
     return figure

@@ -249,7 +249,7 @@ def recompilation(num: int) -> list[Figure]:
     tuner = search(members, cross_entropy(SPACE, rho=0.25), full(HORIZON), size)
     compiled: list[str] = []
 
-    def listen(event, duration, **_):
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event.endswith("backend_compile_duration"):
             compiled.append(event)
 
@@ -396,7 +396,7 @@ def table(results: Results) -> str:
         ratios = [f"{mine[f'ratio {n}']:.2f}" if f"ratio {n}" in mine else "" for n in (A, B, C)]
         rows.append([case, *cells, *ratios, mine["layout"]])
     header = ["trials a second", A, B, C, D, "d/a", "d/b", "d/c", "layout of (d)"]
-    blocks = [markdown(header, rows)]
+    blocks = [markdown(header, rows)] if rows else []
     lines = []
     if "recompilation" in results.cases:
         found = results.cases["recompilation"][D]

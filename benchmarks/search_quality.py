@@ -260,7 +260,7 @@ def theirs(make: Callable, space: Any, value: Callable[[Any], jax.Array], budget
             dim.low, dim.high, log=isinstance(dim, LogReal)
         )
 
-    asked = {name: distribution(dim) for name, dim in space.items()}
+    asked: dict[str, Any] = {name: distribution(dim) for name, dim in space.items()}
 
     def search_it(seed):
         study = optuna.create_study(sampler=make(seed=seed))
