@@ -204,9 +204,9 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
         def choose(gumbel, log_probs):
             return jnp.argmax(log_probs + gumbel).astype(jnp.int32)
 
-        quiet = real_key is None or not width
-        shape = (len(reals), longest)
-        noise = jnp.zeros(shape) if quiet else jax.random.normal(real_key, shape)
+        noise = jnp.zeros((len(reals), longest))
+        if real_key is not None and width:
+            noise = jax.random.normal(real_key, noise.shape)
         gumbels = jax.random.gumbel(choice_key, (len(choices), most))
         return walk(phi, settle, noise, choose, gumbels)
 

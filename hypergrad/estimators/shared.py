@@ -338,11 +338,12 @@ def shared(
         (value, (values, samples)), (adjoint, direct) = judged(leaves, phi, window.state)
         pull = window.pull(pull_key, adjoint, state.solution)
         answer, memory, size = pull.response, state.credit, jnp.zeros(())
-        if credited:
+        density = policy.log_density
+        if credit is not None and density is not None and credited:
             before = judge(state_floats(run.train)[0], phi, run.train)[0]
             memory, advantage = credit.advantages(state.credit, (value - before)[None])
             once = held.sample(once_key, phi)
-            term = jax.grad(lambda phi: _total(policy.log_density(phi, once), credited))(phi)
+            term = jax.grad(lambda phi: _total(density(phi, once), credited))(phi)
             term = jax.tree.map(lambda x: (advantage[0] * x).astype(x.dtype), term)
             answer, size = tree.add(answer, term), scale * tree.norm(term)
         answer = jax.tree.map(lambda x: scale * x, answer)
