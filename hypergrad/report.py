@@ -14,6 +14,7 @@ import numpy as np
 
 from hypergrad import plots
 from hypergrad.results import Configuration, Interval, Results, flatten, load
+from hypergrad.settings import BY_GRADIENT, unread
 
 MAX_SHOWN = 20_000
 """Numbers that the page shows in full; more are left to `result.json`."""
@@ -30,6 +31,7 @@ FIGURES = (
 _RANGE = re.compile(
     r"(Log)?(?:Real|Integer)\((?:low=)?([^,()]{1,40}), ?(?:high=)?([^,()]{1,40})[,)]"
 )
+_OPTIONS = re.compile(r"Choice\((?:options=)?\(([^()]*)\)")
 _ODD = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
@@ -205,9 +207,8 @@ def _tuned_leaves(results: Results) -> tuple[list[plots.Leaf], list[plots.Leaf],
         before, dimension = start.leaves.get(name), space.get(name, "")
         dimension = dimension[:200] if isinstance(dimension, str) else ""
         if isinstance(after, str) or dimension.startswith("Choice"):
-            among = "" if isinstance(after, str) else f" of {dimension}"  # the index of an option
-            path = [_plain(end) for end in (before, after) if end is not None]
-            choices.append(f"{name}: {' → '.join(path)}{among}")
+            path = [_option(dimension, end) for end in (before, after) if end is not None]
+            choices.append(f"{name}: {' → '.join(path)}")
             continue
         if isinstance(before, str) or (before is not None and before.shape != after.shape):
             before = None
@@ -215,6 +216,16 @@ def _tuned_leaves(results: Results) -> tuple[list[plots.Leaf], list[plots.Leaf],
         known = dimension.startswith("Sequence") if dimension else after.shape[:1] == (horizon,)
         (schedules if known and after.ndim and len(after) > 1 else values).append(leaf)
     return schedules, values, choices
+
+
+def _option(dimension: str, value: Any) -> str:
+    """Name an option by its index in the repr of a choice, as in `Choice(options=('relu', 'tanh'), ...)`."""
+    among = _OPTIONS.match(dimension)
+    if isinstance(value, str) or among is None or not _plain(value).isdecimal():
+        return _plain(value)
+    options = re.findall(r"'[^']*'|\"[^\"]*\"|[^\s,]+", among[1])
+    index = int(_plain(value))
+    return options[index].strip("'\"") if index < len(options) else _plain(value)
 
 
 def _range(dimension: str) -> tuple[float, float, bool]:
@@ -232,7 +243,8 @@ def _page(results: Results, drawn: Mapping[str, tuple[str, str]]) -> str:
     study = results.study
     method = _METHODS.get(study["method"], study["method"])
     steps = results.trace["trainings"].size
-    facts = [method, f"{_count(steps, 'outer step')}", f"horizon {study.get('horizon', '?')} steps"]
+    step = "outer step" if study["method"] in BY_GRADIENT else "generation"
+    facts = [method, _count(steps, step), f"horizon {study.get('horizon', '?')} steps"]
     facts += [f"seed {study.get('seed', '?')}", _duration(results.seconds)]
     facts += ["interrupted"] * results.interrupted
     description = study["description"]
@@ -533,7 +545,11 @@ def _about(results: Results) -> str:
         "seed": study.get("seed"),
         "seeds to compare": results.num_seeds or None,
         "task arguments": study["task_arguments"],
-        "settings": study["settings"],
+        "settings": {
+            name: value
+            for name, value in study["settings"].items()
+            if value is not None and not unread(name, study["method"])
+        },
         "space": study["space"],
         "versions": study["versions"],
     }

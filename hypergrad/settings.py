@@ -170,16 +170,7 @@ def check_used(given: Collection[str], method: str, called: Callable[[str], str]
         called: name -> what the user calls it.
     """
     for name in given:
-        if name in FOR_SEARCH:
-            read, wanted = method not in BY_GRADIENT, "a search"
-        elif name == "memory":
-            read, wanted = method not in ("bilevel", "controller"), "'descent' or a search"
-        elif name in NOT_FOR:
-            read, wanted = method not in NOT_FOR[name], "one that learns from trials"
-        else:
-            methods = ONLY_FOR.get(name, (method,))
-            read, wanted = method in methods, " or ".join(map(repr, methods))
-        if not read:
+        if wanted := unread(name, method):
             raise ValueError(
                 f"{called(name)} is given with method {method!r}, which does not read it, expected {wanted}; "
                 "leave it out, or choose another method"
@@ -189,6 +180,20 @@ def check_used(given: Collection[str], method: str, called: Callable[[str], str]
             f"{called('budget')} is given with population and generations, expected two of the three, which "
             "make up the third; leave one out"
         )
+
+
+def unread(name: str, method: str) -> str | None:
+    """Return what kind of method reads a setting, where this one does not; None where it does."""
+    if name in FOR_SEARCH:
+        read, wanted = method not in BY_GRADIENT, "a search"
+    elif name == "memory":
+        read, wanted = method not in ("bilevel", "controller"), "'descent' or a search"
+    elif name in NOT_FOR:
+        read, wanted = method not in NOT_FOR[name], "one that learns from trials"
+    else:
+        methods = ONLY_FOR.get(name, (method,))
+        read, wanted = method in methods, " or ".join(map(repr, methods))
+    return None if read else wanted
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:

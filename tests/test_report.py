@@ -1,5 +1,6 @@
 """The report is whole, escaped and offline, and a damaged study is a one-line error."""
 
+import html
 import importlib
 import json
 import os
@@ -405,6 +406,29 @@ def test_unusual_studies_are_reported(change, expected, figures, tmp_path, monke
     assert expected in text_of(page)
     assert {p.stem for p in (folder / "figures").iterdir()} == figures
     assert len(page) < 1_000_000
+
+
+def test_options_have_their_names_and_searches_their_generations(tmp_path):
+    study, result = study_files()
+    study["method"] = "random"
+    study["settings"] = {
+        "method": "random",
+        "scheduler": "full",
+        "estimator": "reverse",
+        "memory": None,
+    }
+    study["space"] |= {
+        "kind": "Choice(options=('none', \"it's\"), default=None, static=False)",
+        "width": "Choice(options=(4, 12, 32), default=None, static=False)",
+        "call": "Choice(options=(f(1), 2), default=None, static=False)",
+    }
+    for configuration in result["configurations"].values():
+        configuration["hparams"] |= {"kind": 0, "width": 1, "call": 1}
+    result["configurations"]["tuned"]["hparams"] |= {"kind": 1, "width": 2}
+    text = html.unescape(text_of(report.report(save(tmp_path, study, result)).read_text()))
+    assert "kind: none → it's" in text and "width: 12 → 32" in text and "call: 1 → 1" in text
+    assert f"{STEPS} generations" in text and "scheduler = full" in text
+    assert "estimator" not in text and "null" not in text
 
 
 def break_file(name, content):
