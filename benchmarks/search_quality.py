@@ -44,6 +44,8 @@ BUDGET, SMALL_BUDGET = 512, 64
 """Evaluations, and those of Gaussian processes."""
 CHECKPOINTS = (16, 32, 64, 128, 256, 512)
 NUM_SEEDS, NUM_SLOW_SEEDS, NUM_SLOWEST_SEEDS = 20, 8, 5
+WORST = 1e6
+"""Value of a training that diverged, and at checkpoints before the first that did not."""
 SHORTEST = 3
 """Training steps of hyperband's shortest runs."""
 PBT_MEMBERS = 64
@@ -145,8 +147,11 @@ def measure(name: str, method: tuple[int, Search], function: Function) -> list[F
 def at_checkpoints(
     values: np.ndarray, budget: int, cost: float = 1.0
 ) -> tuple[np.ndarray, list[int]]:
-    """Take the lowest of values, each of which cost as much, at every checkpoint within the budget."""
-    lowest = np.minimum.accumulate(values)
+    """Take the lowest of values, each of which cost as much, at every checkpoint within the budget.
+
+    A training that diverged has `WORST`, which is more than any that did not.
+    """
+    lowest = np.minimum.accumulate(np.where(np.isfinite(values), values, WORST))
     at = [c for c in CHECKPOINTS if cost <= c <= budget]
     return lowest[[min(len(values), int(c / cost + 1e-6)) - 1 for c in at]], at
 

@@ -122,3 +122,10 @@ def test_a_stopping_rule_counts_from_where_it_is_met():
     assert figures["stop: gamma unchanged in 5", "regret"] == [2.0]
     assert figures["stop: sigma below 1e-2", "met"] == 0
     assert figures["stop: budget", "regret"] == [1.0]
+
+
+def test_what_diverged_is_never_the_lowest():
+    values = np.full(32, np.nan)
+    values[20:24] = [3.0, 1.0, np.inf, 2.0]
+    lowest, at = search_quality.at_checkpoints(values, 32)
+    assert at == [16, 32] and lowest.tolist() == [search_quality.WORST, 1.0]
