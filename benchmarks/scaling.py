@@ -25,7 +25,11 @@ A_DEVICE = 64
 SIZES = (256, 1024)
 """Numbers of members for which the program is read."""
 REPEATS = 7
-COLLECTIVE = r" = (\(?[^=]*?) (all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)(?:-start)?\("
+COLLECTIVE = re.compile(
+    r"^\s*(?:ROOT )?\S+ = (.*?) (?:all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)"
+    r"(?:-start)?\(",
+    re.MULTILINE,
+)
 
 
 def run(results: Results, options: argparse.Namespace) -> None:
@@ -114,7 +118,7 @@ def collectives(text: str, num: int) -> list[tuple[str, int]]:
     An array with at most three numbers a member is of "scalars", one with more of "states".
     """
     found = []
-    for result, _ in re.findall(COLLECTIVE, text):
+    for result in COLLECTIVE.findall(text):
         for bits, shape in re.findall(r"\w*?(\d*)\[([\d,]*)\]", result):
             width = int(bits or 8) // 8  # a Boolean, `pred`, has no number and takes a byte
             size = math.prod(int(n) for n in shape.split(",") if n)

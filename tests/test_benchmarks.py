@@ -132,7 +132,7 @@ def test_a_quick_run_ends_with_its_table(tmp_path):
 def test_what_a_program_sends_is_read_off_it():
     text = """
       %a = s32[64]{0} all-gather(%b), channel_id=1, dimensions={0}
-      %c = (f32[32,3]{1,0}, bf16[32,100]{1,0}) all-reduce(%d, %e), channel_id=2
+      %c = (f32[32,3]{1,0}, /*index=5*/bf16[32,100]{1,0}) all-reduce(%d, %e), channel_id=2
       %f = pred[64]{0} collective-permute-start(%g), channel_id=3
       %h = f32[64]{0} fusion(%all-gather.1), kind=kLoop
     """

@@ -105,7 +105,7 @@ def test_clipping_moves_several_times_within_its_bounds():
         after, _ = tuner.step(KEY, state)
         found[name] = jax.tree.map(jnp.subtract, after.phi, state.phi)
     assert_close(found["one"], found["none"], 100.0)
-    assert optax.tree.norm(found["four"]) > 1.5 * optax.tree.norm(found["none"])
+    assert optax.tree.norm(found["four"]) > 1.1 * optax.tree.norm(found["none"])
     hard = build(num=1, optimizer=optax.sgd(50.0), clipping=clipped(0.01, 8), response=left_out())
     state = hard.init(KEY)
     after, outcome = hard.step(KEY, state)

@@ -114,9 +114,9 @@ def test_trials_are_those_of_optuna_itself(make):
     for generation in asked:
         trials = [plain.ask(kinds) for _ in range(6)]
         units = [[one.unit(t.params[one.name]) for one in found] for t in trials]
-        theirs = jax.vmap(partial(sp.from_unit, MIXED))(jnp.array(units, jnp.float32))
+        theirs = jax.vmap(partial(sp.from_unit, MIXED))(jnp.array(units, jnp.result_type(float)))
         for name, leaf in tree.named(theirs).items():
-            np.testing.assert_allclose(generation[name], leaf, rtol=1e-6)
+            np.testing.assert_allclose(generation[name], leaf, rtol=1e-6, atol=1e-6)
         values = bowl(generation)
         for member, trial in enumerate(trials):
             if member == 1:

@@ -409,7 +409,7 @@ def test_weights_that_are_not_finite_start_anew():
     plain = tabular.problem()
     problem = plain._replace(
         objective=lambda w, h, b: plain.objective(w, h, b),
-        optimizer=lambda h: optax.sgd(1e30),
+        optimizer=lambda h: optax.sgd(1e200),
     )
     est = shared(problem, 4, POLICY, response=left_out(), draws=enumerated())
     state = est.init(KEY, PHI)
