@@ -149,7 +149,7 @@ def size(outcome):
     [
         (partial(cross_entropy, rho=0.25), 32, 8, 0.02),
         (partial(evolution, num_members=16), 16, 12, 0.02),
-        (partial(bayes, capacity=48, num_initial=8), 4, 12, 0.05),
+        (partial(bayes, capacity=48, num_initial=8), 4, 12, 0.12),
     ],
 )
 def test_searches_keep_to_a_constraint(make, num, count, tolerance):
