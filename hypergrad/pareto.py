@@ -25,11 +25,8 @@ def pareto_front(objectives: Array) -> Array:
     Args:
         objectives: `[N, K]`.
     """
-    objectives = jnp.asarray(objectives)
-    _check_objectives(objectives)
-    a, b = objectives[:, None], objectives[None]
-    dominates = jnp.all(a <= b, -1) & jnp.any(a < b, -1)
-    return ~jnp.any(dominates, axis=0) & ~jnp.any(jnp.isnan(objectives), -1)
+    dominates, valid = _dominance(objectives)
+    return ~jnp.any(dominates, axis=0) & valid
 
 
 def pareto_ranks(objectives: Array) -> Array:
@@ -39,12 +36,8 @@ def pareto_ranks(objectives: Array) -> Array:
 
     **Cost:** O(N² K), and O(N²) a front.
     """
-    objectives = jnp.asarray(objectives)
-    _check_objectives(objectives)
-    num = objectives.shape[0]
-    a, b = objectives[:, None], objectives[None]
-    dominates = jnp.all(a <= b, -1) & jnp.any(a < b, -1)
-    valid = ~jnp.any(jnp.isnan(objectives), -1)
+    dominates, valid = _dominance(objectives)
+    num = len(valid)
 
     def peel(carry):
         ranks, left, level = carry
@@ -53,6 +46,15 @@ def pareto_ranks(objectives: Array) -> Array:
 
     start = jnp.full(num, num, jnp.int32), valid, jnp.zeros((), jnp.int32)
     return jax.lax.while_loop(lambda carry: jnp.any(carry[1]), peel, start)[0]
+
+
+def _dominance(objectives: Array) -> tuple[Array, Array]:
+    """Return whether i dominates j, `[N, N]`, and which trials have no NaN, `[N]`."""
+    objectives = jnp.asarray(objectives)
+    _check_objectives(objectives)
+    a, b = objectives[:, None], objectives[None]
+    dominates = jnp.all(a <= b, -1) & jnp.any(a < b, -1)
+    return dominates, ~jnp.any(jnp.isnan(objectives), -1)
 
 
 def hypervolume(objectives: Array, reference: Array) -> float:

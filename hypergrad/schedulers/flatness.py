@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hypergrad import coordinates, tree
 from hypergrad.measures import Measure
+from hypergrad.pareto import pareto_front, pareto_ranks
 from hypergrad.population import Population, count
 from hypergrad.problem import check_horizon
 from hypergrad.schedulers.base import Rung, Scheduler, best_first, train_up
@@ -34,14 +35,7 @@ def pareto(measures: Array, values: Array) -> Array:
     """
     both = jnp.stack([flattest(measures, values), values], 1)
     alive = jnp.all(jnp.isfinite(both), 1)
-    worse = jnp.all(both[:, None] <= both[None], -1) & jnp.any(both[:, None] < both[None], -1)
-    worse &= alive[:, None]  # worse[i, j]: i beats j
-
-    def peel(level, front):
-        beaten = jnp.any(worse & (front >= level)[:, None], 0)
-        return jnp.where((front >= level) & beaten, level + 1, front)
-
-    front = jax.lax.fori_loop(0, len(values), peel, jnp.zeros(len(values), jnp.int32))
+    front = pareto_ranks(jnp.where(alive[:, None], both, jnp.nan))
     place = jnp.argsort(best_first(values)) / (len(values) + 1)
     return jnp.where(alive, front + place, jnp.inf)
 
@@ -172,10 +166,9 @@ def traverse(
             f"scores has shape {scores.shape}, expected ({count(hparams)}, 2), two numbers a member; stack "
             "them with jnp.stack([losses, measures], 1)"
         )
-    safe = jnp.where(jnp.all(jnp.isfinite(scores), 1, keepdims=True), scores, jnp.inf)
-    beaten = jnp.all(safe[:, None] <= safe[None], -1) & jnp.any(safe[:, None] < safe[None], -1)
-    outside = jnp.any(beaten, 0) | jnp.isinf(safe[:, 0])
-    path = jnp.lexsort((safe[:, 1], safe[:, 0], outside))
+    finite = jnp.all(jnp.isfinite(scores), 1, keepdims=True)
+    outside = ~pareto_front(jnp.where(finite, scores, jnp.nan))
+    path = jnp.lexsort((scores[:, 1], scores[:, 0], outside))
     corners = coordinates.to_units(space, tree.rows(hparams, path))
     last = jnp.maximum(jnp.sum(~outside) - 1, 0)
     shares = (jnp.arange(num) + 0.5) / num
