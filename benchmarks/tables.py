@@ -14,11 +14,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
     "README.md",
     "benchmarks/README.md",
-    "docs/cehpo.md",
-    "docs/chaotic.md",
-    "docs/controller.md",
-    "docs/distributed.md",
-    "docs/flatness.md",
+    *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))),
 )
 PICTURES = {
     "cehpo_questions": "docs/cehpo.png",

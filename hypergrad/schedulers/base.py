@@ -73,6 +73,17 @@ def best_first(scores: Array) -> Array:
     return jnp.argsort(jnp.where(jnp.isfinite(scores), scores, jnp.inf), stable=True)
 
 
+def ended(
+    population: Population, keys: Key, hparams: HParams, states: PyTree, num_steps: int
+) -> Outcome:
+    """Judge members that have all been trained for `num_steps` steps from `keys`."""
+    values, info = population.judge(hparams, states)
+    num = len(values)
+    steps = jnp.full(num, num_steps, jnp.int32)
+    info |= {"key": jax.random.key_data(keys)}  # with it, a trial can be trained again alone
+    return Outcome(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
+
+
 def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Rung]) -> Outcome:
     """Train members from rung to rung, and those that are no longer among the best no further.
 

@@ -1,12 +1,10 @@
 """Train everything to the end."""
 
 import jax
-import jax.numpy as jnp
 
 from hypergrad.population import count
 from hypergrad.problem import check_horizon
-from hypergrad.schedulers.base import Scheduler
-from hypergrad.searchers.base import Outcome
+from hypergrad.schedulers.base import Scheduler, ended
 
 
 def full(num_steps: int) -> Scheduler:
@@ -21,9 +19,6 @@ def full(num_steps: int) -> Scheduler:
         keys = jax.random.split(key, num)
         states = population.init(keys, hparams)
         states = population.advance(hparams, states, num_steps)
-        values, info = population.judge(hparams, states)
-        steps = jnp.full(num, num_steps, jnp.int32)
-        info |= {"key": jax.random.key_data(keys)}  # with it, a trial can be trained again alone
-        return Outcome(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
+        return ended(population, keys, hparams, states, num_steps)
 
     return run

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from hypergrad.population import count
 from hypergrad.problem import check_horizon
-from hypergrad.schedulers.base import Scheduler
-from hypergrad.searchers.base import Outcome
+from hypergrad.schedulers.base import Scheduler, ended
 
 
 def reach(target: float, num_steps: int, *, every: int = 1) -> Scheduler:
@@ -64,9 +63,7 @@ def reach(target: float, num_steps: int, *, every: int = 1) -> Scheduler:
         else:
             carry = jax.lax.fori_loop(0, looks, look, carry)
         states, reached = carry
-        values, info = population.judge(hparams, states)
-        steps = jnp.full(num, num_steps, jnp.int32)
-        info |= {"key": jax.random.key_data(keys), "reached": reached}
-        return Outcome(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
+        outcome = ended(population, keys, hparams, states, num_steps)
+        return outcome._replace(info=outcome.info | {"reached": reached})
 
     return run
