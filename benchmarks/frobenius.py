@@ -7,8 +7,6 @@ parameters, sample pairs above. Takes about half an hour; it goes on where it wa
 """
 
 import contextlib
-import json
-import subprocess
 import tempfile
 import time
 from functools import partial
@@ -22,6 +20,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from benchmarks.record import Figure, Results, interleave, markdown, timed
+from benchmarks.worker import Worker
 from hypergrad import curvature as cv
 from hypergrad.curvature.base import loss_of
 
@@ -150,7 +149,7 @@ def measure(setting: Setting, options) -> list[Figure]:
             np.savez(path, **made)
             for peer in PEERS:
                 try:
-                    worker = stack.enter_context(Worker(options.torch_python, peer, path, setting))
+                    worker = stack.enter_context(Peer(options.torch_python, peer, path, setting))
                     norms[peer], shares[peer] = worker.ask("norm")["norm"], worker.share
                     calls[peer] = lambda worker=worker: worker.ask("time")["seconds"]
                 except RuntimeError as error:
@@ -194,8 +193,8 @@ def reference(setting: Setting, made: dict[str, np.ndarray]) -> dict[str, float]
     return {"": full, "hypergrad, Gauss-Newton": bent, "hypergrad, last layer": final}
 
 
-class Worker:
-    """A PyTorch peer in a process of its own.
+class Peer(Worker):
+    """A PyTorch peer.
 
     Attributes:
         share: of the columns that it makes.
@@ -209,37 +208,9 @@ class Worker:
             raise RuntimeError(
                 f"its matrix alone takes {gigabytes:.1f} GB, and it makes nothing less"
             )
-        script = Path(__file__).with_name("peers_frobenius.py")
-        self.process = subprocess.Popen(
-            [python, "-W", "ignore", str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
         request = {"peer": peer.replace(".", "_"), "data": str(data)}
         request |= {"layers": len(setting.widths) - 1, "columns": round(self.share * setting.size)}
-        try:
-            self.ask(request)
-        except RuntimeError:
-            self.__exit__()
-            raise
-
-    def ask(self, request: Any) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        answer = json.loads(line) if line else {"error": "the process ended"}
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.communicate()
+        super().__init__(python, "peers_frobenius.py", request)
 
 
 def table(results: Results) -> str:

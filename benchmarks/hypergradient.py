@@ -6,8 +6,6 @@ weights and minibatches.
 """
 
 import contextlib
-import json
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import optax
 
 from benchmarks.record import Figure, Results, interleave, markdown, timed
+from benchmarks.worker import Worker
 from hypergrad.adjoint import nested_checkpoint, sqrt_checkpoint
 from hypergrad.estimators import drift, forward, mixed_mode, plain, reverse, reversible
 from hypergrad.estimators.base import temporary_bytes
@@ -191,7 +190,7 @@ def measure(setting: Setting, torch_python: str | None) -> list[Figure]:
             np.savez(data, **arrays)
             for peer in PEERS:
                 try:
-                    workers[peer] = stack.enter_context(Worker(torch_python, peer, data, setting))
+                    workers[peer] = stack.enter_context(Peer(torch_python, peer, data, setting))
                 except RuntimeError as error:
                     figures.append(Figure(peer, "absent", str(error), "message"))
         for peer, worker in workers.items():
@@ -203,7 +202,7 @@ def measure(setting: Setting, torch_python: str | None) -> list[Figure]:
             calls[peer] = worker.seconds
         if "torch" in workers:
             calls["torch training"] = workers["torch"].training
-            with Worker(torch_python, "torch", data, setting, wide=True) as worker:
+            with Peer(torch_python, "torch", data, setting, wide=True) as worker:
                 answer = np.array(worker.answer["gradient"])
             error = relative(answer, hypergrad_float64(problem, hparams, setting.horizon))
             figures.append(Figure("torch", "error in float64", error, "relative"))
@@ -236,23 +235,16 @@ def certificate(name: str, info: Any) -> list[Figure]:
     return []
 
 
-class Worker:
-    """A peer in a process of its own."""
+class Peer(Worker):
+    """A PyTorch peer, with what its hypergradient is and how much memory it takes."""
 
     def __init__(self, python, peer: str, data: Path, setting: Setting, *, wide: bool = False):
-        script = Path(__file__).with_name("peers_torch.py")
-        self.process = subprocess.Popen(
-            [python, "-W", "ignore", str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
         request = {"peer": peer, "data": str(data), "wide": wide, **setting._asdict()}
+        super().__init__(python, "peers_torch.py", request)
+        self.version = self.made["torch"]
         try:
-            self.version = self.ask(request)["torch"]
-            self.ask(
-                {"run": "train"}
-            )  # what PyTorch itself takes is no memory of the hypergradient
+            # what PyTorch itself takes is no memory of the hypergradient
+            self.ask({"run": "train"})
             before = self.ask({"run": "train"})["peak_bytes"]
             self.answer = self.ask({"run": "gradient"})
         except RuntimeError:
@@ -260,28 +252,11 @@ class Worker:
             raise
         self.megabytes = (self.answer["peak_bytes"] - before) / 1e6
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        answer = json.loads(line) if line else {"error": "the process ended"}
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
-
     def seconds(self) -> float:
         return self.ask({"run": "gradient"})["seconds"]
 
     def training(self) -> float:
         return self.ask({"run": "train"})["seconds"]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.communicate()
 
 
 def hypergrad_float64(problem: Problem, hparams: dict, horizon: int) -> np.ndarray:

@@ -7,8 +7,6 @@ hyper-cleaning) of a softmax regression, and a penalty for every weight of a net
 """
 
 import contextlib
-import json
-import subprocess
 import tempfile
 import time
 from functools import partial
@@ -22,6 +20,7 @@ import numpy as np
 import optax
 
 from benchmarks.record import Figure, Results, interleave, markdown, timed
+from benchmarks.worker import Worker
 from hypergrad.estimators import Estimator, implicit
 from hypergrad.problem import Examples, Problem
 from hypergrad.solve import cg, direct, neumann, normal_cg
@@ -233,7 +232,7 @@ def measure(setting: Setting, options) -> list[Figure]:
             np.savez(path, **made)
             for peer in PEERS:
                 try:
-                    worker = stack.enter_context(Worker(options.torch_python, peer, path, setting))
+                    worker = stack.enter_context(Peer(options.torch_python, peer, path, setting))
                     grads[peer] = np.asarray(worker.ask("gradient")["gradient"])
                     calls[peer] = lambda worker=worker: worker.ask("time")["seconds"]
                 except RuntimeError as error:
@@ -261,41 +260,13 @@ def reference(setting: Setting, made: dict[str, np.ndarray]) -> np.ndarray:
         return np.asarray(got.hypergrad["tuned"])
 
 
-class Worker:
-    """A PyTorch peer in a process of its own."""
+class Peer(Worker):
+    """A PyTorch peer."""
 
     def __init__(self, python: str, peer: str, data: Path, setting: Setting):
-        script = Path(__file__).with_name("peers_implicit.py")
-        self.process = subprocess.Popen(
-            [python, "-W", "ignore", str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
         request = {"peer": peer, "data": str(data), "tuned": setting.tuned}
         request |= {"layers": len(setting.widths) - 1, "iterations": ITERATIONS, "rate": RATE}
-        try:
-            self.ask(request)
-        except RuntimeError:
-            self.__exit__()
-            raise
-
-    def ask(self, request: Any) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        answer = json.loads(line) if line else {"error": "the process ended"}
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.communicate()
+        super().__init__(python, "peers_implicit.py", request)
 
 
 def wrong(method: str, methods: dict[str, Any]) -> bool:

@@ -4,12 +4,11 @@ First {"peer", "data", "layers"}, then "norm" or "time" any number of times. The
 column by column is that of its first `columns` columns; the parent scales the time.
 """
 
-import json
-import sys
 import time
 
 import numpy as np
 import torch
+from worker import serve
 
 torch.set_num_threads(1)
 
@@ -82,19 +81,5 @@ class Case:
         return {"seconds": time.perf_counter() - began, "norm": norm}
 
 
-def main():
-    case = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if case is None:
-                case, answer = Case(request), {"torch": torch.__version__}
-            else:
-                answer = case.run(request)
-        except Exception as error:  # the parent reports it; a peer may not be installed
-            answer = {"error": f"{type(error).__name__}: {error}"[:300]}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Case, {"torch": torch.__version__})

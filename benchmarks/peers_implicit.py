@@ -3,13 +3,12 @@
 First {"peer", "data", "tuned", "layers", "iterations", "rate"}, then "gradient" or "time" any number of times.
 """
 
-import json
-import sys
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from worker import serve
 
 torch.set_num_threads(1)
 
@@ -118,19 +117,5 @@ class Case:
         return {"seconds": seconds} if what == "time" else {"gradient": found.tolist()}
 
 
-def main():
-    case = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if case is None:
-                case, answer = Case(request), {"torch": torch.__version__}
-            else:
-                answer = case.run(request)
-        except Exception as error:  # the parent reports it; a peer may not know an option
-            answer = {"error": f"{type(error).__name__}: {error}"[:300]}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Case, {"torch": torch.__version__})

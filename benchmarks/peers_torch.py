@@ -4,12 +4,11 @@ Requests are JSON objects: {"peer", "data", "wide", "optimizer", "horizon"} once
 {"run": "train"} any number of times.
 """
 
-import json
-import sys
 import time
 
 import numpy as np
 import torch
+from worker import serve
 
 torch.set_num_threads(1)
 B2, EPS = 0.999, 1e-8
@@ -127,9 +126,9 @@ class Case:
             optimizer.step(self.loss(model(self.inputs(step)), weights, log_l2, step))
         return self.judge(model(self.valid[0]))
 
-    def run(self, what):
+    def run(self, request):
         began = time.perf_counter()
-        if what == "train":
+        if request["run"] == "train":
             value, grads = self.torch(self.hparams, differentiate=False), []
         else:
             hparams = [h.clone().requires_grad_(True) for h in self.hparams]
@@ -152,19 +151,5 @@ def peak_bytes():
     return int(line.split()[1]) * 1024
 
 
-def main():
-    case = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if case is None:
-                case, answer = Case(request), {"torch": torch.__version__}
-            else:
-                answer = case.run(request["run"])
-        except Exception as error:  # the parent reports it; a peer may not know an option
-            answer = {"error": f"{type(error).__name__}: {error}"[:300]}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Case, {"torch": torch.__version__})

@@ -1,0 +1,69 @@
+"""A peer in a process of its own: both ends of the pipe, one JSON line each way.
+
+Both ends import this file, and the other end has a Python in which there is no jax: it needs nothing else.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Worker:
+    """This end; what goes wrong at the other is a `RuntimeError` here.
+
+    Attributes:
+        made: the answer to the first request, which makes the case.
+
+    Args:
+        python: of the other end.
+        script: a file of this folder that ends in `serve`.
+        request: the first one.
+    """
+
+    def __init__(self, python: str, script: str, request: Any):
+        self.process = subprocess.Popen(
+            [python, "-W", "ignore", str(Path(__file__).with_name(script))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            self.made = self.ask(request)
+        except RuntimeError:
+            self.__exit__()
+            raise
+
+    def ask(self, request: Any) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line else {"error": "the process ended"}
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+
+def serve(make: Callable[[Any], Any], about: dict[str, Any]) -> None:
+    """Be the other end: make a case of the first request, say what it is about, `run` all later ones."""
+    case = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if case is None:
+                case, answer = make(request), about
+            else:
+                answer = case.run(request)
+        except Exception as error:  # a peer may not be installed, or not know an option
+            answer = {"error": f"{type(error).__name__}: {error}"[:300]}
+        print(json.dumps(answer), flush=True)
