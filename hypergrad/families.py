@@ -51,11 +51,13 @@ class Smoothing(NamedTuple):
         c: of probabilities, means and correlations: new = c · fitted + (1 − c) · old.
         beta: of standard deviations at first, β_t = β − β (1 − 1/t)^q of generation t.
         q: how fast that falls; a distribution whose β_t falls cannot collapse early.
+
+    The defaults did best on functions with one and with many minima, in generations of 16 (docs/cehpo.md).
     """
 
-    c: float = 0.7
+    c: float = 0.8
     beta: float = 0.9
-    q: float = 5.0
+    q: float = 6.0
 
     def share(self, step: Array) -> Array:
         """Return β_t."""

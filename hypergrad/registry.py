@@ -48,6 +48,7 @@ from hypergrad.searchers import (
     Searcher,
     bayes,
     begin_with,
+    cma_es,
     constant,
     cross_entropy,
     distribution,
@@ -98,6 +99,7 @@ METHODS: dict[str, str] = {
     "prior": "trials near what --prior says, and a quarter of them anywhere",
     "cross_entropy": "a distribution fitted to the best of every generation (CEHPO)",
     "evolution": "differential evolution",
+    "cma_es": "CMA-ES: a normal distribution that moves and turns; options by tables",
     "bayes": "a Gaussian process and its log expected improvement",
     "tpe": "tree-structured Parzen estimators, multivariate",
     **OPTUNA,
@@ -214,6 +216,7 @@ def searcher(
             cross_entropy, rho=share, family=partial(distribution, beliefs=beliefs)
         ),
         "evolution": partial(evolution, num_members=max(4, size)),
+        "cma_es": partial(cma_es, num_members=max(4, size)),
         "bayes": partial(bayes, capacity=min(256, max(16, 2 ** (num_trials - 1).bit_length()))),
         "tpe": partial(tpe, capacity=min(512, max(16, num_trials))),
     }
@@ -222,7 +225,7 @@ def searcher(
         makers[name] = partial(optuna_searcher, sampler=sampler, capacity=num_trials)
 
     def make(space):
-        if not beliefs or name not in ("evolution", "bayes", "tpe"):
+        if not beliefs or name not in ("evolution", "cma_es", "bayes", "tpe"):
             return makers[name](space)
         num = max(size, LEAST_BELIEVED)
         return begin_with(makers[name](space), prior(space, beliefs), num)

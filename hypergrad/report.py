@@ -45,6 +45,7 @@ _METHODS = {
     "prior": "search near what is believed",
     "cross_entropy": "cross-entropy search",
     "evolution": "differential evolution",
+    "cma_es": "CMA-ES",
     "bayes": "Bayesian optimization",
     "tpe": "tree-structured Parzen estimators",
     "optuna_tpe": "Optuna's TPE",

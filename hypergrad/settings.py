@@ -16,7 +16,16 @@ ONLY_FOR = {
     "response": ("controller",),
     "learning_rate": BY_GRADIENT,
     "num_restarts": ("descent", "bilevel"),
-    "prior": ("descent", "bilevel", "prior", "cross_entropy", "evolution", "bayes", "tpe"),
+    "prior": (
+        "descent",
+        "bilevel",
+        "prior",
+        "cross_entropy",
+        "evolution",
+        "cma_es",
+        "bayes",
+        "tpe",
+    ),
 }
 """Setting -> the methods that read it."""
 NOT_FOR = {"warm_start": ("random", "grid", "sobol", "prior", "controller")}

@@ -100,7 +100,9 @@ def test_checkpoints_count_what_was_spent():
 
 def test_a_traced_smoothing_is_that_of_the_library():
     space = functions.cube(2)
-    theirs = distribution(space, smoothing=Smoothing(c=0.6, beta=0.6))
+    theirs = distribution(
+        space, smoothing=Smoothing(c=0.6, beta=0.6, q=cehpo_questions.SMOOTHING.q)
+    )
     ours = cehpo_questions.with_smoothing(distribution(space), 0.6)
     units = jax.random.uniform(jax.random.key(0), (8, 2))
     fitted = theirs.fit(theirs.start, units, jnp.ones(8))

@@ -21,6 +21,7 @@ from hypergrad.searchers import (
     Stop,
     TrustRegion,
     bayes,
+    cma_es,
     constant,
     cross_entropy,
     distribution,
@@ -65,6 +66,7 @@ SEARCHERS = {
         ),
     ),
     "evolution": partial(evolution, num_members=16),
+    "cma_es": cma_es,
     "bayes": partial(bayes, capacity=64),
     "bayes_turbo": partial(
         bayes, capacity=64, trust_region=TrustRegion(), warp=True, num_initial=8
@@ -211,6 +213,7 @@ BETTER = {
     "cross_entropy": 16,
     "cross_entropy_tables": 16,
     "evolution": 16,
+    "cma_es": 16,
     "bayes": 4,
     "bayes_turbo": 4,
     "tpe": 8,
@@ -680,6 +683,9 @@ BAD = {
     "members": (lambda: evolution(ONE, 3), "num_members is 3"),
     "mutation": (lambda: evolution(ONE, mutation=(0.9, 0.1)), "mutation is"),
     "crossover": (lambda: evolution(ONE, crossover=1.1), "crossover is 1.1"),
+    "lambda": (lambda: cma_es(ONE, 3), "num_members is 3"),
+    "sigma": (lambda: cma_es(ONE, sigma=0), "sigma is 0"),
+    "options": (lambda: cma_es({"k": Choice(("a", "b"))}), "space holds options alone"),
     "capacity": (lambda: bayes(ONE, 2), "capacity is 2"),
     "num_initial": (lambda: bayes(ONE, num_initial=0), "num_initial is 0"),
     "region": (lambda: bayes(ONE, trust_region=0.5), "trust_region is 0.5"),
@@ -704,6 +710,16 @@ def test_bad_input(name):
 
 def test_every_searcher_is_tested():
     tested = {name.split("_independent")[0] for name in SEARCHERS}
-    factories = {"random", "grid", "sobol", "prior", "cross_entropy", "evolution", "bayes", "tpe"}
+    factories = {
+        "random",
+        "grid",
+        "sobol",
+        "prior",
+        "cross_entropy",
+        "evolution",
+        "cma_es",
+        "bayes",
+        "tpe",
+    }
     assert factories <= tested and factories <= set(searchers.__all__)
     assert from_units(ONE, jnp.zeros((2, 1)))["x"].shape == (2,)

@@ -6,6 +6,7 @@ from hypergrad.families import Smoothing
 from hypergrad.searchers.base import Outcome, Searcher, final_values
 from hypergrad.searchers.bayes import TrustRegion, bayes
 from hypergrad.searchers.begin_with import begin_with
+from hypergrad.searchers.cma_es import cma_es
 from hypergrad.searchers.constant import constant
 from hypergrad.searchers.cross_entropy import Stop, cross_entropy, steps_to
 from hypergrad.searchers.evolution import evolution
@@ -25,6 +26,7 @@ __all__ = [
     "TrustRegion",
     "bayes",
     "begin_with",
+    "cma_es",
     "constant",
     "cross_entropy",
     "distribution",
