@@ -92,7 +92,7 @@ def chains(
         return Chain(jnp.einsum("n,nsk->sk", weights, hot[:, 0]) / total, moves)
 
     def blend(old, new, step):
-        c = smoothing.c
+        c = smoothing.tables
         return jax.tree.map(lambda a, b: c * b + (1 - c) * a, old, new)
 
     def marginals(params):

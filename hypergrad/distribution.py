@@ -118,6 +118,7 @@ def check_smoothing(smoothing: Smoothing, floor: float) -> None:
     for name, value, low in (
         ("c", smoothing.c, 0),
         ("beta", smoothing.beta, 0),
+        ("tables", smoothing.tables, 0),
         ("floor", floor, -1),
     ):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -48,16 +48,18 @@ class Smoothing(NamedTuple):
     """How far a distribution follows the elites of one generation.
 
     Attributes:
-        c: of probabilities, means and correlations: new = c · fitted + (1 − c) · old.
+        c: of means and correlations: new = c · fitted + (1 − c) · old.
         beta: of standard deviations at first, β_t = β − β (1 − 1/t)^q of generation t.
         q: how fast that falls; a distribution whose β_t falls cannot collapse early.
+        tables: of probabilities, as c; less, because a table has no width that could fall late.
 
     The defaults did best on functions with one and with many minima, in generations of 16 (docs/cehpo.md).
     """
 
-    c: float = 0.8
+    c: float = 0.9
     beta: float = 0.9
     q: float = 6.0
+    tables: float = 0.7
 
     def share(self, step: Array) -> Array:
         """Return β_t."""
@@ -193,7 +195,7 @@ def tables(
         return {f"entropy.{n}": e for n, e in zip(names, entropy(params), strict=True)}
 
     def blend(old, new, step):
-        return _mix(smoothing.c, new, old)
+        return _mix(smoothing.tables, new, old)
 
     return Family(start, transform, log_density, fit, blend, settled, info)
 

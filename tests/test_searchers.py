@@ -286,7 +286,9 @@ def test_first_proposals_are_uniform(name):
 
 def test_proposals_follow_the_fitted_distribution():
     space = {"x": Real(0, 1), "n": Integer(0, 2), "k": Choice(("a", "b", "c", "d"))}
-    family = partial(distribution, smoothing=Smoothing(c=1.0, beta=1.0, q=1e9), floor=0.1)
+    family = partial(
+        distribution, smoothing=Smoothing(c=1.0, beta=1.0, q=1e9, tables=1.0), floor=0.1
+    )
     searcher = programs(cross_entropy(space, rho=0.5, family=family))
     x = jnp.array([0.05, 0.1, 0.3, 0.9, 0.9, 0.9])
     told = {"x": x, "n": jnp.array([0, 1, 1, 2, 2, 2]), "k": jnp.array([3, 3, 0, 1, 1, 1])}
@@ -333,7 +335,9 @@ def test_elites_as_the_formula_says_them():
     space = {"k": Choice(tuple("abcdef"))}
     searcher = programs(
         cross_entropy(
-            space, rho=0.3, family=partial(distribution, smoothing=Smoothing(c=0.5), floor=0.0)
+            space,
+            rho=0.3,
+            family=partial(distribution, smoothing=Smoothing(c=0.5, tables=0.5), floor=0.0),
         )
     )
     told = {"k": jnp.array([0, 1, 2, 3, 4, 5, 0, 1])}
@@ -354,7 +358,7 @@ def test_elites_as_the_formula_says_them():
 def test_a_fit_maximises_the_likelihood_of_the_elites(atoms):
     """With c = 1 no other distribution near the fitted one makes the elites likelier (the M step)."""
     family = distribution(
-        MIXED, atoms=atoms, floor=0.0, smoothing=Smoothing(c=1.0, beta=1.0, q=1e9)
+        MIXED, atoms=atoms, floor=0.0, smoothing=Smoothing(c=1.0, beta=1.0, q=1e9, tables=1.0)
     )
     coords = coordinates(MIXED)
     units = 0.7 * jax.random.uniform(KEY, (40, coords.num)) ** jnp.linspace(0.5, 3, coords.num)
@@ -378,7 +382,7 @@ def sp_sample(space, num, key):
 def test_stopping_rules():
     space = {"x": Real(0, 1), "k": Choice(("a", "b"))}
     strict = Stop(generations=3, sigma=1e-2, epsilon=1e-2)
-    family = partial(distribution, smoothing=Smoothing(c=1.0, beta=1.0, q=1e9))
+    family = partial(distribution, smoothing=Smoothing(c=1.0, beta=1.0, q=1e9, tables=1.0))
     searcher = programs(cross_entropy(space, rho=0.5, family=family, stop=strict))
     spread = {"x": jnp.array([0.1, 0.4, 0.6, 0.9]), "k": jnp.array([0, 1, 0, 1])}
     state = searcher.init(KEY)
@@ -457,7 +461,7 @@ def test_markov_tables_begin_uniform_over_sequences_that_never_rise():
 
 def test_markov_tables_count_the_elites_moves():
     space = {"b": Sequence(LogReal(1e-2, 1.0), 3, decreasing=True)}
-    family = distribution(space, atoms=3, floor=0.0, smoothing=Smoothing(c=1.0))
+    family = distribution(space, atoms=3, floor=0.0, smoothing=Smoothing(tables=1.0))
     values = jnp.array([[1.0, 0.1, 0.1], [1.0, 0.1, 0.01], [1.0, 1.0, 0.01], [0.1, 0.1, 0.1]])
     units = to_units(space, {"b": values})
     (fitted,) = family.fit(family.start, units, jnp.ones(4))
@@ -483,7 +487,9 @@ def test_continuous_decreasing_sequences_never_rise_and_are_learned():
 
 def test_correlation_is_learned():
     space = {"a": Real(0, 1), "b": Real(0, 1)}
-    family = distribution(space, correlated=True, smoothing=Smoothing(c=1.0, beta=1.0, q=1e9))
+    family = distribution(
+        space, correlated=True, smoothing=Smoothing(c=1.0, beta=1.0, q=1e9, tables=1.0)
+    )
     g = np.random.default_rng(0).multivariate_normal([0, 0], [[1, 0.9], [0.9, 1]], 4000)
     units = jnp.clip(jnp.asarray(0.5 + 0.1 * g, jnp.float32), 0, 1)
     fitted = family.fit(family.start, units, jnp.ones(4000))
@@ -661,6 +667,7 @@ BAD = {
     ),
     "no trials": (lambda: tpe(ONE).ask(KEY, tpe(ONE).init(KEY), 0), "num is 0"),
     "c": (lambda: distribution(ONE, smoothing=Smoothing(c=0.0)), "c is 0.0"),
+    "tables": (lambda: distribution(ONE, smoothing=Smoothing(tables=1.5)), "tables is 1.5"),
     "floor": (lambda: distribution(ONE, floor=1.5), "floor is 1.5"),
     "stop": (lambda: cross_entropy(ONE, stop=Stop(sigma=-1)), "sigma is -1 in Stop"),
     "atoms": (lambda: distribution(ONE, atoms=1), "atoms is 1 for 'x'"),

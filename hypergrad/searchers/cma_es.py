@@ -110,7 +110,7 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
     if len(chosen):
         even = [np.full(k, 1 / k) for k in coords.levels[chosen]]
         names = [names_of(space, coords)[i] for i in chosen]
-        law = tables(even, names, np.zeros(len(chosen), bool), Smoothing(c=FOLLOW), FLOOR)
+        law = tables(even, names, np.zeros(len(chosen), bool), Smoothing(tables=FOLLOW), FLOOR)
 
     def init(key):
         dtype = jnp.result_type(float)
