@@ -574,6 +574,10 @@ def test_pb2_explores_where_the_objective_fell_most():
     assert np.median(np.abs(np.asarray(moved["rate"]) - 0.8)) < 0.15
     assert np.mean(np.asarray(moved["kind"]) == 1) > 0.5
     assert moved["kind"].dtype == jnp.int32 and moved["rate"].dtype == given["rate"].dtype
+    few = explore(KEY, given, seen._replace(moved=jnp.arange(num) == 5))
+    gone = np.arange(num) != 5  # those that go on do so, and only the copy is sent elsewhere
+    np.testing.assert_allclose(np.asarray(few["rate"])[gone], 0.1, atol=1e-6)
+    assert abs(float(few["rate"][5]) - 0.8) < 0.15
     nothing = explore(KEY, given, seen._replace(num=jnp.int32(1)))
     assert len(np.unique(nothing["rate"])) == num, "nothing known yet: anywhere"
     with pytest.raises(ValueError, match="kappa is -1"):

@@ -28,13 +28,13 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
 
     Δ_{p,i} = objective of member i at the end of period p, less that it went on from
     (λ, t) -> Δ  is modelled with the kernel  k_SE(λ, λ') · (1 − ω)^{|t − t'| / 2}  (`time_varying`), and each
-    copy gets the λ with the lowest bound  mean − κ std  at the time to come, one after the other. Those chosen
-    before it are hallucinated to come out at their mean (GP-BUCB): the mean stays that of the data, and std
-    falls where they are. Length scales, ω, amplitude and noise are those of the highest marginal likelihood,
-    times a prior whose ω is about 0.3 for eight periods.
+    copy gets the λ with the lowest bound  mean − κ std  at the time to come, one after the other. What the
+    members that go on have, and the copies before it got, is hallucinated to come out at its mean (GP-BUCB):
+    the mean stays that of the data, and std falls where they are. Length scales, ω, amplitude and noise are
+    those of the highest marginal likelihood, times a prior whose ω is about 0.3 for eight periods.
 
     **Cost:** 80 factorizations O(n³) a comparison, n = min(capacity, members x periods), and a search of the
-    bound for each member.
+    bound for each copy.
 
     **Limits:** κ is fixed, where the paper's grows with the logarithm of time; each coordinate has a length
     scale of its own, where the paper has one for all. Before the second comparison there is nothing to
@@ -110,13 +110,19 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
         high = jnp.ones(whole.num, units.dtype).at[-1].set(middle)
 
         def one(posterior, step):
-            key, row = step
-            unit = maximise(key, posterior, covariance, whole, bound, (leaders, low, high))
+            key, row, member = step
+
+            def choose():
+                return maximise(key, posterior, covariance, whole, bound, (leaders, low, high))
+
+            unit = jax.lax.cond(moved[member], choose, lambda: leaders[member])
             return believe(posterior, covariance, unit, row), unit[:-1]
 
         draw_key, key = jax.random.split(key)
-        steps = jax.random.split(key, num), len(units) + jnp.arange(num)
-        asked = jax.lax.scan(one, posterior, steps)[1]
+        moved = jnp.ones(num, bool) if history.moved is None else history.moved
+        order = jnp.argsort(moved)  # those that go on first
+        steps = jax.random.split(key, num), len(units) + jnp.arange(num), order
+        asked = jax.lax.scan(one, posterior, steps)[1][jnp.argsort(order)]
         anywhere = jax.random.uniform(draw_key, asked.shape, asked.dtype)
         found = from_units(dims, jnp.where(jnp.any(filled), asked, anywhere))
 
