@@ -269,7 +269,7 @@ def check_traceable(space: PyTree) -> None:
         if getattr(leaf, "static", False):
             raise ValueError(
                 f"space[{name!r}] is static, expected a dimension whose values share one compiled "
-                "program; fix its value in the problem and search each value by itself"
+                "program; fix its value in the problem, or search it with tune(method='random')"
             )
 
 
