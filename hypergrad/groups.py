@@ -12,7 +12,7 @@ from hypergrad import space as spaces, static, tree
 from hypergrad.buckets import Buckets
 from hypergrad.layout import vectorized
 from hypergrad.population import Population, count, population
-from hypergrad.problem import Problem, Task, with_hparams
+from hypergrad.problem import Problem, Task, check_problem, with_hparams
 from hypergrad.types import Array, HParams, PyTree
 
 
@@ -127,6 +127,7 @@ def partitioned(
         space: with or without static dimensions.
         build: problem -> population of members with the same static values.
     """
+    check_problem(problem)
     spaces.check_space(space)
     leaves, structure = jax.tree.flatten(space)
     fixed = [i for i, dim in enumerate(leaves) if getattr(dim, "static", False)]

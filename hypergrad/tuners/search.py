@@ -1,6 +1,7 @@
 """Population search: a searcher times a scheduler."""
 
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -36,6 +37,7 @@ def search(
         space: whose static dimensions have the values in outcomes that the user named, where the searcher
             is of `space.dynamic(space)`; as the searcher has them where None.
     """
+    _check_parts(population, searcher, scheduler)
     check_horizon(num, "num")
     on_host = searcher.host
 
@@ -86,6 +88,20 @@ def search(
         return state, _named(space, outcome)
 
     return Tuner(searcher.init, named)
+
+
+def _check_parts(population: Any, searcher: Any, scheduler: Any) -> None:
+    """Raise a `ValueError` for the first argument that is of another kind."""
+    parts = (
+        ("population", population, isinstance(population, Population), "population(problem)"),
+        ("searcher", searcher, isinstance(searcher, Searcher), "searchers.random(space)"),
+        ("scheduler", scheduler, callable(scheduler), "schedulers.full(100)"),
+    )
+    for name, value, good, example in parts:
+        if not good:
+            raise ValueError(
+                f"{name} is {type(value).__name__}, expected a {name}; pass e.g. {example}"
+            )
 
 
 def _named(space: PyTree, outcome: Outcome) -> Outcome:
