@@ -78,6 +78,9 @@ CASES = {
     "values has shape (3,), expected (4,)": lambda: searchers.random({"x": Real(0, 1)}).tell(
         (), searchers.Outcome({"x": np.ones(4)}, np.ones(3), np.ones(4, int), np.arange(4), {})
     ),
+    "population is 2 with method 'cross_entropy', expected at least 3": lambda: tune(
+        GOOD, {"l2": Real(0, 1)}, horizon=2, method="cross_entropy", population=2
+    ),
     "num is 2.5": lambda: searchers.random({"x": Real(0, 1)}).ask(KEY, (), 2.5),
     "searcher is int, expected a searcher": lambda: tuners.search(
         population(GOOD), 3, lambda p, k, h: None, 2
