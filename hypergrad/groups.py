@@ -130,7 +130,7 @@ def partitioned(
     check_problem(problem)
     spaces.check_space(space)
     leaves, structure = jax.tree.flatten(space)
-    fixed = [i for i, dim in enumerate(leaves) if getattr(dim, "static", False)]
+    places = [i for i, dim in enumerate(leaves) if getattr(dim, "static", False)]
 
     def flat(hparams) -> list[Any]:
         if jax.tree.structure(hparams) != structure:
@@ -142,7 +142,7 @@ def partitioned(
 
     def assign(hparams):
         given = flat(hparams)
-        columns = [np.asarray(given[i]).tolist() for i in fixed]
+        columns = [np.asarray(given[i]).tolist() for i in places]
         num = count(hparams)
         return list(zip(*columns, strict=True)) if columns else [()] * num
 
