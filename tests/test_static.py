@@ -221,6 +221,17 @@ def test_a_search_begins_with_trials_of_shapes(tuned, tmp_path):
     assert asked.count("sin") > 3, "a belief is in the user's words"
 
 
+def test_trials_go_to_optuna_by_name(tuned):
+    pytest.importorskip("optuna")
+    from hypergrad.integrations import export_trials, import_trials
+
+    outcomes = tuned[1].outcomes
+    written = export_trials(outcomes, SPACE)
+    acts = np.concatenate([outcome.hparams["act"] for outcome in outcomes])
+    assert [trial.params["act"] for trial in written.trials] == acts.tolist()
+    assert import_trials(written, SPACE).hparams["act"].tolist() == (acts == "sin").tolist()
+
+
 def test_values_go_both_ways():
     given = {
         "act": np.array([1, 0, 1]),
