@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         sizing,
         solve,
         space,
+        static,
         study,
         tuners,
     )
@@ -51,7 +52,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "hypergrad": "adapters buckets curvature devices estimators groups heads integrations layout measures "
-    "pareto policies schedulers searchers sizing solve space study tuners",
+    "pareto policies schedulers searchers sizing solve space static study tuners",
     "hypergrad.callbacks": "Callback Progress",
     "hypergrad.estimators": "Estimate Estimator",
     "hypergrad.expected": "enumerated expected sampled",
@@ -130,6 +131,7 @@ __all__ = [
     "sizing",
     "solve",
     "space",
+    "static",
     "step",
     "study",
     "tune",

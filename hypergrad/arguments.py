@@ -211,15 +211,27 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _parse(option: Option, value: Any) -> Any:
     """Turn the words of an option into its kind; what cannot be is left to `check_value`."""
     if option.name == "prior":
-        return {name: _belief(text) for name, text in (_pair(option, text) for text in value)}
+        return {name: _belief(text) for name, text in _pairs(option, value)}
     if option.kind is dict:
-        return {name: _json(text) for name, text in (_pair(option, text) for text in value)}
+        return {name: _json(text) for name, text in _pairs(option, value)}
     if option.kind in (int, float):
         try:
             return option.kind(value)
         except ValueError:
             return value
     return value
+
+
+def _pairs(option: Option, texts: list[str]) -> list[tuple[str, str]]:
+    """Split words NAME=VALUE, each name at most once."""
+    pairs = [_pair(option, text) for text in texts]
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"{option.flag} names {name!r:.80} twice, expected each once; leave one out"
+            )
+    return pairs
 
 
 def _pair(option: Option, text: str) -> tuple[str, str]:

@@ -94,7 +94,12 @@ def _unit(called: str, name: str, dim: spaces.Dimension, value: Any) -> np.ndarr
             f"{called} is near {value!r:.80}, expected a number or an array {shape}; pass one"
         ) from None
     kind = np.int32 if isinstance(dim, (Choice, Integer)) else np.float64
-    spaces.check_value({name: dim}, {name: full})
+    try:
+        spaces.check_value({name: dim}, {name: full})
+    except ValueError as error:
+        raise ValueError(
+            f"{called} is near {value!r:.80}, expected a value of its range: {error}"
+        ) from None
     with jax.ensure_compile_time_eval():
         array = jnp.asarray(full.astype(kind))
         return np.asarray(spaces.to_unit({name: dim}, {name: array}))

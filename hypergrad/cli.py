@@ -137,7 +137,14 @@ def _use_cores(method: str | None, num: int | None) -> None:
     if (method or Settings().method) not in BY_GRADIENT:
         from hypergrad.devices import use_cores
 
-        use_cores(num)
+        if num is not None and num > MOST_DEVICES:
+            raise ValueError(
+                f"devices is {num}, expected at most {MOST_DEVICES}; leave it out to use every core"
+            )
+        try:
+            use_cores(num)
+        except ValueError as error:
+            raise ValueError(f"devices is {num}, which this process cannot have: {error}") from None
 
 
 def _run(given: argparse.Namespace, start, out: Path, task: str, logs: list[str]) -> int:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad import records, space as spaces, tree
+from hypergrad import records, space as spaces, static, tree
 from hypergrad.beliefs import Belief, check_beliefs
 from hypergrad.journal import read
 from hypergrad.problem import Task
@@ -21,7 +21,7 @@ from hypergrad.types import HParams, PyTree
 
 
 def read_trials(directory: str | Path, space: PyTree) -> Outcome:
-    """Read the trials of a study as one outcome, without its code and its settings.
+    """Read the trials of a study as one outcome of `space.dynamic`, without its code and its settings.
 
     Trials with a value outside the space are left out, with a `StudyWarning`: the bounds may have been
     moved since.
@@ -53,7 +53,8 @@ def read_trials(directory: str | Path, space: PyTree) -> Outcome:
         text = f"{np.sum(~inside)} of {len(inside)} trials lie outside the space and are left out"
         warnings.warn(f"{name}: {text}", StudyWarning, stacklevel=2)
     kept = jax.tree.map(lambda x: x[inside], joined)
-    return kept._replace(parent=jnp.arange(inside.sum(), dtype=jnp.int32))
+    numbers = static.numbered(space, kept.hparams)
+    return kept._replace(hparams=numbers, parent=jnp.arange(inside.sum(), dtype=jnp.int32))
 
 
 def _outcome(record: dict[str, Any], space: PyTree, name: str) -> Outcome:
@@ -68,6 +69,7 @@ def _outcome(record: dict[str, Any], space: PyTree, name: str) -> Outcome:
     num = len(values)
     default = spaces.default(spaces.dynamic(space))
     like = jax.tree.map(lambda x: jnp.zeros((num, *np.shape(x)), x.dtype), default)
+    like = static.named(space, like)
     whole, floats = jnp.zeros(num, jnp.int32), jnp.zeros(num)
     try:
         found = records.decode(record | {"info": {}}, Outcome(like, floats, whole, whole, {}))
@@ -83,7 +85,7 @@ def _outcome(record: dict[str, Any], space: PyTree, name: str) -> Outcome:
 
 def _is_inside(space: PyTree, hparams: HParams, member: int) -> bool:
     try:
-        spaces.check_value(spaces.dynamic(space), jax.tree.map(lambda x: x[member], hparams))
+        spaces.check_value(space, jax.tree.map(lambda x: x[member], hparams))
     except ValueError:
         return False
     return True

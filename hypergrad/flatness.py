@@ -1,6 +1,7 @@
 """How flat the networks of a finished study are: measures of its configurations, and a slice through each."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import curvature as cv, space as spaces, storage, study, tree
+from hypergrad.groups import per_shape
 from hypergrad.problem import Problem, Task, split_loss
 from hypergrad.results import FLATNESS, load
 from hypergrad.resume import check_same_task
@@ -80,7 +82,7 @@ def flatness(task: Task, directory: str | Path, *, allow_changes: bool = False) 
     found = load(directory)
     judge_key = jax.random.split(jax.random.key(settings.seed), 4)[2]
     keys = jax.random.split(judge_key, settings.eval_seeds)[:MOST_SEEDS]
-    measure = jax.jit(lambda hparams, key: _measure(task, hparams, key))
+    measure = per_shape(task, lambda task: partial(_measure, task))
     measures, slices, steps = {}, {}, np.zeros(0)
     for name, configuration in found.configurations.items():
         hparams = _hparams(task, configuration.leaves, name)
@@ -118,14 +120,15 @@ def _measure(task: Task, hparams: HParams, key: Key) -> tuple[dict[str, Array], 
 
 def _hparams(task: Task, leaves: dict[str, Any], name: str) -> HParams:
     """Return the hparams of a configuration as the task takes them."""
-    start = jax.tree.map(jnp.asarray, spaces.default(task.space))
+    start = jax.tree.map(np.asarray, spaces.default(task.space))
     wanted = tree.named(start)
     for leaf, like in wanted.items():
         got = leaves.get(leaf)
-        if not isinstance(got, np.ndarray) or got.shape != like.shape:
+        text = like.dtype.kind == "U"
+        if not isinstance(got, str if text else np.ndarray) or np.shape(got) != like.shape:
             raise ValueError(
                 f"result.json has no {leaf!r} of shape {like.shape} for {name!r}, expected the hparams of the "
                 "task; the file is damaged or was edited, restore it or tune again"
             )
-    values = [jnp.asarray(leaves[leaf], like.dtype) for leaf, like in wanted.items()]
+    values = [np.asarray(leaves[leaf], like.dtype.type) for leaf, like in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(start), values)

@@ -1,6 +1,7 @@
 """A Gaussian process over unit coordinates, for tables that are padded to a fixed number of rows."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,6 @@ from hypergrad.types import Array
 class Kernel(NamedTuple):
     """Logarithms of the positive numbers of a kernel.
 
-    k(x, x') = amplitude · M(r) · exp(−Σ_c 1{x_c ≠ x'_c} / scale_c),   M(r) = (1 + s + s²/3) e^−s,  s = √5 r,
-    r² = Σ_d ((w_d(x_d) − w_d(x'_d)) / scale_d)²,   w_d(x) = 1 − (1 − x^a_d)^b_d,
-
-    over options c and all other coordinates d: Matérn 5/2 with one length scale a coordinate.
-
     Attributes:
         scale: length scales, `[D]`.
         amplitude: variance of the process.
@@ -29,6 +25,10 @@ class Kernel(NamedTuple):
     amplitude: Array
     noise: Array
     warp: Array
+
+
+Covariance: TypeAlias = Callable[[Kernel, Array, Array], Array]
+"""(kernel, units `[N, D]`, units `[M, D]`) -> k between them `[N, M]`, k(x, x) = amplitude."""
 
 
 class Posterior(NamedTuple):
@@ -66,21 +66,41 @@ def noise_floor() -> float:
     return 1e-4 if jnp.finfo(jnp.result_type(float)).bits == 32 else 1e-7
 
 
-def covariance(kernel: Kernel, ordered: np.ndarray, left: Array, right: Array) -> Array:
-    """Return k between two tables of units, `[N, D]` and `[M, D]` -> `[N, M]`."""
-    difference = left[:, None] - right
-    numbers, options = np.flatnonzero(ordered), np.flatnonzero(~ordered)
-    inverse = jnp.exp(-kernel.scale)
-    result = jnp.exp(kernel.amplitude)
-    if len(numbers):
-        apart = _warp(kernel, left)[:, None, numbers] - _warp(kernel, right)[:, numbers]
-        square = jnp.sum((apart * inverse[numbers]) ** 2, -1)
-        s = jnp.sqrt(5 * jnp.maximum(square, 1e-12))  # the root has no derivative at 0; M(r) has
-        result = result * (1 + s + s**2 / 3) * jnp.exp(-s)
-    if len(options):
-        differ = jnp.abs(difference[:, :, options]) > 1e-4
-        result = result * jnp.exp(-jnp.sum(jnp.where(differ, inverse[options], 0), -1))
-    return jnp.broadcast_to(result, (left.shape[0], right.shape[0]))
+def matern(ordered: np.ndarray) -> Covariance:
+    """Return the Matérn-5/2 kernel with one length scale a coordinate, and a step between options.
+
+    k(x, x') = amplitude · M(r) · exp(−Σ_c 1{x_c ≠ x'_c} / scale_c),   M(r) = (1 + s + s²/3) e^−s,  s = √5 r,
+    r² = Σ_d ((w_d(x_d) − w_d(x'_d)) / scale_d)²,   w_d(x) = 1 − (1 − x^a_d)^b_d,
+
+    over options c and all other coordinates d.
+
+    Args:
+        ordered: `[D]`; false for options.
+    """
+    numbers = np.flatnonzero(ordered)
+
+    def covariance(kernel, left, right):
+        result = jnp.exp(kernel.amplitude)
+        if len(numbers):
+            apart = _warp(kernel, left)[:, None, numbers] - _warp(kernel, right)[:, numbers]
+            square = jnp.sum((apart * jnp.exp(-kernel.scale)[numbers]) ** 2, -1)
+            s = jnp.sqrt(
+                5 * jnp.maximum(square, 1e-12)
+            )  # the root has no derivative at 0; M(r) has
+            result = result * (1 + s + s**2 / 3) * jnp.exp(-s)
+        result = result * agreement(ordered, kernel, left, right)
+        return jnp.broadcast_to(result, (left.shape[0], right.shape[0]))
+
+    return covariance
+
+
+def agreement(ordered: np.ndarray, kernel: Kernel, left: Array, right: Array) -> Array:
+    """Return exp(−Σ_c 1{x_c ≠ x'_c} / scale_c) over the options, `[N, M]`; 1 where there are none."""
+    options = np.flatnonzero(~ordered)
+    if not len(options):
+        return jnp.ones((), left.dtype)
+    differ = jnp.abs(left[:, None, options] - right[:, options]) > 1e-4
+    return jnp.exp(-jnp.sum(jnp.where(differ, jnp.exp(-kernel.scale)[options], 0), -1))
 
 
 def _warp(kernel: Kernel, units: Array) -> Array:
@@ -90,10 +110,10 @@ def _warp(kernel: Kernel, units: Array) -> Array:
     return 1 - (1 - inside**a) ** b
 
 
-def _gram(kernel: Kernel, ordered: np.ndarray, units: Array, mask: Array) -> Array:
+def _gram(kernel: Kernel, covariance: Covariance, units: Array, mask: Array) -> Array:
     """Return K + noise I over the rows that are not empty, the identity over the others, `[n, n]`."""
     present = mask.astype(units.dtype)
-    k = covariance(kernel, ordered, units, units) * present[:, None] * present
+    k = covariance(kernel, units, units) * present[:, None] * present
     noise = jnp.exp(kernel.noise) + noise_floor()
     return k + jnp.diag(jnp.where(mask, noise, 1))
 
@@ -106,7 +126,7 @@ def _penalty(kernel: Kernel) -> Array:
 
 
 def loss_and_grads(
-    kernel: Kernel, ordered: np.ndarray, units: Array, targets: Array, mask: Array
+    kernel: Kernel, covariance: Covariance, units: Array, targets: Array, mask: Array
 ) -> tuple[Array, Kernel]:
     """Return −log p(y) − log p(kernel), but for a constant, and its gradient.
 
@@ -114,7 +134,7 @@ def loss_and_grads(
     whose derivative by K is ½ ((K + noise I)⁻¹ − α αᵀ), α = (K + noise I)⁻¹ y: it is pulled back through the
     kernel alone, never through the Cholesky factor.
     """
-    k, pull = jax.vjp(lambda kernel: _gram(kernel, ordered, units, mask), kernel)
+    k, pull = jax.vjp(lambda kernel: _gram(kernel, covariance, units, mask), kernel)
     root = jnp.linalg.cholesky(k)
     inverse = jax.scipy.linalg.cho_solve((root, True), jnp.eye(len(units), dtype=units.dtype))
     alpha = inverse @ targets
@@ -126,7 +146,7 @@ def loss_and_grads(
 
 def fit(
     start: Kernel,
-    ordered: np.ndarray,
+    covariance: Covariance,
     units: Array,
     targets: Array,
     mask: Array,
@@ -140,7 +160,7 @@ def fit(
 
     Args:
         start: the kernel of the last fit.
-        ordered: `[D]`; false for options.
+        covariance: of the process, e.g. `matern(ordered)`.
         units: `[n, D]`.
         targets: standardized, `[n]`; zero where empty.
         mask: `[n]`.
@@ -152,7 +172,7 @@ def fit(
 
     def step(carry, _):
         kernel, moments = carry
-        loss, grads = loss_and_grads(kernel, ordered, units, targets, mask)
+        loss, grads = loss_and_grads(kernel, covariance, units, targets, mask)
         if not warp:
             grads = grads._replace(warp=jnp.zeros_like(grads.warp))
         # where the factor fails, the prior shows the way back
@@ -176,36 +196,36 @@ def fit(
 
 
 def condition(
-    kernel: Kernel, ordered: np.ndarray, units: Array, targets: Array, mask: Array
+    kernel: Kernel, covariance: Covariance, units: Array, targets: Array, mask: Array
 ) -> Posterior:
     """Condition a process on the rows that are not empty.
 
     **Cost:** O(n³).
     """
-    lower = jnp.linalg.cholesky(_gram(kernel, ordered, units, mask))
+    lower = jnp.linalg.cholesky(_gram(kernel, covariance, units, mask))
     eye = jnp.eye(len(units), dtype=units.dtype)
     root = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
     return Posterior(kernel, units, mask, root, root @ jnp.where(mask, targets, 0))
 
 
-def predict(posterior: Posterior, ordered: np.ndarray, units: Array) -> tuple[Array, Array]:
+def predict(posterior: Posterior, covariance: Covariance, units: Array) -> tuple[Array, Array]:
     """Return mean and standard deviation of the process at units `[M, D]`, without the noise.
 
     **Cost:** O(M n²).
     """
-    k = covariance(posterior.kernel, ordered, units, posterior.units) * posterior.mask
+    k = covariance(posterior.kernel, units, posterior.units) * posterior.mask
     v = k @ posterior.root.T
     variance = jnp.exp(posterior.kernel.amplitude) - jnp.sum(v**2, -1)
     return v @ posterior.white, jnp.sqrt(jnp.maximum(variance, 1e-8))
 
 
-def believe(posterior: Posterior, ordered: np.ndarray, unit: Array, row: Array) -> Posterior:
+def believe(posterior: Posterior, covariance: Covariance, unit: Array, row: Array) -> Posterior:
     """Put a trial into an empty row, with the predicted mean as its target ("kriging believer").
 
     **Cost:** O(n²): only that row of R changes, to (e − vᵀR) / d, with v = R k and d² = k + noise − |v|².
     """
     kernel = posterior.kernel
-    k = covariance(kernel, ordered, unit[None], posterior.units)[0] * posterior.mask
+    k = covariance(kernel, unit[None], posterior.units)[0] * posterior.mask
     v = posterior.root @ k
     noise = jnp.exp(kernel.noise) + noise_floor()
     d = jnp.sqrt(jnp.maximum(jnp.exp(kernel.amplitude) + noise - v @ v, noise))

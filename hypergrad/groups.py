@@ -1,17 +1,18 @@
-"""Populations whose members do not share one compiled program: one for each shape, compiled once."""
+"""Members and configurations that do not share one compiled program: one for each shape, compiled once."""
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad import space as spaces, tree
+from hypergrad import space as spaces, static, tree
 from hypergrad.buckets import Buckets
+from hypergrad.layout import vectorized
 from hypergrad.population import Population, count, population
-from hypergrad.problem import Problem, with_hparams
+from hypergrad.problem import Problem, Task, check_problem, with_hparams
 from hypergrad.types import Array, HParams, PyTree
 
 
@@ -126,14 +127,10 @@ def partitioned(
         space: with or without static dimensions.
         build: problem -> population of members with the same static values.
     """
+    check_problem(problem)
     spaces.check_space(space)
     leaves, structure = jax.tree.flatten(space)
-    static = [i for i, dim in enumerate(leaves) if getattr(dim, "static", False)]
-    traced = [i for i in range(len(leaves)) if i not in static]
-    if not traced:
-        raise ValueError(
-            "space has static dimensions only, expected one that is not; add one, or train each value by itself"
-        )
+    places = [i for i, dim in enumerate(leaves) if getattr(dim, "static", False)]
 
     def flat(hparams) -> list[Any]:
         if jax.tree.structure(hparams) != structure:
@@ -145,25 +142,74 @@ def partitioned(
 
     def assign(hparams):
         given = flat(hparams)
-        columns = [np.asarray(given[i]).tolist() for i in static]
+        columns = [np.asarray(given[i]).tolist() for i in places]
         num = count(hparams)
         return list(zip(*columns, strict=True)) if columns else [()] * num
 
     def strip(hparams):
-        given = flat(hparams)
-        return [given[i] for i in traced]
+        # where all are static, one number a member still says how many there are
+        return static.free_leaves(space, flat(hparams)) or [jnp.zeros(count(hparams))]
 
     def restore(label, hparams):
-        fixed = {
-            i: spaces.static_value(leaves[i], value) for i, value in zip(static, label, strict=True)
-        }
-        values = fixed | dict(zip(traced, hparams, strict=True))
-        return jax.tree.unflatten(structure, [values[i] for i in range(len(leaves))])
+        if not label:
+            return jax.tree.unflatten(structure, hparams)
+        return static.join(space, label, hparams)
 
     def make(label):
         return build(with_hparams(problem, lambda hparams: restore(label, hparams)))
 
     return grouped(assign, make, strip, restore)
+
+
+def alike(problem: Problem, space: PyTree) -> Population:
+    """Build the population whose static dimensions have their defaults, whatever its members are given.
+
+    Unlike that of `partitioned` it can be traced: a scheduler that cannot work is found before anything
+    compiles.
+    """
+    label, _ = static.split(space, spaces.default(space))
+
+    def change(hparams):
+        return static.join(space, label, static.free_leaves(space, jax.tree.leaves(hparams)))
+
+    members = population(with_hparams(problem, change), layout=vectorized())
+
+    def measure(function, hparams, states):
+        return members.measure(lambda params, h: function(params, change(h)), hparams, states)
+
+    return members._replace(measure=measure)
+
+
+def fixed(task: Task, label: tuple[int, ...]) -> Task:
+    """Return the task at one label of `static.split`: its functions take the hparams that are left."""
+    if not label:
+        return task
+    change = partial(static.join, task.space, label)
+    test, snippet, diagram = task.test, task.snippet, task.diagram
+    return task._replace(
+        problem=with_hparams(task.problem, change),
+        test=test and (lambda params, h: test(params, change(h))),
+        snippet=snippet and (lambda h: snippet(change(h))),
+        diagram=diagram and (lambda h: diagram(change(h))),
+    )
+
+
+def per_shape(task: Task, build: Callable[[Task], Callable[..., Any]]) -> Callable[..., Any]:
+    """Return (hparams, *args) -> `build(task)(hparams, *args)`, compiled once for each shape.
+
+    Args:
+        task: what is computed on; hparams are one value of its space, as a study records it.
+        build: task -> a traceable function of hparams that are not static, and more.
+    """
+    programs: dict[tuple[int, ...], Callable[..., Any]] = {}
+
+    def call(hparams, *args):
+        label, free = static.split(task.space, hparams)
+        if label not in programs:
+            programs[label] = jax.jit(build(fixed(task, label)))
+        return programs[label](jax.tree.map(jnp.asarray, free), *args)
+
+    return call
 
 
 def bucketed(

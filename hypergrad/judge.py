@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import tree
-from hypergrad.problem import Task
+from hypergrad.groups import per_shape
+from hypergrad.problem import Problem, Task
 from hypergrad.train import init_state, unroll, unroll_losses
 from hypergrad.types import Array, HParams, Key
 
@@ -27,7 +28,7 @@ def judge(
     interval = max(1, task.horizon // CURVE_POINTS)
     num_chunks, rest = divmod(task.horizon, interval)
 
-    def one(hparams: HParams, key: Key) -> tuple[Array, Array, Array]:
+    def one(task: Task, hparams: HParams, key: Key) -> tuple[Array, Array, Array]:
         problem = task.problem
         state = init_state(problem, key, hparams)
         valid = problem.valid_batch(jax.random.fold_in(key, 1))
@@ -46,15 +47,16 @@ def judge(
         scores = jnp.zeros(0) if task.test is None else task.test(state.params, hparams)
         return jnp.append(losses.reshape(-1), late), curve, scores
 
-    @jax.jit
-    def run(hparams, keys):
-        return jax.lax.map(lambda key: one(hparams, key), keys)
+    def build(task: Task):
+        return lambda hparams, keys: jax.lax.map(lambda key: one(task, hparams, key), keys)
+
+    run = per_shape(task, build)
 
     keys = jax.random.split(key, num_seeds)
     steps = [*range(0, num_chunks * interval + 1, interval), task.horizon]
     judged = {}
     for name, hparams in configurations.items():
-        losses, curves, scores = map(np.asarray, run(jax.tree.map(jnp.asarray, hparams), keys))
+        losses, curves, scores = map(np.asarray, run(hparams, keys))
         if not rest:
             curves = curves[:, :-1]
         judged[name] = {
@@ -69,19 +71,17 @@ def judge(
 
 def validate(task: Task, configurations: list[HParams], key: Key, num_seeds: int) -> np.ndarray:
     """Train every configuration on the same seeds; return its mean validation objective, `[N]`."""
-    problem = task.problem
 
-    def one(hparams: HParams, key: Key) -> Array:
+    def one(problem: Problem, hparams: HParams, key: Key) -> Array:
         state = unroll(problem, hparams, init_state(problem, key, hparams), task.horizon)
         valid = problem.valid_batch(jax.random.fold_in(key, 1))
         return problem.objective(state.params, hparams, valid)
 
-    @jax.jit
-    def mean(hparams: HParams, keys: Key) -> Array:
-        return jnp.mean(jax.lax.map(lambda key: one(hparams, key), keys))
+    def build(task: Task):
+        return lambda h, keys: jnp.mean(jax.lax.map(lambda key: one(task.problem, h, key), keys))
 
-    keys = jax.random.split(key, num_seeds)
-    return np.array([mean(jax.tree.map(jnp.asarray, h), keys) for h in configurations])
+    mean, keys = per_shape(task, build), jax.random.split(key, num_seeds)
+    return np.array([mean(hparams, keys) for hparams in configurations])
 
 
 def _interval(values: np.ndarray) -> dict[str, Any]:

@@ -79,20 +79,25 @@ def chunked(width: int = CPU_WIDTH) -> Layout:
     return Layout(each, width, 1, False, f"chunks of {width}")
 
 
-def looped(width: int = 1) -> Layout:
+def looped(width: int = 1, mesh: Mesh | None = None) -> Layout:
     """Call one compiled program of `width` members from the host, as often as it takes.
 
     That program fits every N, so that a population that shrinks compiles once. States pass through the
     host's memory.
 
     **Limits:** cannot be traced: a scheduler then works on the host between the calls.
+
+    Args:
+        width: members of a call; on a mesh, of each device.
+        mesh: of one axis, among whose devices the members of a call are divided; one device where None.
     """
     check_width(width)
+    members = width if mesh is None else width * mesh.devices.size
 
     def each(function, gather=False):
-        return _looped(function, width)
+        return _looped(function, members, mesh)
 
-    label = "one after another" if width == 1 else f"one program of {width} after another"
+    label = "one after another" if members == 1 else f"one program of {members} after another"
     return Layout(each, width, 1, True, label)
 
 
@@ -146,13 +151,17 @@ def default_layout() -> Layout:
     return chunked() if devices[0].platform == "cpu" else vectorized()
 
 
-def layout_for(num: int, num_devices: int | None = None, width: int | None = None) -> Layout:
+def layout_for(
+    num: int, num_devices: int | None = None, width: int | None = None, *, groups: bool = False
+) -> Layout:
     """Return the layout of `num` members on some devices, where none stays idle that could help.
 
     Args:
         num: members there are at most.
         num_devices: devices to use; all that jax has where None. No more than there are chunks are used.
         width: members side by side on each; up to `CPU_WIDTH` on CPUs and all of them elsewhere where None.
+        groups: whether they are trained in groups of any size, which one program is to fit (`looped`); the
+            width on CPUs is then 1 where None, because what a group leaves over is computed for nothing.
 
     Raises:
         ValueError: for more devices than there are.
@@ -160,9 +169,12 @@ def layout_for(num: int, num_devices: int | None = None, width: int | None = Non
     devices = make_mesh(num_devices).devices.flatten().tolist()
     share = -(-num // len(devices))
     if width is None:
-        width = min(CPU_WIDTH, share) if devices[0].platform == "cpu" else share
+        cpu = 1 if groups else min(CPU_WIDTH, share)
+        width = cpu if devices[0].platform == "cpu" else share
     check_width(width)
     used = min(len(devices), -(-num // width))
+    if groups:
+        return looped(width, make_mesh(devices[:used]) if used > 1 else None)
     inner = chunked(width) if width < share else vectorized()
     if used == 1 and devices[0] == jax.devices()[0]:
         return inner
@@ -302,12 +314,15 @@ def _with_keys(tree: PyTree) -> PyTree:
     return jax.tree.map(leaf, tree, is_leaf=lambda x: isinstance(x, _KeyData))
 
 
-def _looped(function: Callable, width: int) -> Mapped:
+def _looped(function: Callable, width: int, mesh: Mesh | None) -> Mapped:
     """Call one compiled program for every `width` members."""
+    spread = None if mesh is None else _many_devices(_one_device(function, None), mesh, True)
 
     @jax.jit
     def program(shared, *parts):
         parts = _with_keys(parts)
+        if spread is not None:
+            return _without_keys(spread(shared, *parts))
         if num_members(parts) > 1:
             return _without_keys(jax.vmap(lambda *one: function(shared, *one))(*parts))
         result = function(shared, *jax.tree.map(lambda x: x[0], parts))

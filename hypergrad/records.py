@@ -33,7 +33,7 @@ def encode(step: int, outcome: Outcome) -> dict[str, Any]:
     "inf" or "-inf" (the bits within a NaN are not kept).
 
     Raises:
-        ValueError: for a leaf that is neither true or false, whole nor real, naming it.
+        ValueError: for a leaf that is neither true or false, whole, real nor text, naming it.
     """
     record: dict[str, Any] = {"step": step}
     for part, value in outcome._asdict().items():
@@ -107,15 +107,15 @@ def _names(value: Any) -> list[str]:
 
 def _numbers(name: str, leaf: Any) -> Any:
     array = np.asarray(leaf)
-    if array.dtype.kind == "b":
+    if array.dtype.kind in "bU":
         return array.tolist()
     if jnp.issubdtype(array.dtype, jnp.integer):
         wide = np.uint64 if jnp.issubdtype(array.dtype, jnp.unsignedinteger) else np.int64
         return array.astype(wide).tolist()
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
-            f"the outcome has {array.dtype} at {name!r}, expected true or false, whole or real numbers; "
-            "leave it out of the tuner's info"
+            f"the outcome has {array.dtype} at {name!r}, expected true or false, whole or real numbers, or "
+            "texts; leave it out of the tuner's info"
         )
     wide = array.astype(np.float64)
     finite = np.isfinite(wide)
@@ -132,11 +132,13 @@ def _array(value: Any, like: Any, name: str, step: Any) -> np.ndarray:
         return np.zeros(shape, dtype)
     array = np.array(value, object)
     real = jnp.issubdtype(dtype, jnp.floating)
-    kind = float if real else bool if dtype.kind == "b" else int
+    kind = float if real else {"b": bool, "U": str}.get(dtype.kind, int)
     if array.ndim != len(shape) or not all(
         type(x) is kind or (real and type(x) is str and x in _SPECIAL) for x in array.flat
     ):
         raise _misfit(step, name, "other shapes or types")
+    if kind is str:
+        return array.astype(str)  # of whatever length: a text is not cut
     try:
         return (array.astype(np.float64) if real else array).astype(dtype)
     except OverflowError:

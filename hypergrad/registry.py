@@ -136,6 +136,8 @@ NUM_PERIODS = 8
 """Comparisons of `pbt` and `pb2` in a run, or a few more: the steps are divided evenly."""
 LEAST_BELIEVED = 8
 """First trials that come from the beliefs, where a search has no distribution of its own to put them in."""
+LEAST_GENERATION = 3
+"""Trials of a generation of `cross_entropy`, of whose best half, two at least, it fits a distribution."""
 NUM_PRODUCTS = 12
 """Products with the Hessian of each of four minibatches, from which `flatness` estimates its norm."""
 SUM_BATCH = 64
@@ -208,6 +210,11 @@ def searcher(
         return random(space, sample_constant)
     # a few elites are needed to fit a distribution to, also where generations are small
     share = min(0.5, max(0.1, 4 / size))
+    if name == "cross_entropy" and size < LEAST_GENERATION:
+        raise ValueError(
+            f"population is {size} with method 'cross_entropy', expected at least {LEAST_GENERATION}, so that "
+            f"two trials are elite; pass population={LEAST_GENERATION} or more, or a larger budget"
+        )
     makers: dict[str, Callable[[PyTree], Searcher]] = {
         "grid": lambda space: grid(space, levels_within(space, num_trials)),
         "sobol": sobol,

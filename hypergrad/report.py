@@ -206,9 +206,11 @@ def _tuned_leaves(results: Results) -> tuple[list[plots.Leaf], list[plots.Leaf],
     schedules, values, choices = [], [], []
     for name, after in best.leaves.items():
         before, dimension = start.leaves.get(name), space.get(name, "")
+        is_static = isinstance(dimension, str) and dimension.endswith("static=True)")
         dimension = dimension[:200] if isinstance(dimension, str) else ""
         if isinstance(after, str) or dimension.startswith("Choice"):
-            path = [_option(dimension, end) for end in (before, after) if end is not None]
+            among = "" if is_static else dimension  # the others are recorded by their place
+            path = [_option(among, end) for end in (before, after) if end is not None]
             choices.append(f"{name}: {' → '.join(path)}")
             continue
         if isinstance(before, str) or (before is not None and before.shape != after.shape):

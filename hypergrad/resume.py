@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hypergrad import earlier, registry, storage, study, tree
+from hypergrad import earlier, registry, static, storage, study, tree
 from hypergrad.callbacks import Callback, Listeners
 from hypergrad.estimators.base import split_key
+from hypergrad.groups import fixed
 from hypergrad.problem import Problem, Task
 from hypergrad.searchers import Outcome
 from hypergrad.settings import OPTION, Settings
@@ -134,7 +135,8 @@ def replay(
             "that trains every trial from its start; use hypergrad.study.replay, which makes the steps again"
         )
     found = study.replay(build(task, settings)[0], folder, trial)
-    hparams = jax.tree.map(jax.numpy.asarray, found.outcome.hparams)
+    label, free = static.split(task.space, found.outcome.hparams)
+    task, hparams = fixed(task, label), jax.tree.map(jax.numpy.asarray, free)
     keys = _training_keys(found.outcome, settings)
     num_steps = int(found.outcome.steps)
 

@@ -60,7 +60,7 @@ class Settings(NamedTuple):
         scheduler: how a search spends training on its trials, a name of `registry.SCHEDULERS`.
         devices: over which the members of a search are spread; all that jax has where None.
         chunk: members computed side by side on each device, one chunk after another; where None up to four
-            on a CPU, all on others.
+            on a CPU (one where the space has static dimensions), all on others.
         prior: {leaf name: belief}, where the best value of a hyperparameter is believed to be: a value, a value
             with its spread as a share of the range, or `searchers.near(value, spread)`. "prior" draws trials
             from there, "cross_entropy" its first distribution, other searches their first trials; "descent"

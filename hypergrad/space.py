@@ -158,6 +158,12 @@ class Choice:
                 f"options has {len(self.options)} entries in Choice, expected at least two; "
                 "close over a value that is fixed"
             )
+        plain = [x for x in self.options if isinstance(x, (str, int, float))]
+        if len(set(plain)) < len(plain):
+            twice = next(x for x in plain if plain.count(x) > 1)
+            raise ValueError(
+                f"options has {twice!r} twice in Choice, expected different ones; leave one out"
+            )
         if self.default is not None and self.default not in self.options:
             raise ValueError(
                 f"default is {self.default!r} in Choice, expected one of {self.options}; pass one of them"
@@ -243,12 +249,18 @@ def check_space(space: PyTree) -> None:
         raise ValueError(
             "space has no dimensions, expected at least one; pass e.g. {'lr': LogReal(1e-4, 1.0)}"
         )
-    for name, leaf in zip(tree.leaf_names(space), leaves, strict=True):
+    names = tree.leaf_names(space)
+    for name, leaf in zip(names, leaves, strict=True):
         if not is_dimension(leaf):
             raise ValueError(
                 f"space[{name!r}] is {leaf!r}, expected a dimension (Real, LogReal, Integer, Choice, "
                 "Sequence); close over a value that is fixed"
             )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"space has two dimensions of the name {twice!r}, expected different names; rename one of them"
+        )
 
 
 def check_differentiable(space: PyTree) -> None:
@@ -269,7 +281,7 @@ def check_traceable(space: PyTree) -> None:
         if getattr(leaf, "static", False):
             raise ValueError(
                 f"space[{name!r}] is static, expected a dimension whose values share one compiled "
-                "program; fix its value in the problem and search each value by itself"
+                "program; fix its value in the problem, or search it with tune(method='random')"
             )
 
 

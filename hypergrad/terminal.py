@@ -125,8 +125,10 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def brief(value: Any) -> str:
-    """Show a number by three digits and an array by its range."""
+    """Show a number by three digits, an array by its range, and a text as it is."""
     array = np.asarray(value)
+    if array.dtype.kind == "U":
+        return str(value)
     if array.ndim == 0:
         return f"{float(array):.3g}"
     return f"{float(array.min()):.2g}..{float(array.max()):.2g}"

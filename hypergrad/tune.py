@@ -18,11 +18,12 @@ import jax
 import numpy as np
 import optax
 
-from hypergrad import earlier, records, registry, space as spaces, study, tree
+from hypergrad import earlier, records, registry, space as spaces, static, study, tree
 from hypergrad.callbacks import Callback, Listeners, Progress
 from hypergrad.estimators import Estimator, average, plan, reverse, shared
 from hypergrad.estimators.base import StructuralZeroWarning
 from hypergrad.expected import sampled
+from hypergrad.groups import alike, fixed, partitioned
 from hypergrad.heads import multitask
 from hypergrad.judge import judge, validate
 from hypergrad.layout import layout_for
@@ -80,6 +81,11 @@ def tune(
     and the best of them is chosen: the lowest of many noisy values is a lucky one. The default
     hparams, the tuned ones and (for methods by gradient) the best of as many random trials as cost the
     same training time are then trained on fresh seeds; the test set is read then, once.
+
+    Static dimensions of the space (`Integer` and `Choice` with `static=True`, whose values change shapes) are
+    for searches: each combination of their values is compiled once, on its first trial, and trained one
+    member a device at a time (`chunk` of them side by side). Trials, records and `best` have the values as
+    the user named them.
 
     **Cost:** descent: budget x num_seeds x num_restarts hypergradients, as much again for the random
     baseline, and 11 x max(num_seeds, 4) trainings of each for the choice.
@@ -267,7 +273,8 @@ def _choose(
 ) -> tuple[HParams, float]:
     """Choose among the finalists of a method by their mean objective over the same seeds."""
     if found.best is None:
-        return jax.tree.map(np.asarray, spaces.default(task.space)), float("inf")
+        start = spaces.default(task.space)
+        return static.restored(task.space, jax.tree.map(np.asarray, start)), float("inf")
     trials = [
         (float(value), jax.tree.map(lambda x, m=m: x[m], o.hparams))
         for o in (found.outcomes[-FINALISTS:] if method in BY_GRADIENT else found.outcomes)
@@ -278,9 +285,9 @@ def _choose(
     finalists.append(found.best)
     values = validate(task, finalists, key, max(settings.num_seeds, 4))
     if not np.any(np.isfinite(values)):
-        return found.best, found.best_value
+        return static.restored(task.space, found.best), found.best_value
     best = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
-    return finalists[best], float(values[best])
+    return static.restored(task.space, finalists[best]), float(values[best])
 
 
 def _random_folder(folder: Folder | None):
@@ -313,13 +320,36 @@ def check_task(task: Task, settings: Settings) -> Settings:
     earlier.beliefs(settings, task.space)
     if settings.method in ("descent", "bilevel"):
         spaces.check_differentiable(task.space)
-    else:
+    elif settings.method == "controller":
         spaces.check_traceable(task.space)
-    start = jax.tree.map(jax.numpy.asarray, spaces.default(task.space))
-    check(task.problem, start, task.horizon)
-    check_step(task.problem, start)
-    check_extras(task, jax.tree.map(np.asarray, start))
+    else:
+        _check_static(task, settings)
+    for hparams in static.corners(task.space):
+        label, start = static.split(task.space, hparams)
+        one, start = fixed(task, label), jax.tree.map(jax.numpy.asarray, start)
+        check(one.problem, start, task.horizon)
+        check_step(one.problem, start)
+        check_extras(one, jax.tree.map(np.asarray, start))
     return settings
+
+
+def _check_static(task: Task, settings: Settings) -> None:
+    """Raise a `ValueError` for what a search cannot do with static dimensions, naming the first."""
+    static.check_named(task.space)
+    names = static.static_names(task.space)
+    if not names:
+        return
+    because = f"because space[{names[0]!r}] is static"
+    if settings.scheduler == "pb2":
+        raise ValueError(
+            f"scheduler is 'pb2', expected another {because}: a copy goes on with weights that fit no other "
+            "shape; choose 'pbt', whose copies keep their shape, or 'full'"
+        )
+    if settings.memory is not None:
+        raise ValueError(
+            f"memory is {settings.memory}, expected None {because}: what fits is measured for one shape; "
+            "pass chunk, the members side by side on each device"
+        )
 
 
 def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
@@ -417,20 +447,25 @@ def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
         found = earlier.read_trials(settings.warm_start, task.space)
         told.append(earlier.held_trials(found, task.space, settings.warm_start))
         num += len(told[0].values)
-    searcher = registry.searcher(settings.method, task.space, num, size, earlier.beliefs(settings))
+    space = spaces.dynamic(task.space)
+    searcher = registry.searcher(settings.method, space, num, size, earlier.beliefs(settings))
     searcher = warm_start(searcher, told) if told else searcher
     scheduler, cost = registry.scheduler(
         settings.scheduler, task.problem, task.space, task.horizon, size
     )
-    layout = layout_for(size, settings.devices, settings.chunk)
-    members = population(task.problem, layout=layout)
-    tuner = search(members, searcher, scheduler, size)
+    shapes = bool(static.static_names(task.space))
+    layout = layout_for(size, settings.devices, settings.chunk, groups=shapes)
+    members = one_shape = population(task.problem, layout=layout)
+    if shapes:
+        members = partitioned(task.problem, task.space, partial(population, layout=layout))
+        one_shape = alike(task.problem, task.space)
+    tuner = search(members, searcher, scheduler, size, space=task.space)
 
     def generation(key):
-        if not searcher.host:
+        if not (searcher.host or shapes):
             return tuner.step(key, tuner.init(key))
         keys = jax.random.split(key, size)
-        return scheduler(members, key, jax.vmap(partial(spaces.sample, task.space))(keys))
+        return scheduler(one_shape, key, jax.vmap(partial(spaces.sample, space))(keys))
 
     jax.eval_shape(generation, jax.random.key(0))  # what cannot be is refused before a study begins
     return tuner, cost

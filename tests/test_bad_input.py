@@ -71,6 +71,20 @@ CASES = {
     "low is 0.5 in Integer": lambda: Integer(0.5, 3),
     "options has 1 entries": lambda: Choice(("a",)),
     "options is 'ab'": lambda: Choice("ab"),
+    "options has 'a' twice": lambda: Choice(("a", "b", "a")),
+    "space has two dimensions of the name 'a.b'": lambda: tune(
+        GOOD, {"a": {"b": Real(0, 1)}, "a.b": Real(0, 1)}, horizon=2, method="random"
+    ),
+    "values has shape (3,), expected (4,)": lambda: searchers.random({"x": Real(0, 1)}).tell(
+        (), searchers.Outcome({"x": np.ones(4)}, np.ones(3), np.ones(4, int), np.arange(4), {})
+    ),
+    "population is 2 with method 'cross_entropy', expected at least 3": lambda: tune(
+        GOOD, {"l2": Real(0, 1)}, horizon=2, method="cross_entropy", population=2
+    ),
+    "num is 2.5": lambda: searchers.random({"x": Real(0, 1)}).ask(KEY, (), 2.5),
+    "searcher is int, expected a searcher": lambda: tuners.search(
+        population(GOOD), 3, lambda p, k, h: None, 2
+    ),
     "default is 'c' in Choice": lambda: Choice(("a", "b"), default="c"),
     "element is 3 in Sequence": lambda: Sequence(3, 5),
     "length is 0 in Sequence": lambda: Sequence(Real(0, 1), 0),

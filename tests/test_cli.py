@@ -390,6 +390,14 @@ def test_ctrl_c_before_there_is_a_study(capsys, monkeypatch):
             ["tune", "quadratic", "--method", "random", "--learning-rate", ".1"],
             "--learning-rate is given with method 'random', which does not read it",
         ),
+        (
+            ["tune", "quadratic", "--method", "prior", "--prior", "lr=1", "--prior", "lr=2"],
+            "--prior names 'lr' twice",
+        ),
+        (
+            ["tune", "quadratic", "--method", "random", "--devices", "5000"],
+            "devices is 5000, expected at most 1024",
+        ),
         (["tune", "quadratic", "--bilevel", "saba"], "--bilevel is given with method 'descent'"),
         (["tune", "quadratic", "--method", "radnom"], "did you mean 'random'?"),
         (["export", "x", "--out=-y"], "--out is '-y', expected a file whose name begins with no"),

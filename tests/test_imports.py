@@ -10,7 +10,7 @@ FLOORS = {
     "types": 0, "devices": 0, "buckets": 0, "settings": 0, "tree": 0.1, "integers": 1, "segments": 1,
     "layout": 1, "space": 1, "autodiff": 1, "solve": 1,
     "quasirandom": 1, "truncnorm": 1, "gaussian_process": 1, "acquisition": 1, "outputs": 1, "pareto": 1,
-    "coordinates": 1.1, "beliefs": 1.1, "families": 1.1, "chains": 1.2, "distribution": 1.3,
+    "coordinates": 1.1, "static": 1.1, "beliefs": 1.1, "families": 1.1, "chains": 1.2, "distribution": 1.3,
     "policies": 1.5, "heads": 1.6, "perturb": 1.5, "expected": 2.5, "history": 2.1,
     "problem": 2, "adapters": 2.1, "train": 2.1, "testing": 2.2, "momentum": 2.2, "adjoint": 2.5,
     "measures": 2.5,

@@ -419,9 +419,6 @@ def refused():
         "num is 0": lambda: devices.use_cores(0),
         "memory is 0": lambda: fastest_layout(PROBLEM, hparams, memory=0),
         "num_devices is 0": lambda: fastest_layout(PROBLEM, hparams, num_devices=0),
-        "space has static dimensions only": lambda: partitioned(
-            PROBLEM, {"n": Integer(1, 2, static=True)}
-        ),
         "expected ['activation', 'lr', 'width']": lambda: partitioned(PROBLEM, WIDTHS).init(
             keys, hparams
         ),

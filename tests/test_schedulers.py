@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import curvature, records, schedulers, searchers, study
+from hypergrad import curvature, gaussian_process as gp, records, schedulers, searchers, study
 from hypergrad.groups import partitioned
 from hypergrad.layout import chunked, looped, vectorized
 from hypergrad.measures import supremum
@@ -31,6 +31,7 @@ from hypergrad.schedulers import (
 )
 from hypergrad.schedulers.base import History
 from hypergrad.schedulers.hyperband import brackets, num_trials
+from hypergrad.schedulers.pb2 import time_varying
 from hypergrad.schedulers.pbt import sources
 from hypergrad.searchers import Outcome, Searcher
 from hypergrad.space import (
@@ -573,12 +574,76 @@ def test_pb2_explores_where_the_objective_fell_most():
     assert np.median(np.abs(np.asarray(moved["rate"]) - 0.8)) < 0.15
     assert np.mean(np.asarray(moved["kind"]) == 1) > 0.5
     assert moved["kind"].dtype == jnp.int32 and moved["rate"].dtype == given["rate"].dtype
+    few = explore(KEY, given, seen._replace(moved=jnp.arange(num) == 5))
+    gone = np.arange(num) != 5  # those that go on do so, and only the copy is sent elsewhere
+    np.testing.assert_allclose(np.asarray(few["rate"])[gone], 0.1, atol=1e-6)
+    assert abs(float(few["rate"][5]) - 0.8) < 0.15
     nothing = explore(KEY, given, seen._replace(num=jnp.int32(1)))
     assert len(np.unique(nothing["rate"])) == num, "nothing known yet: anywhere"
     with pytest.raises(ValueError, match="kappa is -1"):
         schedulers.pb2(space, kappa=-1)
     with pytest.raises(ValueError, match=r"space\['n'\] is static"):
         schedulers.pb2({"n": Integer(1, 2, static=True)})
+
+
+def test_the_process_of_pb2_is_the_papers():
+    """Against the dense posterior in float64: the mean of the data, the deviation of the hallucinations too."""
+    scale, omega, amplitude, noise = np.array([0.4, 0.7]), 0.3, 1.3, 0.05
+    kernel = gp.prior_kernel(3)._replace(
+        scale=jnp.log(jnp.array([*scale, -2 / np.log(1 - omega)])),
+        amplitude=jnp.log(amplitude),
+        noise=jnp.log(noise),
+    )
+    random = np.random.default_rng(1)
+    units = random.uniform(0, 1, (14, 3))
+    units[:, 1] = (random.integers(0, 3, 14) + 0.5) / 3  # an option
+    units[:, 2] = random.integers(0, 5, 14)  # the period
+    seen, chosen, at = units[:8], units[8:11], units[11:]
+    targets = random.normal(size=8)
+
+    def k(a, b):
+        x = np.exp(-((a[:, None, 0] - b[:, 0]) ** 2) / (2 * scale[0] ** 2))
+        option = np.where(a[:, None, 1] != b[:, 1], np.exp(-1 / scale[1]), 1)
+        return amplitude * x * option * (1 - omega) ** (np.abs(a[:, None, 2] - b[:, 2]) / 2)
+
+    def dense(rows):
+        inverse = np.linalg.inv(k(rows, rows) + (noise + gp.noise_floor()) * np.eye(len(rows)))
+        return k(at, rows) @ inverse
+
+    both = np.concatenate([seen, chosen])
+    covariance = time_varying(np.array([True, False]))
+
+    @jax.jit
+    def ours(units, targets, mask):
+        posterior = gp.condition(kernel, covariance, units, targets, mask)
+        for row in range(8, 11):
+            posterior = gp.believe(posterior, covariance, jnp.asarray(both[row]), row)
+        return gp.predict(posterior, covariance, jnp.asarray(at))
+
+    room = np.concatenate([seen, np.zeros((3, 3))])
+    mean, std = ours(
+        jnp.asarray(room), jnp.asarray(np.append(targets, [0.0] * 3)), np.arange(11) < 8
+    )
+    np.testing.assert_allclose(mean, dense(seen) @ targets, atol=2e-4)
+    variance = amplitude - np.sum(dense(both) * k(at, both), 1)
+    np.testing.assert_allclose(std, np.sqrt(variance), rtol=1e-3)
+
+
+def test_pb2_forgets_what_no_longer_holds():
+    """ω is fitted: it is large where the best rate moves with time, and small where it stays."""
+    random = np.random.default_rng(2)
+    rate, time = random.uniform(0, 1, (2, 48)).astype(np.float32)
+    units, mask = jnp.stack([rate, time], 1), jnp.ones(48, bool)
+    fit = jax.jit(
+        lambda y: gp.fit(gp.prior_kernel(2), time_varying(np.array([True])), units, y, mask)
+    )
+
+    def omega(targets):
+        return 1 - np.exp(
+            -2 / np.exp(float(fit((targets - targets.mean()) / targets.std()).scale[1]))
+        )
+
+    assert omega((rate - time) ** 2) > 2 * omega((rate - 0.5) ** 2)
 
 
 def test_pb2_in_a_population_with_schedules():

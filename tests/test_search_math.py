@@ -181,14 +181,14 @@ def posterior64(kernel, units, targets, at):
 def test_the_posterior_is_the_dense_one(data):
     kernel, units, targets, _ = data
     at = snap(np.array([0, 0, 3]), jax.random.uniform(jax.random.key(5), (20, 3)))
-    post = jax.jit(lambda *a: gp.condition(a[0], ORDERED, *a[1:]))(*data)
-    mean, std = jax.jit(lambda p, x: gp.predict(p, ORDERED, x))(post, at)
+    post = jax.jit(lambda *a: gp.condition(a[0], gp.matern(ORDERED), *a[1:]))(*data)
+    mean, std = jax.jit(lambda p, x: gp.predict(p, gp.matern(ORDERED), x))(post, at)
     expected = posterior64(kernel, units[:NUM], targets[:NUM], at)
     np.testing.assert_allclose(mean, expected[0], atol=2e-4)
     np.testing.assert_allclose(std, expected[1], atol=2e-3)
     # believing in a trial at its mean is conditioning on it
-    more = jax.jit(lambda p, x: gp.believe(p, ORDERED, x, jnp.int32(NUM)))(post, at[0])
-    mean, std = jax.jit(lambda p, x: gp.predict(p, ORDERED, x))(more, at)
+    more = jax.jit(lambda p, x: gp.believe(p, gp.matern(ORDERED), x, jnp.int32(NUM)))(post, at[0])
+    mean, std = jax.jit(lambda p, x: gp.predict(p, gp.matern(ORDERED), x))(more, at)
     grown = np.concatenate([units[:NUM], at[:1]]), np.append(targets[:NUM], expected[0][0])
     expected = posterior64(kernel, *grown, at)
     np.testing.assert_allclose(mean, expected[0], atol=5e-4)
@@ -198,7 +198,7 @@ def test_the_posterior_is_the_dense_one(data):
 def test_the_gradient_of_the_marginal_likelihood(data):
     """Against finite differences of the dense float64 formula."""
     kernel, units, targets, _ = data
-    loss, grads = jax.jit(lambda *a: gp.loss_and_grads(a[0], ORDERED, *a[1:]))(*data)
+    loss, grads = jax.jit(lambda *a: gp.loss_and_grads(a[0], gp.matern(ORDERED), *a[1:]))(*data)
     centre = gp.prior_kernel(3)
     spread = gp._SPREAD
 
@@ -230,7 +230,7 @@ def test_a_fit_finds_the_scales_and_the_noise():
     targets = jnp.sin(6 * units[:, 0])  # the second coordinate does not matter
     mask = jnp.ones(64, bool)
     ordered = np.array([True, True])
-    fit = jax.jit(lambda k, y: gp.fit(k, ordered, units, y, mask))
+    fit = jax.jit(lambda k, y: gp.fit(k, gp.matern(ordered), units, y, mask))
     kernel = fit(gp.prior_kernel(2), targets / jnp.std(targets))
     assert kernel.scale[1] > kernel.scale[0] + 1 and jnp.exp(kernel.noise) < 0.01
     noisy = targets + 0.5 * jax.random.normal(jax.random.key(2), (64,))

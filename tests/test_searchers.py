@@ -622,7 +622,7 @@ def test_a_task_is_tuned_and_resumed(tmp_path, monkeypatch):
             {"method": "random", "population": 2, "generations": 3, "budget": 9},
             "budget is given with population and generations",
         ),
-        ({"method": "cross_entropy", "population": 2, "generations": 3}, "num is 2, expected"),
+        ({"method": "cross_entropy", "population": 2, "generations": 3}, "population is 2 with"),
         ({"method": "cross_entropy", "population": 0}, "population is 0, expected a whole"),
         ({"method": "cross_entrpy"}, "did you mean 'cross_entropy'"),
     ],

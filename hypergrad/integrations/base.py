@@ -35,9 +35,10 @@ def library(module: str, extra: str, what: str = "log") -> Any:
 def scalars(now: Progress) -> dict[str, float]:
     """List the finite numbers of a step as `phase/name`: value, best, the record, and `hparams.name`.
 
-    Arrays of hparams (schedules, one number a layer) are given by their mean.
+    Arrays of hparams (schedules, one number a layer) are given by their mean; texts are left out.
     """
-    means = {f"hparams.{name}": np.mean(value) for name, value in now.hparams.items()}
+    numbers = {n: x for n, x in now.hparams.items() if np.asarray(x).dtype.kind != "U"}
+    means = {f"hparams.{name}": np.mean(value) for name, value in numbers.items()}
     found = {"value": now.value, "best": now.best, **now.record, **means}
     return {
         f"{now.phase}/{name}": float(value) for name, value in found.items() if np.isfinite(value)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad import space as spaces
+from hypergrad import space as spaces, static
 from hypergrad.coordinates import from_units, to_units
 from hypergrad.integrations.base import (
     Parameter,
@@ -30,7 +30,7 @@ def export_trials(
     numbers of `info` that every trial has for itself.
 
     Args:
-        outcomes: such as `Study.outcomes`.
+        outcomes: such as `Study.outcomes`; static dimensions have the values that the user named.
         space: they are of.
         storage: as `optuna.create_study` takes it, e.g. "sqlite:///runs/optuna.db"; in memory where None.
         name: of the study.
@@ -42,12 +42,13 @@ def export_trials(
         ValueError: without Optuna, for outcomes of another space, and for a name that is taken.
     """
     optuna = optuna_module()
-    space = spaces.dynamic(space)
+    named, space = space, spaces.dynamic(space)
     found = parameters(space)
     place = jax.jit(lambda hparams: to_units(space, hparams))
     trials = []
     for index, outcome in enumerate(outcomes):
         check_outcome(space, outcome)
+        outcome = outcome._replace(hparams=static.numbered(named, outcome.hparams))
         units = np.asarray(place(outcome.hparams), float)
         values, steps, parent = map(np.asarray, (outcome.values, outcome.steps, outcome.parent))
         for member, state in enumerate(trial_states(values, steps)):

@@ -47,12 +47,14 @@ class History(NamedTuple):
         values: objectives at the end of each, `[P, N]`.
         starts: objectives that they went on from, `[P, N]`; NaN for the first period.
         num: periods so far, int32; the rows from there on are still zero.
+        moved: which members are copies that get other hparams now, `[N]`; all where None.
     """
 
     hparams: HParams
     values: Array
     starts: Array
     num: Array
+    moved: Array | None = None
 
 
 Explore: TypeAlias = Callable[[Key, HParams, History], HParams]

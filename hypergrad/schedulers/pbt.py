@@ -121,7 +121,7 @@ def _exploit(population, carry: _Carry, values: Array, explore: Explore, fractio
     key, draw_key, explore_key = jax.random.split(carry.key, 3)
     source, moved = sources(draw_key, values, fraction)
     hparams = tree.rows(carry.hparams, source)
-    other = explore(explore_key, hparams, carry.seen)
+    other = explore(explore_key, hparams, carry.seen._replace(moved=moved))
 
     def choose(new, old):
         return jnp.where(moved.reshape((-1,) + (1,) * (old.ndim - 1)), new, old).astype(old.dtype)

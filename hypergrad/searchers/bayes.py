@@ -14,11 +14,13 @@ from hypergrad import outputs
 from hypergrad.acquisition import Acquisition, log_expected_improvement
 from hypergrad.coordinates import Coordinates, coordinates, from_units, snap
 from hypergrad.gaussian_process import (
+    Covariance,
     Kernel,
     Posterior,
     believe,
     condition,
     fit,
+    matern,
     predict,
     prior_kernel,
 )
@@ -91,7 +93,7 @@ def bayes(
     warp: bool = False,
     trust_region: TrustRegion | None = None,
 ) -> Searcher:
-    """Maximise an acquisition on a Gaussian process with a Matérn-5/2 kernel (`gaussian_process.Kernel`).
+    """Maximise an acquisition on a Gaussian process with a Matérn-5/2 kernel (`gaussian_process.matern`).
 
     `tell` fits length scales, amplitude and noise to the transformed scores; `ask` makes q suggestions one
     after the other, each maximising the acquisition over candidates, of which the best are refined by
@@ -131,20 +133,20 @@ def bayes(
     check_horizon(begin, "num_initial")
     box = TrustRegion() if trust_region is None else trust_region
     _check_region(box)
-    first = directions(coords.num)
+    first, covariance = directions(coords.num), matern(coords.ordered)
     sizes = _sizes(capacity)
 
     def init(key):
         zero = jnp.zeros((), jnp.int32)
         region = Region(jnp.asarray(box.length, jnp.result_type(float)), zero, zero)
         vectors, shift = scramble(key, first)
-        trials, kernel = empty(capacity, coords.num), prior_kernel(coords.num)
-        return BayesState(trials, kernel, vectors, shift, zero, region)
+        trials, start = empty(capacity, coords.num), prior_kernel(coords.num)
+        return BayesState(trials, start, vectors, shift, zero, region)
 
     def fitted(state, size):
         history = jax.tree.map(lambda x: x[:size] if x.ndim else x, state.history)
         targets = transform(history.scores, history.filled)
-        return fit(state.kernel, coords.ordered, history.units, targets, history.filled, warp=warp)
+        return fit(state.kernel, covariance, history.units, targets, history.filled, warp=warp)
 
     def tell(state, outcome):
         units, scores = observe(space, outcome)
@@ -174,15 +176,15 @@ def bayes(
         units = jnp.concatenate([rows.units, room.units])
         filled = jnp.concatenate([rows.filled, room.filled])
         targets = transform(jnp.concatenate([rows.scores, room.scores]), filled)
-        posterior = condition(state.kernel, coords.ordered, units, targets, filled)
+        posterior = condition(state.kernel, covariance, units, targets, filled)
         order = jnp.argsort(jnp.where(filled, targets, jnp.inf))
         leaders = units[order[:NUM_REFINED]]
         low, high = _box(leaders[0], state, coords, trust_region is not None)
 
         def one(posterior, step):
             key, row = step
-            unit = maximise(key, posterior, coords, acquisition, (leaders, low, high))
-            return believe(posterior, coords.ordered, unit, row), unit
+            unit = maximise(key, posterior, covariance, coords, acquisition, (leaders, low, high))
+            return believe(posterior, covariance, unit, row), unit
 
         steps = jax.random.split(key, num), size + jnp.arange(num)
         return jax.lax.scan(one, posterior, steps)[1]
@@ -224,6 +226,7 @@ def _index(sizes: list[int], count: Array) -> Array:
 def maximise(
     key: Key,
     posterior: Posterior,
+    covariance: Covariance,
     coords: Coordinates,
     acquisition: Acquisition,
     where: tuple[Array, Array, Array],
@@ -233,16 +236,17 @@ def maximise(
     Args:
         key: draws the candidates.
         posterior: what is known.
+        covariance: of its process.
         coords: of the units.
         acquisition: what is maximised.
         where: units to look near, `[L, D]`, and the lower and upper bounds of the box, `[D]`.
     """
     leaders, low, high = where
-    means = predict(posterior, coords.ordered, posterior.units)[0]
+    means = predict(posterior, covariance, posterior.units)[0]
     best = jnp.min(jnp.where(posterior.mask, means, jnp.inf))
 
     def score(units):
-        return acquisition(*predict(posterior, coords.ordered, units), best)
+        return acquisition(*predict(posterior, covariance, units), best)
 
     candidates = snap(coords.levels, _candidates(key, coords, leaders, low, high))
     scores = score(candidates)

@@ -97,6 +97,7 @@ def evolution(
         return jnp.where((crossing < crossover) | surely, v, x)
 
     def ask(key, state, num):
+        check_horizon(num, "num")
         trial = state.count + jnp.arange(num)
         made = mutants(key, state, state.units[trial % num_members])
         begin = points(state.vectors, state.shift, state.count, num)

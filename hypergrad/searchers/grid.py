@@ -10,6 +10,7 @@ import numpy as np
 
 from hypergrad import tree
 from hypergrad.coordinates import coordinates, from_units
+from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Searcher, check_outcome
 from hypergrad.settings import check_name
 from hypergrad.types import Array, PyTree
@@ -82,6 +83,7 @@ def grid(
         return GridState(order, jnp.zeros((), jnp.int32))
 
     def ask(key, state, num):
+        check_horizon(num, "num")
         point = state.order[(state.count + jnp.arange(num)) % total]
         digits = (point[:, None] // strides) % np.array(sizes)
         units = jnp.asarray(table, jnp.result_type(float))[np.arange(coords.num), digits]

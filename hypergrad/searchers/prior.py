@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from hypergrad.beliefs import Beliefs
 from hypergrad.coordinates import coordinates, from_units
 from hypergrad.distribution import distribution
+from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Searcher, check_outcome
 from hypergrad.types import PyTree
 
@@ -36,6 +37,7 @@ def prior(space: PyTree, beliefs: Beliefs, *, uniform: float = 0.25) -> Searcher
     believed = distribution(space, beliefs=beliefs, floor=0.0)
 
     def ask(key, state, num):
+        check_horizon(num, "num")
         draw_key, free_key = jax.random.split(key)
         uniforms = jax.random.uniform(draw_key, (num, num_dims), minval=1e-7)
         free = jax.random.bernoulli(free_key, uniform, (num, 1))

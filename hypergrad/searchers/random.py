@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 
 from hypergrad import space as spaces
-from hypergrad.searchers.base import Searcher
+from hypergrad.problem import check_horizon
+from hypergrad.searchers.base import Searcher, check_outcome
 from hypergrad.types import HParams, Key, PyTree
 
 
@@ -22,6 +23,11 @@ def random(space: PyTree, draw: Callable[[PyTree, Key], HParams] = spaces.sample
     spaces.check_traceable(space)
 
     def ask(key, state, num):
+        check_horizon(num, "num")
         return jax.vmap(lambda k: draw(space, k))(jax.random.split(key, num))
 
-    return Searcher(lambda key: (), ask, lambda state, outcome: state)
+    def tell(state, outcome):
+        check_outcome(space, outcome)
+        return state
+
+    return Searcher(lambda key: (), ask, tell)

@@ -1,18 +1,28 @@
 """Population search: a searcher times a scheduler."""
 
 from functools import partial
+from typing import Any
 
 import jax
 
+from hypergrad import static, tree
 from hypergrad.layout import out_of_memory, traced
 from hypergrad.population import Population
 from hypergrad.problem import check_horizon
 from hypergrad.schedulers.base import Scheduler
-from hypergrad.searchers.base import Searcher
+from hypergrad.searchers.base import Outcome, Searcher
 from hypergrad.tuners.base import Tuner
+from hypergrad.types import PyTree
 
 
-def search(population: Population, searcher: Searcher, scheduler: Scheduler, num: int) -> Tuner:
+def search(
+    population: Population,
+    searcher: Searcher,
+    scheduler: Scheduler,
+    num: int,
+    *,
+    space: PyTree | None = None,
+) -> Tuner:
     """Ask for `num` trials, train them as the scheduler says, tell the searcher; one generation a step.
 
     A generation is one compiled program, which `lax.scan` can repeat. Where the searcher works on the host,
@@ -24,7 +34,10 @@ def search(population: Population, searcher: Searcher, scheduler: Scheduler, num
         searcher: what to try.
         scheduler: how to spend on it.
         num: trials a generation.
+        space: whose static dimensions have the values in outcomes that the user named, where the searcher
+            is of `space.dynamic(space)`; as the searcher has them where None.
     """
+    _check_parts(population, searcher, scheduler)
     check_horizon(num, "num")
     on_host = searcher.host
 
@@ -67,4 +80,35 @@ def search(population: Population, searcher: Searcher, scheduler: Scheduler, num
             apart = True  # the population halves what it computes side by side, and says so
             return parts(key, state)
 
-    return Tuner(searcher.init, step)
+    if space is None or not static.static_names(space):
+        return Tuner(searcher.init, step)
+
+    def named(key, state):
+        state, outcome = step(key, state)
+        return state, _named(space, outcome)
+
+    return Tuner(searcher.init, named)
+
+
+def _check_parts(population: Any, searcher: Any, scheduler: Any) -> None:
+    """Raise a `ValueError` for the first argument that is of another kind."""
+    parts = (
+        ("population", population, isinstance(population, Population), "population(problem)"),
+        ("searcher", searcher, isinstance(searcher, Searcher), "searchers.random(space)"),
+        ("scheduler", scheduler, callable(scheduler), "schedulers.full(100)"),
+    )
+    for name, value, good, example in parts:
+        if not good:
+            raise ValueError(
+                f"{name} is {type(value).__name__}, expected a {name}; pass e.g. {example}"
+            )
+
+
+def _named(space: PyTree, outcome: Outcome) -> Outcome:
+    """Give static dimensions the values that the user named, in the schedules that pbt notes, too."""
+    hparams, info = static.named(space, outcome.hparams), dict(outcome.info)
+    for name, dim in tree.named(space).items():
+        noted = f"schedule.{name}"
+        if noted in info:
+            info[noted] = static.named(dim, info[noted])
+    return outcome._replace(hparams=hparams, info=info)
