@@ -165,11 +165,14 @@ def requirements() -> list[str]:
 
 
 def constraints(jax: str) -> list[str]:
-    """List the versions to use: those of constraints.txt but for jax, which is the oldest or free."""
+    """List the versions to use: those of constraints.txt but for jax, which is the oldest or free.
+
+    A flax reads what is internal to its jax, so that the newest jax has the newest flax.
+    """
     pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     others = [line for line in pinned if not re.match(r"(jax|jaxlib)==", line)]
     if jax == "newest":
-        return others
+        return [line for line in others if not line.startswith("flax==")]
     lowest = next(d for d in requirements() if re.match(r"jax\b", d)).partition(">=")[2]
     oldest = ".".join([*lowest.split("."), "0", "0"][:3])
     return [*others, f"jax=={oldest}", f"jaxlib=={oldest}"]

@@ -242,7 +242,10 @@ def _live(jaxpr: Jaxpr, live_outs: list[bool]) -> list[bool]:
 
 def _live_scan(params: dict, outs: list[bool]) -> list[bool]:
     """Propagate through a loop: what the carry needs in a later step it needs in this one too."""
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    if "num_consts" in params:
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
+    else:  # jax 0.12 keeps the three parts of the operands instead
+        num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
     carry, stacked = outs[:num_carry], outs[num_carry:]
     while True:
         ins = _live(params["jaxpr"].jaxpr, carry + stacked)
