@@ -33,7 +33,7 @@ from hypergrad.population import population
 from hypergrad.problem import Problem
 from hypergrad.schedulers import full, pbt, perturb
 from hypergrad.searchers import cross_entropy, random
-from hypergrad.solve import cg, damped
+from hypergrad.solve import cg, positive
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import Tuner, controller, search
 from hypergrad.types import Array, Key
@@ -100,7 +100,7 @@ def methods() -> dict[str, Method]:
     solve = UPDATES * DRAWS * (2 * PRODUCTS + 4)
 
     def rest():
-        return at_rest(damped(cg(PRODUCTS), 0.1), full=False)
+        return at_rest(positive(cg(PRODUCTS)), full=False)
 
     def generations(problem, scheduler, searcher):
         members = population(problem, layout=vectorized())
@@ -238,6 +238,8 @@ TRACED = (
     "response_variance",
     "entropy",
     "credit_norm",
+    "residual",
+    "refused",
 )
 
 

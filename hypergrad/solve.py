@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from hypergrad import tree
 from hypergrad.types import Array, PyTree
 
 MatVec: TypeAlias = Callable[[PyTree], PyTree]
@@ -124,7 +125,7 @@ def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = N
     def method(apply, b, x, tol):
         from jaxopt import linear_solve
 
-        first = jnp.zeros_like(b) if x is None else x
+        first, gap = _begin(apply, b, x)
         limit = tol * jnp.linalg.norm(b)
 
         def unfinished(carry):
@@ -136,7 +137,7 @@ def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = N
             x = linear_solve.solve_gmres(apply, b, init=x, tol=tol, restart=restart, maxiter=1)
             return x, jnp.linalg.norm(b - apply(x)), count + 1
 
-        before = (first, jnp.linalg.norm(_residual(apply, b, x)), jnp.zeros((), jnp.int32))
+        before = (first, jnp.linalg.norm(gap), jnp.zeros((), jnp.int32))
         x, _, count = jax.lax.while_loop(unfinished, again, before)
         return _Solved(x, count)
 
@@ -293,6 +294,65 @@ def damped(solve: Solve, damping: float) -> Solve:
     return solve_damped
 
 
+def positive(solve: Solve, floor: float = 0.1, factor: float = 4.0, max_raises: int = 10) -> Solve:
+    """Solve (A + γI) x = b with the smallest γ tried at which every direction met bends up enough.
+
+    γ ∈ {0, floor, factor·floor, factor²·floor, …},   p·(A + γI)p ≥ floor · p·p
+    ‖x‖ ≤ (1 + ρ) ‖b‖ / floor, with ρ the relative residual of the damped system
+
+    For the Hessian of a network, which has directions that bend down: the answer stays bounded, and is that of
+    `solve` itself where A is definite enough.
+
+    **Cost:** a solve a γ, and one product; those of the γ that are too small mostly end early.
+
+    **Limits:** biased where γ > 0. The residual is that of A itself, so that it shows what the damping took;
+    curvature and condition are those of the damped system.
+
+    Args:
+        solve: a solver that knows its smallest curvature, e.g. `cg(10)`.
+        floor: of the curvature, in units of A.
+        factor: between one γ and the next.
+        max_raises: of γ; after so many the last answer stands.
+
+    Reference:
+        Nocedal, Wright, "Numerical Optimization", 2nd ed., Algorithm 3.3 (with directions met for the
+        Cholesky factor).
+    """
+    _check_positive("floor", floor)
+    _check_count("max_raises", max_raises)
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor > 1:
+        raise ValueError(f"factor is {factor!r}, expected a number above 1; pass e.g. 4.0")
+
+    def solve_positive(matvec, b, start=None, tolerance=None):
+        def attempt(damping):
+            def apply(x):
+                return jax.tree.map(lambda y, x: (y + damping * x).astype(y.dtype), matvec(x), x)
+
+            return solve(apply, b, start, tolerance)
+
+        def damping_of(count):
+            return jnp.where(count > 0, floor * factor ** (count - 1.0), 0.0)
+
+        def unfit(carry):
+            count, (_, info) = carry
+            # a NaN is no curvature; the zero before the first solve is too small
+            return ~(info.smallest_curvature >= floor) & (count <= max_raises)
+
+        def again(carry):
+            count = carry[0]
+            return count + 1, attempt(damping_of(count))
+
+        like = jax.eval_shape(attempt, jnp.zeros(()))
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        before = (jnp.zeros((), jnp.int32), nothing)
+        x, info = jax.lax.while_loop(unfit, again, before)[1]
+        gap, size = jax.tree.map(jnp.subtract, b, matvec(x)), tree.norm(b)
+        residual = tree.norm(gap) / jnp.where(size > 0, size, 1)
+        return x, info._replace(residual=residual.astype(info.residual.dtype))
+
+    return solve_positive
+
+
 def _solver(method: Callable[..., _Solved], own_tolerance: float | None) -> Solve:
     """Make a solver of pytrees from a method on flat vectors, and judge what it returns."""
     if own_tolerance is not None:
@@ -331,13 +391,18 @@ def _solver(method: Callable[..., _Solved], own_tolerance: float | None) -> Solv
     return solve
 
 
-def _residual(apply: MatVec, b: Array, x: Array | None) -> Array:
-    return b if x is None else b - apply(x)
+def _begin(apply: MatVec, b: Array, x: Array | None) -> tuple[Array, Array]:
+    """Return where to start, and the residual there: from zero, where the given start is worse than that."""
+    if x is None:
+        return jnp.zeros_like(b), b
+    first = b - apply(x)
+    helps = jnp.linalg.norm(first) <= jnp.linalg.norm(b)
+    return jnp.where(helps, x, 0), jnp.where(helps, first, b)
 
 
 def _cg(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: int) -> _Solved:
     """Run conjugate gradients and keep the coefficients of the Lanczos matrix."""
-    first = _residual(apply, b, x)
+    start, first = _begin(apply, b, x)
     limit = jnp.square(tol * jnp.linalg.norm(b))
     num_kept = min(max_iterations, 64)
 
@@ -359,7 +424,6 @@ def _cg(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: int) -> _
         low = jnp.minimum(low, curvature / (p @ p))
         return count + 1, x, r, r + beta * p, new, coefficients, low, positive
 
-    start = jnp.zeros_like(b) if x is None else x
     kept = jnp.zeros((num_kept, 2), b.dtype)
     infinite = jnp.asarray(jnp.inf, b.dtype)
     carry = (jnp.zeros((), jnp.int32), start, first, first, first @ first, kept, infinite, True)
@@ -387,7 +451,7 @@ def _ritz(coefficients: Array) -> tuple[Array, Array]:
 
 def _richardson(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: int, step_size):
     """Run x ← x + α r, r ← (I − αA) r until ‖r‖ is within the tolerance or has outgrown the dtype."""
-    first = _residual(apply, b, x)
+    start, first = _begin(apply, b, x)
     size = jnp.linalg.norm(b)
     seen = _Solved(b, 0)
     if step_size is None:
@@ -405,7 +469,6 @@ def _richardson(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: i
         count, x, r = carry
         return count + 1, x + step * r, r - step * apply(r)
 
-    start = jnp.zeros_like(b) if x is None else x
     carry = (jnp.zeros((), jnp.int32), start, first)
     count, x, _ = jax.lax.while_loop(unfinished, body, carry)
     return _Solved(x, count, seen.low, seen.high)

@@ -1,5 +1,7 @@
 """The gradient of a policy over shared weights: direct part and response against enumeration, closed forms."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,10 @@ import hypergrad as hg
 from hypergrad.estimators import at_rest, left_out, shared, unrolled
 from hypergrad.expected import enumerated, sampled
 from hypergrad.heads import Network, independent, mixture, multitask, sizes
-from hypergrad.policies import Baseline, factorized, no_baseline, running_mean
+from hypergrad.policies import factorized, no_baseline, running_mean
 from hypergrad.problem import Problem, Variables
-from hypergrad.solve import cg, damped, direct, neumann
-from hypergrad.space import Choice, Integer, LogReal, Real, Sequence, from_unit, sample
+from hypergrad.solve import cg, direct, neumann
+from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
 from hypergrad.testing import assert_close
 from models.policies import Recurrent, functions
 from tests import tabular
@@ -462,6 +464,7 @@ CASES = {
     "window is 5, expected at most horizon = 3": lambda: _est(response=unrolled(5)),
     "window is 0": lambda: unrolled(0),
     "solve is 5": lambda: at_rest(5),
+    "max_residual is 0": lambda: at_rest(max_residual=0),
     "hparams['l2'] acts through problem.loss, which this": lambda: _est(
         tabular.problem()._replace(objective=lambda w, h, b: jnp.sum(w**2) + 0.0 * h["op"]),
         response=left_out(),
@@ -518,11 +521,40 @@ def test_equal_rewards_teach_nothing_and_nan_shows():
     assert np.isnan(got.value) and int(got.info.first_nonfinite) == 3
 
 
-def test_indefinite_curvature_takes_a_damped_solve():
-    est = shared(
-        tabular.problem(), 3, POLICY, response=at_rest(damped(cg(5), 0.5)), draws=sampled(4)
-    )
+def test_where_the_loss_bends_down_the_response_is_damped_and_says_so():
+    """That of the damped Hessian, with the residual of the Hessian itself; refused where that is large."""
+    problem, w, matrices, q, l2 = still()
+    bent = problem._replace(loss=lambda w, h, b: problem.loss(w, h, b) - 0.6 * jnp.sum(w**2))
+    whole = sum(q[i] * matrices[k] for i, k in enumerate((0, 2))) + (l2 - 1.2) * np.eye(3)
+    lowest = np.linalg.eigvalsh(whole)[0]
+    assert lowest < -0.1
+    damping = next(g for g in (0.1, 0.4, 1.6) if lowest + g >= 0.1)
+    pull = w - q @ tabular.D[[0, 2]]
+    v = np.linalg.solve(whole + damping * np.eye(3), pull)
+    cross = sum(q[i] * np.outer(matrices[k] @ (w - tabular.C[k]), np.eye(2)[i] - q) for i, k in
+                enumerate((0, 2)))  # fmt: skip
+    residual = np.linalg.norm(pull - whole @ v) / np.linalg.norm(pull)
+
+    def found(answer):
+        return estimate(
+            shared(bent, 1, factorized(CHOICE), response=answer, draws=enumerated()), SMALL
+        )
+
+    got = found(at_rest(max_residual=math.inf))
+    assert_close(got.info.response["op"], -cross.T @ v, 100.0)
+    assert abs(got.info.residual - residual) < 1e-4 * residual and not got.info.refused
+    strict = found(at_rest(max_residual=residual / 2))
+    assert strict.info.refused and strict.info.response_norm == 0
+    assert strict.info.residual == got.info.residual, "which it still reports"
+    assert_close(strict.hypergrad, got.info.direct)
+
+
+def test_a_response_that_is_not_finite_is_left_out():
+    def broken(matvec, b, start=None, tolerance=None):
+        x, info = direct()(matvec, b)
+        return x * jnp.nan, info
+
+    est = shared(tabular.problem(), 3, POLICY, response=at_rest(broken), draws=sampled(4))
     got = estimate(est, PHI, 2)
-    assert np.isfinite(got.info.response_norm) and got.info.residual < 1.0
-    assert isinstance(running_mean(), Baseline) and from_unit(CHOICE, jnp.array([0.1, 0.2]))
-    assert sample(CHOICE, KEY)["op"].shape == ()
+    assert got.info.refused and got.info.response_norm == 0
+    assert_close(got.hypergrad, got.info.direct)

@@ -18,6 +18,7 @@ from hypergrad.solve import (
     neumann,
     normal_cg,
     nystrom,
+    positive,
 )
 from hypergrad.testing import assert_close
 
@@ -120,6 +121,38 @@ def test_an_indefinite_matrix_is_reported():
             assert_close(jnp.asarray(join(run(SYMMETRIC[name], a, b)[0])), np.linalg.solve(a, flat))
 
 
+def test_positive_damps_as_far_as_it_must_and_shows_it():
+    """Where A bends down: the damped answer for the first γ that will do, bounded, with A's own residual."""
+    floor = 0.25
+    solve = positive(CG, floor)
+    with jax.enable_x64(True):
+        for kind in ("positive", "indefinite"):
+            a, flat, b = system(kind)
+            x, info = run(solve, a, b)
+            lowest = np.linalg.eigvalsh(a)[0]
+            tried = [0.0, *(floor * 4.0**k for k in range(6))]
+            damping = next(g for g in tried if lowest + g >= floor)
+            assert (damping == 0) == (kind == "positive")
+            want = np.linalg.solve(a + damping * np.eye(SIZE), flat)
+            assert_close(jnp.asarray(join(x)), want, 1.0)
+            assert info.smallest_curvature >= floor
+            gap = np.linalg.norm(flat - a @ want) / np.linalg.norm(flat)
+            assert abs(info.residual - gap) < 1e-6
+        # four products see little of A, whose curvature may be as small as it likes
+        for shift in np.linspace(0.0, 3.0, 7):
+            a, flat, b = system("indefinite")
+            x, info = run(positive(cg(4), floor), a + shift * np.eye(SIZE), b)
+            assert np.linalg.norm(join(x)) <= 2 * np.linalg.norm(flat) / floor
+
+
+def test_a_start_that_is_worse_than_none_is_dropped():
+    a, _, b = system()
+    far = jax.tree.map(lambda x: 1e6 + x, b)
+    few = neumann(3, step_size=0.05)
+    for solve in (cg(2), few):
+        assert_close(run(solve, a, b, far)[0], run(solve, a, b)[0])
+
+
 def test_nothing_to_solve_with_or_for():
     _, _, b = system()
     zero = jax.tree.map(jnp.zeros_like, b)
@@ -204,6 +237,9 @@ def test_under_vmap_and_in_bfloat16():
         (lambda: nystrom(damping=float("inf")), "damping is inf"),
         (lambda: gmres(restart=0), "restart is 0"),
         (lambda: damped(cg(), 0), "damping is 0"),
+        (lambda: positive(cg(), 0), "floor is 0"),
+        (lambda: positive(cg(), factor=1), "factor is 1, expected a number above 1"),
+        (lambda: positive(cg(), max_raises=0), "max_raises is 0"),
         (lambda: identity(scale="1"), "scale is '1'"),
     ],
 )
