@@ -294,16 +294,16 @@ def damped(solve: Solve, damping: float) -> Solve:
     return solve_damped
 
 
-def positive(solve: Solve, floor: float = 0.1, factor: float = 4.0, max_raises: int = 10) -> Solve:
-    """Solve (A + γI) x = b with the smallest γ tried at which every direction met bends up enough.
+def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
+    """Solve (A + γI) x = b, with γ raised from 0 until every direction met bends up by at least the floor.
 
-    γ ∈ {0, floor, factor·floor, factor²·floor, …},   p·(A + γI)p ≥ floor · p·p
+    γ ← γ + max(floor, 2 (floor − σ)),   σ the smallest p·(A + γI)p / p·p met
     ‖x‖ ≤ (1 + ρ) ‖b‖ / floor, with ρ the relative residual of the damped system
 
-    For the Hessian of a network, which has directions that bend down: the answer stays bounded, and is that of
+    For the Hessian of a network, which bends down in some directions: the answer stays bounded, and is that of
     `solve` itself where A is definite enough.
 
-    **Cost:** a solve a γ, and one product; those of the γ that are too small mostly end early.
+    **Cost:** a solve a γ, mostly two or three, of which those that fail end early; and one product.
 
     **Limits:** biased where γ > 0. The residual is that of A itself, so that it shows what the damping took;
     curvature and condition are those of the damped system.
@@ -311,17 +311,13 @@ def positive(solve: Solve, floor: float = 0.1, factor: float = 4.0, max_raises: 
     Args:
         solve: a solver that knows its smallest curvature, e.g. `cg(10)`.
         floor: of the curvature, in units of A.
-        factor: between one γ and the next.
         max_raises: of γ; after so many the last answer stands.
 
     Reference:
-        Nocedal, Wright, "Numerical Optimization", 2nd ed., Algorithm 3.3 (with directions met for the
-        Cholesky factor).
+        Nocedal, Wright, "Numerical Optimization", 2nd ed., Algorithm 3.3 (there the Cholesky factor tells).
     """
     _check_positive("floor", floor)
     _check_count("max_raises", max_raises)
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor > 1:
-        raise ValueError(f"factor is {factor!r}, expected a number above 1; pass e.g. 4.0")
 
     def solve_positive(matvec, b, start=None, tolerance=None):
         def attempt(damping):
@@ -330,22 +326,23 @@ def positive(solve: Solve, floor: float = 0.1, factor: float = 4.0, max_raises: 
 
             return solve(apply, b, start, tolerance)
 
-        def damping_of(count):
-            return jnp.where(count > 0, floor * factor ** (count - 1.0), 0.0)
-
         def unfit(carry):
-            count, (_, info) = carry
-            # a NaN is no curvature; the zero before the first solve is too small
+            count, _, (_, info) = carry
+            # a NaN is no curvature either
             return ~(info.smallest_curvature >= floor) & (count <= max_raises)
 
         def again(carry):
-            count = carry[0]
-            return count + 1, attempt(damping_of(count))
+            count, damping, _ = carry
+            x, info = attempt(damping)
+            lacking = floor - info.smallest_curvature
+            return count + 1, damping + jnp.maximum(floor, 2 * lacking), (x, info)
 
-        like = jax.eval_shape(attempt, jnp.zeros(()))
+        zero = jnp.zeros((), jnp.promote_types(jnp.result_type(*jax.tree.leaves(b)), jnp.float32))
+        like = jax.eval_shape(attempt, zero)
+        # its curvature of zero is too small: there is a first time
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        before = (jnp.zeros((), jnp.int32), nothing)
-        x, info = jax.lax.while_loop(unfit, again, before)[1]
+        before = (jnp.zeros((), jnp.int32), zero, nothing)
+        x, info = jax.lax.while_loop(unfit, again, before)[2]
         gap, size = jax.tree.map(jnp.subtract, b, matvec(x)), tree.norm(b)
         residual = tree.norm(gap) / jnp.where(size > 0, size, 1)
         return x, info._replace(residual=residual.astype(info.residual.dtype))
