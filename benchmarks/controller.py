@@ -7,8 +7,8 @@ validation twice more, with fresh seeds; validation and test are those last ones
 ten seeds, each with a split, weights and minibatches of its own, side by side in one program.
 
 Two budgets: equal gradient evaluations, where a backward pass through a step of training counts as two
-gradients and a product with the Hessian as two (a solve tried again with more damping counts once); and
-equal time, that of ENAS. Times are CPU times of the process, pinned to one core, so that other work on the machine
+gradients and a product with the Hessian as two (a solve tried again with more damping counts once); and equal
+time, that of ENAS. Times are CPU times of the process, pinned to one core, so that other work on the machine
 hardly matters: those of a step are medians of five, without compilation.
 The full run takes about half an hour on one idle core.
 """
@@ -253,6 +253,7 @@ TRACED = (
     "entropy",
     "credit_norm",
     "residual",
+    "damping",
     "refused",
 )
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from hypergrad import tree
 from hypergrad.types import Array, PyTree
 
 MatVec: TypeAlias = Callable[[PyTree], PyTree]
@@ -30,6 +29,7 @@ class SolveInfo(NamedTuple):
         condition: estimate from below of the condition number, from the same directions, `[]`; infinite
             where the smallest curvature is not positive.
         converged: whether the residual is within ten times the tolerance, bool `[]`.
+        damping: γ, where A + γI was solved with instead, of which the rest tells; `[]`.
     """
 
     residual: Array
@@ -37,6 +37,7 @@ class SolveInfo(NamedTuple):
     smallest_curvature: Array
     condition: Array
     converged: Array
+    damping: Array
 
 
 class Solve(Protocol):
@@ -286,27 +287,32 @@ def damped(solve: Solve, damping: float) -> Solve:
     _check_positive("damping", damping)
 
     def solve_damped(matvec, b, start=None, tolerance=None):
-        def apply(x):
-            return jax.tree.map(lambda y, x: (y + damping * x).astype(y.dtype), matvec(x), x)
-
-        return solve(apply, b, start, tolerance)
+        return _solve_damped(solve, matvec, b, start, tolerance, damping)
 
     return solve_damped
+
+
+def _solve_damped(solve: Solve, matvec: MatVec, b, start, tolerance, damping):
+    def apply(x):
+        return jax.tree.map(lambda y, x: (y + damping * x).astype(y.dtype), matvec(x), x)
+
+    x, info = solve(apply, b, start, tolerance)
+    return x, info._replace(damping=info.damping + damping)
 
 
 def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
     """Solve (A + γI) x = b, with γ raised from 0 until every direction met bends up by at least the floor.
 
     γ ← γ + max(floor, 2 (floor − σ)),   σ the smallest p·(A + γI)p / p·p met
-    ‖x‖ ≤ (1 + ρ) ‖b‖ / floor, with ρ the relative residual of the damped system
+    ‖x‖ ≤ (1 + ρ) ‖b‖ / floor, ρ the relative residual
 
     For the Hessian of a network, which bends down in some directions: the answer stays bounded, and is that of
     `solve` itself where A is definite enough.
 
-    **Cost:** a solve a γ, mostly two or three, of which those that fail end early; and one product.
+    **Cost:** a solve a γ, mostly two or three, of which those that fail end early.
 
-    **Limits:** biased where γ > 0. The residual is that of A itself, so that it shows what the damping took;
-    curvature and condition are those of the damped system.
+    **Limits:** biased where γ > 0, which the info has; residual, curvature and condition are those of the
+    damped system.
 
     Args:
         solve: a solver that knows its smallest curvature, e.g. `cg(10)`.
@@ -321,10 +327,7 @@ def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
 
     def solve_positive(matvec, b, start=None, tolerance=None):
         def attempt(damping):
-            def apply(x):
-                return jax.tree.map(lambda y, x: (y + damping * x).astype(y.dtype), matvec(x), x)
-
-            return solve(apply, b, start, tolerance)
+            return _solve_damped(solve, matvec, b, start, tolerance, damping)
 
         def unfit(carry):
             count, _, (_, info) = carry
@@ -342,10 +345,7 @@ def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
         # its curvature of zero is too small: there is a first time
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         before = (jnp.zeros((), jnp.int32), zero, nothing)
-        x, info = jax.lax.while_loop(unfit, again, before)[2]
-        gap, size = jax.tree.map(jnp.subtract, b, matvec(x)), tree.norm(b)
-        residual = tree.norm(gap) / jnp.where(size > 0, size, 1)
-        return x, info._replace(residual=residual.astype(info.residual.dtype))
+        return jax.lax.while_loop(unfit, again, before)[2]
 
     return solve_positive
 
@@ -382,6 +382,7 @@ def _solver(method: Callable[..., _Solved], own_tolerance: float | None) -> Solv
             smallest_curvature=jnp.asarray(low, dtype),
             condition=condition.astype(dtype),
             converged=residual <= 10 * tolerance,
+            damping=jnp.zeros((), dtype),
         )
         return unravel(x.astype(narrow.dtype)), info
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hypergrad import tree
 from hypergrad.adjoint import Backward, mixed_mode, state_floats
@@ -36,7 +37,7 @@ class Pull(NamedTuple):
         response: (dw/dφ)ᵀ ∂f/∂w, a pytree like φ.
         solution: what the next pull may start from.
         growth: of the adjoint a step, `[]`; 1 where nothing is unrolled.
-        residual: of the linear solve, `[]`; 0 where none is made.
+        residual, damping: of the linear solve, `[]`; 0 where none is made.
         sound: whether the response can be believed, bool `[]`.
     """
 
@@ -44,7 +45,11 @@ class Pull(NamedTuple):
     solution: PyTree
     growth: Array
     residual: Array
+    damping: Array
     sound: Array
+
+
+_NO_SOLVE = (np.zeros((), np.float32), np.zeros((), np.float32), np.array(True))
 
 
 class Window(NamedTuple):
@@ -89,7 +94,7 @@ def left_out() -> Response:
 
         def pull(key, adjoint, solution):
             zero = jax.tree.map(jnp.zeros_like, phi)
-            return Pull(zero, solution, jnp.ones(()), jnp.zeros(()), jnp.array(True))
+            return Pull(zero, solution, jnp.ones(()), *_NO_SOLVE)
 
         return Window(state, losses, pull)
 
@@ -129,7 +134,7 @@ def unrolled(window: int | None = None, *, backward: Backward | None = None) -> 
             total, _, norms, _ = run.pullback(adjoint)
             response = jax.tree.unflatten(jax.tree.structure(phi), total)
             growth = growth_rate(tree.norm(adjoint[:num_weights]), norms[::-1])
-            return Pull(response, solution, growth, jnp.zeros(()), jnp.array(True))
+            return Pull(response, solution, growth, *_NO_SOLVE)
 
         return Window(run.state, jnp.append(early, run.losses), pull)
 
@@ -148,7 +153,7 @@ def at_rest(
     with the mean of the other draws as its baseline.
 
     The Hessian of a network bends down in some directions, where H⁻¹ says nothing of a minimum: the default
-    damps it until it does not, as `solve.positive` has it, and the residual is that of H itself.
+    damps it until it does not, as `solve.positive` has it, and says how far.
 
     **Cost:** a solve, whose products take a gradient of the loss a draw, and one product more.
 
@@ -200,7 +205,7 @@ def at_rest(
 
             response = jax.tree.map(jnp.negative, jax.grad(slope)(phi))
             sound = solved.residual <= max_residual
-            return Pull(response, v, jnp.ones(()), solved.residual, sound)
+            return Pull(response, v, jnp.ones(()), solved.residual, solved.damping, sound)
 
         return Window(state, losses, pull)
 
@@ -236,7 +241,7 @@ class SharedInfo(NamedTuple):
         direct: E[(f − b) ∇ log π] and the pathwise part at fixed weights, a pytree like φ: what ENAS follows.
         response: the part by way of the weights, times the scale, likewise; hypergrad = direct + response.
         horizon: steps of training of this estimate, int32 `[]`.
-        growth, residual: as in `Pull`.
+        growth, residual, damping: as in `Pull`.
         refused: whether the response was left out because it was not finite, or its solve too bad to believe,
             bool `[]`.
         first_nonfinite: as in `OnlineInfo`.
@@ -254,6 +259,7 @@ class SharedInfo(NamedTuple):
     horizon: Array
     growth: Array
     residual: Array
+    damping: Array
     refused: Array
     first_nonfinite: Array
     direct_norm: Array
@@ -376,6 +382,7 @@ def shared(
             horizon=jnp.asarray(horizon, jnp.int32),
             growth=pull.growth.astype(jnp.float32),
             residual=pull.residual.astype(jnp.float32),
+            damping=pull.damping.astype(jnp.float32),
             refused=~sound,
             first_nonfinite=jnp.where(bad < 0, bad, bad + run.train.step).astype(jnp.int32),
             direct_norm=tree.norm(direct),

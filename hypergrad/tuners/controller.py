@@ -117,9 +117,9 @@ def controller(
     Returns:
         A tuner. Its outcomes are the candidates, with their objective at the shared weights; the info has the
         norms of direct gradient, response and whole (of their means over the updates), the cosine between
-        the first two, their variances (mean squared distance from the mean), the residual of the solves, the
-        entropy, how many updates were skipped, in how many the response was refused and left out, and in how
-        many all draws did equally well.
+        the first two, their variances (mean squared distance from the mean), residual and damping of the
+        solves, the entropy, how many updates were skipped, in how many the response was refused and left out,
+        and in how many all draws did equally well.
 
     Raises:
         ValueError: for settings out of range.
@@ -263,6 +263,7 @@ def _told(found: Estimate, parts: tuple[PyTree, PyTree], finite: Array) -> dict[
         "flat": jnp.all(info.values == info.values[0]) & (info.values.size > 1),
         "growth": info.growth,
         "residual": info.residual,
+        "damping": info.damping,
         "refused": info.refused,
         "horizon": info.horizon,
         "first_nonfinite": info.first_nonfinite,
@@ -301,6 +302,7 @@ def _summary(told: dict[str, Any]) -> dict[str, Array]:
         "credit_norm": mean(told["credit"]),
         "adjoint_growth": mean(told["growth"]),
         "residual": mean(told["residual"]),
+        "damping": mean(told["damping"]),
         "skipped": jnp.sum(~finite).astype(jnp.int32),
         "refused": jnp.sum(told["refused"]).astype(jnp.int32),
         "flat": jnp.sum(told["flat"]).astype(jnp.int32),
