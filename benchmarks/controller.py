@@ -9,7 +9,7 @@ ten seeds, each with a split, weights and minibatches of its own, side by side i
 Two budgets: equal gradient evaluations, where a backward pass through a step of training counts as two
 gradients and a product with the Hessian as two (a solve tried again with more damping counts once); and equal
 time, that of ENAS. Times are CPU times of the process, pinned to one core, so that other work on the machine
-hardly matters: those of a step are medians of five, without compilation.
+hardly matters: those of a step are medians of three, without compilation.
 The full run takes about half an hour on one idle core.
 """
 
@@ -54,7 +54,7 @@ MOST_STEPS = 64
 PRODUCTS = 5
 FINALISTS, NUM_JUDGE = 4, 2
 RATE = 0.01
-REPEATS = 5
+REPEATS = 3
 BUDGETS = ("equal gradient evaluations", "equal CPU time")
 UNITS = {"validation loss": "nats", "test loss": "nats", "test accuracy": "fraction"}
 
