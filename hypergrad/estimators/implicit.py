@@ -78,8 +78,8 @@ class ImplicitInfo(NamedTuple):
         if not self.smallest_curvature > 0:
             said.append(
                 f"the smallest curvature met is {self.smallest_curvature:.1e}, expected above 0: the Hessian "
-                "is not positive definite here; train longer, or pass solve=positive(cg()), which damps it as far "
-                "as it must, or curvature=gauss_newton(...)"
+                "is not positive definite here; train longer, or pass solve=positive(cg()), which damps it as "
+                "far as it must, or curvature=gauss_newton(...)"
             )
         if not self.converged:
             said.append(
