@@ -14,6 +14,7 @@ The full run takes about half an hour on one idle core.
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -306,7 +307,8 @@ PAIRS = (
     ("joint", "ENAS"),
     ("ENAS", "random, shared weights"),
 )
-"""Each with what it adds something to."""
+"""Each with what it adds something to; the first `NUM_RESPONSES` add a response."""
+NUM_RESPONSES = 5
 
 
 def table(results: Results) -> str:
@@ -333,19 +335,46 @@ def _row(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def summary(results: Results) -> str:
-    """Write what each addition changed, seed by seed, with 95 % intervals."""
+    """Write what each addition changed, seed by seed, with 95 % intervals, and what they settle."""
     rows = []
-    for budget in BUDGETS:
-        for more, less in PAIRS:
-            for num in sorted(SIZES):
-                found = results.cases.get(case_of(num, budget), {})
-                if more in found and less in found:
-                    cells = [
-                        interval(_apart(found[more][metric], found[less][metric]), "+")
-                        for metric in UNITS
-                    ]
-                    rows.append([budget, f"{more} − {less}", f"{num}", *cells])
-    return markdown(["budget", "difference", "images", *UNITS], rows)
+    for budget, (more, less), num in itertools.product(BUDGETS, PAIRS, sorted(SIZES)):
+        apart = differences(results, budget, more, less, num)
+        if apart:
+            cells = [interval(values, "+") for values in apart.values()]
+            rows.append([budget, f"{more} − {less}", f"{num}", *cells])
+    return f"{answer(results)}\n\n{markdown(['budget', 'difference', 'images', *UNITS], rows)}"
+
+
+def answer(results: Results) -> str:
+    """Say which intervals of what a response changes do not hold zero, and on which side they lie."""
+    found: dict[str, list[str]] = {"gain": [], "loss": []}
+    count = 0
+    pairs = PAIRS[:NUM_RESPONSES]
+    for budget, (more, less), num in itertools.product(BUDGETS, pairs, sorted(SIZES)):
+        for metric, values in differences(results, budget, more, less, num).items():
+            middle, half = mean_and_half(values)
+            count += 1
+            if abs(middle) > half:
+                side = "gain" if (middle < 0) == ("loss" in metric) else "loss"
+                found[side].append(f"{more}, {num} images, {budget}, {metric}")
+    if not count:
+        return "No response has been measured."
+    lines = [
+        f"Of {count} intervals of what a response adds, {len(found['gain'])} show a gain and "
+        f"{len(found['loss'])} a loss; {count / 20:.0f} would leave zero out by chance alone."
+    ]
+    lines += [f"- a {side}: {each}" for side, all_of in found.items() for each in all_of]
+    return "\n".join(lines[:1] + [""] * (len(lines) > 1) + lines[1:])
+
+
+def differences(
+    results: Results, budget: str, more: str, less: str, num: int
+) -> dict[str, list[float]]:
+    """Return, for each metric, how far two methods are apart, seed by seed; nothing where one is missing."""
+    found = results.cases.get(case_of(num, budget), {})
+    if more not in found or less not in found:
+        return {}
+    return {metric: _apart(found[more][metric], found[less][metric]) for metric in UNITS}
 
 
 def _apart(left: list, right: list) -> list[float]:
@@ -355,12 +384,22 @@ def _apart(left: list, right: list) -> list[float]:
 
 def interval(values: list, sign: str = "") -> str:
     """Write a mean over seeds with half the width of its 95 % interval, and how many seeds failed."""
+    middle, half = mean_and_half(values)
+    num_failed = sum(v is None for v in values)
+    if not np.isfinite(middle):
+        return "not finite"
+    failed = f" ({num_failed} failed)" if num_failed else ""
+    spread = f" ± {half:.3f}" if np.isfinite(half) else ""
+    return f"{middle:{sign}.3f}{spread}{failed}"
+
+
+def mean_and_half(values: list) -> tuple[float, float]:
+    """Return the mean of those that are known, and half the width of its 95 % interval."""
     known = np.array([v for v in values if v is not None])
     if len(known) < 2:
-        return "not finite" if not len(known) else f"{known[0]:{sign}.3f}"
+        return float(known[0]) if len(known) else np.nan, np.inf
     half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known))
-    failed = f" ({len(values) - len(known)} failed)" if len(known) < len(values) else ""
-    return f"{known.mean():{sign}.3f} ± {half:.3f}{failed}"
+    return float(known.mean()), float(half)
 
 
 def draw(results: Results) -> Any:
