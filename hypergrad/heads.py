@@ -270,6 +270,9 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
             found = walk_drawn(phi, real_key if held is None else held, choice_key)
             return assemble(found), jnp.sum(found.taken)
 
+        def sample(key, phi):
+            return draw(key, phi)[0]
+
         def outcomes(phi):
             num = math.prod(counts.options)
             if num > MAX_OUTCOMES:
@@ -288,10 +291,6 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
         noisy = bool(width) and bool(reals)
         density = log_density if noisy else None
         given = made if noisy else None
-
-        def sample(key, phi):
-            return draw(key, phi)[0]
-
         parts = (network.init, sample, log_prob, entropy, mode, outcomes)
         return Policy(*parts, given=given, log_density=density, draw=draw)
 

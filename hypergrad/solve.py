@@ -29,7 +29,7 @@ class SolveInfo(NamedTuple):
         condition: estimate from below of the condition number, from the same directions, `[]`; infinite
             where the smallest curvature is not positive.
         converged: whether the residual is within ten times the tolerance, bool `[]`.
-        damping: γ, where A + γI was solved with instead, of which the rest tells; `[]`.
+        damping: γ of the system A + γI that was solved instead and of which all of this tells, `[]`; mostly 0.
     """
 
     residual: Array

@@ -558,7 +558,7 @@ def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, An
     refused = sum(int(o.info["refused"].sum()) for o in found.outcomes if "refused" in o.info)
     if refused:
         notes.append(
-            f"{refused} updates left the response out: its solve had no use, or it was not finite"
+            f"{refused} updates left the response out: its solve was worse than none, or not finite"
         )
     growth = trace.get("adjoint_growth", [])
     if len(growth) and np.nanmax(growth) > 1.05:

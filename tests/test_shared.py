@@ -378,6 +378,10 @@ def test_a_policy_is_a_distribution(make):
     if make is independent:
         exact = -float(jnp.sum(probs * jnp.log(probs)))
         assert_close(policy.entropy(phi), exact, 100.0)
+    both = jax.jit(jax.vmap(lambda k: held.draw(k, phi)))(keys)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), both[0], drawn)
+    again = jax.vmap(policy.log_prob, (None, 0))(phi, drawn)
+    assert_close(both[1], again, 10.0)
     density = policy.log_density(phi, {**jax.tree.map(lambda x: x[0], outcomes)})
     assert list(density) == ["x"] and np.isfinite(density["x"])
     at_zero = policy.mode(policy.init(KEY))
@@ -400,6 +404,8 @@ def test_the_entropy_of_a_recurrent_policy_has_the_right_derivative():
         log = jax.vmap(policy.log_prob, (None, 0))(phi, policy.outcomes(phi))
         return -jnp.sum(jnp.exp(log) * log)
 
+    drawn = jax.grad(lambda phi: policy.draw(KEY, phi)[1])(phi)
+    assert_close(drawn, jax.grad(lambda phi: policy.log_prob(phi, policy.sample(KEY, phi)))(phi))
     value, slope = jax.value_and_grad(exact)(phi)
     got_value, got = jax.value_and_grad(policy.entropy)(phi)
     assert abs(got_value - value) < 0.05 * value

@@ -331,9 +331,9 @@ def _warn(before: ControllerState, after: ControllerState, info: dict, num_updat
         )
     elif refused == num_updates:
         warnings.warn(
-            f"the response was left out of every update of step {at}: the residual of its solve was "
-            f"{float(np.asarray(info['residual'])[0]):.2g}, and at 1 no solution is as good, or it was not "
-            "finite; train longer before each update, or give its solver more iterations or damping",
+            f"the response was left out of every update of step {at}: it was not finite, or its solve worse "
+            f"than none (a relative residual of {float(np.asarray(info['residual'])[0]):.2g}); train longer "
+            "before each update, or give its solver more iterations or damping",
             ControllerWarning,
             stacklevel=3,
         )
