@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hypergrad import tree
 from hypergrad.adjoint import Backward, mixed_mode, state_floats
@@ -49,7 +48,9 @@ class Pull(NamedTuple):
     sound: Array
 
 
-_NO_SOLVE = (np.zeros((), np.float32), np.zeros((), np.float32), np.array(True))
+def _unsolved(response: PyTree, solution: PyTree, growth: Array) -> Pull:
+    """Return what came without a linear solve."""
+    return Pull(response, solution, growth, jnp.zeros(()), jnp.zeros(()), jnp.array(True))
 
 
 class Window(NamedTuple):
@@ -94,7 +95,7 @@ def left_out() -> Response:
 
         def pull(key, adjoint, solution):
             zero = jax.tree.map(jnp.zeros_like, phi)
-            return Pull(zero, solution, jnp.ones(()), *_NO_SOLVE)
+            return _unsolved(zero, solution, jnp.ones(()))
 
         return Window(state, losses, pull)
 
@@ -134,7 +135,7 @@ def unrolled(window: int | None = None, *, backward: Backward | None = None) -> 
             total, _, norms, _ = run.pullback(adjoint)
             response = jax.tree.unflatten(jax.tree.structure(phi), total)
             growth = growth_rate(tree.norm(adjoint[:num_weights]), norms[::-1])
-            return Pull(response, solution, growth, *_NO_SOLVE)
+            return _unsolved(response, solution, growth)
 
         return Window(run.state, jnp.append(early, run.losses), pull)
 
