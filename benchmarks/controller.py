@@ -423,7 +423,8 @@ def draw(results: Results) -> Any:
             plots._band(angle, band, style["color"])
             angle.plot(steps, middle, label=name, **style)
             for part, width in (("direct_norm", 0.8), ("response_norm", 1.8)):
-                line = np.nanmean(np.array(found[part], float), 0)
+                # a seed whose shared weights diverged would be all of a mean
+                line = np.nanmedian(np.array(found[part], float), 0)
                 label = f"{part.partition('_')[0]}, {name.rpartition(' ')[2]}"
                 norms.plot(steps, line, label=label, linewidth=width, **style)
                 shown.append(line)
