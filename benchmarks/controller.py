@@ -7,12 +7,14 @@ validation twice more, with fresh seeds; validation and test are those last ones
 ten seeds, each with a split, weights and minibatches of its own, side by side in one program.
 
 Two budgets: equal gradient evaluations, where a backward pass through a step of training counts as two
-gradients and a product with the Hessian as two; and equal wall time, that of ENAS, by a time measured for each
-step.
+gradients and a product with the Hessian as two (a solve tried again with more damping counts once); and equal
+time, that of ENAS. Times are CPU times of the process, pinned to one core, so that other work on the machine
+hardly matters: those of a step are medians of three, without compilation.
 The full run takes about half an hour on one idle core.
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,7 +35,7 @@ from hypergrad.population import population
 from hypergrad.problem import Problem
 from hypergrad.schedulers import full, pbt, perturb
 from hypergrad.searchers import cross_entropy, random
-from hypergrad.solve import cg, damped
+from hypergrad.solve import cg, positive
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import Tuner, controller, search
 from hypergrad.types import Array, Key
@@ -53,7 +55,8 @@ MOST_STEPS = 64
 PRODUCTS = 5
 FINALISTS, NUM_JUDGE = 4, 2
 RATE = 0.01
-BUDGETS = ("equal gradient evaluations", "equal wall time")
+REPEATS = 3
+BUDGETS = ("equal gradient evaluations", "equal CPU time")
 UNITS = {"validation loss": "nats", "test loss": "nats", "test accuracy": "fraction"}
 
 
@@ -61,31 +64,36 @@ class Method(NamedTuple):
     """A way to search.
 
     Attributes:
-        build: (problem) -> tuner.
+        build: (problem, learning rate of the policy) -> tuner.
         evaluations: gradients of a minibatch that a step of the tuner takes.
         joint: whether the optimizer is part of the space.
         trained: whether the values of its trials are those of trained weights, so that the best of all steps
             count, and not the last ones.
+        rate: of the policy; 0 where it never moves.
     """
 
-    build: Callable[[Problem], Tuner]
+    build: Callable[[Problem, Array], Tuner]
     evaluations: int
     joint: bool
     trained: bool = False
+    rate: float = RATE
 
 
 def by_policy(
-    policy: Policy, response: Response, credit: bool = False, rate: float = RATE, num: int = DRAWS
-) -> Callable[[Problem], Tuner]:
+    policy: Policy, response: Response, credit: bool = False, num: int = DRAWS
+) -> Callable[[Problem, Array], Tuner]:
     """Build the tuner of a policy on shared weights."""
 
-    def build(problem):
+    def build(problem, rate):
         baseline = running_mean() if credit else None
         draws = sampled(num)
         estimator = shared(problem, WINDOW, policy, response=response, draws=draws, credit=baseline)
-        optimizer = optax.adam(rate) if rate else optax.set_to_zero()
         candidates = CANDIDATES if num > 1 else 1  # a mixture has its mode alone
-        settings = {"optimizer": optimizer, "num_candidates": candidates, "entropy_bonus": 0.003}
+        settings = {
+            "optimizer": optax.adam(rate),
+            "num_candidates": candidates,
+            "entropy_bonus": 0.003,
+        }
         return controller(problem, policy, estimator, UPDATES, **settings)
 
     return build
@@ -100,21 +108,22 @@ def methods() -> dict[str, Method]:
     solve = UPDATES * DRAWS * (2 * PRODUCTS + 4)
 
     def rest():
-        return at_rest(damped(cg(PRODUCTS), 0.1), full=False)
+        return at_rest(positive(cg(PRODUCTS)), full=False)
 
     def generations(problem, scheduler, searcher):
         members = population(problem, layout=vectorized())
         return search(members, searcher, scheduler, MEMBERS)
 
-    def evolve(problem):
+    def evolve(problem, rate):
         return generations(problem, pbt(HORIZON, perturb(joint), period=25), random(joint))
 
-    def fit(problem):
+    def fit(problem, rate):
         return generations(problem, full(HORIZON), cross_entropy(joint, rho=0.4))
 
     each = HORIZON * MEMBERS
+    enas = by_policy(alone, left_out())
     return {
-        "ENAS": Method(by_policy(alone, left_out()), train, False),
+        "ENAS": Method(enas, train, False),
         "ENAS + unrolled": Method(by_policy(alone, unrolled()), train + back, False),
         "ENAS + implicit": Method(by_policy(alone, rest()), train + solve, False),
         "joint": Method(by_policy(both, left_out(), True), train, True),
@@ -124,7 +133,7 @@ def methods() -> dict[str, Method]:
         "DARTS, second order": Method(
             by_policy(mixed, unrolled(1), num=1), steps + 2 * UPDATES, False
         ),
-        "random, shared weights": Method(by_policy(alone, left_out(), rate=0.0), train, False),
+        "random, shared weights": Method(enas, train, False, rate=0.0),
         "cross-entropy": Method(fit, each, True, True),
         "PBT": Method(evolve, each, True, True),
     }
@@ -133,44 +142,59 @@ def methods() -> dict[str, Method]:
 def run(results: Results, options: argparse.Namespace) -> None:
     """Measure every case that is not in the results yet: a method at one size with one budget."""
     num_seeds, num_evaluations = (2, 400) if options.quick else (NUM_SEEDS, EVALUATIONS)
+    sizes = SIZES[:1] if options.quick else SIZES
     data = stacked(num_seeds)
     keys = jax.random.split(jax.random.key(7), num_seeds)
+    finish = jax.jit(jax.vmap(finals, in_axes=(0, 0, None, 0)))
+    programs: dict[Callable, Callable] = {}
     for name, method in methods().items():
-        if all(_done(results, name, n, budget) for n in SIZES for budget in BUDGETS):
+        if all(_done(results, name, n, budget) for n in sizes for budget in BUDGETS):
             continue
         print(f"{name} ...", flush=True)
-        program = jax.jit(
-            jax.vmap(
-                lambda splits, key, num, steps, m=method: one(m, splits, key, num, steps),
-                in_axes=(0, 0, None, None),
-            )
-        )
-        finish = jax.jit(jax.vmap(finals, in_axes=(0, 0, None, 0)))
+        program = programs.setdefault(method.build, _program(method))
 
-        def call(num, steps, program=program):
-            began = time.perf_counter()
-            found = jax.block_until_ready(program(data, keys, num, steps))
-            return found, time.perf_counter() - began
+        def call(num, steps, program=program, rate=method.rate):
+            began = time.process_time()
+            found = jax.block_until_ready(program(data, keys, num, steps, rate))
+            return found, time.process_time() - began
 
-        began = time.perf_counter()
-        call(SIZES[0], 0)
-        compiled = time.perf_counter() - began
-        for num in SIZES[:1] if options.quick else SIZES:
+        compiled = call(SIZES[0], 0)[1]
+        counts = dict.fromkeys(BUDGETS, max(1, round(num_evaluations / method.evaluations)))
+        took = _step_time(call) / num_seeds
+        if name != "ENAS":
+            known = results.cases[case_of(SIZES[0], BUDGETS[0])]["ENAS"]
+            counts[BUDGETS[1]] = max(1, round(known["steps"] * known["step time"] / took))
+        for num in sizes:
+            found, judged = None, None
             for budget in BUDGETS:
                 if _done(results, name, num, budget):
                     continue
-                if budget == BUDGETS[0]:
-                    steps = max(1, round(num_evaluations / method.evaluations))
-                else:
-                    steps = _affordable(results, name, num, call)
-                # a step of DARTS is so cheap that the buffers hold its first ones only
-                found, seconds = call(num, steps)
-                judged = finish(data, keys, num, found[0])
-                figures = _figures(name, found, judged, steps, seconds / num_seeds)
-                figures.append(Figure(name, "compilation", compiled, "s"))
-                figures.append(Figure(name, "evaluations", steps * method.evaluations, "gradients"))
+                steps = counts[budget]
+                if found is None or steps != counts[BUDGETS[0]]:
+                    found, _ = call(num, steps)
+                    judged = finish(data, keys, num, found[0])
+                figures = _figures(name, found, judged, steps)
+                evaluations = steps * method.evaluations
+                figures.append(Figure(name, "step time", took, "CPU s a seed"))
+                figures.append(Figure(name, "compilation", compiled, "CPU s"))
+                figures.append(Figure(name, "evaluations", evaluations, "gradients"))
                 results.add(case_of(num, budget), figures)
-                print(f"  {num}, {budget}: {steps} steps, {seconds:.1f} s", flush=True)
+                print(f"  {num}, {budget}: {steps} steps of {took:.3f} s", flush=True)
+
+
+def _program(method: Method) -> Callable:
+    """Compile a search for all seeds side by side; one method's program serves another one's rate."""
+
+    def search_one(splits, key, num_train, num_steps, rate):
+        return one(method, splits, key, num_train, num_steps, rate)
+
+    return jax.jit(jax.vmap(search_one, in_axes=(0, 0, None, None, None)))
+
+
+def _step_time(call: Callable) -> float:
+    """Return the CPU time of a step: the median of what two steps take longer than none."""
+    times = [call(SIZES[0], 2)[1] - call(SIZES[0], 0)[1] for _ in range(REPEATS)]
+    return max(float(np.median(times)), 1e-9) / 2
 
 
 def case_of(num: int, budget: str) -> str:
@@ -182,17 +206,6 @@ def _done(results: Results, name: str, num: int, budget: str) -> bool:
     return "test loss" in results.cases.get(case_of(num, budget), {}).get(name, {})
 
 
-def _affordable(results: Results, name: str, num: int, call: Callable) -> int:
-    """Return how many steps take as long as those of ENAS at equal evaluations; ENAS's own measured time."""
-    if name == "ENAS":
-        return max(1, round(results.cases[case_of(num, BUDGETS[0])]["ENAS"]["steps"]))
-    known = results.cases[case_of(num, BUDGETS[0])]
-    times = [call(num, 2)[1] / 2 for _ in range(3)]
-    reference = known.get("ENAS", known[name])
-    per_seed = float(np.median(times)) / len(known[name]["test loss"])
-    return int(np.clip(round(reference["time"] / per_seed), 1, 20 * MOST_STEPS))
-
-
 def stacked(num_seeds: int) -> Splits:
     """Load a split a seed, leading axis `[num_seeds]`; the first `NUM_VALID` of the validation images."""
     parts = [load(seed) for seed in range(num_seeds)]
@@ -200,10 +213,12 @@ def stacked(num_seeds: int) -> Splits:
     return jax.tree.map(lambda *xs: jnp.stack(xs), *cut)
 
 
-def one(method: Method, splits: Splits, key: Key, num_train: Array, num_steps: Array) -> Any:
+def one(
+    method: Method, splits: Splits, key: Key, num_train: Array, num_steps: Array, rate: Array
+) -> Any:
     """Search for one seed; return the finalists, their values, and how direct and response went."""
     problem, _ = supernet(splits, NUM_LAYERS, BATCH, 10, num_train)
-    tuner = method.build(problem)
+    tuner = method.build(problem, rate)
     init_key, run_key = jax.random.split(key)
     state = tuner.init(init_key)
     first = jax.eval_shape(tuner.step, run_key, state)[1]
@@ -238,6 +253,9 @@ TRACED = (
     "response_variance",
     "entropy",
     "credit_norm",
+    "residual",
+    "damping",
+    "refused",
 )
 
 
@@ -262,7 +280,7 @@ def finals(splits: Splits, key: Key, num_train: Array, finalists: Any) -> dict[s
     return dict(zip(UNITS, (jnp.mean(x) for x in found), strict=True))
 
 
-def _figures(name: str, found: Any, judged: Any, steps: int, seconds: float) -> list[Figure]:
+def _figures(name: str, found: Any, judged: Any, steps: int) -> list[Figure]:
     figures = [
         Figure(name, metric, _plain(value), UNITS[metric], seed)
         for metric, values in judged.items()
@@ -273,7 +291,7 @@ def _figures(name: str, found: Any, judged: Any, steps: int, seconds: float) -> 
         for seed, row in enumerate(np.asarray(values)):
             numbers = [_plain(x, 4) for x in row[:kept]]
             figures.append(Figure(name, metric, numbers, "a step", seed))
-    return [*figures, Figure(name, "steps", steps, "steps"), Figure(name, "time", seconds, "s")]
+    return [*figures, Figure(name, "steps", steps, "steps")]
 
 
 def _plain(value: Any, digits: int = 7) -> float | None:
@@ -289,7 +307,8 @@ PAIRS = (
     ("joint", "ENAS"),
     ("ENAS", "random, shared weights"),
 )
-"""Each with what it adds something to."""
+"""Each with what it adds something to; the first `NUM_RESPONSES` add a response."""
+NUM_RESPONSES = 5
 
 
 def table(results: Results) -> str:
@@ -300,7 +319,7 @@ def table(results: Results) -> str:
             found = results.cases.get(case_of(num, budget), {})
             rows = [_row(name, found[name]) for name in methods() if name in found]
             if rows:
-                header = ["method", *UNITS, "gradients", "s a seed", "cosine"]
+                header = ["method", *UNITS, "gradients", "CPU s", "cosine", "refused"]
                 parts.append(f"**{case_of(num, budget)}**\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)
 
@@ -309,23 +328,53 @@ def _row(name: str, found: dict[str, Any]) -> list[str]:
     cells = [interval(found[metric]) for metric in UNITS]
     cosines = [x for row in found.get("cosine", []) for x in row if x]
     shown = f"{np.mean(cosines):+.2f}" if cosines else ""
-    return [name, *cells, f"{found['evaluations']}", f"{found['time']:.1f}", shown]
+    seconds = found["steps"] * found["step time"]
+    refused = [x for row in found.get("refused", []) for x in row if x is not None]
+    share = f"{np.mean(refused) / UPDATES:.0%}" if "implicit" in name and refused else ""
+    return [name, *cells, f"{found['evaluations']}", f"{seconds:.2f}", shown, share]
 
 
 def summary(results: Results) -> str:
-    """Write what each addition changed, seed by seed, with 95 % intervals."""
+    """Write what each addition changed, seed by seed, with 95 % intervals, and what they settle."""
     rows = []
-    for budget in BUDGETS:
-        for more, less in PAIRS:
-            for num in sorted(SIZES):
-                found = results.cases.get(case_of(num, budget), {})
-                if more in found and less in found:
-                    cells = [
-                        interval(_apart(found[more][metric], found[less][metric]), "+")
-                        for metric in UNITS
-                    ]
-                    rows.append([budget, f"{more} − {less}", f"{num}", *cells])
-    return markdown(["budget", "difference", "images", *UNITS], rows)
+    for budget, (more, less), num in itertools.product(BUDGETS, PAIRS, sorted(SIZES)):
+        apart = differences(results, budget, more, less, num)
+        if apart:
+            cells = [interval(values, "+") for values in apart.values()]
+            rows.append([budget, f"{more} − {less}", f"{num}", *cells])
+    return f"{answer(results)}\n\n{markdown(['budget', 'difference', 'images', *UNITS], rows)}"
+
+
+def answer(results: Results) -> str:
+    """Say which intervals of what a response changes do not hold zero, and on which side they lie."""
+    found: dict[str, list[str]] = {"gain": [], "loss": []}
+    count = 0
+    pairs = PAIRS[:NUM_RESPONSES]
+    for budget, (more, less), num in itertools.product(BUDGETS, pairs, sorted(SIZES)):
+        for metric, values in differences(results, budget, more, less, num).items():
+            middle, half = mean_and_half(values)
+            count += 1
+            if abs(middle) > half:
+                side = "gain" if (middle < 0) == ("loss" in metric) else "loss"
+                found[side].append(f"{more}, {num} images, {budget}, {metric}")
+    if not count:
+        return "No response has been measured."
+    lines = [
+        f"Of {count} intervals of what a response adds, {len(found['gain'])} show a gain and "
+        f"{len(found['loss'])} a loss; {count / 20:.0f} would leave zero out by chance alone."
+    ]
+    lines += [f"- a {side}: {each}" for side, all_of in found.items() for each in all_of]
+    return "\n".join(lines[:1] + [""] * (len(lines) > 1) + lines[1:])
+
+
+def differences(
+    results: Results, budget: str, more: str, less: str, num: int
+) -> dict[str, list[float]]:
+    """Return, for each metric, how far two methods are apart, seed by seed; nothing where one is missing."""
+    found = results.cases.get(case_of(num, budget), {})
+    if more not in found or less not in found:
+        return {}
+    return {metric: _apart(found[more][metric], found[less][metric]) for metric in UNITS}
 
 
 def _apart(left: list, right: list) -> list[float]:
@@ -335,12 +384,22 @@ def _apart(left: list, right: list) -> list[float]:
 
 def interval(values: list, sign: str = "") -> str:
     """Write a mean over seeds with half the width of its 95 % interval, and how many seeds failed."""
+    middle, half = mean_and_half(values)
+    num_failed = sum(v is None for v in values)
+    if not np.isfinite(middle):
+        return "not finite"
+    failed = f" ({num_failed} failed)" if num_failed else ""
+    spread = f" ± {half:.3f}" if np.isfinite(half) else ""
+    return f"{middle:{sign}.3f}{spread}{failed}"
+
+
+def mean_and_half(values: list) -> tuple[float, float]:
+    """Return the mean of those that are known, and half the width of its 95 % interval."""
     known = np.array([v for v in values if v is not None])
     if len(known) < 2:
-        return "not finite" if not len(known) else f"{known[0]:{sign}.3f}"
+        return float(known[0]) if len(known) else np.nan, np.inf
     half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known))
-    failed = f" ({len(values) - len(known)} failed)" if len(known) < len(values) else ""
-    return f"{known.mean():{sign}.3f} ± {half:.3f}{failed}"
+    return float(known.mean()), float(half)
 
 
 def draw(results: Results) -> Any:
@@ -364,7 +423,8 @@ def draw(results: Results) -> Any:
             plots._band(angle, band, style["color"])
             angle.plot(steps, middle, label=name, **style)
             for part, width in (("direct_norm", 0.8), ("response_norm", 1.8)):
-                line = np.nanmean(np.array(found[part], float), 0)
+                # a seed whose shared weights diverged would be all of a mean
+                line = np.nanmedian(np.array(found[part], float), 0)
                 label = f"{part.partition('_')[0]}, {name.rpartition(' ')[2]}"
                 norms.plot(steps, line, label=label, linewidth=width, **style)
                 shown.append(line)

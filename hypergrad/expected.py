@@ -27,6 +27,8 @@ def draw(policy: Policy, key: Key, phi: PyTree, num_samples: int) -> tuple[HPara
     """Draw hparams `[num_samples]` and their log-probabilities, differentiable in φ."""
 
     def one(key):
+        if policy.draw is not None:
+            return policy.draw(key, phi)
         hparams = policy.sample(key, phi)
         return hparams, policy.log_prob(phi, hparams)
 

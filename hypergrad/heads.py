@@ -132,8 +132,8 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
 
     A `LogReal` is log-normal but for its bounds: the normal is squashed into the logarithm of its range.
 
-    **Cost:** a pass through the heads a draw, and another one for its probability; each is one loop, which
-    compiles once whatever the number of leaves.
+    **Cost:** a pass through the heads a draw, its probability included; two loops, which compile once whatever
+    the number of leaves.
 
     **Limits:** the entropy is an estimate over 32 fixed draws where heads read choices.
 
@@ -227,11 +227,12 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
     def assemble(found):
         """Make hparams of a walk."""
         leaves: list = [None] * len(dims)
+        options = found.options + lowest
         for row, (index, num) in enumerate(zip(reals, counts.reals, strict=True)):
             z = found.z[row, :num].reshape(_coordinates(dims[index]))
             leaves[index] = spaces.constrain({"": dims[index]}, {"": z})[""]
         for row, index in enumerate(choices):
-            leaves[index] = found.options[row] + lowest[row]
+            leaves[index] = options[row]
         return treedef.unflatten(leaves)
 
     def log_prob(phi, hparams):
@@ -264,9 +265,13 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
     def made(held):
         """The policy whose real leaves have the noise of the key `held`, or fresh noise where None."""
 
-        def sample(key, phi):
+        def draw(key, phi):
             real_key, choice_key = jax.random.split(key)
-            return assemble(walk_drawn(phi, real_key if held is None else held, choice_key))
+            found = walk_drawn(phi, real_key if held is None else held, choice_key)
+            return assemble(found), jnp.sum(found.taken)
+
+        def sample(key, phi):
+            return draw(key, phi)[0]
 
         def outcomes(phi):
             num = math.prod(counts.options)
@@ -286,7 +291,8 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
         noisy = bool(width) and bool(reals)
         density = log_density if noisy else None
         given = made if noisy else None
-        return Policy(network.init, sample, log_prob, entropy, mode, outcomes, None, given, density)
+        parts = (network.init, sample, log_prob, entropy, mode, outcomes)
+        return Policy(*parts, given=given, log_density=density, draw=draw)
 
     return made(None)
 

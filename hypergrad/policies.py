@@ -40,6 +40,8 @@ class Policy(NamedTuple):
             None where real leaves have no noise.
         log_density: (φ, hparams) -> {leaf name: log density of that real leaf, `[]`} at constant values; None
             where real leaves have no noise.
+        draw: (key, φ) -> (hparams, their log_prob), what `sample` and `log_prob` give, in one pass; None where
+            it takes the two of them.
     """
 
     init: Callable[[Key], PyTree]
@@ -51,6 +53,7 @@ class Policy(NamedTuple):
     space: PyTree = None
     given: Callable[[Key], "Policy"] | None = None
     log_density: Callable[[PyTree, HParams], dict[str, Array]] | None = None
+    draw: Callable[[Key, PyTree], tuple[HParams, Array]] | None = None
 
 
 def is_discrete(dim: spaces.Dimension) -> bool:

@@ -62,7 +62,7 @@ from hypergrad.searchers import (
 from hypergrad.searchers.grid import levels_within
 from hypergrad.segments import largest_divisor
 from hypergrad.settings import BY_GRADIENT, check_name
-from hypergrad.solve import cg, damped
+from hypergrad.solve import cg, positive
 from hypergrad.space import sample_constant
 from hypergrad.types import PyTree
 
@@ -108,7 +108,7 @@ BILEVEL: dict[str, Callable[..., Method]] = {"soba": soba, "saba": saba, "amigo"
 RESPONSES: dict[str, str] = {
     "none": "left out, as in ENAS; real leaves learn by the score function",
     "unrolled": "through the last steps of training",
-    "implicit": "at rest, by a few steps of damped conjugate gradients",
+    "implicit": "at rest, by a few steps of conjugate gradients, damped where the loss bends down",
 }
 SCHEDULERS: dict[str, str] = {
     "full": "every trial is trained to the end",
@@ -184,7 +184,7 @@ def response(name: str) -> Response:
     """Build a response by name, with the settings the command line uses."""
     check_name("response", name, RESPONSES)
     if name == "implicit":  # on a minibatch: the loss of a network has directions that bend down
-        return at_rest(damped(cg(5), 0.1), full=False)
+        return at_rest(positive(cg(5)), full=False)
     return left_out() if name == "none" else unrolled()
 
 

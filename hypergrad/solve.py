@@ -29,6 +29,7 @@ class SolveInfo(NamedTuple):
         condition: estimate from below of the condition number, from the same directions, `[]`; infinite
             where the smallest curvature is not positive.
         converged: whether the residual is within ten times the tolerance, bool `[]`.
+        damping: γ of the system A + γI that was solved instead and of which all of this tells, `[]`; mostly 0.
     """
 
     residual: Array
@@ -36,6 +37,7 @@ class SolveInfo(NamedTuple):
     smallest_curvature: Array
     condition: Array
     converged: Array
+    damping: Array
 
 
 class Solve(Protocol):
@@ -124,7 +126,7 @@ def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = N
     def method(apply, b, x, tol):
         from jaxopt import linear_solve
 
-        first = jnp.zeros_like(b) if x is None else x
+        first, gap = _begin(apply, b, x)
         limit = tol * jnp.linalg.norm(b)
 
         def unfinished(carry):
@@ -136,7 +138,7 @@ def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = N
             x = linear_solve.solve_gmres(apply, b, init=x, tol=tol, restart=restart, maxiter=1)
             return x, jnp.linalg.norm(b - apply(x)), count + 1
 
-        before = (first, jnp.linalg.norm(_residual(apply, b, x)), jnp.zeros((), jnp.int32))
+        before = (first, jnp.linalg.norm(gap), jnp.zeros((), jnp.int32))
         x, _, count = jax.lax.while_loop(unfinished, again, before)
         return _Solved(x, count)
 
@@ -285,12 +287,67 @@ def damped(solve: Solve, damping: float) -> Solve:
     _check_positive("damping", damping)
 
     def solve_damped(matvec, b, start=None, tolerance=None):
-        def apply(x):
-            return jax.tree.map(lambda y, x: (y + damping * x).astype(y.dtype), matvec(x), x)
-
-        return solve(apply, b, start, tolerance)
+        return _solve_damped(solve, matvec, b, start, tolerance, damping)
 
     return solve_damped
+
+
+def _solve_damped(solve: Solve, matvec: MatVec, b, start, tolerance, damping):
+    def apply(x):
+        return jax.tree.map(lambda y, x: (y + damping * x).astype(y.dtype), matvec(x), x)
+
+    x, info = solve(apply, b, start, tolerance)
+    return x, info._replace(damping=info.damping + damping)
+
+
+def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
+    """Solve (A + γI) x = b, with γ raised from 0 until every direction met bends up by at least the floor.
+
+    γ ← γ + max(floor, 2 (floor − σ)),   σ the smallest p·(A + γI)p / p·p met
+    ‖x‖ ≤ (1 + ρ) ‖b‖ / floor, ρ the relative residual
+
+    For the Hessian of a network, which bends down in some directions: the answer stays bounded, and is that of
+    `solve` itself where A is definite enough.
+
+    **Cost:** a solve a γ, mostly two or three, of which those that fail end early.
+
+    **Limits:** biased where γ > 0, which the info has; residual, curvature and condition are those of the
+    damped system.
+
+    Args:
+        solve: a solver that knows its smallest curvature, e.g. `cg(10)`.
+        floor: of the curvature, in units of A.
+        max_raises: of γ; after so many the last answer stands.
+
+    Reference:
+        Nocedal, Wright, "Numerical Optimization", 2nd ed., Algorithm 3.3 (there the Cholesky factor tells).
+    """
+    _check_positive("floor", floor)
+    _check_count("max_raises", max_raises)
+
+    def solve_positive(matvec, b, start=None, tolerance=None):
+        def attempt(damping):
+            return _solve_damped(solve, matvec, b, start, tolerance, damping)
+
+        def unfit(carry):
+            count, _, (_, info) = carry
+            # a NaN is no curvature either
+            return ~(info.smallest_curvature >= floor) & (count <= max_raises)
+
+        def again(carry):
+            count, damping, _ = carry
+            x, info = attempt(damping)
+            lacking = floor - info.smallest_curvature
+            return count + 1, damping + jnp.maximum(floor, 2 * lacking), (x, info)
+
+        zero = jnp.zeros((), jnp.promote_types(jnp.result_type(*jax.tree.leaves(b)), jnp.float32))
+        like = jax.eval_shape(attempt, zero)
+        # its curvature of zero is too small: there is a first time
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        before = (jnp.zeros((), jnp.int32), zero, nothing)
+        return jax.lax.while_loop(unfit, again, before)[2]
+
+    return solve_positive
 
 
 def _solver(method: Callable[..., _Solved], own_tolerance: float | None) -> Solve:
@@ -325,19 +382,25 @@ def _solver(method: Callable[..., _Solved], own_tolerance: float | None) -> Solv
             smallest_curvature=jnp.asarray(low, dtype),
             condition=condition.astype(dtype),
             converged=residual <= 10 * tolerance,
+            damping=jnp.zeros((), dtype),
         )
         return unravel(x.astype(narrow.dtype)), info
 
     return solve
 
 
-def _residual(apply: MatVec, b: Array, x: Array | None) -> Array:
-    return b if x is None else b - apply(x)
+def _begin(apply: MatVec, b: Array, x: Array | None) -> tuple[Array, Array]:
+    """Return where to start, and the residual there: from zero, where the given start is worse than that."""
+    if x is None:
+        return jnp.zeros_like(b), b
+    first = b - apply(x)
+    helps = jnp.linalg.norm(first) <= jnp.linalg.norm(b)
+    return jnp.where(helps, x, 0), jnp.where(helps, first, b)
 
 
 def _cg(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: int) -> _Solved:
     """Run conjugate gradients and keep the coefficients of the Lanczos matrix."""
-    first = _residual(apply, b, x)
+    start, first = _begin(apply, b, x)
     limit = jnp.square(tol * jnp.linalg.norm(b))
     num_kept = min(max_iterations, 64)
 
@@ -359,7 +422,6 @@ def _cg(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: int) -> _
         low = jnp.minimum(low, curvature / (p @ p))
         return count + 1, x, r, r + beta * p, new, coefficients, low, positive
 
-    start = jnp.zeros_like(b) if x is None else x
     kept = jnp.zeros((num_kept, 2), b.dtype)
     infinite = jnp.asarray(jnp.inf, b.dtype)
     carry = (jnp.zeros((), jnp.int32), start, first, first, first @ first, kept, infinite, True)
@@ -387,7 +449,7 @@ def _ritz(coefficients: Array) -> tuple[Array, Array]:
 
 def _richardson(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: int, step_size):
     """Run x ← x + α r, r ← (I − αA) r until ‖r‖ is within the tolerance or has outgrown the dtype."""
-    first = _residual(apply, b, x)
+    start, first = _begin(apply, b, x)
     size = jnp.linalg.norm(b)
     seen = _Solved(b, 0)
     if step_size is None:
@@ -405,7 +467,6 @@ def _richardson(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: i
         count, x, r = carry
         return count + 1, x + step * r, r - step * apply(r)
 
-    start = jnp.zeros_like(b) if x is None else x
     carry = (jnp.zeros((), jnp.int32), start, first)
     count, x, _ = jax.lax.while_loop(unfinished, body, carry)
     return _Solved(x, count, seen.low, seen.high)

@@ -590,6 +590,11 @@ def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, An
     trace = _trace(found, cost)
     if trace.get("skipped"):
         notes.append(f"{trace['skipped']} steps were not finite; they were skipped")
+    refused = sum(int(o.info["refused"].sum()) for o in found.outcomes if "refused" in o.info)
+    if refused:
+        notes.append(
+            f"{refused} updates left the response out: its solve was worse than none, or not finite"
+        )
     growth = trace.get("adjoint_growth", [])
     if len(growth) and np.nanmax(growth) > 1.05:
         worst = int(np.nanargmax(growth))

@@ -173,7 +173,17 @@ def first(num_layers: int) -> dict:
 def _load(data: str | None, num_train: int, num_valid: int, num_test: int, seed: int) -> Splits:
     """Load images of any size, of the digits as many as asked for from each part."""
     if data is not None:
-        return load_images(data, num_train, num_valid, num_test, seed)
+        splits = load_images(data, num_train, num_valid, num_test, seed)
+    else:
+        splits = _digits(num_train, num_valid, num_test, seed)
+    if len(np.unique(splits.train[1])) < 2:
+        raise ValueError(
+            f"num_train is {num_train}, which holds one class, expected at least two; raise it"
+        )
+    return splits
+
+
+def _digits(num_train: int, num_valid: int, num_test: int, seed: int) -> Splits:
     parts = load_digits(seed)
     wanted = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test}
     for (name, size), (_, labels) in zip(wanted.items(), parts, strict=True):
@@ -183,8 +193,4 @@ def _load(data: str | None, num_train: int, num_valid: int, num_test: int, seed:
                 f"{name} is {size}, expected at most the {len(labels)} digits there are; pass a smaller one"
             )
     cut = [(x[:n], y[:n]) for (x, y), n in zip(parts, wanted.values(), strict=True)]
-    if len(np.unique(cut[0][1])) < 2:
-        raise ValueError(
-            f"num_train is {num_train}, which holds one class, expected at least two; raise it"
-        )
     return Splits(*cut)

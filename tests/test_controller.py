@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,14 @@ import pytest
 from flax import linen as nn
 
 from hypergrad import cli, plots, problem as problems, report, storage, study
-from hypergrad.estimators import left_out, mixed, shared, unrolled
+from hypergrad.estimators import at_rest, left_out, mixed, shared, unrolled
 from hypergrad.expected import enumerated, sampled
 from hypergrad.heads import Network, mixture, multitask, sizes
 from hypergrad.policies import factorized
-from hypergrad.space import Choice
+from hypergrad.solve import identity
+from hypergrad.space import Choice, default
 from hypergrad.testing import assert_close
+from hypergrad.train import init_state, unroll
 from hypergrad.tune import Settings, build as build_tuner, tune
 from hypergrad.tuners import ControllerWarning, clipped, controller
 from models.policies import Recurrent, functions
@@ -26,6 +29,7 @@ from tests import tabular
 from tests.tabular import SPACE
 
 KEY = jax.random.key(2)
+MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 POLICY = factorized(SPACE)
 
 
@@ -42,7 +46,7 @@ def build(policy=POLICY, problem=None, num=3, response=None, draws=None, horizon
 
 
 def test_contract():
-    """Same key, same bits; one trace; shapes that stay; the same without jit around it or within."""
+    """Same key, same bits; one trace; shapes that stay; a step can be part of another program."""
     count = [0]
     plain = tabular.problem()
 
@@ -60,8 +64,8 @@ def test_contract():
     jax.tree.map(np.testing.assert_array_equal, again[1], outcome)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
-    within = jax.jit(tuner.step)(KEY, state)[1]
-    assert_close(within.values, outcome.values)
+    within = jax.eval_shape(tuner.step, KEY, state)
+    assert jax.tree.map(jnp.shape, within) == jax.tree.map(jnp.shape, (after, outcome))
     assert outcome.values.shape == (3,) and outcome.hparams["op"].shape == (3,)
     assert outcome.steps.tolist() == [6] * 3
     for name in ("direct_variance", "response_variance", "cosine", "entropy"):
@@ -143,6 +147,17 @@ def test_rewards_that_are_equal_or_not_finite():
         after, outcome = tuner.step(KEY, state)
     jax.tree.map(np.testing.assert_array_equal, after.phi, state.phi)
     assert outcome.info["skipped"].tolist() == [3] and np.isnan(outcome.info["expected_value"])
+
+
+def test_a_response_without_use_is_left_out_and_warned_of():
+    tuner = build(response=at_rest(identity(1e4)))
+    with pytest.warns(
+        ControllerWarning, match="the response was left out of every update of step 0"
+    ):
+        _, outcome = tuner.step(KEY, tuner.init(KEY))
+    assert outcome.info["refused"].tolist() == [3] and outcome.info["skipped"].tolist() == [0]
+    assert outcome.info["response_norm"] == 0 < outcome.info["direct_norm"]
+    assert outcome.info["residual"] > 1
 
 
 CASES = {
@@ -264,8 +279,25 @@ def small(**settings):
     )
 
 
+@pytest.mark.skipif(not MNIST.is_dir(), reason="needs the MNIST files in ../shared/data")
+def test_mnist():
+    """The same networks on images of 28 x 28: one of them, trained by itself."""
+    task = supernet_digits.task(data=str(MNIST), num_train=500, num_valid=100, num_test=500)
+    problem, hparams = task.problem, default(task.space)
+    hparams |= {f"width_{layer}": jnp.asarray(2) for layer in range(3)}
+    assert problem.valid_batch(KEY)[0].shape == (100, 28, 28, 1)
+    state = init_state(problem, KEY, hparams)
+    assert state.params["input"]["kernel"].shape == (784, 32)
+    params = jax.jit(lambda h, s: unroll(problem, h, s, 100))(hparams, state).params
+    scores = task.test(params, hparams)
+    assert scores.shape == (500,) and scores.mean() > 0.7
+    with pytest.raises(ValueError, match="num_train is 1, which holds one class"):
+        supernet_digits.task(data=str(MNIST), num_train=1, batch_size=1)
+
+
 def test_from_the_command_line(tmp_path, capsys):
     arguments = "num_train=60 num_valid=60 num_test=40 batch_size=8 num_layers=1 policy_width=4"
+    arguments += " tune_optimizer=false"  # that it traces with it is the next test
     words = ["tune", "supernet_digits", "--method", "controller", "--response", "implicit"]
     words += ["--budget", "2", "--horizon", "4", "--seeds", "1", "--eval-seeds", "2", "--json"]
     words += [w for pair in arguments.split() for w in ("--arg", pair)]
@@ -285,8 +317,8 @@ def test_from_the_command_line(tmp_path, capsys):
         report(tmp_path / "s")
 
 
-@pytest.mark.parametrize("response", ["none", "unrolled"])
-def test_the_other_responses_take_the_task(response):
+@pytest.mark.parametrize("response", ["none", "unrolled", "implicit"])
+def test_every_response_takes_the_optimizer(response):
     """Traced, not run: real leaves learn by credit where the response does not see them."""
     tuner, _ = build_tuner(small(), Settings("controller", response=response))
     assert tuner.step is not None

@@ -10,10 +10,10 @@ import hypergrad as hg
 from hypergrad.estimators import at_rest, left_out, shared, unrolled
 from hypergrad.expected import enumerated, sampled
 from hypergrad.heads import Network, independent, mixture, multitask, sizes
-from hypergrad.policies import Baseline, factorized, no_baseline, running_mean
+from hypergrad.policies import factorized, no_baseline, running_mean
 from hypergrad.problem import Problem, Variables
-from hypergrad.solve import cg, damped, direct, neumann
-from hypergrad.space import Choice, Integer, LogReal, Real, Sequence, from_unit, sample
+from hypergrad.solve import cg, direct, identity, neumann
+from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
 from hypergrad.testing import assert_close
 from models.policies import Recurrent, functions
 from tests import tabular
@@ -38,6 +38,10 @@ def estimate(estimator, phi, num=1):
     for index in range(num):
         state, found = step(jax.random.fold_in(KEY, index), state, phi)
     return found
+
+
+def run_once(estimator, phi):
+    return jax.jit(lambda phi: estimator.estimate(KEY, estimator.init(KEY, phi), phi))(phi)
 
 
 def recurrent(space, width=6):
@@ -244,10 +248,9 @@ def scheduled():
     return problem._replace(optimizer=lambda h: optax.sgd(hg.schedule(h["rate"])))
 
 
-@pytest.mark.parametrize("make", [independent, recurrent])
-def test_heads_against_finite_differences(make):
+def test_heads_against_finite_differences():
     """Choices, log-normal heads and the knots of a schedule, through the whole window, in float64."""
-    policy = multitask(SCHEDULE, make(SCHEDULE))
+    policy = multitask(SCHEDULE, recurrent(SCHEDULE, 3))
     est = shared(scheduled(), 4, policy, draws=enumerated())
     with jax.enable_x64(True):
         phi = wide(policy.init(KEY))
@@ -298,12 +301,11 @@ def test_credit_is_the_score_function_of_the_window():
     step = 1e-4
     sides = [quadrature(middle + s, 0.6, after) for s in (step, -step)]
     exact = (sides[0] - sides[1]) / (2 * step)
-    for answer in (left_out(), at_rest(direct())):
-        est = shared(problem, 2, policy, response=answer, draws=enumerated(), credit=no_baseline())
-        each = many(est, phi, 20000)
-        got = each.info.response[:, 0, 0]
-        assert deviations({"mean": got}, {"mean": np.array(exact)}) < 4
-        assert deviations({"mean": got}, {"mean": np.zeros(())}) > 8
+    answer = at_rest(direct())
+    est = shared(problem, 2, policy, response=answer, draws=enumerated(), credit=no_baseline())
+    got = many(est, phi, 20000).info.response[:, 0, 0]
+    assert deviations({"mean": got}, {"mean": np.array(exact)}) < 4
+    assert deviations({"mean": got}, {"mean": np.zeros(())}) > 8
     refused = shared(problem, 2, policy, response=at_rest(), draws=enumerated())
     state = refused.init(KEY, phi)
     with pytest.raises(
@@ -376,6 +378,10 @@ def test_a_policy_is_a_distribution(make):
     if make is independent:
         exact = -float(jnp.sum(probs * jnp.log(probs)))
         assert_close(policy.entropy(phi), exact, 100.0)
+    both = jax.jit(jax.vmap(lambda k: held.draw(k, phi)))(keys)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), both[0], drawn)
+    again = jax.vmap(policy.log_prob, (None, 0))(phi, drawn)
+    assert_close(both[1], again, 10.0)
     density = policy.log_density(phi, {**jax.tree.map(lambda x: x[0], outcomes)})
     assert list(density) == ["x"] and np.isfinite(density["x"])
     at_zero = policy.mode(policy.init(KEY))
@@ -398,6 +404,8 @@ def test_the_entropy_of_a_recurrent_policy_has_the_right_derivative():
         log = jax.vmap(policy.log_prob, (None, 0))(phi, policy.outcomes(phi))
         return -jnp.sum(jnp.exp(log) * log)
 
+    drawn = jax.grad(lambda phi: policy.draw(KEY, phi)[1])(phi)
+    assert_close(drawn, jax.grad(lambda phi: policy.log_prob(phi, policy.sample(KEY, phi)))(phi))
     value, slope = jax.value_and_grad(exact)(phi)
     got_value, got = jax.value_and_grad(policy.entropy)(phi)
     assert abs(got_value - value) < 0.05 * value
@@ -462,6 +470,7 @@ CASES = {
     "window is 5, expected at most horizon = 3": lambda: _est(response=unrolled(5)),
     "window is 0": lambda: unrolled(0),
     "solve is 5": lambda: at_rest(5),
+    "max_residual is 0": lambda: at_rest(max_residual=0),
     "hparams['l2'] acts through problem.loss, which this": lambda: _est(
         tabular.problem()._replace(objective=lambda w, h, b: jnp.sum(w**2) + 0.0 * h["op"]),
         response=left_out(),
@@ -518,11 +527,42 @@ def test_equal_rewards_teach_nothing_and_nan_shows():
     assert np.isnan(got.value) and int(got.info.first_nonfinite) == 3
 
 
-def test_indefinite_curvature_takes_a_damped_solve():
-    est = shared(
-        tabular.problem(), 3, POLICY, response=at_rest(damped(cg(5), 0.5)), draws=sampled(4)
-    )
+def test_where_the_loss_bends_down_the_response_is_damped_and_says_so():
+    """That of the damped Hessian; one whose solve is worse than none is left out."""
+    problem, w, matrices, q, l2 = still()
+    bent = problem._replace(loss=lambda w, h, b: problem.loss(w, h, b) - 0.6 * jnp.sum(w**2))
+    whole = sum(q[i] * matrices[k] for i, k in enumerate((0, 2))) + (l2 - 1.2) * np.eye(3)
+    pull = w - q @ tabular.D[[0, 2]]
+    lowest = np.linalg.eigvalsh(whole)[0]
+    assert lowest < -0.1
+    slopes = [matrices[k] @ (w - tabular.C[k]) for k in (0, 2)]
+    cross = sum(q[i] * np.outer(slopes[i], np.eye(2)[i] - q) for i in range(2))
+
+    def found(answer):
+        return run_once(
+            shared(bent, 1, factorized(CHOICE), response=answer, draws=enumerated()), SMALL
+        )
+
+    state, got = found(at_rest())
+    damping = float(got.info.damping)
+    assert 0.1 <= lowest + damping < 3.0
+    v = np.linalg.solve(whole + damping * np.eye(3), pull)
+    assert_close(state.solution, v, 100.0)
+    assert_close(got.info.response["op"], -cross.T @ v, 100.0)
+    assert got.info.residual < 1e-4 and not got.info.refused
+    state, strict = found(at_rest(identity(10.0)))
+    assert strict.info.refused and strict.info.response_norm == 0 and not np.any(state.solution)
+    residual = np.linalg.norm(pull - 10.0 * whole @ pull) / np.linalg.norm(pull)
+    assert abs(strict.info.residual - residual) < 1e-3 * residual, "which it still reports"
+    assert_close(strict.hypergrad, got.info.direct)
+
+
+def test_a_response_that_is_not_finite_is_left_out():
+    def broken(matvec, b, start=None, tolerance=None):
+        x, info = direct()(matvec, b)
+        return x * jnp.nan, info
+
+    est = shared(tabular.problem(), 3, POLICY, response=at_rest(broken), draws=sampled(4))
     got = estimate(est, PHI, 2)
-    assert np.isfinite(got.info.response_norm) and got.info.residual < 1.0
-    assert isinstance(running_mean(), Baseline) and from_unit(CHOICE, jnp.array([0.1, 0.2]))
-    assert sample(CHOICE, KEY)["op"].shape == ()
+    assert got.info.refused and got.info.response_norm == 0
+    assert_close(got.hypergrad, got.info.direct)

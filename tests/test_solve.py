@@ -18,6 +18,7 @@ from hypergrad.solve import (
     neumann,
     normal_cg,
     nystrom,
+    positive,
 )
 from hypergrad.testing import assert_close
 
@@ -114,10 +115,41 @@ def test_an_indefinite_matrix_is_reported():
         assert info.smallest_curvature < 0 and jnp.isinf(info.condition) and not info.converged
         assert np.all(np.isfinite(join(x)))
         x, info = run(damped(CG, 6.0), a, b)
-        assert info.converged and info.smallest_curvature > 0
+        assert info.converged and info.smallest_curvature > 0 and info.damping == 6.0
         assert_close(jnp.asarray(join(x)), np.linalg.solve(a + 6.0 * np.eye(SIZE), flat), 1.0)
         for name in ANY:
             assert_close(jnp.asarray(join(run(SYMMETRIC[name], a, b)[0])), np.linalg.solve(a, flat))
+
+
+def test_positive_damps_as_far_as_it_must_and_says_so():
+    """Where A bends down, the answer of an A + γI that bends up, and bounded."""
+    floor = 0.25
+    with jax.enable_x64(True):
+        for kind in ("positive", "indefinite"):
+            a, flat, b = system(kind)
+            x, info = run(positive(CG, floor), a, b)
+            damping, lowest = float(info.damping), np.linalg.eigvalsh(a)[0]
+            want = np.linalg.solve(a + damping * np.eye(SIZE), flat)
+            assert_close(jnp.asarray(join(x)), want, 1.0)
+            assert info.converged and info.smallest_curvature >= floor
+            if kind == "positive":
+                assert damping == 0
+            else:
+                assert floor <= lowest + damping <= 2 * (floor - lowest)
+        # four products see little of A, whose curvature may be as small as it likes
+        few = positive(cg(4), floor)
+        a, flat, b = system("indefinite")
+        for shift in np.linspace(0.0, 3.0, 7):
+            x, _ = run(few, a + shift * np.eye(SIZE), b)
+            assert np.linalg.norm(join(x)) <= 2 * np.linalg.norm(flat) / floor
+
+
+def test_a_start_that_is_worse_than_none_is_dropped():
+    a, _, b = system()
+    far = jax.tree.map(lambda x: 1e6 + x, b)
+    few = neumann(3, step_size=0.05)
+    for solve in (cg(2), few):
+        assert_close(run(solve, a, b, far)[0], run(solve, a, b)[0])
 
 
 def test_nothing_to_solve_with_or_for():
@@ -204,6 +236,8 @@ def test_under_vmap_and_in_bfloat16():
         (lambda: nystrom(damping=float("inf")), "damping is inf"),
         (lambda: gmres(restart=0), "restart is 0"),
         (lambda: damped(cg(), 0), "damping is 0"),
+        (lambda: positive(cg(), 0), "floor is 0"),
+        (lambda: positive(cg(), max_raises=0), "max_raises is 0"),
         (lambda: identity(scale="1"), "scale is '1'"),
     ],
 )

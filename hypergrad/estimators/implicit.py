@@ -78,8 +78,8 @@ class ImplicitInfo(NamedTuple):
         if not self.smallest_curvature > 0:
             said.append(
                 f"the smallest curvature met is {self.smallest_curvature:.1e}, expected above 0: the Hessian "
-                "is not positive definite here; train longer, pass solve=damped(cg(), γ) with a larger γ than "
-                "that, or curvature=gauss_newton(...)"
+                "is not positive definite here; train longer, or pass solve=positive(cg()), which damps it as "
+                "far as it must, or curvature=gauss_newton(...)"
             )
         if not self.converged:
             said.append(
@@ -138,7 +138,8 @@ def implicit(
     Args:
         problem: the training loop.
         horizon: number of inner steps of each estimate, at most.
-        solve: a linear solver from `hypergrad.solve`; `cg()` where None. `solve.damped(cg(), 0.1)` damps.
+        solve: a linear solver from `hypergrad.solve`; `cg()` where None. `solve.positive(cg())` damps
+            where H bends down.
         curvature: `response.hessian`, or `response.gauss_newton(...)`.
         batch: (problem, state) -> the batch of L; `response.full_batch` where the problem has a
             `train_set`, else `response.next_batch`, the minibatch that training would draw next.

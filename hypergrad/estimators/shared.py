@@ -24,7 +24,7 @@ from hypergrad.expected import Draws, check_policy, check_shared, expected, samp
 from hypergrad.policies import Baseline, Policy
 from hypergrad.problem import Problem, check_horizon, check_problem
 from hypergrad.response import default_batch, hessian, inner_loss, past_the_loss
-from hypergrad.solve import Solve, cg
+from hypergrad.solve import Solve, cg, positive
 from hypergrad.train import TrainState, carried, draw_batch, init_state, trained, unroll_losses
 from hypergrad.types import Array, HParams, Key, Params, PyTree
 
@@ -36,13 +36,21 @@ class Pull(NamedTuple):
         response: (dw/dφ)ᵀ ∂f/∂w, a pytree like φ.
         solution: what the next pull may start from.
         growth: of the adjoint a step, `[]`; 1 where nothing is unrolled.
-        residual: of the linear solve, `[]`; 0 where none is made.
+        residual, damping: of the linear solve, `[]`; 0 where none is made.
+        sound: whether the response can be believed, bool `[]`.
     """
 
     response: PyTree
     solution: PyTree
     growth: Array
     residual: Array
+    damping: Array
+    sound: Array
+
+
+def _unsolved(response: PyTree, solution: PyTree, growth: Array) -> Pull:
+    """Return what came without a linear solve."""
+    return Pull(response, solution, growth, jnp.zeros(()), jnp.zeros(()), jnp.array(True))
 
 
 class Window(NamedTuple):
@@ -87,7 +95,7 @@ def left_out() -> Response:
 
         def pull(key, adjoint, solution):
             zero = jax.tree.map(jnp.zeros_like, phi)
-            return Pull(zero, solution, jnp.ones(()), jnp.zeros(()))
+            return _unsolved(zero, solution, jnp.ones(()))
 
         return Window(state, losses, pull)
 
@@ -127,14 +135,16 @@ def unrolled(window: int | None = None, *, backward: Backward | None = None) -> 
             total, _, norms, _ = run.pullback(adjoint)
             response = jax.tree.unflatten(jax.tree.structure(phi), total)
             growth = growth_rate(tree.norm(adjoint[:num_weights]), norms[::-1])
-            return Pull(response, solution, growth, jnp.zeros(()))
+            return _unsolved(response, solution, growth)
 
         return Window(run.state, jnp.append(early, run.losses), pull)
 
     return Response(follow, ("objective", "loss", "optimizer"), lambda weights: ())
 
 
-def at_rest(solve: Solve | None = None, *, full: bool = True) -> Response:
+def at_rest(
+    solve: Solve | None = None, *, full: bool = True, max_residual: float = 1.0
+) -> Response:
     """Take the weights for the minimum of the expected loss, and differentiate that.
 
     response = −Mᵀ H⁻¹ E[∇_w f],   H = E[∇²_w L],   M = E[∇_w L ∇_φ log π_φ(a)ᵀ] + E[∂²L/∂w∂λ ∂λ/∂φ]
@@ -143,16 +153,21 @@ def at_rest(solve: Solve | None = None, *, full: bool = True) -> Response:
     remains is the bias of E[Ĥ⁻¹] ≠ H⁻¹, O(1/S). Mᵀv is the score-function gradient of the scalar ⟨∇_w L, v⟩,
     with the mean of the other draws as its baseline.
 
+    The Hessian of a network bends down in some directions, where H⁻¹ says nothing of a minimum: the default
+    damps it until it does not, as `solve.positive` has it, and says how far.
+
     **Cost:** a solve, whose products take a gradient of the loss a draw, and one product more.
 
     **Limits:** exact where the weights are at rest; off it wrong by O(‖∇_w L‖). Does not see learning rates,
-    momenta and decoupled decays. The Hessian of a network is indefinite: `solve.damped(cg(10), 0.1)`.
+    momenta and decoupled decays.
 
     Args:
-        solve: a linear solver from `hypergrad.solve`, e.g. `neumann(10)`; `cg()` where None. The solve of a
-            window starts from the solution of the one before.
+        solve: a linear solver from `hypergrad.solve`, e.g. `neumann(10)`; `positive(cg())` where None. The
+            solve of a window starts from the solution of the one before.
         full: whether the loss is that of the whole `train_set` (where the problem has one) or of the next
             minibatch.
+        max_residual: of the solve, relative; with a larger one the response is left out, and `info.refused`
+            says so. Zero in place of a solution has a residual of 1.
 
     Reference:
         Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Pedregosa, 2016,
@@ -160,7 +175,12 @@ def at_rest(solve: Solve | None = None, *, full: bool = True) -> Response:
     """
     if solve is not None and not callable(solve):
         raise ValueError(f"solve is {solve!r}, expected a solver; pass e.g. hypergrad.solve.cg()")
-    solve = cg() if solve is None else solve
+    number = isinstance(max_residual, (int, float)) and not isinstance(max_residual, bool)
+    if not number or not max_residual > 0:
+        raise ValueError(
+            f"max_residual is {max_residual!r}, expected a positive number; pass e.g. 1.0, or math.inf for any"
+        )
+    solve = positive(cg()) if solve is None else solve
 
     def follow(whole, problem, phi, start, horizon):
         state, losses = _train(whole, phi, start, horizon)
@@ -185,7 +205,8 @@ def at_rest(solve: Solve | None = None, *, full: bool = True) -> Response:
                 return jax.jvp(lambda w: loss(w, phi), (weights,), (v,))[1]
 
             response = jax.tree.map(jnp.negative, jax.grad(slope)(phi))
-            return Pull(response, v, jnp.ones(()), solved.residual)
+            sound = solved.residual <= max_residual
+            return Pull(response, v, jnp.ones(()), solved.residual, solved.damping, sound)
 
         return Window(state, losses, pull)
 
@@ -221,7 +242,9 @@ class SharedInfo(NamedTuple):
         direct: E[(f − b) ∇ log π] and the pathwise part at fixed weights, a pytree like φ: what ENAS follows.
         response: the part by way of the weights, times the scale, likewise; hypergrad = direct + response.
         horizon: steps of training of this estimate, int32 `[]`.
-        growth, residual: as in `Pull`.
+        growth, residual, damping: as in `Pull`.
+        refused: whether the response was left out because it was not finite, or its solve too bad to believe,
+            bool `[]`.
         first_nonfinite: as in `OnlineInfo`.
         direct_norm, response_norm: Euclidean norms, `[]`.
         cosine: between the two, `[]`; 0 where one is zero.
@@ -237,6 +260,8 @@ class SharedInfo(NamedTuple):
     horizon: Array
     growth: Array
     residual: Array
+    damping: Array
+    refused: Array
     first_nonfinite: Array
     direct_norm: Array
     response_norm: Array
@@ -271,6 +296,8 @@ def shared(
     `mixed` is its counterpart for training that starts anew.
 
     **Cost:** a loss a draw and step, an objective a draw, and the response.
+
+    A response that is not finite, or whose solve is worse than none, is left out and counted: `info.refused`.
 
     **Limits:** with `enumerated()` exact, as far as the response is; with `sampled(S)` the direct part is
     unbiased, for the response see `unrolled` and `at_rest`. The weights follow a path of φ. Initial weights
@@ -337,7 +364,9 @@ def shared(
         judged = jax.value_and_grad(judge, (0, 1), has_aux=True)
         (value, (values, samples)), (adjoint, direct) = judged(leaves, phi, window.state)
         pull = window.pull(pull_key, adjoint, state.solution)
-        answer, memory, size = pull.response, state.credit, jnp.zeros(())
+        sound = pull.sound & jnp.isfinite(tree.norm((pull.response, pull.solution)))
+        answer, solution = _kept((pull.response, pull.solution), sound)
+        memory, size = state.credit, jnp.zeros(())
         density = policy.log_density
         if credit is not None and density is not None and credited:
             before = judge(state_floats(run.train)[0], phi, run.train)[0]
@@ -354,6 +383,8 @@ def shared(
             horizon=jnp.asarray(horizon, jnp.int32),
             growth=pull.growth.astype(jnp.float32),
             residual=pull.residual.astype(jnp.float32),
+            damping=pull.damping.astype(jnp.float32),
+            refused=~sound,
             first_nonfinite=jnp.where(bad < 0, bad, bad + run.train.step).astype(jnp.int32),
             direct_norm=tree.norm(direct),
             response_norm=tree.norm(answer),
@@ -363,8 +394,6 @@ def shared(
             samples=samples,
             credit=size,
         )
-        fine = jnp.isfinite(tree.norm(pull.solution))
-        solution = jax.tree.map(lambda x: jnp.where(fine, x, 0), pull.solution)
         after = SharedState(run._replace(train=window.state), solution, memory)
         return after, Estimate(value, tree.add(direct, answer), info)
 
@@ -376,6 +405,11 @@ def cosine(left: PyTree, right: PyTree) -> Array:
     scale = tree.norm(left) * tree.norm(right)
     product = tree.dot(jax.tree.leaves(left), jax.tree.leaves(right))
     return jnp.where(scale > 0, product / jnp.where(scale > 0, scale, 1), 0)
+
+
+def _kept(tree: PyTree, keep: Array) -> PyTree:
+    """Return a tree, or zeros in its place."""
+    return jax.tree.map(lambda x: jnp.where(keep, x, 0).astype(x.dtype), tree)
 
 
 def _train(

@@ -22,6 +22,9 @@ from hypergrad.types import Array, Key, PyTree
 COLLAPSED = 0.01
 """Share of its first entropy below which a policy has collapsed: it draws one architecture nearly always."""
 
+COUNTS = ("skipped", "refused", "flat")
+"""What the info counts over the updates of a step."""
+
 
 class ControllerWarning(UserWarning):
     """The controller has stopped learning, or cannot learn; the message has the step."""
@@ -114,15 +117,17 @@ def controller(
     Returns:
         A tuner. Its outcomes are the candidates, with their objective at the shared weights; the info has the
         norms of direct gradient, response and whole (of their means over the updates), the cosine between
-        the first two, their variances (mean squared distance from the mean), the entropy, how many updates
-        were skipped, and in how many all draws did equally well.
+        the first two, their variances (mean squared distance from the mean), residual and damping of the
+        solves, the entropy, how many updates were skipped, in how many the response was refused and left out,
+        and in how many all draws did equally well.
 
     Raises:
         ValueError: for settings out of range.
 
     Warns:
         ControllerWarning: with the step, once the entropy has fallen below a hundredth of its first value, and
-            where no draw did better than another in a whole step or no update was finite.
+            where in a whole step no draw did better than another, no response could be believed, or no update
+            was finite.
 
     Reference:
         Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Pham, Guan, Zoph, Le, Dean,
@@ -212,7 +217,7 @@ def controller(
         summary = _summary(told) | {"entropy": entropy, "step": carry[2].run.train.step}
         info = {n: jnp.broadcast_to(x, (num_candidates,)) for n, x in summary.items()}
         rows = jnp.arange(num_candidates)  # counts stand in one row, so that they can be summed
-        info |= {n: jnp.where(rows == 0, summary[n], 0) for n in ("skipped", "flat")}
+        info |= {n: jnp.where(rows == 0, summary[n], 0) for n in COUNTS}
         info["key"] = jnp.broadcast_to(
             jax.random.key_data(key), (num_candidates, *jax.random.key_data(key).shape)
         )
@@ -258,6 +263,8 @@ def _told(found: Estimate, parts: tuple[PyTree, PyTree], finite: Array) -> dict[
         "flat": jnp.all(info.values == info.values[0]) & (info.values.size > 1),
         "growth": info.growth,
         "residual": info.residual,
+        "damping": info.damping,
+        "refused": info.refused,
         "horizon": info.horizon,
         "first_nonfinite": info.first_nonfinite,
         "credit": info.credit,
@@ -295,7 +302,9 @@ def _summary(told: dict[str, Any]) -> dict[str, Array]:
         "credit_norm": mean(told["credit"]),
         "adjoint_growth": mean(told["growth"]),
         "residual": mean(told["residual"]),
+        "damping": mean(told["damping"]),
         "skipped": jnp.sum(~finite).astype(jnp.int32),
+        "refused": jnp.sum(told["refused"]).astype(jnp.int32),
         "flat": jnp.sum(told["flat"]).astype(jnp.int32),
         "first_nonfinite": jnp.max(bad).astype(jnp.int32),
     }
@@ -312,7 +321,7 @@ def _warn(before: ControllerState, after: ControllerState, info: dict, num_updat
             ControllerWarning,
             stacklevel=3,
         )
-    skipped, flat = (int(np.asarray(info[name])[0]) for name in ("skipped", "flat"))
+    skipped, refused, flat = (int(np.asarray(info[name])[0]) for name in COUNTS)
     if skipped == num_updates:
         warnings.warn(
             f"no update of step {at} was finite, and the policy did not move: a draw or the shared weights "
@@ -320,7 +329,15 @@ def _warn(before: ControllerState, after: ControllerState, info: dict, num_updat
             ControllerWarning,
             stacklevel=3,
         )
-    elif flat == num_updates:
+    elif refused == num_updates:
+        warnings.warn(
+            f"the response was left out of every update of step {at}: it was not finite, or its solve worse "
+            f"than none (a relative residual of {float(np.asarray(info['residual'])[0]):.2g}); train longer "
+            "before each update, or give its solver more iterations or damping",
+            ControllerWarning,
+            stacklevel=3,
+        )
+    if flat == num_updates and skipped < num_updates:
         warnings.warn(
             f"all draws of every update of step {at} had the same objective, and the direct gradient of the "
             "choices was zero: the policy draws one architecture alone, or the objective does not read it",
