@@ -90,7 +90,7 @@ def groups_of(name: str, samples: int, quick: bool) -> list[Group]:
         groups.append(
             Group(np.arange(i * each, (i + 1) * each), min(batch, samples), drawn, largest)
         )
-    return groups[-2:] if quick else groups
+    return groups[:2] if quick else groups
 
 
 def _image_settings(random: np.random.Generator, num: int) -> Any:
