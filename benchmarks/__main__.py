@@ -23,6 +23,7 @@ NAMES = {
     "fghpo": "flatness-guided search with every measure beside plain halving and others, at equal cost",
     "pools": "the same on Bayesmark's space and on images, by the methods that draw at random",
     "flatness_theory": "Theorem 1 checked, and what each measure of flatness says of generalization",
+    "runtime": "what a search by each measure costs in seconds, beside other searches",
     "frobenius": "exact Hessian norms beside jax.hessian, torch.func, curvlinops and PyHessian",
     "implicit": "cost and agreement of implicit hypergradients, beside jaxopt, TorchOpt and PyTorch",
     "population": "trials a second: one program for all trials, beside Optuna with one jitted training a trial",
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--data",
         help="folder of the MNIST files, for 'schedules', 'hypercleaning', 'implicit' and 'pools'; of the "
-        "OpenML tables, for 'configurations'",
+        "OpenML tables, for 'configurations' and 'runtime'",
     )
     parser.add_argument(
         "--torch-python",

@@ -368,3 +368,27 @@ def summary(results: Results) -> str:
         ]
         rows.append([label, *(f"{x:.2f}" for x in np.mean(lines, 0)[1:])])
     return markdown(["ten of fifty by", *(f"epoch {i}" for i in range(2, 11))], rows)
+
+
+def draw(results: Results) -> Any:
+    """Draw how far the ten best after epoch 1 stay the ten best: a line a data set, and the mean."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(8, 3.2), layout="constrained")
+    axes = canvas.subplots(1, 2, sharey=True)
+    labels = {"overlap": "by Theorem 1's value", "overlap of AUC": "by validation AUC"}
+    for axis, (method, label) in zip(axes, labels.items(), strict=True):
+        lines = [
+            next(iter(case[method].values())) for case in results.cases.values() if method in case
+        ]
+        epochs = np.arange(1, len(lines[0]) + 1)
+        for line in lines:
+            axis.plot(epochs, line, color="0.7", linewidth=1)
+        axis.plot(epochs, np.mean(lines, 0), color="black", linewidth=2)
+        axis.set_title(f"ten of fifty {label}", fontsize=10)
+        axis.set_xlabel("epoch")
+        axis.set_xticks(epochs)
+        axis.set_ylim(0, 1.02)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("intersection over union with epoch 1")
+    return canvas

@@ -205,7 +205,7 @@ MEASURES = (*CHEAP, *EXACT)
 @jax.jit
 def measure_cheap(members: Member, settings: Settings, parts: Split) -> dict[str, Any]:
     """Return the values that need a few passes of the network on each minibatch, `[N, NUM_PARTS]`."""
-    return _each(
+    return each(
         members, settings, parts, lambda model, p, b: {n: f(model, p, b) for n, f in CHEAP.items()}
     )
 
@@ -213,7 +213,7 @@ def measure_cheap(members: Member, settings: Settings, parts: Split) -> dict[str
 @jax.jit
 def measure_theorem(members: Member, settings: Settings, parts: Split) -> dict[str, Any]:
     """Return Theorem 1's value alone."""
-    return _each(
+    return each(
         members, settings, parts, lambda model, p, b: {"theorem_1": cv.theorem_1(model, p, b)}
     )
 
@@ -234,10 +234,12 @@ def measure_exact(members: Member, settings: Settings, parts: Split, bent: bool)
             norms["gauss_newton"] = cv.frobenius(model, params, batch, gauss_newton=True).value
         return norms
 
-    return _each(members, settings, parts, norms)
+    return each(members, settings, parts, norms)
 
 
-def _each(members: Member, settings: Settings, parts: Split, function: Callable) -> dict[str, Any]:
+def each(members: Member, settings: Settings, parts: Split, function: Callable) -> dict[str, Any]:
+    """Return what (model, params, batch) -> {name: []} gives on each minibatch, `[N, NUM_PARTS]`."""
+
     def one(x):
         params, width, depth = x
         return jax.lax.map(lambda part: function(network(width, depth), params, part), parts)
