@@ -168,9 +168,8 @@ def auc(scores: Any, labels: Any) -> Any:
         s, positive = scores[:, c], labels == c
         ordered, num = jnp.sort(s), jnp.sum(positive)
         sides = [jnp.searchsorted(ordered, s, side) for side in ("left", "right")]
-        rank = jnp.sum(
-            jnp.where(positive, (sides[0] + sides[1] + 1) / 2, 0)
-        )  # from 1, ties averaged
+        ranks = (sides[0] + sides[1] + 1) / 2  # from 1, those of ties averaged
+        rank = jnp.sum(jnp.where(positive, ranks, 0))
         pairs = num * (len(labels) - num)
         return (rank - num * (num + 1) / 2) / jnp.maximum(pairs, 1)
 
