@@ -161,7 +161,10 @@ def begin(keys: Any, settings: Settings, sizes: Sizes) -> Member:
 
 
 def auc(scores: Any, labels: Any) -> Any:
-    """Return the area under the ROC curve, the mean over classes against the rest; ties count half."""
+    """Return the area under the ROC curve, the mean over classes against the rest.
+
+    Ties count half; scores that are not numbers tie as the highest.
+    """
     classes = scores.shape[1]
 
     def one(c):
