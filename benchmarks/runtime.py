@@ -75,12 +75,17 @@ def training(name: str, folder: str | None) -> dict[str, Callable[[], float]]:
     sizes = networks.Sizes(train.inputs.shape[1], classes, DEPTHS[-1], WIDTHS[-1])
     parts, key = networks.measured_parts(train, 0), jax.random.key(0)
     made: dict[str, Callable[[], float]] = {}
-    for num in POPULATIONS:
+
+    def population(num):
         of = networks.settings(WIDTH, DEPTH, np.full(num, RATE))
-        members = networks.begin(jax.random.split(key, num), of, sizes)
+        return networks.begin(jax.random.split(key, num), of, sizes), of
+
+    for num in POPULATIONS:
+        members, of = population(num)
         epoch = partial(networks.train_epoch, members, of, key, train, BATCH)
         made[f"epoch of {num}"] = seconds(epoch)
         made[f"validation of {num}"] = seconds(partial(networks.judge, members, of, valid))
+    members, of = population(FIRST)
     for measure, function in ALL.items():
         program = jax.jit(
             lambda m, of, p, function=function: networks.each(
