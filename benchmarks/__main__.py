@@ -21,7 +21,9 @@ NAMES = {
     "hypercleaning": "finding flipped labels by tuning a weight for every example",
     "configurations": "576 small networks a data set, trained and measured, for the two after this one",
     "fghpo": "flatness-guided search with every measure beside plain halving and others, at equal cost",
+    "pools": "the same on Bayesmark's space and on images, by the methods that draw at random",
     "flatness_theory": "Theorem 1 checked, and what each measure of flatness says of generalization",
+    "runtime": "what a search by each measure costs in seconds, beside other searches",
     "frobenius": "exact Hessian norms beside jax.hessian, torch.func, curvlinops and PyHessian",
     "implicit": "cost and agreement of implicit hypergradients, beside jaxopt, TorchOpt and PyTorch",
     "population": "trials a second: one program for all trials, beside Optuna with one jitted training a trial",
@@ -51,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--data",
-        help="folder of the MNIST files, for 'schedules', 'hypercleaning' and 'implicit'; of the OpenML "
-        "tables, for 'configurations'",
+        help="folder of the MNIST files, for 'schedules', 'hypercleaning', 'implicit' and 'pools'; of the "
+        "OpenML tables, for 'configurations' and 'runtime'",
     )
     parser.add_argument(
         "--torch-python",

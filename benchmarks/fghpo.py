@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks import configurations as grid
 from benchmarks.configurations import EPOCHS, READ, SIZES, column
+from benchmarks.networks import MEASURES
 from benchmarks.record import Figure, Results, markdown
 from benchmarks.tables import load
 from hypergrad.population import Population
@@ -53,14 +54,16 @@ SPACE = {
     "batch": Integer(0, len(grid.BATCHES) - 1), "rate": Integer(0, len(grid.RATES) - 1),
 }  # fmt: skip
 """Places in the grid, in the order of its columns."""
-CONTROL = "plain halving"
+CONTROL, SCORE = "plain halving", "test AUC"
 
 Table = dict[str, Any]
 """Columns of one data set and seed, `[settings]`; `curve` `[len(READ), settings]` is 1 − AUC."""
 
 
 def place(hparams: Any) -> Any:
-    """Return the row of the grid that settings stand for."""
+    """Return the row of the table that settings stand for: their place in the grid, or given as such."""
+    if "row" in hparams:
+        return hparams["row"]
     sizes = [len(x) for x in (grid.DEPTHS, grid.WIDTHS, grid.BATCHES, grid.RATES)]
     return jnp.ravel_multi_index([hparams[name] for name in SPACE], sizes, mode="clip")
 
@@ -69,7 +72,7 @@ def members(table: Table) -> Population:
     """Return the grid as a population whose training is a look into the table; a step is an epoch."""
 
     def init(keys, hparams):
-        return jnp.zeros(jnp.shape(hparams["rate"]), jnp.int32)
+        return jnp.zeros_like(jax.tree.leaves(hparams)[0], jnp.int32)
 
     def judge(hparams, epochs):
         level = jnp.searchsorted(jnp.asarray(READ), epochs)
@@ -88,15 +91,16 @@ def members(table: Table) -> Population:
     )
 
 
-def by_measure(name: str, ranking: Callable = flattest) -> Callable:
+def by_measure(name: str, ranking: Callable = flattest, *, space: Any = None) -> Callable:
     """Return Algorithm 1 with this column as the measure: (table, key) -> outcomes."""
+    drawn = random(SPACE if space is None else space)
 
     def run(table, key):
         def measure(_, hparams):
             return table[name][place(hparams)]
 
         scheduler = flatness(measure, EPOCHS, num_kept=KEPT, ranking=ranking)
-        return searched(table, key, random(SPACE), scheduler, FIRST, 1)
+        return searched(table, key, drawn, scheduler, FIRST, 1)
 
     return run
 
@@ -131,19 +135,26 @@ def bohb(table, key):
     return searched(table, key, random(SPACE), scheduler, num, 1)
 
 
-METHODS: dict[str, Callable] = {
-    CONTROL: by_measure("auc_valid_1", lowest_value),
-    "validation loss": by_measure("loss_valid_1"),
-    "training loss": by_measure("loss_train_1"),
-    **{f"FGHPO {name}": by_measure(f"{name}_1") for name in grid.MEASURES},
-    "Pareto full": by_measure("full_1", pareto),
-    "Pareto rescaled": by_measure("rescaled_1", pareto),
-    "matched full": by_measure("full_1", matched(0.4)),
-    "matched rescaled": by_measure("rescaled_1", matched(0.4)),
-    "matched theorem_1": by_measure("theorem_1_1", matched(0.4)),
-    "blended full": by_measure("full_1", blended(0.2)),
-    "blended rescaled": by_measure("rescaled_1", blended(0.2)),
-    "random": lambda table, key: searched(table, key, random(SPACE), full(EPOCHS), TRIALS, 1),
+def drawing(space: Any) -> dict[str, Callable]:
+    """Return the methods that draw all their settings at random, those of Algorithm 1 first."""
+    made = partial(by_measure, space=space)
+    return {
+        CONTROL: made("auc_valid_1", lowest_value),
+        "validation loss": made("loss_valid_1"),
+        "training loss": made("loss_train_1"),
+        **{f"FGHPO {name}": made(f"{name}_1") for name in MEASURES},
+        "Pareto full": made("full_1", pareto),
+        "Pareto rescaled": made("rescaled_1", pareto),
+        "matched full": made("full_1", matched(0.4)),
+        "matched rescaled": made("rescaled_1", matched(0.4)),
+        "matched theorem_1": made("theorem_1_1", matched(0.4)),
+        "blended full": made("full_1", blended(0.2)),
+        "blended rescaled": made("rescaled_1", blended(0.2)),
+        "random": lambda table, key: searched(table, key, random(space), full(EPOCHS), TRIALS, 1),
+    }
+
+
+METHODS: dict[str, Callable] = drawing(SPACE) | {
     "TPE": one_by_one(partial(tpe, SPACE, capacity=16, num_initial=4)),
     "BOHB": bohb,
     "HEBO-like": one_by_one(partial(bayes, SPACE, capacity=16, num_initial=4, warp=True)),
@@ -153,7 +164,7 @@ METHODS: dict[str, Callable] = {
 }
 """Name -> (table, key) -> outcomes."""
 COLUMNS = (
-    "auc_valid_1", "loss_valid_1", "loss_train_1", *(f"{name}_1" for name in grid.MEASURES),
+    "auc_valid_1", "loss_valid_1", "loss_train_1", *(f"{name}_1" for name in MEASURES),
 )  # fmt: skip
 
 
@@ -219,14 +230,17 @@ def chosen(method: Callable, table: Table, key: Any) -> tuple[Any, Any]:
 
 
 def record(results, case, name, found, epochs, seeds, tables, test) -> None:
-    """Keep the test AUC of what was chosen, its share of the gap that random search leaves, and the cost."""
-    figures = []
-    for i, (row, seed) in enumerate(zip(found, seeds, strict=True)):
-        auc, valid = test[seed, row % test.shape[1]], 1 - tables["curve"][seed, -1, row]
-        figures += [
-            Figure(name, metric, float(f"{value:.6g}"), unit, i)
-            for metric, value, unit in (("test AUC", auc, ""), ("validation AUC", valid, ""))
-        ]
+    """Keep the test and validation AUC of what was chosen, repeat by repeat, and what it cost."""
+    metrics = {
+        SCORE: [test[seed, row % test.shape[1]] for row, seed in zip(found, seeds, strict=True)],
+        "validation AUC": [
+            1 - tables["curve"][seed, -1, row] for row, seed in zip(found, seeds, strict=True)
+        ],
+    }
+    figures = [
+        Figure(name, metric, [float(f"{x:.6g}") for x in values], "")
+        for metric, values in metrics.items()
+    ]
     results.add(case, [*figures, Figure(name, "epochs", float(np.mean(epochs)), "")])
 
 
@@ -272,7 +286,7 @@ def overlap(trained: Results, case: str, seeds: np.ndarray) -> list[Figure]:
 
 def methods_in(case: dict[str, Any]) -> list[str]:
     """List the methods that a data set has test scores of."""
-    return [name for name in case if "test AUC" in case[name]]
+    return [name for name in case if SCORE in case[name]]
 
 
 def significant(case: dict[str, Any]) -> dict[tuple[str, str], bool]:
@@ -280,9 +294,7 @@ def significant(case: dict[str, Any]) -> dict[tuple[str, str], bool]:
     from scipy.stats import mannwhitneyu  # comes with jax
 
     pairs = list(combinations(methods_in(case), 2))
-    values = np.array(
-        [mannwhitneyu(case[a]["test AUC"], case[b]["test AUC"]).pvalue for a, b in pairs]
-    )
+    values = np.array([mannwhitneyu(case[a][SCORE], case[b][SCORE]).pvalue for a, b in pairs])
     values = np.where(np.isfinite(values), values, 1.0)
     order = np.argsort(values)
     passed = np.flatnonzero(values[order] <= LEVEL * np.arange(1, len(pairs) + 1) / len(pairs))
@@ -294,7 +306,7 @@ def better(case: dict[str, Any], tests: dict[tuple[str, str], bool], a: str, b: 
     """Return 1 where method a is significantly better than b, −1 where it is worse, else 0."""
     if not tests.get((a, b), tests.get((b, a), False)):
         return 0
-    return int(np.sign(np.mean(case[a]["test AUC"]) - np.mean(case[b]["test AUC"])))
+    return int(np.sign(np.mean(case[a][SCORE]) - np.mean(case[b][SCORE])))
 
 
 def with_interval(gaps: np.ndarray) -> str:
@@ -309,6 +321,17 @@ def with_interval(gaps: np.ndarray) -> str:
 def table(results: Results) -> str:
     """Write the median test AUC of every method, and how often it differs from the others and the control."""
     cases = {name: case for name, case in results.cases.items() if CONTROL in case}
+    repeats = len(next(iter(cases.values()))[CONTROL][SCORE])
+    told = (
+        f"{len(cases)} of {len(SIZES)} tables of the paper, on a thinned grid. Median test AUC x 100 of "
+        f"{repeats} repeats. A win: significantly better than every other method; a loss: significantly "
+        "worse than some."
+    )
+    return f"{told}\n\n{compared(cases)}"
+
+
+def compared(cases: dict[str, Any]) -> str:
+    """Write the median of 100 x SCORE of every method on every data set, and how often methods differ."""
     tests = {name: significant(case) for name, case in cases.items()}
     methods = methods_in(next(iter(cases.values()), {}))
     rows = []
@@ -319,13 +342,11 @@ def table(results: Results) -> str:
             signs = [better(case, tests[name], method, m) for m in methods if m != method]
             outcome[0 if min(signs) == 1 else 2 if min(signs) == -1 else 1] += 1
             control[1 - better(case, tests[name], method, CONTROL)] += 1
-        gaps = np.array(
-            [np.subtract(c[method]["test AUC"], c[CONTROL]["test AUC"]) for c in cases.values()]
-        )
+        gaps = np.array([np.subtract(c[method][SCORE], c[CONTROL][SCORE]) for c in cases.values()])
         rows.append(
             [
                 method,
-                *(f"{100 * np.median(case[method]['test AUC']):.1f}" for case in cases.values()),
+                *(f"{100 * np.median(case[method][SCORE]):.1f}" for case in cases.values()),
                 " / ".join(map(str, outcome)),
                 "" if method == CONTROL else " / ".join(map(str, control)),
                 "" if method == CONTROL else with_interval(100 * gaps),
@@ -334,12 +355,7 @@ def table(results: Results) -> str:
         )
     against = "better / same / worse than plain halving"
     header = ["method", *cases, "wins / ties / losses", against, "mean gap to it (95 %)", "epochs"]
-    partial_label = (
-        f"Partial: {len(cases)} of the 14 data sets of the paper, on a thinned grid. Median test AUC x 100 "
-        f"of {len(next(iter(cases.values()))[CONTROL]['test AUC'])} repeats. A win: significantly better "
-        "than every other method; a loss: significantly worse than some."
-    )
-    return f"{partial_label}\n\n{markdown(header, rows)}"
+    return markdown(header, rows)
 
 
 def summary(results: Results) -> str:
@@ -353,3 +369,27 @@ def summary(results: Results) -> str:
         ]
         rows.append([label, *(f"{x:.2f}" for x in np.mean(lines, 0)[1:])])
     return markdown(["ten of fifty by", *(f"epoch {i}" for i in range(2, 11))], rows)
+
+
+def draw(results: Results) -> Any:
+    """Draw how far the ten best after epoch 1 stay the ten best: a line a data set, and the mean."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(8, 3.2), layout="constrained")
+    axes = canvas.subplots(1, 2, sharey=True)
+    labels = {"overlap": "by Theorem 1's value", "overlap of AUC": "by validation AUC"}
+    for axis, (method, label) in zip(axes, labels.items(), strict=True):
+        lines = [
+            next(iter(case[method].values())) for case in results.cases.values() if method in case
+        ]
+        epochs = np.arange(1, len(lines[0]) + 1)
+        for line in lines:
+            axis.plot(epochs, line, color="0.7", linewidth=1)
+        axis.plot(epochs, np.mean(lines, 0), color="black", linewidth=2)
+        axis.set_title(f"ten of fifty {label}", fontsize=10)
+        axis.set_xlabel("epoch")
+        axis.set_xticks(epochs)
+        axis.set_ylim(0, 1.02)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("intersection over union with epoch 1")
+    return canvas

@@ -18,8 +18,9 @@ import numpy as np
 import optax
 
 from benchmarks import configurations as grid
-from benchmarks.configurations import BATCHES, BUNDLED, EPOCHS, RATES, SIZES, Split, column
+from benchmarks.configurations import BATCHES, BUNDLED, EPOCHS, RATES, SIZES, column
 from benchmarks.fghpo import trained_grid
+from benchmarks.networks import MEASURES, Split, auc, measured_parts
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import curvature as cv
 
@@ -85,14 +86,14 @@ def correlations(trained: Results, case: str) -> list[Figure]:
         def get(name, seed=seed):
             return column(trained, case, name)[seed]
 
-        values = {name: get(f"{name}_1") for name in (*grid.MEASURES, *CONTROLS)}
+        values = {name: get(f"{name}_1") for name in (*MEASURES, *CONTROLS)}
         values |= {target: read(get) for target, read in TARGETS.items()}
         sound = np.isfinite(np.stack(list(values.values()))).all(0)
         draws = np.random.default_rng(seed).integers(sound.sum(), size=(RESAMPLES, sound.sum()))
         draws = np.concatenate([np.arange(sound.sum())[None], draws])
         made = {name: ranks(x[sound][draws]) for name, x in values.items()}
         for target in TARGETS:
-            for measure in (*grid.MEASURES, *CONTROLS):
+            for measure in (*MEASURES, *CONTROLS):
                 alone = correlation(made[measure], made[target])
                 found.setdefault((measure, target), []).append(alone)
                 if measure != "auc_valid":
@@ -191,10 +192,7 @@ def train_bayes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Train at every batch size and learning rate of the grid; return norm after an epoch, final AUC."""
     norms, aucs = [], []
-    order = np.random.default_rng(seed).permutation(len(train.labels))
-    size = min(grid.PART, len(order) // grid.NUM_PARTS)
-    part = order[: grid.NUM_PARTS * size].reshape(grid.NUM_PARTS, size)
-    parts = jax.tree.map(lambda x: jnp.asarray(x)[part], train)
+    parts = measured_parts(train, seed)
     drawn = jax.random.normal(jax.random.key(seed), (classes, train.inputs.shape[1]))
     start = {"mean": 0.1 * drawn, "log_std": jnp.zeros_like(drawn), "prior": jnp.zeros(classes)}
     optimizer = optax.scale_by_adam()
@@ -229,7 +227,7 @@ def train_bayes(
     @jax.jit
     def score(params):
         z = jax.vmap(lambda p: bayes_logits(p, jnp.asarray(valid.inputs)))(params)
-        return jax.vmap(lambda z: grid.auc(jax.nn.softmax(z), jnp.asarray(valid.labels)))(z)
+        return jax.vmap(lambda z: auc(jax.nn.softmax(z), jnp.asarray(valid.labels)))(z)
 
     many = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(RATES), *x.shape)), start)
     for batch in BATCHES:

@@ -20,7 +20,9 @@ PICTURES = {
     "cehpo_questions": "docs/cehpo.png",
     "chaotic": "docs/chaotic.png",
     "controller": "docs/controller.png",
+    "fghpo": "docs/flatness_overlap.png",
     "flatness_theory": "docs/flatness.png",
+    "runtime": "docs/flatness_runtime.png",
     "search_quality": "docs/search_quality.png",
 }
 """Benchmark -> the picture that its `draw` makes of the results."""

@@ -12,10 +12,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Most of a cold run would go into XLA's compiler: it is asked for plain code here, which it makes
 # five times as fast. `XLA_FLAGS= make test` compiles as users do, and takes more than twice as long.
 # XLA ends the process at a flag that it does not know, so the flags are for the versions they were tried with.
-if version("jaxlib").startswith("0.10."):
-    os.environ.setdefault(
-        "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-    )
+_FLAGS = {
+    "0.10.": "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0",
+    "0.12.": "--xla_backend_optimization_level=0",
+}
+for _series, _flags in _FLAGS.items():
+    if version("jaxlib").startswith(_series):
+        os.environ.setdefault("XLA_FLAGS", _flags)
 
 # tracing makes millions of objects that live on: looking through them all less often saves a twentieth
 gc.set_threshold(50_000, 50, 100)

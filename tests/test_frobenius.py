@@ -306,8 +306,16 @@ def test_one_class_and_one_dtype_down():
 
 def test_the_cost_model_switches():
     layers = [Layer("a", 0, 0, 1, 4, 5), Layer("b", 1, 2, 3, 200, 300)]
-    few, many = (plan_layer(layers, 0, m, 4, 2**30, None) for m in (16, 4096))
-    assert few.by_pairs == [True, True] or few.by_pairs == [False, True]
-    assert not many.by_pairs[0]
-    assert plan_layer(layers, 1, 4096, 4, 2**30, None).by_pairs == [True]
-    assert plan_layer(layers, 1, 4096, 4, 2**27, None).by_pairs == [False]  # pairs do not fit
+    none, diagonal, full = Link.NONE, Link.DIAGONAL, Link.FULL
+    few, many = (plan_layer(layers, 0, [none, full], m, 4, 2**30, None) for m in (16, 4096))
+    assert few.by_pairs == [True, True]
+    assert many.by_pairs == [False, False]
+    assert plan_layer(layers, 1, [none], 4096, 4, 2**30, None).by_pairs == [True]
+    assert plan_layer(layers, 1, [none], 4096, 4, 2**27, None).by_pairs == [False]  # do not fit
+    # over a diagonal link pairs need no scan: measured at these sizes, many times as fast as tiles
+    layers = [Layer("a", 0, 0, 1, 49, 32), Layer("b", 1, 2, 3, 33, 10)]
+    by_link = [
+        plan_layer(layers, 0, [none, link], 256, 4, 2**30, None).by_pairs[1]
+        for link in (none, diagonal, full)
+    ]
+    assert by_link == [True, True, False]

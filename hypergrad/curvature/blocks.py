@@ -30,9 +30,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.curvature.base import Layered, num_samples, sum_chunks
-from hypergrad.curvature.layers import Layer, Link, rows_of
-from hypergrad.types import Array, Batch, Params
+from hypergrad.curvature.base import sum_chunks
+from hypergrad.curvature.layers import Link, Rows
+from hypergrad.types import Array
 
 
 class LayerNorms(NamedTuple):
@@ -49,31 +49,15 @@ class LayerNorms(NamedTuple):
     diagonal: Array
 
 
-def layer_norms(
-    model: Layered,
-    params: Params,
-    layers: list[Layer],
-    batch: Batch,
-    index: int,
-    by_pairs: list[bool],
-    chunk: int,
-    gauss_newton: bool,
-) -> LayerNorms:
-    """Return the norms of all blocks H_lk, k ≥ l = `index`.
+def layer_norms(rows: Rows, by_pairs: list[bool], chunk: int) -> LayerNorms:
+    """Return the norms of all blocks H_lk, k ≥ l.
 
     Args:
-        model: the network.
-        params: of at least float32.
-        layers: its trained layers.
-        batch: of m samples.
-        index: l.
+        rows: of the layer l.
         by_pairs: for each k ≥ l, whether by sample pairs or by tiles.
         chunk: how many units of layer l at a time.
-        gauss_newton: the Gauss-Newton matrix instead of the Hessian.
     """
-    rows = rows_of(model, params, layers, batch, index, gauss_newton)
-    size, units = num_samples(batch), layers[index].num_units
-    below = rows.inputs[0]
+    below, (size, units) = rows.inputs[0], rows.deltas[0].shape
 
     def body(chosen):
         bends, moved = rows.push(chosen)

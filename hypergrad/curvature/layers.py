@@ -259,19 +259,18 @@ def rows_of(
     layers: list[Layer],
     batch: Batch,
     index: int,
+    links: list[Link],
     gauss_newton: bool,
 ) -> Rows:
     """Linearize all signals of the layers k ≥ l in a shift of z_l, l = `index`, once for the whole batch.
 
     B_lk[p] is the derivative of δ_k along p, P_k[p] that of ã_k: one forward-over-reverse product of
-    the part of the network above l. For Gauss-Newton B = J_lᵀ (∂²ℓ/∂outputs²) J_k, and P is left out.
+    the part of the network above l. For Gauss-Newton B = J_lᵀ (∂²ℓ/∂outputs²) J_k, and P is left out
+    (no links).
     """
     units, size = layers[index].num_units, num_samples(batch)
     dtype = jnp.result_type(*jax.tree.leaves(params))
     zeros = [jnp.zeros((layer.num_units,), dtype) for layer in layers]
-    links = [Link.NONE] * (len(layers) - index)
-    if not gauss_newton:
-        links = links_of(model, params, layers, one_of(batch), index)
 
     def forward(upper, example):
         outputs, inputs = signals(model, params, layers, example, zeros[:index] + upper)

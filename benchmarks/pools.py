@@ -1,0 +1,189 @@
+"""The paper's other spaces, by pools of random settings: Bayesmark's on four tables, and images of MNIST.
+
+Bayesmark's space of `MLP-adam`, whose optimizer is the paper's: one hidden layer of 50 to 200 units, L2
+penalty α from 1e-5 to 10, batch 10 to 250, rate 1e-5 to 0.1, Adam's β_1, β_2 and ε. Its `tol` and
+`validation_fraction` speak of early stopping and are left out: all train twenty epochs, on one split. Batch
+sizes are seven, evenly spaced, as often each; the rest is drawn as Bayesmark draws it. MNIST takes a network of
+dense layers (784 inputs, depth 1 to 4, width 16 to 64, rate 1e-5 to 1) where the paper's is
+convolutional, on 10,000 images; batches begin at 32 for the sake of time.
+
+Each pool is trained and measured once a split; a search draws from it, so that only methods which draw at
+random are compared: Algorithm 1 by each measure, its combinations, plain halving, random search, at equal
+cost as in `fghpo`. Bayesmark's score is 100 (1 − (f − best) / (middle − best)) of the validation loss f, with
+the best and the median of the pool, f at most the median; here of the test loss too. Ten minutes on one
+core; resumable by data set.
+"""
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import fghpo
+from benchmarks.configurations import BUNDLED, EPOCHS, READ, load
+from benchmarks.fghpo import CONTROL, FIRST, REPEATS, SCORE, chosen, compared, drawing
+from benchmarks.networks import Group, Split, settings, tidy, train_and_measure
+from benchmarks.record import Figure, Results, markdown
+from hypergrad.space import Integer
+from tasks.arrays import read_idx
+from tasks.data import split
+
+BATCHES, PER_BATCH = (10, 50, 90, 130, 170, 210, 250), 40
+IMAGE_BATCHES, PER_IMAGE_BATCH = (32, 64, 128, 256), 25
+NUM_SEEDS = 2
+IMAGES = "mnist"
+
+
+def run(results: Results, options: argparse.Namespace) -> None:
+    """Train the pools that are not in the results yet, and search them."""
+    for name in ["iris"] if options.quick else [*BUNDLED, IMAGES]:
+        if name in results.cases:
+            continue
+        if name == IMAGES and not options.data:
+            print("MNIST is left out: name the folder of its t10k files with --data DIR")
+            continue
+        print(f"{name} ...", flush=True)
+        began = time.process_time()
+        num_seeds = 1 if options.quick or name == IMAGES else NUM_SEEDS
+        figures, pools = [], []
+        for seed in range(num_seeds):
+            data = images(options.data, seed) if name == IMAGES else load(name, None, seed)
+            columns, clock = train_and_measure(
+                data, seed, groups_of(name, len(data[0][0].labels), options.quick), (1, EPOCHS)
+            )
+            pools.append(columns)
+            figures += [Figure("pool", n, tidy(x), "", seed) for n, x in columns.items()]
+            figures += [Figure("clock", n, s, "s", seed) for n, s in clock.items()]
+        figures.append(Figure("all", "seconds", time.process_time() - began, "s"))
+        results.add(name, [*figures, *searches(name, pools, 2 if options.quick else REPEATS)])
+
+
+def images(folder: str, seed: int) -> tuple[list[Split], int]:
+    """Read the ten thousand images; return three splits and the number of classes."""
+    made = []
+    for part in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+        found = sorted(Path(folder).glob(f"t10k-{part}*"))
+        if not found:
+            raise ValueError(
+                f"data is {folder!r}, expected t10k-{part}[.gz] in it; fetch it, or leave --data out"
+            )
+        made.append(read_idx(found[0]))
+    inputs = made[0].reshape(len(made[0]), -1).astype(np.float32) / 255
+    labels = made[1].astype(np.int32)
+    parts = split(len(labels), (0.2, 0.2), seed, labels)
+    return [Split(inputs[part], labels[part]) for part in parts], 10
+
+
+def groups_of(name: str, samples: int, quick: bool) -> list[Group]:
+    """Draw the pool of a data set, the same whatever the seed, by batch size."""
+    batches, each = (IMAGE_BATCHES, PER_IMAGE_BATCH) if name == IMAGES else (BATCHES, PER_BATCH)
+    random = np.random.default_rng(0)
+    groups = []
+    for i, batch in enumerate(batches):
+        drawn = _image_settings(random, each) if name == IMAGES else _bayesmark(random, each, batch)
+        largest = (4, 64) if name == IMAGES else (1, 200)
+        groups.append(
+            Group(np.arange(i * each, (i + 1) * each), min(batch, samples), drawn, largest)
+        )
+    return groups[:2] if quick else groups
+
+
+def _image_settings(random: np.random.Generator, num: int) -> Any:
+    width = 2 ** random.integers(4, 7, num)
+    return settings(width, random.integers(1, 5, num), _log(random, num, 1e-5, 1.0))
+
+
+def _bayesmark(random: np.random.Generator, num: int, batch: int) -> Any:
+    def logit(low, high):
+        ends = np.log(low) - np.log1p(-low), np.log(high) - np.log1p(-high)
+        return 1 / (1 + np.exp(-random.uniform(*ends, num)))
+
+    return settings(
+        width=random.integers(50, 201, num),
+        depth=1,
+        rate=_log(random, num, 1e-5, 1e-1),
+        decay=_log(random, num, 1e-5, 1e1) / batch,  # scikit-learn divides α by the batch
+        beta_1=logit(0.5, 0.99),
+        beta_2=logit(0.9, 1 - 1e-6),
+        epsilon=_log(random, num, 1e-9, 1e-6),
+    )
+
+
+def _log(random: np.random.Generator, num: int, low: float, high: float) -> np.ndarray:
+    return np.exp(random.uniform(np.log(low), np.log(high), num))
+
+
+def searches(name: str, pools: list[dict[str, np.ndarray]], repeats: int) -> list[Figure]:
+    """Search the pools by every method; return the scores of what was chosen, repeat by repeat."""
+    num = len(pools[0]["loss_test"])
+    methods = drawing({"row": Integer(0, num - 1)})
+    seeds = np.arange(repeats) % len(pools)
+    keys = jax.vmap(jax.random.key)(jnp.arange(repeats))
+    tables = [table_of(name, pool) for pool in pools]
+    rows = {n: jnp.stack([tables[s][n] for s in seeds]) for n in tables[0]}
+    figures = []
+    for method, search in methods.items():
+        found, epochs = map(np.asarray, jax.jit(jax.vmap(partial(chosen, search)))(rows, keys))
+        for metric, part in ((SCORE, "test"), ("validation score", f"valid_{EPOCHS}")):
+            scores = [score(name, pools[s], part)[row] for s, row in zip(seeds, found, strict=True)]
+            figures.append(Figure(method, metric, [float(f"{x:.5g}") for x in scores], ""))
+        figures.append(Figure(method, "epochs", float(np.mean(epochs)), ""))
+    return figures
+
+
+def table_of(name: str, pool: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return what the searches of `fghpo` look up: objectives after the first epoch and the last, measures."""
+    curve = np.full((len(READ), len(pool["loss_test"])), np.nan)
+    for level, epoch in ((0, 1), (-1, EPOCHS)):
+        curve[level] = (
+            1 - pool[f"accuracy_valid_{epoch}"] if name == IMAGES else pool[f"loss_valid_{epoch}"]
+        )
+    made = {"curve": curve} | {n: pool[n] for n in fghpo.COLUMNS}
+    return {n: jnp.asarray(x, jnp.float32) for n, x in made.items()}
+
+
+def score(name: str, pool: dict[str, np.ndarray], part: str) -> np.ndarray:
+    """Return what each setting of a pool is worth, from 0 to 1: accuracy, or Bayesmark's normalized score."""
+    if name == IMAGES:
+        return np.nan_to_num(pool[f"accuracy_{part}"])
+    return normalized(pool[f"loss_{part}"])
+
+
+def normalized(losses: np.ndarray) -> np.ndarray:
+    """Return 1 − (f − best) / (middle − best), f at most the middle: the median of one random setting."""
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    best, middle = np.min(losses), np.median(losses)
+    return 1 - (np.minimum(losses, middle) - best) / (middle - best)
+
+
+def table(results: Results) -> str:
+    """Write the median scores of every method, and how often methods differ."""
+    cases = results.cases
+    repeats = len(next(iter(cases.values()))[CONTROL][SCORE])
+    told = (
+        f"{FIRST} of {sizes(results)} settings in a search. Medians of {repeats} repeats x 100: the normalized "
+        "score of the test loss, for mnist the test accuracy."
+    )
+    return f"{told}\n\n{compared(cases)}"
+
+
+def sizes(results: Results) -> str:
+    """Tell how many settings the pools have."""
+    found = sorted({len(case["pool"]["loss_test"][0]) for case in results.cases.values()})
+    return " or ".join(map(str, found))
+
+
+def summary(results: Results) -> str:
+    """Write the score that Bayesmark reports, of the validation loss, the mean of the repeats."""
+    cases = {name: case for name, case in results.cases.items() if name != IMAGES}
+    methods = fghpo.methods_in(next(iter(cases.values())))
+    rows = []
+    for method in methods:
+        means = [100 * np.mean(case[method]["validation score"]) for case in cases.values()]
+        rows.append([method, *(f"{x:.1f}" for x in means), f"{np.mean(means):.1f}"])
+    return markdown(["method", *cases, "mean"], rows)
