@@ -56,7 +56,13 @@ class Settings(NamedTuple):
 
 
 def settings(
-    width: Any, depth: Any, rate: Any, decay=0.0, beta_1=0.9, beta_2=0.999, epsilon=1e-8
+    width: Any,
+    depth: Any,
+    rate: Any,
+    decay: Any = 0.0,
+    beta_1: Any = 0.9,
+    beta_2: Any = 0.999,
+    epsilon: Any = 1e-8,
 ) -> Settings:
     """Make settings of arrays `[N]` and numbers that all share."""
     whole = [np.broadcast_to(x, np.shape(rate)).astype(np.int32) for x in (width, depth)]
