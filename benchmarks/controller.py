@@ -431,8 +431,8 @@ def draw(results: Results) -> Any:
         angle.axhline(0, color="#9a9a9a", linewidth=0.8)
         angle.set(title="cosine between direct and response", xlabel="updates of the policy")
         norms.set(title="their norms", xlabel="updates of the policy")
-        angle.legend(loc="lower right")
-        norms.legend(loc="upper right")
+        angle.legend(loc="lower left")
+        norms.legend(loc="lower left")
         if shown:
             plots._scale(norms, np.concatenate(shown), log=True)
         return figure
