@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.record import Figure, Results, markdown, num_cores
+from benchmarks.record import Figure, Results, commit, markdown, num_cores
 
 ROOT = Path(__file__).parent.parent
 PLACE = ROOT / ".cache" / "compat"
@@ -124,6 +124,7 @@ def run_cell(cell: Cell) -> list[Figure]:
         method += f", XLA_FLAGS={os.environ['XLA_FLAGS']}"
     return [
         Figure(method, "exit status", done.returncode, "status"),
+        Figure(method, "commit", commit(), "git"),
         *(Figure(method, kind, counts[kind], "tests") for kind in COUNTED if kind in counts),
         *([Figure(method, "time", float(took[1]), "s")] if took else []),
     ]
@@ -194,5 +195,13 @@ def table(results: Results) -> str:
     for name, methods in results.cases.items():
         for method, found in methods.items():
             counts = ", ".join(f"{found[kind]} {kind}" for kind in COUNTED if kind in found)
-            rows.append([name, method, counts or "none ran", f"{found.get('time', 0):.0f} s"])
-    return markdown(["cell", "versions", "tests", "time"], rows)
+            rows.append(
+                [
+                    name,
+                    method,
+                    counts or "none ran",
+                    f"{found.get('time', 0):.0f} s",
+                    found["commit"],
+                ]
+            )
+    return markdown(["cell", "versions", "tests", "time", "commit"], rows)

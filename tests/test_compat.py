@@ -63,7 +63,7 @@ def test_the_end_of_a_log_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     figures = compat.run_cell(compat.Cell(stub, "3.12", "oldest", True))
     assert {f.metric: f.value for f in figures} == {
-        "exit status": 1, "passed": 7, "failed": 1, "error": 2, "time": 61.5
+        "exit status": 1, "commit": compat.commit(), "passed": 7, "failed": 1, "error": 2, "time": 61.5
     }  # fmt: skip
     assert {f.method for f in figures} == {"python 3.12.1, jax 0.10.0, numpy 2, XLA_FLAGS="}
     assert "x64 is 1" in (tmp_path / "python-3.12-oldest-jax-x64-on.log").read_text()

@@ -52,6 +52,7 @@ class ImplicitInfo(NamedTuple):
             solvers other than `cg`, `nystrom` and `direct` meet few directions: above zero says little there.
         condition: estimate from below of the condition number of H, `[]`.
         converged: whether the solver reached its tolerance, bool `[]`.
+        damping: γ, where H + γI was solved with in place of H, `[]`; what the solver says is then of that.
     """
 
     direct: HParams
@@ -67,6 +68,7 @@ class ImplicitInfo(NamedTuple):
     smallest_curvature: Array
     condition: Array
     converged: Array
+    damping: Array
 
     def advice(self, estimate: Estimate) -> list[str]:
         """Say in words what is wrong with the estimate, and what to do."""
@@ -86,6 +88,11 @@ class ImplicitInfo(NamedTuple):
                 f"the linear solver left a relative residual of {self.residual:.1e} (condition number at least "
                 f"{self.condition:.0e}): the hypergradient is off by about as much; allow it more iterations, "
                 "damp it, or accept the bias of a truncated solver"
+            )
+        if self.damping > 0:
+            said.append(
+                f"the Hessian was damped by {self.damping:.1e}: the hypergradient leans towards none at all "
+                "where the loss is flatter than that; lower the damping to see how much"
             )
         if not self.unrest <= 0.01:
             said.append(
