@@ -205,11 +205,13 @@ def test_warm_start_and_tolerance():
         loose = run(CG, a, b, None, 0.1)[1]
         assert loose.residual <= 0.1 and loose.iterations < run(CG, a, b)[1].iterations
         seven = neumann(7, step_size=0.05)
-        rest = jax.tree.map(
-            jnp.subtract, b, product(a)(b)
-        )  # from x = b on, the terms are of b − A b
-        later = jax.tree.map(jnp.add, b, run(seven, a, rest)[0])
-        assert_close(run(seven, a, b, b)[0], later, 1e-4)
+        start = jax.tree.map(lambda x: 0.5 * x, solution)
+        # from x on, the terms are of b − A x
+        rest = jax.tree.map(jnp.subtract, b, product(a)(start))
+        later = jax.tree.map(jnp.add, start, run(seven, a, rest)[0])
+        assert_close(run(seven, a, b, start)[0], later, 1e-4)
+        far = jax.tree.map(lambda x: 100 * x, b)  # is farther off than zero, and not taken
+        assert_close(run(seven, a, b, far)[0], run(seven, a, b)[0], 1e-4)
 
 
 def test_under_vmap_and_in_bfloat16():
