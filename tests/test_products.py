@@ -235,7 +235,7 @@ BAD = {
     "chunk": ({"method": "random", "chunk": 0}, "chunk is 0, expected a whole number"),
     "elites": (
         {"method": "cross_entropy", "population": 2, "scheduler": "pbt"},
-        "num is 2, expected",
+        "population is 2 with",
     ),
 }
 
