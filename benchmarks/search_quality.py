@@ -368,7 +368,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "evolution": {"color": "#007D5C", "linewidth": 1.4},
     "cma_es": {"color": "#333333", "linewidth": 1.4},
     "tpe": {"color": "#D55E00", "linewidth": 1.4},
-    "bayes": {"color": "#CC79A7", "linewidth": 2.0, "zorder": 4},
+    "bayes, 8 at once": {"color": "#CC79A7", "linewidth": 2.0, "zorder": 4},
     "Optuna TPE": {"color": "#D55E00", "linewidth": 1.4, "linestyle": (0, (3, 1.5))},
     "Optuna CMA-ES": {"color": "#333333", "linewidth": 1.4, "linestyle": (0, (3, 1.5))},
     "Optuna GP": {"color": "#CC79A7", "linewidth": 1.6, "linestyle": (0, (3, 1.5))},
@@ -398,7 +398,8 @@ def draw(results: Results) -> Any:
             panel.set_title(case)
         for panel in panels[len(results.cases) :]:
             panel.set_axis_off()
-        for panel in axes[-1]:
+        for panel in panels[: len(results.cases)][-columns:]:
             panel.set_xlabel("evaluations")
-        plots._legend(figure, panels[0], plots.WIDE)
+        lines = panels[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="lower right", ncols=2)
     return figure
