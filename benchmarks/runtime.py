@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import fghpo, networks
 from benchmarks.configurations import DEPTHS, EPOCHS, WIDTHS, load
 from benchmarks.fghpo import BUDGET, CONTROL, FIRST, KEPT, METHODS, chosen
-from benchmarks.record import Figure, Results, interleave, markdown
+from benchmarks.record import Figure, Results, interleave, markdown, timed
 from hypergrad import curvature as cv
 
 DEPTH, WIDTH, BATCH, RATE = 2, 64, 64, 1e-3
@@ -69,6 +69,10 @@ def run(results: Results, options: argparse.Namespace) -> None:
         )
 
 
+seconds = partial(timed, clock=time.process_time)
+"""Processor seconds: other work on the machine hardly matters."""
+
+
 def training(name: str, folder: str | None) -> dict[str, Callable[[], float]]:
     """Return the trainings of an epoch and the measures as functions that work and return the seconds."""
     (train, valid, _), classes = load(name, folder, 0)
@@ -114,17 +118,6 @@ def searching() -> dict[str, Callable[[], float]]:
     if fghpo.optuna_tpe(curve, 0) is not None:
         made["search by TPE (Optuna)"] = seconds(lambda: fghpo.optuna_tpe(curve, 0))
     return made
-
-
-def seconds(function: Callable[[], Any]) -> Callable[[], float]:
-    """Turn a function into one that waits for what it makes, and returns the processor seconds."""
-
-    def call() -> float:
-        began = time.process_time()
-        jax.block_until_ready(function())
-        return time.process_time() - began
-
-    return call
 
 
 def costs(case: dict[str, Any]) -> dict[str, tuple[float, float, float, float]]:

@@ -53,7 +53,8 @@ class Smoothing(NamedTuple):
         q: how fast that falls; a distribution whose β_t falls cannot collapse early.
         tables: of probabilities, as c; less, because a table has no width that could fall late.
 
-    The defaults did best on functions with one and with many minima, in generations of 16 (docs/cehpo.md).
+    The defaults are for generations of 16: a c near 1 did best in docs/cehpo.md; q and `tables`
+    were chosen on the functions and tests at hand.
     """
 
     c: float = 0.9

@@ -84,9 +84,8 @@ def matern(ordered: np.ndarray) -> Covariance:
         if len(numbers):
             apart = _warp(kernel, left)[:, None, numbers] - _warp(kernel, right)[:, numbers]
             square = jnp.sum((apart * jnp.exp(-kernel.scale)[numbers]) ** 2, -1)
-            s = jnp.sqrt(
-                5 * jnp.maximum(square, 1e-12)
-            )  # the root has no derivative at 0; M(r) has
+            # the root has no derivative at 0; M(r) has
+            s = jnp.sqrt(5 * jnp.maximum(square, 1e-12))
             result = result * (1 + s + s**2 / 3) * jnp.exp(-s)
         result = result * agreement(ordered, kernel, left, right)
         return jnp.broadcast_to(result, (left.shape[0], right.shape[0]))
