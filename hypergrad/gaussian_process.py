@@ -54,16 +54,16 @@ def prior_kernel(num_coordinates: int) -> Kernel:
     dtype = jnp.result_type(float)
     scale = jnp.full(num_coordinates, 0.35 * np.sqrt(num_coordinates) + 0.15, dtype)
     number = jnp.zeros((), dtype)
-    return Kernel(jnp.log(scale), number, number - 4.0, jnp.zeros((2, num_coordinates), dtype))
+    return Kernel(jnp.log(scale), number, number - 6.0, jnp.zeros((2, num_coordinates), dtype))
 
 
-_SPREAD = Kernel(0.8, 0.7, 2.0, 0.4)  # type: ignore[arg-type]
+_SPREAD = Kernel(0.8, 0.7, 2.5, 0.4)  # type: ignore[arg-type]
 """Standard deviations of the logarithms around those of `prior_kernel`."""
 
 
 def noise_floor() -> float:
-    """Return the least variance of noise with which a Cholesky factor is safe, by precision."""
-    return 1e-4 if jnp.finfo(jnp.result_type(float)).bits == 32 else 1e-7
+    """Return the least variance of noise, by precision: with less, few Cholesky factors succeed."""
+    return 1e-6 if jnp.finfo(jnp.result_type(float)).bits == 32 else 1e-9
 
 
 def matern(ordered: np.ndarray) -> Covariance:
@@ -151,9 +151,11 @@ def fit(
     mask: Array,
     *,
     warp: bool = False,
-    num_steps: int = 40,
+    num_steps: int = 60,
 ) -> Kernel:
-    """Maximise the marginal likelihood times the prior, from the given kernel and from the prior's.
+    """Maximise the marginal likelihood times the prior, from the given kernel and from a noisy one.
+
+    What is noise to the one start may be short length scales to the other: the likelier of the two is returned.
 
     **Cost:** 2 · num_steps factors and inverses, O(n³) each.
 
@@ -189,7 +191,8 @@ def fit(
         best = jnp.argmin(losses)
         return jax.tree.map(lambda x: x[best], kernels), losses[best]
 
-    starts = jax.tree.map(lambda *x: jnp.stack(x), start, centre)
+    noisy = centre._replace(noise=centre.noise + 2 * _SPREAD.noise)
+    starts = jax.tree.map(lambda *x: jnp.stack(x), start, noisy)
     kernels, losses = jax.lax.map(descend, starts)
     return jax.tree.map(lambda x: x[jnp.argmin(losses)], kernels)
 
@@ -199,9 +202,24 @@ def condition(
 ) -> Posterior:
     """Condition a process on the rows that are not empty.
 
-    **Cost:** O(n³).
+    Where rounding leaves K + noise I without a Cholesky factor, its noise is multiplied by 10 until it has one.
+
+    **Cost:** O(n³), and as much again for each time.
     """
-    lower = jnp.linalg.cholesky(_gram(kernel, covariance, units, mask))
+
+    def factor(kernel):
+        return kernel, jnp.linalg.cholesky(_gram(kernel, covariance, units, mask))
+
+    def fails(carry):
+        kernel, lower = carry
+        return ~jnp.all(jnp.isfinite(lower)) & (kernel.noise < kernel.amplitude)
+
+    def louder(carry):
+        kernel = carry[0]
+        noise = jnp.maximum(kernel.noise, np.log(noise_floor())) + np.log(10.0)
+        return factor(kernel._replace(noise=noise.astype(kernel.noise.dtype)))
+
+    kernel, lower = jax.lax.while_loop(fails, louder, factor(kernel))
     eye = jnp.eye(len(units), dtype=units.dtype)
     root = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
     return Posterior(kernel, units, mask, root, root @ jnp.where(mask, targets, 0))

@@ -195,6 +195,22 @@ def test_the_posterior_is_the_dense_one(data):
     np.testing.assert_allclose(std, expected[1], atol=2e-3)
 
 
+def test_noise_grows_until_there_is_a_factor(data):
+    """Twins under a loud process: in 32 bits K + noise I has no factor at first."""
+    kernel, units, targets, mask = data
+    kernel = kernel._replace(amplitude=kernel.amplitude + 8, noise=kernel.noise * 0 - 30)
+    twins = jnp.tile(units[:4], (len(units) // 4 + 1, 1))[: len(units)]
+    covariance = gp.matern(ORDERED)
+    if jnp.result_type(float) == jnp.float32:
+        gram = gp._gram(kernel, covariance, twins, mask)
+        assert not jnp.all(jnp.isfinite(jnp.linalg.cholesky(gram)))
+    post = jax.jit(lambda *a: gp.condition(a[0], covariance, *a[1:]))(kernel, twins, targets, mask)
+    assert jnp.all(jnp.isfinite(post.root)) and jnp.all(jnp.isfinite(post.white))
+    assert kernel.noise <= post.kernel.noise < kernel.amplitude
+    mean, _ = gp.predict(post, covariance, twins[:1])
+    assert float(mean[0]) == pytest.approx(float(jnp.mean(targets[:NUM][::4])), abs=0.05)
+
+
 def test_the_gradient_of_the_marginal_likelihood(data):
     """Against finite differences of the dense float64 formula."""
     kernel, units, targets, _ = data

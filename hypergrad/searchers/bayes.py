@@ -34,8 +34,9 @@ SMALLEST = 64
 """Rows of the smallest table that a process is fitted to; larger ones are powers of two."""
 NUM_CANDIDATES = 768
 NUM_REFINED = 8
-NUM_STEPS = 20
-"""Of Adam, from each of the best candidates."""
+"""Of the candidates all over the box, and as many of those near the best trials."""
+NUM_STEPS = 40
+"""Of Adam, from each of them."""
 
 
 class TrustRegion(NamedTuple):
@@ -100,11 +101,11 @@ def bayes(
     gradient, and each then believed at its predicted mean (kriging believer). Options and whole numbers
     stay what they were while the rest is refined.
 
-    **Cost:** with n trials, padded to a power of two, 80 factorizations O(n³) a `tell` and one an `ask`, and
+    **Cost:** with n trials, padded to a power of two, 120 factorizations O(n³) a `tell` and one an `ask`, and
     O(768 n²) a suggestion. One program is compiled for each power of two up to `capacity`.
 
     **Limits:** at most `capacity` trials are remembered: the better half, and the newest others. A failed
-    trial counts as the worst of the others. With x64 off, noise has a variance of at least 1e-4 of that of
+    trial counts as the worst of the others. With x64 off, noise has a variance of at least 1e-6 of that of
     the scores.
 
     Args:
@@ -251,8 +252,10 @@ def maximise(
     candidates = snap(coords.levels, _candidates(key, coords, leaders, low, high))
     scores = score(candidates)
     scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-    starts = candidates[jax.lax.top_k(scores, NUM_REFINED)[1]]
-    optimizer = optax.adam(0.02)
+    # the best of all would lie in one well: those far from it are refined too
+    halves = (NUM_CANDIDATES // 2) * np.arange(2)[:, None]
+    starts = candidates[(halves + jax.lax.top_k(scores.reshape(2, -1), NUM_REFINED)[1]).ravel()]
+    optimizer = optax.adam(optax.linear_schedule(0.05, 0.0, NUM_STEPS))
     moving = coords.levels == 0
 
     def step(carry, _):

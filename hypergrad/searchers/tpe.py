@@ -39,7 +39,7 @@ class Parzen(NamedTuple):
     Attributes:
         units: centres, `[n, D]`.
         mask: which rows hold one, `[n]`.
-        width: bandwidths, `[D]`.
+        width: bandwidths, `[n, D]`.
     """
 
     units: Array
@@ -53,16 +53,16 @@ def tpe(
     *,
     num_initial: int | None = None,
     share: float = 0.1,
-    num_candidates: int = 32,
+    num_candidates: int = 64,
     multivariate: bool = True,
 ) -> Searcher:
     """Draw candidates from l, the density of the good trials, and keep the one with the highest l / g.
 
     The best `share` of the n trials (at most 25) make l, the others g. Each density is the mean of kernels
-    around its trials and of one uniform: normals cut to [0, 1] with the bandwidth std_d · n^(−1/(D + 4)), and
-    for options 0.8 · 1{same} + 0.2 / K. `multivariate` kernels are products over all coordinates;
-    otherwise each coordinate has densities and a choice of its own (D = 1 in the bandwidth). A suggestion
-    joins g at once, so that those of one generation keep apart.
+    around its trials and of one uniform: normals cut to [0, 1], as wide as the farther neighbour of the same
+    density is away (at least 1 / (n + 2), or 1 / 100), and for options 0.8 · 1{same} + 0.2 / K. `multivariate`
+    kernels are products over all coordinates; otherwise each coordinate has a choice of its own. A suggestion
+    joins g at once, as narrow as any, so that those of one generation keep apart.
 
     **Cost:** O(num_candidates · n · D) a suggestion.
 
@@ -77,8 +77,8 @@ def tpe(
         multivariate: whether coordinates are judged together.
 
     Reference:
-        Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011; Falkner, Klein, Hutter,
-        "BOHB", ICML 2018 (multivariate kernels).
+        Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS 2011 (widths); Falkner, Klein,
+        Hutter, "BOHB", ICML 2018 (multivariate kernels).
     """
     coords = coordinates(space)
     check_capacity(capacity)
@@ -89,7 +89,6 @@ def tpe(
     if not number or not 0 < share < 1:
         raise ValueError(f"share is {share!r}, expected a share in (0, 1); pass e.g. 0.1")
     first = directions(coords.num)
-    joint_dim = coords.num if multivariate else 1
     options = ~coords.ordered
     # a kernel narrower than a cell could not leave it
     narrowest = np.where(coords.levels > 0, 0.5 / np.maximum(coords.levels, 1), 1e-3)
@@ -105,13 +104,17 @@ def tpe(
 
     def estimate(units, mask):
         """Build the density around the rows of a mask."""
-        num = jnp.maximum(jnp.sum(mask), 1)
-        mean = jnp.sum(jnp.where(mask[:, None], units, 0), 0) / num
-        spread = jnp.sum(jnp.where(mask[:, None], (units - mean) ** 2, 0), 0) / num
-        width = jnp.sqrt(spread) * num ** (-1.0 / (joint_dim + 4))
-        # one good trial says nothing of the spread; more may agree by chance
-        least = jnp.maximum(narrowest, 0.3 / (num + 1))
-        return Parzen(units, mask, jnp.maximum(width, least))
+        num = jnp.sum(mask)
+        # in each coordinate the farther of the two neighbours; one trial alone has the bounds
+        order = jnp.argsort(jnp.where(mask[:, None], units, jnp.inf), axis=0)
+        gaps = jnp.diff(jnp.take_along_axis(units, order, 0), axis=0)
+        gaps = jnp.where(jnp.arange(1, len(units))[:, None] < num, gaps, 0)
+        farther = jnp.maximum(jnp.pad(gaps, ((1, 0), (0, 0))), jnp.pad(gaps, ((0, 1), (0, 0))))
+        width = jnp.zeros_like(units).at[order, np.arange(coords.num)].set(farther)
+        width = jnp.where(num > 1, width, jnp.maximum(units, 1 - units))
+        # more may agree by chance
+        least = jnp.maximum(narrowest, 1 / jnp.minimum(100, 2 + num))
+        return Parzen(units, mask, jnp.clip(width, least, 1))
 
     def log_density(parzen, x):
         """Return the log-density at x `[M, D]`: of each coordinate `[M, D]`, or of all, `[M, 1]`."""
@@ -136,13 +139,14 @@ def tpe(
         which_shape = (num_candidates, 1) if multivariate else shape
         which = jax.random.categorical(which_key, odds, shape=which_shape)
         free = which == len(parzen.mask)
-        centre = parzen.units[jnp.minimum(which, len(parzen.mask) - 1), np.arange(coords.num)]
+        row = jnp.minimum(which, len(parzen.mask) - 1), np.arange(coords.num)
+        centre, width = parzen.units[row], parzen.width[row]
         uniform = jax.random.uniform(value_key, shape, centre.dtype, minval=1e-6)
         other = jax.random.bernoulli(option_key, OTHER, shape)
         near = jnp.where(
             options,
             jnp.where(other, uniform, centre),
-            truncnorm.quantile(uniform, centre, parzen.width),
+            truncnorm.quantile(uniform, centre, width),
         )
         anywhere = jax.random.uniform(free_key, shape, centre.dtype)
         return snap(coords.levels, jnp.where(free, anywhere, near))
@@ -156,9 +160,11 @@ def tpe(
         best = estimate(history.units, good)
         rest = estimate(history.units, history.filled & ~good)
         room = empty(num, coords.num)
-        rest = rest._replace(
-            units=jnp.concatenate([rest.units, room.units]),
-            mask=jnp.concatenate([rest.mask, room.filled]),
+        widths = jnp.broadcast_to(jnp.min(rest.width, 0), room.units.shape)
+        rest = Parzen(
+            jnp.concatenate([rest.units, room.units]),
+            jnp.concatenate([rest.mask, room.filled]),
+            jnp.concatenate([rest.width, widths]),
         )
 
         def one(rest, step):
@@ -166,9 +172,7 @@ def tpe(
             x = draw(key, best)
             winner = jnp.argmax(log_density(best, x) - log_density(rest, x), 0)
             unit = x[winner, np.arange(coords.num)]
-            rest = rest._replace(
-                units=rest.units.at[row].set(unit), mask=rest.mask.at[row].set(True)
-            )
+            rest = Parzen(rest.units.at[row].set(unit), rest.mask.at[row].set(True), rest.width)
             return rest, unit
 
         steps = jax.random.split(key, num), capacity + jnp.arange(num)
