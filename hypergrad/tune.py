@@ -53,7 +53,15 @@ from hypergrad.storage import (
 )
 from hypergrad.study import Study
 from hypergrad.train import check_step, init_state, unroll
-from hypergrad.tuners import ControllerWarning, Tuner, bilevel, controller, descent, search
+from hypergrad.tuners import (
+    ControllerWarning,
+    Tuner,
+    bilevel,
+    controller,
+    descent,
+    policy_adam,
+    search,
+)
 from hypergrad.types import HParams, Key, PyTree
 
 UPDATES, WINDOW, DRAWS, CANDIDATES = 5, 10, 4, 4
@@ -431,7 +439,7 @@ def _controller_tuner(task: Task, settings: Settings) -> Tuner:
         policy,
         estimator,
         UPDATES,
-        optimizer=optax.adam(rate),
+        optimizer=policy_adam(rate),
         entropy_bonus=ENTROPY_BONUS,
         num_candidates=CANDIDATES,
     )
