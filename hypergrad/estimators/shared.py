@@ -388,7 +388,7 @@ def shared(
         direct = _kept(direct, ~diverged)
         pull = window.pull(pull_key, adjoint, state.solution)
         sound = pull.sound & jnp.isfinite(tree.norm((pull.response, pull.solution)))
-        sound &= ~diverged | ("optimizer" in response.sees)
+        sound &= ~diverged | (jnp.isfinite(value) & ("optimizer" in response.sees))
         answer, solution = _kept((pull.response, pull.solution), sound)
         memory, size = state.credit, jnp.zeros(())
         density = policy.log_density

@@ -89,8 +89,10 @@ def policy_adam(learning_rate: optax.ScalarOrSchedule = 0.02) -> optax.GradientT
     g ← g min(1, 20 / ‖g‖)
 
     Adam remembers a gradient's square for a thousand updates, so that a single one of 1e16, which shared
-    weights about to diverge do give, would stop the policy for good. Cutting the whole keeps its direction.
-    It is biased where it cuts.
+    weights about to diverge do give, would stop the policy for good. Cutting the whole keeps its direction,
+    which leaving out what is large would not; where it cuts, its mean over draws is no longer the gradient's.
+    In 200 updates of `supernet_digits` (--response none, unrolled), none of which diverged, the norm was 0.7
+    and 0.8 in the median and 8 and 11 at most, so that 20 leaves sound runs as they are.
     """
     return optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(learning_rate))
 
@@ -323,8 +325,8 @@ def _summary(told: dict[str, Any]) -> dict[str, Array]:
         "response_variance": variance(told["response"], response),
         "credit_norm": mean(told["credit"]),
         "adjoint_growth": mean(told["growth"]),
-        "residual": mean(told["residual"]),
-        "damping": mean(told["damping"]),
+        "residual": mean(told["residual"], kept),
+        "damping": mean(told["damping"], kept),
         "skipped": jnp.sum(~finite).astype(jnp.int32),
         "refused": jnp.sum(told["refused"]).astype(jnp.int32),
         "diverged": jnp.sum(told["diverged"]).astype(jnp.int32),
