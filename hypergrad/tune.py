@@ -603,6 +603,12 @@ def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, An
         notes.append(
             f"{refused} updates left the response out: its solve was worse than none, or not finite"
         )
+    dropped = sum(int(o.info["dropped"].sum()) for o in found.outcomes if "dropped" in o.info)
+    if dropped:
+        notes.append(
+            f"the shared weights diverged in {dropped} windows of training, which were dropped: some of the "
+            "policy's rates are too large"
+        )
     growth = trace.get("adjoint_growth", [])
     if len(growth) and np.nanmax(growth) > 1.05:
         worst = int(np.nanargmax(growth))

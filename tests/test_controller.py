@@ -183,7 +183,7 @@ def test_a_policy_that_begins_at_rates_that_diverge_recovers(response):
         state, outcome = tuner.step(KEY, state)
         assert np.isfinite(optax.tree.norm((state.phi, state.estimator.params)))
         rates.append(outcome.hparams["rate"][0])
-        counts.append(outcome.info["diverged"][0])
+        counts.append(outcome.info["dropped"][0])
         values.append(outcome.info["expected_value"][0])
     assert counts[0] >= 5 and not any(counts[-3:])
     assert rates[-1] < 0.3 and values[-1] < values[0]
@@ -195,7 +195,7 @@ def test_windows_that_all_diverge_are_told_with_their_step():
     state = tuner.init(KEY)
     with pytest.warns(ControllerWarning, match="diverged in every window of step 0"):
         state, outcome = tuner.step(KEY, state)
-    assert outcome.info["diverged"].tolist() == outcome.info["refused"].tolist() == [10]
+    assert outcome.info["dropped"].tolist() == [10]
     assert 0 < outcome.info["first_nonfinite"][0] <= 40
     assert np.isnan(outcome.info["expected_value"][0]) and np.isfinite(outcome.values[0])
     assert np.isfinite(optax.tree.norm((state.phi, state.estimator.params)))

@@ -447,7 +447,8 @@ def test_a_window_that_diverged_is_dropped():
     kept, good = jax.jit(est.estimate)(KEY, start, phi)
     state, bad = jax.jit(est.estimate)(KEY, kept, steep)
     assert not good.info.diverged and good.info.direct_norm > 0 and kept.last == good.value
-    assert bad.info.diverged and bad.info.refused and bad.info.direct_norm == 0
+    assert bad.info.diverged and bad.info.direct_norm == 0
+    assert_close(bad.info.response_norm, bad.info.credit)
     assert not bad.value <= 11 * start.first and int(bad.info.step) == 40
     assert_close(state.params, kept.params)
     assert int(state.run.train.step) == 20 and state.last == kept.last

@@ -247,9 +247,10 @@ class SharedInfo(NamedTuple):
         response: the part by way of the weights, times the scale, likewise; hypergrad = direct + response.
         horizon: steps of training of this estimate, int32 `[]`.
         growth, residual, damping: as in `Pull`.
-        refused: whether the response was left out because it was not finite, its solve too bad to believe, or
-            the weights had diverged and it does not see the optimizer, bool `[]`.
-        diverged: whether the window was dropped because its weights had diverged, bool `[]`.
+        refused: whether the response was left out because it was not finite, or its solve too bad to believe,
+            bool `[]`.
+        diverged: whether the window was dropped because its weights had diverged, bool `[]`; `value` and
+            `values` are those of the dropped weights.
         first_nonfinite: as in `OnlineInfo`.
         direct_norm, response_norm: Euclidean norms, `[]`.
         cosine: between the two, `[]`; 0 where one is zero.
@@ -388,8 +389,8 @@ def shared(
         direct = _kept(direct, ~diverged)
         pull = window.pull(pull_key, adjoint, state.solution)
         sound = pull.sound & jnp.isfinite(tree.norm((pull.response, pull.solution)))
-        sound &= ~diverged | (jnp.isfinite(value) & ("optimizer" in response.sees))
-        answer, solution = _kept((pull.response, pull.solution), sound)
+        told = ~diverged | (jnp.isfinite(value) & ("optimizer" in response.sees))
+        answer, solution = _kept((pull.response, pull.solution), sound & told)
         memory, size = state.credit, jnp.zeros(())
         density = policy.log_density
         if credit is not None and density is not None and credited:
