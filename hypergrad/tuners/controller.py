@@ -139,7 +139,8 @@ def controller(
         the first two, their variances (mean squared distance from the mean), residual and damping of the
         solves, the entropy, how many updates were skipped, in how many the response was refused and left out,
         how many windows were dropped, and in how many all draws did equally well. `expected_value` is
-        over the windows that were kept; `first_nonfinite` the last step of training that was not finite first.
+        over the windows that were kept; `first_nonfinite` the step of training at which the last of those that
+        were not finite ceased to be so, −1 without one.
 
     Raises:
         ValueError: for settings out of range.
