@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from scipy.stats import t as student
 
 from benchmarks.record import Figure, Results, markdown
@@ -37,7 +36,7 @@ from hypergrad.schedulers import full, pbt, perturb
 from hypergrad.searchers import cross_entropy, random
 from hypergrad.solve import cg, positive
 from hypergrad.train import init_state, unroll
-from hypergrad.tuners import Tuner, controller, search
+from hypergrad.tuners import Tuner, controller, policy_adam, search
 from hypergrad.types import Array, Key
 from tasks.digits import load
 from tasks.supernet_digits import recurrent, search_space, supernet
@@ -90,7 +89,7 @@ def by_policy(
         estimator = shared(problem, WINDOW, policy, response=response, draws=draws, credit=baseline)
         candidates = CANDIDATES if num > 1 else 1  # a mixture has its mode alone
         settings = {
-            "optimizer": optax.adam(rate),
+            "optimizer": policy_adam(rate),
             "num_candidates": candidates,
             "entropy_bonus": 0.003,
         }

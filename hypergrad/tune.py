@@ -53,7 +53,15 @@ from hypergrad.storage import (
 )
 from hypergrad.study import Study
 from hypergrad.train import check_step, init_state, unroll
-from hypergrad.tuners import ControllerWarning, Tuner, bilevel, controller, descent, search
+from hypergrad.tuners import (
+    ControllerWarning,
+    Tuner,
+    bilevel,
+    controller,
+    descent,
+    policy_adam,
+    search,
+)
 from hypergrad.types import HParams, Key, PyTree
 
 UPDATES, WINDOW, DRAWS, CANDIDATES = 5, 10, 4, 4
@@ -431,7 +439,7 @@ def _controller_tuner(task: Task, settings: Settings) -> Tuner:
         policy,
         estimator,
         UPDATES,
-        optimizer=optax.adam(rate),
+        optimizer=policy_adam(rate),
         entropy_bonus=ENTROPY_BONUS,
         num_candidates=CANDIDATES,
     )
@@ -594,6 +602,12 @@ def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, An
     if refused:
         notes.append(
             f"{refused} updates left the response out: its solve was worse than none, or not finite"
+        )
+    dropped = sum(int(o.info["dropped"].sum()) for o in found.outcomes if "dropped" in o.info)
+    if dropped:
+        notes.append(
+            f"the shared weights diverged in {dropped} windows of training, which were dropped: some of the "
+            "policy's rates are too large"
         )
     growth = trace.get("adjoint_growth", [])
     if len(growth) and np.nanmax(growth) > 1.05:

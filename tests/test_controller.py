@@ -15,18 +15,18 @@ from hypergrad import cli, plots, problem as problems, report, storage, study
 from hypergrad.estimators import at_rest, left_out, mixed, shared, unrolled
 from hypergrad.expected import enumerated, sampled
 from hypergrad.heads import Network, mixture, multitask, sizes
-from hypergrad.policies import factorized
+from hypergrad.policies import factorized, running_mean
 from hypergrad.solve import identity
-from hypergrad.space import Choice, default
+from hypergrad.space import Choice, LogReal, default
 from hypergrad.testing import assert_close
 from hypergrad.train import init_state, unroll
 from hypergrad.tune import Settings, build as build_tuner, tune
-from hypergrad.tuners import ControllerWarning, clipped, controller
+from hypergrad.tuners import ControllerWarning, clipped, controller, policy_adam
 from models.policies import Recurrent, functions
 from models.supernet import ACTIVATIONS, SKIPS, Supernet, diagram
 from tasks import quadratic, supernet_digits
 from tests import tabular
-from tests.tabular import SPACE
+from tests.tabular import SPACE, TWO
 
 KEY = jax.random.key(2)
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
@@ -158,6 +158,63 @@ def test_a_response_without_use_is_left_out_and_warned_of():
     assert outcome.info["refused"].tolist() == [3] and outcome.info["skipped"].tolist() == [0]
     assert outcome.info["response_norm"] == 0 < outcome.info["direct_norm"]
     assert outcome.info["residual"] > 1
+
+
+def steep(rate, response, horizon=40):
+    """A policy whose learning rate begins at `rate`; above 1.3 some choice diverges, above 4 all do."""
+    space = {"op": TWO["op"], "rate": LogReal(0.01, 100.0, rate)}
+    plain = tabular.problem()
+    problem = plain._replace(
+        loss=lambda w, h, b: plain.loss(w, {**h, "l2": -1.0}, b),
+        objective=lambda w, h, b: plain.objective(w, {**h, "l2": -1.0}, b),
+    )
+    policy = multitask(space)
+    credit = None if "optimizer" in response.sees else running_mean()
+    est = shared(problem, horizon, policy, response=response, draws=sampled(4), credit=credit)
+    return controller(problem, policy, est, 10, optimizer=policy_adam(0.1))
+
+
+@pytest.mark.parametrize("response", [unrolled(), at_rest(identity())], ids=["unrolled", "at_rest"])
+def test_a_policy_that_begins_at_rates_that_diverge_recovers(response):
+    """Nothing is lost to the windows that blow up, and the rates come down to those that train."""
+    tuner = steep(3.0, response)
+    state, rates, counts, values = tuner.init(KEY), [], [], []
+    for _ in range(10):
+        state, outcome = tuner.step(KEY, state)
+        assert np.isfinite(optax.tree.norm((state.phi, state.estimator.params)))
+        rates.append(outcome.hparams["rate"][0])
+        counts.append(outcome.info["dropped"][0])
+        values.append(outcome.info["expected_value"][0])
+    assert counts[0] >= 5 and not any(counts[-3:])
+    assert rates[-1] < 0.3 and values[-1] < values[0]
+    assert np.all(np.isfinite(values)) and np.isfinite(outcome.values[0])
+
+
+def test_windows_that_all_diverge_are_told_with_their_step():
+    tuner = steep(50.0, at_rest(identity()), horizon=100)
+    state = tuner.init(KEY)
+    with pytest.warns(ControllerWarning, match="diverged in every window of step 0"):
+        state, outcome = tuner.step(KEY, state)
+    assert outcome.info["dropped"].tolist() == [10]
+    assert 0 < outcome.info["first_nonfinite"][0] <= 100
+    assert np.isnan(outcome.info["expected_value"][0]) and np.isfinite(outcome.values[0])
+    assert np.isfinite(optax.tree.norm((state.phi, state.estimator.params)))
+
+
+def test_the_gradient_of_a_policy_is_cut_as_a_whole():
+    """Below the norm it is Adam; a gradient of 1e16 does not stop the moves after it."""
+    healthy = {"a": jnp.array([3.0, -4.0]), "b": jnp.array(12.0)}
+    found = {}
+    for name, optimizer in (("plain", optax.adam(0.1)), ("cut", policy_adam(0.1))):
+        for first in (1.0, 1e15):
+            state = optimizer.init(healthy)
+            _, state = optimizer.update(jax.tree.map(lambda x, s=first: -s * x, healthy), state)
+            for _ in range(10):
+                move, state = optimizer.update(healthy, state)
+            found[name, first] = move
+    assert_close(found["cut", 1.0], found["plain", 1.0])
+    assert found["cut", 1e15]["b"] < 0
+    assert found["plain", 1e15]["b"] > 0, "Adam alone still moves the other way"
 
 
 CASES = {

@@ -429,6 +429,46 @@ def test_weights_that_are_not_finite_start_anew():
     assert [int(estimate(again, PHI, n).info.step) for n in (1, 2, 3)] == [4, 8, 4]
 
 
+def test_a_window_that_diverged_is_dropped():
+    """The weights before it go on without its momenta, and it counts as the bound; else new ones do."""
+    space = {"op": TWO["op"], "rate": LogReal(0.01, 100.0, 0.1)}
+    plain = tabular.problem()
+    problem = plain._replace(
+        loss=lambda w, h, b: plain.loss(w, {**h, "l2": -1.0}, b),
+        objective=lambda w, h, b: plain.objective(w, {**h, "l2": -1.0}, b),
+        optimizer=lambda h: optax.sgd(h["rate"], 0.5),
+    )
+    policy = multitask(space, width=0.05)
+    phi = policy.init(KEY)
+    steep = phi.at[0, 0].add(5.0)
+    settings = {"response": at_rest(direct()), "draws": enumerated(), "credit": no_baseline()}
+    est = shared(problem, 20, policy, **settings)
+    start = est.init(KEY, phi)
+    kept, good = jax.jit(est.estimate)(KEY, start, phi)
+    state, bad = jax.jit(est.estimate)(KEY, kept, steep)
+    assert not good.info.diverged and good.info.direct_norm > 0 and kept.last == good.value
+    assert bad.info.diverged and bad.info.direct_norm == 0
+    assert_close(bad.info.response_norm, bad.info.credit)
+    assert not bad.value <= 11 * start.first and int(bad.info.step) == 40
+    assert_close(state.params, kept.params)
+    assert int(state.run.train.step) == 20 and state.last == kept.last
+    assert not np.any(state.run.train.opt_state[0].trace) and np.any(
+        kept.run.train.opt_state[0].trace
+    )
+    held = policy.given(jax.random.split(jax.random.split(KEY, 4)[0])[0])
+    once = held.sample(jax.random.split(jax.random.split(KEY, 4)[0])[1], steep)
+    score = jax.grad(lambda f: policy.log_density(f, once)["rate"])(steep)
+    gain = float(bad.info.credit / optax.tree.norm(score))
+    assert abs(gain - (11 * start.first - kept.last)) < 0.5 * start.first, "of the bound"
+    worse = kept._replace(last=2 * start.first)
+    state, _ = jax.jit(est.estimate)(KEY, worse, steep)
+    assert int(state.run.train.step) == 0 and state.last == start.first
+    assert_close(state.params, start.params)
+    wide = shared(problem, 20, policy, far=float("inf"), **settings)
+    found = jax.jit(wide.estimate)(KEY, kept, phi.at[0, 0].add(1.6))[1]
+    assert not found.info.diverged and found.value > 11 * start.first
+
+
 def _est(problem=None, space=None, phi=None, **settings):
     policy = factorized(SPACE if space is None else space)
     est = shared(problem or tabular.problem(), 3, policy, **{"draws": enumerated(), **settings})
@@ -466,6 +506,7 @@ CASES = {
     "num_samples is 0": lambda: shared(tabular.problem(), 3, POLICY, draws=sampled(0)),
     "horizon is 0": lambda: shared(tabular.problem(), 0, POLICY),
     "scale is -1": lambda: shared(tabular.problem(), 3, POLICY, scale=-1),
+    "far is 0": lambda: shared(tabular.problem(), 3, POLICY, far=0),
     "credit is float": lambda: shared(tabular.problem(), 3, POLICY, credit=0.9),
     "window is 5, expected at most horizon = 3": lambda: _est(response=unrolled(5)),
     "window is 0": lambda: unrolled(0),

@@ -223,11 +223,15 @@ class SharedState(NamedTuple):
         run: the training of the shared weights.
         solution: of the response.
         credit: of the baseline of the credited leaves; `()` without.
+        first: expected objective at the first weights, `[]`.
+        last: expected objective after the last window that was kept, `[]`; that of the first weights before.
     """
 
     run: OnlineState
     solution: PyTree
     credit: PyTree
+    first: Array
+    last: Array
 
     @property
     def params(self) -> Params:
@@ -245,6 +249,8 @@ class SharedInfo(NamedTuple):
         growth, residual, damping: as in `Pull`.
         refused: whether the response was left out because it was not finite, or its solve too bad to believe,
             bool `[]`.
+        diverged: whether the window was dropped because its weights had diverged, bool `[]`; `value` and
+            `values` are those of the dropped weights.
         first_nonfinite: as in `OnlineInfo`.
         direct_norm, response_norm: Euclidean norms, `[]`.
         cosine: between the two, `[]`; 0 where one is zero.
@@ -262,6 +268,7 @@ class SharedInfo(NamedTuple):
     residual: Array
     damping: Array
     refused: Array
+    diverged: Array
     first_nonfinite: Array
     direct_norm: Array
     response_norm: Array
@@ -282,6 +289,7 @@ def shared(
     scale: float = 1.0,
     credit: Baseline | None = None,
     restart_every: int | None = None,
+    far: float = 10.0,
 ) -> Estimator:
     """Train shared weights on a policy's draws for some steps, and say where the policy should move.
 
@@ -299,9 +307,16 @@ def shared(
 
     A response that is not finite, or whose solve is worse than none, is left out and counted: `info.refused`.
 
+    A window after which J is not finite, or above J₀ + far |J₀| with J₀ that of the first weights, has diverged
+    (`info.diverged`), and its weights are dropped. The weights before it go on, without their optimizer's
+    momenta, or new ones where those before were worse than the first. It counts as J₀ + far |J₀| for credit,
+    its direct part is zero, and so is a response that does not see the optimizer, which made it diverge.
+
     **Limits:** with `enumerated()` exact, as far as the response is; with `sampled(S)` the direct part is
     unbiased, for the response see `unrolled` and `at_rest`. The weights follow a path of φ. Initial weights
     have no part in a window that goes on. What `credit` gives is the effect on this window alone, and noisy.
+    Where windows are dropped all this holds for the others: leaving them out is a bias, which `credit` mends
+    only in its own leaves and up to the bound. A J₀ near zero makes the bound a narrow one: raise `far`.
 
     Args:
         problem: the training loop, a function of the policy's hparams.
@@ -314,6 +329,7 @@ def shared(
             see (learning rates at rest, say) learn by the score function from how much the window lowered the
             objective, as all of ENAS does. None: such a leaf is refused by name.
         restart_every: start new weights after so many steps, such as the length of a schedule; None: never.
+        far: how far above J₀, in units of |J₀|, weights have diverged; `math.inf`: where J is not finite.
 
     Returns:
         An estimator of φ whose state is a `SharedState` and whose `info` is a `SharedInfo`.
@@ -329,7 +345,7 @@ def shared(
     """
     response = unrolled() if response is None else response
     draws = sampled() if draws is None else draws
-    _check(problem, horizon, policy, response, draws, scale, credit, restart_every)
+    _check(problem, horizon, policy, response, draws, scale, credit, restart_every, far)
 
     def window_of(key, phi):
         """The policy of one window, and its expected problem."""
@@ -337,11 +353,23 @@ def shared(
         held = policy if policy.given is None else policy.given(real_key)
         return held, expected(problem, held, draws, once_key), once_key
 
+    def judge(leaves, phi, at, held, key):
+        """The expected objective of a state with these float leaves; aux: of each draw, and the draws."""
+        data_key, draw_key = jax.random.split(key)
+        data = problem.valid_batch(data_key)
+        hparams, expect = draws(held, draw_key, phi)
+        params = state_floats(at)[1](leaves).params
+        values = jax.vmap(lambda h: problem.objective(params, h, data))(hparams)
+        return expect(values), (values, hparams)
+
     def init(key, phi):
         check_policy(problem, policy, phi, must_draw=False)
-        run = first_state(window_of(key, phi)[1], key, phi)
+        held, whole, _ = window_of(key, phi)
+        run = first_state(whole, key, phi)
         weights = trained(run.train.params)
-        return SharedState(run, response.solution(weights), credit.init() if credit else ())
+        first = judge(state_floats(run.train)[0], phi, run.train, held, key)[0]
+        memory = credit.init() if credit else ()
+        return SharedState(run, response.solution(weights), memory, first, first)
 
     def estimate(key, state, phi):
         check_policy(problem, policy, phi, must_draw=False)
@@ -349,28 +377,26 @@ def shared(
         credited = _credited(problem, policy, phi, response, credit, horizon)
         window_key, run_key, judge_key, pull_key = jax.random.split(key, 4)
         held, whole, once_key = window_of(window_key, phi)
-        run = go_on(state.run, first_state(whole, run_key, phi), restart_every)
+        fresh = first_state(whole, run_key, phi)
+        run = go_on(state.run, fresh, restart_every)
         window = response.follow(whole, problem, phi, run.train, horizon)
-        data_key, draw_key = jax.random.split(judge_key)
-        data = problem.valid_batch(data_key)
-
-        def judge(leaves, phi, at):
-            hparams, expect = draws(held, draw_key, phi)
-            params = state_floats(at)[1](leaves).params
-            values = jax.vmap(lambda h: problem.objective(params, h, data))(hparams)
-            return expect(values), (values, hparams)
-
         leaves = state_floats(window.state)[0]
         judged = jax.value_and_grad(judge, (0, 1), has_aux=True)
-        (value, (values, samples)), (adjoint, direct) = judged(leaves, phi, window.state)
+        found = judged(leaves, phi, window.state, held, judge_key)
+        (value, (values, samples)), (adjoint, direct) = found
+        bound = _bound(state.first, far)
+        diverged = ~jnp.isfinite(value) | (value > bound)
+        direct = _kept(direct, ~diverged)
         pull = window.pull(pull_key, adjoint, state.solution)
         sound = pull.sound & jnp.isfinite(tree.norm((pull.response, pull.solution)))
-        answer, solution = _kept((pull.response, pull.solution), sound)
+        told = ~diverged | (jnp.isfinite(value) & ("optimizer" in response.sees))
+        answer, solution = _kept((pull.response, pull.solution), sound & told)
         memory, size = state.credit, jnp.zeros(())
         density = policy.log_density
         if credit is not None and density is not None and credited:
-            before = judge(state_floats(run.train)[0], phi, run.train)[0]
-            memory, advantage = credit.advantages(state.credit, (value - before)[None])
+            before = judge(state_floats(run.train)[0], phi, run.train, held, judge_key)[0]
+            gain = jnp.where(diverged, bound, value) - before
+            memory, advantage = credit.advantages(state.credit, gain[None])
             once = held.sample(once_key, phi)
             term = jax.grad(lambda phi: _total(density(phi, once), credited))(phi)
             term = jax.tree.map(lambda x: (advantage[0] * x).astype(x.dtype), term)
@@ -385,6 +411,7 @@ def shared(
             residual=pull.residual.astype(jnp.float32),
             damping=pull.damping.astype(jnp.float32),
             refused=~sound,
+            diverged=diverged,
             first_nonfinite=jnp.where(bad < 0, bad, bad + run.train.step).astype(jnp.int32),
             direct_norm=tree.norm(direct),
             response_norm=tree.norm(answer),
@@ -394,7 +421,10 @@ def shared(
             samples=samples,
             credit=size,
         )
-        after = SharedState(run._replace(train=window.state), solution, memory)
+        train, last = _go_on(
+            diverged, (window.state, value), (run.train, state.last), (fresh.train, state.first)
+        )
+        after = SharedState(run._replace(train=train), solution, memory, state.first, last)
         return after, Estimate(value, tree.add(direct, answer), info)
 
     return Estimator(init, estimate)
@@ -405,6 +435,34 @@ def cosine(left: PyTree, right: PyTree) -> Array:
     scale = tree.norm(left) * tree.norm(right)
     product = tree.dot(jax.tree.leaves(left), jax.tree.leaves(right))
     return jnp.where(scale > 0, product / jnp.where(scale > 0, scale, 1), 0)
+
+
+def _bound(first: Array, far: float) -> Array:
+    """Return the objective above which weights have diverged; infinity where nothing can be compared."""
+    bound = first + jnp.where(first == 0, 0, far * jnp.abs(first))
+    return jnp.where(jnp.isfinite(first) & (far < jnp.inf), bound, jnp.inf)
+
+
+def _go_on(
+    diverged: Array,
+    after: tuple[TrainState, Array],
+    before: tuple[TrainState, Array],
+    start: tuple[TrainState, Array],
+) -> tuple[TrainState, Array]:
+    """Return what the next window starts from, and its expected objective.
+
+    That is the state after the window; where it diverged, the one before it with the optimizer's state of
+    a start, because momenta may be what diverged; and a new start where that one was no better.
+    """
+    kept = before[0]._replace(opt_state=start[0].opt_state), before[1]
+    worse = ~(before[1] <= start[1])
+    safe = _select(worse, start, kept)
+    return _select(diverged, safe, after)
+
+
+def _select(take: Array, left: PyTree, right: PyTree) -> PyTree:
+    """Return `left` where `take`, else `right`."""
+    return jax.tree.map(lambda a, b: jnp.where(take, a, b), left, right)
 
 
 def _kept(tree: PyTree, keep: Array) -> PyTree:
@@ -496,7 +554,7 @@ def _credited(
     return found
 
 
-def _check(problem, horizon, policy, response, draws, scale, credit, restart_every) -> None:
+def _check(problem, horizon, policy, response, draws, scale, credit, restart_every, far) -> None:
     check_problem(problem)
     check_horizon(horizon)
     check_kind("policy", policy, Policy, "heads.multitask(space)")
@@ -509,3 +567,8 @@ def _check(problem, horizon, policy, response, draws, scale, credit, restart_eve
     number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
     if not number or not 0 <= scale < float("inf"):
         raise ValueError(f"scale is {scale!r}, expected a number of at least 0; pass e.g. 1.0")
+    number = isinstance(far, (int, float)) and not isinstance(far, bool)
+    if not number or not far > 0:
+        raise ValueError(
+            f"far is {far!r}, expected a positive number; pass e.g. 10.0, or math.inf for any finite objective"
+        )

@@ -3,7 +3,13 @@
 from hypergrad.directions import FiniteSum, amigo, finite_sum, saba, soba
 from hypergrad.tuners.base import Tuner
 from hypergrad.tuners.bilevel import BilevelState, bilevel
-from hypergrad.tuners.controller import ControllerState, ControllerWarning, clipped, controller
+from hypergrad.tuners.controller import (
+    ControllerState,
+    ControllerWarning,
+    clipped,
+    controller,
+    policy_adam,
+)
 from hypergrad.tuners.descent import DescentState, descent
 from hypergrad.tuners.search import search
 
@@ -20,6 +26,7 @@ __all__ = [
     "controller",
     "descent",
     "finite_sum",
+    "policy_adam",
     "saba",
     "search",
     "soba",
