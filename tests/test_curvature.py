@@ -284,6 +284,13 @@ BAD = {
     "params.* is used outside of dense": lambda p, b: cv.frobenius_pairs(
         cv.Layered(lambda dense, q, e: forward(jnp.tanh, q, e[0]), MODEL.loss), p, b
     ),
+    "loss is function, expected a Layered, because the norm": lambda p, b: cv.frobenius_pairs(
+        loss_of(PLAIN), p, b
+    ),
+    r"loss returned an array of shape \(12,\)": lambda p, b: cv.hvp(
+        lambda q, batch: forward(jnp.tanh, q, batch[0])[:, 0], p, b, p
+    ),
+    "vector is unlike the params": lambda p, b: cv.ggn_vp(MODEL, p, b, p[0]),
     "chunk is 0": lambda p, b: cv.frobenius_columns(MODEL, p, b, chunk=0),
 }
 

@@ -162,6 +162,15 @@ def check(model: Model, params: Params, batch: Batch) -> None:
         )
 
 
+def check_layered(name: str, model: Any, made: str) -> None:
+    """Raise a `ValueError` unless a model shows its layers; `made` says what is made from them."""
+    if not isinstance(model, Layered):
+        raise ValueError(
+            f"{name} is {type(model).__name__}, expected a Layered, because {made} its layers; build one with "
+            "curvature.mlp or curvature.Layered, or use frobenius"
+        )
+
+
 def check_params(params: Params) -> None:
     """Raise a `ValueError` unless the params are finite floating-point arrays of one dtype."""
     leaves = jax.tree.leaves(params)

@@ -1,5 +1,7 @@
 """How much the loss rises within a ball or box around the weights: worst-case sharpness."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -192,6 +194,11 @@ def check_mean(loss: Model, params: Params, batch: Batch) -> None:
     means = (
         half * float(function(params, first)) + (samples - half) * float(function(params, rest))
     ) / samples
+    if not math.isfinite(whole):
+        raise ValueError(
+            f"loss is {whole} on this batch, expected a finite number; look for missing values among the "
+            "inputs, or for weights that have grown too large"
+        )
     tolerance = 10 * float(jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).eps) ** 0.5
     if not abs(whole - means) <= tolerance * max(1.0, abs(whole)):
         raise ValueError(
