@@ -257,6 +257,17 @@ def test_samples_in_chunks_change_nothing_and_bound_the_memory():
     assert parts.temp_size_in_bytes < 0.4 * whole.temp_size_in_bytes
 
 
+def test_a_label_that_is_no_class_is_no_number():
+    def loss(z, label):
+        return cv.cross_entropy(z, label)
+
+    logits = jnp.asarray([0.5, -1.0, 2.0])
+    for label, lost in ((-1, True), (0, False), (2, False), (3, True)):
+        made = loss(logits, label), jax.grad(loss)(logits, label), jax.hessian(loss)(logits, label)
+        assert all(bool(jnp.all(jnp.isnan(x))) == lost for x in made)
+        assert all(bool(jnp.all(jnp.isfinite(x))) != lost for x in made)
+
+
 def test_student_is_right():
     for freedom, exact in ((3, 3.182), (9, 2.262), (29, 2.045), (199, 1.972)):
         assert abs(student(0.95, freedom) / exact - 1) < 0.02
@@ -337,6 +348,9 @@ BAD = {
         lambda p, b: cv.frobenius_columns(MODEL, p, b, memory=99)
     ),
     "size is 0": lambda p, b: cv.chunked(MODEL, 0),
+    r"target has shape \(\), expected that of the outputs, \(3,\)": lambda p, b: cv.frobenius(
+        cv.mlp(jnp.tanh, cv.squared_error), p, b
+    ),
     "chunk is 0": lambda p, b: cv.frobenius_columns(MODEL, p, b, chunk=0),
 }
 
