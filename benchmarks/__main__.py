@@ -53,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--data",
-        help="folder of the MNIST files, for 'schedules', 'hypercleaning', 'implicit' and 'pools'; of the "
-        "OpenML tables, for 'configurations' and 'runtime'",
+        help="folder of the MNIST files, for 'schedules', 'hypercleaning', 'implicit' and 'pools' (SVHN too); "
+        "of the OpenML tables, for 'configurations' and 'runtime'",
     )
     parser.add_argument(
         "--torch-python",

@@ -309,13 +309,39 @@ def better(case: dict[str, Any], tests: dict[tuple[str, str], bool], a: str, b: 
     return int(np.sign(np.mean(case[a][SCORE]) - np.mean(case[b][SCORE])))
 
 
-def with_interval(gaps: np.ndarray) -> str:
-    """Write the mean of `[data sets, repeats]` with its 95 % bootstrap interval over repeats."""
+def gaps_to_control(case: dict[str, Any], method: str) -> np.ndarray:
+    """Return how far a method is above the control x 100, repeat by repeat."""
+    return 100 * np.subtract(case[method][SCORE], case[CONTROL][SCORE])
+
+
+def interval(gaps: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval over repeats of the mean of `[data sets, repeats]`."""
     random = np.random.default_rng(0)
     index = random.integers(gaps.shape[1], size=(2000, *gaps.shape))
     means = np.take_along_axis(gaps[None], index, 2).mean((1, 2))
     low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def with_interval(gaps: np.ndarray) -> str:
+    """Write the mean of `[data sets, repeats]` with its interval."""
+    low, high = interval(gaps)
     return f"{gaps.mean():+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def leaving_one_out(cases: dict[str, Any]) -> str:
+    """Write the mean gap without the data set that gives most of it, where its interval lies above zero."""
+    told = []
+    for method in methods_in(next(iter(cases.values()))):
+        gaps = np.array([gaps_to_control(case, method) for case in cases.values()])
+        if method != CONTROL and interval(gaps)[0] > 0:
+            most = int(np.argmax(gaps.mean(1)))
+            rest = with_interval(np.delete(gaps, most, 0))
+            told.append(f"{method} {rest} without {list(cases)[most]}")
+    if not told:
+        return "No mean gap has an interval above zero."
+    why = "Where the interval of the gap lies above zero, without the data set that gives most"
+    return f"{why}: {'; '.join(told)}."
 
 
 def table(results: Results) -> str:
@@ -327,11 +353,14 @@ def table(results: Results) -> str:
         f"{repeats} repeats. A win: significantly better than every other method; a loss: significantly "
         "worse than some."
     )
-    return f"{told}\n\n{compared(cases)}"
+    return f"{told}\n\n{compared(cases)}\n\n{leaving_one_out(cases)}"
 
 
-def compared(cases: dict[str, Any]) -> str:
-    """Write the median of 100 x SCORE of every method on every data set, and how often methods differ."""
+def compared(cases: dict[str, Any], alike: list[str] | None = None) -> str:
+    """Write the median of 100 x SCORE of every method on every data set, and how often methods differ.
+
+    Gaps are averaged over the data sets of `alike`, whose scores mean the same, over all where None.
+    """
     tests = {name: significant(case) for name, case in cases.items()}
     methods = methods_in(next(iter(cases.values()), {}))
     rows = []
@@ -342,14 +371,15 @@ def compared(cases: dict[str, Any]) -> str:
             signs = [better(case, tests[name], method, m) for m in methods if m != method]
             outcome[0 if min(signs) == 1 else 2 if min(signs) == -1 else 1] += 1
             control[1 - better(case, tests[name], method, CONTROL)] += 1
-        gaps = np.array([np.subtract(c[method][SCORE], c[CONTROL][SCORE]) for c in cases.values()])
+        same = [cases[name] for name in (cases if alike is None else alike)]
+        gaps = np.array([gaps_to_control(case, method) for case in same])
         rows.append(
             [
                 method,
                 *(f"{100 * np.median(case[method][SCORE]):.1f}" for case in cases.values()),
                 " / ".join(map(str, outcome)),
                 "" if method == CONTROL else " / ".join(map(str, control)),
-                "" if method == CONTROL else with_interval(100 * gaps),
+                "" if method == CONTROL else with_interval(gaps),
                 f"{np.mean([case[method]['epochs'] for case in cases.values()]):.0f}",
             ]
         )

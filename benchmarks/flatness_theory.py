@@ -290,7 +290,7 @@ def draw(results: Results) -> Any:
     """Draw the rank correlations with their intervals: with the exact norm, the test AUC, and the gap."""
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(10, 4.2), layout="constrained")
+    canvas = Canvas(figsize=(10, 5.2), layout="constrained")
     axes = canvas.subplots(1, 3, sharey=True)
     shown = ("exact norm", "test AUC", "test AUC given validation AUC")
     measures = [*NOTABLE, *CONTROLS]

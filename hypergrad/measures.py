@@ -46,9 +46,15 @@ def supremum(
         batch_size: samples in each.
 
     Raises:
-        ValueError: for a batch size without a training set, or one larger than it.
+        ValueError: for a batch size without a training set, or one larger than it; when measured, for a
+            curvature that is not one number.
     """
     check_problem(problem)
+    if not callable(curvature):
+        raise ValueError(
+            f"curvature is {curvature!r:.80}, expected a function (loss, params, batch) -> []; pass e.g. "
+            "curvature.sam"
+        )
     draw, num = _batches(problem, num_batches, batch_size)
 
     def measure(params, hparams):
@@ -57,7 +63,9 @@ def supremum(
             return split_loss(whole, problem.loss(whole, hparams, batch))[0]
 
         def one(index):
-            return curvature(loss, trained(params), draw(index))
+            found = curvature(loss, trained(params), draw(index))
+            check_scalar("curvature", found)
+            return found
 
         return jnp.max(jax.lax.map(one, jnp.arange(num, dtype=jnp.int32)))
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.io import savemat
 
-from benchmarks import implicit, scaling, tables
+from benchmarks import implicit, pools, scaling, tables
 from benchmarks.__main__ import main
 from benchmarks.record import Figure, Results, interleave
 
@@ -150,3 +151,21 @@ def test_twenty_iterations_solve_the_penalties():
     got = jax.jit(estimator.estimate)(implicit.KEY, state, hparams)[1].hypergrad["tuned"]
     exact = implicit.reference(setting, made)
     assert np.linalg.norm(got - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def test_svhn_is_read_where_the_user_has_it(tmp_path):
+    assert not pools.files_of("svhn", None) and not pools.files_of("svhn", str(tmp_path))
+    pixels = np.random.default_rng(0).integers(256, size=(32, 32, 3, 40), dtype=np.uint8)
+    labels = np.arange(40)[:, None] % 10 + 1
+    path = tmp_path / "test_32x32.mat"
+    savemat(path, {"X": pixels, "y": labels})
+    parts, classes = pools.images("svhn", str(tmp_path), 0)
+    assert classes == 10 and [len(part.labels) for part in parts] == [20, 10, 10]
+    known = {pixels[..., i].tobytes(): labels[i, 0] % 10 for i in range(40)}
+    for part in parts:
+        for image, label in zip(part.inputs, part.labels, strict=True):
+            assert known[np.rint(255 * image).astype(np.uint8).tobytes()] == label
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="cannot be read as SVHN") as caught:
+        pools.images("svhn", str(tmp_path), 0)
+    assert "\n" not in str(caught.value)

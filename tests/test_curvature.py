@@ -1,5 +1,7 @@
 """Products, estimates and spectra against the dense matrix."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from hypergrad.curvature.estimate import student
 from tests.networks import data, dense_hessian, entropy, fast, forward, network
 
 WIDTHS, M = (4, 5, 3), 12
+KEY = jax.random.key(0)
 MODEL = cv.mlp(jnp.tanh, l2=0.05)
 PLAIN = Composed(
     lambda p, batch: (forward(jnp.tanh, p, batch[0]), p),
@@ -227,6 +230,44 @@ def test_spectral_density(known):
         )
 
 
+def test_samples_in_chunks_change_nothing_and_bound_the_memory():
+    layers = network((6, 40, 3), dtype=jnp.float32)
+    batch, wide = data(1100, 6, 3, jnp.float32), loss_of(MODEL)
+    narrow, key = cv.chunked(MODEL, 100), jax.random.key(0)
+    few = jax.tree.map(lambda x: x[:130], batch)  # a whole part and a rest
+    wanted, got = (
+        fast(
+            lambda p, loss=loss: (
+                loss(p, few),
+                cv.hvp(loss, p, few, p),
+            )
+        )(layers)
+        for loss in (wide, narrow)
+    )
+    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+    def top(loss, p):
+        return cv.top_eigenvalues(loss, p, batch, key, num=1, num_steps=4).values
+
+    whole, parts = (
+        jax.jit(partial(top, loss)).lower(layers).compile().memory_analysis()
+        for loss in (wide, narrow)
+    )
+    assert parts.temp_size_in_bytes < 0.4 * whole.temp_size_in_bytes
+
+
+def test_a_label_that_is_no_class_is_no_number():
+    def loss(z, label):
+        return cv.cross_entropy(z, label)
+
+    logits = jnp.asarray([0.5, -1.0, 2.0])
+    for label, lost in ((-1, True), (0, False), (2, False), (3, True)):
+        made = loss(logits, label), jax.grad(loss)(logits, label), jax.hessian(loss)(logits, label)
+        assert all(bool(jnp.all(jnp.isnan(x))) == lost for x in made)
+        assert all(bool(jnp.all(jnp.isfinite(x))) != lost for x in made)
+
+
 def test_student_is_right():
     for freedom, exact in ((3, 3.182), (9, 2.262), (29, 2.045), (199, 1.972)):
         assert abs(student(0.95, freedom) / exact - 1) < 0.02
@@ -283,6 +324,32 @@ BAD = {
     "l2 has the structure": lambda p, b: cv.frobenius(cv.mlp(jnp.tanh, l2={"x": 1.0}), p, b),
     "params.* is used outside of dense": lambda p, b: cv.frobenius_pairs(
         cv.Layered(lambda dense, q, e: forward(jnp.tanh, q, e[0]), MODEL.loss), p, b
+    ),
+    "loss is function, expected a Layered, because the norm": lambda p, b: cv.frobenius_pairs(
+        loss_of(PLAIN), p, b
+    ),
+    r"loss returned an array of shape \(12,\)": lambda p, b: cv.hvp(
+        lambda q, batch: forward(jnp.tanh, q, batch[0])[:, 0], p, b, p
+    ),
+    "vector is unlike the params": lambda p, b: cv.ggn_vp(MODEL, p, b, p[0]),
+    "memory is 99 bytes, expected at least 4128 for 24 vectors of 43 numbers; lower num_steps": (
+        lambda p, b: cv.top_eigenvalues(MODEL, p, b, KEY, num=1, memory=99)
+    ),
+    "memory is 99 bytes, expected at least 6880 for 40 vectors of 43 numbers; lower num_steps": (
+        lambda p, b: cv.spectral_density(MODEL, p, b, KEY, memory=99)
+    ),
+    "memory is 99 bytes, expected at least 10320 for 60 vectors of 43 numbers; lower rank": (
+        lambda p, b: cv.trace_estimate(MODEL, p, b, KEY, memory=99)
+    ),
+    "memory is 98 bytes, expected at least 10320 for 60 vectors of 43 numbers; lower rank": (
+        lambda p, b: cv.frobenius_estimate(MODEL, p, b, KEY, memory=98)
+    ),
+    "memory is 99 bytes, expected at least .* for one column of the Hessian; pass memory=": (
+        lambda p, b: cv.frobenius_columns(MODEL, p, b, memory=99)
+    ),
+    "size is 0": lambda p, b: cv.chunked(MODEL, 0),
+    r"target has shape \(\), expected that of the outputs, \(3,\)": lambda p, b: cv.frobenius(
+        cv.mlp(jnp.tanh, cv.squared_error), p, b
     ),
     "chunk is 0": lambda p, b: cv.frobenius_columns(MODEL, p, b, chunk=0),
 }

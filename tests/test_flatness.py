@@ -253,6 +253,15 @@ BAD = {
         relu_loss, p, b, size=9
     ),
     "model is function, expected a Layered": lambda p, b: cv.theorem_1(relu_loss, p, b),
+    "model is function, expected a Layered, because paths": lambda p, b: cv.path_norm(
+        relu_loss, p, b
+    ),
+    "model is function, expected a Layered, because the norm": lambda p, b: cv.last_layer(
+        relu_loss, p, b
+    ),
+    "loss is nan on this batch": lambda p, b: cv.gradient_variance(
+        relu_loss, p, (jnp.nan * b[0], b[1])
+    ),
     r"model returned outputs of shape \(5,\)": lambda p, b: cv.section_3(
         cv.Layered(
             lambda dense, q, e: jnp.append(dense(q[1], dense(q[0], e[0])), jnp.zeros(2)),

@@ -25,6 +25,7 @@ FLOORS = {
 LADDERS = {
     "curvature": (
         "base",
+        "chunked",
         "layers",
         "result",
         "blocks",

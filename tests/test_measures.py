@@ -136,6 +136,10 @@ REFUSED = {
     "batch_size is 17 for a problem with 16 examples": lambda p, m: supremum(
         p, exact, batch_size=17
     ),
+    "curvature is None": lambda p, m: supremum(p, None),
+    "curvature returned": lambda p, m: supremum(p, lambda loss, w, b: jnp.ones(2))(
+        p.init(KEY, {}), {}
+    ),
     "problem is": lambda p, m: supremum(None, exact),
     "measure returned": lambda p, m: judged_by(p, lambda w, h: jnp.ones(2)).objective(
         p.init(KEY, {}), {}, p.valid_batch(KEY)

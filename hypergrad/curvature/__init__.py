@@ -1,6 +1,7 @@
 """Curvature: exact and estimated norms, spectra and flatness; pure functions of (loss, params, batch)."""
 
 from hypergrad.curvature.base import Composed, Layered, Model
+from hypergrad.curvature.chunked import chunked
 from hypergrad.curvature.columns import frobenius_columns
 from hypergrad.curvature.density import SpectralDensity, spectral_density
 from hypergrad.curvature.differences import difference_hessian
@@ -61,6 +62,7 @@ __all__ = [
     "TraceEstimate",
     "Volume",
     "adaptive",
+    "chunked",
     "cross_entropy",
     "diagonal",
     "diagonal_estimate",

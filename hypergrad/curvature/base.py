@@ -19,6 +19,8 @@ Dense: TypeAlias = Callable[[PyTree, Array], Array]
 
 MEMORY = 2**29
 """Bytes that one call may use, where the caller does not say."""
+VECTORS = 2**32
+"""Bytes that the vectors of an estimate or a spectrum may take, where the caller does not say."""
 
 
 class Composed(NamedTuple):
@@ -162,6 +164,15 @@ def check(model: Model, params: Params, batch: Batch) -> None:
         )
 
 
+def check_layered(name: str, model: Any, made: str) -> None:
+    """Raise a `ValueError` unless a model shows its layers; `made` says what is made from them."""
+    if not isinstance(model, Layered):
+        raise ValueError(
+            f"{name} is {type(model).__name__}, expected a Layered, because {made} its layers; build one with "
+            "curvature.mlp or curvature.Layered, or use frobenius"
+        )
+
+
 def check_params(params: Params) -> None:
     """Raise a `ValueError` unless the params are finite floating-point arrays of one dtype."""
     leaves = jax.tree.leaves(params)
@@ -239,6 +250,13 @@ def check_memory(what: str, needed: float, memory: int, advice: str) -> None:
         raise ValueError(
             f"memory is {memory} bytes, expected at least {math.ceil(needed)} for {what}; {advice}"
         )
+
+
+def check_vectors(count: int, params: Params, memory: int, advice: str) -> None:
+    """Raise a `ValueError` where that many vectors like the params need more bytes than `memory`."""
+    size = size_of(params)
+    what = f"{count} vectors of {size} numbers"
+    check_memory(what, float(count) * size * itemsize(params), memory, advice)
 
 
 def traced(value: Any) -> bool:

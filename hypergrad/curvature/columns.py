@@ -12,6 +12,7 @@ from hypergrad.curvature.base import (
     Model,
     check,
     check_count,
+    check_memory,
     composed_of,
     itemsize,
     loss_of,
@@ -65,13 +66,13 @@ def frobenius_columns(
         batch: what the loss takes.
         gauss_newton: the Gauss-Newton matrix instead; the loss must then be `Composed` or `Layered`.
         memory: bytes to use; decides the chunk where that is None.
-        chunk: columns at a time.
+        chunk: columns at a time, whatever their memory.
 
     Returns:
         The norm and the squared norms of all blocks of layers, in the order of `layer_names`.
 
     Raises:
-        ValueError: where loss, params and batch do not fit.
+        ValueError: where loss, params and batch do not fit, or a column does not fit into memory.
     """
     check(loss, params, batch)
     check_count("memory", memory)
@@ -109,14 +110,18 @@ def _group_norms(
                 new[i] = value
         return jax.tree.unflatten(treedef, new)
 
-    push = (_bent if gauss_newton else _curved)(loss, batch, put, own, above)
+    linearized = _bent if gauss_newton else _curved
+    if chunk is None:
+        need = _bytes(lambda own: linearized(loss, batch, put, own, above), own)
+        advice = f"pass memory={need}, a smaller batch, or chunked(loss, size)"
+        check_memory("one column of the Hessian", need, memory, advice)
+        chunk = max(1, min(256, memory // (need + 1)))
+    push = linearized(loss, batch, put, own, above)
     shapes = [leaf.shape for leaf in own]
     ends = [0]
     for shape in shapes:
         ends.append(ends[-1] + math.prod(shape))
     dtype = own[0].dtype
-    if chunk is None:
-        chunk = max(1, min(256, memory // (_bytes(push, own) + 1)))
 
     def column(index: Array) -> list[Array]:
         flat = jax.nn.one_hot(index, ends[-1], dtype=dtype)
@@ -151,10 +156,14 @@ def _bent(loss: Model, batch: Batch, put: Callable, own: PyTree, above: PyTree) 
     return lambda tangent: pull(bend(push(tangent)))[0]
 
 
-def _bytes(push: Callable, own: PyTree) -> int:
-    """Bound the memory of one product by what its program computes, half of it at a time."""
-    jaxpr = jax.make_jaxpr(push)(own).jaxpr
-    sizes = [
-        math.prod(v.aval.shape) * v.aval.dtype.itemsize for eqn in jaxpr.eqns for v in eqn.outvars
-    ]
+def _bytes(linearized: Callable, own: PyTree) -> int:
+    """Bound the memory of one product by what its program computes, half of it at a time; run nothing."""
+    sizes = []
+
+    def trace(own):
+        jaxpr = jax.make_jaxpr(linearized(own))(own).jaxpr
+        made = [v.aval for eqn in jaxpr.eqns for v in eqn.outvars]
+        sizes.extend(math.prod(x.shape) * x.dtype.itemsize for x in made)
+
+    jax.eval_shape(trace, own)
     return sum(sizes) // 2 + itemsize(own)

@@ -5,7 +5,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.curvature.base import Model, check_count, check_positive
+from hypergrad.curvature.base import (
+    VECTORS,
+    Model,
+    check_count,
+    check_positive,
+    check_vectors,
+    size_of,
+)
 from hypergrad.curvature.eigen import lanczos, tridiagonal
 from hypergrad.curvature.products import Product, hvp, operator
 from hypergrad.types import Array, Batch, Key, Params
@@ -38,6 +45,7 @@ def spectral_density(
     num_points: int = 400,
     width: float | None = None,
     product: Product = hvp,
+    memory: int = VECTORS,
 ) -> SpectralDensity:
     """Estimate the density of the eigenvalues of H by stochastic Lanczos quadrature.
 
@@ -60,6 +68,10 @@ def spectral_density(
         num_points: of the grid, which spans all nodes and 5 σ on both sides.
         width: σ; a hundredth of the span of the nodes where None.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
+        memory: bytes for the vectors.
+
+    Raises:
+        ValueError: where the vectors do not fit into memory.
 
     Reference:
         Ubaru, Chen, Saad, 2017; Ghorbani, Krishnan, Xiao, 2019, arXiv:1901.10159.
@@ -69,8 +81,9 @@ def spectral_density(
     check_count("num_points", num_points, 2)
     if width is not None:
         check_positive("width", width)
+    steps = min(num_steps, size_of(params))
+    check_vectors(steps, params, memory, "lower num_steps, or pass more memory")
     linear = operator(product, loss, params, batch)
-    steps = min(num_steps, linear.size)
 
     def probe(key):
         found = lanczos(linear, jax.random.normal(key, (linear.size,), linear.dtype), steps)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.curvature.base import Model, check_count, size_of
+from hypergrad.curvature.base import VECTORS, Model, check_count, check_vectors, size_of
 from hypergrad.curvature.products import Operator, Product, hvp, operator
 from hypergrad.types import Array, Batch, Key, Params, PyTree
 
@@ -48,6 +48,7 @@ def top_eigenvalues(
     num_steps: int | None = None,
     smallest: bool = False,
     product: Product = hvp,
+    memory: int = VECTORS,
 ) -> Eigenpairs:
     """Return the largest eigenvalues of H, or the smallest, by Lanczos' method.
 
@@ -69,9 +70,11 @@ def top_eigenvalues(
         num_steps: products; 4 num + 20 where None, n at most.
         smallest: the smallest instead, most negative first.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
+        memory: bytes for the vectors.
 
     Raises:
-        ValueError: where there are fewer steps or weights than eigenvalues wanted.
+        ValueError: where there are fewer steps or weights than eigenvalues wanted, or the vectors do not fit
+            into memory.
 
     Reference:
         Golub, Van Loan, "Matrix Computations", 4th ed., 10.1-10.3.
@@ -85,6 +88,8 @@ def top_eigenvalues(
             f"num is {num}, expected at most {num_steps}, the steps of Lanczos' method (and no more than "
             "there are weights); raise num_steps or lower num"
         )
+    advice = "lower num_steps, pass more memory, or use power_iteration, which keeps two"
+    check_vectors(num_steps, params, memory, advice)
     linear = operator(product, loss, params, batch)
     found = lanczos(linear, jax.random.normal(key, (linear.size,), linear.dtype), num_steps)
     values, weights = jnp.linalg.eigh(tridiagonal(found))

@@ -7,12 +7,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.curvature.base import Model, check_count, check_positive
+from hypergrad.curvature.base import (
+    VECTORS,
+    Model,
+    check_count,
+    check_positive,
+    check_vectors,
+    size_of,
+)
 from hypergrad.curvature.products import Operator, Product, hvp, operator
 from hypergrad.types import Array, Batch, Key, Params
 
 FEWEST = 30
 """Products below which no interval is given: it would cover far less than it says."""
+ADVICE = "lower rank and chunk, or pass more memory"
 
 
 class Interval(NamedTuple):
@@ -60,6 +68,7 @@ def frobenius_estimate(
     confidence: float = 0.95,
     chunk: int = 10,
     product: Product = hvp,
+    memory: int = VECTORS,
 ) -> FrobeniusEstimate:
     """Estimate ‖H‖_F by Hutch++, or with `rank=0` by Hutchinson's plain mean.
 
@@ -90,9 +99,11 @@ def frobenius_estimate(
         confidence: of the interval.
         chunk: products side by side.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
+        memory: bytes for the vectors.
 
     Raises:
-        ValueError: for a rank that leaves no probes, counts below 1, a tolerance with too few products.
+        ValueError: for a rank that leaves no probes, counts below 1, a tolerance with too few products, vectors
+            that do not fit into memory.
 
     Reference:
         Hutchinson, 1990; Meyer, Musco, Musco, Woodruff, 2021, arXiv:2010.09649 (Hutch++, of H²); Wilson,
@@ -120,8 +131,9 @@ def frobenius_estimate(
                 f"num_products is {num_products}, expected at least {FEWEST} with a tolerance, because no "
                 "interval is given for fewer; raise it"
             )
+    rank = min(rank, size_of(params))
+    check_vectors(2 * (rank + chunk), params, memory, ADVICE)
     linear = operator(product, loss, params, batch)
-    rank = min(rank, linear.size)
     sketch_key, probe_key = jax.random.split(key)
     basis, exact = _basis(linear, sketch_key, rank, chunk)
 

@@ -13,6 +13,7 @@ from hypergrad.curvature.base import (
     Layered,
     Model,
     check,
+    check_layered,
     check_memory,
     itemsize,
     num_samples,
@@ -124,6 +125,7 @@ def frobenius_pairs(
 
     **Cost:** about 4 m² Σ_{l≤k} units_l (in_k + units_k), whatever the number of parameters.
     """
+    check_layered("loss", loss, "the norm is made from the inputs of")
     check(loss, params, batch)
     return _layered(loss, params, batch, layers, gauss_newton, memory, True)[0]
 
@@ -141,6 +143,7 @@ def frobenius_dense(
 
     **Cost:** m n² multiply-adds for n parameters, in matrix products; no tile outlives its square.
     """
+    check_layered("loss", loss, "the norm is made from the inputs of")
     check(loss, params, batch)
     return _layered(loss, params, batch, layers, gauss_newton, memory, False)[0]
 
@@ -161,6 +164,7 @@ def sample_pairs(
         gauss_newton: the Gauss-Newton matrix instead.
         memory: bytes to use.
     """
+    check_layered("loss", loss, "the products are of the inputs of")
     check(loss, params, batch)
     norms = _layered(loss, params, batch, None, gauss_newton, memory, True)[1]
     total = jnp.zeros(())

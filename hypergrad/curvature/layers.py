@@ -56,15 +56,21 @@ def cross_entropy(logits: Array, label: Array) -> Array:
     With M = argmax z, −log p_y = log(1 + Σ_{c≠M} e^{z_c − z_M}) + z_M − z_y. The derivatives
     of that are sums of the *small* probabilities; 1 − p_M, which rounding spoils, never occurs.
 
+    **Limits:** NaN, with all its derivatives, where y is not from 0 to classes − 1.
+
     Args:
         logits: z `[classes]`.
         label: y, a whole number `[]`.
+
+    Raises:
+        ValueError: for fewer than two classes.
     """
     if logits.shape[-1] < 2:
         raise ValueError(
             f"logits has shape {logits.shape}, expected at least two classes; use squared_error for one output"
         )
     classes, dtype = logits.shape[-1], logits.dtype
+    logits = logits * jnp.where((label >= 0) & (label < classes), 1, jnp.nan)
     top = jax.nn.one_hot(jnp.argmax(logits), classes, dtype=dtype)
     others = jnp.sum(jnp.where(top > 0, 0, jnp.exp(logits - jnp.sum(logits * top))))
     # exactly zero, with its derivative, where the largest logit is that of the label
@@ -73,7 +79,17 @@ def cross_entropy(logits: Array, label: Array) -> Array:
 
 
 def squared_error(outputs: Array, target: Array) -> Array:
-    """Return ½ ‖z − t‖² of one sample."""
+    """Return ½ ‖z − t‖² of one sample.
+
+    Raises:
+        ValueError: where a target has another number of entries than the outputs.
+    """
+    if jnp.size(outputs) != jnp.size(target):
+        raise ValueError(
+            f"target has shape {jnp.shape(target)}, expected that of the outputs, {jnp.shape(outputs)}; give "
+            "each sample as many targets as the network has outputs"
+        )
+    target = jnp.reshape(target, jnp.shape(outputs))
     return 0.5 * jnp.sum(jnp.square(outputs - target))
 
 

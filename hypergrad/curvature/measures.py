@@ -9,6 +9,7 @@ from hypergrad.curvature.base import (
     Model,
     check,
     check_count,
+    check_layered,
     dense,
     loss_of,
     names,
@@ -75,6 +76,7 @@ def path_norm(model: Layered, params: Params, batch: Batch) -> Array:
     Reference:
         Neyshabur, Salakhutdinov, Srebro, 2015, arXiv:1506.02617; Jiang et al., 2020, equation 44.
     """
+    check_layered("model", model, "paths go through")
     check(model, params, batch)
 
     def ones(x):

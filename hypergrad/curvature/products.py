@@ -46,11 +46,28 @@ def hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
         batch: what the loss takes.
         vector: v, a pytree like the params.
 
+    Raises:
+        ValueError: where loss, params, batch and vector do not fit.
+
     Reference:
         Pearlmutter, 1994, "Fast exact multiplication by the Hessian".
     """
+    check(loss, params, batch)
+    check_vector(params, vector)
     function = loss_of(loss)
     return jax.jvp(jax.grad(lambda w: function(w, batch)), (params,), (vector,))[1]
+
+
+def check_vector(params: Params, vector: PyTree) -> None:
+    """Raise a `ValueError` unless a vector has the structure, shapes and dtype of the params."""
+    wanted, got = (
+        jax.tree.map(lambda x: (jnp.shape(x), str(jnp.result_type(x))), x) for x in (params, vector)
+    )
+    if wanted != got:
+        raise ValueError(
+            "vector is unlike the params, expected a pytree of the same structure, shapes and dtype; make it "
+            "with jax.tree.map over the params, or with the unravel of jax.flatten_util.ravel_pytree"
+        )
 
 
 def ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
@@ -67,9 +84,14 @@ def ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
         batch: what the loss takes.
         vector: v, a pytree like the params.
 
+    Raises:
+        ValueError: for a plain function, and where loss, params, batch and vector do not fit.
+
     Reference:
         Schraudolph, 2002, "Fast curvature matrix-vector products"; Martens, 2014, arXiv:1412.1193.
     """
+    check(loss, params, batch)
+    check_vector(params, vector)
     composed = composed_of(loss)
 
     def outputs(w):
@@ -101,6 +123,7 @@ def fisher_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTr
     Reference:
         Kunstner, Balles, Hennig, 2019, arXiv:1905.12558.
     """
+    check_params(params)
     each = each_of(loss)
     shape = abstract("loss", each, params, batch)
     if getattr(shape, "ndim", None) != 1:
@@ -108,6 +131,7 @@ def fisher_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTr
             f"loss returned {describe(shape)}, expected the losses of the samples, of shape (m,), because "
             "the Fisher matrix is made from their gradients; leave out the mean"
         )
+    check_vector(params, vector)
     _, push = jax.linearize(lambda w: each(w, batch), params)
     (pulled,) = jax.linear_transpose(push, params)(push(vector))
     return jax.tree.map(lambda x: x / shape.shape[0], pulled)

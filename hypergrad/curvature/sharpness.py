@@ -1,5 +1,7 @@
 """How much the loss rises within a ball or box around the weights: worst-case sharpness."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -138,11 +140,13 @@ def m_sharpness(
     size: int,
     radius: float = 0.05,
     num_steps: int = 1,
+    chunk: int = 32,
 ) -> Array:
     """Return the mean of `sam` over parts of `size` samples, each with a move of its own.
 
-    **Cost:** as `sam`, on all parts side by side. **Limits:** samples beyond the last whole part are left
-    out.
+    **Cost:** as `sam` on each part, memory of `chunk` of them.
+
+    **Limits:** samples beyond the last whole part are left out.
 
     Args:
         loss: any model whose batch has the samples along its first axes.
@@ -151,6 +155,7 @@ def m_sharpness(
         size: m, samples in a part.
         radius: ρ.
         num_steps: of ascent.
+        chunk: parts side by side.
 
     Raises:
         ValueError: where the parts have no common size, or the loss is not a mean over samples.
@@ -160,6 +165,7 @@ def m_sharpness(
         arXiv:2206.06232.
     """
     check_count("size", size)
+    check_count("chunk", chunk)
     samples = num_samples(batch)
     if size > samples:
         raise ValueError(
@@ -169,10 +175,11 @@ def m_sharpness(
     parts = jax.tree.map(
         lambda x: x[: samples // size * size].reshape(-1, size, *x.shape[1:]), batch
     )
-    rises = jax.vmap(lambda part: sam(loss, params, part, radius=radius, num_steps=num_steps))(
-        parts
-    )
-    return jnp.mean(rises)
+
+    def rise(part):
+        return sam(loss, params, part, radius=radius, num_steps=num_steps)
+
+    return jnp.mean(jax.lax.map(rise, parts, batch_size=min(chunk, samples // size)))
 
 
 def check_mean(loss: Model, params: Params, batch: Batch) -> None:
@@ -192,6 +199,11 @@ def check_mean(loss: Model, params: Params, batch: Batch) -> None:
     means = (
         half * float(function(params, first)) + (samples - half) * float(function(params, rest))
     ) / samples
+    if not math.isfinite(whole):
+        raise ValueError(
+            f"loss is {whole} on this batch, expected a finite number; look for missing values among the "
+            "inputs, or for weights that have grown too large"
+        )
     tolerance = 10 * float(jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).eps) ** 0.5
     if not abs(whole - means) <= tolerance * max(1.0, abs(whole)):
         raise ValueError(

@@ -3,7 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from hypergrad.curvature.base import Layered, check, dense, num_samples, parts, widen
+from hypergrad.curvature.base import (
+    Layered,
+    check,
+    check_layered,
+    dense,
+    num_samples,
+    parts,
+    widen,
+)
 from hypergrad.curvature.frobenius import block_leaves, frobenius
 from hypergrad.curvature.layers import trained_layers
 from hypergrad.types import Array, Batch, Params
@@ -55,6 +63,7 @@ def last_layer(model: Layered, params: Params, batch: Batch) -> Array:
 
     (1/m²) Σ_ij (ã_i·ã_j)² ⟨S_i, S_j⟩ with S = diag(p) − p pᵀ, for softmax cross-entropy.
     """
+    check_layered("model", model, "the norm is that of the last of")
     check(model, params, batch)
     name = trained_layers(model, params, batch)[-1].name
     return frobenius(model, params, batch, layers=[name]).value
@@ -73,6 +82,7 @@ def rescaled(model: Layered, params: Params, batch: Batch) -> Array:
         params: its weights.
         batch: of m samples.
     """
+    check(model, params, batch)
     leaves = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(widen(params))]
     groups = block_leaves(model, params, batch)
     squares = jnp.stack([sum(leaves[i] for i in group.leaves) for group in groups])
@@ -82,11 +92,7 @@ def rescaled(model: Layered, params: Params, batch: Batch) -> Array:
 
 def _last(model: Layered, params: Params, batch: Batch) -> tuple[Array, Array, Array]:
     """Return inputs `[m, in]`, outputs `[m, classes]` and the matrix of the last affine layer."""
-    if not isinstance(model, Layered):
-        raise ValueError(
-            f"model is {type(model).__name__}, expected a Layered, because the value is made from the inputs "
-            "of its last layer; build one with curvature.mlp or curvature.Layered, or use frobenius"
-        )
+    check_layered("model", model, "the value is made from the inputs of")
     check(model, params, batch)
     params = widen(params)
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.curvature.base import Model, check_count, sum_chunks
-from hypergrad.curvature.estimate import Moments, merge, standard_error, student
+from hypergrad.curvature.base import VECTORS, Model, check_count, check_vectors, size_of, sum_chunks
+from hypergrad.curvature.estimate import ADVICE, Moments, merge, standard_error, student
 from hypergrad.curvature.products import Product, hvp, operator
 from hypergrad.types import Array, Batch, Key, Params, PyTree
 
@@ -83,13 +83,16 @@ def trace_estimate(
     rank: int | None = None,
     chunk: int = 10,
     product: Product = hvp,
+    memory: int = VECTORS,
 ) -> TraceEstimate:
     """Estimate tr H by Hutch++, or with `rank=0` by Hutchinson's mean of vᵀ H v.
 
     tr H = tr(Qᵀ H Q) + E vᵀ (I − Q Qᵀ) H (I − Q Qᵀ) v
 
-    **Cost:** `num_products` products. **Limits:** the interval is mean ± t standard errors: vᵀ H v has both
-    signs, so that nothing better is known of its shape.
+    **Cost:** `num_products` products, memory `rank` vectors and `chunk` products.
+
+    **Limits:** the interval is mean ± t standard errors: vᵀ H v has both signs, so that nothing better is
+    known of its shape.
 
     Args:
         loss: any model that `product` takes.
@@ -100,6 +103,10 @@ def trace_estimate(
         rank: of Q; a third of `num_products` where None.
         chunk: products side by side.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
+        memory: bytes for the vectors.
+
+    Raises:
+        ValueError: for a rank that leaves no probes, counts below 1, vectors that do not fit into memory.
 
     Reference:
         Hutchinson, 1990; Meyer, Musco, Musco, Woodruff, 2021, arXiv:2010.09649.
@@ -113,8 +120,9 @@ def trace_estimate(
             f"rank is {rank}, expected at most {max(0, (num_products - 2) // 2)} for "
             f"num_products={num_products}, because a mean takes at least 2 products; lower it"
         )
+    rank = min(rank, size_of(params))
+    check_vectors(2 * (rank + chunk), params, memory, ADVICE)
     linear = operator(product, loss, params, batch)
-    rank = min(rank, linear.size)
     sketch_key, probe_key = jax.random.split(key)
     basis, exact = jnp.zeros((linear.size, 0), linear.dtype), jnp.zeros((), linear.dtype)
     if rank:
@@ -122,11 +130,15 @@ def trace_estimate(
         basis = jnp.linalg.qr(jax.lax.map(linear.matvec, signs, batch_size=min(chunk, rank)).T)[0]
         exact = jnp.sum(basis.T * jax.lax.map(linear.matvec, basis.T, batch_size=min(chunk, rank)))
     count = num_products - 2 * rank
-    signs = jax.random.rademacher(probe_key, (count, linear.size)).astype(linear.dtype)
-    vectors = signs - (signs @ basis) @ basis.T
-    products = jax.lax.map(linear.matvec, vectors, batch_size=min(chunk, count))
+
+    def term(key):
+        signs = jax.random.rademacher(key, (linear.size,)).astype(linear.dtype)
+        vector = signs - basis @ (signs @ basis)
+        return jnp.vdot(vector, linear.matvec(vector))
+
+    terms = jax.lax.map(term, jax.random.split(probe_key, count), batch_size=min(chunk, count))
     zero = jnp.zeros((), linear.dtype)
-    seen = merge(Moments(zero, zero, zero), jnp.sum(vectors * products, 1), jnp.ones(count, bool))
+    seen = merge(Moments(zero, zero, zero), terms, jnp.ones(count, bool))
     value, error = exact + seen.mean, standard_error(seen)
     half = student(0.95, seen.count - 1) * error
     return TraceEstimate(value, error, (value - half, value + half) if num_products >= 30 else None)

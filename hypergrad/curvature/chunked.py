@@ -1,0 +1,47 @@
+"""A mean loss that is computed a few samples at a time."""
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.curvature.base import LossFn, Model, check_count, loss_of, num_samples
+from hypergrad.types import Array, Batch, Params
+
+
+def chunked(loss: Model, size: int) -> LossFn:
+    """Return the same mean loss, computed `size` samples at a time, in memory of so many.
+
+    L = Σ_c (m_c / m) L_c over parts of `size` samples and the rest, one after another. All that takes a
+    plain loss then takes a batch of any length: `hvp`, spectra, estimates, columns, sharpness.
+
+    **Cost:** each part is computed once more for every derivative taken of it, instead of being kept.
+
+    **Limits:** of means over samples that do not see each other. It has no outputs, which `ggn_vp` and
+    `fisher_vp` need: these are means over samples themselves, to be taken part by part.
+
+    Args:
+        loss: any model whose batch has the samples along its first axes.
+        size: samples at a time.
+    """
+    check_count("size", size)
+    function = loss_of(loss)
+
+    def whole(params: Params, batch: Batch) -> Array:
+        samples = num_samples(batch)
+        num, rest = divmod(samples, size)
+        batch = jax.tree.map(jnp.asarray, batch)
+        parts = jax.tree.map(lambda x: x[: num * size].reshape(num, size, *x.shape[1:]), batch)
+        tail = jax.tree.map(lambda x: x[num * size :], batch)
+        # what is kept for a derivative is the part, not what was computed from it
+        again = jax.checkpoint(function, prevent_cse=False)
+
+        def add(total, part):
+            return total + size * again(params, part), None
+
+        one = jax.tree.map(lambda x: x[:1], batch)
+        value = jax.eval_shape(function, params, one)
+        total = jax.lax.scan(add, jnp.zeros(value.shape, value.dtype), parts)[0]
+        if rest:
+            total = total + rest * again(params, tail)
+        return total / samples
+
+    return whole
