@@ -266,7 +266,7 @@ def mixed_trial(trial):
     ("make", "num"),
     [
         (partial(CrossEntropySampler, generation=16, rho=0.25), 160),
-        (partial(BayesSampler, capacity=64), 30),
+        (partial(BayesSampler, capacity=32), 30),
     ],
 )
 def test_samplers_learn_and_repeat_themselves(make, num):
