@@ -597,17 +597,17 @@ def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, An
     notes = []
     trace = _trace(found, cost)
     if trace.get("skipped"):
-        notes.append(f"{trace['skipped']} steps were not finite; they were skipped")
+        notes.append(f"steps that were not finite, and were skipped: {trace['skipped']}")
     refused = sum(int(o.info["refused"].sum()) for o in found.outcomes if "refused" in o.info)
     if refused:
         notes.append(
-            f"{refused} updates left the response out: its solve was worse than none, or not finite"
+            f"updates that left the response out, its solve worse than none or not finite: {refused}"
         )
     dropped = sum(int(o.info["dropped"].sum()) for o in found.outcomes if "dropped" in o.info)
     if dropped:
         notes.append(
-            f"the shared weights diverged in {dropped} windows of training, which were dropped: some of the "
-            "policy's rates are too large"
+            f"windows of training dropped because the shared weights diverged: {dropped}; some of the policy's "
+            "rates are too large"
         )
     growth = trace.get("adjoint_growth", [])
     if len(growth) and np.nanmax(growth) > 1.05:
