@@ -25,6 +25,8 @@ from hypergrad import curvature as cv
 from hypergrad.curvature.base import loss_of
 
 REPEATS = 5
+WARM = 0.2
+"""Seconds below which a call is made once before it counts."""
 MEMORY = 2**29
 WHOLE = 6_000
 """Parameters up to which all columns are made; above, `SOME` of them."""
@@ -154,7 +156,7 @@ def measure(setting: Setting, options) -> list[Figure]:
                     calls[peer] = lambda worker=worker: worker.ask("time")["seconds"]
                 except RuntimeError as error:
                     figures.append(Figure(peer, "absent", str(error), "message"))
-        times = interleave(calls, REPEATS)
+        times = interleave(calls, REPEATS, WARM)
     exact = reference(setting, made)
     for name, norm in norms.items():
         share = shares[name]

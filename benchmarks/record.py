@@ -164,7 +164,9 @@ def pin(cores: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
 
-def interleave(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str, dict[str, float]]:
+def interleave(
+    calls: dict[str, Callable[[], float]], repeats: int, warm: float = 0.0
+) -> dict[str, dict[str, float]]:
     """Time all `calls` in turn, `repeats` times after one turn that does not count.
 
     Taking turns, they share whatever disturbs the machine.
@@ -172,16 +174,19 @@ def interleave(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str,
     Args:
         calls: name -> a function that works and returns the seconds it took.
         repeats: how many turns count.
+        warm: a call that took less than these seconds in the first turn is made twice in each, and the
+            second counts: what came before leaves cold caches, which cost short calls a good part.
 
     Returns:
         For each name the median, lowest and highest seconds.
     """
+    first = {name: call() for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
+    for _ in range(repeats):
         for name, call in calls.items():
-            took = call()
-            if turn:
-                seconds[name].append(took)
+            if first[name] < warm:
+                call()
+            seconds[name].append(call())
     return {
         name: {"median": float(np.median(s)), "lowest": min(s), "highest": max(s)}
         for name, s in seconds.items()

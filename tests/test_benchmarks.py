@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -82,6 +83,19 @@ def test_turns_are_taken_and_the_first_does_not_count():
     )
     assert order == ["a", "b"] * 4
     assert times["a"] == {"median": 2.0, "lowest": 1.0, "highest": 3.0}
+
+
+def test_short_calls_are_warm():
+    """A short call is made twice in each turn, and the second counts; a long one only once."""
+    order, seconds = [], {"short": [0.1, 9.0, 2.0, 9.0, 2.0], "long": [9.0]}
+
+    def call(name):
+        order.append(name)
+        return seconds[name][(order.count(name) - 1) % len(seconds[name])]
+
+    times = interleave({name: partial(call, name) for name in seconds}, 2, warm=0.5)
+    assert order == ["short", "long"] + 2 * ["short", "short", "long"]
+    assert times["short"]["highest"] == 2.0 and times["long"]["median"] == 9.0
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
