@@ -153,6 +153,7 @@ def measure(setting: Setting, options) -> list[Figure]:
                 try:
                     worker = stack.enter_context(Peer(options.torch_python, peer, path, setting))
                     norms[peer], shares[peer] = worker.ask("norm")["norm"], worker.share
+                    figures.append(Figure(peer, "version", worker.made["version"], "version"))
                     calls[peer] = lambda worker=worker: worker.ask("time")["seconds"]
                 except RuntimeError as error:
                     figures.append(Figure(peer, "absent", str(error), "message"))

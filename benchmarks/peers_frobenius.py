@@ -5,6 +5,7 @@ column by column is that of its first `columns` columns; the parent scales the t
 """
 
 import time
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
@@ -81,5 +82,13 @@ class Case:
         return {"seconds": time.perf_counter() - began, "norm": norm}
 
 
+def installed(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 if __name__ == "__main__":
-    serve(Case, {"torch": torch.__version__})
+    names = ("torch", "curvlinops-for-pytorch", "PyHessian")
+    serve(Case, {"version": ", ".join(f"{name} {installed(name)}" for name in names)})
