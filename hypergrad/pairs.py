@@ -1,7 +1,7 @@
 """Antithetic pairs of training runs: what they carry, one window of one, and means over those that live."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,11 +107,6 @@ def run_window(
     finite = jnp.all(jnp.isfinite(values)) & ~jnp.any(bad)
     first = jnp.where(finite, -1, start.step[0] + first).astype(jnp.int32)
     return Window(train, gaps, jnp.mean(values), first)
-
-
-def choose(condition: Array, new: PyTree, old: PyTree) -> Any:
-    """Choose between two trees by one boolean `[]`."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def mean_and_error(values: PyTree, counted: Array) -> tuple[PyTree, PyTree]:

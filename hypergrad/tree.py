@@ -26,6 +26,11 @@ def rows(tree: PyTree, index: Array | np.ndarray) -> PyTree:
     return jax.tree.map(lambda x: x[index], tree)
 
 
+def choose(condition: Array, new: PyTree, old: PyTree) -> Any:
+    """Choose between two trees by one boolean `[]`."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
 def is_float(leaf) -> bool:
     """Tell whether a leaf has a derivative: real floating point of any width."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

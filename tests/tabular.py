@@ -10,9 +10,9 @@ import optax
 from hypergrad.problem import Problem
 from hypergrad.space import Choice, Integer, LogReal, Real
 
-RATE = 0.3
-SPACE = {"op": Choice(("a", "b", "c")), "num": Integer(1, 2), "l2": Real(-3.0, 1.0, -1.0)}
-TWO = {"op": Choice(("a", "b")), "l2": Real(-3.0, 1.0, -1.0), "rate": LogReal(0.01, 1.0, RATE)}
+RATE, L2 = 0.3, -1.0
+SPACE = {"op": Choice(("a", "b", "c")), "num": Integer(1, 2), "l2": Real(-3.0, 1.0, L2)}
+TWO = {"op": Choice(("a", "b")), "l2": Real(-3.0, 1.0, L2), "rate": LogReal(0.01, 1.0, RATE)}
 _random = np.random.default_rng(5)
 _root = _random.normal(size=(6, 3, 3))
 A = _root @ _root.transpose(0, 2, 1) / 3 + 0.5 * np.eye(3)
@@ -27,16 +27,20 @@ def outcome(h):
 
 
 def problem():
-    """Gradient descent from zero; `rate` is read where the space has it."""
+    """Gradient descent from zero; `rate` and `l2` are read where the space has them, else fixed."""
 
     def loss(w, h, batch):
         k = outcome(h)
         gap = w - jnp.asarray(C)[k]
-        return 0.5 * gap @ jnp.asarray(A)[k] @ gap + 0.5 * jnp.exp(h["l2"]) * jnp.sum(w**2)
+        return 0.5 * gap @ jnp.asarray(A)[k] @ gap + 0.5 * jnp.exp(h.get("l2", L2)) * jnp.sum(w**2)
 
     def objective(w, h, batch):
         k = outcome(h)
-        return 0.5 * jnp.sum((w - jnp.asarray(D)[k]) ** 2) + jnp.asarray(G)[k] + 0.05 * h["l2"] ** 2
+        return (
+            0.5 * jnp.sum((w - jnp.asarray(D)[k]) ** 2)
+            + jnp.asarray(G)[k]
+            + 0.05 * h.get("l2", L2) ** 2
+        )
 
     return Problem(
         init=lambda key, h: jnp.zeros(3),

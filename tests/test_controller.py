@@ -163,11 +163,7 @@ def test_a_response_without_use_is_left_out_and_warned_of():
 def steep(rate, response, horizon=40):
     """A policy whose learning rate begins at `rate`; above 1.3 some choice diverges, above 4 all do."""
     space = {"op": TWO["op"], "rate": LogReal(0.01, 100.0, rate)}
-    plain = tabular.problem()
-    problem = plain._replace(
-        loss=lambda w, h, b: plain.loss(w, {**h, "l2": -1.0}, b),
-        objective=lambda w, h, b: plain.objective(w, {**h, "l2": -1.0}, b),
-    )
+    problem = tabular.problem()
     policy = multitask(space)
     credit = None if "optimizer" in response.sees else running_mean()
     est = shared(problem, horizon, policy, response=response, draws=sampled(4), credit=credit)

@@ -197,11 +197,7 @@ def test_integers_and_choices():
     assert found.name == "mixed" and found.call.endswith("draws=enumerated())")
     works(found, {"op": jnp.zeros(3), "num": jnp.zeros(2), "l2": jnp.asarray(-1.0)})
     discrete = {name: tabular.SPACE[name] for name in ("op", "num")}
-    plain = problem._replace(
-        loss=lambda w, h, b: problem.loss(w, {**h, "l2": -1.0}, b),
-        objective=lambda w, h, b: problem.objective(w, {**h, "l2": -1.0}, b),
-    )
-    found = recommend(plain, discrete, 6)
+    found = recommend(problem, discrete, 6)
     assert found.name == "score" and "no leaf is real" in said(found)
     works(found, {"op": jnp.zeros(3), "num": jnp.zeros(2)})
     kinds = {**tabular.TWO, "rate": Choice((0.1, 0.3))}

@@ -42,8 +42,7 @@ def discrete(lift=0.0):
     """The same problem without its real leaf, which compiles no reverse pass."""
     problem = tabular.problem()
     return problem._replace(
-        loss=lambda w, h, b: problem.loss(w, {**h, "l2": -1.0}, b),
-        objective=lambda w, h, b: problem.objective(w, {**h, "l2": -1.0}, b) + lift,
+        objective=lambda w, h, b: problem.objective(w, h, b) + lift,
     )
 
 

@@ -283,11 +283,7 @@ def quadrature(mean, std, function, num=60):
 def test_credit_is_the_score_function_of_the_window():
     """A learning rate that the response does not see: E[f] over its normal, by quadrature."""
     space = {"op": TWO["op"], "rate": LogReal(0.01, 1.0, 0.3)}
-    plain = tabular.problem()
-    problem = plain._replace(
-        loss=lambda w, h, b: plain.loss(w, {**h, "l2": -1.0}, b),
-        objective=lambda w, h, b: plain.objective(w, {**h, "l2": -1.0}, b),
-    )
+    problem = tabular.problem()
     policy = multitask(space, width=0.6)
     phi = policy.init(KEY)
     p = np.zeros(6)
@@ -432,12 +428,7 @@ def test_weights_that_are_not_finite_start_anew():
 def test_a_window_that_diverged_is_dropped():
     """The weights before it go on without its momenta, and it counts as the bound; else new ones do."""
     space = {"op": TWO["op"], "rate": LogReal(0.01, 100.0, 0.1)}
-    plain = tabular.problem()
-    problem = plain._replace(
-        loss=lambda w, h, b: plain.loss(w, {**h, "l2": -1.0}, b),
-        objective=lambda w, h, b: plain.objective(w, {**h, "l2": -1.0}, b),
-        optimizer=lambda h: optax.sgd(h["rate"], 0.5),
-    )
+    problem = tabular.problem()._replace(optimizer=lambda h: optax.sgd(h["rate"], 0.5))
     policy = multitask(space, width=0.05)
     phi = policy.init(KEY)
     steep = phi.at[0, 0].add(5.0)
@@ -543,11 +534,7 @@ def test_refused_in_one_line(fragment):
 
 
 def test_no_real_leaf_is_plain_enas():
-    plain = tabular.problem()
-    problem = plain._replace(
-        loss=lambda w, h, b: plain.loss(w, {**h, "l2": -1.0}, b),
-        objective=lambda w, h, b: plain.objective(w, {**h, "l2": -1.0}, b),
-    )
+    problem = tabular.problem()
     policy = multitask({"op": SPACE["op"], "num": SPACE["num"]})
     assert policy.given is None and policy.log_density is None
     got = estimate(

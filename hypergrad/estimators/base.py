@@ -245,7 +245,7 @@ def go_on(state: OnlineState, fresh: OnlineState, restart_every: int | None) -> 
         over |= state.train.step >= restart_every
     key = fresh.train.key
     pair = (s._replace(train=s.train._replace(key=())) for s in (fresh, state))
-    chosen = jax.tree.map(lambda a, b: jnp.where(over, a, b), *pair)
+    chosen = tree.choose(over, *pair)
     return chosen._replace(train=chosen.train._replace(key=key))
 
 

@@ -15,7 +15,6 @@ from hypergrad.pairs import (
     Window,
     begin,
     both_sides,
-    choose,
     final_objective,
     mean_and_error,
     run_window,
@@ -255,7 +254,7 @@ def nres(
     """
 
     def reuse(starts, fresh, noise):
-        kept = jax.tree.map(lambda e, x: jnp.where(starts, e, x), fresh, noise)
+        kept = tree.choose(starts, fresh, noise)
         return kept, kept
 
     return _online(problem, horizon, window, gaussian(sigma, space), num_pairs, target, reuse)
@@ -281,7 +280,7 @@ def _online(
         fresh = moves.draw(jax.random.fold_in(draw_key, pair.num_windows), hparams)
         unit, credited = rule(starts, fresh, pair.noise)
         moved = both_sides(moves, hparams, unit)
-        train = choose(starts, begin(problem, start_key, moved), pair.train)
+        train = tree.choose(starts, begin(problem, start_key, moved), pair.train)
         batch = problem.valid_batch(valid_key)
         found = run_window(problem, hparams, moved, train, batch, window)
         # a run that was not finite once stays out of the means, from its first such step on
@@ -304,7 +303,7 @@ def _online(
             index, key = inputs
             keys = _keys(key, num_pairs)
             moved, _ = jax.vmap(advance, in_axes=(0, 0, 0, None))(*keys, pairs, hparams)
-            return jax.vmap(choose)(index < windows, moved, pairs), None
+            return jax.vmap(tree.choose)(index < windows, moved, pairs), None
 
         turns = (jnp.arange(num_windows - 1), jax.random.split(run_key, num_windows - 1))
         return jax.lax.scan(turn, pairs, turns)[0]

@@ -456,13 +456,8 @@ def _go_on(
     """
     kept = before[0]._replace(opt_state=start[0].opt_state), before[1]
     worse = ~(before[1] <= start[1])
-    safe = _select(worse, start, kept)
-    return _select(diverged, safe, after)
-
-
-def _select(take: Array, left: PyTree, right: PyTree) -> PyTree:
-    """Return `left` where `take`, else `right`."""
-    return jax.tree.map(lambda a, b: jnp.where(take, a, b), left, right)
+    safe = tree.choose(worse, start, kept)
+    return tree.choose(diverged, safe, after)
 
 
 def _kept(tree: PyTree, keep: Array) -> PyTree:

@@ -3,11 +3,11 @@
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
+from hypergrad import tree
 from hypergrad.coordinates import cell, coordinates, from_units, names_of
 from hypergrad.families import Smoothing, tables
 from hypergrad.problem import check_horizon
@@ -151,7 +151,7 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
         ready = waiting >= num_members
         state = state._replace(units=units, scores=scores)
         updated = update(state, units, scores)
-        state = jax.tree.map(lambda new, old: jnp.where(ready, new, old), updated, state)
+        state = tree.choose(ready, updated, state)
         return state._replace(waiting=jnp.where(ready, 0, waiting))
 
     def update(state, units, scores):
@@ -189,7 +189,7 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
         if law:
             fitted = law.fit(state.tables, units[order][:, chosen], weights)
             new = new._replace(tables=law.blend(state.tables, fitted, new.step))
-        return jax.tree.map(lambda a, b: jnp.where(total > 0, a, b), new, state)
+        return tree.choose(total > 0, new, state)
 
     def info(state):
         values = jnp.linalg.eigvalsh(state.covariance)

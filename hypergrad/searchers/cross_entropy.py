@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from hypergrad import tree
 from hypergrad.coordinates import coordinates, from_units
 from hypergrad.distribution import distribution
 from hypergrad.families import Family
@@ -160,7 +160,7 @@ def cross_entropy(
 
         fitted = law.fit(state.params, units, weights)
         blended = law.blend(state.params, fitted, state.step + 1)
-        params = jax.tree.map(lambda new, old: jnp.where(some, new, old), blended, state.params)
+        params = tree.choose(some, blended, state.params)
 
         def likelihood(params):
             logs = jnp.where(elite, law.log_density(params, units), 0)

@@ -133,7 +133,7 @@ def bilevel(
 
         def each(sample_key, begin_key, index):
             drawn = spaces.sample(space, sample_key)
-            chosen = jax.tree.map(lambda a, b: jnp.where(index == 0, a, b), first, drawn)
+            chosen = tree.choose(index == 0, first, drawn)
             z = spaces.unconstrain(space, chosen)
             return begin(begin_key, z, jnp.ones(())), z
 
@@ -164,7 +164,7 @@ def bilevel(
         finite = bad < 0
 
         def either(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+            return tree.choose(finite, new, old)
 
         half = jax.tree.map(lambda a, b: (a + b) / 2, point.z, state.anchor)
         after, memory = either((end, memory), begin(begin_key, half, point.speed / 2))

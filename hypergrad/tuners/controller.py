@@ -225,7 +225,7 @@ def controller(
         new = moves(phi, opt_state, found, pull)
         # a window that was dropped has no value, but credit or response may tell what made it diverge
         finite = jnp.isfinite(size + tree.norm(new[0])) & (jnp.isfinite(found.value) | (size > 0))
-        phi, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (phi, opt_state))
+        phi, opt_state = tree.choose(finite, new, (phi, opt_state))
         return (phi, opt_state, state), _told(found, parts, finite)
 
     @jax.jit

@@ -108,7 +108,7 @@ def descent(
 
     def begin(key, index):
         drawn = spaces.sample(space, key)
-        chosen = jax.tree.map(lambda a, b: jnp.where(index == 0, a, b), first, drawn)
+        chosen = tree.choose(index == 0, first, drawn)
         z = spaces.unconstrain(space, chosen)
         return jax.tree.map(lambda x, edge: jnp.clip(x, -edge, edge), z, edges)
 
@@ -140,7 +140,7 @@ def descent(
         finite = jnp.isfinite(estimate.value) & jnp.isfinite(tree.norm(grads))
 
         def either(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+            return tree.choose(finite, new, old)
 
         updates, new_opt_state = outer.update(grads, opt_state, z)
         back = jax.tree.map(lambda a, b: (a + b) / 2, z, last_finite)
