@@ -32,6 +32,17 @@ WHOLE = 6_000
 """Parameters up to which all columns are made; above, `SOME` of them."""
 SOME = 256
 PEERS = ("torch.func.hessian", "curvlinops", "PyHessian")
+SHOWN = {
+    "PyHessian": ("tab:brown", "v"),
+    "torch.func.hessian": ("tab:red", "s"),
+    "curvlinops": ("tab:orange", "D"),
+    "jax.hessian": ("tab:purple", "^"),
+    "HVP columns": ("tab:green", "P"),
+    "hypergrad dense": ("0.6", "x"),
+    "hypergrad frobenius": ("tab:blue", "o"),
+    "hypergrad, last layer": ("tab:cyan", "o"),
+}
+"""Method in the picture -> its color and marker."""
 
 
 class Setting(NamedTuple):
@@ -241,4 +252,60 @@ def table(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-summary = table
+def summary(results: Results) -> str:
+    """Write one line a network at m = 256: the exact norm beside columns and the fastest peer."""
+    rows = []
+    for name, methods in results.cases.items():
+        network, _, samples = name.rpartition(", m = ")
+        if samples != "256":
+            continue
+        times = {method: found.get("time, median") for method, found in methods.items()}
+        ours, last = times["hypergrad frobenius"], times["hypergrad, last layer"]
+        peers = {peer: times[peer] for peer in PEERS if times.get(peer)}
+        best = min(peers, key=peers.__getitem__) if peers else None
+        rows.append(
+            [
+                network,
+                f"{ours * 1e3:.3g}",
+                f"{methods['hypergrad frobenius']['memory'] / 1e6:.1f}",
+                f"{last * 1e3:.2g}",
+                f"{times['HVP columns'] / ours:.3g}x",
+                f"{peers[best] / ours:.3g}x ({best})" if best else "not measured",
+            ]
+        )
+    header = ["256 samples", "ms", "MB", "last layer ms", "HVP columns", "best peer"]
+    return markdown(header, rows)
+
+
+def draw(results: Results) -> Any:
+    """Draw the times by the number of parameters, a panel a batch size; hollow where scaled from a part."""
+    from matplotlib.figure import Figure as Canvas
+
+    curves: dict[str, dict[str, list]] = {}
+    for name, methods in results.cases.items():
+        samples = name.rpartition(", m = ")[2]
+        for method, found in methods.items():
+            if method in SHOWN and "absent" not in found:
+                point = int(name.split()[0]), found["time, median"], found["columns"] == 1
+                curves.setdefault(samples, {}).setdefault(method, []).append(point)
+    canvas = Canvas(figsize=(11, 4.2), layout="constrained")
+    axes = canvas.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axis, (samples, methods) in zip(axes, curves.items(), strict=True):
+        for method, points in methods.items():
+            color, marker = SHOWN[method]
+            sizes, seconds, _ = zip(*points, strict=True)
+            axis.loglog(sizes, seconds, color=color, linewidth=1.5)
+            for size, second, full in points:
+                face = color if full else "white"
+                axis.plot(size, second, marker, color=color, markerfacecolor=face, markersize=6)
+        axis.set_title(f"m = {samples}", loc="left", fontsize=10)
+        axis.set_xlabel("parameters")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("seconds")
+    entries = [
+        axes[0].plot([], [], color=color, marker=marker, label=method)[0]
+        for method, (color, marker) in SHOWN.items()
+    ]
+    canvas.legend(handles=entries, loc="outside right center", frameon=False, fontsize=9)
+    return canvas

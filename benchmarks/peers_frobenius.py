@@ -56,7 +56,7 @@ class Case:
         linear = curvlinops.HessianLinearOperator(
             self.model, self.criterion, params, [self.batch], check_deterministic=False
         )
-        return (linear @ torch.eye(self.size)[:, : self.columns]).square().sum()
+        return (linear @ torch.eye(self.size, self.columns)).square().sum()
 
     def pyhessian(self):
         """PyHessian's products with the columns of the identity, one after another, on a fresh model."""

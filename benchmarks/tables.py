@@ -22,6 +22,7 @@ PICTURES = {
     "controller": "docs/controller.png",
     "fghpo": "docs/flatness_overlap.png",
     "flatness_theory": "docs/flatness.png",
+    "frobenius": "docs/frobenius.png",
     "runtime": "docs/flatness_runtime.png",
     "search_quality": "docs/search_quality.png",
 }
