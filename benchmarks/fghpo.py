@@ -135,6 +135,11 @@ def bohb(table, key):
     return searched(table, key, random(SPACE), scheduler, num, 1)
 
 
+def sharpest(ranking: Callable) -> Callable:
+    """Turn a ranking round: of two settings it prefers the sharper; a measure of 0 is discarded as before."""
+    return lambda measures, values: ranking(1 / measures, values)
+
+
 def drawing(space: Any) -> dict[str, Callable]:
     """Return the methods that draw all their settings at random, those of Algorithm 1 first."""
     made = partial(by_measure, space=space)
@@ -150,6 +155,9 @@ def drawing(space: Any) -> dict[str, Callable]:
         "matched theorem_1": made("theorem_1_1", matched(0.4)),
         "blended full": made("full_1", blended(0.2)),
         "blended rescaled": made("rescaled_1", blended(0.2)),
+        "Pareto sharp theorem_1": made("theorem_1_1", sharpest(pareto)),
+        "matched sharp theorem_1": made("theorem_1_1", sharpest(matched(0.4))),
+        "blended sharp theorem_1": made("theorem_1_1", sharpest(blended(0.2))),
         "random": lambda table, key: searched(table, key, random(space), full(EPOCHS), TRIALS, 1),
     }
 

@@ -108,11 +108,10 @@ def groups_of(name: str, samples: int, quick: bool) -> list[Group]:
     random = np.random.default_rng(0)
     groups = []
     for i, batch in enumerate(batches):
-        drawn = _image_settings(random, each) if name in IMAGES else _bayesmark(random, each, batch)
+        size = min(batch, samples)
+        drawn = _image_settings(random, each) if name in IMAGES else _bayesmark(random, each, size)
         largest = (4, 64) if name in IMAGES else (1, 200)
-        groups.append(
-            Group(np.arange(i * each, (i + 1) * each), min(batch, samples), drawn, largest)
-        )
+        groups.append(Group(np.arange(i * each, (i + 1) * each), size, drawn, largest))
     return groups[:2] if quick else groups
 
 
@@ -130,7 +129,7 @@ def _bayesmark(random: np.random.Generator, num: int, batch: int) -> Any:
         width=random.integers(50, 201, num),
         depth=1,
         rate=_log(random, num, 1e-5, 1e-1),
-        decay=_log(random, num, 1e-5, 1e1) / batch,  # scikit-learn divides α by the batch
+        decay=_log(random, num, 1e-5, 1e1) / batch,  # as scikit-learn: a batch is the set at most
         beta_1=logit(0.5, 0.99),
         beta_2=logit(0.9, 1 - 1e-6),
         epsilon=_log(random, num, 1e-9, 1e-6),
