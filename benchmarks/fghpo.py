@@ -57,6 +57,10 @@ SPACE = {
 CONTROL, SCORE = "plain halving", "test AUC"
 OTHERS = "on other sets"
 """Head of the column of intervals in which data sets are drawn again too."""
+INTERVALS = (
+    "The interval of the mean gap draws repeats again, the same for all data sets, and speaks of these data "
+    f'sets; the one "{OTHERS}" draws the data sets again too.'
+)
 
 Table = dict[str, Any]
 """Columns of one data set and seed, `[settings]`; `curve` `[len(READ), settings]` is 1 − AUC."""
@@ -379,7 +383,7 @@ def table(results: Results) -> str:
     told = (
         f"{len(cases)} of {len(SIZES)} tables of the paper, on a thinned grid. Median test AUC x 100 of "
         f"{repeats} repeats. A win: significantly better than every other method; a loss: significantly "
-        "worse than some."
+        f"worse than some. {INTERVALS}"
     )
     return f"{told}\n\n{compared(cases)}\n\n{leaving_one_out(cases)}"
 
