@@ -202,24 +202,27 @@ def condition(
 ) -> Posterior:
     """Condition a process on the rows that are not empty.
 
-    Where rounding leaves K + noise I without a Cholesky factor, its noise is multiplied by 10 until it has one.
+    Where rounding leaves K + noise I without a Cholesky factor, its noise is multiplied by 10 until it has one,
+    and once more: the first factor that exists is of the size of its rounding errors.
 
     **Cost:** O(n³), and as much again for each time.
     """
 
     def factor(kernel):
-        return kernel, jnp.linalg.cholesky(_gram(kernel, covariance, units, mask))
+        lower = jnp.linalg.cholesky(_gram(kernel, covariance, units, mask))
+        return kernel, lower, ~jnp.all(jnp.isfinite(lower))
 
     def fails(carry):
-        kernel, lower = carry
-        return ~jnp.all(jnp.isfinite(lower)) & (kernel.noise < kernel.amplitude)
+        (kernel, _, failed), failed_before = carry
+        return (failed | failed_before) & (kernel.noise < kernel.amplitude)
 
     def louder(carry):
-        kernel = carry[0]
+        kernel, _, failed = carry[0]
         noise = jnp.maximum(kernel.noise, np.log(noise_floor())) + np.log(10.0)
-        return factor(kernel._replace(noise=noise.astype(kernel.noise.dtype)))
+        return factor(kernel._replace(noise=noise.astype(kernel.noise.dtype))), failed
 
-    kernel, lower = jax.lax.while_loop(fails, louder, factor(kernel))
+    start = factor(kernel), jnp.zeros((), bool)
+    (kernel, lower, _), _ = jax.lax.while_loop(fails, louder, start)
     eye = jnp.eye(len(units), dtype=units.dtype)
     root = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
     return Posterior(kernel, units, mask, root, root @ jnp.where(mask, targets, 0))
