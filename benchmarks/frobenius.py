@@ -259,10 +259,9 @@ def summary(results: Results) -> str:
         network, _, samples = name.rpartition(", m = ")
         if samples != "256":
             continue
-        times = {method: found.get("time, median") for method, found in methods.items()}
+        times = {m: found["time, median"] for m, found in methods.items() if "absent" not in found}
         ours, last = times["hypergrad frobenius"], times["hypergrad, last layer"]
-        peers = {peer: times[peer] for peer in PEERS if times.get(peer)}
-        best = min(peers, key=peers.__getitem__) if peers else None
+        best = min((peer for peer in PEERS if peer in times), key=times.__getitem__, default=None)
         rows.append(
             [
                 network,
@@ -270,7 +269,7 @@ def summary(results: Results) -> str:
                 f"{methods['hypergrad frobenius']['memory'] / 1e6:.1f}",
                 f"{last * 1e3:.2g}",
                 f"{times['HVP columns'] / ours:.3g}x",
-                f"{peers[best] / ours:.3g}x ({best})" if best else "not measured",
+                f"{times[best] / ours:.3g}x ({best})" if best else "not measured",
             ]
         )
     header = ["256 samples", "ms", "MB", "last layer ms", "HVP columns", "best peer"]
