@@ -196,38 +196,102 @@ def test_eigenvalues(known):
             np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-10)
 
 
-def test_lanczos_makes_no_ghosts_and_ends_early():
+def test_lanczos_makes_no_ghosts():
     values = np.r_[100.0, 50.0, np.linspace(0, 1, 58)].astype(np.float32)
-    loss, key = quadratic(spectrum(values).astype(np.float32)), jax.random.key(0)
-    many = jax.jit(lambda: cv.top_eigenvalues(loss, jnp.zeros(60), (), key, num=4, num_steps=55))()
+    loss = quadratic(spectrum(values).astype(np.float32))
+    many = jax.jit(lambda: cv.top_eigenvalues(loss, jnp.zeros(60), (), KEY, num=4, num_steps=55))()
     np.testing.assert_allclose(many.values[:2], [100.0, 50.0], rtol=1e-4)
     assert many.values[2] < 1.001  # without reorthogonalization 100 comes again
-    few = np.diag(np.r_[3.0, 2.0, np.zeros(8)]).astype(np.float32)
-    rank = jax.jit(
-        lambda: cv.top_eigenvalues(quadratic(few), jnp.zeros(10), (), key, num=3, num_steps=10)
-    )()
-    np.testing.assert_allclose(rank.values, [3.0, 2.0, 0.0], atol=1e-5)
+
+
+@pytest.mark.parametrize("smallest", [False, True])
+def test_lanczos_goes_on_where_one_vector_reaches_no_more(smallest):
+    # a diagonal of one number, of none, and of three numbers, two of them many times
+    spectra = jnp.stack([jnp.full(9, -2.0), jnp.zeros(9), jnp.asarray([3.0] * 4 + [2] + [-1] * 4)])
+
+    def run(diagonal):
+        loss = lambda w, batch: 0.5 * jnp.sum(diagonal * w**2)  # noqa: E731
+        return cv.top_eigenvalues(loss, jnp.zeros(9), (), KEY, num=7, smallest=smallest)
+
+    alone = [jax.jit(run)(d) for d in spectra]
+    together = jax.jit(jax.vmap(run))(spectra)
+    for index, (diagonal, found) in enumerate(zip(np.asarray(spectra), alone, strict=True)):
+        wanted = np.sort(diagonal)[:7] if smallest else np.sort(diagonal)[::-1][:7]
+        np.testing.assert_allclose(found.values, wanted, atol=5e-6)
+        np.testing.assert_allclose(found.vectors @ found.vectors.T, np.eye(7), atol=5e-6)
+        error = found.vectors * diagonal - found.values[:, None] * found.vectors
+        assert np.all(np.linalg.norm(error, axis=1) <= found.residuals + 1e-5)
+        np.testing.assert_allclose(together.values[index], wanted, atol=5e-6)
+
+
+def test_the_smallest_eigenvalues_where_few_samples_leave_a_penalty_alone():
+    layers, batch = network(WIDTHS, dtype=jnp.float32), data(2, WIDTHS[0], WIDTHS[-1], jnp.float32)
+    found = jax.jit(
+        lambda p: (
+            cv.top_eigenvalues(MODEL, p, batch, KEY, num=3, smallest=True, product=cv.ggn_vp).values
+        )
+    )(layers)
+    np.testing.assert_allclose(found, 0.05, rtol=1e-4)
+
+
+def test_lanczos_at_many_weights():
+    diagonal = jnp.linspace(0.0, 1.0, 100_000).at[:3].set(jnp.asarray([10.0, 9.0, 8.0]))
+    loss = lambda w, batch: 0.5 * jnp.sum(diagonal * w**2)  # noqa: E731
+    found = jax.jit(lambda p: cv.top_eigenvalues(loss, p, (), KEY, num=4, num_steps=16))(
+        jnp.zeros(100_000)
+    )
+    np.testing.assert_allclose(found.values[:3], [10.0, 9.0, 8.0], rtol=1e-5)
+    error = jnp.linalg.norm(
+        diagonal * found.vectors - found.values[:, None] * found.vectors, axis=1
+    )
+    np.testing.assert_allclose(error, found.residuals, rtol=1e-3, atol=1e-4)
+    assert found.residuals[3] > 1e-3  # the bulk is not resolved by so few steps, and it says so
+
+
+def test_spectral_density_at_many_weights():
+    diagonal = jnp.linspace(0.0, 1.0, 1_000_000)
+    loss = lambda w, batch: 0.5 * jnp.sum(diagonal * w**2)  # noqa: E731
+    found = jax.jit(lambda p: cv.spectral_density(loss, p, (), KEY, num_probes=1, num_steps=5))(
+        jnp.zeros(1_000_000)
+    )
+    nodes, weights = np.polynomial.legendre.leggauss(5)  # of the uniform density
+    np.testing.assert_allclose(found.nodes[0], (nodes + 1) / 2, atol=5e-3)
+    np.testing.assert_allclose(found.weights[0], weights / 2, atol=5e-3)
 
 
 def test_spectral_density(known):
     with jax.enable_x64(True):
         layers, batch, matrices = known
-        exact = np.linalg.eigvalsh(matrices["hvp"])
-        found = fast(lambda p, key: cv.spectral_density(MODEL, p, batch, key, num_probes=60))(
-            layers, jax.random.key(0)
-        )
+        exact, num_probes = np.linalg.eigvalsh(matrices["hvp"]), 200
+        found = fast(
+            lambda p, key: cv.spectral_density(MODEL, p, batch, key, num_probes=num_probes)
+        )(layers, jax.random.key(0))
         np.testing.assert_allclose(np.sum(found.weights, 1), 1, rtol=1e-10)
         assert abs(np.trapezoid(found.density, found.grid) - 1) < 1e-3
-        step = np.asarray(found.grid)
-        smooth = np.exp(-0.5 * ((step[:, None] - exact) / ((exact[-1] - exact[0]) / 100)) ** 2).sum(
-            1
+        for power in (1, 2, 3, 4):
+            each = np.sum(found.weights * found.nodes**power, 1)
+            error = np.std(each, ddof=1) / np.sqrt(num_probes)
+            assert abs(np.mean(each) - np.mean(exact**power)) < 3 * error
+            assert error < 0.1 * np.mean(np.abs(exact) ** power)
+        grid = np.asarray(found.grid)
+        sigma = (np.max(found.nodes) - np.min(found.nodes)) / 100
+        smooth = np.exp(-0.5 * ((grid[:, None] - exact) / sigma) ** 2).sum(1)
+        smooth /= np.trapezoid(smooth, grid)
+        assert np.trapezoid(np.abs(smooth - found.density), grid) < 0.08
+
+
+@pytest.mark.parametrize("value", [-2.0, 0.0])
+def test_spectral_density_of_one_eigenvalue(value):
+    found = jax.jit(
+        lambda p: cv.spectral_density(
+            lambda w, batch: 0.5 * value * jnp.sum(w**2), p, (), KEY, num_probes=3
         )
-        smooth /= np.trapezoid(smooth, step)
-        assert np.trapezoid(np.abs(smooth - found.density), step) < 0.25
-        assert (
-            abs(np.mean(np.sum(found.weights * found.nodes, 1)) * len(exact) / exact.sum() - 1)
-            < 0.2
-        )
+    )(jnp.zeros(9))
+    np.testing.assert_allclose(found.nodes, value, atol=5e-6)
+    np.testing.assert_allclose(np.sum(found.weights, 1), 1, rtol=1e-5)
+    sigma = max(abs(value), 1) / 100
+    np.testing.assert_allclose(found.grid[jnp.asarray([0, -1])], value + np.r_[-5, 5] * sigma, 1e-4)
+    assert abs(np.trapezoid(found.density, found.grid) - 1) < 1e-3
 
 
 def test_samples_in_chunks_change_nothing_and_bound_the_memory():

@@ -23,7 +23,8 @@ class SpectralDensity(NamedTuple):
 
     Attributes:
         nodes: eigenvalues of T for each probe `[probes, k]`.
-        weights: share of the spectrum that each stands for `[probes, k]`; each row adds to one.
+        weights: share of the spectrum that each stands for `[probes, k]`; each row adds to one. Nodes that
+            come after all that the probe reaches (see `top_eigenvalues`) have weight 0.
         grid: λ `[points]`.
         density: of the eigenvalues, smoothed by a Gaussian of width σ, `[points]`; its integral is one.
     """
@@ -65,8 +66,8 @@ def spectral_density(
         key: of the probes, Gaussian vectors.
         num_probes: how many.
         num_steps: k, of Lanczos' method; n at most.
-        num_points: of the grid, which spans all nodes and 5 σ on both sides.
-        width: σ; a hundredth of the span of the nodes where None.
+        num_points: of the grid, which spans all nodes that have a weight and 5 σ on both sides.
+        width: σ; where None a hundredth of that span, or of |λ| where there is but one eigenvalue.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
         memory: bytes for the vectors.
 
@@ -86,13 +87,19 @@ def spectral_density(
     linear = operator(product, loss, params, batch)
 
     def probe(key):
-        found = lanczos(linear, jax.random.normal(key, (linear.size,), linear.dtype), steps)
+        found = lanczos(linear, key, steps)
         nodes, vectors = jnp.linalg.eigh(tridiagonal(found))
         return nodes, jnp.square(vectors[0])
 
     nodes, weights = jax.lax.map(probe, jax.random.split(key, num_probes))
-    low, high = jnp.min(nodes), jnp.max(nodes)
-    span = jnp.where(high > low, high - low, jnp.maximum(jnp.abs(high), 1))
+    eps = jnp.finfo(linear.dtype).eps
+    seen = weights > jnp.square(10 * eps)
+    low, high = (
+        jnp.min(nodes, where=seen, initial=jnp.inf),
+        jnp.max(nodes, where=seen, initial=-jnp.inf),
+    )
+    size = jnp.maximum(jnp.abs(low), jnp.abs(high))
+    span = jnp.where(high - low > 100 * eps * size, high - low, jnp.maximum(size, 1))
     sigma = span / 100 if width is None else jnp.asarray(width, linear.dtype)
     grid = jnp.linspace(low - 5 * sigma, high + 5 * sigma, num_points)
     bumps = jnp.exp(-0.5 * jnp.square((grid[:, None, None] - nodes) / sigma))

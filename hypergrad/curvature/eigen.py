@@ -16,7 +16,8 @@ class Eigenpairs(NamedTuple):
     Attributes:
         values: λ `[num]`, the largest first.
         vectors: eigenvectors of unit norm, pytrees like the params with a leading axis `[num]`.
-        residuals: ‖H v − λ v‖ `[num]`: an eigenvalue lies within that of λ.
+        residuals: ‖H v − λ v‖ `[num]`: an eigenvalue lies within that of λ, beside rounding,
+            at most √n ε ‖H‖ or so.
     """
 
     values: Array
@@ -29,7 +30,7 @@ class Tridiagonal(NamedTuple):
 
     Attributes:
         alpha: diagonal of T `[k]`.
-        beta: beside it `[k]`; the last is the norm of what is left.
+        beta: beside it `[k]`, 0 where a new vector was drawn; the last is the norm of what is left.
         basis: orthonormal rows `[k, n]`.
     """
 
@@ -55,17 +56,18 @@ def top_eigenvalues(
     H V_k = V_k T_k + β_k v_{k+1} e_kᵀ;   the eigenvalues of T_k at the ends of the spectrum come first
 
     Every new vector is made orthogonal to all earlier ones, twice, so that no eigenvalue appears again
-    as a ghost.
+    as a ghost. Where H v_k has nothing new, it goes on from a random vector orthogonal to all earlier ones.
 
     **Cost:** `num_steps` products, memory `num_steps` vectors, time num_steps² n beside the products.
 
-    **Limits:** an eigenvalue of multiplicity two is found once; the residuals say which ones converged.
+    **Limits:** an eigenvalue of multiplicity two is found once, and again only after all that one vector
+    reaches is found; the residuals say which ones converged.
 
     Args:
         loss: any model that `product` takes.
         params: n weights.
         batch: what the loss takes.
-        key: of the first vector.
+        key: of the random vectors.
         num: how many eigenvalues.
         num_steps: products; 4 num + 20 where None, n at most.
         smallest: the smallest instead, most negative first.
@@ -91,7 +93,7 @@ def top_eigenvalues(
     advice = "lower num_steps, pass more memory, or use power_iteration, which keeps two"
     check_vectors(num_steps, params, memory, advice)
     linear = operator(product, loss, params, batch)
-    found = lanczos(linear, jax.random.normal(key, (linear.size,), linear.dtype), num_steps)
+    found = lanczos(linear, key, num_steps)
     values, weights = jnp.linalg.eigh(tridiagonal(found))
     chosen = jnp.arange(num) if smallest else num_steps - 1 - jnp.arange(num)
     values, weights = values[chosen], weights[:, chosen]
@@ -100,35 +102,51 @@ def top_eigenvalues(
     return Eigenpairs(values, jax.vmap(linear.unravel)(vectors), residuals)
 
 
-def lanczos(linear: Operator, start: Array, num_steps: int) -> Tridiagonal:
-    """Run Lanczos' method from a vector, with full reorthogonalization.
+def lanczos(linear: Operator, key: Key, num_steps: int) -> Tridiagonal:
+    """Run Lanczos' method from a random vector, with full reorthogonalization, n steps at most.
 
-    Where the Krylov space ends early, β is zero and the rows after it are zero: T then falls apart, and
-    the part that belongs to `start` is whole.
+    What is left of H v_k counts as nothing below 10 ε of the largest ‖H v‖ met: then β is zero, and the next
+    vector is a random one orthogonal to all earlier ones. T falls apart into blocks, of which the first
+    belongs to the first vector alone, and an eigenvalue of several vectors is found in several blocks.
     """
-    size = start.size
-    first = start / jnp.linalg.norm(start)
-    tiny = 10 * size * jnp.finfo(start.dtype).eps
+    start_key, restart_key = jax.random.split(key)
+    tiny = 10 * jnp.finfo(linear.dtype).eps
+
+    def draw(key):
+        return jax.random.normal(key, (linear.size,), linear.dtype)
+
+    def unit(vector):
+        return vector / jnp.linalg.norm(vector)
 
     def step(index, carry):
         alpha, beta, basis, vector, scale = carry
         basis = basis.at[index].set(vector)
         image = linear.matvec(vector)
         alpha = alpha.at[index].set(jnp.vdot(vector, image))
-        rest = image
-        for _ in range(2):
-            rest = rest - basis.T @ (basis @ rest)
+        rest = outside(basis, image)
         norm = jnp.linalg.norm(rest)
         scale = jnp.maximum(scale, jnp.linalg.norm(image))
         alive = norm > tiny * scale
         beta = beta.at[index].set(jnp.where(alive, norm, 0))
-        return alpha, beta, basis, jnp.where(alive, rest / jnp.where(alive, norm, 1), 0), scale
+        following = jax.lax.cond(
+            alive,
+            lambda: rest / norm,
+            lambda: unit(outside(basis, draw(jax.random.fold_in(restart_key, index)))),
+        )
+        return alpha, beta, basis, following, scale
 
-    zeros = jnp.zeros(num_steps, start.dtype)
-    basis = jnp.zeros((num_steps, size), start.dtype)
-    carry = (zeros, zeros, basis, first, jnp.zeros((), start.dtype))
+    zeros = jnp.zeros(num_steps, linear.dtype)
+    basis = jnp.zeros((num_steps, linear.size), linear.dtype)
+    carry = (zeros, zeros, basis, unit(draw(start_key)), jnp.zeros((), linear.dtype))
     alpha, beta, basis, _, _ = jax.lax.fori_loop(0, num_steps, step, carry)
     return Tridiagonal(alpha, beta, basis)
+
+
+def outside(basis: Array, vector: Array) -> Array:
+    """Return the part of a vector `[n]` orthogonal to the rows of a basis `[k, n]`, twice against rounding."""
+    for _ in range(2):
+        vector = vector - basis.T @ (basis @ vector)
+    return vector
 
 
 def tridiagonal(found: Tridiagonal) -> Array:
