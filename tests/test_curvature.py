@@ -92,23 +92,83 @@ def test_blocks_are_those_of_the_matrix(known):
         np.testing.assert_allclose(blocks["0", "1"], matrices["hvp"][:size, size:], atol=1e-12)
 
 
-@pytest.mark.parametrize("rank", [0, 10])
-@pytest.mark.parametrize("kind", ["one large", "geometric"])
-def test_intervals_cover_what_they_say(rank, kind):
-    values = {"one large": np.r_[10.0, np.full(39, 0.1)], "geometric": 0.7 ** np.arange(40)}[kind]
-    matrix = spectrum(values).astype(np.float32)
-    true = np.linalg.norm(values)
+SPECTRA = {
+    "one large": np.r_[10.0, np.full(39, 0.1)],
+    "geometric": 0.7 ** np.arange(40),
+    "both signs": np.r_[5.0, -4.0, 3.0, np.linspace(-0.3, 0.3, 37)],
+}
 
-    def run(key):
-        return cv.frobenius_estimate(
-            quadratic(matrix), jnp.zeros(40), (), key, num_products=30, rank=rank
+
+@pytest.mark.parametrize("num_products", [30, 60])
+@pytest.mark.parametrize("kind", SPECTRA)
+def test_intervals_cover_what_they_say(kind, num_products):
+    values = SPECTRA[kind]
+    norm, trace, repeats = np.linalg.norm(values), values.sum(), 1000
+
+    def run(key, rank):
+        arguments = quadratic(spectrum(values)), jnp.zeros(40), (), key
+        return (
+            cv.frobenius_estimate(*arguments, num_products=num_products, rank=rank),
+            cv.trace_estimate(*arguments, num_products=num_products, rank=rank),
         )
 
-    found = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 200))
-    inside = (found.interval.low <= true) & (true <= found.interval.high)
-    assert 0.91 <= np.mean(inside) <= 0.99
-    assert abs(np.mean(found.value**2) / true**2 - 1) < 0.15
-    assert np.all(found.num_products == 30)
+    def both(keys):  # Hutchinson's mean and Hutch++
+        return [jax.vmap(partial(run, rank=rank))(keys) for rank in (0, num_products // 3)]
+
+    with jax.enable_x64(True):
+        made = jax.jit(both)(jax.random.split(jax.random.key(0), repeats))
+    for norms, traces in made:
+        for true, (low, high) in ((norm, norms.interval), (trace, traces.interval)):
+            inside = (np.asarray(low) <= true) & (true <= np.asarray(high))
+            assert 0.91 <= np.mean(inside) <= 0.99
+        for true, each in ((norm**2, np.square(norms.value)), (trace, np.asarray(traces.value))):
+            assert abs(np.mean(each) - true) < 4 * np.std(each) / np.sqrt(repeats)
+        assert np.all(np.asarray(norms.num_products) == num_products)
+
+
+def test_an_interval_without_width_holds_the_truth():
+    spanned = spectrum(np.r_[5.0, -5.1, 0.3, np.zeros(37)]).astype(np.float32)  # by the sketch
+    matrices = {10: spanned, 0: np.eye(40, dtype=np.float32) * 0.3}  # all terms are equal
+
+    def run(key, rank):
+        arguments = quadratic(matrices[rank]), jnp.zeros(40), (), key
+        return (
+            cv.frobenius_estimate(*arguments, num_products=30, rank=rank),
+            cv.trace_estimate(*arguments, num_products=30, rank=rank),
+        )
+
+    def both(keys):
+        return {rank: jax.vmap(partial(run, rank=rank))(keys) for rank in matrices}
+
+    for rank, found in jax.jit(both)(jax.random.split(KEY, 50)).items():
+        exact = matrices[rank].astype(np.float64)
+        for true, made in zip((np.linalg.norm(exact), np.trace(exact)), found, strict=True):
+            low, high = (np.asarray(bound, np.float64) for bound in made.interval)
+            assert np.all((low <= true) & (true <= high))
+            assert np.all(high - low < 1e-4 * np.linalg.norm(exact))
+
+
+def test_norms_have_gradients_where_the_curvature_is_zero():
+    def loss(w, batch):
+        return jnp.sum(w) + jnp.sum(w[:2] ** 3)
+
+    def norms(w):
+        return (
+            cv.frobenius(loss, w, ()).value,
+            cv.frobenius_estimate(loss, w, (), KEY, num_products=30).value,
+            cv.frobenius_estimate(loss, w, (), KEY, num_products=30, rank=0).value,
+        )
+
+    at_zero, beside = (
+        fast(jax.jacrev(norms))(w) for w in (jnp.zeros(4), jnp.asarray([0.5, 0.0, 0.2, 0.1]))
+    )
+    for zero, other in zip(at_zero, beside, strict=True):
+        np.testing.assert_array_equal(zero, 0)
+        np.testing.assert_allclose(other, [6.0, 0, 0, 0], rtol=1e-5)  # of |6 w_0|, by hand
+    trace = fast(
+        jax.grad(lambda w: cv.trace_estimate(loss, w, (), KEY, num_products=30, rank=3).value)
+    )
+    np.testing.assert_allclose(trace(jnp.asarray([0.5, 0.0, 0.2, 0.1])), [6.0, 6, 0, 0], rtol=1e-5)
 
 
 def test_no_interval_from_few_products():

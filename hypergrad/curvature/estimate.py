@@ -16,10 +16,13 @@ from hypergrad.curvature.base import (
     size_of,
 )
 from hypergrad.curvature.products import Operator, Product, hvp, operator
+from hypergrad.curvature.result import root
 from hypergrad.types import Array, Batch, Key, Params
 
 FEWEST = 30
 """Products below which no interval is given: it would cover far less than it says."""
+ROUNDING = 10
+"""Machine epsilons of what was added up that an interval is widened by, on both sides."""
 ADVICE = "lower rank and chunk, or pass more memory"
 
 
@@ -80,7 +83,8 @@ def frobenius_estimate(
     The interval is that of a χ²-distributed mean, whose degrees of freedom come from the spread of the
     terms, with Student's t for the spread being an estimate; in the cube roots in which a χ² is nearly
     normal (Wilson-Hilferty): mean / (1 − h ± t √h)³, h = (standard error / 3 mean)². A mean ± t standard
-    errors covers less where one eigenvalue dominates.
+    errors covers less where one eigenvalue dominates. Where all terms are equal, or Q spans all of H, rounding
+    is the whole error: the interval is at least 10 ε of the value wide on both sides.
 
     With a `tolerance`, probes go on, `chunk` at a time, until the interval is within it on both sides, or
     `num_products` are spent: "to 1 % with 95 %" is `tolerance=0.01`. Stopping when the interval happens to
@@ -163,7 +167,7 @@ def frobenius_estimate(
 
         seen = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), start))[1]
     square = exact + seen.mean
-    value = jnp.sqrt(square)
+    value = root(square)
     error = standard_error(seen) / (2 * jnp.where(value > 0, value, 1))
     bounds = interval(exact, seen, confidence)
     converged = jnp.asarray(True) if tolerance is None else _within(bounds, square, tolerance)
@@ -183,7 +187,8 @@ def _basis(linear: Operator, key: Key, rank: int, chunk: int) -> tuple[Array, Ar
     signs = jax.random.rademacher(key, (rank, linear.size)).astype(linear.dtype)
     batch_size = min(chunk, rank)
     images = jax.lax.map(linear.matvec, signs, batch_size=batch_size)
-    basis = jnp.linalg.qr(images.T)[0]
+    # any Q gives the same norm, so that its own derivative, infinite where it spans all of H, is left out
+    basis = jax.lax.stop_gradient(jnp.linalg.qr(images.T)[0])
     return basis, jnp.sum(jnp.square(jax.lax.map(linear.matvec, basis.T, batch_size=batch_size)))
 
 
@@ -229,7 +234,8 @@ def interval(exact: Array, seen: Moments, confidence: float) -> Interval:
     low = seen.mean / (1 - h + step) ** 3
     high = jnp.where(step + h < 1, seen.mean / jnp.maximum(1 - h - step, 1e-6) ** 3, jnp.inf)
     high = jnp.where(seen.mean > 0, high, seen.mean)
-    return Interval(jnp.sqrt(exact + low), jnp.sqrt(exact + high))
+    rounding = ROUNDING * jnp.finfo(seen.mean.dtype).eps
+    return Interval((1 - rounding) * jnp.sqrt(exact + low), (1 + rounding) * jnp.sqrt(exact + high))
 
 
 def _within(bounds: Interval, square: Array, tolerance: float) -> Array:

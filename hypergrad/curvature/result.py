@@ -27,4 +27,9 @@ def assemble(squares: list[list[Array]], order: list[int] | None = None) -> Frob
     blocks = jnp.stack([jnp.stack(row) for row in rows])
     if order is not None:
         blocks = blocks[jnp.asarray(order)][:, jnp.asarray(order)]
-    return Frobenius(jnp.sqrt(jnp.sum(blocks)), blocks)
+    return Frobenius(root(jnp.sum(blocks)), blocks)
+
+
+def root(square: Array) -> Array:
+    """Return √x; at 0 its gradient is 0, a subgradient of a norm, and not infinite."""
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))

@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.curvature.base import VECTORS, Model, check_count, check_vectors, size_of, sum_chunks
-from hypergrad.curvature.estimate import ADVICE, Moments, merge, standard_error, student
+from hypergrad.curvature.estimate import (
+    ADVICE,
+    FEWEST,
+    ROUNDING,
+    Moments,
+    merge,
+    standard_error,
+    student,
+)
 from hypergrad.curvature.products import Product, hvp, operator
 from hypergrad.types import Array, Batch, Key, Params, PyTree
 
@@ -89,10 +97,12 @@ def trace_estimate(
 
     tr H = tr(Qᵀ H Q) + E vᵀ (I − Q Qᵀ) H (I − Q Qᵀ) v
 
-    **Cost:** `num_products` products, memory `rank` vectors and `chunk` products.
+    The interval is mean ± t standard errors, since vᵀ H v has both signs and nothing better is known of its
+    shape. Student's t has half the degrees of freedom of normal terms, for these are skewed where few
+    eigenvalues dominate: simulated on spectra from one eigenvalue to many, 95 % then covers 92 to 97 %. And
+    10 ε Σ|v_i (H v)_i| more on both sides, for rounding, the whole error where Q spans all of H.
 
-    **Limits:** the interval is mean ± t standard errors: vᵀ H v has both signs, so that nothing better is
-    known of its shape.
+    **Cost:** `num_products` products, memory `rank` vectors and `chunk` products.
 
     Args:
         loss: any model that `product` takes.
@@ -124,24 +134,30 @@ def trace_estimate(
     check_vectors(2 * (rank + chunk), params, memory, ADVICE)
     linear = operator(product, loss, params, batch)
     sketch_key, probe_key = jax.random.split(key)
-    basis, exact = jnp.zeros((linear.size, 0), linear.dtype), jnp.zeros((), linear.dtype)
+    basis, exact = jnp.zeros((linear.size, 0), linear.dtype), jnp.zeros((0, 0), linear.dtype)
     if rank:
         signs = jax.random.rademacher(sketch_key, (rank, linear.size)).astype(linear.dtype)
-        basis = jnp.linalg.qr(jax.lax.map(linear.matvec, signs, batch_size=min(chunk, rank)).T)[0]
-        exact = jnp.sum(basis.T * jax.lax.map(linear.matvec, basis.T, batch_size=min(chunk, rank)))
+        images = jax.lax.map(linear.matvec, signs, batch_size=min(chunk, rank))
+        basis = jax.lax.stop_gradient(jnp.linalg.qr(images.T)[0])  # any Q gives the same trace
+        exact = basis.T * jax.lax.map(linear.matvec, basis.T, batch_size=min(chunk, rank))
     count = num_products - 2 * rank
 
     def term(key):
         signs = jax.random.rademacher(key, (linear.size,)).astype(linear.dtype)
         vector = signs - basis @ (signs @ basis)
-        return jnp.vdot(vector, linear.matvec(vector))
+        products = vector * linear.matvec(vector)
+        return jnp.sum(products), jnp.sum(jnp.abs(products))
 
-    terms = jax.lax.map(term, jax.random.split(probe_key, count), batch_size=min(chunk, count))
+    keys = jax.random.split(probe_key, count)
+    terms, sizes = jax.lax.map(term, keys, batch_size=min(chunk, count))
     zero = jnp.zeros((), linear.dtype)
     seen = merge(Moments(zero, zero, zero), terms, jnp.ones(count, bool))
-    value, error = exact + seen.mean, standard_error(seen)
-    half = student(0.95, seen.count - 1) * error
-    return TraceEstimate(value, error, (value - half, value + half) if num_products >= 30 else None)
+    value, error = jnp.sum(exact) + seen.mean, standard_error(seen)
+    size = jnp.sum(jnp.abs(exact)) + jnp.mean(sizes)
+    half = student(0.95, jnp.maximum((seen.count - 1) / 2, 1)) * error
+    half = half + ROUNDING * jnp.finfo(linear.dtype).eps * size
+    bounds = (value - half, value + half) if num_products >= FEWEST else None
+    return TraceEstimate(value, error, bounds)
 
 
 def diagonal_estimate(
