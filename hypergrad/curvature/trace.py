@@ -99,7 +99,7 @@ def trace_estimate(
 
     The interval is mean ± t standard errors, since vᵀ H v has both signs and nothing better is known of its
     shape. Student's t has half the degrees of freedom of normal terms, for these are skewed where few
-    eigenvalues dominate: simulated on spectra from one eigenvalue to many, 95 % then covers 92 to 97 %. And
+    eigenvalues dominate: simulated on spectra from one eigenvalue to many, 95 % then covers 92 to 98 %. And
     10 ε Σ|v_i (H v)_i| more on both sides, for rounding, the whole error where Q spans all of H.
 
     **Cost:** `num_products` products, memory `rank` vectors and `chunk` products.
