@@ -6,7 +6,10 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
+from hypergrad import tree
 from hypergrad.problem import (
     Problem,
     check_horizon,
@@ -33,7 +36,7 @@ def supremum(
     """Return the measure sup_{x ⊂ X} μ(x; h) over minibatches of the training set.
 
     With `batch_size`, the batches divide `problem.train_set`, those over the end left out; all members see the
-    same ones. Without, they are the first `num_batches` (4) that a run of key 0 would be trained on.
+    same ones. Without, they are the first `num_batches` that a run of key 0 would be trained on.
 
     **Cost:** a measure a batch, one after another.
 
@@ -42,12 +45,12 @@ def supremum(
         curvature: (loss, params, batch) -> [], such as `curvature.sam`, or
             `lambda loss, params, batch: curvature.frobenius(model, params, batch).value`. Hyperparameters and
             carried state are closed over in `loss`, whose batches are those of the problem.
-        num_batches: at most so many; all of the training set where None.
+        num_batches: so many. Where None, all of the training set with a `batch_size`, and 4 without.
         batch_size: samples in each.
 
     Raises:
-        ValueError: for a batch size without a training set, or one larger than it; when measured, for a
-            curvature that is not one number.
+        ValueError: for a batch size without a training set, or one larger than it, or more batches than it
+            has; when measured, for a curvature that is not one number.
     """
     check_problem(problem)
     if not callable(curvature):
@@ -146,12 +149,21 @@ def _batches(
             "problem.train_set; lower it, or leave it out"
         )
     most = examples.num_examples // batch_size
+    if num_batches is not None and num_batches > most:
+        raise ValueError(
+            f"num_batches is {num_batches}, expected at most the {most} batches of {batch_size} among "
+            f"{examples.num_examples} examples; lower it, or leave it out for all of them"
+        )
     offsets = jnp.arange(batch_size, dtype=jnp.int32)
-    return lambda i: examples.at(i * batch_size + offsets), min(most, num_batches or most)
+    return lambda i: examples.at(i * batch_size + offsets), num_batches or most
 
 
 def _check_number(name: str, value: Any, least: float) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not least <= value < math.inf:
+    """Raise a `ValueError` unless `value` is a finite number of at least `least`, or traced."""
+    shape = getattr(value, "shape", None)
+    number = isinstance(value, (int, float, np.integer)) or (shape == () and tree.is_float(value))
+    inside = number and (isinstance(value, Tracer) or least <= value < math.inf)
+    if isinstance(value, bool) or not inside:
         expected = "a finite number" if least == -math.inf else f"a number of at least {least}"
-        raise ValueError(f"{name} is {value!r:.80}, expected {expected}; pass e.g. {name}=1.0")
+        got = f"an array of shape {shape}" if shape else f"{value!r:.80}"
+        raise ValueError(f"{name} is {got}, expected {expected}; pass e.g. {name}=1.0")

@@ -166,6 +166,59 @@ def test_gradients_and_paths():
         np.testing.assert_allclose(cv.path_norm(model, layers, batch), np.sqrt(paths.sum()))
 
 
+def test_paths_of_frozen_layers_and_whole_numbers():
+    """√(Σ_paths Π w²), path by path, of a net whose last layer is closed over and whose inputs are counts."""
+    with jax.enable_x64(True):
+        layers = network((3, 4, 2))
+        frozen = {"kernel": -jnp.abs(layers[1]["kernel"]), "bias": layers[1]["bias"]}
+
+        def forward(dense, params, example):
+            return dense(frozen, jax.nn.relu(dense(params, example[0])))
+
+        model = cv.Layered(forward, lambda z, e: cv.cross_entropy(z, e[1]))
+        x, y = jnp.arange(15, dtype=jnp.int32).reshape(5, 3), data(5, 3, 2)[1]
+        (k, b), (K, B) = (
+            [np.asarray(layer[name]) for name in ("kernel", "bias")]
+            for layer in (layers[0], frozen)
+        )
+        paths = sum(
+            (k[i, j] * K[j, o]) ** 2 for i in range(3) for j in range(4) for o in range(2)
+        ) + sum((b[j] * K[j, o]) ** 2 for j in range(4) for o in range(2))
+        for order in (slice(None), slice(None, None, -1)):
+            got = cv.path_norm(model, layers[0], (x[order], y[order]))
+            np.testing.assert_allclose(got, np.sqrt(paths + np.sum(B**2)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(jnp.float32, 1e-4), (jnp.bfloat16, 1.0)])
+def test_a_sum_is_no_mean(dtype, size):
+    """However narrow its params, however small the loss: 12 samples, and a sum 12 times their mean."""
+    w = jnp.asarray([0.5, -1.0, 2.0], dtype)
+    batch = data(12, 3, 1, jnp.float32, labels=False)
+
+    def each(w, batch):
+        return size * jnp.square(batch[0] @ w - batch[1][:, 0])
+
+    def total(w, batch):
+        return jnp.sum(each(w, batch))
+
+    def mean(w, batch):
+        return jnp.mean(each(w, batch))
+
+    refused = "as the mean of its halves, expected a mean over samples"
+    for measure in (cv.gradient_variance, lambda *a: cv.m_sharpness(*a, size=4)):
+        with pytest.raises(ValueError, match=refused):
+            measure(total, w, batch)
+    assert cv.gradient_variance(mean, w, batch) > 0
+    # in chunks, by itself and under a derivative
+    for run in (lambda f: f(w, batch), lambda f: cv.hvp(f, w, batch, w)):
+        with pytest.raises(ValueError, match=refused):
+            run(cv.chunked(total, 5))
+    np.testing.assert_allclose(cv.chunked(mean, 5)(w, batch), mean(w, batch), rtol=1e-3)
+    assert jnp.isnan(
+        cv.chunked(mean, 5)(jnp.nan * w, batch)
+    )  # what is no number is left to the caller
+
+
 def test_what_the_search_is_guided_by():
     with jax.enable_x64(True):
         layers, (x, y) = network((4, 6, 5, 3), bias=False), data(9, 4, 3)
@@ -246,7 +299,7 @@ def test_landscapes():
 
 
 BAD = {
-    "loss is .* on the batch and .* as the mean of its halves": lambda p, b: cv.gradient_variance(
+    "loss is .* on 8 samples and .* as the mean of its halves": lambda p, b: cv.gradient_variance(
         lambda q, batch: 8 * relu_loss(q, batch) * len(batch[0]), p, b
     ),
     "size is 9, expected at most the 8 samples": lambda p, b: cv.m_sharpness(
@@ -270,6 +323,13 @@ BAD = {
         p,
         b,
     ),
+    r"radius is an array of shape \(3,\).*, expected one positive number": lambda p, b: cv.sam(
+        relu_loss, p, b, radius=jnp.ones(3)
+    ),
+    r"size is an array of shape \(2,\)": lambda p, b: cv.m_sharpness(
+        relu_loss, p, b, size=np.ones(2, int)
+    ),
+    "radius is True": lambda p, b: cv.sam(relu_loss, p, b, radius=True),
     "radius is -1": lambda p, b: cv.sam(relu_loss, p, b, radius=-1),
     "epsilon is 0": lambda p, b: cv.keskar(relu_loss, p, b, epsilon=0),
     "layer is 'x', expected the path of a matrix, among": lambda p, b: cv.relative_flatness(

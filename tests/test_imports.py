@@ -25,6 +25,7 @@ FLOORS = {
 LADDERS = {
     "curvature": (
         "base",
+        "sharpness",
         "chunked",
         "layers",
         "result",
@@ -37,7 +38,6 @@ LADDERS = {
         "trace",
         "eigen",
         "density",
-        "sharpness",
         "expected",
         "measures",
         "differences",

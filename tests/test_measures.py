@@ -128,6 +128,23 @@ def test_carried_state_is_closed_over():
     )
 
 
+@pytest.mark.parametrize("number", [np.float32(0.25), np.array(0.25), jnp.asarray(0.25)])
+def test_numbers_of_any_library(number):
+    problem = sharpness_aware(jnp.float32)
+    for make in (penalized, bounded):
+        assert make(problem, supremum(problem, exact), number).init is problem.init
+    w = {"w": jnp.arange(4.0)}
+
+    def loss(params, batch):
+        return jnp.mean(jnp.square(batch @ params["w"]))
+
+    batch = jnp.eye(4)
+    assert curvature.sam(loss, w, batch, radius=number) == curvature.sam(
+        loss, w, batch, radius=0.25
+    )
+    assert curvature.m_sharpness(loss, w, batch, size=np.int64(2)) > 0
+
+
 REFUSED = {
     "weight is -1": lambda p, m: penalized(p, m, -1),
     "bound is nan": lambda p, m: bounded(p, m, float("nan")),
@@ -136,6 +153,13 @@ REFUSED = {
     "batch_size is 17 for a problem with 16 examples": lambda p, m: supremum(
         p, exact, batch_size=17
     ),
+    "num_batches is 3, expected at most the 2 batches of 8 among 16 examples": lambda p, m: (
+        supremum(p, exact, num_batches=3, batch_size=8)
+    ),
+    "weight is an array of shape (3,), expected a number of at least 0": lambda p, m: penalized(
+        p, m, jnp.ones(3)
+    ),
+    "bound is True": lambda p, m: bounded(p, m, True),
     "curvature is None": lambda p, m: supremum(p, None),
     "curvature returned": lambda p, m: supremum(p, lambda loss, w, b: jnp.ones(2))(
         p.init(KEY, {}), {}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -228,18 +229,21 @@ def num_samples(batch: Batch) -> int:
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise a `ValueError` unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        got = describe(value) if hasattr(value, "shape") else f"{value!r}"
         raise ValueError(
-            f"{name} is {value!r}, expected a whole number of at least {least}; pass e.g. {name}={least + 9}"
+            f"{name} is {got}, expected a whole number of at least {least}; pass e.g. {name}={least + 9}"
         )
 
 
 def check_positive(name: str, value: Any) -> None:
     """Raise a `ValueError` unless `value` is a positive number, or traced."""
+    if getattr(value, "shape", ()) != ():
+        raise ValueError(f"{name} is {describe(value)}, expected one positive number of shape ()")
     if traced(value):
         return
-    number = isinstance(value, (int, float, jax.Array)) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
+    number = isinstance(value, (int, float)) or hasattr(value, "shape")
+    if isinstance(value, (bool, np.bool_)) or not number or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}, expected a positive number; pass e.g. {name}=0.05")
 
 

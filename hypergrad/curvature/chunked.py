@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.curvature.base import LossFn, Model, check_count, loss_of, num_samples
+from hypergrad.curvature.sharpness import check_halves
 from hypergrad.types import Array, Batch, Params
 
 
@@ -15,12 +16,16 @@ def chunked(loss: Model, size: int) -> LossFn:
 
     **Cost:** each part is computed once more for every derivative taken of it, instead of being kept.
 
-    **Limits:** of means over samples that do not see each other. It has no outputs, which `ggn_vp` and
-    `fisher_vp` need: these are means over samples themselves, to be taken part by part.
+    **Limits:** of means over samples that do not see each other; outside of `jit` that is looked at, on the
+    first part. It has no outputs, which `ggn_vp` and `fisher_vp` need: these are means over samples
+    themselves, to be taken part by part.
 
     Args:
         loss: any model whose batch has the samples along its first axes.
         size: samples at a time.
+
+    Raises:
+        ValueError: when called outside of `jit`, where the loss is not a mean over samples.
     """
     check_count("size", size)
     function = loss_of(loss)
@@ -29,6 +34,7 @@ def chunked(loss: Model, size: int) -> LossFn:
         samples = num_samples(batch)
         num, rest = divmod(samples, size)
         batch = jax.tree.map(jnp.asarray, batch)
+        check_halves(function, params, jax.tree.map(lambda x: x[: max(2, size)], batch))
         parts = jax.tree.map(lambda x: x[: num * size].reshape(num, size, *x.shape[1:]), batch)
         tail = jax.tree.map(lambda x: x[num * size :], batch)
         # what is kept for a derivative is the part, not what was computed from it

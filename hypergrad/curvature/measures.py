@@ -62,16 +62,17 @@ def gradient_variance(loss: Model, params: Params, batch: Batch, *, chunk: int =
 def path_norm(model: Layered, params: Params, batch: Batch) -> Array:
     """Return the norm over all paths from inputs to outputs, √(Σ_paths Π w²) of a ReLU network.
 
-    One forward pass with squared weights on inputs of ones gives the sum. Biases count as weights of a
-    path that begins at a 1.
+    One forward pass with squared weights on inputs of ones gives the sum, frozen layers among them. Biases
+    count as weights of a path that begins at a 1.
 
     **Limits:** of networks whose activations leave positive numbers as they are (ReLU, the identity, max
-    pooling); with others it is the same expression, and no norm of paths.
+    pooling); with others it is the same expression, and no norm of paths. Weights that are used outside of
+    `dense` are not squared.
 
     Args:
         model: a layered network.
         params: w.
-        batch: of whose samples only the shapes matter.
+        batch: of whose samples only the shapes and dtypes matter.
 
     Reference:
         Neyshabur, Salakhutdinov, Srebro, 2015, arXiv:1506.02617; Jiang et al., 2020, equation 44.
@@ -79,12 +80,11 @@ def path_norm(model: Layered, params: Params, batch: Batch) -> Array:
     check_layered("model", model, "paths go through")
     check(model, params, batch)
 
-    def ones(x):
-        sample = jnp.asarray(x)[0]
-        return jnp.ones_like(sample) if jnp.issubdtype(sample.dtype, jnp.floating) else sample
+    def squared(layer, inputs):
+        return dense(jax.tree.map(jnp.square, widen(layer)), inputs)
 
-    squared = jax.tree.map(jnp.square, widen(params))
-    outputs = model.forward(dense, squared, jax.tree.map(ones, batch))
+    ones = jax.tree.map(lambda x: jnp.ones_like(jnp.asarray(x)[0]), batch)
+    outputs = model.forward(squared, widen(params), ones)
     return jnp.sqrt(sum(jnp.sum(x) for x in jax.tree.leaves(outputs)))
 
 
