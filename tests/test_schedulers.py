@@ -217,6 +217,26 @@ def test_flatness_is_algorithm_1():
     assert whole.steps.tolist() == [9] * 20
 
 
+def test_what_is_discarded_never_wins():
+    """Twelve trials, two of a positive measure: the other three of the five that go on are discarded ones."""
+    hparams = curves(12) | {"rate": curves(12)["rate"].at[7].set(jnp.nan)}
+    low = int(np.argmin(hparams["end"]))
+    for some in ([2, 9], []):
+        some = [i for i in some if i != low]
+        flat = jnp.zeros(12).at[jnp.asarray(some, int)].set(1.0).at[4].set(jnp.nan)
+        whole = {**hparams, "flat": flat, "end": hparams["end"].at[low].set(-1.0)}
+        for first in (2, 9):
+            scheduler = flatness(lambda w, h: h["flat"], 9, first_steps=first, num_kept=5)
+            outcome = compiled(scheduler)(whole)
+            kept = np.isin(np.arange(12), some)
+            np.testing.assert_array_equal(outcome.info["discarded"], ~kept)
+            np.testing.assert_array_equal(np.isfinite(outcome.values), kept)
+            assert np.isnan(outcome.values[7]) and (outcome.steps == 9).sum() >= 5
+            assert list(np.flatnonzero(np.isfinite(searchers.base.final_values(outcome)))) == some
+    ranked = compiled(flatness(lambda w, h: h["flat"], 9, num_kept=5, ranking=lowest_value))(whole)
+    assert np.flatnonzero(ranked.info["discarded"]).tolist() == [7]
+
+
 def test_rankings():
     values = jnp.array([4.0, 1.0, 3.0, 2.0, jnp.nan, 5.0])
     measures = jnp.array([1.0, 6.0, 2.0, 5.0, 3.0, 0.0])
@@ -501,6 +521,9 @@ def test_the_best_of_a_study_is_trained_to_the_end():
     assert found.best_value == ends.min() > min(o.values.min() for o in found.outcomes)
 
 
+NO_MEMBERS = MEMBERS._replace(init=None)
+"""A population that cannot be trained: what is refused with it is refused before."""
+
 REFUSED = {
     "num_steps is 0": lambda: full(0),
     "eta is 1, expected a number above 1": lambda: halving(9, eta=1),
@@ -518,6 +541,18 @@ REFUSED = {
     ),
     "measure is None": lambda: flatness(None, 9),
     "num_kept is 0": lambda: flatness(steepness, 9, num_kept=0),
+    "ranking returned an array of shape (3,), expected (4,)": lambda: flatness(
+        steepness, 9, ranking=lambda m, v: jnp.zeros(3)
+    )(NO_MEMBERS, KEY, curves(4)),
+    "ranking returned an array of shape (), expected (4,)": lambda: flatness(
+        steepness, 9, ranking=lambda m, v: jnp.min(m)
+    )(NO_MEMBERS, KEY, curves(4)),
+    "ranking is a function of (share), expected a function (measures [M], obj": lambda: flatness(
+        steepness, 9, ranking=matched
+    ),
+    "measure is a function of (loss, params, batch, radius, num_steps), expected": lambda: flatness(
+        curvature.sam, 9
+    ),
     "share is 2": lambda: matched(2),
     "first_steps is 10": lambda: flatness(steepness, 9, first_steps=10),
     "measure returned an array of shape (2,)": lambda: flatness(lambda w, h: jnp.ones(2), 9)(

@@ -1,5 +1,7 @@
 """Flatness-guided search: train all for an epoch, and the flattest of them to the end (FGHPO)."""
 
+import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -15,7 +17,7 @@ from hypergrad.schedulers.base import Rung, Scheduler, best_first, train_up
 from hypergrad.types import Array, HParams, Key, PyTree
 
 Ranking: TypeAlias = Callable[[Array, Array], Array]
-"""(measures `[M]`, objectives `[M]`) -> scores `[M]`, the lowest best; what is not finite comes last."""
+"""(measures `[M]`, objectives `[M]`) -> scores `[M]`, the lowest best; what is not finite is discarded."""
 
 
 def flattest(measures: Array, values: Array) -> Array:
@@ -82,13 +84,15 @@ def flatness(
     S[h] = sup_{x ⊂ X} μ(x; h) where that is > 0;   P[h] = Run(h) for the N_2 lowest of S
 
     The N_1 trials are those that are asked for (50 in the paper), trained as one population; the N_2 go on
-    from where they stopped. `outcome.info["flatness"]` has S.
+    from where they stopped. `outcome.info["flatness"]` has S, and `info["discarded"]` tells whose score was not
+    finite: those whose S is 0 or NaN, with `flattest` and `pareto`.
 
     **Cost:** N_1 first_steps + N_2 (num_steps − first_steps) steps, and N_1 measures.
 
-    **Limits:** the number of trials that go on is fixed: where the paper discards more than are left, discarded
-    ones fill the places. A network that learned nothing is flat, too; measured on the paper's data sets,
-    ranking by the objective (`ranking=lowest_value`) is hard to beat (`docs/flatness.md`).
+    **Limits:** the number of trials that go on is fixed: where fewer than N_2 are left, discarded ones fill the
+    places. Their objectives are infinite in the outcome, so that they are never the best: where a measure is
+    0 for all trials, none is. A network that learned nothing is flat, too; measured on the paper's data
+    sets, ranking by the objective (`ranking=lowest_value`) is hard to beat (`docs/flatness.md`).
 
     Args:
         measure: (params, hparams) -> []; `measures.supremum` makes one of any curvature measure. A
@@ -101,6 +105,10 @@ def flatness(
 
     Reference:
         "Flatness-guided hyper-parameter optimization", Algorithm 1.
+
+    Raises:
+        ValueError: for arguments that cannot work and, when called, for a measure or a ranking that returns
+            something of another shape.
     """
     check_horizon(num_steps, "num_steps")
     check_horizon(first_steps, "first_steps")
@@ -109,12 +117,10 @@ def flatness(
             f"first_steps is {first_steps}, expected at most num_steps = {num_steps}; lower it"
         )
     check_horizon(num_kept, "num_kept")
-    for name, value in (("measure", measure), ("ranking", ranking)):
-        if not callable(value):
-            raise ValueError(
-                f"{name} is {value!r:.80}, expected a function; pass e.g. "
-                + ("measures.supremum(problem, curvature.sam)" if name == "measure" else "flattest")
-            )
+    _check_function(
+        "measure", measure, "(params, hparams) -> []", "supremum(problem, curvature.sam)"
+    )
+    _check_function("ranking", ranking, "(measures [M], objectives [M]) -> scores [M]", "matched()")
 
     def rank(population: Population, hparams: HParams, states: PyTree, values: Array):
         found = population.measure(measure, hparams, states)
@@ -123,14 +129,49 @@ def flatness(
                 f"measure returned an array of shape {jnp.shape(found)[1:]}, expected one real number of shape "
                 "(); reduce it, for example with jnp.max(...)"
             )
-        return ranking(found, values), {"flatness": found}
+        scores = ranking(found, values)
+        _check_scores(scores, values)
+        return scores, {"flatness": found, "discarded": ~jnp.isfinite(scores)}
 
     def run(population, key, hparams):
         num = count(hparams)
+        like = jax.ShapeDtypeStruct((num,), jnp.result_type(float))
+        with contextlib.suppress(
+            jax.errors.JAXTypeError
+        ):  # one of numpy is checked when it is called
+            _check_scores(jax.eval_shape(ranking, like, like), like)
         rungs = [Rung(num, first_steps, rank), Rung(min(num, num_kept), num_steps)]
-        return train_up(population, key, hparams, rungs if first_steps < num_steps else rungs[:1])
+        rungs = rungs if first_steps < num_steps else rungs[:1]
+        outcome = train_up(population, key, hparams, rungs)
+        values = outcome.values
+        out = outcome.info["discarded"] & ~jnp.isnan(values)
+        return outcome._replace(values=jnp.where(out, jnp.inf, values))
 
     return run
+
+
+def _check_function(name: str, function: Any, expected: str, example: str) -> None:
+    """Raise a `ValueError` unless this is a function of two arguments, as far as its signature tells."""
+    got = f"{function!r:.80}"
+    if callable(function):
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # some builtins have none
+            return
+        try:
+            signature.bind(None, None)
+            return
+        except TypeError:
+            got = f"a function of ({', '.join(signature.parameters)})"
+    raise ValueError(f"{name} is {got}, expected a function {expected}; pass e.g. {example}")
+
+
+def _check_scores(scores: Any, values: Any) -> None:
+    if jnp.shape(scores) != jnp.shape(values):
+        raise ValueError(
+            f"ranking returned an array of shape {jnp.shape(scores)}, expected {jnp.shape(values)}, a score "
+            "for each member; keep the order of the members, and leave out any reduction"
+        )
 
 
 def traverse(
