@@ -85,14 +85,15 @@ def validate(task: Task, configurations: list[HParams], key: Key, num_seeds: int
 
 
 def _interval(values: np.ndarray) -> dict[str, Any]:
-    """Mean over seeds and its 95 % interval by Student's t."""
-    mean = values.mean(0)
-    half = (
-        _t95(len(values)) * values.std(0, ddof=1) / np.sqrt(len(values))
-        if len(values) > 1
-        else np.nan
-    )
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    """Mean over seeds and its 95 % interval by Student's t; NaN where an objective is infinite."""
+    with np.errstate(invalid="ignore"):  # the spread of infinite objectives is no number
+        mean = values.mean(0)
+        half = (
+            _t95(len(values)) * values.std(0, ddof=1) / np.sqrt(len(values))
+            if len(values) > 1
+            else np.nan
+        )
+        return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def _t95(num: int) -> float:

@@ -87,7 +87,7 @@ def penalized(problem: Problem, measure: Measure, weight: float) -> Problem:
     """Return the problem whose objective is f + weight · μ.
 
     The hypergradient goes through the measure where that can be differentiated: exact norms, products, `sam`
-    and `adaptive` can, `keskar` cannot.
+    and `adaptive` can, and `keskar` as far as its search has found the maximum.
 
     Args:
         problem: the training loop.

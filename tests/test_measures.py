@@ -83,6 +83,38 @@ def test_hypergradients_of_flatness(measure):
                 assert abs(estimate.hypergrad[name] / slope - 1) < 1e-6, (make, name)
 
 
+def test_hypergradient_of_keskar():
+    """Of a convex loss, whose maximum in the box is a corner: the move is exact, and so is its derivative."""
+    bends = jnp.array([3.0, 1.0, 2.0])
+    problem = Problem(
+        init=lambda key, h: jnp.array([0.5, -1.0, 2.0]),
+        loss=lambda w, h, b: 0.5 * jnp.sum((bends + h["decay"]) * w**2),
+        objective=lambda w, h, b: jnp.sum((w - 0.1) ** 2),
+        optimizer=lambda h: optax.sgd(h["rate"]),
+        train_batch=lambda key, step: (),
+        valid_batch=lambda key: (),
+    )
+    problem = judged_by(problem, supremum(problem, curvature.keskar, num_batches=1))
+    hparams = {"rate": jnp.float32(0.1), "decay": jnp.float32(0.2)}
+
+    def zeta(rate, decay):
+        h = np.float64(bends) + decay
+        w = np.array([0.5, -1.0, 2.0]) * (1 - rate * h) ** 2
+        here, corner = (0.5 * h @ x**2 for x in (w, np.abs(w) + 1e-3 * (np.abs(w) + 1)))
+        return (corner - here) / (1 + here)
+
+    estimator = reverse(problem, 2)
+    estimate = jax.jit(estimator.estimate)(KEY, estimator.init(KEY, hparams), hparams)[1]
+    at, step = (0.1, 0.2), 1e-5
+    slopes = [
+        (zeta(at[0] + step * a, at[1] + step * b) - zeta(at[0] - step * a, at[1] - step * b))
+        / (2 * step)
+        for a, b in ((1, 0), (0, 1))
+    ]
+    got = [float(estimate.hypergrad[name]) for name in ("rate", "decay")]
+    np.testing.assert_allclose(got, slopes, rtol=1e-3)
+
+
 def test_objectives_and_constraints_of_a_search():
     problem = sharpness_aware(jnp.float32)
     measure = supremum(problem, exact, batch_size=8)

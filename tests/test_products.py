@@ -13,6 +13,7 @@ import pytest
 import hypergrad as hg
 from hypergrad import cli, registry, study
 from hypergrad.layout import layout_for, vectorized
+from hypergrad.measures import bounded
 from hypergrad.population import population
 from hypergrad.problem import Problem
 from hypergrad.schedulers.hyperband import brackets
@@ -35,14 +36,18 @@ BELIEFS = {"rate": near(0.5), "kind": near("b")}
 SEARCHES = [name for name in registry.METHODS if name not in (*BY_GRADIENT, *registry.OPTUNA)]
 
 
+BOUND = 0.7
+
+
 def objective(w, h, batch):
     """A learning curve with ties (sizes and options are few), NaN for "d", and -inf in a corner."""
     curve = h["size"] + jnp.round(4 * h["end"]) / 4 + 1 / (1 + w)
+    curve = jnp.where(h["end"] > BOUND, curve - 9, curve)  # the lowest of all is beyond the bound
     curve = jnp.where(h["kind"] == 3, jnp.nan, curve)
-    return jnp.where((h["kind"] == 2) & (h["size"] == 3), -jnp.inf, curve)
+    return jnp.where((h["kind"] == 2) & (h["size"] > 1), -jnp.inf, curve)
 
 
-CURVE = Problem(
+PLAIN = Problem(
     init=lambda key, h: jnp.zeros(()),
     loss=lambda w, h, b: -w * h["rate"],
     objective=objective,
@@ -50,6 +55,8 @@ CURVE = Problem(
     train_batch=lambda key, step: (),
     valid_batch=lambda key: (),
 )
+CURVE = bounded(PLAIN, lambda w, h: h["end"], BOUND)
+"""Infinite beyond the bound."""
 MEMBERS = population(CURVE, layout=vectorized())
 
 
@@ -102,10 +109,11 @@ def test_resumed_to_the_same_bits_with_failures_and_ties(tmp_path, method, sched
     whole = study.run(tuner, KEY, 3)
     values = np.stack([o.values for o in whole.outcomes])
     if scheduler != "pbt":  # whose members that fail go on from others
-        assert np.isnan(values).any() and np.isneginf(values).any()
+        assert np.isnan(values).any() and np.isneginf(values).any() and np.isposinf(values).any()
         assert len(np.unique(values)) < values.size
     best = min(final_values(o).min() for o in whole.outcomes)
     assert whole.best_value == best and np.isfinite(best)
+    check_bound(whole)
     for outcome in whole.outcomes:
         assert outcome.steps.max() == HORIZON and outcome.steps.sum() == round(cost * HORIZON)
     with pytest.raises(Stop):
@@ -114,6 +122,27 @@ def test_resumed_to_the_same_bits_with_failures_and_ties(tmp_path, method, sched
     assert study.run(tuner, jax.random.key(2), 1).outcomes[0].hparams["end"].tolist() != (
         whole.outcomes[0].hparams["end"].tolist()
     )
+
+
+REST = sorted(set(SEARCHES) - {method for method, _ in PRODUCTS})
+
+
+@pytest.mark.parametrize("method", REST)
+def test_what_is_beyond_the_bound_is_never_best(method):
+    tuner = product(method, "full")
+    found = study.run(tuner, KEY, 2)
+    check_bound(found)
+    assert any(np.isposinf(o.values).any() for o in found.outcomes)
+    values = np.concatenate([o.values for o in found.outcomes])
+    assert found.best_value == values[np.isfinite(values)].min()
+
+
+def check_bound(found):
+    """What is beyond the bound is infinite, and a low objective within it is the best."""
+    beyond = np.concatenate([o.hparams["end"] for o in found.outcomes]) > BOUND
+    values = np.concatenate([o.values for o in found.outcomes])
+    assert not np.isfinite(values[beyond]).any()
+    assert np.isfinite(found.best_value) and found.best["end"] <= BOUND
 
 
 @pytest.mark.parametrize("size", [1, 3, 16, 27, 64, 300])
@@ -221,6 +250,19 @@ def test_tuned_resumed_and_told_by_generation(tmp_path, no_report, capsys, monke
     assert cli.main(["run", str(file), "--quiet", "--out", str(tmp_path / "c")]) == 0
     assert json.loads((tmp_path / "c" / "result.json").read_text())["digest"] == digest
     assert cli.main(["resume", str(tmp_path / "c"), "quadratic", "--quiet"]) == 0
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_infinite_objectives_are_judged_in_silence(no_report):
+    """The default lies beyond the bound: its objective has a mean, infinity, and no interval."""
+    changed = bounded(TASK.problem, lambda w, h: jnp.max(h["lr"]), 1e-3)
+    start = hg.space.default(TASK.space)["lr"]
+    assert jnp.max(start) > 1e-3
+    found = hg.tune(
+        TASK._replace(problem=changed), method="random", budget=4, eval_seeds=2, devices=1
+    )
+    valid = found.result["configurations"]["default"]["valid"]
+    assert np.isposinf(valid["mean"]) and np.isnan(valid["low"]) and np.isnan(valid["high"])
 
 
 BAD = {

@@ -40,8 +40,9 @@ def keskar(
 
     **Cost:** a few gradients an iteration, memory of some twenty vectors.
 
-    **Limits:** a lower bound: a local maximum, after few iterations. Not scale-invariant (see `adaptive`),
-    not differentiable.
+    **Limits:** a lower bound: a local maximum, after few iterations. Not scale-invariant (see `adaptive`). Its
+    derivative takes the move that was found, in units of the box, for a constant: exact at a maximum, near
+    it where the search ended before.
 
     Args:
         loss: any model.
@@ -69,6 +70,9 @@ def keskar(
     # in units of the box, so that all coordinates count alike
     one = jnp.ones_like(flat)
     found = box_minimum(lambda x: -height(radius * x), corner / radius, -one, one, max_iterations)
+    found = jax.lax.stop_gradient(
+        found
+    )  # Danskin: at a maximum its own derivative counts for nothing
     best = jnp.maximum(height(radius * found), jnp.maximum(height(corner), here))
     zeta = (best - here) / (1 + here)
     return 100 * zeta if percent else zeta

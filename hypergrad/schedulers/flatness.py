@@ -144,7 +144,7 @@ def flatness(
         rungs = rungs if first_steps < num_steps else rungs[:1]
         outcome = train_up(population, key, hparams, rungs)
         values = outcome.values
-        out = outcome.info["discarded"] & ~jnp.isnan(values)
+        out = outcome.info["discarded"] & jnp.isfinite(values)
         return outcome._replace(values=jnp.where(out, jnp.inf, values))
 
     return run
