@@ -63,7 +63,28 @@ def finished(tmp_path_factory):
     return out, hypergrad(*words, str(out))
 
 
-def test_flatness_measures_the_networks_that_were_judged(finished):
+def test_flatness_measures_the_networks_that_were_judged(finished, tmp_path, monkeypatch):
+    """Their validation objectives are those that the study's comparison wrote down."""
+    from hypergrad import flatness
+    from tasks import digits
+
+    shutil.copytree(finished[0], tmp_path / "copy")
+    task = digits.task(width=8, horizon=20)
+    problem, start = task.problem, hg.space.default(task.space)
+
+    def objective(loss, params, batch, key):
+        return problem.objective(params, start, problem.valid_batch(key))
+
+    monkeypatch.setattr(flatness, "MEASURES", {"objective": objective})
+    found = flatness.flatness(task, tmp_path / "copy").measures
+    judged = json.loads((tmp_path / "copy" / "result.json").read_text())["configurations"]
+    for name in ("default", "tuned", "random"):
+        values = judged[name]["valid"]["values"][: flatness.MOST_SEEDS]
+        assert len(set(values)) == len(values) > 1
+        np.testing.assert_allclose(found[name]["objective"], values, rtol=1e-4)
+
+
+def test_flatness_is_said_and_kept(finished):
     out, _ = finished
     done = hypergrad("flatness", str(out), "digits", "--json")
     assert done.returncode == 0, done.stderr
