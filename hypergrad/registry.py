@@ -1,5 +1,6 @@
 """Names for the command line -> factories of this package, and nothing else."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -64,6 +65,7 @@ from hypergrad.segments import largest_divisor
 from hypergrad.settings import BY_GRADIENT, check_name
 from hypergrad.solve import cg, positive
 from hypergrad.space import sample_constant
+from hypergrad.storage import StudyWarning
 from hypergrad.types import PyTree
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
@@ -263,6 +265,13 @@ def scheduler(
         return pbt(horizon, explore, period=largest_divisor(horizon, horizon // NUM_PERIODS)), size
     if name == "flatness":
         first, kept = min(horizon, _epoch(problem, horizon)), max(1, size // 5)
+        if first == horizon:
+            warnings.warn(
+                f"scheduler 'flatness' trains every trial to the end, because an epoch has no fewer steps than "
+                f"the horizon of {horizon}; tune with a longer one, or with 'halving'",
+                StudyWarning,
+                stacklevel=2,
+            )
         rungs = [Rung(size, first), Rung(kept, horizon)]
         built = flatness(
             supremum(problem, _norm), horizon, first_steps=first, num_kept=kept, ranking=matched()

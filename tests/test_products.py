@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import warnings
 from pathlib import Path
 
 import jax
@@ -15,11 +16,12 @@ from hypergrad import cli, registry, study
 from hypergrad.layout import layout_for, vectorized
 from hypergrad.measures import bounded
 from hypergrad.population import population
-from hypergrad.problem import Problem
+from hypergrad.problem import Examples, Problem
 from hypergrad.schedulers.hyperband import brackets
 from hypergrad.searchers import final_values, near
 from hypergrad.settings import BY_GRADIENT
 from hypergrad.space import Choice, Integer, LogReal, Real
+from hypergrad.storage import StudyWarning
 from hypergrad.tune import measured
 from hypergrad.tuners import Tuner, search
 from tasks import quadratic
@@ -145,6 +147,21 @@ def check_bound(found):
     assert np.isfinite(found.best_value) and found.best["end"] <= BOUND
 
 
+def test_flatness_says_that_it_stops_nothing_within_an_epoch():
+    examples = Examples(40, lambda index: index)
+    sized = CURVE._replace(train_set=examples, train_batch=lambda key, step: jnp.zeros(8))
+    with pytest.warns(
+        StudyWarning, match="an epoch has no fewer steps than the horizon of 5"
+    ) as said:
+        assert registry.scheduler("flatness", sized, SPACE, 5, SIZE)[1] == SIZE
+    assert len(said) == 1 and "\n" not in str(said[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cost = registry.scheduler("flatness", sized, SPACE, 6, SIZE)[1]
+    assert cost == (SIZE * 5 + SIZE // 5) / 6
+
+
+@pytest.mark.filterwarnings("ignore:scheduler 'flatness' trains every trial to the end")
 @pytest.mark.parametrize("size", [1, 3, 16, 27, 64, 300])
 @pytest.mark.parametrize("horizon", [1, 2, 7, 100, 997])
 def test_any_size_and_horizon_has_rungs(size, horizon):
