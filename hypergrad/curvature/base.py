@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -229,7 +228,7 @@ def num_samples(batch: Batch) -> int:
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise a `ValueError` unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         got = describe(value) if hasattr(value, "shape") else f"{value!r}"
         raise ValueError(
             f"{name} is {got}, expected a whole number of at least {least}; pass e.g. {name}={least + 9}"
