@@ -392,6 +392,15 @@ def test_a_label_that_is_no_class_is_no_number():
         assert all(bool(jnp.all(jnp.isfinite(x))) != lost for x in made)
 
 
+def test_a_masked_class_has_no_part():
+    logits, kept = jnp.asarray([1.0, 2.0, -jnp.inf]), jnp.asarray([1.0, 2.0])
+    for label in (0, 1):
+        for derive in (lambda f: f, jax.grad, jax.hessian):
+            got, true = (np.asarray(derive(cv.cross_entropy)(z, label)) for z in (logits, kept))
+            np.testing.assert_allclose(got[(slice(2),) * got.ndim], true, rtol=1e-6)
+            assert np.sum(np.abs(got)) == np.sum(np.abs(got[(slice(2),) * got.ndim]))
+
+
 def test_student_is_right():
     for freedom, exact in ((3, 3.182), (9, 2.262), (29, 2.045), (199, 1.972)):
         assert abs(student(0.95, freedom) / exact - 1) < 0.02
@@ -434,6 +443,31 @@ BAD = {
     ),
     "layers has 'out', expected names among": lambda p, b: cv.frobenius(
         MODEL, p, b, layers=["out"]
+    ),
+    "layers has 'in', expected names among": lambda p, b: cv.frobenius(
+        loss_of(PLAIN), p, b, layers=["in"]
+    ),
+    r"layers is '1', expected a list of names among \['0', '1'\]": lambda p, b: cv.frobenius(
+        MODEL, p, b, layers="1"
+    ),
+    r"layers is \[\], expected a list of names": lambda p, b: cv.frobenius(MODEL, p, b, layers=[]),
+    r"layers is \(\), expected a list of names": lambda p, b: cv.frobenius_columns(
+        loss_of(PLAIN), p, b, layers=()
+    ),
+    r"label is an array of shape \(3,\) and dtype float32, expected the index of a class": (
+        lambda p, b: cv.frobenius(MODEL, p, (b[0], jax.nn.one_hot(b[1], 3)))
+    ),
+    r"label is an array of shape \(3,\) and dtype int32, .*pass jnp.argmax\(labels, -1\)": (
+        lambda p, b: cv.frobenius(MODEL, p, (b[0], jax.nn.one_hot(b[1], 3, dtype=jnp.int32)))
+    ),
+    r"label is an array of shape \(\) and dtype float32, .*astype": lambda p, b: cv.frobenius(
+        MODEL, p, (b[0], b[1].astype(jnp.float32))
+    ),
+    r"loss of one sample returned an array of shape \(3,\)": lambda p, b: cv.frobenius(
+        cv.Layered(MODEL.forward, lambda z, example: (z - 1) ** 2), p, b
+    ),
+    r"loss of one sample returned an array of shape \(3,\) .*expected one real": lambda p, b: (
+        cv.frobenius_columns(cv.Layered(MODEL.forward, lambda z, example: (z - 1) ** 2), p, b)
     ),
     "batch has arrays of shapes .* a leading axis": lambda p, b: cv.frobenius(
         MODEL, p, (b[0], b[1][:3])

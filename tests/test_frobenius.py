@@ -289,6 +289,141 @@ def test_shared_weights_fall_back_to_columns_and_say_so():
             fast(lambda p: cv.frobenius(cv.mlp(jnp.tanh), p, batch).value)(layers)
 
 
+def read_by(how):
+    """Return a model that reads one sample of tokens `[5, 4]` with one layer, written in one of many ways."""
+
+    def run(dense, params, example):
+        def read(token):
+            return jnp.tanh(dense(params["read"], token))
+
+        tokens = example[0]
+        hidden = {
+            "matrix": lambda: jnp.mean(read(tokens), 0),
+            "vmap": lambda: jnp.mean(jax.vmap(read)(tokens), 0),
+            "scan": lambda: jax.lax.scan(
+                lambda carry, token: (carry + read(token), None), jnp.zeros(4), tokens
+            )[0],
+            "jit": lambda: jax.jit(read)(tokens[0]),
+            "checkpoint": lambda: jax.checkpoint(read)(tokens[0]),
+        }[how]()
+        return dense(params["out"], hidden)
+
+    return cv.Layered(run, lambda z, example: cv.cross_entropy(z, example[1]))
+
+
+@pytest.mark.parametrize("how", ["matrix", "vmap", "scan", "jit", "checkpoint"])
+def test_a_layer_within_another_transformation_falls_back(how):
+    with jax.enable_x64(True):
+        read, out = network((4, 4, 3))
+        params, model = {"read": read["kernel"], "out": out}, read_by(how)
+        x, y = data(30, 4, 3)
+        batch, reason = (x.reshape(6, 5, 4), y[:6]), "inputs of shape" if how == "matrix" else how
+        matrix = dense_hessian(lambda p: cv.base.loss_of(model)(p, batch), params)
+        expected = block_squares(matrix, [15, 16])
+
+        def run(params):
+            whole = cv.frobenius(model, params, batch)
+            if how != "vmap":
+                return (whole,)
+            first = cv.frobenius(model, params, batch, layers=["read"])
+            return whole, first, cv.last_layer(model, params, batch)
+
+        with pytest.warns(
+            cv.FallbackWarning,
+            match=rf"params\['read'\] meets .*{reason}.*: taking frobenius_columns",
+        ):
+            whole, *alone = fast(run)(params)
+        np.testing.assert_allclose(whole.blocks, expected, rtol=1e-10)
+        for got in alone:
+            first = isinstance(got, cv.Frobenius)
+            square = got.blocks[0, 0] if first else got**2
+            np.testing.assert_allclose(square, expected[int(first), int(first)], rtol=1e-10)
+        with pytest.raises(ValueError, match=r"meets .*, expected .*use frobenius_columns"):
+            cv.frobenius_pairs(model, params, batch)
+
+
+@jax.custom_vjp
+def backwards_only(z):
+    return jnp.tanh(z)
+
+
+backwards_only.defvjp(lambda z: (jnp.tanh(z), z), lambda z, g: (g * (1 - jnp.tanh(z) ** 2),))
+
+
+def test_without_forward_derivatives_columns_are_taken():
+    with jax.enable_x64(True):
+        layers, batch = network((4, 5, 3)), data(7, 4, 3)
+        wanted, narrow = (cv.mlp(f) for f in (jnp.tanh, backwards_only))
+        with pytest.warns(cv.FallbackWarning, match="jax.custom_vjp in it: taking frobenius_col"):
+            got, true = fast(
+                lambda p: [cv.frobenius(model, p, batch).blocks for model in (narrow, wanted)]
+            )(layers)
+        np.testing.assert_allclose(got, true, rtol=1e-10)
+        with pytest.raises(ValueError, match=r"loss failed .*custom_vjp"):
+            cv.frobenius_columns(narrow, layers, batch, gauss_newton=True)
+
+
+def test_chosen_layers_are_the_same_submatrix_on_every_path():
+    with jax.enable_x64(True):
+        layers, batch, model = network((4, 5, 4, 3)), data(6, 4, 3), cv.mlp(jnp.tanh)
+        plain, some = cv.base.loss_of(model), ["2", "0"]
+        squares = block_squares(dense_hessian(lambda p: plain(p, batch), layers), sizes_of(layers))
+
+        def run(layers):
+            return [
+                cv.frobenius(plain, layers, batch, layers=some),
+                cv.frobenius_columns(model, layers, batch, layers=some),
+                *(path(model, layers, batch, layers=some) for path in LAYERED),
+            ]
+
+        for got in fast(run)(layers):
+            np.testing.assert_allclose(got.blocks, squares[::2, ::2], rtol=1e-10)
+            np.testing.assert_allclose(got.value**2, squares[::2, ::2].sum(), rtol=1e-10)
+
+
+def test_layers_that_stand_in_one_dict_have_names_of_their_own():
+    with jax.enable_x64(True):
+        first, last = network((4, 5, 3))
+        batch = data(6, 4, 3)
+        net = {
+            "w1": first["kernel"],
+            "b1": first["bias"],
+            "w2": last["kernel"],
+            "b2": last["bias"],
+        }
+
+        def run(dense, params, example):
+            of = params["net"]
+            hidden = jnp.tanh(dense((of["w1"], of["b1"]), example[0]))
+            return dense((of["w2"], of["b2"]), hidden)
+
+        model = cv.Layered(run, lambda z, example: cv.cross_entropy(z, example[1]))
+        assert cv.layer_names(model, {"net": net}, batch) == ["net.w1", "net.w2"]
+        got, true = fast(
+            lambda net, layers: (
+                cv.last_layer(model, {"net": net}, batch),
+                cv.last_layer(cv.mlp(jnp.tanh), layers, batch),
+            )
+        )(net, [first, last])
+        np.testing.assert_allclose(got, true, rtol=1e-12)
+
+
+def test_an_array_without_entries_counts_nothing():
+    with jax.enable_x64(True):
+        layers, batch = network((3, 2)), data(4, 3, 2)
+        plain = cv.base.loss_of(cv.mlp(jnp.tanh))
+        whole = {"net": layers, "none": jnp.zeros((0,))}
+        columns, known, trace = fast(
+            lambda whole: (
+                cv.frobenius_columns(lambda p, b: plain(p["net"], b), whole, batch),
+                cv.frobenius_columns(plain, whole["net"], batch).value,
+                cv.trace(lambda w, b: jnp.sum(w), whole["none"], ()),
+            )
+        )(whole)
+        np.testing.assert_allclose(columns.value, known, rtol=1e-12)
+        assert not columns.blocks[1].any() and not columns.blocks[:, 1].any() and trace == 0
+
+
 def test_one_class_and_one_dtype_down():
     layers, batch = network((4, 5, 3), dtype=jnp.bfloat16), data(6, 4, 3, jnp.bfloat16)
     single = (batch[0], jnp.zeros_like(batch[1]))

@@ -1,13 +1,15 @@
 """What every measure of curvature shares: the losses it takes, their checks, and work by chunks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core.primitives import jit_p
 
 from hypergrad import tree
 from hypergrad.types import Array, Batch, Params, PyTree
@@ -156,11 +158,26 @@ def check(model: Model, params: Params, batch: Batch) -> None:
     check_params(params)
     if isinstance(model, Layered):
         num_samples(batch)
+        check_each(model, params, batch)
     value = abstract("loss", loss_of(model), params, batch)
     if getattr(value, "shape", None) != () or not tree.is_float(value):
         raise ValueError(
             f"loss returned {describe(value)}, expected one real number of shape (), the mean over the "
             "samples; reduce it, for example with jnp.mean(...)"
+        )
+
+
+def check_each(model: Layered, params: Params, batch: Batch) -> None:
+    """Raise a `ValueError` unless the loss of one sample of a layered model is one number."""
+
+    def one(params, example):
+        return model.loss(model.forward(dense, params, example), example)
+
+    value = abstract("loss", one, params, one_of(batch))
+    if getattr(value, "shape", None) != () or not tree.is_float(value):
+        raise ValueError(
+            f"loss of one sample returned {describe(value)}, expected one real number of shape (); add up "
+            "its entries, for example with jnp.sum(...)"
         )
 
 
@@ -200,10 +217,43 @@ def check_params(params: Params) -> None:
         )
 
 
-def abstract(name: str, function: Callable, *args) -> Any:
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Go through the equations of a program and of all the programs within it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in programs(eqn):
+            yield from equations(inner)
+
+
+def programs(eqn: JaxprEqn) -> list[Jaxpr]:
+    """List the programs that an equation holds: the body of a loop, the branches of a choice."""
+    kinds = (Jaxpr, ClosedJaxpr)
+    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, kinds))
+    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in found if isinstance(x, kinds)]
+
+
+def num_bytes(jaxpr: Jaxpr) -> int:
+    """Add up the bytes of all that a program makes, what is within it included: the body of a loop once."""
+    return sum(
+        sum(map(num_bytes, inner))
+        + (0 if eqn.primitive is jit_p else sum(_bytes_of(v) for v in eqn.outvars))
+        for eqn in jaxpr.eqns
+        for inner in [programs(eqn)]
+    )
+
+
+def _bytes_of(variable: Any) -> int:
+    return math.prod(variable.aval.shape) * variable.aval.dtype.itemsize
+
+
+def _shapes(function: Callable) -> Callable:
+    return lambda *args: jax.eval_shape(function, *args)
+
+
+def abstract(name: str, function: Callable, *args, trace: Callable = _shapes) -> Any:
     """Evaluate a user's function abstractly; put its name before what it raises."""
     try:
-        return jax.eval_shape(function, *args)
+        return trace(function)(*args)
     except Exception as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if isinstance(error, ValueError) and ", expected " in text:
@@ -224,6 +274,12 @@ def num_samples(batch: Batch) -> int:
             "that all of them share; give scalars to every sample, or close over them"
         )
     return lengths.pop()
+
+
+def one_of(batch: Batch) -> Batch:
+    """Return the shapes of one sample of a batch."""
+    num_samples(batch)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
@@ -306,12 +362,12 @@ def sum_chunks(
     Returns:
         The sums, and the rows `[count, ...]`.
     """
-    chunk = min(chunk, count)
-    num_chunks = -(-count // chunk)
+    chunk = max(1, min(chunk, count))
+    num_chunks = max(1, -(-count // chunk))
     indices = jnp.arange(num_chunks * chunk, dtype=jnp.int32).reshape(num_chunks, chunk)
     if num_chunks == 1:
         total, rows = body(indices[0])
-        return total, rows
+        return total, jax.tree.map(lambda r: r[:count], rows)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(body, indices[0])[0])
 
     def step(total, index):

@@ -1,7 +1,7 @@
 """Exact Hessian norms of any model by its columns, half of them: H is symmetric."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from hypergrad.curvature.base import (
     MEMORY,
     Model,
+    abstract,
     check,
     check_count,
     check_memory,
@@ -17,6 +18,7 @@ from hypergrad.curvature.base import (
     itemsize,
     loss_of,
     names,
+    num_bytes,
     sum_chunks,
     widen,
 )
@@ -39,11 +41,28 @@ def group_leaves(params: Params) -> list[Group]:
     return [Group(name, leaves) for name, leaves in groups.items()]
 
 
+def choose(known: list[str], wanted: Sequence[str] | None) -> list[int]:
+    """Return the places of the layers of these names, in their own order; the others count as frozen."""
+    if wanted is None:
+        return list(range(len(known)))
+    if isinstance(wanted, str) or len(wanted) == 0:
+        raise ValueError(
+            f"layers is {wanted!r}, expected a list of names among {known}; pass e.g. layers=[{known[-1]!r}]"
+        )
+    for name in wanted:
+        if name not in known:
+            raise ValueError(
+                f"layers has {name!r}, expected names among {known}; see layer_names(loss, params, batch)"
+            )
+    return [index for index, name in enumerate(known) if name in wanted]
+
+
 def frobenius_columns(
     loss: Model,
     params: Params,
     batch: Batch,
     *,
+    layers: Sequence[str] | None = None,
     gauss_newton: bool = False,
     memory: int = MEMORY,
     chunk: int | None = None,
@@ -64,22 +83,39 @@ def frobenius_columns(
         loss: (params, batch) -> [], or any `Model`.
         params: any pytree of float arrays.
         batch: what the loss takes.
+        layers: names of the layers whose blocks are wanted, the others counting as frozen; all where None.
+            A layer is all that stands in one dict or tuple below the params, and its name their path; a
+            leaf of the params themselves is one of its own.
         gauss_newton: the Gauss-Newton matrix instead; the loss must then be `Composed` or `Layered`.
         memory: bytes to use; decides the chunk where that is None.
         chunk: columns at a time, whatever their memory.
 
     Returns:
-        The norm and the squared norms of all blocks of layers, in the order of `layer_names`.
+        The norm and the squared norms of all blocks of layers, in the order of their first weights.
 
     Raises:
         ValueError: where loss, params and batch do not fit, or a column does not fit into memory.
     """
     check(loss, params, batch)
+    groups = group_leaves(params)
+    groups = [groups[i] for i in choose([group.name for group in groups], layers)]
+    return column_norms(loss, params, batch, groups, gauss_newton, memory, chunk)
+
+
+def column_norms(
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    groups: list[Group],
+    gauss_newton: bool,
+    memory: int,
+    chunk: int | None = None,
+) -> Frobenius:
+    """Return the norm on these groups of leaves; the other leaves count as frozen."""
     check_count("memory", memory)
     if chunk is not None:
         check_count("chunk", chunk)
     params = widen(params)
-    groups = group_leaves(params)
     squares = [
         _group_norms(loss, params, batch, groups, index, gauss_newton, memory, chunk)
         for index in range(len(groups))
@@ -161,9 +197,8 @@ def _bytes(linearized: Callable, own: PyTree) -> int:
     sizes = []
 
     def trace(own):
-        jaxpr = jax.make_jaxpr(linearized(own))(own).jaxpr
-        made = [v.aval for eqn in jaxpr.eqns for v in eqn.outvars]
-        sizes.extend(math.prod(x.shape) * x.dtype.itemsize for x in made)
+        alone = jax.tree.map(lambda x: x[None], own)
+        sizes.append(num_bytes(jax.make_jaxpr(jax.vmap(linearized(own)))(alone).jaxpr))
 
-    jax.eval_shape(trace, own)
-    return sum(sizes) // 2 + itemsize(own)
+    abstract("loss", trace, own)
+    return sizes[0] // 2 + itemsize(own)

@@ -21,7 +21,7 @@ from hypergrad.curvature.base import (
     widen,
 )
 from hypergrad.curvature.blocks import LayerNorms, layer_norms
-from hypergrad.curvature.columns import Group, frobenius_columns, group_leaves
+from hypergrad.curvature.columns import Group, choose, column_norms, group_leaves
 from hypergrad.curvature.layers import (
     Layer,
     Link,
@@ -107,9 +107,11 @@ def frobenius(
         try:
             return _layered(loss, params, batch, layers, gauss_newton, memory, None)[0]
         except Unservable as error:
-            reason = str(error).split(",")[0]
+            reason = str(error).split(", expected")[0]
             warnings.warn(f"{reason}: taking frobenius_columns", FallbackWarning, stacklevel=2)
-    return frobenius_columns(loss, params, batch, gauss_newton=gauss_newton, memory=memory)
+    groups = block_leaves(loss, params, batch)
+    groups = [groups[i] for i in choose([group.name for group in groups], layers)]
+    return column_norms(loss, params, batch, groups, gauss_newton, memory)
 
 
 def frobenius_pairs(
@@ -271,7 +273,8 @@ def _layered(
 ) -> tuple[Frobenius, list[LayerNorms]]:
     """Work through the layers; return the norm and what each layer gave, in the order of the calls."""
     params = widen(params)
-    layers = _choose(trained_layers(model, params, batch), wanted)
+    known = trained_layers(model, params, batch)
+    layers = [known[i] for i in choose([layer.name for layer in known], wanted)]
     samples, width = num_samples(batch), itemsize(params)
     made = []
     with jax.default_matmul_precision("highest"):
@@ -284,17 +287,6 @@ def _layered(
             norms = layer_norms(rows, plan.by_pairs, plan.chunk)
             made.append(_add_penalty(model, params, layers[index], norms))
     return assemble([norms.squares for norms in made], _order(layers)), made
-
-
-def _choose(layers: list[Layer], wanted: Sequence[str] | None) -> list[Layer]:
-    """Keep the layers of these names; the others count as frozen."""
-    known = [layer.name for layer in layers]
-    for name in wanted or ():
-        if name not in known:
-            raise ValueError(
-                f"layers has {name!r}, expected names among {known}; see layer_names(loss, params, batch)"
-            )
-    return layers if wanted is None else [layer for layer in layers if layer.name in wanted]
 
 
 def _order(layers: list[Layer]) -> list[int]:
