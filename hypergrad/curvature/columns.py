@@ -11,14 +11,13 @@ from hypergrad.curvature.base import (
     MEMORY,
     Model,
     abstract,
+    bytes_of_one,
     check,
     check_count,
     check_memory,
     composed_of,
-    itemsize,
     loss_of,
     names,
-    num_bytes,
     sum_chunks,
     widen,
 )
@@ -151,7 +150,7 @@ def _group_norms(
         need = _bytes(lambda own: linearized(loss, batch, put, own, above), own)
         advice = f"pass memory={need}, a smaller batch, or chunked(loss, size)"
         check_memory("one column of the Hessian", need, memory, advice)
-        chunk = max(1, min(256, memory // (need + 1)))
+        chunk = max(1, min(256, memory // need))
     push = linearized(loss, batch, put, own, above)
     shapes = [leaf.shape for leaf in own]
     ends = [0]
@@ -193,12 +192,7 @@ def _bent(loss: Model, batch: Batch, put: Callable, own: PyTree, above: PyTree) 
 
 
 def _bytes(linearized: Callable, own: PyTree) -> int:
-    """Bound the memory of one product by what its program computes, half of it at a time; run nothing."""
+    """Bound the memory of one product; run nothing."""
     sizes = []
-
-    def trace(own):
-        alone = jax.tree.map(lambda x: x[None], own)
-        sizes.append(num_bytes(jax.make_jaxpr(jax.vmap(linearized(own)))(alone).jaxpr))
-
-    abstract("loss", trace, own)
-    return sizes[0] // 2 + itemsize(own)
+    abstract("loss", lambda own: sizes.append(bytes_of_one(linearized(own), own)), own)
+    return sizes[0]

@@ -17,6 +17,7 @@ from hypergrad.curvature.base import (
     Layered,
     Model,
     abstract,
+    bytes_of_one,
     check,
     check_memory,
     check_params,
@@ -26,6 +27,7 @@ from hypergrad.curvature.base import (
     loss_of,
     num_samples,
     size_of,
+    sum_chunks,
     widen,
 )
 from hypergrad.curvature.columns import group_leaves
@@ -191,7 +193,7 @@ def hessian(
 ) -> Array:
     """Return the whole matrix `[n, n]` of a small network, in the order of `jax.flatten_util.ravel_pytree`.
 
-    **Cost:** n products, 64 at a time, and n² numbers.
+    **Cost:** n products, as many at a time as fit into memory beside 2 n² numbers (64 at most).
 
     Args:
         loss: any model that `product` takes.
@@ -201,7 +203,7 @@ def hessian(
         memory: bytes to use.
 
     Raises:
-        ValueError: where the matrix does not fit into memory.
+        ValueError: where the matrix and one product do not fit into memory.
     """
     size, width = size_of(params), itemsize(params)
     check_memory(
@@ -211,8 +213,20 @@ def hessian(
         "use frobenius, top_eigenvalues or hvp, which form no matrix, or pass more memory",
     )
     linear = operator(product, loss, params, batch)
-    basis = jnp.eye(size, dtype=linear.dtype)
-    return jax.lax.map(linear.matvec, basis, batch_size=min(64, size))
+    one = bytes_of_one(linear.matvec, jnp.zeros(size, linear.dtype))
+    needed = 2 * width * size * size + one
+    check_memory(
+        "the matrix and one product",
+        needed,
+        memory,
+        f"pass memory={needed}, a smaller batch, or chunked(loss, size)",
+    )
+    chunk = min(64, (memory - needed) // one + 1)
+
+    def rows(indices):
+        return (), jax.vmap(linear.matvec)(jax.nn.one_hot(indices, size, dtype=linear.dtype))
+
+    return sum_chunks(rows, size, chunk)[1]
 
 
 def hessian_blocks(
