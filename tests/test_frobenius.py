@@ -194,6 +194,53 @@ def test_chunks_change_nothing_and_bound_the_memory():
     assert temporary[1] < 1_100_000 < temporary[0]
 
 
+def needed(call, layers, batch):
+    """Return the bytes that a call says it needs, where it has none."""
+    with pytest.raises(ValueError, match=r"memory is 1 bytes") as caught:
+        jax.eval_shape(lambda p, b: call(p, b, 1), layers, batch)
+    words = str(caught.value).split()
+    return int(words[words.index("least") + 1])
+
+
+def bounded(model, size=32):
+    """Return calls that must do with the bytes that they say they need."""
+    plain = cv.base.loss_of(model)
+    losses = {
+        "plain": plain,
+        "jit": jax.jit(plain),
+        "checkpoint": jax.checkpoint(plain),
+        "chunked": cv.chunked(plain, size),
+        "chunked jit": cv.chunked(jax.jit(plain), size),
+    }
+    calls = {
+        f"columns of {name}": lambda p, b, memory, loss=loss: cv.frobenius_columns(
+            loss, p, b, memory=memory
+        )
+        for name, loss in losses.items()
+    }
+    others = (*LAYERED, cv.frobenius, cv.sample_pairs, cv.hessian, cv.difference_hessian)
+    return calls | {
+        path.__name__: lambda p, b, memory, path=path: path(model, p, b, memory=memory)
+        for path in others
+    }
+
+
+@pytest.mark.parametrize("name", bounded(cv.mlp(jnp.tanh)))
+def test_memory_is_a_bound(name):
+    # whatever grows fastest is large: the samples side by side, their pairs, or the pairs of weights
+    shapes = {
+        "columns": ((6, 16, 4), 400),
+        "hessian": ((8, 12, 3), 4000),
+        "difference_hessian": ((8, 12, 3), 30),
+    }
+    widths, samples = shapes.get(name.split()[0], ((6, 16, 12, 4), 256))
+    layers = network(widths, dtype=jnp.float32)
+    batch, call = data(samples, widths[0], widths[-1], jnp.float32), bounded(cv.mlp(jnp.tanh))[name]
+    memory = needed(call, layers, batch) * (4 if name.startswith("columns") else 1)
+    compiled = fast(lambda p, b: call(p, b, memory)).lower(layers, batch).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= memory
+
+
 def test_parts_of_a_batch_and_single_layers():
     with jax.enable_x64(True):
         layers, batch, model = network((5, 4, 3)), data(12, 5, 3), cv.mlp(jax.nn.relu)

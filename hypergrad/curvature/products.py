@@ -206,27 +206,33 @@ def hessian(
         ValueError: where the matrix and one product do not fit into memory.
     """
     size, width = size_of(params), itemsize(params)
-    check_memory(
-        f"a matrix of {size} x {size}",
-        2.0 * width * size * size,
-        memory,
-        "use frobenius, top_eigenvalues or hvp, which form no matrix, or pass more memory",
-    )
-    linear = operator(product, loss, params, batch)
-    one = bytes_of_one(linear.matvec, jnp.zeros(size, linear.dtype))
+    one = _bytes(product, loss, params, batch)
     needed = 2 * width * size * size + one
     check_memory(
-        "the matrix and one product",
+        f"a matrix of {size} x {size} and one product",
         needed,
         memory,
-        f"pass memory={needed}, a smaller batch, or chunked(loss, size)",
+        f"pass memory={needed}, or use frobenius, top_eigenvalues or hvp, which form no matrix",
     )
+    linear = operator(product, loss, params, batch)
     chunk = min(64, (memory - needed) // one + 1)
 
     def rows(indices):
         return (), jax.vmap(linear.matvec)(jax.nn.one_hot(indices, size, dtype=linear.dtype))
 
     return sum_chunks(rows, size, chunk)[1]
+
+
+def _bytes(product: Product, loss: Model, params: Params, batch: Batch) -> int:
+    """Bound the memory of one of many products side by side; run nothing."""
+    sizes = []
+
+    def trace(params):
+        linear = operator(product, loss, params, batch)
+        sizes.append(bytes_of_one(linear.matvec, jnp.zeros(linear.size, linear.dtype)))
+
+    jax.eval_shape(trace, params)
+    return sizes[0]
 
 
 def hessian_blocks(
