@@ -241,6 +241,57 @@ def test_memory_is_a_bound(name):
     assert compiled.memory_analysis().temp_size_in_bytes <= memory
 
 
+def test_what_fits_no_layered_path_is_left_to_columns():
+    with jax.enable_x64(True):
+        layers, model = network((5, 8, 3)), cv.mlp(jnp.tanh)
+        batch = data(40, 5, 3)
+        pairs, tiles, columns = (
+            needed(lambda p, b, m, path=path: path(model, p, b, memory=m), layers, batch)
+            for path in (*LAYERED, cv.frobenius_columns)
+        )
+        assert columns < tiles < pairs
+        with pytest.warns(
+            cv.FallbackWarning,
+            match=rf"memory is {tiles - 1} bytes, expected at least {tiles} for 40 samples .*: taking",
+        ):
+            got = fast(lambda p: cv.frobenius(model, p, batch, memory=tiles - 1))(layers)
+        true = fast(lambda p: cv.frobenius_dense(model, p, batch, memory=tiles))(layers)
+        np.testing.assert_allclose(got.blocks, true.blocks, rtol=1e-10)
+        with pytest.raises(
+            ValueError, match=rf"expected at least {columns} .*pass memory={columns}"
+        ):
+            cv.frobenius(model, layers, batch, memory=columns - 1)
+
+
+def test_every_product_of_matrices_is_precise():
+    layers, batch = network((3, 4, 2), dtype=jnp.float32), data(5, 3, 2, jnp.float32)
+    model = cv.mlp(jnp.tanh)
+    plain = cv.base.loss_of(model)
+    composed = cv.Composed(
+        lambda p, b: forward(jnp.tanh, p, b[0]), lambda z, b: entropy(z @ jnp.eye(2), b[1])
+    )
+    runs = {
+        "hvp": lambda p: cv.hvp(
+            lambda p, b: entropy(forward(jnp.tanh, p, b[0]), b[1]), p, batch, p
+        ),
+        "ggn_vp": lambda p: cv.ggn_vp(composed, p, batch, p),
+        "fisher_vp": lambda p: cv.fisher_vp(
+            lambda p, b: jnp.sum(forward(jnp.tanh, p, b[0]), 1), p, batch, p
+        ),
+        "hessian": lambda p: cv.hessian(plain, p, batch),
+        "columns": lambda p: cv.frobenius_columns(
+            lambda p, b: entropy(forward(jnp.tanh, p, b[0]), b[1]), p, batch
+        ),
+        "newton": lambda p: cv.frobenius_columns(composed, p, batch, gauss_newton=True),
+        "frobenius": lambda p: cv.frobenius(model, p, batch),
+    }
+    highest = jax.lax.Precision.HIGHEST
+    for name, run in runs.items():
+        made = cv.base.equations(jax.make_jaxpr(run)(layers).jaxpr)
+        found = [e.params["precision"] for e in made if e.primitive.name == "dot_general"]
+        assert found and all(p == (highest, highest) for p in found), name
+
+
 def test_parts_of_a_batch_and_single_layers():
     with jax.enable_x64(True):
         layers, batch, model = network((5, 4, 3)), data(12, 5, 3), cv.mlp(jax.nn.relu)

@@ -1,5 +1,6 @@
 """What every measure of curvature shares: the losses it takes, their checks, and work by chunks."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
@@ -89,23 +90,35 @@ def parts(layer: PyTree) -> tuple[Array, Array | None]:
 
 
 def loss_of(model: Model) -> LossFn:
-    """Return the loss (params, batch) -> `[]`, whatever the form in which it was given."""
-    if isinstance(model, Layered):
+    """Return the loss (params, batch) -> `[]`, whatever the form in which it was given, computed precisely."""
+    if isinstance(model, (Layered, Composed)):
         composed = composed_of(model)
         return lambda params, batch: composed.convex(composed.outputs(params, batch), batch)
-    if isinstance(model, Composed):
-        return lambda params, batch: model.convex(model.outputs(params, batch), batch)
-    return model
+    return precise(model)
+
+
+def precise(function: Callable) -> Callable:
+    """Return the same function with matrix products in full precision, those of its derivatives too.
+
+    Accelerators round the factors of float32 products to 10 bits or less where nothing else is asked for.
+    """
+
+    @functools.wraps(function)
+    def run(*args):
+        with jax.default_matmul_precision("highest"):
+            return function(*args)
+
+    return run
 
 
 def composed_of(model: Model) -> Composed:
-    """Return the two parts of a loss, the penalty of a `Layered` in both.
+    """Return the two parts of a loss, the penalty of a `Layered` in both, computed precisely.
 
     Raises:
         ValueError: for a plain function, which has no outputs.
     """
     if isinstance(model, Composed):
-        return model
+        return Composed(precise(model.outputs), precise(model.convex))
     if not isinstance(model, Layered):
         raise ValueError(
             f"loss is {describe(model)}, expected its two parts, because Gauss-Newton matrices are made "
@@ -119,7 +132,7 @@ def composed_of(model: Model) -> Composed:
         each = jax.vmap(model.loss)(made[0], batch)
         return jnp.mean(each) + penalty(model, made[1])
 
-    return Composed(outputs, convex)
+    return Composed(precise(outputs), precise(convex))
 
 
 def penalty(model: Layered, params: Params) -> Array:
@@ -308,11 +321,15 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}, expected a positive number; pass e.g. {name}=0.05")
 
 
+class Short(ValueError):
+    """More bytes are needed than there are."""
+
+
 def check_memory(what: str, needed: float, memory: int, advice: str) -> None:
-    """Raise a `ValueError` where `what` needs more bytes than `memory`."""
+    """Raise `Short`, a `ValueError`, where `what` needs more bytes than `memory`."""
     check_count("memory", memory)
     if needed > memory:
-        raise ValueError(
+        raise Short(
             f"memory is {memory} bytes, expected at least {math.ceil(needed)} for {what}; {advice}"
         )
 

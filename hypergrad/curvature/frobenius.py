@@ -12,6 +12,7 @@ from hypergrad.curvature.base import (
     MEMORY,
     Layered,
     Model,
+    Short,
     check,
     check_layered,
     check_memory,
@@ -88,9 +89,10 @@ def frobenius(
     the result works (about five times the cost) and so does `jax.vmap` over a population, with the
     memory of each member.
 
-    **Limits:** each weight of a `Layered` model is used in one affine layer, once per sample. Shared
-    weights fall back to columns, with a `FallbackWarning`. Samples must not see each other (BatchNorm
-    in training mode).
+    **Limits:** each weight of a `Layered` model is used in one affine layer, once per sample, and outside
+    of `jax.vmap`, `lax.scan` and other transformations. Shared weights, convolutions among them, a
+    `jax.custom_vjp` in the forward pass, and rows that do not fit into memory fall back to columns, with a
+    `FallbackWarning`. Samples must not see each other (BatchNorm in training mode).
 
     Args:
         loss: (params, batch) -> [], `Composed` or `Layered`.
@@ -107,15 +109,20 @@ def frobenius(
         ValueError: where loss, params and batch do not fit, or the memory is too small.
     """
     check(loss, params, batch)
+    reason = ""
     if isinstance(loss, Layered):
         try:
             return _layered(loss, params, batch, layers, gauss_newton, memory, None)[0]
         except Unservable as error:
             reason = str(error).split(", expected")[0]
-            warnings.warn(f"{reason}: taking frobenius_columns", FallbackWarning, stacklevel=2)
+        except Short as error:
+            reason = str(error).split("; ")[0]
     groups = block_leaves(loss, params, batch)
     groups = [groups[i] for i in choose([group.name for group in groups], layers)]
-    return column_norms(loss, params, batch, groups, gauss_newton, memory)
+    norms = column_norms(loss, params, batch, groups, gauss_newton, memory)
+    if reason:
+        warnings.warn(f"{reason}: taking frobenius_columns", FallbackWarning, stacklevel=2)
+    return norms
 
 
 def frobenius_pairs(

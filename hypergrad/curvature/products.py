@@ -26,6 +26,7 @@ from hypergrad.curvature.base import (
     itemsize,
     loss_of,
     num_samples,
+    precise,
     size_of,
     sum_chunks,
     widen,
@@ -146,13 +147,13 @@ def each_of(loss: Model) -> Callable[[Params, Batch], Array]:
             raise ValueError(
                 f"loss is {describe(loss)}, expected a function (params, batch) -> losses of the samples"
             )
-        return loss
+        return precise(loss)
     composed = composed_of(loss)
 
     def each(params, batch):
         return jax.vmap(loss.loss)(composed.outputs(params, batch)[0], batch)
 
-    return each
+    return precise(each)
 
 
 class Operator(NamedTuple):
@@ -205,6 +206,7 @@ def hessian(
     Raises:
         ValueError: where the matrix and one product do not fit into memory.
     """
+    check_params(params)
     size, width = size_of(params), itemsize(params)
     one = _bytes(product, loss, params, batch)
     needed = 2 * width * size * size + one
