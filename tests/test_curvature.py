@@ -479,6 +479,15 @@ BAD = {
         MODEL, [p[0], {"a": p[1], "b": p[1]}], b
     ),
     "loss failed on these params and batch": lambda p, b: cv.frobenius(MODEL, p[::-1], b),
+    r"l2 has a strength of shape \(5,\), expected one number": lambda p, b: cv.frobenius(
+        cv.mlp(jnp.tanh, l2=p), p, b
+    ),
+    "l2 is nan, expected numbers": lambda p, b: cv.frobenius(
+        cv.mlp(jnp.tanh, l2=float("nan")), p, b
+    ),
+    "params is a dict, expected a list or tuple of layers; name its layers": lambda p, b: (
+        cv.frobenius(MODEL, {"a": p[0], "b": p[1]}, b)
+    ),
     "l2 has the structure": lambda p, b: cv.frobenius(cv.mlp(jnp.tanh, l2={"x": 1.0}), p, b),
     "params.* is used outside of dense": lambda p, b: cv.frobenius_pairs(
         cv.Layered(lambda dense, q, e: forward(jnp.tanh, q, e[0]), MODEL.loss), p, b

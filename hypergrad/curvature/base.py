@@ -47,7 +47,8 @@ class Layered(NamedTuple):
     The forward pass of *one* sample calls `dense(layer, inputs)` for every affine layer, where `layer` is a
     part of the params with one matrix `[in, units]` and at most one vector `[units]` (a dict as flax
     makes it, a tuple, or the bare matrix). Between the layers anything goes: activations, residuals,
-    normalization over units. A layer that is closed over instead of part of the params is frozen.
+    normalization over units. A layer that is closed over instead of part of the params is frozen. A weight
+    that is used at several places of a sample, as in a convolution, falls back to columns.
 
         def forward(dense, params, example):
             hidden = jax.nn.relu(dense(params["hidden"], example[0]))
@@ -138,6 +139,12 @@ def composed_of(model: Model) -> Composed:
 def penalty(model: Layered, params: Params) -> Array:
     """Return ½ Σ_j λ_j w_j²."""
     strengths = jax.tree.leaves(spread(model.l2, params))
+    for strength in strengths:
+        if jnp.shape(strength) != ():
+            raise ValueError(
+                f"l2 has a strength of shape {jnp.shape(strength)}, expected one number for each array of the "
+                "params; write a penalty of single weights into a plain loss"
+            )
     squares = [
         strength * jnp.sum(jnp.square(leaf))
         for strength, leaf in zip(strengths, jax.tree.leaves(params), strict=True)
@@ -147,6 +154,9 @@ def penalty(model: Layered, params: Params) -> Array:
 
 def spread(l2: Any, params: Params) -> PyTree:
     """Return a strength for every leaf of the params from a number or a prefix of the pytree."""
+    for strength in jax.tree.leaves(l2):
+        if not traced(strength) and np.isnan(np.asarray(strength, np.float64)).any():
+            raise ValueError(f"l2 is {strength!r}, expected numbers; pass e.g. l2=1e-4")
     try:
         return jax.tree.broadcast(l2, params)
     except ValueError as error:
@@ -352,7 +362,7 @@ def names(params: Params) -> list[str]:
 
 
 def widen(params: Params) -> Params:
-    """Return the params as arrays of at least float32, in which every curvature is computed."""
+    """Return the params as arrays of at least float32, in which every measure but the products is computed."""
 
     def cast(leaf):
         dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)

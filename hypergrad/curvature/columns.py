@@ -33,7 +33,7 @@ class Group(NamedTuple):
 
 
 def group_leaves(params: Params) -> list[Group]:
-    """Group the leaves of the params into layers: all that stands in one dict or tuple."""
+    """Group the leaves of the params into layers: all that stands in one dict or tuple below the params."""
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names(params)):
         groups.setdefault(name.rpartition(".")[0] or name, []).append(index)
@@ -76,7 +76,8 @@ def frobenius_columns(
     **Cost:** one product with the Hessian a parameter, about four evaluations of the loss each; memory
     `chunk` of them. A gradient of the result works, and costs several times that.
 
-    **Limits:** the loss must have forward derivatives (no `jax.custom_vjp` in it).
+    **Limits:** the gradient of the loss must have forward derivatives, which the rules of a
+    `jax.custom_vjp` may have or not; for Gauss-Newton there must be none in what makes the outputs.
 
     Args:
         loss: (params, batch) -> [], or any `Model`.

@@ -52,7 +52,11 @@ class FallbackWarning(UserWarning):
 
 
 def layer_names(loss: Model, params: Params, batch: Batch) -> list[str]:
-    """Name the layers in the order of `Frobenius.blocks`: that of their first weights in the params."""
+    """Name the layers in the order of the blocks of `frobenius`: that of their first weights in the params.
+
+    A layer is a call of `dense` where the model is `Layered` and can be served; elsewhere what stands in one
+    dict or tuple below the params, and `frobenius_columns` always has the latter.
+    """
     return [group.name for group in block_leaves(loss, params, batch)]
 
 

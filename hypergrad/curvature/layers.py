@@ -129,6 +129,11 @@ def mlp(
     """
 
     def forward(dense, params, example):
+        if layers is None and not isinstance(params, (list, tuple)):
+            raise ValueError(
+                f"params is a {type(params).__name__}, expected a list or tuple of layers; name its layers in "
+                "their order, for example mlp(jax.nn.relu, layers=['hidden', 'out'])"
+            )
         keys = range(len(params)) if layers is None else layers
         *hidden, last = (params[key] for key in keys)
         signal = example[0].reshape(-1)

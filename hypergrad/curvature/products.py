@@ -41,7 +41,8 @@ Product: TypeAlias = Callable[[Model, Params, Batch, PyTree], PyTree]
 def hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
     """Return H v = (d/dε) ∇L(w + ε v), forward over reverse.
 
-    **Cost:** two to three gradients. **Limits:** no `jax.custom_vjp` in the loss.
+    **Cost:** two to three gradients. **Limits:** the rules of a `jax.custom_vjp` in the loss must themselves
+    have forward derivatives. The result has the dtype of the params.
 
     Args:
         loss: (params, batch) -> [], `Composed` or `Layered`.
@@ -79,7 +80,7 @@ def ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
     Positive semidefinite where c is convex. For softmax cross-entropy and squared error it is the Fisher
     matrix, with labels drawn from the model.
 
-    **Cost:** two to three gradients.
+    **Cost:** two to three gradients. **Limits:** no `jax.custom_vjp` in what makes the outputs.
 
     Args:
         loss: `Composed` or `Layered`.
@@ -240,7 +241,11 @@ def _bytes(product: Product, loss: Model, params: Params, batch: Batch) -> int:
 def hessian_blocks(
     loss: Model, params: Params, batch: Batch, *, product: Product = hvp, memory: int = MEMORY
 ) -> dict[tuple[str, str], Array]:
-    """Return the blocks {(layer, layer): matrix} of `hessian`; a layer is what stands in one dict or tuple."""
+    """Return the blocks {(layer, layer): matrix} of `hessian`.
+
+    A layer is what stands in one dict or tuple below the params; a leaf of the params themselves is one of
+    its own.
+    """
     whole = hessian(loss, params, batch, product=product, memory=memory)
     leaves = jax.tree.leaves(params)
     ends = [0]
