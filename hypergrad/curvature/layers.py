@@ -94,7 +94,8 @@ def cross_entropy(logits: Array, label: Array) -> Array:
     largest = jnp.sum(jnp.where(top, logits, 0))
     others = jnp.sum(jnp.where(top, 0, jnp.exp(logits - largest)))
     # exactly zero, with its derivative, where the largest logit is that of the label
-    margin = largest - jnp.sum(jnp.where(jnp.arange(classes) == label, logits, 0))
+    own = jnp.arange(classes) == label
+    margin = jnp.sum(jnp.where(top & ~own, logits, jnp.where(own & ~top, -logits, 0)))
     return jnp.log1p(others) + margin
 
 
