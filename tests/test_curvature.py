@@ -392,6 +392,15 @@ def test_a_label_that_is_no_class_is_no_number():
         assert all(bool(jnp.all(jnp.isfinite(x))) != lost for x in made)
 
 
+def test_a_masked_class_has_no_part():
+    logits, kept = jnp.asarray([1.0, 2.0, -jnp.inf]), jnp.asarray([1.0, 2.0])
+    for label in (0, 1):
+        for derive in (lambda f: f, jax.grad, jax.hessian):
+            got, true = (np.asarray(derive(cv.cross_entropy)(z, label)) for z in (logits, kept))
+            np.testing.assert_allclose(got[(slice(2),) * got.ndim], true, rtol=1e-6)
+            assert np.sum(np.abs(got)) == np.sum(np.abs(got[(slice(2),) * got.ndim]))
+
+
 def test_student_is_right():
     for freedom, exact in ((3, 3.182), (9, 2.262), (29, 2.045), (199, 1.972)):
         assert abs(student(0.95, freedom) / exact - 1) < 0.02
@@ -414,7 +423,7 @@ BAD = {
     r"params\['n'\] has dtype int32": lambda p, b: cv.frobenius(
         loss_of(PLAIN), {"n": jnp.arange(3, dtype=jnp.int32)}, b
     ),
-    "memory is 1000 bytes, expected at least .* for a matrix of 43 x 43; use frobenius": lambda p, b: (
+    "memory is 1000 bytes, expected at least .* for a matrix of 43 x 43 .*or use frobenius": lambda p, b: (
         cv.hessian(MODEL, p, b, memory=1000)
     ),
     "memory is 1000 bytes, expected at least .*pass memory=": lambda p, b: cv.frobenius(
@@ -435,6 +444,31 @@ BAD = {
     "layers has 'out', expected names among": lambda p, b: cv.frobenius(
         MODEL, p, b, layers=["out"]
     ),
+    "layers has 'in', expected names among": lambda p, b: cv.frobenius(
+        loss_of(PLAIN), p, b, layers=["in"]
+    ),
+    r"layers is '1', expected a list of names among \['0', '1'\]": lambda p, b: cv.frobenius(
+        MODEL, p, b, layers="1"
+    ),
+    r"layers is \[\], expected a list of names": lambda p, b: cv.frobenius(MODEL, p, b, layers=[]),
+    r"layers is \(\), expected a list of names": lambda p, b: cv.frobenius_columns(
+        loss_of(PLAIN), p, b, layers=()
+    ),
+    r"label is an array of shape \(3,\) and dtype float32, expected the index of a class": (
+        lambda p, b: cv.frobenius(MODEL, p, (b[0], jax.nn.one_hot(b[1], 3)))
+    ),
+    r"label is an array of shape \(3,\) and dtype int32, .*pass jnp.argmax\(labels, -1\)": (
+        lambda p, b: cv.frobenius(MODEL, p, (b[0], jax.nn.one_hot(b[1], 3, dtype=jnp.int32)))
+    ),
+    r"label is an array of shape \(\) and dtype float32, .*astype": lambda p, b: cv.frobenius(
+        MODEL, p, (b[0], b[1].astype(jnp.float32))
+    ),
+    r"loss of one sample returned an array of shape \(3,\)": lambda p, b: cv.frobenius(
+        cv.Layered(MODEL.forward, lambda z, example: (z - 1) ** 2), p, b
+    ),
+    r"loss of one sample returned an array of shape \(3,\) .*expected one real": lambda p, b: (
+        cv.frobenius_columns(cv.Layered(MODEL.forward, lambda z, example: (z - 1) ** 2), p, b)
+    ),
     "batch has arrays of shapes .* a leading axis": lambda p, b: cv.frobenius(
         MODEL, p, (b[0], b[1][:3])
     ),
@@ -445,6 +479,15 @@ BAD = {
         MODEL, [p[0], {"a": p[1], "b": p[1]}], b
     ),
     "loss failed on these params and batch": lambda p, b: cv.frobenius(MODEL, p[::-1], b),
+    r"l2 has a strength of shape \(5,\), expected one number": lambda p, b: cv.frobenius(
+        cv.mlp(jnp.tanh, l2=p), p, b
+    ),
+    "l2 is nan, expected numbers": lambda p, b: cv.frobenius(
+        cv.mlp(jnp.tanh, l2=float("nan")), p, b
+    ),
+    "params is a dict, expected a list or tuple of layers; name its layers": lambda p, b: (
+        cv.frobenius(MODEL, {"a": p[0], "b": p[1]}, b)
+    ),
     "l2 has the structure": lambda p, b: cv.frobenius(cv.mlp(jnp.tanh, l2={"x": 1.0}), p, b),
     "params.* is used outside of dense": lambda p, b: cv.frobenius_pairs(
         cv.Layered(lambda dense, q, e: forward(jnp.tanh, q, e[0]), MODEL.loss), p, b

@@ -1,6 +1,7 @@
 """Exact Hessian norms against plain autodiff in float64, on every path."""
 
 import warnings
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -45,6 +46,8 @@ CASES = [
     Case("gelu", (4, 6, 5, 3), 20, frozen=(0,), l2=0.05, wide=False),
     Case("relu", (4, 5, 3), 40, l2=0.02),
     Case("tanh", (3, 6, 4, 5, 2), 7, frozen=(1,), loss="squares"),
+    Case("relu", (6, 4), 300, wide=False),
+    Case("relu", (3, 5, 4, 4, 2), 12, frozen=(2,), wide=False),
 ]
 
 
@@ -81,13 +84,14 @@ def test_every_path_is_exact(case):
         matrix = dense_hessian(reference, in_float64(trained))
         expected = block_squares(matrix, sizes_of(list(trained.values())))
         tolerance = 1e-10 if case.wide else 1e-5
-        paths = (*LAYERED, cv.frobenius_columns)
+        paths = (*LAYERED, cv.frobenius_columns, cv.frobenius)
         found = fast(lambda p: [path(model, p, batch) for path in paths])(trained)
+        # each block to the tolerance of its own norm; rounding leaves a little of the whole in a small one
+        norms = np.sqrt(expected)
+        allowed = tolerance * (norms + 0.01 * np.linalg.norm(norms))
         for path, got in zip(paths, found, strict=True):
             assert abs(got.value / np.linalg.norm(matrix) - 1) < tolerance, path.__name__
-            assert np.abs(got.blocks - expected).max() < 2 * tolerance * expected.max(), (
-                path.__name__
-            )
+            assert np.all(np.abs(np.sqrt(got.blocks) - norms) < allowed), path.__name__
         assert cv.layer_names(model, trained, batch) == list(trained)
 
 
@@ -141,7 +145,38 @@ def test_any_graph_of_layers_and_its_gauss_newton_matrix():
 
         full, bent = fast(run)(params)
         for got, blocks in [*((r, expected) for r in full), (bent, expected_newton)]:
-            assert np.abs(got.blocks - blocks).max() < 1e-10 * blocks.max()
+            np.testing.assert_allclose(got.blocks, blocks, rtol=1e-10, atol=1e-12 * blocks.max())
+
+
+@pytest.mark.parametrize("gauss_newton", [False, True], ids=["hessian", "gauss-newton"])
+def test_a_unit_at_a_time_and_with_a_penalty_it_is_the_same_matrix(gauss_newton):
+    with jax.enable_x64(True):
+        layers, batch, model = network((3, 4, 3)), data(6, 3, 3), cv.mlp(jnp.tanh, l2=0.05)
+        if gauss_newton:
+            jacobian = fast(jax.jacfwd(lambda p: forward(jnp.tanh, p, batch[0])))(layers)
+            flat = np.concatenate([np.reshape(j, (6, 3, -1)) for j in jax.tree.leaves(jacobian)], 2)
+            p = np.asarray(jax.nn.softmax(forward(jnp.tanh, layers, batch[0])))
+            inner = np.array([np.diag(q) - np.outer(q, q) for q in p]) / 6
+            matrix = np.einsum("mca,mcd,mdb->ab", flat, inner, flat) + 0.05 * np.eye(flat.shape[2])
+        else:
+            matrix = dense_hessian(lambda p: cv.base.loss_of(model)(p, batch), layers)
+        expected = block_squares(matrix, sizes_of(layers))
+
+        def small(path, p, b, memory):
+            return path(model, p, b, gauss_newton=gauss_newton, memory=memory)
+
+        paths = {path: partial(small, path) for path in LAYERED}
+        least = {path: needed(call, layers, batch) for path, call in paths.items()}
+
+        def run(p):
+            made = [call(p, batch, least[path]) for path, call in paths.items()]
+            return [
+                *made,
+                cv.frobenius_columns(model, p, batch, gauss_newton=gauss_newton, chunk=7),
+            ]
+
+        for got in fast(run)(layers):
+            np.testing.assert_allclose(got.blocks, expected, rtol=1e-10)
 
 
 def test_links_are_found():
@@ -192,6 +227,105 @@ def test_chunks_change_nothing_and_bound_the_memory():
         temporary.append(compiled.memory_analysis().temp_size_in_bytes)
     assert abs(values[0] / values[1] - 1) < 1e-5
     assert temporary[1] < 1_100_000 < temporary[0]
+
+
+def needed(call, layers, batch):
+    """Return the bytes that a call says it needs, where it has none."""
+    with pytest.raises(ValueError, match=r"memory is 1 bytes") as caught:
+        jax.eval_shape(lambda p, b: call(p, b, 1), layers, batch)
+    words = str(caught.value).split()
+    return int(words[words.index("least") + 1])
+
+
+def bounded(model, size=32):
+    """Return calls that must do with the bytes that they say they need."""
+    plain = cv.base.loss_of(model)
+    losses = {
+        "plain": plain,
+        "jit": jax.jit(plain),
+        "checkpoint": jax.checkpoint(plain),
+        "chunked": cv.chunked(plain, size),
+        "chunked jit": cv.chunked(jax.jit(plain), size),
+    }
+    calls = {
+        f"columns of {name}": lambda p, b, memory, loss=loss: cv.frobenius_columns(
+            loss, p, b, memory=memory
+        )
+        for name, loss in losses.items()
+    }
+    others = (*LAYERED, cv.frobenius, cv.sample_pairs, cv.hessian, cv.difference_hessian)
+    return calls | {
+        path.__name__: lambda p, b, memory, path=path: path(model, p, b, memory=memory)
+        for path in others
+    }
+
+
+@pytest.mark.parametrize("name", bounded(cv.mlp(jnp.tanh)))
+def test_memory_is_a_bound(name):
+    # whatever grows fastest is large: the samples side by side, their pairs, or the pairs of weights
+    shapes = {
+        "columns": ((6, 16, 4), 400),
+        "hessian": ((8, 12, 3), 4000),
+        "difference_hessian": ((8, 12, 3), 30),
+    }
+    widths, samples = shapes.get(name.split()[0], ((6, 16, 12, 4), 256))
+    layers = network(widths, dtype=jnp.float32)
+    batch, calls = data(samples, widths[0], widths[-1], jnp.float32), bounded(cv.mlp(jnp.tanh))
+    call, other = calls[name], "frobenius_dense" if name == "frobenius" else name
+    memory = needed(calls[other], layers, batch) * (4 if name.startswith("columns") else 1)
+    compiled = fast(lambda p, b: call(p, b, memory)).lower(layers, batch).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= memory
+
+
+def test_what_fits_no_layered_path_is_left_to_columns():
+    with jax.enable_x64(True):
+        layers, model = network((5, 8, 3)), cv.mlp(jnp.tanh)
+        batch = data(40, 5, 3)
+        pairs, tiles, columns = (
+            needed(lambda p, b, m, path=path: path(model, p, b, memory=m), layers, batch)
+            for path in (*LAYERED, cv.frobenius_columns)
+        )
+        assert columns < tiles < pairs
+        with pytest.warns(
+            cv.FallbackWarning,
+            match=rf"memory is {tiles - 1} bytes, expected at least {tiles} for 40 samples .*: taking",
+        ):
+            got = fast(lambda p: cv.frobenius(model, p, batch, memory=tiles - 1))(layers)
+        true = fast(lambda p: cv.frobenius_dense(model, p, batch, memory=tiles))(layers)
+        np.testing.assert_allclose(got.blocks, true.blocks, rtol=1e-10)
+        with pytest.raises(
+            ValueError, match=rf"expected at least {columns} .*pass memory={columns}"
+        ):
+            cv.frobenius(model, layers, batch, memory=columns - 1)
+
+
+def test_every_product_of_matrices_is_precise():
+    layers, batch = network((3, 4, 2), dtype=jnp.float32), data(5, 3, 2, jnp.float32)
+    model = cv.mlp(jnp.tanh)
+    plain = cv.base.loss_of(model)
+    composed = cv.Composed(
+        lambda p, b: forward(jnp.tanh, p, b[0]), lambda z, b: entropy(z @ jnp.eye(2), b[1])
+    )
+    runs = {
+        "hvp": lambda p: cv.hvp(
+            lambda p, b: entropy(forward(jnp.tanh, p, b[0]), b[1]), p, batch, p
+        ),
+        "ggn_vp": lambda p: cv.ggn_vp(composed, p, batch, p),
+        "fisher_vp": lambda p: cv.fisher_vp(
+            lambda p, b: jnp.sum(forward(jnp.tanh, p, b[0]), 1), p, batch, p
+        ),
+        "hessian": lambda p: cv.hessian(plain, p, batch),
+        "columns": lambda p: cv.frobenius_columns(
+            lambda p, b: entropy(forward(jnp.tanh, p, b[0]), b[1]), p, batch
+        ),
+        "newton": lambda p: cv.frobenius_columns(composed, p, batch, gauss_newton=True),
+        "frobenius": lambda p: cv.frobenius(model, p, batch),
+    }
+    highest = jax.lax.Precision.HIGHEST
+    for name, run in runs.items():
+        made = cv.base.equations(jax.make_jaxpr(run)(layers).jaxpr)
+        found = [e.params["precision"] for e in made if e.primitive.name == "dot_general"]
+        assert found and all(p == (highest, highest) for p in found), name
 
 
 def test_parts_of_a_batch_and_single_layers():
@@ -287,6 +421,141 @@ def test_shared_weights_fall_back_to_columns_and_say_so():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             fast(lambda p: cv.frobenius(cv.mlp(jnp.tanh), p, batch).value)(layers)
+
+
+def read_by(how):
+    """Return a model that reads one sample of tokens `[5, 4]` with one layer, written in one of many ways."""
+
+    def run(dense, params, example):
+        def read(token):
+            return jnp.tanh(dense(params["read"], token))
+
+        tokens = example[0]
+        hidden = {
+            "matrix": lambda: jnp.mean(read(tokens), 0),
+            "vmap": lambda: jnp.mean(jax.vmap(read)(tokens), 0),
+            "scan": lambda: jax.lax.scan(
+                lambda carry, token: (carry + read(token), None), jnp.zeros(4), tokens
+            )[0],
+            "jit": lambda: jax.jit(read)(tokens[0]),
+            "checkpoint": lambda: jax.checkpoint(read)(tokens[0]),
+        }[how]()
+        return dense(params["out"], hidden)
+
+    return cv.Layered(run, lambda z, example: cv.cross_entropy(z, example[1]))
+
+
+@pytest.mark.parametrize("how", ["matrix", "vmap", "scan", "jit", "checkpoint"])
+def test_a_layer_within_another_transformation_falls_back(how):
+    with jax.enable_x64(True):
+        read, out = network((4, 4, 3))
+        params, model = {"read": read["kernel"], "out": out}, read_by(how)
+        x, y = data(30, 4, 3)
+        batch, reason = (x.reshape(6, 5, 4), y[:6]), "inputs of shape" if how == "matrix" else how
+        matrix = dense_hessian(lambda p: cv.base.loss_of(model)(p, batch), params)
+        expected = block_squares(matrix, [15, 16])
+
+        def run(params):
+            whole = cv.frobenius(model, params, batch)
+            if how != "vmap":
+                return (whole,)
+            first = cv.frobenius(model, params, batch, layers=["read"])
+            return whole, first, cv.last_layer(model, params, batch)
+
+        with pytest.warns(
+            cv.FallbackWarning,
+            match=rf"params\['read'\] meets .*{reason}.*: taking frobenius_columns",
+        ):
+            whole, *alone = fast(run)(params)
+        np.testing.assert_allclose(whole.blocks, expected, rtol=1e-10)
+        for got in alone:
+            first = isinstance(got, cv.Frobenius)
+            square = got.blocks[0, 0] if first else got**2
+            np.testing.assert_allclose(square, expected[int(first), int(first)], rtol=1e-10)
+        with pytest.raises(ValueError, match=r"meets .*, expected .*use frobenius_columns"):
+            cv.frobenius_pairs(model, params, batch)
+
+
+@jax.custom_vjp
+def backwards_only(z):
+    return jnp.tanh(z)
+
+
+backwards_only.defvjp(lambda z: (jnp.tanh(z), z), lambda z, g: (g * (1 - jnp.tanh(z) ** 2),))
+
+
+def test_without_forward_derivatives_columns_are_taken():
+    with jax.enable_x64(True):
+        layers, batch = network((4, 5, 3)), data(7, 4, 3)
+        wanted, narrow = (cv.mlp(f) for f in (jnp.tanh, backwards_only))
+        with pytest.warns(cv.FallbackWarning, match="jax.custom_vjp in it: taking frobenius_col"):
+            got, true = fast(
+                lambda p: [cv.frobenius(model, p, batch).blocks for model in (narrow, wanted)]
+            )(layers)
+        np.testing.assert_allclose(got, true, rtol=1e-10)
+        with pytest.raises(ValueError, match=r"loss failed .*custom_vjp"):
+            cv.frobenius_columns(narrow, layers, batch, gauss_newton=True)
+
+
+def test_chosen_layers_are_the_same_submatrix_on_every_path():
+    with jax.enable_x64(True):
+        layers, batch, model = network((4, 5, 4, 3)), data(6, 4, 3), cv.mlp(jnp.tanh)
+        plain, some = cv.base.loss_of(model), ["2", "0"]
+        squares = block_squares(dense_hessian(lambda p: plain(p, batch), layers), sizes_of(layers))
+
+        def run(layers):
+            return [
+                cv.frobenius(plain, layers, batch, layers=some),
+                cv.frobenius_columns(model, layers, batch, layers=some),
+                *(path(model, layers, batch, layers=some) for path in LAYERED),
+            ]
+
+        for got in fast(run)(layers):
+            np.testing.assert_allclose(got.blocks, squares[::2, ::2], rtol=1e-10)
+            np.testing.assert_allclose(got.value**2, squares[::2, ::2].sum(), rtol=1e-10)
+
+
+def test_layers_that_stand_in_one_dict_have_names_of_their_own():
+    with jax.enable_x64(True):
+        first, last = network((4, 5, 3))
+        batch = data(6, 4, 3)
+        net = {
+            "w1": first["kernel"],
+            "b1": first["bias"],
+            "w2": last["kernel"],
+            "b2": last["bias"],
+        }
+
+        def run(dense, params, example):
+            of = params["net"]
+            hidden = jnp.tanh(dense((of["w1"], of["b1"]), example[0]))
+            return dense((of["w2"], of["b2"]), hidden)
+
+        model = cv.Layered(run, lambda z, example: cv.cross_entropy(z, example[1]))
+        assert cv.layer_names(model, {"net": net}, batch) == ["net.w1", "net.w2"]
+        got, true = fast(
+            lambda net, layers: (
+                cv.last_layer(model, {"net": net}, batch),
+                cv.last_layer(cv.mlp(jnp.tanh), layers, batch),
+            )
+        )(net, [first, last])
+        np.testing.assert_allclose(got, true, rtol=1e-12)
+
+
+def test_an_array_without_entries_counts_nothing():
+    with jax.enable_x64(True):
+        layers, batch = network((3, 2)), data(4, 3, 2)
+        plain = cv.base.loss_of(cv.mlp(jnp.tanh))
+        whole = {"net": layers, "none": jnp.zeros((0,))}
+        columns, known, trace = fast(
+            lambda whole: (
+                cv.frobenius_columns(lambda p, b: plain(p["net"], b), whole, batch),
+                cv.frobenius_columns(plain, whole["net"], batch).value,
+                cv.trace(lambda w, b: jnp.sum(w), whole["none"], ()),
+            )
+        )(whole)
+        np.testing.assert_allclose(columns.value, known, rtol=1e-12)
+        assert not columns.blocks[1].any() and not columns.blocks[:, 1].any() and trace == 0
 
 
 def test_one_class_and_one_dtype_down():

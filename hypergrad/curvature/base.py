@@ -1,13 +1,16 @@
 """What every measure of curvature shares: the losses it takes, their checks, and work by chunks."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core.primitives import jit_p
 
 from hypergrad import tree
 from hypergrad.types import Array, Batch, Params, PyTree
@@ -44,7 +47,8 @@ class Layered(NamedTuple):
     The forward pass of *one* sample calls `dense(layer, inputs)` for every affine layer, where `layer` is a
     part of the params with one matrix `[in, units]` and at most one vector `[units]` (a dict as flax
     makes it, a tuple, or the bare matrix). Between the layers anything goes: activations, residuals,
-    normalization over units. A layer that is closed over instead of part of the params is frozen.
+    normalization over units. A layer that is closed over instead of part of the params is frozen. A weight
+    that is used at several places of a sample, as in a convolution, falls back to columns.
 
         def forward(dense, params, example):
             hidden = jax.nn.relu(dense(params["hidden"], example[0]))
@@ -87,23 +91,35 @@ def parts(layer: PyTree) -> tuple[Array, Array | None]:
 
 
 def loss_of(model: Model) -> LossFn:
-    """Return the loss (params, batch) -> `[]`, whatever the form in which it was given."""
-    if isinstance(model, Layered):
+    """Return the loss (params, batch) -> `[]`, whatever the form in which it was given, computed precisely."""
+    if isinstance(model, (Layered, Composed)):
         composed = composed_of(model)
         return lambda params, batch: composed.convex(composed.outputs(params, batch), batch)
-    if isinstance(model, Composed):
-        return lambda params, batch: model.convex(model.outputs(params, batch), batch)
-    return model
+    return precise(model)
+
+
+def precise(function: Callable) -> Callable:
+    """Return the same function with matrix products in full precision, those of its derivatives too.
+
+    Accelerators round the factors of float32 products to 10 bits or less where nothing else is asked for.
+    """
+
+    @functools.wraps(function)
+    def run(*args):
+        with jax.default_matmul_precision("highest"):
+            return function(*args)
+
+    return run
 
 
 def composed_of(model: Model) -> Composed:
-    """Return the two parts of a loss, the penalty of a `Layered` in both.
+    """Return the two parts of a loss, the penalty of a `Layered` in both, computed precisely.
 
     Raises:
         ValueError: for a plain function, which has no outputs.
     """
     if isinstance(model, Composed):
-        return model
+        return Composed(precise(model.outputs), precise(model.convex))
     if not isinstance(model, Layered):
         raise ValueError(
             f"loss is {describe(model)}, expected its two parts, because Gauss-Newton matrices are made "
@@ -117,12 +133,18 @@ def composed_of(model: Model) -> Composed:
         each = jax.vmap(model.loss)(made[0], batch)
         return jnp.mean(each) + penalty(model, made[1])
 
-    return Composed(outputs, convex)
+    return Composed(precise(outputs), precise(convex))
 
 
 def penalty(model: Layered, params: Params) -> Array:
     """Return ½ Σ_j λ_j w_j²."""
     strengths = jax.tree.leaves(spread(model.l2, params))
+    for strength in strengths:
+        if jnp.shape(strength) != ():
+            raise ValueError(
+                f"l2 has a strength of shape {jnp.shape(strength)}, expected one number for each array of the "
+                "params; write a penalty of single weights into a plain loss"
+            )
     squares = [
         strength * jnp.sum(jnp.square(leaf))
         for strength, leaf in zip(strengths, jax.tree.leaves(params), strict=True)
@@ -132,6 +154,9 @@ def penalty(model: Layered, params: Params) -> Array:
 
 def spread(l2: Any, params: Params) -> PyTree:
     """Return a strength for every leaf of the params from a number or a prefix of the pytree."""
+    for strength in jax.tree.leaves(l2):
+        if not traced(strength) and np.isnan(np.asarray(strength, np.float64)).any():
+            raise ValueError(f"l2 is {strength!r}, expected numbers; pass e.g. l2=1e-4")
     try:
         return jax.tree.broadcast(l2, params)
     except ValueError as error:
@@ -156,11 +181,26 @@ def check(model: Model, params: Params, batch: Batch) -> None:
     check_params(params)
     if isinstance(model, Layered):
         num_samples(batch)
+        check_each(model, params, batch)
     value = abstract("loss", loss_of(model), params, batch)
     if getattr(value, "shape", None) != () or not tree.is_float(value):
         raise ValueError(
             f"loss returned {describe(value)}, expected one real number of shape (), the mean over the "
             "samples; reduce it, for example with jnp.mean(...)"
+        )
+
+
+def check_each(model: Layered, params: Params, batch: Batch) -> None:
+    """Raise a `ValueError` unless the loss of one sample of a layered model is one number."""
+
+    def one(params, example):
+        return model.loss(model.forward(dense, params, example), example)
+
+    value = abstract("loss", one, params, one_of(batch))
+    if getattr(value, "shape", None) != () or not tree.is_float(value):
+        raise ValueError(
+            f"loss of one sample returned {describe(value)}, expected one real number of shape (); add up "
+            "its entries, for example with jnp.sum(...)"
         )
 
 
@@ -200,10 +240,52 @@ def check_params(params: Params) -> None:
         )
 
 
-def abstract(name: str, function: Callable, *args) -> Any:
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Go through the equations of a program and of all the programs within it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in programs(eqn):
+            yield from equations(inner)
+
+
+def programs(eqn: JaxprEqn) -> list[Jaxpr]:
+    """List the programs that an equation holds: the body of a loop, the branches of a choice."""
+    kinds = (Jaxpr, ClosedJaxpr)
+    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, kinds))
+    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in found if isinstance(x, kinds)]
+
+
+def bytes_of_one(function: Callable, x: PyTree) -> int:
+    """Bound the memory of `function` for one of many arguments side by side: half of all that it makes.
+
+    **Cost:** a trace; nothing is run.
+    """
+    alone = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), x)
+    return num_bytes(jax.make_jaxpr(jax.vmap(function))(alone).jaxpr) // 2 + 1
+
+
+def num_bytes(jaxpr: Jaxpr) -> int:
+    """Add up the bytes of all that a program makes, what is within it included: the body of a loop once."""
+    return sum(
+        sum(map(num_bytes, inner))
+        + (0 if eqn.primitive is jit_p else sum(_bytes_of(v) for v in eqn.outvars))
+        for eqn in jaxpr.eqns
+        for inner in [programs(eqn)]
+    )
+
+
+def _bytes_of(variable: Any) -> int:
+    return math.prod(variable.aval.shape) * variable.aval.dtype.itemsize
+
+
+def _shapes(function: Callable) -> Callable:
+    return lambda *args: jax.eval_shape(function, *args)
+
+
+def abstract(name: str, function: Callable, *args, trace: Callable = _shapes) -> Any:
     """Evaluate a user's function abstractly; put its name before what it raises."""
     try:
-        return jax.eval_shape(function, *args)
+        return trace(function)(*args)
     except Exception as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if isinstance(error, ValueError) and ", expected " in text:
@@ -226,6 +308,12 @@ def num_samples(batch: Batch) -> int:
     return lengths.pop()
 
 
+def one_of(batch: Batch) -> Batch:
+    """Return the shapes of one sample of a batch."""
+    num_samples(batch)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise a `ValueError` unless `value` is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
@@ -246,11 +334,15 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}, expected a positive number; pass e.g. {name}=0.05")
 
 
+class Short(ValueError):
+    """More bytes are needed than there are."""
+
+
 def check_memory(what: str, needed: float, memory: int, advice: str) -> None:
-    """Raise a `ValueError` where `what` needs more bytes than `memory`."""
+    """Raise `Short`, a `ValueError`, where `what` needs more bytes than `memory`."""
     check_count("memory", memory)
     if needed > memory:
-        raise ValueError(
+        raise Short(
             f"memory is {memory} bytes, expected at least {math.ceil(needed)} for {what}; {advice}"
         )
 
@@ -273,7 +365,7 @@ def names(params: Params) -> list[str]:
 
 
 def widen(params: Params) -> Params:
-    """Return the params as arrays of at least float32, in which every curvature is computed."""
+    """Return the params as arrays of at least float32, in which every measure but the products is computed."""
 
     def cast(leaf):
         dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
@@ -309,12 +401,12 @@ def sum_chunks(
     Returns:
         The sums, and the rows `[count, ...]`.
     """
-    chunk = min(chunk, count)
-    num_chunks = -(-count // chunk)
+    chunk = max(1, min(chunk, count))
+    num_chunks = max(1, -(-count // chunk))
     indices = jnp.arange(num_chunks * chunk, dtype=jnp.int32).reshape(num_chunks, chunk)
     if num_chunks == 1:
         total, rows = body(indices[0])
-        return total, rows
+        return total, jax.tree.map(lambda r: r[:count], rows)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(body, indices[0])[0])
 
     def step(total, index):

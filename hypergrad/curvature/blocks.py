@@ -40,12 +40,12 @@ class LayerNorms(NamedTuple):
 
     Attributes:
         squares: ‖H_lk‖² for k ≥ l, each `[]`.
-        pairs: Q_lk for k ≥ l, `[m, m]` each; None for a block that was made of tiles.
+        pairs: Σ_k Q_lk + Q_kl `[m, m]` over k ≥ l (Q_ll once), of the blocks that were made of pairs.
         diagonal: of H_ll, `[in, units]`.
     """
 
     squares: list[Array]
-    pairs: list[Array | None]
+    pairs: Array
     diagonal: Array
 
 
@@ -71,13 +71,13 @@ def layer_norms(rows: Rows, by_pairs: list[bool], chunk: int) -> LayerNorms:
         return terms, diagonal[:, :, 0].T
 
     terms, own = sum_chunks(body, units, chunk)
-    pairs = [
-        (below @ below.T) * term if by else None for term, by in zip(terms, by_pairs, strict=True)
-    ]
+    gram = below @ below.T if any(by_pairs) else jnp.zeros(())
     squares = [
-        (term if pair is None else jnp.sum(pair)) / size**2
-        for term, pair in zip(terms, pairs, strict=True)
+        (jnp.sum(gram * term) if by else term) / size**2
+        for term, by in zip(terms, by_pairs, strict=True)
     ]
+    both = [term * (1 if k == 0 else 2) for k, term in enumerate(terms) if by_pairs[k]]
+    pairs = gram * sum(both, jnp.zeros(()))
     return LayerNorms(squares, pairs, (own @ jnp.square(below) / size).T)
 
 

@@ -1,7 +1,7 @@
 """Exact Hessian norms of any model by its columns, half of them: H is symmetric."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from hypergrad.curvature.base import (
     MEMORY,
     Model,
+    abstract,
+    bytes_of_one,
     check,
     check_count,
     check_memory,
     composed_of,
-    itemsize,
     loss_of,
     names,
     sum_chunks,
@@ -32,11 +33,27 @@ class Group(NamedTuple):
 
 
 def group_leaves(params: Params) -> list[Group]:
-    """Group the leaves of the params into layers: all that stands in one dict or tuple."""
+    """Group the leaves of the params into layers: all that stands in one dict or tuple below the params."""
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names(params)):
         groups.setdefault(name.rpartition(".")[0] or name, []).append(index)
     return [Group(name, leaves) for name, leaves in groups.items()]
+
+
+def choose(known: list[str], wanted: Sequence[str] | None) -> list[int]:
+    """Return the places of the layers of these names, in their own order; the others count as frozen."""
+    if wanted is None:
+        return list(range(len(known)))
+    if isinstance(wanted, str) or len(wanted) == 0:
+        raise ValueError(
+            f"layers is {wanted!r}, expected a list of names among {known}; pass e.g. layers=[{known[-1]!r}]"
+        )
+    for name in wanted:
+        if name not in known:
+            raise ValueError(
+                f"layers has {name!r}, expected names among {known}; see layer_names(loss, params, batch)"
+            )
+    return [index for index, name in enumerate(known) if name in wanted]
 
 
 def frobenius_columns(
@@ -44,6 +61,7 @@ def frobenius_columns(
     params: Params,
     batch: Batch,
     *,
+    layers: Sequence[str] | None = None,
     gauss_newton: bool = False,
     memory: int = MEMORY,
     chunk: int | None = None,
@@ -58,28 +76,46 @@ def frobenius_columns(
     **Cost:** one product with the Hessian a parameter, about four evaluations of the loss each; memory
     `chunk` of them. A gradient of the result works, and costs several times that.
 
-    **Limits:** the loss must have forward derivatives (no `jax.custom_vjp` in it).
+    **Limits:** the gradient of the loss must have forward derivatives, which the rules of a
+    `jax.custom_vjp` may have or not; for Gauss-Newton there must be none in what makes the outputs.
 
     Args:
         loss: (params, batch) -> [], or any `Model`.
         params: any pytree of float arrays.
         batch: what the loss takes.
+        layers: names of the layers whose blocks are wanted, the others counting as frozen; all where None.
+            A layer is all that stands in one dict or tuple below the params, and its name their path; a
+            leaf of the params themselves is one of its own.
         gauss_newton: the Gauss-Newton matrix instead; the loss must then be `Composed` or `Layered`.
         memory: bytes to use; decides the chunk where that is None.
         chunk: columns at a time, whatever their memory.
 
     Returns:
-        The norm and the squared norms of all blocks of layers, in the order of `layer_names`.
+        The norm and the squared norms of all blocks of layers, in the order of their first weights.
 
     Raises:
         ValueError: where loss, params and batch do not fit, or a column does not fit into memory.
     """
     check(loss, params, batch)
+    groups = group_leaves(params)
+    groups = [groups[i] for i in choose([group.name for group in groups], layers)]
+    return column_norms(loss, params, batch, groups, gauss_newton, memory, chunk)
+
+
+def column_norms(
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    groups: list[Group],
+    gauss_newton: bool,
+    memory: int,
+    chunk: int | None = None,
+) -> Frobenius:
+    """Return the norm on these groups of leaves; the other leaves count as frozen."""
     check_count("memory", memory)
     if chunk is not None:
         check_count("chunk", chunk)
     params = widen(params)
-    groups = group_leaves(params)
     squares = [
         _group_norms(loss, params, batch, groups, index, gauss_newton, memory, chunk)
         for index in range(len(groups))
@@ -115,7 +151,7 @@ def _group_norms(
         need = _bytes(lambda own: linearized(loss, batch, put, own, above), own)
         advice = f"pass memory={need}, a smaller batch, or chunked(loss, size)"
         check_memory("one column of the Hessian", need, memory, advice)
-        chunk = max(1, min(256, memory // (need + 1)))
+        chunk = max(1, min(256, memory // need))
     push = linearized(loss, batch, put, own, above)
     shapes = [leaf.shape for leaf in own]
     ends = [0]
@@ -157,13 +193,7 @@ def _bent(loss: Model, batch: Batch, put: Callable, own: PyTree, above: PyTree) 
 
 
 def _bytes(linearized: Callable, own: PyTree) -> int:
-    """Bound the memory of one product by what its program computes, half of it at a time; run nothing."""
+    """Bound the memory of one product; run nothing."""
     sizes = []
-
-    def trace(own):
-        jaxpr = jax.make_jaxpr(linearized(own))(own).jaxpr
-        made = [v.aval for eqn in jaxpr.eqns for v in eqn.outvars]
-        sizes.extend(math.prod(x.shape) * x.dtype.itemsize for x in made)
-
-    jax.eval_shape(trace, own)
-    return sum(sizes) // 2 + itemsize(own)
+    abstract("loss", lambda own: sizes.append(bytes_of_one(linearized(own), own)), own)
+    return sizes[0]

@@ -7,6 +7,7 @@ from jax.flatten_util import ravel_pytree
 from hypergrad.curvature.base import (
     MEMORY,
     Model,
+    bytes_of_one,
     check,
     check_count,
     check_memory,
@@ -17,6 +18,9 @@ from hypergrad.curvature.base import (
     widen,
 )
 from hypergrad.types import Array, Batch, Params
+
+INDEX = 4
+"""Bytes of the place of a weight."""
 
 
 def difference_hessian(
@@ -51,22 +55,27 @@ def difference_hessian(
         memory: bytes to use.
 
     Raises:
-        ValueError: where the matrix does not fit into memory.
+        ValueError: where the matrix, its pairs and the losses of a chunk do not fit into memory.
 
     Reference:
         Nocedal, Wright, 2006, "Numerical Optimization", 2nd ed., equations 8.20-8.21.
     """
     check(loss, params, batch)
     check_count("chunk", chunk)
-    size = size_of(params)
-    check_memory(
-        f"a matrix of {size} x {size}",
-        2.0 * itemsize(params) * size * size,
-        memory,
-        "take fewer params (close over the others), or pass more memory",
-    )
-    function = loss_of(loss)
+    function, size, width = loss_of(loss), size_of(params), itemsize(params)
     flat, unravel = ravel_pytree(widen(params))
+    one = bytes_of_one(lambda w: function(unravel(w), batch), flat)
+    count = size * (size + 1) // 2
+    chunk = min(chunk, count)
+    # the pairs and their entries, all and again in whole chunks, and the matrix with its transpose
+    needed = 2 * count * (2 * INDEX + width) + 2 * width * size * size
+    needed += chunk * 4 * (one + width * size)
+    check_memory(
+        f"a matrix of {size} x {size} from {count} pairs",
+        needed,
+        memory,
+        f"pass memory={needed}, a smaller chunk, or close over some of the params",
+    )
     default = float(jnp.finfo(flat.dtype).eps) ** (1 / 4 if central else 1 / 3)
     step = default if epsilon is None else epsilon
     check_positive("epsilon", step)
@@ -92,6 +101,6 @@ def difference_hessian(
         alone = jnp.arange(size, dtype=jnp.int32)
         single = jax.lax.map(lambda i: at(i, i, 1, 0), alone, batch_size=min(chunk, size))
     entry = second if central else forward
-    entries = jax.lax.map(entry, pairs, batch_size=min(chunk, rows.size))
+    entries = jax.lax.map(entry, pairs, batch_size=chunk)
     upper = jnp.zeros((size, size), flat.dtype).at[pairs].set(entries)
     return upper + jnp.triu(upper, 1).T

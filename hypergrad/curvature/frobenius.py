@@ -12,6 +12,7 @@ from hypergrad.curvature.base import (
     MEMORY,
     Layered,
     Model,
+    Short,
     check,
     check_layered,
     check_memory,
@@ -21,7 +22,7 @@ from hypergrad.curvature.base import (
     widen,
 )
 from hypergrad.curvature.blocks import LayerNorms, layer_norms
-from hypergrad.curvature.columns import Group, frobenius_columns, group_leaves
+from hypergrad.curvature.columns import Group, choose, column_norms, group_leaves
 from hypergrad.curvature.layers import (
     Layer,
     Link,
@@ -40,6 +41,10 @@ CACHE = 2**25
 """Bytes beyond which a larger chunk gains nothing."""
 LIVE = 6
 """Arrays of the size of a layer's rows that a linearized network has at one time."""
+PAIR = 5
+"""Arrays `[m, m]` that a block made of sample pairs has at one time; measured, for blocks side by side."""
+KEPT = 3
+"""Arrays `[m, m]` that a block of another layer has where all go into one matrix; measured likewise."""
 
 
 class FallbackWarning(UserWarning):
@@ -47,7 +52,11 @@ class FallbackWarning(UserWarning):
 
 
 def layer_names(loss: Model, params: Params, batch: Batch) -> list[str]:
-    """Name the layers in the order of `Frobenius.blocks`: that of their first weights in the params."""
+    """Name the layers in the order of the blocks of `frobenius`: that of their first weights in the params.
+
+    A layer is a call of `dense` where the model is `Layered` and can be served; elsewhere what stands in one
+    dict or tuple below the params, and `frobenius_columns` always has the latter.
+    """
     return [group.name for group in block_leaves(loss, params, batch)]
 
 
@@ -84,9 +93,10 @@ def frobenius(
     the result works (about five times the cost) and so does `jax.vmap` over a population, with the
     memory of each member.
 
-    **Limits:** each weight of a `Layered` model is used in one affine layer, once per sample. Shared
-    weights fall back to columns, with a `FallbackWarning`. Samples must not see each other (BatchNorm
-    in training mode).
+    **Limits:** each weight of a `Layered` model is used in one affine layer, once per sample, and outside
+    of `jax.vmap`, `lax.scan` and other transformations. Shared weights, convolutions among them, a
+    `jax.custom_vjp` in the forward pass, and rows that do not fit into memory fall back to columns, with a
+    `FallbackWarning`. Samples must not see each other (BatchNorm in training mode).
 
     Args:
         loss: (params, batch) -> [], `Composed` or `Layered`.
@@ -103,13 +113,20 @@ def frobenius(
         ValueError: where loss, params and batch do not fit, or the memory is too small.
     """
     check(loss, params, batch)
+    reason = ""
     if isinstance(loss, Layered):
         try:
             return _layered(loss, params, batch, layers, gauss_newton, memory, None)[0]
         except Unservable as error:
-            reason = str(error).split(",")[0]
-            warnings.warn(f"{reason}: taking frobenius_columns", FallbackWarning, stacklevel=2)
-    return frobenius_columns(loss, params, batch, gauss_newton=gauss_newton, memory=memory)
+            reason = str(error).split(", expected")[0]
+        except Short as error:
+            reason = str(error).split("; ")[0]
+    groups = block_leaves(loss, params, batch)
+    groups = [groups[i] for i in choose([group.name for group in groups], layers)]
+    norms = column_norms(loss, params, batch, groups, gauss_newton, memory)
+    if reason:
+        warnings.warn(f"{reason}: taking frobenius_columns", FallbackWarning, stacklevel=2)
+    return norms
 
 
 def frobenius_pairs(
@@ -166,12 +183,7 @@ def sample_pairs(
     """
     check_layered("loss", loss, "the products are of the inputs of")
     check(loss, params, batch)
-    norms = _layered(loss, params, batch, None, gauss_newton, memory, True)[1]
-    total = jnp.zeros(())
-    for layer in norms:
-        own, *above = [pair for pair in layer.pairs if pair is not None]
-        total = total + own + 2 * sum(above, jnp.zeros_like(own))
-    return total
+    return _layered(loss, params, batch, None, gauss_newton, memory, True, of_samples=True)[1]
 
 
 class Plan(NamedTuple):
@@ -196,6 +208,7 @@ def plan_layer(
     width: int,
     memory: int,
     by_pairs: bool | None,
+    kept: int = 0,
 ) -> Plan:
     """Choose pairs or tiles for every block of a layer, and how many units fit into memory.
 
@@ -209,6 +222,7 @@ def plan_layer(
         width: bytes of a number.
         memory: bytes to use.
         by_pairs: true for pairs alone, false for tiles alone, None for both.
+        kept: bytes that other layers hold at the same time.
     """
     above = layers[index:]
     tiles = [False] * len(above)
@@ -216,7 +230,7 @@ def plan_layer(
     if by_pairs is None:
         linked = zip(above, links, strict=True)
         plans = [[_cheaper_by_pairs(layers[index], k, link, samples) for k, link in linked], tiles]
-    needs = [_bytes(above, samples, width, pairs) for pairs in plans]
+    needs = [_bytes(above, samples, width, pairs, kept) for pairs in plans]
     best = next((i for i, need in enumerate(needs) if sum(need) <= memory), len(plans) - 1)
     pairs, (fixed, unit) = plans[best], needs[best]
     check_memory(
@@ -249,15 +263,17 @@ def _cheaper_by_pairs(below: Layer, layer: Layer, link: Link, samples: int) -> b
     return samples * by_pairs <= by_tiles
 
 
-def _bytes(above: list[Layer], samples: int, width: int, pairs: list[bool]) -> tuple[int, int]:
+def _bytes(
+    above: list[Layer], samples: int, width: int, pairs: list[bool], kept: int
+) -> tuple[int, int]:
     """Return the bytes that a layer needs whatever the chunk, and those of each unit in it."""
     below = above[0].num_inputs
     sides = sum(layer.num_inputs + layer.num_units for layer in above)
     tile = max((below + samples) * layer.num_inputs for layer in above)
     rows = LIVE * samples * sides
-    fixed = rows + (2 * samples**2 * (1 + sum(pairs)) if any(pairs) else 0)
+    fixed = rows + (samples**2 * (2 + PAIR * sum(pairs)) if any(pairs) else 0)
     unit = rows + (0 if all(pairs) else tile)
-    return width * fixed, width * unit
+    return width * fixed + kept, width * unit
 
 
 def _layered(
@@ -268,33 +284,28 @@ def _layered(
     gauss_newton: bool,
     memory: int,
     by_pairs: bool | None,
-) -> tuple[Frobenius, list[LayerNorms]]:
-    """Work through the layers; return the norm and what each layer gave, in the order of the calls."""
+    of_samples: bool = False,
+) -> tuple[Frobenius, Array]:
+    """Work through the layers; return the norm, and Q summed over the blocks that were made of pairs."""
     params = widen(params)
-    layers = _choose(trained_layers(model, params, batch), wanted)
+    known = trained_layers(model, params, batch)
+    layers = [known[i] for i in choose([layer.name for layer in known], wanted)]
     samples, width = num_samples(batch), itemsize(params)
-    made = []
+    squares, total = [], jnp.zeros(())
     with jax.default_matmul_precision("highest"):
         for index in range(len(layers)):
             links = [Link.NONE] * (len(layers) - index)  # Gauss-Newton leaves P out
             if not gauss_newton:
                 links = links_of(model, params, layers, one_of(batch), index)
-            plan = plan_layer(layers, index, links, samples, width, memory, by_pairs)
+            blocks = len(layers) * (len(layers) + 1) // 2 - (len(layers) - index)
+            kept = KEPT * blocks * width * samples**2 if of_samples else 0
+            plan = plan_layer(layers, index, links, samples, width, memory, by_pairs, kept)
             rows = rows_of(model, params, layers, batch, index, links, gauss_newton)
             norms = layer_norms(rows, plan.by_pairs, plan.chunk)
-            made.append(_add_penalty(model, params, layers[index], norms))
-    return assemble([norms.squares for norms in made], _order(layers)), made
-
-
-def _choose(layers: list[Layer], wanted: Sequence[str] | None) -> list[Layer]:
-    """Keep the layers of these names; the others count as frozen."""
-    known = [layer.name for layer in layers]
-    for name in wanted or ():
-        if name not in known:
-            raise ValueError(
-                f"layers has {name!r}, expected names among {known}; see layer_names(loss, params, batch)"
-            )
-    return layers if wanted is None else [layer for layer in layers if layer.name in wanted]
+            norms = _add_penalty(model, params, layers[index], norms)
+            squares.append(norms.squares)
+            total = total + norms.pairs
+    return assemble(squares, _order(layers)), total
 
 
 def _order(layers: list[Layer]) -> list[int]:

@@ -6,9 +6,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
 
 from hypergrad.autodiff import elementwise, uses
-from hypergrad.curvature.base import Layered, abstract, names, num_samples, parts
+from hypergrad.curvature.base import (
+    Layered,
+    abstract,
+    describe,
+    equations,
+    names,
+    num_samples,
+    one_of,
+    parts,
+)
 from hypergrad.types import Array, Batch, Params, PyTree
 
 
@@ -50,31 +60,42 @@ class Unservable(ValueError):
     """A model in which a weight is not used exactly once per sample, in an affine layer."""
 
 
+ELSE = "use frobenius_columns, which takes any loss"
+
+
 def cross_entropy(logits: Array, label: Array) -> Array:
     """Return −log softmax(z)_y of one sample, with derivatives that do not cancel where p is near one-hot.
 
     With M = argmax z, −log p_y = log(1 + Σ_{c≠M} e^{z_c − z_M}) + z_M − z_y. The derivatives
     of that are sums of the *small* probabilities; 1 − p_M, which rounding spoils, never occurs.
 
-    **Limits:** NaN, with all its derivatives, where y is not from 0 to classes − 1.
+    **Limits:** NaN, with all its derivatives, where y is not from 0 to classes − 1. A class whose logit
+    is −∞ (masked) has no part in it.
 
     Args:
         logits: z `[classes]`.
         label: y, a whole number `[]`.
 
     Raises:
-        ValueError: for fewer than two classes.
+        ValueError: for fewer than two classes, and for labels that are no indices of classes.
     """
+    if jnp.shape(label) != () or not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+        raise ValueError(
+            f"label is {describe(jnp.asarray(label))}, expected the index of a class, one integer a sample; "
+            "pass jnp.argmax(labels, -1) of one-hot labels, labels.astype(int) of others"
+        )
     if logits.shape[-1] < 2:
         raise ValueError(
             f"logits has shape {logits.shape}, expected at least two classes; use squared_error for one output"
         )
-    classes, dtype = logits.shape[-1], logits.dtype
+    classes = logits.shape[-1]
     logits = logits * jnp.where((label >= 0) & (label < classes), 1, jnp.nan)
-    top = jax.nn.one_hot(jnp.argmax(logits), classes, dtype=dtype)
-    others = jnp.sum(jnp.where(top > 0, 0, jnp.exp(logits - jnp.sum(logits * top))))
+    top = jnp.arange(classes) == jnp.argmax(logits)
+    largest = jnp.sum(jnp.where(top, logits, 0))
+    others = jnp.sum(jnp.where(top, 0, jnp.exp(logits - largest)))
     # exactly zero, with its derivative, where the largest logit is that of the label
-    margin = jnp.sum(logits * (top - jax.nn.one_hot(label, classes, dtype=dtype)))
+    own = jnp.arange(classes) == label
+    margin = jnp.sum(jnp.where(top & ~own, logits, jnp.where(own & ~top, -logits, 0)))
     return jnp.log1p(others) + margin
 
 
@@ -109,6 +130,11 @@ def mlp(
     """
 
     def forward(dense, params, example):
+        if layers is None and not isinstance(params, (list, tuple)):
+            raise ValueError(
+                f"params is a {type(params).__name__}, expected a list or tuple of layers; name its layers in "
+                "their order, for example mlp(jax.nn.relu, layers=['hidden', 'out'])"
+            )
         keys = range(len(params)) if layers is None else layers
         *hidden, last = (params[key] for key in keys)
         signal = example[0].reshape(-1)
@@ -125,7 +151,9 @@ def trained_layers(model: Layered, params: Params, batch: Batch) -> list[Layer]:
     **Cost:** two traces of the forward pass; nothing is compiled or run.
 
     Raises:
-        Unservable: where a weight is used twice, outside `dense`, or not at all.
+        Unservable: where a weight is used twice, outside `dense`, or not at all, meets inputs that are no
+            vector, or is used within another transformation (`jax.vmap`, `lax.scan`, `jax.jit`, ...), and
+            where a `jax.custom_vjp` leaves no forward derivatives.
     """
     example = one_of(batch)
     leaves, treedef = jax.tree.flatten(params)
@@ -133,29 +161,49 @@ def trained_layers(model: Layered, params: Params, batch: Batch) -> list[Layer]:
 
     def read(leaves, example):
         found.clear()
-        calls = iter(range(10**6))
+        calls, outside = iter(range(10**6)), get_opaque_trace_state()
 
         def dense(layer, inputs):
             call, (kernel, bias) = next(calls), parts(layer)
             at = [next((i for i, w in enumerate(leaves) if w is p), None) for p in (kernel, bias)]
             if at != [None, None]:
+                name = names(params)[next(i for i in at if i is not None)]
+                if get_opaque_trace_state() != outside:
+                    raise Unservable(
+                        f"params[{name!r}] meets dense inside another jax transformation (vmap, scan, jit, "
+                        f"checkpoint, grad), expected a call of dense outside of all of them; {ELSE}"
+                    )
+                if jnp.ndim(inputs) != 1:
+                    raise Unservable(
+                        f"params[{name!r}] meets inputs of shape {jnp.shape(inputs)} in one sample, expected "
+                        f"one vector [in]; {ELSE}"
+                    )
                 num_inputs = (0 if at[0] is None else kernel.shape[0]) + (at[1] is not None)
                 found.append(Layer("", call, at[0], at[1], num_inputs, kernel.shape[1]))
             return inputs @ kernel if bias is None else inputs @ kernel + bias
 
-        outputs = model.forward(dense, jax.tree.unflatten(treedef, leaves), example)
-        return model.loss(outputs, example)
+        return model.forward(dense, jax.tree.unflatten(treedef, leaves), example)
 
     shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
-    abstract("loss", read, shapes, example)
-    layers = [layer._replace(name=_name(params, layer)) for layer in found]
+    program = abstract("loss", read, shapes, example, trace=jax.make_jaxpr)
+    if any(eqn.primitive.name.startswith("custom_vjp") for eqn in equations(program.jaxpr)):
+        raise Unservable(
+            f"the forward pass has a jax.custom_vjp in it, expected forward derivatives; {ELSE}"
+        )
+    short = [_name(params, layer) for layer in found]
+    layers = [
+        layer._replace(name=_name(params, layer, whole=short.count(name) > 1))
+        for layer, name in zip(found, short, strict=True)
+    ]
     _check_use(model, params, example, layers)
     return layers
 
 
-def _name(params: Params, layer: Layer) -> str:
-    """Name a layer by what the paths of its weights share, or by that of its only one."""
+def _name(params: Params, layer: Layer, whole: bool = False) -> str:
+    """Name a layer by what the paths of its weights share, or by the `whole` path of the first of them."""
     paths = [names(params)[i].split(".") for i in (layer.kernel, layer.bias) if i is not None]
+    if whole:
+        return ".".join(paths[0])
     last = paths[0][:-1] or paths[0]
     return ".".join(last if len(paths) == 1 or paths[0][:-1] == paths[1][:-1] else paths[0])
 
@@ -189,14 +237,8 @@ def _check_use(model: Layered, params: Params, example: Batch, layers: list[Laye
             how = "outside of dense" if outside else f"in {times} layers"
             raise Unservable(
                 f"params[{name!r}] is used {how}, expected one call of dense per sample; close over "
-                "what is not trained, or use frobenius_columns, which takes any loss"
+                f"what is not trained, or {ELSE}"
             )
-
-
-def one_of(batch: Batch) -> Batch:
-    """Return the shapes of one sample of a batch."""
-    num_samples(batch)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
 
 
 def signals(

@@ -17,6 +17,7 @@ from hypergrad.curvature.base import (
     Layered,
     Model,
     abstract,
+    bytes_of_one,
     check,
     check_memory,
     check_params,
@@ -25,7 +26,9 @@ from hypergrad.curvature.base import (
     itemsize,
     loss_of,
     num_samples,
+    precise,
     size_of,
+    sum_chunks,
     widen,
 )
 from hypergrad.curvature.columns import group_leaves
@@ -38,7 +41,8 @@ Product: TypeAlias = Callable[[Model, Params, Batch, PyTree], PyTree]
 def hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
     """Return H v = (d/dε) ∇L(w + ε v), forward over reverse.
 
-    **Cost:** two to three gradients. **Limits:** no `jax.custom_vjp` in the loss.
+    **Cost:** two to three gradients. **Limits:** the rules of a `jax.custom_vjp` in the loss must themselves
+    have forward derivatives. The result has the dtype of the params.
 
     Args:
         loss: (params, batch) -> [], `Composed` or `Layered`.
@@ -76,7 +80,7 @@ def ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
     Positive semidefinite where c is convex. For softmax cross-entropy and squared error it is the Fisher
     matrix, with labels drawn from the model.
 
-    **Cost:** two to three gradients.
+    **Cost:** two to three gradients. **Limits:** no `jax.custom_vjp` in what makes the outputs.
 
     Args:
         loss: `Composed` or `Layered`.
@@ -144,13 +148,13 @@ def each_of(loss: Model) -> Callable[[Params, Batch], Array]:
             raise ValueError(
                 f"loss is {describe(loss)}, expected a function (params, batch) -> losses of the samples"
             )
-        return loss
+        return precise(loss)
     composed = composed_of(loss)
 
     def each(params, batch):
         return jax.vmap(loss.loss)(composed.outputs(params, batch)[0], batch)
 
-    return each
+    return precise(each)
 
 
 class Operator(NamedTuple):
@@ -191,7 +195,7 @@ def hessian(
 ) -> Array:
     """Return the whole matrix `[n, n]` of a small network, in the order of `jax.flatten_util.ravel_pytree`.
 
-    **Cost:** n products, 64 at a time, and n² numbers.
+    **Cost:** n products, as many at a time as fit into memory beside 2 n² numbers (64 at most).
 
     Args:
         loss: any model that `product` takes.
@@ -201,24 +205,47 @@ def hessian(
         memory: bytes to use.
 
     Raises:
-        ValueError: where the matrix does not fit into memory.
+        ValueError: where the matrix and one product do not fit into memory.
     """
+    check_params(params)
     size, width = size_of(params), itemsize(params)
+    one = _bytes(product, loss, params, batch)
+    needed = 2 * width * size * size + one
     check_memory(
-        f"a matrix of {size} x {size}",
-        2.0 * width * size * size,
+        f"a matrix of {size} x {size} and one product",
+        needed,
         memory,
-        "use frobenius, top_eigenvalues or hvp, which form no matrix, or pass more memory",
+        f"pass memory={needed}, or use frobenius, top_eigenvalues or hvp, which form no matrix",
     )
     linear = operator(product, loss, params, batch)
-    basis = jnp.eye(size, dtype=linear.dtype)
-    return jax.lax.map(linear.matvec, basis, batch_size=min(64, size))
+    chunk = min(64, (memory - needed) // one + 1)
+
+    def rows(indices):
+        return (), jax.vmap(linear.matvec)(jax.nn.one_hot(indices, size, dtype=linear.dtype))
+
+    return sum_chunks(rows, size, chunk)[1]
+
+
+def _bytes(product: Product, loss: Model, params: Params, batch: Batch) -> int:
+    """Bound the memory of one of many products side by side; run nothing."""
+    sizes = []
+
+    def trace(params):
+        linear = operator(product, loss, params, batch)
+        sizes.append(bytes_of_one(linear.matvec, jnp.zeros(linear.size, linear.dtype)))
+
+    jax.eval_shape(trace, params)
+    return sizes[0]
 
 
 def hessian_blocks(
     loss: Model, params: Params, batch: Batch, *, product: Product = hvp, memory: int = MEMORY
 ) -> dict[tuple[str, str], Array]:
-    """Return the blocks {(layer, layer): matrix} of `hessian`; a layer is what stands in one dict or tuple."""
+    """Return the blocks {(layer, layer): matrix} of `hessian`.
+
+    A layer is what stands in one dict or tuple below the params; a leaf of the params themselves is one of
+    its own.
+    """
     whole = hessian(loss, params, batch, product=product, memory=memory)
     leaves = jax.tree.leaves(params)
     ends = [0]

@@ -4,16 +4,20 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.curvature.base import (
+    MEMORY,
     Layered,
+    abstract,
     check,
     check_layered,
     dense,
     num_samples,
+    one_of,
     parts,
     widen,
 )
+from hypergrad.curvature.columns import Group, column_norms
 from hypergrad.curvature.frobenius import block_leaves, frobenius
-from hypergrad.curvature.layers import trained_layers
+from hypergrad.curvature.layers import Unservable, trained_layers
 from hypergrad.types import Array, Batch, Params
 
 
@@ -65,7 +69,11 @@ def last_layer(model: Layered, params: Params, batch: Batch) -> Array:
     """
     check_layered("model", model, "the norm is that of the last of")
     check(model, params, batch)
-    name = trained_layers(model, params, batch)[-1].name
+    try:
+        name = trained_layers(model, params, batch)[-1].name
+    except Unservable:
+        last = Group("last", _last_leaves(model, params, batch))
+        return column_norms(model, params, batch, [last], gauss_newton=False, memory=MEMORY).value
     return frobenius(model, params, batch, layers=[name]).value
 
 
@@ -88,6 +96,25 @@ def rescaled(model: Layered, params: Params, batch: Batch) -> Array:
     squares = jnp.stack([sum(leaves[i] for i in group.leaves) for group in groups])
     blocks = frobenius(model, params, batch).blocks
     return jnp.sqrt(squares @ blocks @ squares)
+
+
+def _last_leaves(model: Layered, params: Params, batch: Batch) -> list[int]:
+    """Return which leaves of the params the last call of `dense` has."""
+    found = []
+
+    def one(params, example):
+        leaves = jax.tree.leaves(params)
+
+        def listening(layer, inputs):
+            held = {id(part) for part in parts(layer)}
+            own = [i for i, leaf in enumerate(leaves) if id(leaf) in held]
+            found[:] = own or found
+            return dense(layer, inputs)
+
+        return model.forward(listening, params, example)
+
+    abstract("model", one, params, one_of(batch))
+    return found
 
 
 def _last(model: Layered, params: Params, batch: Batch) -> tuple[Array, Array, Array]:
