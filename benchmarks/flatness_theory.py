@@ -449,7 +449,7 @@ def averaged(cases: dict[str, Any], measures: Any, columns: list[str]) -> list[l
 def rates_table(results: Results) -> str:
     """Write the correlations with the test AUC over all rates, over the lower ones, and within one rate."""
     columns = ["test AUC", FEW, WITHIN]
-    rows = averaged(results.cases, (*NOTABLE, *CONTROLS), columns)
+    rows = averaged(results.cases, (*NOTABLE, *CONTROLS, *FURTHER), columns)
     return markdown(["after one epoch", *columns], rows)
 
 
