@@ -22,6 +22,7 @@ NAMES = {
     "configurations": "576 small networks a data set, trained and measured, for the two after this one",
     "fghpo": "flatness-guided search with every measure beside plain halving and others, at equal cost",
     "pools": "the same on Bayesmark's space and on images, by the methods that draw at random",
+    "own_batches": "the same networks after an epoch, measured at each setting's own batch; further measures",
     "flatness_theory": "Theorem 1 checked, and what each measure of flatness says of generalization",
     "runtime": "what a search by each measure costs in seconds, beside other searches",
     "frobenius": "exact Hessian norms beside jax.hessian, torch.func, curvlinops and PyHessian",
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--data",
         help="folder of the MNIST files, for 'schedules', 'hypercleaning', 'implicit' and 'pools' (SVHN too); "
-        "of the OpenML tables, for 'configurations' and 'runtime'",
+        "of the OpenML tables, for 'configurations', 'own_batches' and 'runtime'",
     )
     parser.add_argument(
         "--torch-python",

@@ -2,14 +2,17 @@
 
 Of the networks that `configurations` has trained: how often the exact norm violates the lower bound of
 Theorem 1, and Spearman's rank correlation of each measure after one epoch with the exact norm, with the final
-AUC on the validation and test sets and with the generalization gap, alone and given what the validation set
-says after that epoch. Intervals are 95 % bootstrap intervals over settings. Then the same norm of a learner
+AUC on the validation and test sets and with the generalization gap (of accuracy: training less test), alone
+and given what the validation set says after that epoch; with the test AUC also among the lower rates and
+within each rate. The same of what `own_batches` has measured, and Algorithm 1 by its values. Intervals are
+95 % bootstrap intervals over settings: a setting is drawn with all its seeds. Then the same norm of a learner
 that is no neural network, under the same negative log-likelihood: a Gaussian naive Bayes classifier trained
 by its gradient.
 """
 
 import argparse
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,14 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import configurations as grid
-from benchmarks.configurations import BATCHES, BUNDLED, EPOCHS, RATES, SIZES, column
+from benchmarks import configurations as grid, fghpo
+from benchmarks.configurations import BATCHES, BUNDLED, EPOCHS, GRID, RATES, SIZES, column
 from benchmarks.fghpo import trained_grid
 from benchmarks.networks import MEASURES, Split, auc, measured_parts
+from benchmarks.own_batches import FURTHER, OWN
 from benchmarks.record import Figure, Results, markdown
+from benchmarks.tables import load
 from hypergrad import curvature as cv
 
-RESAMPLES = 200
+RESAMPLES = 1000
 CONTROLS = ("auc_valid", "loss_valid", "loss_train")
 TARGETS = {
     "exact norm": lambda get: get("full_1"),
@@ -32,7 +37,13 @@ TARGETS = {
     "test AUC": lambda get: get("auc_test"),
     "gap": lambda get: get(f"accuracy_train_{EPOCHS}") - get("accuracy_test"),
 }
-"""What a measure is correlated with; `get` reads a column of one seed."""
+"""What a measure is correlated with; `get` reads a column, `[seeds, settings]`."""
+GIVEN = " given validation AUC"
+LOW_RATE = 0.01
+FEW = f"test AUC, rates to {LOW_RATE:g}"
+WITHIN = "test AUC within one rate"
+AGREES = "the same on four minibatches"
+OVERLAP = "ten flattest of fifty, intersection over union"
 NOTABLE = (
     "theorem_1",
     "section_3",
@@ -43,71 +54,205 @@ NOTABLE = (
     "full",
     "rescaled",
 )
+SEARCHES = {
+    fghpo.CONTROL: fghpo.METHODS[fghpo.CONTROL],
+    **{f"FGHPO {name}": fghpo.by_measure(f"{name}_1") for name in OWN},
+    **{f"FGHPO {name}, own batch": fghpo.by_measure(f"own_{name}") for name in OWN},
+}
+"""Algorithm 1 by the values on four minibatches and at the setting's own batch, beside plain halving."""
 
 
 def run(results: Results, options: argparse.Namespace) -> None:
     """Work through the data sets of the trained grid; train the other learner on those of scikit-learn."""
     trained = trained_grid(options.quick)
+    own = own_batches(options.quick)
     cases = sorted(trained.cases, key=lambda name: SIZES[name])
     for case in cases:
         if case not in results.cases:
             print(f"{case} ...", flush=True)
             results.add(case, [*violations(trained, case), *correlations(trained, case)])
+        measured = own.get(case, {})
+        if "own" in measured and f"own {OWN[0]}" not in results.cases[case]:
+            results.add(case, correlations_own(trained, measured["own"], case))
+        if "further" in measured and FURTHER[0] not in results.cases[case]:
+            results.add(case, correlations_further(trained, measured["further"], case))
+    for name, method in SEARCHES.items():  # each compiles once, for all data sets
+        program = jax.jit(jax.vmap(partial(fghpo.chosen, method)))
+        for case in cases:
+            if case in own and name not in results.cases[case]:
+                print(f"{name} on {case} ...", flush=True)
+                search(results, trained, own[case], case, name, program)
     for case in cases:
         if case in BUNDLED and case != "digits" and "learners" not in results.cases[case]:
             print(f"{case}: naive Bayes ...", flush=True)
             results.add(case, other_learner(trained, case))
 
 
+def own_batches(quick: bool) -> dict[str, Any]:
+    """Return what `own_batches` has measured, nothing where it has not run."""
+    path = Path(__file__).parent / "results" / f"own_batches{'-quick' * quick}.jsonl"
+    return load(path).cases if path.exists() else {}
+
+
+def resamples(num: int) -> np.ndarray:
+    """Return places among `num` settings: all of them in order first, then `RESAMPLES` draws of as many."""
+    drawn = np.random.default_rng(0).integers(num, size=(RESAMPLES, num))
+    return np.concatenate([np.arange(num)[None], drawn])
+
+
+def with_interval(values: np.ndarray) -> list[float] | None:
+    """Return the first of many values, of the settings as they are, and the 95 % interval of the others.
+
+    None where there are no numbers.
+    """
+    if not (np.isfinite(values[0]) and np.isfinite(values[1:]).any()):
+        return None
+    numbers = [values[0], *np.nanquantile(values[1:], [0.025, 0.975])]
+    return [float(f"{v:.4g}") for v in numbers]
+
+
 def violations(trained: Results, case: str) -> list[Figure]:
     """Return how often Theorem 1's value exceeds the exact norm on a minibatch, with its interval."""
-    figures = []
-    for epoch in (1, EPOCHS):
-        for norm in ("full", "last_layer"):
-            values = column(trained, case, f"violated_{norm}_{epoch}").ravel()
-            values = values[np.isfinite(values)]
-            resampled = np.random.default_rng(0).integers(
-                len(values), size=(RESAMPLES, len(values))
-            )
-            low, high = np.quantile(values[resampled].mean(1), [0.025, 0.975])
-            found = [float(f"{x:.4g}") for x in (values.mean(), low, high)]
-            figures.append(Figure("violated", f"{norm}, epoch {epoch}", found, "share"))
-    return figures
+    return [
+        Figure("violated", f"{norm}, epoch {epoch}", found, "share")
+        for epoch in (1, EPOCHS)
+        for norm in ("full", "last_layer")
+        if (found := share(column(trained, case, f"violated_{norm}_{epoch}"))) is not None
+    ]
+
+
+def share(values: np.ndarray) -> list[float] | None:
+    """Return the mean of `[seeds, settings]`, NaN left out, and its interval: a setting's seeds go together."""
+    known = np.isfinite(values)
+    sums, counts = np.where(known, values, 0).sum(0), known.sum(0)
+    drawn = resamples(values.shape[1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return with_interval(sums[drawn].sum(1) / counts[drawn].sum(1))
 
 
 def correlations(trained: Results, case: str) -> list[Figure]:
     """Return Spearman's correlation of each measure with each target, seeds averaged, with intervals.
 
-    Settings whose network diverged are left out.
+    Settings whose network diverged at one of the seeds are left out.
     """
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
-    for seed in range(column(trained, case, "auc_test").shape[0]):
+    values = {n: column(trained, case, f"{n}_1") for n in (*MEASURES, *CONTROLS)}
+    return figures_of(correlated(values, *beside(trained, case)))
 
-        def get(name, seed=seed):
-            return column(trained, case, name)[seed]
 
-        values = {name: get(f"{name}_1") for name in (*MEASURES, *CONTROLS)}
-        values |= {target: read(get) for target, read in TARGETS.items()}
-        sound = np.isfinite(np.stack(list(values.values()))).all(0)
-        draws = np.random.default_rng(seed).integers(sound.sum(), size=(RESAMPLES, sound.sum()))
-        draws = np.concatenate([np.arange(sound.sum())[None], draws])
-        made = {name: ranks(x[sound][draws]) for name, x in values.items()}
-        for target in TARGETS:
-            for measure in (*MEASURES, *CONTROLS):
-                alone = correlation(made[measure], made[target])
-                found.setdefault((measure, target), []).append(alone)
-                if measure != "auc_valid":
-                    given = at_equal(made[measure], made[target], made["auc_valid"])
-                    label = f"{target} given validation AUC"
-                    found.setdefault((measure, label), []).append(given)
-    figures = []
-    for (measure, target), values in found.items():
-        means = np.mean(values, 0)
-        numbers = [means[0], *np.nanquantile(means[1:], [0.025, 0.975])]
-        if np.isfinite(numbers).all():
-            rounded = [float(f"{v:.4g}") for v in numbers]
-            figures.append(Figure(measure, target, rounded, "rank correlation"))
-    return figures
+def beside(trained: Results, case: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the targets and the control, each `[seeds, settings]`."""
+    get = partial(column, trained, case)
+    return {target: read(get) for target, read in TARGETS.items()}, get("auc_valid_1")
+
+
+def correlations_own(trained: Results, own: dict[str, Any], case: str) -> list[Figure]:
+    """Return the same of the measures at each setting's own batch, and how far those on four agree."""
+    values = {f"own {name}": np.array(own[name], dtype=float) for name in OWN}
+    targets, control = beside(trained, case)
+    found = correlated(values, targets, control)
+    for name in OWN:
+        mine, four = values[f"own {name}"], column(trained, case, f"{name}_1")
+        again = correlated({f"own {name}": mine}, {AGREES: four}, control)
+        found[f"own {name}", AGREES] = again[f"own {name}", AGREES]
+        found[f"own {name}", OVERLAP] = overlap(mine, four)
+    return figures_of(found)
+
+
+def correlations_further(trained: Results, further: dict[str, Any], case: str) -> list[Figure]:
+    """Return the same of the further measures, and how often Theorem 1 fails by reading."""
+    values = {name: np.array(further[name], dtype=float) for name in FURTHER}
+    found = correlated(values, *beside(trained, case))
+    for name in further:
+        if name.startswith("violated, "):
+            violated = np.array(further[name], dtype=float)
+            found["violated", name.removeprefix("violated, ")] = share(violated)
+    return figures_of(found)
+
+
+def figures_of(found: dict[tuple[str, str], list[float] | None]) -> list[Figure]:
+    """Write (measure, target) -> values as figures."""
+    return [
+        Figure(measure, target, values, "share" if measure == "violated" else "rank correlation")
+        for (measure, target), values in found.items()
+        if values is not None
+    ]
+
+
+def correlated(
+    measures: dict[str, np.ndarray], targets: dict[str, np.ndarray], control: np.ndarray
+) -> dict[tuple[str, str], list[float] | None]:
+    """Return (measure, target) -> correlation and interval, alone and given the control.
+
+    With the test AUC also among the lower rates, and within each rate, the mean over rates. Everything is
+    `[seeds, settings]`; all seeds of a setting are drawn together.
+    """
+    every = np.stack([*measures.values(), *targets.values(), control])
+    sound = np.isfinite(every).all((0, 1))
+    rates = GRID[np.resize(np.arange(len(GRID)), sound.size), 3][sound]
+    measures, targets = ({n: x[:, sound] for n, x in many.items()} for many in (measures, targets))
+    given = control[:, sound]
+    found: dict[tuple[str, str], list[float] | None] = {}
+
+    def ranked(values, places):
+        drawn = places[resamples(len(places))]
+        return {name: ranks(x[:, drawn]) for name, x in values.items()}
+
+    everything = np.arange(sound.sum())
+    x, y = ranked(measures, everything), ranked(targets, everything)
+    z = ranked({"": given}, everything)[""]
+    for target in targets:
+        for measure in measures:
+            found[measure, target] = with_interval(correlation(x[measure], y[target]).mean(0))
+            if measure != "auc_valid":
+                partly = at_equal(x[measure], y[target], z)
+                found[measure, target + GIVEN] = with_interval(partly.mean(0))
+    if "test AUC" in targets:
+        few = everything[rates <= 1.01 * LOW_RATE]
+        x, y = ranked(measures, few), ranked(targets, few)
+        for measure in measures:
+            found[measure, FEW] = with_interval(correlation(x[measure], y["test AUC"]).mean(0))
+        parts: dict[str, list[np.ndarray]] = {measure: [] for measure in measures}
+        for rate in np.unique(rates):
+            same = everything[rates == rate]
+            x, y = ranked(measures, same), ranked(targets, same)
+            for measure in measures:
+                parts[measure].append(correlation(x[measure], y["test AUC"]))
+        for measure, values in parts.items():
+            stacked = np.array(values)  # [rates, seeds, resamples]
+            known = np.isfinite(stacked)
+            sums = np.where(known, stacked, 0).sum((0, 1))
+            with np.errstate(invalid="ignore"):
+                found[measure, WITHIN] = with_interval(sums / known.sum((0, 1)))
+    return found
+
+
+def overlap(own: np.ndarray, four: np.ndarray) -> list[float]:
+    """Return how far the ten flattest of fifty drawn settings are the same by both values, and the range."""
+    shares = []
+    for i in range(fghpo.REPEATS):
+        drawn = np.random.default_rng(i).permutation(own.shape[1])[: fghpo.FIRST]
+        tops = []
+        for values in (own[i % len(own)][drawn], four[i % len(own)][drawn]):
+            order = np.argsort(np.where(values > 0, values, np.inf), kind="stable")
+            tops.append(set(order[: fghpo.KEPT]))
+        shares.append(len(tops[0] & tops[1]) / len(tops[0] | tops[1]))
+    return [float(f"{x:.4g}") for x in (np.mean(shares), min(shares), max(shares))]
+
+
+def search(results, trained, own, case, name, program) -> None:
+    """Let one method search the grid as `fghpo` does, from the same draws."""
+    tables = fghpo.tables_of(trained, case)
+    size = tables["auc_valid_1"].shape[-1]
+    for measure in OWN:
+        values = np.array(own["own"][measure], np.float32)
+        tables[f"own_{measure}"] = np.tile(values, -(-size // values.shape[1]))[:, :size]
+    repeats = fghpo.REPEATS
+    seeds = np.arange(repeats) % len(tables["auc_valid_1"])
+    keys = jax.vmap(jax.random.key)(jnp.arange(repeats))
+    rows = {n: jnp.asarray(values[seeds]) for n, values in tables.items()}
+    found, epochs = map(np.asarray, program(rows, keys))
+    tests = column(trained, case, "auc_test")
+    fghpo.record(results, case, name, found, epochs, seeds, tables, tests)
 
 
 def ranks(x: np.ndarray) -> np.ndarray:
@@ -131,12 +276,6 @@ def at_equal(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         return (ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2))
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the rank correlation of the pairs that are finite."""
-    keep = np.isfinite(x) & np.isfinite(y)
-    return float(correlation(ranks(x[keep]), ranks(y[keep])))
-
-
 def other_learner(trained: Results, case: str) -> list[Figure]:
     """Correlate the exact norm with the final AUC for naive Bayes, for the networks, and for both together."""
     norm, auc, nets = [], [], []
@@ -146,33 +285,58 @@ def other_learner(trained: Results, case: str) -> list[Figure]:
         norm.append(found[0])
         auc.append(found[1])
         nets.append([column(trained, case, n)[seed] for n in ("full_1", f"auc_valid_{EPOCHS}")])
-    rows = {
-        "naive Bayes": [spearman(x, y) for x, y in zip(norm, auc, strict=True)],
-        "networks": [spearman(x, y) for x, y in nets],
-        "both": [
-            spearman(np.append(x, net[0]), np.append(y, net[1]))
-            for x, y, net in zip(norm, auc, nets, strict=True)
-        ],
-        "flattest ten that are naive Bayes": [
-            float(np.mean(flattest_ten(x, net[0]))) for x, net in zip(norm, nets, strict=True)
-        ],
-        "best ten that are naive Bayes": [
-            float(np.mean(flattest_ten(-np.asarray(y), -net[1])))
-            for y, net in zip(auc, nets, strict=True)
-        ],
+    norm, auc = np.array(norm), np.array(auc)
+    nets = np.array(nets)  # [seeds, 2, settings]
+    return compare_learners(norm, auc, nets[:, 0], nets[:, 1])
+
+
+def compare_learners(
+    norm: np.ndarray, auc: np.ndarray, net_norm: np.ndarray, net_auc: np.ndarray
+) -> list[Figure]:
+    """Return rank correlations of norm and AUC and the shares of one learner, with bootstrap intervals.
+
+    Norm and AUC of the one learner `[seeds, K]`, of the networks `[seeds, N]`. Settings are drawn with all
+    their seeds, each learner's by themselves; for the shares, as many of the networks as of the other.
+    """
+    fine, net_fine = (
+        np.isfinite(x).all(0) & np.isfinite(y).all(0) for x, y in ((norm, auc), (net_norm, net_auc))
+    )
+    norm, auc, net_norm, net_auc = (
+        norm[:, fine],
+        auc[:, fine],
+        net_norm[:, net_fine],
+        net_auc[:, net_fine],
+    )
+    num, many = norm.shape[1], net_norm.shape[1]
+    draws, net_draws = resamples(num), resamples(many)
+    one = correlation(ranks(norm[:, draws]), ranks(auc[:, draws])).mean(0)
+    other = correlation(ranks(net_norm[:, net_draws]), ranks(net_auc[:, net_draws])).mean(0)
+    norms = np.concatenate([norm[:, draws], net_norm[:, net_draws]], -1)
+    aucs = np.concatenate([auc[:, draws], net_auc[:, net_draws]], -1)
+    both = correlation(ranks(norms), ranks(aucs)).mean(0)
+    few = np.random.default_rng(1).integers(many, size=(len(draws), num))
+    flattest = ten_lowest(norm[:, draws], net_norm[:, few]).mean(0)
+    best = ten_lowest(-auc[:, draws], -net_auc[:, few]).mean(0)
+    found = {
+        "naive Bayes": one,
+        "networks": other,
+        "naive Bayes less networks": one - other,
+        "both": both,
     }
-    return [
-        Figure("learners", label, float(f"{np.nanmean(values):.4g}"), "")
-        for label, values in rows.items()
-    ]
+    shares = {
+        "flattest ten that are naive Bayes": flattest,
+        "best ten that are naive Bayes": best,
+        "flattest less best": flattest - best,
+    }
+    figures = [(n, with_interval(x)) for n, x in found.items()]
+    figures += [(n, with_interval(np.append(np.mean(x[1:]), x[1:]))) for n, x in shares.items()]
+    return [Figure("learners", name, x, "") for name, x in figures if x is not None]
 
 
-def flattest_ten(other: np.ndarray, networks: np.ndarray) -> np.ndarray:
-    """Tell which of the ten lowest are of the other learner, of as many of each."""
-    some = np.random.default_rng(0).permutation(networks)[: len(other)]
-    both = np.append(other, some)
-    order = np.argsort(np.where(np.isfinite(both), both, np.inf))[:10]
-    return order < len(other)
+def ten_lowest(other: np.ndarray, networks: np.ndarray) -> np.ndarray:
+    """Return which share of the ten lowest of both is of the other learner, over the last axis."""
+    order = np.argsort(np.concatenate([other, networks], -1), -1)[..., :10]
+    return np.mean(order < other.shape[-1], -1)
 
 
 def bayes_logits(params: Any, inputs: Any) -> Any:
@@ -242,38 +406,76 @@ def train_bayes(
 
 
 def table(results: Results) -> str:
-    """Write the violations, and the correlations averaged over the data sets with their range."""
+    """Write the violations, and the correlations averaged over the data sets."""
     cases = results.cases
-    share = markdown(
-        ["data set", *next(iter(cases.values()))["violated"]],
-        [
-            [
-                name,
-                *(
-                    f"{100 * v[0]:.0f} % ({100 * v[1]:.0f} to {100 * v[2]:.0f})"
-                    for v in case["violated"].values()
-                ),
-            ]
-            for name, case in cases.items()
-        ],
-    )  # fmt: skip
-    columns = [*TARGETS, "test AUC given validation AUC", "gap given validation AUC"]
-    rows = []
-    for measure in (*NOTABLE, *CONTROLS):
-        row = [measure]
-        for target in columns:
-            values = [c[measure][target] for c in cases.values() if target in c.get(measure, {})]
-            if not values:
-                row.append("")
-                continue
-            firm = [sum(v[1] > 0 for v in values), sum(v[2] < 0 for v in values)]
-            row.append(f"{np.mean([v[0] for v in values]):+.2f} ({firm[0]}+ {firm[1]}−)")
-        rows.append(row)
+    labels = [f"{norm}, epoch {epoch}" for epoch in (1, EPOCHS) for norm in ("full", "last_layer")]
+    violated = markdown(["data set", *labels], shares(cases, labels))
+    columns = [*TARGETS, f"test AUC{GIVEN}", f"gap{GIVEN}"]
+    rows = averaged(cases, (*NOTABLE, *CONTROLS, *FURTHER), columns)
     known = (
-        f"Mean over {len(cases)} data sets; in brackets, on how many of them the interval lies above 0 and "
-        "below it."
+        f"Mean over {len(cases)} data sets, or as many as the first column says; in brackets, on how many of "
+        "them the interval lies above 0 and below it."
     )
-    return f"{share}\n\n{known}\n\n{markdown(['after one epoch', *columns], rows)}"
+    return f"{violated}\n\n{known}\n\n{markdown(['after one epoch', *columns], rows)}"
+
+
+def shares(cases: dict[str, Any], labels: list[str]) -> list[list[str]]:
+    """Return rows of violations with their intervals, of the data sets that have them."""
+    return [
+        [name, *(f"{100 * v[0]:.0f} % ({100 * v[1]:.0f} to {100 * v[2]:.0f})" for v in values)]
+        for name, case in cases.items()
+        if len(values := [case["violated"][n] for n in labels if n in case["violated"]])
+        == len(labels)
+    ]
+
+
+def averaged(cases: dict[str, Any], measures: Any, columns: list[str]) -> list[list[str]]:
+    """Return a row a measure: the mean over data sets, and on how many the interval leaves 0 out."""
+    rows = []
+    for measure in measures:
+        have = [case[measure] for case in cases.values() if measure in case]
+        if not have:
+            continue
+        row = [measure if len(have) == len(cases) else f"{measure} ({len(have)} sets)"]
+        for target in columns:
+            values = [case[target] for case in have if target in case]
+            firm = [sum(v[1] > 0 for v in values), sum(v[2] < 0 for v in values)]
+            mean = f"{np.mean([v[0] for v in values]):+.2f}" if values else ""
+            row.append(f"{mean} ({firm[0]}+ {firm[1]}−)" if values else "")
+        rows.append(row)
+    return rows
+
+
+def rates_table(results: Results) -> str:
+    """Write the correlations with the test AUC over all rates, over the lower ones, and within one rate."""
+    columns = ["test AUC", FEW, WITHIN]
+    rows = averaged(results.cases, (*NOTABLE, *CONTROLS, *FURTHER), columns)
+    return markdown(["after one epoch", *columns], rows)
+
+
+def readings_table(results: Results) -> str:
+    """Write how often Theorem 1 fails after an epoch, by reading of ‖a^[L]‖ and by block."""
+    labels = [f"{r}, {block}" for block in ("with bias", "alone") for r in ("mean", "stacked")]
+    header = ["data set", *(f"{n}" for n in labels)]
+    return markdown(header, shares(results.cases, labels))
+
+
+def own_table(results: Results) -> str:
+    """Write what measuring at the setting's own batch changes: correlations, and searches."""
+    names = [name for n in OWN for name in (n, f"own {n}")]
+    columns = [*TARGETS, f"test AUC{GIVEN}", AGREES]
+    cases = {name: case for name, case in results.cases.items() if f"own {OWN[0]}" in case}
+    rows = averaged(cases, names, columns)
+    for row, name in zip(rows, names, strict=True):
+        found = [case[name][OVERLAP][0] for case in cases.values() if OVERLAP in case[name]]
+        row.append(f"{np.mean(found):.2f}" if found else "")
+    correlations = markdown(["after one epoch", *columns, OVERLAP], rows)
+    searched = {
+        name: {method: case[method] for method in SEARCHES}
+        for name, case in cases.items()
+        if set(SEARCHES) <= set(case)
+    }
+    return f"{correlations}\n\n{fghpo.compared(searched)}"
 
 
 def summary(results: Results) -> str:
@@ -282,7 +484,10 @@ def summary(results: Results) -> str:
     labels = list(next(iter(cases.values()), {}))
     return markdown(
         ["data set", *labels],
-        [[name, *(f"{case[label]:+.2f}" for label in labels)] for name, case in cases.items()],
+        [
+            [name, *("{:+.2f} ({:+.2f} to {:+.2f})".format(*case[label]) for label in labels)]
+            for name, case in cases.items()
+        ],
     )
 
 

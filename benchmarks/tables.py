@@ -1,6 +1,7 @@
 """Write the tables of the documents from the results files, and from nothing else.
 
-A table stands between `<!-- NAME table -->` (or `<!-- NAME summary -->`) and `<!-- end -->`.
+A table stands between `<!-- NAME table -->` (or `<!-- NAME summary -->`, or `<!-- NAME own_table -->` where the
+benchmark has an `own_table`) and `<!-- end -->`.
 """
 
 import json
@@ -27,7 +28,7 @@ PICTURES = {
     "search_quality": "docs/search_quality.png",
 }
 """Benchmark -> the picture that its `draw` makes of the results."""
-BLOCK = re.compile(r"<!-- (\w+) (table|summary) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (\w+) (\w*table|summary) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def render(text: str, folder: Path) -> str:
