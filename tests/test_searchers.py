@@ -71,8 +71,8 @@ SEARCHERS = {
     "bayes_turbo": partial(
         bayes, capacity=64, trust_region=TrustRegion(), warp=True, num_initial=8
     ),
-    "tpe": tpe,
-    "tpe_independent": partial(tpe, multivariate=False),
+    "tpe": partial(tpe, capacity=128),
+    "tpe_independent": partial(tpe, capacity=128, multivariate=False),
 }
 NUM = 16
 
