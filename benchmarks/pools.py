@@ -319,8 +319,9 @@ def table(results: Results) -> str:
     cases = results.cases
     repeats = len(next(iter(cases.values()))[CONTROL][SCORE])
     told = (
-        f"{FIRST} of {sizes(results)} settings in a search. Medians of {repeats} repeats x 100: the normalized "
-        "score of the test loss, for images the test accuracy; the mean gap is that of the scores. "
+        f"Pools of {sizes(results)} settings, of which Algorithm 1 draws {FIRST}. Medians of {repeats} repeats "
+        "x 100: the normalized score of the test loss, for images the test accuracy; the mean gap is that of "
+        "the scores. "
         f"{fghpo.INTERVALS}"
     )
     return f"{told}\n\n{compared(cases, [name for name in cases if name not in IMAGES])}"
