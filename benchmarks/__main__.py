@@ -21,7 +21,7 @@ NAMES = {
     "hypercleaning": "finding flipped labels by tuning a weight for every example",
     "configurations": "576 small networks a data set, trained and measured, for the two after this one",
     "fghpo": "flatness-guided search with every measure beside plain halving and others, at equal cost",
-    "pools": "the same on Bayesmark's space and on images, by the methods that draw at random",
+    "pools": "the same on Bayesmark's space and on images, in pools of random settings",
     "own_batches": "the same networks after an epoch, measured at each setting's own batch; further measures",
     "flatness_theory": "Theorem 1 checked, and what each measure of flatness says of generalization",
     "runtime": "what a search by each measure costs in seconds, beside other searches",

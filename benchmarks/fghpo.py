@@ -138,12 +138,15 @@ def bohb_brackets() -> tuple[tuple[Rung, ...], ...]:
     return [ladder for ladder in ladders if sum(map(spent, ladder)) <= BUDGET][-1]
 
 
-def bohb(table, key):
-    """Hyperband with TPE between its brackets."""
-    num = sum(rungs[0].num for rungs in bohb_brackets())
-    inner = tpe(SPACE, capacity=64, num_initial=8)
-    scheduler = hyperband(EPOCHS, min_steps=2, eta=3.0, searcher=inner)
-    return searched(table, key, random(SPACE), scheduler, num, 1)
+def bohb(first: Callable, later: Callable) -> Callable:
+    """Return hyperband whose first bracket is drawn, the others suggested by what came of those before."""
+
+    def run(table, key):
+        num = sum(rungs[0].num for rungs in bohb_brackets())
+        scheduler = hyperband(EPOCHS, min_steps=2, eta=3.0, searcher=later())
+        return searched(table, key, first(), scheduler, num, 1)
+
+    return run
 
 
 def sharpest(ranking: Callable) -> Callable:
@@ -173,14 +176,23 @@ def drawing(space: Any) -> dict[str, Callable]:
     }
 
 
-METHODS: dict[str, Callable] = drawing(SPACE) | {
-    "TPE": one_by_one(partial(tpe, SPACE, capacity=16, num_initial=4)),
-    "BOHB": bohb,
-    "HEBO-like": one_by_one(partial(bayes, SPACE, capacity=16, num_initial=4, warp=True)),
-    "TuRBO-like": one_by_one(
-        partial(bayes, SPACE, capacity=16, num_initial=4, trust_region=TrustRegion())
-    ),
-}
+def learning(space: Any, given: Callable = lambda searcher: searcher) -> dict[str, Callable]:
+    """Return the methods that learn from what they have tried; `given` may wrap their searchers."""
+
+    def made(searcher, **options):
+        return lambda: given(searcher(space, **options))
+
+    return {
+        "TPE": one_by_one(made(tpe, capacity=16, num_initial=4)),
+        "BOHB": bohb(made(random), made(tpe, capacity=64, num_initial=8)),
+        "HEBO-like": one_by_one(made(bayes, capacity=16, num_initial=4, warp=True)),
+        "TuRBO-like": one_by_one(
+            made(bayes, capacity=16, num_initial=4, trust_region=TrustRegion())
+        ),
+    }
+
+
+METHODS: dict[str, Callable] = drawing(SPACE) | learning(SPACE)
 """Name -> (table, key) -> outcomes."""
 COLUMNS = (
     "auc_valid_1", "loss_valid_1", "loss_train_1", *(f"{name}_1" for name in MEASURES),

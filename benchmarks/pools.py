@@ -7,15 +7,17 @@ sizes are seven, evenly spaced, as often each; the rest is drawn as Bayesmark dr
 networks of dense layers (depth 1 to 4, width 16 to 64, rate 1e-5 to 1) where the paper's are
 convolutional, on 10,000 images; batches begin at 32 for the sake of time.
 
-Each pool is trained and measured once a split; a search draws from it, so that only methods which draw at
-random are compared: Algorithm 1 by each measure, its combinations, plain halving, random search, at equal
-cost as in `fghpo`. Bayesmark's score is 100 (1 − (f − best) / (middle − best)) of the validation loss f, with
-the best and the median of the pool, f at most the median; here of the test loss too. Ten minutes on one
-core; resumable by data set.
+Each pool is trained and measured once a split. Searches draw from it, at equal cost as in `fghpo`: Algorithm 1
+by each measure, its combinations, plain halving, random search. Those that learn, TPE and others, search the
+space itself; a suggestion becomes the nearest setting of the pool that the search has not tried yet, in unit
+coordinates, and the search is told of that one. Bayesmark's score is 100 (1 − (f − best) / (middle − best)) of
+the validation loss f, with the best and the median of the pool, f at most the median; here of the test loss
+too. Ten minutes on one core; resumable by data set.
 """
 
 import argparse
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,17 +28,34 @@ import numpy as np
 
 from benchmarks import fghpo
 from benchmarks.configurations import BUNDLED, EPOCHS, READ, load
-from benchmarks.fghpo import CONTROL, FIRST, REPEATS, SCORE, chosen, compared, drawing
+from benchmarks.fghpo import (
+    BUDGET,
+    CONTROL,
+    FIRST,
+    REPEATS,
+    SCORE,
+    TRIALS,
+    bohb_brackets,
+    chosen,
+    compared,
+    drawing,
+    learning,
+)
 from benchmarks.networks import Group, Split, settings, tidy, train_and_measure
 from benchmarks.record import Figure, Results, markdown
-from hypergrad.space import Integer
+from hypergrad.coordinates import coordinates, to_units
+from hypergrad.searchers import Searcher
+from hypergrad.space import Integer, LogReal, Real
 from tasks.arrays import read_idx
 from tasks.data import split
 
 BATCHES, PER_BATCH = (10, 50, 90, 130, 170, 210, 250), 40
 IMAGE_BATCHES, PER_IMAGE_BATCH = (32, 64, 128, 256), 25
+LOOKS = tuple(sorted({1, EPOCHS} | {rung.steps for rungs in bohb_brackets() for rung in rungs}))
+"""Epochs after which a search may look at the validation set."""
 NUM_SEEDS = 2
 NUM_IMAGES = 10_000
+BETAS_1, BETAS_2 = (0.5, 0.99), (0.9, 1 - 1e-6)
 IMAGES = {
     "mnist": ("t10k-images-idx3-ubyte*", "t10k-labels-idx1-ubyte*"),
     "svhn": ("test_32x32.mat",),
@@ -61,13 +80,13 @@ def run(results: Results, options: argparse.Namespace) -> None:
         for seed in range(num_seeds):
             data = images(name, options.data, seed) if name in IMAGES else load(name, None, seed)
             columns, clock = train_and_measure(
-                data, seed, groups_of(name, len(data[0][0].labels), options.quick), (1, EPOCHS)
+                data, seed, groups_of(name, len(data[0][0].labels), options.quick), LOOKS
             )
             pools.append(columns)
             figures += [Figure("pool", n, tidy(x), "", seed) for n, x in columns.items()]
             figures += [Figure("clock", n, s, "s", seed) for n, s in clock.items()]
         figures.append(Figure("all", "seconds", time.process_time() - began, "s"))
-        results.add(name, [*figures, *searches(name, pools, 2 if options.quick else REPEATS)])
+        results.add(name, [*figures, *searches(name, pools, options.quick)])
 
 
 def files_of(name: str, folder: str | None) -> list[Path]:
@@ -122,16 +141,15 @@ def _image_settings(random: np.random.Generator, num: int) -> Any:
 
 def _bayesmark(random: np.random.Generator, num: int, batch: int) -> Any:
     def logit(low, high):
-        ends = np.log(low) - np.log1p(-low), np.log(high) - np.log1p(-high)
-        return 1 / (1 + np.exp(-random.uniform(*ends, num)))
+        return 1 / (1 + np.exp(-random.uniform(log_odds(low), log_odds(high), num)))
 
     return settings(
         width=random.integers(50, 201, num),
         depth=1,
         rate=_log(random, num, 1e-5, 1e-1),
         decay=_log(random, num, 1e-5, 1e1) / batch,  # as scikit-learn: a batch is the set at most
-        beta_1=logit(0.5, 0.99),
-        beta_2=logit(0.9, 1 - 1e-6),
+        beta_1=logit(*BETAS_1),
+        beta_2=logit(*BETAS_2),
         epsilon=_log(random, num, 1e-9, 1e-6),
     )
 
@@ -140,29 +158,142 @@ def _log(random: np.random.Generator, num: int, low: float, high: float) -> np.n
     return np.exp(random.uniform(np.log(low), np.log(high), num))
 
 
-def searches(name: str, pools: list[dict[str, np.ndarray]], repeats: int) -> list[Figure]:
+def log_odds(share: Any) -> Any:
+    """Return log p / (1 − p)."""
+    return np.log(share) - np.log1p(-share)
+
+
+def drawn_from(name: str, quick: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the space that a pool was drawn from, and the settings of the pool there, `[settings]`.
+
+    Batch sizes count by their place among those of the pool, betas by their log-odds.
+    """
+    groups = groups_of(name, max(*BATCHES, *IMAGE_BATCHES), quick)  # no batch is cut to the samples
+    of = jax.tree.map(lambda *parts: np.concatenate(parts), *[group.settings for group in groups])
+    place = np.repeat(np.arange(len(groups)), [len(group.rows) for group in groups])
+    if name in IMAGES:
+        space = {
+            "batch": Integer(0, len(IMAGE_BATCHES) - 1), "log2_width": Integer(4, 6),
+            "depth": Integer(1, 4), "rate": LogReal(1e-5, 1.0),
+        }  # fmt: skip
+        log2_width = np.round(np.log2(of.width)).astype(int)
+        found = {"batch": place, "log2_width": log2_width, "depth": of.depth, "rate": of.rate}
+        return space, jax.tree.map(jnp.asarray, found)
+    space = {
+        "batch": Integer(0, len(BATCHES) - 1), "width": Integer(50, 200), "rate": LogReal(1e-5, 1e-1),
+        "alpha": LogReal(1e-5, 1e1), "odds_1": Real(*map(log_odds, BETAS_1)),
+        "odds_2": Real(*map(log_odds, BETAS_2)), "epsilon": LogReal(1e-9, 1e-6),
+    }  # fmt: skip
+    batch = np.concatenate([np.full(len(group.rows), group.batch) for group in groups])
+    odds = [log_odds(np.float64(beta)).astype(np.float32) for beta in (of.beta_1, of.beta_2)]
+    found = {
+        "batch": place, "width": of.width, "rate": of.rate, "alpha": of.decay * batch,
+        "odds_1": odds[0], "odds_2": odds[1], "epsilon": of.epsilon,
+    }  # fmt: skip
+    return space, jax.tree.map(jnp.asarray, found)
+
+
+def nearest(units: Any, wanted: Any, tried: Any) -> Any:
+    """Return the row of `units` [rows, D] nearest to `wanted` [D] of those not tried yet, `tried` [rows]."""
+    return jnp.argmin(jnp.where(tried, jnp.inf, jnp.sum((units - wanted) ** 2, 1)))
+
+
+def on_pool(space: Any, settings: Any) -> Callable[[Searcher], Searcher]:
+    """Make a searcher of `space` ask for rows of a pool, those nearest to what it suggests, none twice."""
+    units = to_units(space, settings)
+
+    def given(searcher):
+        def ask(key, state, num):
+            inner, tried = state
+
+            def take(tried, wanted):
+                row = nearest(units, wanted, tried)
+                return tried.at[row].set(True), row
+
+            wanted = to_units(space, searcher.ask(key, inner, num))
+            return {"row": jax.lax.scan(take, tried, wanted)[1]}
+
+        def tell(state, outcome):
+            inner, tried = state
+            rows = outcome.hparams["row"]
+            trained = outcome._replace(hparams=jax.tree.map(lambda x: x[rows], settings))
+            return searcher.tell(inner, trained), tried.at[rows].set(True)
+
+        return Searcher(lambda key: (searcher.init(key), jnp.zeros(len(units), bool)), ask, tell)
+
+    return given
+
+
+def optuna_on_pool(space: Any, settings: Any, values: np.ndarray, seed: int) -> list[int] | None:
+    """Return the rows that Optuna's TPE tries in unit coordinates, one by one; None without Optuna."""
+    try:
+        import optuna
+    except ImportError:
+        return None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=4))
+    units, levels = np.asarray(to_units(space, settings)), coordinates(space).levels
+    ways: dict[str, Any] = {
+        f"{d}": optuna.distributions.IntDistribution(0, int(num) - 1)
+        if num
+        else optuna.distributions.FloatDistribution(0.0, 1.0)
+        for d, num in enumerate(levels)
+    }
+    rows: list[int] = []
+    for _ in range(TRIALS):
+        trial = study.ask(ways)
+        given = np.array([trial.params[name] for name in ways])
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)  # another than this is trained
+        wanted = np.where(levels > 0, (given + 0.5) / np.maximum(levels, 1), given)
+        row = int(nearest(units, wanted, np.isin(np.arange(len(units)), rows)))
+        trained = [int(u * n) if n else float(u) for u, n in zip(units[row], levels, strict=True)]
+        params = dict(zip(ways, trained, strict=True))
+        value = float(np.nan_to_num(values[row], nan=1e30, posinf=1e30))  # it ranks only
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=ways, value=value))
+        rows.append(row)
+    return rows
+
+
+def searches(name: str, pools: list[dict[str, np.ndarray]], quick: bool) -> list[Figure]:
     """Search the pools by every method; return the scores of what was chosen, repeat by repeat."""
     num = len(pools[0]["loss_test"])
-    methods = drawing({"row": Integer(0, num - 1)})
+    space, settings = drawn_from(name, quick)
+    methods = drawing({"row": Integer(0, num - 1)}) | learning(space, on_pool(space, settings))
+    repeats = 2 if quick else REPEATS
     seeds = np.arange(repeats) % len(pools)
     keys = jax.vmap(jax.random.key)(jnp.arange(repeats))
     tables = [table_of(name, pool) for pool in pools]
     rows = {n: jnp.stack([tables[s][n] for s in seeds]) for n in tables[0]}
+    chosen_by = {
+        method: jax.jit(jax.vmap(partial(chosen, search)))(rows, keys)
+        for method, search in methods.items()
+    }
+    ends = [np.asarray(table["curve"][-1]) for table in tables]
+    tried = [optuna_on_pool(space, settings, ends[s], i) for i, s in enumerate(seeds)]
+    best = [
+        found[np.argmin(np.nan_to_num(ends[s][found], nan=np.inf))]
+        for s, found in zip(seeds, tried, strict=True)
+        if found
+    ]
+    if best:
+        chosen_by["TPE (Optuna)"] = best, np.full(repeats, BUDGET)
     figures = []
-    for method, search in methods.items():
-        found, epochs = map(np.asarray, jax.jit(jax.vmap(partial(chosen, search)))(rows, keys))
+    for method, (found, epochs) in chosen_by.items():
         for metric, part in ((SCORE, "test"), ("validation score", f"valid_{EPOCHS}")):
-            scores = [score(name, pools[s], part)[row] for s, row in zip(seeds, found, strict=True)]
+            scores = [
+                score(name, pools[s], part)[row]
+                for s, row in zip(seeds, np.asarray(found), strict=True)
+            ]
             figures.append(Figure(method, metric, [float(f"{x:.5g}") for x in scores], ""))
         figures.append(Figure(method, "epochs", float(np.mean(epochs)), ""))
     return figures
 
 
 def table_of(name: str, pool: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return what the searches of `fghpo` look up: objectives after the first epoch and the last, measures."""
+    """Return what the searches of `fghpo` look up: objectives after some epochs, measures."""
     curve = np.full((len(READ), len(pool["loss_test"])), np.nan)
-    for level, epoch in ((0, 1), (-1, EPOCHS)):
-        curve[level] = (
+    for epoch in LOOKS:
+        curve[READ.index(epoch)] = (
             1 - pool[f"accuracy_valid_{epoch}"] if name in IMAGES else pool[f"loss_valid_{epoch}"]
         )
     made = {"curve": curve} | {n: pool[n] for n in fghpo.COLUMNS}
@@ -188,8 +319,9 @@ def table(results: Results) -> str:
     cases = results.cases
     repeats = len(next(iter(cases.values()))[CONTROL][SCORE])
     told = (
-        f"{FIRST} of {sizes(results)} settings in a search. Medians of {repeats} repeats x 100: the normalized "
-        "score of the test loss, for images the test accuracy; the mean gap is that of the scores. "
+        f"Pools of {sizes(results)} settings, of which Algorithm 1 draws {FIRST}. Medians of {repeats} repeats "
+        "x 100: the normalized score of the test loss, for images the test accuracy; the mean gap is that of "
+        "the scores. "
         f"{fghpo.INTERVALS}"
     )
     return f"{told}\n\n{compared(cases, [name for name in cases if name not in IMAGES])}"
