@@ -13,7 +13,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # five times as fast. `XLA_FLAGS= make test` compiles as users do, and takes more than twice as long.
 # XLA ends the process at a flag that it does not know, so the flags are for the versions they were tried with.
 _FLAGS = {
-    "0.10.": "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0",
+    "0.10.": "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
+    "--xla_cpu_parallel_codegen_split_count=1",
     "0.12.": "--xla_backend_optimization_level=0",
 }
 for _series, _flags in _FLAGS.items():
