@@ -407,7 +407,7 @@ def test_frozen_problems_repeat_the_run_of_a_key():
 
 
 def test_where_training_is_chaotic_reverse_explodes_and_says_so_and_pes_does_not():
-    """The start of `benchmarks/chaotic.py`, shorter: the objective falls with the rates there."""
+    """The start of `benchmarks/chaotic.py`, shorter: the objective falls with the later rates there."""
     problem = chaotic.make_problem(width=8, num_train=50)
     space = {"lr": Sequence(chaotic.RATES, 40, knots=2)}
     hparams = spaces.default(space)
@@ -417,12 +417,17 @@ def test_where_training_is_chaotic_reverse_explodes_and_says_so_and_pes_does_not
     assert f"grows {found.info.growth:.3g}x a step and exploded" in line and "at step " in line
     assert found.info.first_nonfinite == -1 and np.isfinite(found.value)
 
-    for factory in (pes, nres):
+    for factory, num in ((pes, 48), (nres, 16)):
         estimator = factory(problem, 40, 10, space=space, sigma=0.2, num_pairs=24)
-        state = jax.jit(estimator.init)(KEY, hparams)
-        found = jax.jit(estimator.estimate)(KEY, state, hparams)[1]
-        assert float(tree.norm(found.hypergrad)) < 100 > float(tree.norm(found.info.std_error))
-        assert np.sum(found.hypergrad["lr"]) > 0 and found.info.num_nonfinite == 0
+
+        def estimate(key, estimator=estimator):
+            found = estimator.estimate(key, estimator.init(key, hparams), hparams)[1]
+            sizes = tree.norm(found.hypergrad), tree.norm(found.info.std_error)
+            return jnp.sum(found.hypergrad["lr"][20:]), *sizes, found.info.num_nonfinite
+
+        rises, norms, errors, nonfinite = jax.jit(jax.vmap(estimate))(jax.random.split(KEY, num))
+        assert np.all(norms < 100) and np.all(errors < 100) and not np.any(nonfinite)
+        assert np.mean(rises) > 2 * np.std(rises) / num**0.5  # one estimate alone has any sign
 
 
 def test_the_growth_of_an_adjoint_that_overflows_is_that_before():

@@ -71,8 +71,8 @@ SEARCHERS = {
     "bayes_turbo": partial(
         bayes, capacity=64, trust_region=TrustRegion(), warp=True, num_initial=8
     ),
-    "tpe": partial(tpe, capacity=128),
-    "tpe_independent": partial(tpe, capacity=128, multivariate=False),
+    "tpe": partial(tpe, capacity=128, num_candidates=24),
+    "tpe_independent": partial(tpe, capacity=128, num_candidates=24, multivariate=False),
 }
 NUM = 16
 
@@ -214,8 +214,8 @@ BETTER = {
     "cross_entropy_tables": (16, 24),
     "evolution": (16, 16),
     "cma_es": (16, 16),
-    "bayes": (4, 8),
-    "bayes_turbo": (4, 8),
+    "bayes": (4, 6),
+    "bayes_turbo": (4, 6),
     "tpe": (8, 16),
     "tpe_independent": (8, 12),
 }
