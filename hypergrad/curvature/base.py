@@ -334,15 +334,15 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}, expected a positive number; pass e.g. {name}=0.05")
 
 
-class Short(ValueError):
+class NotEnoughMemory(ValueError):
     """More bytes are needed than there are."""
 
 
 def check_memory(what: str, needed: float, memory: int, advice: str) -> None:
-    """Raise `Short`, a `ValueError`, where `what` needs more bytes than `memory`."""
+    """Raise `NotEnoughMemory`, a `ValueError`, where `what` needs more bytes than `memory`."""
     check_count("memory", memory)
     if needed > memory:
-        raise Short(
+        raise NotEnoughMemory(
             f"memory is {memory} bytes, expected at least {math.ceil(needed)} for {what}; {advice}"
         )
 

@@ -12,7 +12,7 @@ from hypergrad.curvature.base import (
     MEMORY,
     Layered,
     Model,
-    Short,
+    NotEnoughMemory,
     check,
     check_layered,
     check_memory,
@@ -119,7 +119,7 @@ def frobenius(
             return _layered(loss, params, batch, layers, gauss_newton, memory, None)[0]
         except Unservable as error:
             reason = str(error).split(", expected")[0]
-        except Short as error:
+        except NotEnoughMemory as error:
             reason = str(error).split("; ")[0]
     groups = block_leaves(loss, params, batch)
     groups = [groups[i] for i in choose([group.name for group in groups], layers)]
