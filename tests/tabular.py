@@ -22,6 +22,11 @@ G = _random.normal(size=6)
 """Outcome k = (op, num): L = ½ (w − C)ᵀ A (w − C) + ½ e^λ ‖w‖², f = ½ ‖w − D‖² + G + 0.05 λ²."""
 
 
+def constant(x):
+    """Copy a constant: jax keeps what it has narrowed an array to, and gives that out with x64 on too."""
+    return jnp.asarray(np.array(x))
+
+
 def outcome(h):
     return 2 * h["op"] + (h["num"] - 1 if "num" in h else 0)
 
@@ -31,15 +36,13 @@ def problem():
 
     def loss(w, h, batch):
         k = outcome(h)
-        gap = w - jnp.asarray(C)[k]
-        return 0.5 * gap @ jnp.asarray(A)[k] @ gap + 0.5 * jnp.exp(h.get("l2", L2)) * jnp.sum(w**2)
+        gap = w - constant(C)[k]
+        return 0.5 * gap @ constant(A)[k] @ gap + 0.5 * jnp.exp(h.get("l2", L2)) * jnp.sum(w**2)
 
     def objective(w, h, batch):
         k = outcome(h)
         return (
-            0.5 * jnp.sum((w - jnp.asarray(D)[k]) ** 2)
-            + jnp.asarray(G)[k]
-            + 0.05 * h.get("l2", L2) ** 2
+            0.5 * jnp.sum((w - constant(D)[k]) ** 2) + constant(G)[k] + 0.05 * h.get("l2", L2) ** 2
         )
 
     return Problem(

@@ -10,7 +10,7 @@ from hypergrad.curvature.base import loss_of
 from tests.networks import data, entropy, fast, forward, network
 
 WEIGHTS = np.array([0.5, -1.0, 2.0])
-MATRIX = np.array([[3.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 2.0]])
+MATRIX = np.array([[3.0, 0.5, 0.0], [0.5, 1.0, 0.25], [0.0, 0.25, 2.0]])
 KEY = jax.random.key(3)
 
 
