@@ -7,7 +7,6 @@ WORKERS ?= 2
 # compiled programs are kept, the smallest too: for the other worker, for commands that tests run, and for the next run
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
-export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
 .PHONY: help tune test lint format benchmarks clean
 

@@ -9,7 +9,6 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "..", ".cache", "jax")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Most of a cold run would go into XLA's compiler: it is asked for plain code here, which it makes
 # five times as fast. `XLA_FLAGS= make test` compiles as users do, and takes more than twice as long.
 # XLA ends the process at a flag that it does not know, so the flags are for the versions they were tried with.

@@ -454,7 +454,7 @@ BAD = {
     r"layers is \(\), expected a list of names": lambda p, b: cv.frobenius_columns(
         loss_of(PLAIN), p, b, layers=()
     ),
-    r"label is an array of shape \(3,\) and dtype float.., expected the index of a class": (
+    rf"label is an array of shape \(3,\) and dtype {jnp.result_type(float)}, expected the index of a class": (
         lambda p, b: cv.frobenius(MODEL, p, (b[0], jax.nn.one_hot(b[1], 3)))
     ),
     r"label is an array of shape \(3,\) and dtype int32, .*pass jnp.argmax\(labels, -1\)": (

@@ -423,11 +423,15 @@ def test_where_training_is_chaotic_reverse_explodes_and_says_so_and_pes_does_not
         def estimate(key, estimator=estimator):
             found = estimator.estimate(key, estimator.init(key, hparams), hparams)[1]
             sizes = tree.norm(found.hypergrad), tree.norm(found.info.std_error)
-            return jnp.sum(found.hypergrad["lr"][20:]), *sizes, found.info.num_nonfinite
+            lr = found.hypergrad["lr"]
+            return jnp.sum(lr), jnp.sum(lr[20:]), *sizes, found.info.num_nonfinite
 
-        rises, norms, errors, nonfinite = jax.jit(jax.vmap(estimate))(jax.random.split(KEY, num))
+        all_rise, rises, norms, errors, nonfinite = jax.jit(jax.vmap(estimate))(
+            jax.random.split(KEY, num)
+        )
         assert np.all(norms < 100) and np.all(errors < 100) and not np.any(nonfinite)
-        assert np.mean(rises) > 2 * np.std(rises) / num**0.5  # one estimate alone has any sign
+        # one estimate alone has any sign; the later rates have the least noise
+        assert np.mean(all_rise) > 0 and np.mean(rises) > 2 * np.std(rises) / num**0.5
 
 
 def test_the_growth_of_an_adjoint_that_overflows_is_that_before():
