@@ -275,14 +275,21 @@ def record(results, case, name, found, epochs, seeds, tables, test) -> None:
     results.add(case, [*figures, Figure(name, "epochs", float(np.mean(epochs)), "")])
 
 
-def optuna_tpe(curve: np.ndarray, seed: int) -> int | None:
-    """Return the row that Optuna's TPE chooses with as many whole trainings; None without Optuna."""
+def optuna_study(seed: int) -> Any:
+    """Return a silent study of Optuna's TPE, whose first four trials are random; None without Optuna."""
     try:
         import optuna
     except ImportError:
         return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=4))
+    return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=4))
+
+
+def optuna_tpe(curve: np.ndarray, seed: int) -> int | None:
+    """Return the row that Optuna's TPE chooses with as many whole trainings; None without Optuna."""
+    study = optuna_study(seed)
+    if study is None:
+        return None
 
     def objective(trial):
         given = {n: trial.suggest_int(n, d.low, d.high) for n, d in SPACE.items()}

@@ -40,6 +40,7 @@ from benchmarks.fghpo import (
     compared,
     drawing,
     learning,
+    optuna_study,
 )
 from benchmarks.networks import Group, Split, settings, tidy, train_and_measure
 from benchmarks.record import Figure, Results, markdown
@@ -226,12 +227,11 @@ def on_pool(space: Any, settings: Any) -> Callable[[Searcher], Searcher]:
 
 def optuna_on_pool(space: Any, settings: Any, values: np.ndarray, seed: int) -> list[int] | None:
     """Return the rows that Optuna's TPE tries in unit coordinates, one by one; None without Optuna."""
-    try:
-        import optuna
-    except ImportError:
+    study = optuna_study(seed)
+    if study is None:
         return None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=4))
+    import optuna
+
     units, levels = np.asarray(to_units(space, settings)), coordinates(space).levels
     ways: dict[str, Any] = {
         f"{d}": optuna.distributions.IntDistribution(0, int(num) - 1)
