@@ -283,19 +283,21 @@ def test_ctrl_c_ends_cleanly_and_the_study_resumes(tmp_path):
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from hypergrad.cli import main; sys.exit(main())"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", heeding, "tune", *words, "--budget", "400", "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+    said = tmp_path / "stderr.txt"
+    with said.open("w") as file:  # a pipe that nobody reads would fill, and stop the process
+        process = subprocess.Popen(
+            [sys.executable, "-c", heeding, "tune", *words, "--budget", "400", "--out", str(out)],
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            cwd=ROOT,
+        )
     journal = out / "journal.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (journal.is_file() and journal.stat().st_size > 3000):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=120)[0], said.read_text()
     assert process.returncode == 130, stderr
     assert "tuned" in stdout and "Traceback" not in stderr
     assert json.loads((out / "result.json").read_text())["interrupted"] is True

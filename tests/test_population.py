@@ -510,29 +510,32 @@ def searched():
     return study.run(search(members, random(box), scheduler, 5), KEY, 2)
 
 
-def test_two_processes_find_what_one_finds():
+def test_two_processes_find_what_one_finds(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     script = TWO.format(tests=str(Path(__file__).parent))
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, port, str(rank)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    errors, started = [tmp_path / f"{rank}.txt" for rank in range(2)], []
+    for rank, path in enumerate(errors):
+        with path.open("w") as file:  # a pipe that is not read yet would fill, and stop both
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", script, port, str(rank)],
+                    stdout=subprocess.PIPE,
+                    stderr=file,
+                    text=True,
+                )
+            )
     try:
-        said = [process.communicate(timeout=300) for process in started]
+        said = [process.communicate(timeout=300)[0] for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0, 0], said[0][1][-2000:]
+    complaints = [path.read_text()[-2000:] for path in errors]
+    assert [process.returncode for process in started] == [0, 0], complaints
     one = searched()
-    for out, _ in said:
+    for out in said:
         digest, num_devices, values = json.loads(out.splitlines()[-1])
         assert num_devices == 2 * len(jax.devices())
         np.testing.assert_allclose(values, [o.values for o in one.outcomes], rtol=1e-5)
-        assert digest == json.loads(said[0][0].splitlines()[-1])[0]
+        assert digest == json.loads(said[0].splitlines()[-1])[0]
