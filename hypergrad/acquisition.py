@@ -8,6 +8,7 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 from jax.scipy.stats import norm
 
+from hypergrad.checks import is_number
 from hypergrad.types import Array
 
 Acquisition: TypeAlias = Callable[[Array, Array, Array], Array]
@@ -51,8 +52,7 @@ def confidence_bound(kappa: float = 2.0) -> Acquisition:
     Raises:
         ValueError: for a κ that is no number of at least 0.
     """
-    number = isinstance(kappa, (int, float)) and not isinstance(kappa, bool)
-    if not number or not 0 <= kappa < float("inf"):
+    if not is_number(kappa) or not 0 <= kappa < float("inf"):
         raise ValueError(f"kappa is {kappa!r}, expected a number of at least 0; pass e.g. 2.0")
 
     def bound(mean, std, best):

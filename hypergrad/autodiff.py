@@ -1,11 +1,11 @@
 """Derivative rules that plain autodiff lacks: finite ones at singular points, and who depends on whom."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 from jax.extend.core.primitives import (
     cbrt_p,
     div_p,
@@ -62,10 +62,27 @@ def smooth(function: Callable) -> Callable:
 
     def smoothed(*args):
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        outs = jaxpr_as_fun(_substitute(closed, _discards(closed.jaxpr)))(*jax.tree.leaves(args))
+        # whether a `where` anywhere can throw a value away
+        discards = any(eqn.primitive is select_n_p for eqn in equations(closed.jaxpr))
+        outs = jaxpr_as_fun(_substitute(closed, discards))(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shape), outs)
 
     return smoothed
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Go through the equations of a program and of all the programs within it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in programs(eqn):
+            yield from equations(inner)
+
+
+def programs(eqn: JaxprEqn) -> list[Jaxpr]:
+    """List the programs that an equation holds: the body of a loop, the branches of a choice."""
+    kinds = (Jaxpr, ClosedJaxpr)
+    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, kinds))
+    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in found if isinstance(x, kinds)]
 
 
 def _substitute(closed: ClosedJaxpr, discards: bool) -> ClosedJaxpr:
@@ -91,21 +108,11 @@ def _substitute(closed: ClosedJaxpr, discards: bool) -> ClosedJaxpr:
 def _substitute_param(value: Any, discards: bool) -> Any:
     if isinstance(value, ClosedJaxpr):
         return _substitute(value, discards)
+    if isinstance(value, Jaxpr):  # of `jax.checkpoint`
+        return _substitute(ClosedJaxpr(value, []), discards).jaxpr
     if isinstance(value, tuple) and any(isinstance(v, ClosedJaxpr) for v in value):
         return tuple(_substitute_param(v, discards) for v in value)
     return value
-
-
-def _discards(jaxpr: Jaxpr) -> bool:
-    """Tell whether a `where` anywhere in a jaxpr can throw a value away."""
-    for eqn in jaxpr.eqns:
-        params = jax.tree.leaves(
-            list(eqn.params.values()), is_leaf=lambda p: isinstance(p, ClosedJaxpr)
-        )
-        inner = any(isinstance(p, ClosedJaxpr) and _discards(p.jaxpr) for p in params)
-        if inner or eqn.primitive is select_n_p:
-            return True
-    return False
 
 
 def _tame(eqn: Any) -> Callable:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import space as spaces, tree
+from hypergrad.checks import is_number
 from hypergrad.settings import SPREAD, check_name
 from hypergrad.space import Choice, Integer, Sequence
 from hypergrad.types import PyTree
@@ -38,8 +39,7 @@ def near(value: Any, spread: float = SPREAD) -> Belief:
         spread: standard deviation as a share of the range (of its logarithm for `LogReal`); for a
             `Choice`, the probability of all other options together.
     """
-    number = isinstance(spread, (int, float)) and not isinstance(spread, bool)
-    if not number or not 0 < spread <= 1:
+    if not is_number(spread) or not 0 < spread <= 1:
         raise ValueError(
             f"spread is {spread!r} in near, expected a share of the range in (0, 1]; pass e.g. 0.15"
         )

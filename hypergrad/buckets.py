@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hypergrad.checks import check_whole
+
 Cost = Callable[[tuple[int, ...]], float]
 """Padded sizes -> the predicted cost of one member, in any unit."""
 
@@ -63,10 +65,7 @@ def plan(sizes: Any, cost: Cost, *, most: int = 3, price: float = 0.0) -> Bucket
         ValueError: for sizes that are none.
     """
     sizes = check_sizes(sizes)
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise ValueError(
-            f"most is {most!r}, expected a whole number of at least 1; pass e.g. most=3"
-        )
+    check_whole("most", most, example=3)
     distinct, counts = np.unique(sizes, axis=0, return_counts=True)
     alone = np.array([_price(cost, row) for row in distinct])
     order = np.argsort(alone, kind="stable")

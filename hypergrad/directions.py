@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from hypergrad import tree
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.checks import check_whole
+from hypergrad.problem import Problem, check_problem
 from hypergrad.response import settle
 from hypergrad.train import (
     TrainState,
@@ -203,8 +204,8 @@ def amigo(num_inner: int = 10, num_linear: int = 10) -> Method:
     Reference:
         Arbel, Mairal, 2022, arXiv:2111.14580, Algorithm 1 (AmIGO).
     """
-    check_horizon(num_inner, "num_inner")
-    check_horizon(num_linear, "num_linear")
+    check_whole("num_inner", num_inner)
+    check_whole("num_linear", num_linear)
 
     def iterate(loop, key, point, memory):
         problem = loop.problem
@@ -272,7 +273,7 @@ def finite_sum(problem: Problem, batch_size: int) -> FiniteSum:
         ValueError: without a `train_set`, and for another batch size, with the nearest that divides.
     """
     check_problem(problem)
-    check_horizon(batch_size, "batch_size")
+    check_whole("batch_size", batch_size)
     if problem.train_set is None:
         raise ValueError(
             "problem.train_set is None, expected Examples(num_examples, at), because saba needs a finite "
@@ -332,8 +333,8 @@ def saba(sums: FiniteSum) -> Method:
         raise ValueError(
             f"sums is {type(sums).__name__}, expected a FiniteSum; pass e.g. finite_sum(problem, 64)"
         )
-    check_horizon(sums.num_train, "num_train")
-    check_horizon(sums.num_valid, "num_valid")
+    check_whole("num_train", sums.num_train)
+    check_whole("num_valid", sums.num_valid)
 
     def init(loop, point):
         weights, z = trained(point.train.params), point.z

@@ -10,6 +10,7 @@ import numpy as np
 from hypergrad import tree, truncnorm
 from hypergrad.beliefs import Beliefs, check_beliefs, decreasing
 from hypergrad.chains import chains
+from hypergrad.checks import is_number, is_whole
 from hypergrad.coordinates import coordinates
 from hypergrad.families import Family, Smoothing, normals, product, tables
 from hypergrad.settings import check_name
@@ -121,8 +122,7 @@ def check_smoothing(smoothing: Smoothing, floor: float) -> None:
         ("tables", smoothing.tables, 0),
         ("floor", floor, -1),
     ):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not low < value <= 1 or value < 0:
+        if not is_number(value) or not low < value <= 1 or value < 0:
             span = "[0, 1]" if low < 0 else "(0, 1]"
             raise ValueError(f"{name} is {value!r}, expected a share in {span}; pass e.g. 0.7")
     if not smoothing.q > 0:
@@ -147,7 +147,7 @@ def _check_atoms(
     else:
         cuts = {name: atoms for name in names if name not in counted}
     for name, num in cuts.items():
-        if isinstance(num, bool) or not isinstance(num, int) or not 2 <= num <= 1024:
+        if not is_whole(num) or not 2 <= num <= 1024:
             raise ValueError(
                 f"atoms is {num!r} for {name!r}, expected a whole number from 2 to 1024; pass e.g. 10"
             )

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from hypergrad import tree
 from hypergrad.autodiff import depends, uses
+from hypergrad.checks import check_whole
 from hypergrad.policies import Policy, mean_of_others
-from hypergrad.problem import Examples, Problem, check, check_horizon, check_hparams
+from hypergrad.problem import Examples, Problem, check, check_hparams
 from hypergrad.train import check_step, init_state, step
 from hypergrad.types import Array, HParams, Key, PyTree
 
@@ -48,7 +49,7 @@ def sampled(num_samples: int = 8) -> Draws:
         Foerster, Farquhar, Al-Shedivat, Rocktäschel, Xing, Whiteson, 2018, arXiv:1802.05098; baseline: Kool,
         van Hoof, Welling, "Buy 4 REINFORCE samples, get a baseline for free!", 2019.
     """
-    check_horizon(num_samples, "num_samples")
+    check_whole("num_samples", num_samples)
 
     def draws(policy, key, phi):
         hparams, log_probs = draw(policy, key, phi, num_samples)
@@ -65,7 +66,7 @@ def sampled(num_samples: int = 8) -> Draws:
 
 def unboxed(num_samples: int = 8) -> Draws:
     """Draw like `sampled`, with the pathwise derivative of real leaves and none of the draws."""
-    check_horizon(num_samples, "num_samples")
+    check_whole("num_samples", num_samples)
 
     def draws(policy, key, phi):
         return draw(policy, key, phi, num_samples)[0], lambda values: jnp.mean(values, 0)

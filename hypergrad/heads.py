@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import space as spaces, tree
+from hypergrad.checks import is_number
 from hypergrad.policies import (
     EDGE,
     MAX_OUTCOMES,
@@ -153,7 +154,7 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
     """
     counts = sizes(space)
     network = independent(space) if network is None else network
-    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 <= width < 10:
+    if not is_number(width) or not 0 <= width < 10:
         raise ValueError(f"width is {width!r}, expected a number in [0, 10); pass e.g. 0.5")
     _check_network(network, counts)
     dims, treedef = jax.tree.flatten(space)

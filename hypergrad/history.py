@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.problem import check_horizon
+from hypergrad.checks import check_whole
 from hypergrad.types import Array
 
 
@@ -59,7 +59,7 @@ def remember(history: History, units: Array, scores: Array) -> History:
 
 def check_capacity(capacity: int) -> int:
     """Return `capacity` if it is a whole number of at least 4 trials, or raise a `ValueError`."""
-    check_horizon(capacity, "capacity")
+    check_whole("capacity", capacity)
     if capacity < 4:
         raise ValueError(f"capacity is {capacity}, expected at least 4 trials; pass e.g. 1024")
     return capacity

@@ -10,9 +10,9 @@ import numpy as np
 from jax.core import Tracer
 
 from hypergrad import tree
+from hypergrad.checks import check_whole
 from hypergrad.problem import (
     Problem,
-    check_horizon,
     check_problem,
     check_scalar,
     split_loss,
@@ -136,11 +136,11 @@ def _batches(
 ) -> tuple[Callable[[Array], Batch], int]:
     """Return index -> minibatch, and how many there are."""
     if num_batches is not None:
-        check_horizon(num_batches, "num_batches")
+        check_whole("num_batches", num_batches)
     if batch_size is None:
         key = jax.random.key(0)
         return lambda i: problem.train_batch(jax.random.fold_in(key, i), i), num_batches or 4
-    check_horizon(batch_size, "batch_size")
+    check_whole("batch_size", batch_size)
     examples = problem.train_set
     if examples is None or examples.num_examples < batch_size:
         have = "no training set" if examples is None else f"{examples.num_examples} examples"

@@ -17,6 +17,7 @@ import numpy as np
 
 from hypergrad import tree
 from hypergrad.autodiff import uses
+from hypergrad.checks import is_number
 from hypergrad.problem import Problem, abstract
 from hypergrad.train import TrainState, carried, step_and_grads, trained, with_parts
 from hypergrad.types import Array, HParams, PyTree
@@ -324,8 +325,7 @@ def _random(key: Array, weights: Array) -> Array:
 
 def check_momentum(value: Any) -> None:
     """Raise a `ValueError` unless `min_momentum` is a number between 0 and 1, without them."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < 1:
+    if not is_number(value) or not 0 < value < 1:
         raise ValueError(
             f"min_momentum is {value!r}, expected a number above 0 and below 1; pass the smallest momentum "
             "that the run will meet, or use estimators.reverse for one without momentum"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypergrad.checks import is_number
 from hypergrad.types import Array
 
 Scalarization: TypeAlias = Callable[[Array], Array]
@@ -145,7 +146,7 @@ def chebyshev(weights: Many[float], ideal: Many[float], *, slope: float = 0.05) 
             f"ideal is {ideal!r:.80}, expected {len(w)} finite numbers, the best of each objective; pass "
             f"e.g. {(0.0,) * len(w)}"
         )
-    if isinstance(slope, bool) or not isinstance(slope, (int, float)) or not 0 <= slope < np.inf:
+    if not is_number(slope) or not 0 <= slope < np.inf:
         raise ValueError(f"slope is {slope!r}, expected a number >= 0; pass e.g. 0.05")
 
     def scalar(objectives):

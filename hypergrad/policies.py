@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import space as spaces, tree
+from hypergrad.checks import check_positive, is_number
 from hypergrad.space import Choice, Integer
 from hypergrad.types import Array, HParams, Key, PyTree
 
@@ -197,11 +198,7 @@ def natural(space: PyTree, damping: float = 0.0) -> Callable[[PyTree, PyTree], P
         Amari, "Natural gradient works efficiently in learning", Neural Computation 10, 1998.
     """
     spaces.check_traceable(space)
-    if (
-        isinstance(damping, bool)
-        or not isinstance(damping, (int, float))
-        or not 0 <= damping < math.inf
-    ):
+    if not is_number(damping) or not 0 <= damping < math.inf:
         raise ValueError(f"damping is {damping!r}, expected a number of at least 0; pass e.g. 0.01")
 
     def solve(dim, logits, g):
@@ -248,7 +245,7 @@ def running_mean(decay: float = 0.9) -> Baseline:
 
     m ← decay m + (1 − decay) mean(f),   A_s = f_s − m / (1 − decayⁿ)   with m before the update
     """
-    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1:
+    if not is_number(decay) or not 0 <= decay < 1:
         raise ValueError(f"decay is {decay!r}, expected a number in [0, 1); pass e.g. 0.9")
 
     def init():
@@ -285,7 +282,7 @@ def softmax(temperature: float = 1.0) -> Relaxation:
     Reference:
         Liu, Simonyan, Yang, 2019, arXiv:1806.09055, equation 2.
     """
-    _check_temperature(temperature)
+    check_positive("temperature", temperature, example=0.5)
     return lambda key, logits: jax.nn.softmax(logits / temperature)
 
 
@@ -297,7 +294,7 @@ def gumbel_softmax(temperature: float = 1.0) -> Relaxation:
     Reference:
         Jang, Gu, Poole, 2017, arXiv:1611.01144; Maddison, Mnih, Teh, 2017, arXiv:1611.00712.
     """
-    _check_temperature(temperature)
+    check_positive("temperature", temperature, example=0.5)
 
     def relax(key, logits):
         return jax.nn.softmax(
@@ -341,11 +338,3 @@ def relax(space: PyTree, relaxation: Relaxation, key: Key, phi: PyTree) -> HPara
 
     leaves = zip(dims, keys, jax.tree.leaves(phi), strict=True)
     return treedef.unflatten([one(*each) for each in leaves])
-
-
-def _check_temperature(temperature: float) -> None:
-    number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
-    if not number or not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature is {temperature!r}, expected a positive number; pass e.g. 0.5"
-        )

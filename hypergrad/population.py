@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad import tree
+from hypergrad.checks import check_whole
 from hypergrad.layout import Layout, default_layout
-from hypergrad.problem import Problem, check_horizon, check_hparams, check_problem
+from hypergrad.problem import Problem, check_hparams, check_problem
 from hypergrad.train import TrainState, init_state, step
 from hypergrad.types import Array, HParams, Key, Params, PyTree
 
@@ -99,7 +100,7 @@ def population(
             N, or an N that the mesh of the layout does not divide.
     """
     check_problem(problem)
-    check_horizon(num_seeds, "num_seeds")
+    check_whole("num_seeds", num_seeds)
     check_order(order)
     layout = default_layout() if layout is None else layout
     if not isinstance(layout, Layout):

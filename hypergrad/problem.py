@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hypergrad import tree
+from hypergrad.checks import check_whole
 from hypergrad.settings import MAX_NODES
 from hypergrad.types import (
     Array,
@@ -135,7 +135,7 @@ def check(problem: Problem, hparams: HParams, horizon: int = 1) -> None:
             raise ValueError(
                 f"problem.{name} is {_describe(function)}, expected a function; see help(Problem)"
             )
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     check_hparams(hparams)
     key = jax.eval_shape(jax.random.key, 0)
     step = jax.ShapeDtypeStruct((), jnp.int32)
@@ -242,20 +242,6 @@ def check_problem(problem: Any) -> None:
             f"problem is {_describe(problem)}, expected a hypergrad.Problem; "
             "build one with Problem(init=..., loss=..., ...)"
         )
-
-
-def check_horizon(horizon: Any, name: str = "horizon") -> int:
-    """Return `horizon` if it is a whole number of at least one step, or raise a `ValueError`."""
-    if not is_whole(horizon) or horizon < 1:
-        raise ValueError(
-            f"{name} is {horizon!r}, expected a whole number of at least 1; pass e.g. {name}=100"
-        )
-    return int(horizon)
-
-
-def is_whole(value: Any) -> bool:
-    """Tell whether a value is a whole number, of Python or numpy; True and False are none."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def check_floating(hparams: HParams) -> None:

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import estimators, registry, space as spaces, tree
+from hypergrad.checks import check_bytes, check_whole
 from hypergrad.estimators import Estimator, Plan, structural_zeros
 from hypergrad.estimators.base import StructuralZeroWarning, first_nonfinite, temporary_bytes
 from hypergrad.expected import enumerated, own_leaves, sampled
 from hypergrad.momentum import Recursion
 from hypergrad.policies import factorized, is_discrete, num_options
-from hypergrad.problem import Problem, check, check_horizon, check_problem
+from hypergrad.problem import Problem, check, check_problem
 from hypergrad.response import check_implicit, default_batch, inner_loss, past_the_loss
 from hypergrad.train import check_step, init_state, trained, unroll_losses
 from hypergrad.types import HParams, PyTree
@@ -86,12 +87,9 @@ def recommend(
             none of which has a hypergradient, and a memory that nothing fits.
     """
     check_problem(problem)
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     spaces.check_traceable(space)
-    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
-        raise ValueError(
-            f"memory is {memory!r}, expected a positive number of bytes; pass e.g. 64 * 2**20"
-        )
+    check_bytes(memory)
     hparams = spaces.default(space)
     check(problem, hparams, horizon)
     check_step(problem, hparams)

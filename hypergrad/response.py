@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from hypergrad import tree
 from hypergrad.autodiff import depends
+from hypergrad.checks import check_whole
 from hypergrad.problem import (
     Problem,
     StructuralZeroWarning,
     check,
     check_floating,
-    check_horizon,
     check_problem,
 )
 from hypergrad.solve import MatVec, Solve, cg, gmres
@@ -188,7 +188,7 @@ def best_response(
         Pedregosa, 2016, arXiv:1602.02355; Blondel et al., 2022, arXiv:2105.15183.
     """
     check_problem(problem)
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     solve = cg() if solve is None else solve
     choose = default_batch(problem) if batch is None else batch
 

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+from hypergrad.checks import is_number
+
 MOST = 10**9
 """Largest count that is taken for one."""
 MAX_NODES = 40
@@ -254,8 +256,7 @@ def _whole(name: str, value: Any, lowest: int, highest: int) -> int:
 
 
 def _positive(name: str, value: Any) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < 1e30:
+    if not is_number(value) or not 0 < value < 1e30:
         raise ValueError(f"{name} is {_short(value)}, expected a positive number; pass e.g. 0.05")
     return float(value)
 
@@ -273,7 +274,7 @@ def _beliefs(called: str, given: Any) -> dict[str, list]:
 def _belief(called: str, given: Any) -> list:
     pair = list(given) if isinstance(given, (list, tuple)) else [given, SPREAD]
     value, spread = pair if len(pair) == 2 else (None, 0.0)
-    if isinstance(spread, bool) or not isinstance(spread, (int, float)) or not 0 < spread <= 1:
+    if not is_number(spread) or not 0 < spread <= 1:
         raise ValueError(
             f"{called} is {_short(given)}, expected a value, or a value and its spread, a share of the range "
             "in (0, 1]; write e.g. [1e-3, 0.15], or --prior lr=1e-3:0.15"

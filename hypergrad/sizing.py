@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import tree
+from hypergrad.checks import check_bytes, check_whole
 from hypergrad.devices import mesh
 from hypergrad.layout import Layout, chunked, looped, sharded, vectorized
 from hypergrad.population import Population, check_order, count, population
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.types import HParams, Key, PyTree
 
 GROWTH = 4
@@ -90,16 +91,12 @@ def fastest_layout(
         ValueError: for bounds that are none, or that not even the leanest layout keeps.
     """
     check_problem(problem)
-    check_horizon(num_devices, "num_devices")
-    check_horizon(num_seeds, "num_seeds")
+    check_whole("num_devices", num_devices)
+    check_whole("num_seeds", num_seeds)
     check_order(order)
     memory = _device_memory() if memory is None else memory
-    if memory is not None and (
-        isinstance(memory, bool) or not isinstance(memory, int) or memory < 1
-    ):
-        raise ValueError(
-            f"memory is {memory!r}, expected a positive number of bytes; pass e.g. 64 * 2**20"
-        )
+    if memory is not None:
+        check_bytes(memory)
     share = -(-count(hparams) // num_devices)
     first = jax.tree.map(lambda x: jnp.asarray(x)[:share], hparams)
     asked = _Asked(problem, first, {"num_seeds": num_seeds, "order": order})

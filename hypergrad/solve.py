@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from hypergrad.checks import check_positive, check_whole
 from hypergrad.types import Array, PyTree
 
 MatVec: TypeAlias = Callable[[PyTree], PyTree]
@@ -81,7 +82,7 @@ def cg(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
         Hestenes, Stiefel, 1952; Golub, Van Loan, "Matrix Computations", 4th ed., 10.2-10.3 (the Lanczos
         matrix from α and β).
     """
-    _check_count("max_iterations", max_iterations)
+    check_whole("max_iterations", max_iterations)
     return _solver(lambda a, b, x, tol: _cg(a, b, x, tol, max_iterations), tolerance)
 
 
@@ -94,7 +95,7 @@ def normal_cg(max_iterations: int = 100, tolerance: float | None = None) -> Solv
         max_iterations: of the conjugate gradients.
         tolerance: relative residual of the normal equations; as in `cg`.
     """
-    _check_count("max_iterations", max_iterations)
+    check_whole("max_iterations", max_iterations)
 
     def method(apply, b, x, tol):
         transpose = jax.linear_transpose(apply, b)
@@ -120,8 +121,8 @@ def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = N
     Reference:
         Saad, Schultz, 1986, "GMRES".
     """
-    _check_count("restart", restart)
-    _check_count("max_restarts", max_restarts)
+    check_whole("restart", restart)
+    check_whole("max_restarts", max_restarts)
 
     def method(apply, b, x, tol):
         from jaxopt import linear_solve
@@ -158,7 +159,7 @@ def bicgstab(max_iterations: int = 100, tolerance: float | None = None) -> Solve
     Reference:
         van der Vorst, 1992, "Bi-CGSTAB".
     """
-    _check_count("max_iterations", max_iterations)
+    check_whole("max_iterations", max_iterations)
 
     def method(apply, b, x, tol):
         from jaxopt import linear_solve
@@ -186,7 +187,7 @@ def neumann(num_terms: int = 20, step_size: float | None = None) -> Solve:
     Reference:
         Lorraine, Vicol, Duvenaud, 2020, arXiv:1911.02590, Algorithm 3.
     """
-    _check_count("num_terms", num_terms)
+    check_whole("num_terms", num_terms)
     _check_step_size(step_size)
     return _solver(lambda a, b, x, tol: _richardson(a, b, x, -1.0, num_terms, step_size), None)
 
@@ -208,7 +209,7 @@ def fixed_point(
     Reference:
         Grazzi, Franceschi, Pontil, Salzo, 2020, arXiv:2006.16218, Algorithm 1 (AID with a fixed point).
     """
-    _check_count("max_iterations", max_iterations)
+    check_whole("max_iterations", max_iterations)
     _check_step_size(step_size)
     return _solver(
         lambda a, b, x, tol: _richardson(a, b, x, tol, max_iterations, step_size), tolerance
@@ -231,8 +232,8 @@ def nystrom(rank: int = 20, damping: float = 0.01, seed: int = 0) -> Solve:
     Reference:
         Hataya, Yamada, 2023, arXiv:2302.09726, equation 5.
     """
-    _check_count("rank", rank)
-    _check_positive("damping", damping)
+    check_whole("rank", rank)
+    check_positive("damping", damping)
 
     def method(apply, b, x, tol):
         size = min(rank, b.size)
@@ -271,7 +272,7 @@ def identity(scale: float = 1.0) -> Solve:
     Reference:
         Luketina, Berglund, Greff, Raiko, 2016, arXiv:1511.06727 (T1-T2).
     """
-    _check_positive("scale", scale)
+    check_positive("scale", scale)
     return _solver(lambda a, b, x, tol: _Solved(scale * b, 0), None)
 
 
@@ -284,7 +285,7 @@ def damped(solve: Solve, damping: float) -> Solve:
         solve: any solver.
         damping: γ.
     """
-    _check_positive("damping", damping)
+    check_positive("damping", damping)
 
     def solve_damped(matvec, b, start=None, tolerance=None):
         return _solve_damped(solve, matvec, b, start, tolerance, damping)
@@ -322,8 +323,8 @@ def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
     Reference:
         Nocedal, Wright, "Numerical Optimization", 2nd ed., Algorithm 3.3 (there the Cholesky factor tells).
     """
-    _check_positive("floor", floor)
-    _check_count("max_raises", max_raises)
+    check_positive("floor", floor)
+    check_whole("max_raises", max_raises)
 
     def solve_positive(matvec, b, start=None, tolerance=None):
         def attempt(damping):
@@ -353,7 +354,7 @@ def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
 def _solver(method: Callable[..., _Solved], own_tolerance: float | None) -> Solve:
     """Make a solver of pytrees from a method on flat vectors, and judge what it returns."""
     if own_tolerance is not None:
-        _check_positive("tolerance", own_tolerance)
+        check_positive("tolerance", own_tolerance)
 
     def solve(matvec, b, start=None, tolerance=None):
         narrow, unravel = ravel_pytree(b)
@@ -472,22 +473,9 @@ def _richardson(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: i
     return _Solved(x, count, seen.low, seen.high)
 
 
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"{name} is {value!r}, expected a whole number of at least 1; pass e.g. {name}=20"
-        )
-
-
-def _check_positive(name: str, value: float) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < float("inf"):
-        raise ValueError(f"{name} is {value!r}, expected a positive number; pass e.g. {name}=0.01")
-
-
 def _check_step_size(step_size: float | None) -> None:
     if step_size is not None:
-        _check_positive("step_size", step_size)
+        check_positive("step_size", step_size)
 
 
 def box_minimum(

@@ -16,6 +16,7 @@ import numpy as np
 from jax import core
 
 from hypergrad import tree
+from hypergrad.checks import is_number
 from hypergrad.types import Array, HParams, Key, PyTree
 
 
@@ -584,8 +585,7 @@ def _check_bounds(dim: Real | LogReal | Integer) -> None:
     name = type(dim).__name__
     for argument in ("low", "high"):
         value = getattr(dim, argument)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):
+        if not is_number(value) or not math.isfinite(value):
             raise ValueError(
                 f"{argument} is {value!r} in {name}, expected a finite number; pass one"
             )
@@ -596,7 +596,7 @@ def _check_bounds(dim: Real | LogReal | Integer) -> None:
         )
     start = dim.default
     if start is not None:
-        if isinstance(start, bool) or not isinstance(start, (int, float)):
+        if not is_number(start):
             raise ValueError(f"default is {start!r} in {name}, expected a number or None; pass one")
         if not dim.low <= start <= dim.high:
             raise ValueError(

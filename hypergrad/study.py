@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from hypergrad import checkpoint, export, records, tree, trials
+from hypergrad.checks import check_whole
 from hypergrad.journal import Journal, read
-from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Outcome, final_values
 from hypergrad.storage import (
     ADVICE,
@@ -154,7 +154,7 @@ def run(
     Raises:
         ValueError: for arguments that cannot work, a folder that is not free, or a disk that refuses.
     """
-    check_horizon(num_steps, "budget")
+    check_whole("budget", num_steps)
     _check_tuner(tuner)
     if storage is None:
         return _run(tuner, _check_key(key), num_steps, on_step, None)

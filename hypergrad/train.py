@@ -10,6 +10,7 @@ import optax
 
 from hypergrad import tree
 from hypergrad.autodiff import smooth
+from hypergrad.checks import is_number
 from hypergrad.problem import Problem, Variables, abstract, check_problem, split_loss
 from hypergrad.types import Array, Batch, HParams, Key, Params, PyTree
 
@@ -283,8 +284,7 @@ def averaged(problem: Problem, decay: float | Callable[[HParams], Array]) -> Pro
         A problem whose params are `Variables`; its `objective` receives averaged weights.
     """
     check_problem(problem)
-    number = isinstance(decay, (int, float)) and not isinstance(decay, bool)
-    if not callable(decay) and not (number and 0 <= decay < 1):
+    if not callable(decay) and not (is_number(decay) and 0 <= decay < 1):
         raise ValueError(
             f"decay is {decay!r}, expected a number in [0, 1) or a function of hparams; pass e.g. 0.99"
         )

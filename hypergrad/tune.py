@@ -20,6 +20,7 @@ import optax
 
 from hypergrad import earlier, records, registry, space as spaces, static, study, tree
 from hypergrad.callbacks import Callback, Listeners, Progress
+from hypergrad.checks import check_whole
 from hypergrad.estimators import Estimator, average, plan, reverse, shared
 from hypergrad.estimators.base import StructuralZeroWarning
 from hypergrad.expected import sampled
@@ -35,7 +36,6 @@ from hypergrad.problem import (
     check,
     check_diagram,
     check_extras,
-    check_horizon,
     check_snippet,
 )
 from hypergrad.searchers import Outcome, final_values, warm_start
@@ -165,7 +165,7 @@ def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
         raise ValueError(
             f"{missing} is None, expected one with a Problem; pass tune(problem, space, horizon=100)"
         )
-    return Task("problem", task, space, check_horizon(horizon), None, "metric", False)
+    return Task("problem", task, space, check_whole("horizon", horizon), None, "metric", False)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 from hypergrad import registry, space as spaces, tree
 from hypergrad.adjoint import mixed_mode, plain
 from hypergrad.autodiff import depends
+from hypergrad.checks import check_whole
 from hypergrad.estimators import (
     Estimator,
     darts,
@@ -33,7 +34,7 @@ from hypergrad.estimators.base import split_key, temporary_bytes
 from hypergrad.expected import check_policy, check_shared, enumerated, expected, sampled
 from hypergrad.momentum import Recursion
 from hypergrad.policies import Policy, factorized, is_discrete
-from hypergrad.problem import Problem, Task, check, check_horizon
+from hypergrad.problem import Problem, Task, check
 from hypergrad.slopes import Slopes, differences
 from hypergrad.train import init_state, unroll
 from hypergrad.types import Array, HParams, Key, PyTree
@@ -140,7 +141,7 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
         raise ValueError(
             "jax runs in float32, expected float64; set JAX_ENABLE_X64=1 before starting Python"
         )
-    horizon = min(task.horizon, 50) if horizon is None else check_horizon(horizon)
+    horizon = min(task.horizon, 50) if horizon is None else check_whole("horizon", horizon)
     spaces.check_traceable(task.space)
     check(task.problem, spaces.default(task.space), horizon)
     key = jax.random.key(seed)

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 
 from hypergrad.adapters import from_linen
-from hypergrad.problem import Examples, Problem, Task, check_horizon
+from hypergrad.checks import check_whole
+from hypergrad.problem import Examples, Problem, Task
 from hypergrad.space import LogReal, Real, Sequence, schedule
 from models.mlp import MLP
 from tasks.data import check_batch
@@ -26,7 +27,7 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
         width: hidden units.
         seed: of the split into 1000 training, 400 validation and 397 test images.
     """
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     splits = load(seed)
     train, valid, test = (tuple(map(jnp.asarray, part)) for part in splits)
     num_train = len(splits.train[1])

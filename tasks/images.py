@@ -6,7 +6,8 @@ import numpy as np
 import optax
 
 from hypergrad.adapters import from_linen
-from hypergrad.problem import Task, check_horizon
+from hypergrad.checks import check_whole
+from hypergrad.problem import Task
 from hypergrad.space import LogReal, Real, Sequence, schedule
 from models.cnn import CNN
 from models.mlp import MLP
@@ -51,8 +52,8 @@ def task(
         width: hidden units, or channels.
         seed: of the split.
     """
-    check_horizon(horizon)
-    check_horizon(width, "width")
+    check_whole("horizon", horizon)
+    check_whole("width", width)
     if model not in MODELS:
         raise ValueError(
             f"model is {model!r}, expected one of {', '.join(MODELS)}; pass one of them"
@@ -101,7 +102,7 @@ def load(data: str, num_train: int, num_valid: int, num_test: int, seed: int = 0
     """Read and split images, scaled to [0, 1]; the arguments are those of `task`."""
     sizes = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test}
     for name, size in sizes.items():
-        check_horizon(size, name)
+        check_whole(name, size)
     return _split(data, _read(Path(data)), sizes, seed)
 
 

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hypergrad.problem import Problem, Task, check_horizon
+from hypergrad.checks import check_whole
+from hypergrad.problem import Problem, Task
 from hypergrad.space import LogReal, Real, Sequence, schedule
 
 
@@ -23,8 +24,8 @@ def task(*, horizon: int = 50, num_params: int = 5, seed: int = 0) -> Task:
         num_params: size of w.
         seed: of A, c and the target.
     """
-    check_horizon(horizon)
-    check_horizon(num_params, "num_params")
+    check_whole("horizon", horizon)
+    check_whole("num_params", num_params)
     matrix, centre, target = make_data(num_params, seed)
     a, c, goal = (jnp.asarray(x, jnp.float32) for x in (matrix, centre, target))
     problem = Problem(

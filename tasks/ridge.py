@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hypergrad.problem import Problem, Task, check_horizon
+from hypergrad.checks import check_whole
+from hypergrad.problem import Problem, Task
 from hypergrad.space import LogReal
 
 
@@ -19,8 +20,8 @@ def task(*, horizon: int = 300, num_features: int = 8, seed: int = 0) -> Task:
         num_features: size of w.
         seed: of the data.
     """
-    check_horizon(horizon)
-    check_horizon(num_features, "num_features")
+    check_whole("horizon", horizon)
+    check_whole("num_features", num_features)
     sets = make_data(num_features, seed)
     train, valid, test = (tuple(jnp.asarray(x, jnp.float32) for x in part) for part in sets)
     rate = float(1.0 / np.linalg.eigvalsh(sets[0][0].T @ sets[0][0] / len(sets[0][1]))[-1])

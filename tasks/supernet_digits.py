@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hypergrad.checks import check_whole
 from hypergrad.heads import Network, multitask, sizes
 from hypergrad.policies import Policy
-from hypergrad.problem import Examples, Problem, Task, check_horizon
+from hypergrad.problem import Examples, Problem, Task
 from hypergrad.space import Choice, LogReal, Real, Sequence, schedule
 from models.policies import Recurrent, functions
 from models.supernet import ACTIVATIONS, OPERATIONS, SKIPS, Supernet, diagram
@@ -56,9 +57,9 @@ def task(
         policy_width: size of the policy's state.
         seed: of the split.
     """
-    check_horizon(horizon)
-    check_horizon(num_layers, "num_layers")
-    check_horizon(policy_width, "policy_width")
+    check_whole("horizon", horizon)
+    check_whole("num_layers", num_layers)
+    check_whole("policy_width", policy_width)
     splits = _load(data, num_train, num_valid, num_test, seed)
     check_batch(batch_size, len(splits.train[1]))
     space = search_space(num_layers, horizon if tune_optimizer else None, knots)
@@ -187,7 +188,7 @@ def _digits(num_train: int, num_valid: int, num_test: int, seed: int) -> Splits:
     parts = load_digits(seed)
     wanted = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test}
     for (name, size), (_, labels) in zip(wanted.items(), parts, strict=True):
-        check_horizon(size, name)
+        check_whole(name, size)
         if size > len(labels):
             raise ValueError(
                 f"{name} is {size}, expected at most the {len(labels)} digits there are; pass a smaller one"

@@ -4,7 +4,8 @@ import numpy as np
 import optax
 
 from hypergrad.adapters import from_linen
-from hypergrad.problem import Task, check_horizon
+from hypergrad.checks import check_whole
+from hypergrad.problem import Task
 from hypergrad.space import LogReal, Real, Sequence, schedule
 from models.mlp import MLP
 from tasks import data as files
@@ -34,8 +35,8 @@ def task(
         width: hidden units.
         seed: of the split (60 % training, 20 % validation, 20 % test, stratified by class).
     """
-    check_horizon(horizon)
-    check_horizon(width, "width")
+    check_whole("horizon", horizon)
+    check_whole("width", width)
     if data in BUNDLED and label is not None:
         raise ValueError(
             f"label is {label!r}, expected none for the bundled {data!r}, whose label is known; "

@@ -145,6 +145,7 @@ def test_values_stay_and_derivatives_are_finite(function):
     "wrap",
     [
         lambda f: jax.jit(f),
+        lambda f: jax.checkpoint(f),
         lambda f: lambda x: jax.lax.scan(lambda c, _: (f(c), None), x, None, length=1)[0],
         lambda f: lambda x: jax.lax.cond(jnp.sum(x) >= 0, f, lambda x: x, x),
         lambda f: lambda x: jax.lax.map(f, x[None])[0],

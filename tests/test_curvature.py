@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hypergrad import curvature as cv
+from hypergrad.curvature import products
 from hypergrad.curvature.base import Composed, loss_of
 from hypergrad.curvature.estimate import student
 from tests.networks import data, dense_hessian, entropy, fast, forward, network
@@ -58,6 +59,8 @@ def test_products_make_the_matrix(known, name):
         layers, batch, matrices = known
         product = getattr(cv, name)
 
+        one = products.bytes_of(product, MODEL, layers, batch)
+
         def run(layers):
             made = [cv.hessian(MODEL, layers, batch, product=product)]
             if name != "fisher_vp":
@@ -65,7 +68,7 @@ def test_products_make_the_matrix(known, name):
             return (
                 made,
                 cv.diagonal(MODEL, layers, batch, product=product, chunk=7),
-                cv.trace(MODEL, layers, batch, product=product),
+                cv.trace(MODEL, layers, batch, product=product, memory=5 * one),
             )
 
         made, diagonal, trace = fast(run)(layers)
@@ -420,6 +423,9 @@ BAD = {
         MODEL, [p[0], jax.tree.map(lambda w: w.astype(jnp.bfloat16), p[1])], b
     ),
     "params has no leaves": lambda p, b: cv.frobenius(MODEL, [], b),
+    "params has only leaves without numbers, expected at least one weight": lambda p, b: (
+        cv.difference_hessian(lambda w, batch: jnp.sum(w), jnp.zeros(0), b)
+    ),
     r"params\['n'\] has dtype int32": lambda p, b: cv.frobenius(
         loss_of(PLAIN), {"n": jnp.arange(3, dtype=jnp.int32)}, b
     ),
@@ -513,6 +519,9 @@ BAD = {
     ),
     "memory is 99 bytes, expected at least .* for one column of the Hessian; pass memory=": (
         lambda p, b: cv.frobenius_columns(MODEL, p, b, memory=99)
+    ),
+    "memory is 99 bytes, expected at least .* for one product with the Hessian; pass memory=": (
+        lambda p, b: cv.trace(MODEL, p, b, memory=99)
     ),
     "size is 0": lambda p, b: cv.chunked(MODEL, 0),
     r"target has shape \(\), expected that of the outputs, \(3,\)": lambda p, b: cv.frobenius(

@@ -2,17 +2,19 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr
 from jax.extend.core.primitives import jit_p
 
 from hypergrad import tree
+from hypergrad.autodiff import programs
+from hypergrad.checks import check_whole
 from hypergrad.types import Array, Batch, Params, PyTree
 
 LossFn: TypeAlias = Callable[[Params, Batch], Array]
@@ -214,10 +216,11 @@ def check_layered(name: str, model: Any, made: str) -> None:
 
 
 def check_params(params: Params) -> None:
-    """Raise a `ValueError` unless the params are finite floating-point arrays of one dtype."""
+    """Raise a `ValueError` unless the params are finite floating-point arrays of one dtype, with numbers."""
     leaves = jax.tree.leaves(params)
-    if not leaves:
-        raise ValueError("params has no leaves, expected at least one array of weights")
+    if not size_of(params):
+        got = "only leaves without numbers" if leaves else "no leaves"
+        raise ValueError(f"params has {got}, expected at least one weight")
     dtypes = {}
     for name, leaf in zip(names(params), leaves, strict=True):
         if not tree.is_float(leaf):
@@ -238,21 +241,6 @@ def check_params(params: Params) -> None:
             f"params has leaves of {got}, expected one dtype; cast them with "
             "jax.tree.map(lambda w: w.astype(jnp.float32), params)"
         )
-
-
-def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    """Go through the equations of a program and of all the programs within it."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in programs(eqn):
-            yield from equations(inner)
-
-
-def programs(eqn: JaxprEqn) -> list[Jaxpr]:
-    """List the programs that an equation holds: the body of a loop, the branches of a choice."""
-    kinds = (Jaxpr, ClosedJaxpr)
-    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, kinds))
-    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in found if isinstance(x, kinds)]
 
 
 def bytes_of_one(function: Callable, x: PyTree) -> int:
@@ -314,15 +302,6 @@ def one_of(batch: Batch) -> Batch:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise a `ValueError` unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        got = describe(value) if hasattr(value, "shape") else f"{value!r}"
-        raise ValueError(
-            f"{name} is {got}, expected a whole number of at least {least}; pass e.g. {name}={least + 9}"
-        )
-
-
 def check_positive(name: str, value: Any) -> None:
     """Raise a `ValueError` unless `value` is a positive number, or traced."""
     if getattr(value, "shape", ()) != ():
@@ -340,7 +319,7 @@ class NotEnoughMemory(ValueError):
 
 def check_memory(what: str, needed: float, memory: int, advice: str) -> None:
     """Raise `NotEnoughMemory`, a `ValueError`, where `what` needs more bytes than `memory`."""
-    check_count("memory", memory)
+    check_whole("memory", memory)
     if needed > memory:
         raise NotEnoughMemory(
             f"memory is {memory} bytes, expected at least {math.ceil(needed)} for {what}; {advice}"

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from hypergrad.curvature.base import LossFn, Model, check_count, loss_of, num_samples
+from hypergrad.checks import check_whole
+from hypergrad.curvature.base import LossFn, Model, loss_of, num_samples
 from hypergrad.curvature.sharpness import check_halves
 from hypergrad.types import Array, Batch, Params
 
@@ -27,7 +28,7 @@ def chunked(loss: Model, size: int) -> LossFn:
     Raises:
         ValueError: when called outside of `jit`, where the loss is not a mean over samples.
     """
-    check_count("size", size)
+    check_whole("size", size)
     function = loss_of(loss)
 
     def whole(params: Params, batch: Batch) -> Array:

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hypergrad.checks import check_whole
 from hypergrad.curvature.base import (
     MEMORY,
     Model,
     abstract,
     bytes_of_one,
     check,
-    check_count,
     check_memory,
     composed_of,
     loss_of,
@@ -112,9 +112,9 @@ def column_norms(
     chunk: int | None = None,
 ) -> Frobenius:
     """Return the norm on these groups of leaves; the other leaves count as frozen."""
-    check_count("memory", memory)
+    check_whole("memory", memory)
     if chunk is not None:
-        check_count("chunk", chunk)
+        check_whole("chunk", chunk)
     params = widen(params)
     squares = [
         _group_norms(loss, params, batch, groups, index, gauss_newton, memory, chunk)

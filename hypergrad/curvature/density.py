@@ -5,10 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hypergrad.checks import check_whole
 from hypergrad.curvature.base import (
     VECTORS,
     Model,
-    check_count,
     check_positive,
     check_vectors,
     size_of,
@@ -78,8 +78,8 @@ def spectral_density(
         Ubaru, Chen, Saad, 2017; Ghorbani, Krishnan, Xiao, 2019, arXiv:1901.10159.
     """
     for name, value in (("num_probes", num_probes), ("num_steps", num_steps)):
-        check_count(name, value)
-    check_count("num_points", num_points, 2)
+        check_whole(name, value)
+    check_whole("num_points", num_points, 2)
     if width is not None:
         check_positive("width", width)
     steps = min(num_steps, size_of(params))

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from hypergrad.checks import check_whole
 from hypergrad.curvature.base import (
     MEMORY,
     Model,
     bytes_of_one,
     check,
-    check_count,
     check_memory,
     check_positive,
     itemsize,
@@ -61,7 +61,7 @@ def difference_hessian(
         Nocedal, Wright, 2006, "Numerical Optimization", 2nd ed., equations 8.20-8.21.
     """
     check(loss, params, batch)
-    check_count("chunk", chunk)
+    check_whole("chunk", chunk)
     function, size, width = loss_of(loss), size_of(params), itemsize(params)
     flat, unravel = ravel_pytree(widen(params))
     one = bytes_of_one(lambda w: function(unravel(w), batch), flat)

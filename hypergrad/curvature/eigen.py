@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.curvature.base import VECTORS, Model, check_count, check_vectors, size_of
+from hypergrad.checks import check_whole
+from hypergrad.curvature.base import VECTORS, Model, check_vectors, size_of
 from hypergrad.curvature.products import Operator, Product, hvp, operator
 from hypergrad.types import Array, Batch, Key, Params, PyTree
 
@@ -81,9 +82,9 @@ def top_eigenvalues(
     Reference:
         Golub, Van Loan, "Matrix Computations", 4th ed., 10.1-10.3.
     """
-    check_count("num", num)
+    check_whole("num", num)
     num_steps = 4 * num + 20 if num_steps is None else num_steps
-    check_count("num_steps", num_steps)
+    check_whole("num_steps", num_steps)
     num_steps = min(num_steps, size_of(params))
     if num > num_steps:
         raise ValueError(
@@ -181,7 +182,7 @@ def power_iteration(
         tolerance: relative residual at which it ends.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
     """
-    check_count("num_steps", num_steps)
+    check_whole("num_steps", num_steps)
     linear = operator(product, loss, params, batch)
     start = jax.random.normal(key, (linear.size,), linear.dtype)
 

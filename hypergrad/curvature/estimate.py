@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hypergrad.checks import check_whole
 from hypergrad.curvature.base import (
     VECTORS,
     Model,
-    check_count,
     check_positive,
     check_vectors,
     size_of,
@@ -114,10 +114,10 @@ def frobenius_estimate(
         Hilferty, 1931.
     """
     for name, value in (("num_products", num_products), ("chunk", chunk)):
-        check_count(name, value)
+        check_whole(name, value)
     if rank is None:
         rank = num_products // 3 if tolerance is None else min(20, num_products // 3)
-    check_count("rank", rank, 0)
+    check_whole("rank", rank, 0)
     if num_products - 2 * rank < 2:
         raise ValueError(
             f"rank is {rank}, expected at most {max(0, (num_products - 2) // 2)} for "

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from hypergrad.checks import check_whole
 from hypergrad.curvature.base import (
     Model,
     check,
-    check_count,
     check_positive,
     loss_of,
     widen,
@@ -77,7 +77,7 @@ def expected_sharpness(
     check(loss, params, batch)
     if not isinstance(sigma, jax.Array):
         check_positive("sigma", sigma)
-    check_count("num_pairs", num_pairs, 2)
+    check_whole("num_pairs", num_pairs, 2)
     function = loss_of(loss)
     flat, unravel = ravel_pytree(widen(params))
     scale = jnp.abs(flat) if relative else jnp.ones_like(flat)
@@ -127,7 +127,7 @@ def pac_bayes(
     """
     check_positive("rise", rise)
     check_positive("largest", largest)
-    check_count("num_bisections", num_bisections)
+    check_whole("num_bisections", num_bisections)
 
     def halve(_, bounds):
         low, high = bounds
@@ -183,8 +183,8 @@ def flat_volume(
     check(loss, params, batch)
     for name, value in (("epsilon", epsilon), ("largest", largest)):
         check_positive(name, value)
-    check_count("num_directions", num_directions)
-    check_count("num_points", num_points, 2)
+    check_whole("num_directions", num_directions)
+    check_whole("num_points", num_points, 2)
     function = loss_of(loss)
     flat, unravel = ravel_pytree(widen(params))
     size, level = flat.size, function(unravel(flat), batch) + epsilon

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from hypergrad.checks import check_whole
 from hypergrad.curvature.base import (
     Model,
     check,
-    check_count,
     check_params,
     check_positive,
     loss_of,
@@ -98,8 +98,8 @@ def landscape(
     """
     check(loss, params, batch)
     check_positive("radius", radius)
-    check_count("num", num, 2)
-    check_count("chunk", chunk)
+    check_whole("num", num, 2)
+    check_whole("chunk", chunk)
     if len(directions) not in (1, 2):
         raise ValueError(
             f"directions has {len(directions)} entries, expected one for a line or two for a plane"

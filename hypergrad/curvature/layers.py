@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
-from hypergrad.autodiff import elementwise, uses
+from hypergrad.autodiff import elementwise, equations, uses
 from hypergrad.curvature.base import (
     Layered,
     abstract,
     describe,
-    equations,
     names,
     num_samples,
     one_of,

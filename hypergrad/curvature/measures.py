@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from hypergrad.checks import check_whole
 from hypergrad.curvature.base import (
     Layered,
     Model,
     check,
-    check_count,
     check_layered,
     dense,
     loss_of,
@@ -41,7 +41,7 @@ def gradient_variance(loss: Model, params: Params, batch: Batch, *, chunk: int =
         Jiang et al., 2020, arXiv:1912.02178, equation 60.
     """
     check_mean(loss, params, batch)
-    check_count("chunk", chunk)
+    check_whole("chunk", chunk)
     function, wide, samples = loss_of(loss), widen(params), num_samples(batch)
     mean = jax.grad(function)(wide, batch)
 
@@ -121,7 +121,7 @@ def relative_flatness(
     Reference:
         Petzka, Kamp, Adilova, Sminchisescu, Boley, 2021, arXiv:2001.00939, definition 3.
     """
-    check_count("chunk", chunk)
+    check_whole("chunk", chunk)
     known = names(params)
     leaves, treedef = jax.tree.flatten(widen(params))
     matrices = [n for n, leaf in zip(known, leaves, strict=True) if leaf.ndim == 2]

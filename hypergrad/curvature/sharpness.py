@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from hypergrad import tree
+from hypergrad.checks import check_whole
 from hypergrad.curvature.base import (
     LossFn,
     Model,
     check,
-    check_count,
     check_positive,
     loss_of,
     num_samples,
@@ -57,7 +57,7 @@ def keskar(
     """
     check(loss, params, batch)
     check_positive("epsilon", epsilon)
-    check_count("max_iterations", max_iterations)
+    check_whole("max_iterations", max_iterations)
     function = loss_of(loss)
     flat, unravel = ravel_pytree(widen(params))
     radius = epsilon * (jnp.abs(flat) + 1)
@@ -168,8 +168,8 @@ def m_sharpness(
         Foret et al., 2021, arXiv:2010.01412, section 4.1; Andriushchenko, Flammarion, 2022,
         arXiv:2206.06232.
     """
-    check_count("size", size)
-    check_count("chunk", chunk)
+    check_whole("size", size)
+    check_whole("chunk", chunk)
     samples = num_samples(batch)
     if size > samples:
         raise ValueError(
@@ -237,7 +237,7 @@ def _ascend(
     """Return L(w + v) − L(w) after some steps of normalized ascent."""
     check(loss, params, batch)
     check_positive("radius", radius)
-    check_count("num_steps", num_steps)
+    check_whole("num_steps", num_steps)
     function: LossFn = loss_of(loss)
     wide = widen(params)
     scale = jax.tree.map(jnp.abs, wide) if adaptive_ball else jax.tree.map(jnp.ones_like, wide)

@@ -5,7 +5,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.curvature.base import VECTORS, Model, check_count, check_vectors, size_of, sum_chunks
+from hypergrad.checks import check_whole
+from hypergrad.curvature.base import (
+    MEMORY,
+    VECTORS,
+    Model,
+    check_memory,
+    check_params,
+    check_vectors,
+    size_of,
+    sum_chunks,
+)
 from hypergrad.curvature.estimate import (
     ADVICE,
     FEWEST,
@@ -15,7 +25,7 @@ from hypergrad.curvature.estimate import (
     standard_error,
     student,
 )
-from hypergrad.curvature.products import Product, hvp, operator
+from hypergrad.curvature.products import Product, bytes_of, hvp, operator
 from hypergrad.types import Array, Batch, Key, Params, PyTree
 
 
@@ -46,20 +56,36 @@ class DiagonalEstimate(NamedTuple):
 
 
 def diagonal(
-    loss: Model, params: Params, batch: Batch, *, product: Product = hvp, chunk: int = 32
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    *,
+    product: Product = hvp,
+    memory: int = MEMORY,
+    chunk: int | None = None,
 ) -> PyTree:
     """Return diag H exactly, a pytree like the params: H_jj = e_jᵀ H e_j.
 
-    **Cost:** one product a parameter, `chunk` at a time.
+    **Cost:** one product a parameter, as many at a time as fit into memory (64 at most).
 
     Args:
         loss: any model that `product` takes.
         params: n weights.
         batch: what the loss takes.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
-        chunk: products side by side.
+        memory: bytes to use; decides the chunk where that is None.
+        chunk: products side by side, whatever their memory.
+
+    Raises:
+        ValueError: where loss, params and batch do not fit, or a product does not fit into memory.
     """
-    check_count("chunk", chunk)
+    check_params(params)
+    if chunk is None:
+        need = bytes_of(product, loss, params, batch)
+        advice = f"pass memory={need}, a smaller batch, chunked(loss, size), or use an estimate"
+        check_memory("one product with the Hessian", need, memory, advice)
+        chunk = min(64, memory // need)
+    check_whole("chunk", chunk)
     linear = operator(product, loss, params, batch)
 
     def entry(index):
@@ -74,10 +100,16 @@ def diagonal(
 
 
 def trace(
-    loss: Model, params: Params, batch: Batch, *, product: Product = hvp, chunk: int = 32
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    *,
+    product: Product = hvp,
+    memory: int = MEMORY,
+    chunk: int | None = None,
 ) -> Array:
     """Return tr H exactly, the sum of `diagonal`; arguments and cost are the same."""
-    entries = diagonal(loss, params, batch, product=product, chunk=chunk)
+    entries = diagonal(loss, params, batch, product=product, memory=memory, chunk=chunk)
     return sum((jnp.sum(x) for x in jax.tree.leaves(entries)), jnp.zeros(()))
 
 
@@ -122,9 +154,9 @@ def trace_estimate(
         Hutchinson, 1990; Meyer, Musco, Musco, Woodruff, 2021, arXiv:2010.09649.
     """
     for name, value in (("num_products", num_products), ("chunk", chunk)):
-        check_count(name, value)
+        check_whole(name, value)
     rank = num_products // 3 if rank is None else rank
-    check_count("rank", rank, 0)
+    check_whole("rank", rank, 0)
     if num_products - 2 * rank < 2:
         raise ValueError(
             f"rank is {rank}, expected at most {max(0, (num_products - 2) // 2)} for "
@@ -186,7 +218,7 @@ def diagonal_estimate(
     Reference:
         Bekas, Kokiopoulou, Saad, 2007, "An estimator for the diagonal of a matrix".
     """
-    check_count("num_products", num_products, 2)
+    check_whole("num_products", num_products, 2)
     linear = operator(product, loss, params, batch)
 
     def step(index, carry):

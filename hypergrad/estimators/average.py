@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hypergrad.checks import check_whole
 from hypergrad.estimators.base import Estimate, Estimator, advice, mean_and_error
-from hypergrad.problem import check_horizon
 from hypergrad.train import earliest
 from hypergrad.types import Array, HParams
 
@@ -68,7 +68,7 @@ def average(estimator: Estimator, num_seeds: int) -> Estimator:
     Raises:
         ValueError: for fewer than two seeds.
     """
-    check_horizon(num_seeds, "num_seeds")
+    check_whole("num_seeds", num_seeds)
     if num_seeds < 2:
         raise ValueError(
             f"num_seeds is {num_seeds}, expected at least 2; use the estimator itself for one seed"

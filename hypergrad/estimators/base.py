@@ -11,12 +11,12 @@ import numpy as np
 from hypergrad import tree
 from hypergrad.adjoint import Backward, mixed_mode, state_floats
 from hypergrad.autodiff import depends
+from hypergrad.checks import check_whole
 from hypergrad.problem import (
     Problem,
     StructuralZeroWarning,
     check,
     check_floating,
-    check_horizon,
 )
 from hypergrad.train import TrainState, check_step, init_state, trained, unroll
 from hypergrad.types import Array, HParams, Key, PyTree
@@ -282,7 +282,7 @@ def online_info(
 def check_restart(restart_every: int | None) -> None:
     """Raise a `ValueError` unless `restart_every` is None or a whole number of at least one step."""
     if restart_every is not None:
-        check_horizon(restart_every, "restart_every")
+        check_whole("restart_every", restart_every)
 
 
 def objective_parts(

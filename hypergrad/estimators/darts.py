@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hypergrad import tree
 from hypergrad.autodiff import depends
+from hypergrad.checks import check_whole, is_number
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -19,7 +20,7 @@ from hypergrad.estimators.base import (
     online_info,
     split_key,
 )
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.response import check_leaves, inner_loss
 from hypergrad.train import (
     carried,
@@ -50,7 +51,7 @@ def central_difference(scale: float = 0.01) -> Product:
     Args:
         scale: ε = scale / ‖v‖, as DARTS has it.
     """
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 1e30:
+    if not is_number(scale) or not 0 < scale < 1e30:
         raise ValueError(f"scale is {scale!r}, expected a positive number; pass e.g. scale=0.01")
 
     def product(gradient, weights, v):
@@ -107,10 +108,9 @@ def darts(
         Liu, Simonyan, Yang, 2019, arXiv:1806.09055, equations 7 and 8.
     """
     check_problem(problem)
-    check_horizon(interval, "interval")
+    check_whole("interval", interval)
     check_restart(restart_every)
-    number = isinstance(step_size, (int, float)) and not isinstance(step_size, bool)
-    if not number or not 0 <= step_size < 1e30:
+    if not is_number(step_size) or not 0 <= step_size < 1e30:
         raise ValueError(
             f"step_size is {step_size!r}, expected a number of at least 0; pass the learning rate"
         )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hypergrad import tree
 from hypergrad.adjoint import Backward, Pulled, Run, mixed_mode, pull_step, sqrt_checkpoint
+from hypergrad.checks import check_whole, is_number
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -18,7 +19,7 @@ from hypergrad.estimators.base import (
     warn_structural_zeros,
 )
 from hypergrad.momentum import Recursion, check_momentum
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.segments import by_step, cut, scan_segments, segment_length
 from hypergrad.train import TrainState, carried, init_state, step, trained
 from hypergrad.types import Array, HParams
@@ -103,10 +104,9 @@ def drift(
         Maclaurin, Duvenaud, Adams, 2015, arXiv:1502.03492, Algorithm 2 in floating point.
     """
     check_problem(problem)
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     check_momentum(min_momentum)
-    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
-    if tolerance is not None and not (number and tolerance > 0):
+    if tolerance is not None and not (is_number(tolerance) and tolerance > 0):
         raise ValueError(
             f"tolerance is {tolerance!r}, expected a positive number or None; pass e.g. 1e-3"
         )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import tree
+from hypergrad.checks import check_whole, is_whole
 from hypergrad.estimators.base import Estimate, Estimator, check_real, split_key
 from hypergrad.pairs import (
     Pairs,
@@ -20,7 +21,7 @@ from hypergrad.pairs import (
     run_window,
 )
 from hypergrad.perturb import Perturbation, gaussian
-from hypergrad.problem import Problem, check_horizon, check_problem, is_whole
+from hypergrad.problem import Problem, check_problem
 from hypergrad.segments import largest_divisor
 from hypergrad.train import earliest
 from hypergrad.types import Array, HParams, Key, PyTree
@@ -126,7 +127,7 @@ def es(
         Schoenholz, Kachman, 2021, arXiv:2111.05803.
     """
     check_problem(problem)
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     _check_pairs(num_pairs)
     moves = gaussian(sigma, space)
 
@@ -386,8 +387,8 @@ def _check_window(
 ) -> int:
     """Return the number of windows in a run, or raise a `ValueError`."""
     check_problem(problem)
-    check_horizon(horizon)
-    check_horizon(window, "window")
+    check_whole("horizon", horizon)
+    check_whole("window", window)
     if horizon % window:
         nearest = largest_divisor(horizon, min(window, horizon))
         raise ValueError(

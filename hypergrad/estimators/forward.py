@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from hypergrad import tree
+from hypergrad.checks import check_whole
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -16,7 +17,7 @@ from hypergrad.estimators.base import (
     split_key,
     warn_structural_zeros,
 )
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.tangent import first_tangents, push_step
 from hypergrad.train import init_state, trained
 
@@ -47,9 +48,9 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
         Franceschi, Donini, Frasconi, Pontil, 2017, arXiv:1703.01785, Algorithm 2 (Forward-HG).
     """
     check_problem(problem)
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     if chunk is not None:
-        check_horizon(chunk, "chunk")
+        check_whole("chunk", chunk)
 
     def init(key, hparams):
         return ()

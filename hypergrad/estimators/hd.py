@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from hypergrad import tree
 from hypergrad.autodiff import depends
+from hypergrad.checks import check_whole
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -16,7 +17,7 @@ from hypergrad.estimators.base import (
     online_info,
     split_key,
 )
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.response import inner_loss
 from hypergrad.train import (
     draw_batch,
@@ -62,7 +63,7 @@ def hd(problem: Problem, interval: int = 1, *, restart_every: int | None = None)
         Adam-HD).
     """
     check_problem(problem)
-    check_horizon(interval, "interval")
+    check_whole("interval", interval)
     check_restart(restart_every)
 
     def init(key, hparams):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad import tree
+from hypergrad.checks import check_whole
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -16,7 +17,7 @@ from hypergrad.estimators.base import (
     first_nonfinite,
     split_key,
 )
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.response import (
     BatchOf,
     Curvature,
@@ -168,7 +169,7 @@ def implicit(
         arXiv:1911.02590; Grazzi, Franceschi, Pontil, Salzo, 2020, arXiv:2006.16218.
     """
     check_problem(problem)
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     _check_functions(solve=solve, curvature=curvature, batch=batch, tolerance=tolerance)
     solve = cg() if solve is None else solve
     choose = default_batch(problem) if batch is None else batch

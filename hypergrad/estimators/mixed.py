@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad import tree
+from hypergrad.checks import check_whole
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -22,7 +23,7 @@ from hypergrad.estimators.base import (
 )
 from hypergrad.expected import Draws, check_policy, check_shared, expected, sampled
 from hypergrad.policies import Policy
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.train import init_state, unroll_losses
 from hypergrad.types import Array, PyTree
 
@@ -105,7 +106,7 @@ def mixed(
         arXiv:1802.05098 (DiCE); Pham, Guan, Zoph, Le, Dean, 2018, arXiv:1802.03268 (ENAS).
     """
     check_problem(problem)
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     check_kind("policy", policy, Policy, "policies.factorized(space)")
     draws = sampled() if draws is None else draws
     through = by_unrolling if through is None else through
@@ -159,7 +160,7 @@ def no_response(problem: Problem, horizon: int) -> Estimator:
         A stateless estimator; `info` is an `UnrollInfo` with a response and a horizon of zero.
     """
     check_problem(problem)
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
 
     def estimate(key, state, hparams):
         check_real(problem, hparams)

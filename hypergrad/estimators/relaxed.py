@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad import space as spaces, tree
+from hypergrad.checks import check_whole
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -13,7 +14,6 @@ from hypergrad.estimators.base import (
     mean_and_error,
 )
 from hypergrad.policies import Relaxation, factorized, gumbel_softmax, relax
-from hypergrad.problem import check_horizon
 from hypergrad.train import earliest
 from hypergrad.types import Array, PyTree
 
@@ -80,7 +80,7 @@ def relaxed(
         Yang, 2019, arXiv:1806.09055 (DARTS).
     """
     check_kind("estimator", estimator, Estimator, "reverse(problem, 100)")
-    check_horizon(num_samples, "num_samples")
+    check_whole("num_samples", num_samples)
     spaces.check_space(space)
     policy = factorized(space)
     relaxation = gumbel_softmax() if relaxation is None else relaxation

@@ -13,13 +13,14 @@ from hypergrad.adjoint import (
     plain,
     sqrt_checkpoint,
 )
+from hypergrad.checks import check_bytes, check_whole
 from hypergrad.estimators.base import (
     Estimator,
     by_unrolling,
     check_real,
     temporary_bytes,
 )
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.train import init_state
 from hypergrad.types import HParams
 
@@ -56,7 +57,7 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
         arXiv:1703.01785, Algorithm 1 (Reverse-HG).
     """
     check_problem(problem)
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     if backward is not None and not callable(backward):
         raise ValueError(
             f"backward is {backward!r}, expected a backward pass; pass mixed_mode(...) or plain(...)"
@@ -102,12 +103,9 @@ def plan(
         ValueError: where even the leanest pass needs more, with the number of bytes it needs.
     """
     check_problem(problem)
-    check_horizon(horizon)
-    check_horizon(num_seeds, "num_seeds")
-    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
-        raise ValueError(
-            f"memory is {memory!r}, expected a positive number of bytes; pass e.g. 64 * 2**20"
-        )
+    check_whole("horizon", horizon)
+    check_whole("num_seeds", num_seeds)
+    check_bytes(memory)
     check_real(problem, hparams)
     ladder = [(), sqrt_checkpoint(horizon), *(nested_checkpoint(horizon, n) for n in (2, 3))]
     one = jax.eval_shape(lambda h: init_state(problem, jax.random.key(0), h), hparams)

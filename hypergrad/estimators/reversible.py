@@ -9,6 +9,7 @@ import numpy as np
 
 from hypergrad import tree
 from hypergrad.adjoint import Backward, Pulled, Run, pull_step
+from hypergrad.checks import check_whole, is_number
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -20,7 +21,7 @@ from hypergrad.estimators.base import (
 )
 from hypergrad.integers import DIGIT, capacity, grow, real, shrink
 from hypergrad.momentum import Coefficients, Course, Recursion, check_momentum
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.segments import by_step, cut, scan_segments, segment_length
 from hypergrad.train import TrainState, carried, init_state, trained
 from hypergrad.types import Array, HParams
@@ -127,15 +128,14 @@ def reversible(
         Maclaurin, Duvenaud, Adams, 2015, arXiv:1502.03492, Algorithms 2 and 3.
     """
     check_problem(problem)
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     check_momentum(min_momentum)
     if min_momentum < 0.25:
         raise ValueError(
             f"min_momentum is {min_momentum}, expected at least 0.25, because a smaller one forgets more bits "
             "than there is use in storing; use estimators.reverse"
         )
-    number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-    if not (number and 0 < limit < 2**20):
+    if not (is_number(limit) and 0 < limit < 2**20):
         raise ValueError(
             f"limit is {limit!r}, expected a number above 0 and below 2**20; pass a magnitude that no "
             "weight and no velocity reaches"

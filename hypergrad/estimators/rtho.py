@@ -4,6 +4,7 @@ import jax
 from jax.flatten_util import ravel_pytree
 
 from hypergrad import tree
+from hypergrad.checks import check_whole
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -18,7 +19,7 @@ from hypergrad.estimators.base import (
     split_key,
     warn_structural_zeros,
 )
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.tangent import basis, first_tangents, push_step
 from hypergrad.train import trained
 
@@ -54,7 +55,7 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
         Franceschi, Donini, Frasconi, Pontil, 2017, arXiv:1703.01785, section 3.3 (RTHO).
     """
     check_problem(problem)
-    check_horizon(interval, "interval")
+    check_whole("interval", interval)
     check_restart(restart_every)
 
     def init(key, hparams):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import tree
+from hypergrad.checks import check_whole
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -21,7 +22,7 @@ from hypergrad.estimators.base import (
 )
 from hypergrad.expected import check_policy, check_shared, draw, expected, unboxed
 from hypergrad.policies import Baseline, Policy, leave_one_out
-from hypergrad.problem import Problem, check_horizon, check_problem, with_hparams
+from hypergrad.problem import Problem, check_problem, with_hparams
 from hypergrad.train import TrainState, draw_batch, earliest, init_state, unroll_losses
 from hypergrad.types import Array, HParams, Key, PyTree
 
@@ -334,7 +335,7 @@ def _draw_key(whole: Problem, start: TrainState, step: Array) -> Key:
 
 def _check(problem: Problem, horizon: int, policy: Policy, **counts: int) -> None:
     check_problem(problem)
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     check_kind("policy", policy, Policy, "policies.factorized(space)")
     for name, count in counts.items():
-        check_horizon(count, name)
+        check_whole(name, count)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from hypergrad import tree
 from hypergrad.adjoint import Backward, mixed_mode, state_floats
 from hypergrad.autodiff import depends
+from hypergrad.checks import check_whole, is_number
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -22,7 +23,7 @@ from hypergrad.estimators.base import (
 )
 from hypergrad.expected import Draws, check_policy, check_shared, expected, sampled
 from hypergrad.policies import Baseline, Policy
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.response import default_batch, hessian, inner_loss, past_the_loss
 from hypergrad.solve import Solve, cg, positive
 from hypergrad.train import TrainState, carried, draw_batch, init_state, trained, unroll_losses
@@ -118,7 +119,7 @@ def unrolled(window: int | None = None, *, backward: Backward | None = None) -> 
         backward: as in `reverse`.
     """
     if window is not None:
-        check_horizon(window, "window")
+        check_whole("window", window)
     backward = mixed_mode() if backward is None else backward
 
     def follow(whole, problem, phi, start, horizon):
@@ -175,8 +176,7 @@ def at_rest(
     """
     if solve is not None and not callable(solve):
         raise ValueError(f"solve is {solve!r}, expected a solver; pass e.g. hypergrad.solve.cg()")
-    number = isinstance(max_residual, (int, float)) and not isinstance(max_residual, bool)
-    if not number or not max_residual > 0:
+    if not is_number(max_residual) or not max_residual > 0:
         raise ValueError(
             f"max_residual is {max_residual!r}, expected a positive number; pass e.g. 1.0, or math.inf for any"
         )
@@ -551,7 +551,7 @@ def _credited(
 
 def _check(problem, horizon, policy, response, draws, scale, credit, restart_every, far) -> None:
     check_problem(problem)
-    check_horizon(horizon)
+    check_whole("horizon", horizon)
     check_kind("policy", policy, Policy, "heads.multitask(space)")
     check_kind("response", response, Response, "unrolled()")
     check_restart(restart_every)
@@ -559,11 +559,9 @@ def _check(problem, horizon, policy, response, draws, scale, credit, restart_eve
         check_kind("credit", credit, Baseline, "policies.running_mean()")
     if not callable(draws):
         raise ValueError(f"draws is {draws!r}, expected a function; pass e.g. hypergrad.sampled(8)")
-    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-    if not number or not 0 <= scale < float("inf"):
+    if not is_number(scale) or not 0 <= scale < float("inf"):
         raise ValueError(f"scale is {scale!r}, expected a number of at least 0; pass e.g. 1.0")
-    number = isinstance(far, (int, float)) and not isinstance(far, bool)
-    if not number or not far > 0:
+    if not is_number(far) or not far > 0:
         raise ValueError(
             f"far is {far!r}, expected a positive number; pass e.g. 10.0, or math.inf for any finite objective"
         )

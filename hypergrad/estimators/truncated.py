@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.adjoint import Backward, mixed_mode
+from hypergrad.checks import check_whole
 from hypergrad.estimators.base import (
     Estimator,
     check_real,
@@ -16,7 +17,7 @@ from hypergrad.estimators.base import (
     unrolled_estimate,
     warn_structural_zeros,
 )
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.train import init_state, unroll_losses
 
 
@@ -61,8 +62,8 @@ def truncated(
         arXiv:1803.02021.
     """
     check_problem(problem)
-    check_horizon(horizon)
-    check_horizon(window, "window")
+    check_whole("horizon", horizon)
+    check_whole("window", window)
     if window > horizon:
         raise ValueError(
             f"window is {window}, expected at most horizon = {horizon}; use reverse(...) for the whole run"
@@ -135,5 +136,5 @@ def one_step(problem: Problem, interval: int = 1, *, restart_every: int | None =
         Luketina, Berglund, Greff, Raiko, 2016, arXiv:1511.06727; Liu, Simonyan, Yang, 2019,
         arXiv:1806.09055, equation 6.
     """
-    check_horizon(interval, "interval")
+    check_whole("interval", interval)
     return truncated(problem, interval, 1, warm_start=True, restart_every=restart_every)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import space as spaces
+from hypergrad.checks import check_whole
 from hypergrad.coordinates import from_units, to_units
 from hypergrad.integrations.base import (
     Parameter,
@@ -22,7 +23,6 @@ from hypergrad.integrations.base import (
     trial_states,
 )
 from hypergrad.layout import traced
-from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Searcher, check_outcome
 from hypergrad.types import Array, HParams, PyTree
 
@@ -77,7 +77,7 @@ def optuna_searcher(
     """
     spaces.check_traceable(space)
     found = parameters(space)
-    check_horizon(capacity, "capacity")
+    check_whole("capacity", capacity)
     if not callable(sampler):
         raise ValueError(
             f"sampler is {type(sampler).__name__}, expected a function of the seed, so that it can be made "
@@ -116,7 +116,7 @@ def optuna_searcher(
         return live
 
     def ask(key, state, num):
-        check_horizon(num, "num")
+        check_whole("num", num)
         _check_host(state)
         now = at(state, num)
         if not now.trials:

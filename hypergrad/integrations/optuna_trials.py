@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import space as spaces, static
+from hypergrad.checks import is_number
 from hypergrad.coordinates import from_units, to_units
 from hypergrad.integrations.base import (
     Parameter,
@@ -138,8 +139,7 @@ def _is_of(found: Many[Parameter], trial: Any) -> bool:
         if hasattr(kind, "choices"):
             inside = value in kind.choices
         else:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            inside = number and kind.low <= value <= kind.high
+            inside = is_number(value) and kind.low <= value <= kind.high
         if not inside:
             return False
     return True

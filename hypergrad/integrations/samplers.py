@@ -18,9 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hypergrad import outputs
 from hypergrad.acquisition import Acquisition, log_expected_improvement
+from hypergrad.checks import check_whole
 from hypergrad.distribution import distribution
 from hypergrad.families import Smoothing
-from hypergrad.problem import check_horizon
 from hypergrad.searchers import Outcome, Searcher, TrustRegion, bayes, cross_entropy, sobol
 from hypergrad.space import Choice, Dimension, Integer, Real
 
@@ -266,7 +266,7 @@ class CrossEntropySampler(SearcherSampler):
         smoothing: Smoothing | None = None,
         seed: int | None = None,
     ):
-        check_horizon(generation, "generation")
+        check_whole("generation", generation)
         smoothing = Smoothing() if smoothing is None else smoothing
         make = _cross_entropy(rho, keep, correlated, smoothing)
         # what cannot be is refused here, not at the first trial
@@ -309,7 +309,7 @@ class BayesSampler(SearcherSampler):
         trust_region: TrustRegion | None = None,
         seed: int | None = None,
     ):
-        check_horizon(num_initial, "num_initial")
+        check_whole("num_initial", num_initial)
         make = _bayes(num_initial, capacity, acquisition, transform, warp, trust_region)
         make([Real(0.0, 1.0)])  # what cannot be is refused here, not at the first trial
         super().__init__(make, size=1, num_initial=num_initial, seed=seed)

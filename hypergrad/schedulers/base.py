@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad import tree
+from hypergrad.checks import check_whole, is_number
 from hypergrad.population import Population, count
-from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Outcome
 from hypergrad.space import Dimension, Sequence
 from hypergrad.types import Array, HParams, Key, PyTree
@@ -149,13 +149,13 @@ def num_halvings(num_steps: int, min_steps: int, eta: float) -> int:
 
 def check_geometry(num_steps: Any, min_steps: Any, eta: Any) -> None:
     """Raise a `ValueError` unless 1 <= min_steps <= num_steps and eta > 1."""
-    check_horizon(num_steps, "num_steps")
-    check_horizon(min_steps, "min_steps")
+    check_whole("num_steps", num_steps)
+    check_whole("min_steps", min_steps)
     if min_steps > num_steps:
         raise ValueError(
             f"min_steps is {min_steps}, expected at most num_steps = {num_steps}; pass e.g. min_steps=1"
         )
-    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 1 < eta < math.inf:
+    if not is_number(eta) or not 1 < eta < math.inf:
         raise ValueError(f"eta is {eta!r}, expected a number above 1; pass e.g. eta=3")
 
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad import coordinates, tree
+from hypergrad.checks import check_whole, is_number
 from hypergrad.measures import Measure
 from hypergrad.pareto import pareto_front, pareto_ranks
 from hypergrad.population import Population, count
-from hypergrad.problem import check_horizon
 from hypergrad.schedulers.base import Rung, Scheduler, best_first, train_up
 from hypergrad.types import Array, HParams, Key, PyTree
 
@@ -110,13 +110,13 @@ def flatness(
         ValueError: for arguments that cannot work and, when called, for a measure or a ranking that returns
             something of another shape.
     """
-    check_horizon(num_steps, "num_steps")
-    check_horizon(first_steps, "first_steps")
+    check_whole("num_steps", num_steps)
+    check_whole("first_steps", first_steps)
     if first_steps > num_steps:
         raise ValueError(
             f"first_steps is {first_steps}, expected at most num_steps = {num_steps}; lower it"
         )
-    check_horizon(num_kept, "num_kept")
+    check_whole("num_kept", num_kept)
     _check_function(
         "measure", measure, "(params, hparams) -> []", "supremum(problem, curvature.sam)"
     )
@@ -199,7 +199,7 @@ def traverse(
     Reference:
         "Flatness-guided hyper-parameter optimization", section 5.
     """
-    check_horizon(num, "num")
+    check_whole("num", num)
     coords = coordinates.coordinates(space)
     scores = jnp.asarray(scores)
     if scores.shape != (count(hparams), 2):
@@ -226,7 +226,7 @@ def traverse(
 
 
 def _check_share(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise ValueError(
             f"{name} is {value!r}, expected a number from 0 to 1; pass e.g. {name}=0.5"
         )

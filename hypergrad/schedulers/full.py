@@ -2,8 +2,8 @@
 
 import jax
 
+from hypergrad.checks import check_whole
 from hypergrad.population import count
-from hypergrad.problem import check_horizon
 from hypergrad.schedulers.base import Scheduler, ended
 
 
@@ -12,7 +12,7 @@ def full(num_steps: int) -> Scheduler:
 
     **Cost:** N x `num_steps` steps.
     """
-    check_horizon(num_steps, "num_steps")
+    check_whole("num_steps", num_steps)
 
     def run(population, key, hparams):
         num = count(hparams)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad import space as spaces, tree
+from hypergrad.checks import check_whole, is_number
 from hypergrad.population import count
-from hypergrad.problem import check_horizon
 from hypergrad.schedulers.base import Explore, History, Scheduler, best_first, later
 from hypergrad.searchers.base import Outcome
 from hypergrad.types import Array, HParams, Key, PyTree
@@ -48,8 +48,8 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
         Jaderberg et al., "Population Based Training of Neural Networks", 2017, arXiv:1711.09846, with
         truncation selection.
     """
-    check_horizon(num_steps, "num_steps")
-    check_horizon(period, "period")
+    check_whole("num_steps", num_steps)
+    check_whole("period", period)
     if num_steps % period:
         raise ValueError(
             f"period is {period}, expected a divisor of num_steps = {num_steps}; round one of them"
@@ -185,11 +185,7 @@ def perturb(
     """
     spaces.check_space(space)
     for name, number, low, high in (("factor", factor, 1, 2), ("resample", resample, -1e-9, 1)):
-        if (
-            isinstance(number, bool)
-            or not isinstance(number, (int, float))
-            or not low < number <= high
-        ):
+        if not is_number(number) or not low < number <= high:
             raise ValueError(
                 f"{name} is {number!r}, expected a number from {max(low, 0)} to {high}; pass e.g. "
                 f"{name}={1.2 if name == 'factor' else 0.25}"

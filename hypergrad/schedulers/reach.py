@@ -5,8 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from hypergrad.checks import check_whole, is_number
 from hypergrad.population import count
-from hypergrad.problem import check_horizon
 from hypergrad.schedulers.base import Scheduler, ended
 
 
@@ -33,13 +33,9 @@ def reach(target: float, num_steps: int, *, every: int = 1) -> Scheduler:
     Reference:
         the second objective of CEHPO: steps to a given loss.
     """
-    check_horizon(num_steps, "num_steps")
-    check_horizon(every, "every")
-    if (
-        isinstance(target, bool)
-        or not isinstance(target, (int, float))
-        or not math.isfinite(target)
-    ):
+    check_whole("num_steps", num_steps)
+    check_whole("every", every)
+    if not is_number(target) or not math.isfinite(target):
         raise ValueError(
             f"target is {target!r:.80}, expected a finite number; pass the objective to reach"
         )

@@ -12,6 +12,7 @@ from jax.scipy.special import ndtri
 
 from hypergrad import outputs
 from hypergrad.acquisition import Acquisition, log_expected_improvement
+from hypergrad.checks import check_whole
 from hypergrad.coordinates import Coordinates, coordinates, from_units, snap
 from hypergrad.gaussian_process import (
     Covariance,
@@ -25,7 +26,6 @@ from hypergrad.gaussian_process import (
     prior_kernel,
 )
 from hypergrad.history import History, check_capacity, empty, remember
-from hypergrad.problem import check_horizon
 from hypergrad.quasirandom import directions, points, scramble
 from hypergrad.searchers.base import Searcher, observe
 from hypergrad.types import Array, Key, PyTree
@@ -131,7 +131,7 @@ def bayes(
     coords = coordinates(space)
     check_capacity(capacity)
     begin = min(20, max(4, 2 * coords.num)) if num_initial is None else num_initial
-    check_horizon(begin, "num_initial")
+    check_whole("num_initial", begin)
     box = TrustRegion() if trust_region is None else trust_region
     _check_region(box)
     first, covariance = directions(coords.num), matern(coords.ordered)
@@ -191,7 +191,7 @@ def bayes(
         return jax.lax.scan(one, posterior, steps)[1]
 
     def ask(key, state, num):
-        check_horizon(num, "num")
+        check_whole("num", num)
 
         def beginning(key, state):
             return points(state.vectors, state.shift, state.told, num)
@@ -326,6 +326,6 @@ def _check_region(box: Any) -> None:
             f"trust_region has shortest = {box.shortest!r}, length = {box.length!r} and longest = "
             f"{box.longest!r}, expected 0 < shortest < length <= longest; pass e.g. TrustRegion()"
         )
-    check_horizon(box.successes, "successes of trust_region")
+    check_whole("successes of trust_region", box.successes)
     if box.failures is not None:
-        check_horizon(box.failures, "failures of trust_region")
+        check_whole("failures of trust_region", box.failures)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.problem import check_horizon
+from hypergrad.checks import check_whole
 from hypergrad.searchers.base import Searcher
 from hypergrad.types import Array, PyTree
 
@@ -31,7 +31,7 @@ def begin_with(searcher: Searcher, first: Searcher, num: int) -> Searcher:
     Raises:
         ValueError: for a searcher that works on the host, and a number that is none.
     """
-    check_horizon(num, "num")
+    check_whole("num", num)
     if searcher.host or first.host:
         raise ValueError(
             "searcher works on the host, expected two that can be traced; choose by hand which one to ask"

@@ -8,9 +8,9 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from hypergrad import tree
+from hypergrad.checks import check_whole, is_number
 from hypergrad.coordinates import cell, coordinates, from_units, names_of
 from hypergrad.families import Smoothing, tables
-from hypergrad.problem import check_horizon
 from hypergrad.quasirandom import directions, uniforms
 from hypergrad.searchers.base import Searcher, observe
 from hypergrad.types import Array, PyTree
@@ -88,12 +88,12 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
         Margin", GECCO 2022 (counted coordinates); Teytaud, Gelly, "DCMA", GECCO 2007 (Sobol points).
     """
     coords = coordinates(space)
-    check_horizon(num_members, "num_members")
+    check_whole("num_members", num_members)
     if num_members < 4:
         raise ValueError(
             f"num_members is {num_members}, expected at least 4, two of which are the better half; pass 16"
         )
-    if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 < sigma <= MOST:
+    if not is_number(sigma) or not 0 < sigma <= MOST:
         raise ValueError(
             f"sigma is {sigma!r}, expected a share of the range in (0, 1]; pass e.g. 0.2"
         )

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from hypergrad import tree
+from hypergrad.checks import check_whole, is_number, is_whole
 from hypergrad.coordinates import coordinates, from_units
 from hypergrad.distribution import distribution
 from hypergrad.families import Family
-from hypergrad.problem import check_horizon
 from hypergrad.quasirandom import directions, uniforms
 from hypergrad.searchers.base import Outcome, Searcher, observe
 from hypergrad.types import Array, PyTree
@@ -211,12 +211,11 @@ def _finite(scores: Array, like: Array) -> Array:
 
 
 def _check_settings(rho: float, keep: int, stop: Stop) -> None:
-    number = isinstance(rho, (int, float)) and not isinstance(rho, bool)
-    if not number or not 0 < rho <= 1:
+    if not is_number(rho) or not 0 < rho <= 1:
         raise ValueError(f"rho is {rho!r}, expected a share in (0, 1]; pass e.g. 0.1")
-    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+    if not is_whole(keep) or keep < 0:
         raise ValueError(f"keep is {keep!r}, expected a whole number of trials; pass e.g. 1")
-    check_horizon(stop.generations, "generations of stop")
+    check_whole("generations of stop", stop.generations)
     for name in ("tolerance", "sigma", "epsilon"):
         value = getattr(stop, name)
         if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
@@ -225,7 +224,7 @@ def _check_settings(rho: float, keep: int, stop: Stop) -> None:
 
 def _check_generation(num: int, rho: float, keep: int) -> None:
     """Raise a `ValueError` where a generation has fewer elites than a distribution can be fitted to."""
-    check_horizon(num, "num")
+    check_whole("num", num)
     elites = math.ceil(rho * num)
     if elites < 2:
         raise ValueError(

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hypergrad.checks import check_whole, is_number
 from hypergrad.coordinates import coordinates, from_units
-from hypergrad.problem import check_horizon
 from hypergrad.quasirandom import directions, points, scramble
 from hypergrad.searchers.base import Searcher, observe
 from hypergrad.types import Array, PyTree
@@ -97,7 +97,7 @@ def evolution(
         return jnp.where((crossing < crossover) | surely, v, x)
 
     def ask(key, state, num):
-        check_horizon(num, "num")
+        check_whole("num", num)
         trial = state.count + jnp.arange(num)
         made = mutants(key, state, state.units[trial % num_members])
         begin = points(state.vectors, state.shift, state.count, num)
@@ -125,15 +125,14 @@ def evolution(
 
 
 def _check_settings(num_members, mutation, crossover, best) -> None:
-    check_horizon(num_members, "num_members")
+    check_whole("num_members", num_members)
     if num_members < 4:
         raise ValueError(
             f"num_members is {num_members}, expected at least 4, because a mutant is made of four; "
             "pass e.g. 32"
         )
     for name, share in (("crossover", crossover), ("best", best)):
-        number = isinstance(share, (int, float)) and not isinstance(share, bool)
-        if not number or not 0 <= share <= 1:
+        if not is_number(share) or not 0 <= share <= 1:
             raise ValueError(f"{name} is {share!r}, expected a share in [0, 1]; pass e.g. 0.9")
     if (
         not isinstance(mutation, tuple)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import tree
+from hypergrad.checks import check_whole, is_whole
 from hypergrad.coordinates import coordinates, from_units
-from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Searcher, check_outcome
 from hypergrad.settings import check_name
 from hypergrad.types import Array, PyTree
@@ -60,7 +60,7 @@ def grid(
     levels = []
     for leaf, cells, ordered in zip(*coords, strict=True):
         num = num_levels.get(names[leaf], 3) if isinstance(num_levels, Mapping) else num_levels
-        if isinstance(num, bool) or not isinstance(num, int) or num < 1:
+        if not is_whole(num) or num < 1:
             raise ValueError(
                 f"num_levels is {num!r} for {names[leaf]!r}, expected a whole number of at least 1; "
                 "pass e.g. 3"
@@ -83,7 +83,7 @@ def grid(
         return GridState(order, jnp.zeros((), jnp.int32))
 
     def ask(key, state, num):
-        check_horizon(num, "num")
+        check_whole("num", num)
         point = state.order[(state.count + jnp.arange(num)) % total]
         digits = (point[:, None] // strides) % np.array(sizes)
         units = jnp.asarray(table, jnp.result_type(float))[np.arange(coords.num), digits]

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.beliefs import Beliefs
+from hypergrad.checks import check_whole, is_number
 from hypergrad.coordinates import coordinates, from_units
 from hypergrad.distribution import distribution
-from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Searcher, check_outcome
 from hypergrad.types import PyTree
 
@@ -30,14 +30,13 @@ def prior(space: PyTree, beliefs: Beliefs, *, uniform: float = 0.25) -> Searcher
         Mallik et al., "PriorBand: Practical Hyperparameter Optimization in the Age of Deep Learning",
         NeurIPS 2023.
     """
-    number = isinstance(uniform, (int, float)) and not isinstance(uniform, bool)
-    if not number or not 0 <= uniform <= 1:
+    if not is_number(uniform) or not 0 <= uniform <= 1:
         raise ValueError(f"uniform is {uniform!r}, expected a share in [0, 1]; pass e.g. 0.25")
     num_dims = coordinates(space).num
     believed = distribution(space, beliefs=beliefs, floor=0.0)
 
     def ask(key, state, num):
-        check_horizon(num, "num")
+        check_whole("num", num)
         draw_key, free_key = jax.random.split(key)
         uniforms = jax.random.uniform(draw_key, (num, num_dims), minval=1e-7)
         free = jax.random.bernoulli(free_key, uniform, (num, 1))

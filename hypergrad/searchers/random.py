@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 
 from hypergrad import space as spaces
-from hypergrad.problem import check_horizon
+from hypergrad.checks import check_whole
 from hypergrad.searchers.base import Searcher, check_outcome
 from hypergrad.types import HParams, Key, PyTree
 
@@ -23,7 +23,7 @@ def random(space: PyTree, draw: Callable[[PyTree, Key], HParams] = spaces.sample
     spaces.check_traceable(space)
 
     def ask(key, state, num):
-        check_horizon(num, "num")
+        check_whole("num", num)
         return jax.vmap(lambda k: draw(space, k))(jax.random.split(key, num))
 
     def tell(state, outcome):

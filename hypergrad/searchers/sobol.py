@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from hypergrad.checks import check_whole
 from hypergrad.coordinates import coordinates, from_units
-from hypergrad.problem import check_horizon
 from hypergrad.quasirandom import LOG_POINTS, directions, points, scramble
 from hypergrad.searchers.base import Searcher, check_outcome
 from hypergrad.types import Array, PyTree
@@ -44,7 +44,7 @@ def sobol(space: PyTree) -> Searcher:
         return SobolState(*scramble(key, vectors), jnp.zeros((), jnp.int32))
 
     def ask(key, state, num):
-        check_horizon(num, "num")
+        check_whole("num", num)
         return from_units(space, points(state.vectors, state.shift, state.count, num))
 
     def tell(state, outcome):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import truncnorm
+from hypergrad.checks import check_whole, is_number
 from hypergrad.coordinates import coordinates, from_units, snap
 from hypergrad.history import History, check_capacity, empty, remember
-from hypergrad.problem import check_horizon
 from hypergrad.quasirandom import directions, points, scramble
 from hypergrad.searchers.base import Searcher, observe
 from hypergrad.types import Array, PyTree
@@ -87,10 +87,9 @@ def tpe(
     coords = coordinates(space)
     check_capacity(capacity)
     begin = min(20, max(8, 2 * coords.num)) if num_initial is None else num_initial
-    check_horizon(begin, "num_initial")
-    check_horizon(num_candidates, "num_candidates")
-    number = isinstance(share, (int, float)) and not isinstance(share, bool)
-    if not number or not 0 < share < 1:
+    check_whole("num_initial", begin)
+    check_whole("num_candidates", num_candidates)
+    if not is_number(share) or not 0 < share < 1:
         raise ValueError(f"share is {share!r}, expected a share in (0, 1); pass e.g. 0.1")
     first = directions(coords.num)
     options = ~coords.ordered
@@ -192,7 +191,7 @@ def tpe(
         return jax.lax.scan(one, rest, steps)[1]
 
     def ask(key, state, num):
-        check_horizon(num, "num")
+        check_whole("num", num)
 
         def beginning(key, state):
             return points(state.vectors, state.shift, state.told, num)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from hypergrad import space as spaces, tree
+from hypergrad.checks import check_whole
 from hypergrad.directions import Loop, Method, Point, inner_terms, outer_terms, soba
 from hypergrad.estimators.base import StructuralZeroWarning, first_nonfinite
-from hypergrad.problem import Problem, check, check_horizon, check_problem, with_hparams
+from hypergrad.problem import Problem, check, check_problem, with_hparams
 from hypergrad.response import check_implicit, default_batch, unused
 from hypergrad.searchers.base import Outcome
 from hypergrad.train import check_step, init_state, trained
@@ -95,8 +96,8 @@ def bilevel(
     """
     check_problem(problem)
     spaces.check_differentiable(space)
-    check_horizon(num_iterations, "num_iterations")
-    check_horizon(num_restarts, "num_restarts")
+    check_whole("num_iterations", num_iterations)
+    check_whole("num_restarts", num_restarts)
     method = soba() if method is None else method
     if not isinstance(method, Method):
         raise ValueError(

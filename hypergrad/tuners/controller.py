@@ -10,11 +10,12 @@ import optax
 from jax import core
 
 from hypergrad import space as spaces, tree
+from hypergrad.checks import check_whole, is_number
 from hypergrad.estimators.base import Estimate, Estimator, check_kind
 from hypergrad.estimators.shared import SharedState, cosine
 from hypergrad.expected import draw
 from hypergrad.policies import Policy, mean_of_others
-from hypergrad.problem import Problem, check_horizon, check_problem
+from hypergrad.problem import Problem, check_problem
 from hypergrad.searchers.base import Outcome
 from hypergrad.tuners.base import Tuner
 from hypergrad.types import Array, Key, PyTree
@@ -76,10 +77,9 @@ def clipped(epsilon: float = 0.2, num_epochs: int = 4) -> Clipping:
     Reference:
         Schulman et al., 2017, arXiv:1707.06347, equation 7.
     """
-    number = isinstance(epsilon, (int, float)) and not isinstance(epsilon, bool)
-    if not number or not 0 < epsilon < 1:
+    if not is_number(epsilon) or not 0 < epsilon < 1:
         raise ValueError(f"epsilon is {epsilon!r}, expected a number in (0, 1); pass e.g. 0.2")
-    check_horizon(num_epochs, "num_epochs")
+    check_whole("num_epochs", num_epochs)
     return Clipping(epsilon, num_epochs)
 
 
@@ -157,14 +157,14 @@ def controller(
     check_problem(problem)
     check_kind("policy", policy, Policy, "heads.multitask(space)")
     check_kind("estimator", estimator, Estimator, "shared(problem, 10, policy)")
-    check_horizon(num_updates, "num_updates")
-    check_horizon(num_candidates, "num_candidates")
+    check_whole("num_updates", num_updates)
+    check_whole("num_candidates", num_candidates)
     inner = policy_adam() if optimizer is None else optimizer
     check_kind("optimizer", inner, optax.GradientTransformation, "policy_adam(0.02)")
     if clipping is not None:
         check_kind("clipping", clipping, Clipping, "clipped(0.2, 4)")
     bonus = entropy_bonus
-    if isinstance(bonus, bool) or not isinstance(bonus, (int, float)) or not 0 <= bonus < 1e30:
+    if not is_number(bonus) or not 0 <= bonus < 1e30:
         raise ValueError(
             f"entropy_bonus is {bonus!r}, expected a number of at least 0; pass e.g. 0.01"
         )

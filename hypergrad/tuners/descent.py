@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from hypergrad import space as spaces, tree
+from hypergrad.checks import check_whole, is_number
 from hypergrad.estimators.base import Estimator
-from hypergrad.problem import check_horizon
 from hypergrad.searchers.base import Outcome
 from hypergrad.tuners.base import Tuner
 from hypergrad.types import Array, HParams, Key, PyTree
@@ -85,10 +85,10 @@ def descent(
         ValueError: for a dimension that is not real, by its name, and for settings out of range.
     """
     spaces.check_differentiable(space)
-    check_horizon(num_restarts, "num_restarts")
+    check_whole("num_restarts", num_restarts)
     if patience is not None:
-        check_horizon(patience, "patience")
-    if isinstance(clip, bool) or not isinstance(clip, (int, float)) or not clip > 0:
+        check_whole("patience", patience)
+    if not is_number(clip) or not clip > 0:
         raise ValueError(
             f"clip is {clip!r}, expected a positive number; pass float('inf') for none"
         )

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 
 from hypergrad import static, tree
+from hypergrad.checks import check_whole
 from hypergrad.layout import out_of_memory, traced
 from hypergrad.population import Population
-from hypergrad.problem import check_horizon
 from hypergrad.schedulers.base import Scheduler
 from hypergrad.searchers.base import Outcome, Searcher
 from hypergrad.tuners.base import Tuner
@@ -38,7 +38,7 @@ def search(
             is of `space.dynamic(space)`; as the searcher has them where None.
     """
     _check_parts(population, searcher, scheduler)
-    check_horizon(num, "num")
+    check_whole("num", num)
     on_host = searcher.host
 
     def train(key, hparams):
