@@ -1,4 +1,4 @@
-"""Derivative rules that plain autodiff lacks: finite ones at singular points, and who depends on whom."""
+"""Finite derivatives where autodiff makes none, who depends on whom, and a walk through programs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,6 +12,7 @@ from jax.extend.core.primitives import (
     jit_p,
     mul_p,
     pow_p,
+    remat_p,
     rsqrt_p,
     scan_p,
     select_n_p,
@@ -48,8 +49,8 @@ def smooth(function: Callable) -> Callable:
     normalization). Here a partial derivative that is not finite counts as zero. Values do not change,
     bit for bit under the same jit; `eps_root` would change the training.
 
-    The function is traced to a jaxpr, and each such primitive in it, also within loops and branches,
-    gets the rule. This cures every optax optimizer without touching its code.
+    The function is traced to a jaxpr, and each such primitive in it, also within loops, branches and
+    `jax.checkpoint`, gets the rule. This cures every optax optimizer without touching its code.
 
     **Limits:** functions with derivative rules of their own (`custom_jvp`, `custom_vjp`) keep them.
 
@@ -86,7 +87,7 @@ def programs(eqn: JaxprEqn) -> list[Jaxpr]:
 
 
 def _substitute(closed: ClosedJaxpr, discards: bool) -> ClosedJaxpr:
-    """Put the tame rule in the place of every singular primitive, down into loops and inner jits."""
+    """Put the tame rule in the place of every singular primitive, down into whatever holds programs."""
     eqns = []
     for eqn in closed.jaxpr.eqns:
         tame = eqn.primitive in PARTIALS and (discards or eqn.primitive is not mul_p)
@@ -97,6 +98,9 @@ def _substitute(closed: ClosedJaxpr, discards: bool) -> ClosedJaxpr:
             eqns.append(call.replace(invars=eqn.invars, outvars=eqn.outvars))
         elif eqn.primitive.name.startswith("custom_"):
             eqns.append(eqn)
+        elif eqn.primitive is remat_p:
+            inner = _substitute(ClosedJaxpr(eqn.params["jaxpr"], []), discards).jaxpr
+            eqns.append(eqn.replace(params={**eqn.params, "jaxpr": inner}))
         else:
             params = {
                 name: _substitute_param(value, discards) for name, value in eqn.params.items()
@@ -108,8 +112,6 @@ def _substitute(closed: ClosedJaxpr, discards: bool) -> ClosedJaxpr:
 def _substitute_param(value: Any, discards: bool) -> Any:
     if isinstance(value, ClosedJaxpr):
         return _substitute(value, discards)
-    if isinstance(value, Jaxpr):  # of `jax.checkpoint`
-        return _substitute(ClosedJaxpr(value, []), discards).jaxpr
     if isinstance(value, tuple) and any(isinstance(v, ClosedJaxpr) for v in value):
         return tuple(_substitute_param(v, discards) for v in value)
     return value

@@ -65,7 +65,7 @@ def plan(sizes: Any, cost: Cost, *, most: int = 3, price: float = 0.0) -> Bucket
         ValueError: for sizes that are none.
     """
     sizes = check_sizes(sizes)
-    check_whole("most", most, example=3)
+    most = check_whole("most", most, example=3)
     distinct, counts = np.unique(sizes, axis=0, return_counts=True)
     alone = np.array([_price(cost, row) for row in distinct])
     order = np.argsort(alone, kind="stable")

@@ -1,14 +1,13 @@
 """Checks of the numbers that a caller passes, made before anything compiles."""
 
 import math
+from numbers import Integral
 from typing import Any
-
-import numpy as np
 
 
 def is_whole(value: Any) -> bool:
     """Tell whether a value is a whole number, of Python or numpy; True and False are none."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
@@ -16,18 +15,19 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def check_whole(name: str, value: Any, least: int = 1, example: int = 100) -> int:
+def check_whole(name: str, value: Any, least: int = 1, *, example: int = 10) -> int:
     """Return `value` as an int if it is a whole number of at least `least`, or raise a `ValueError`."""
     if not is_whole(value) or value < least:
-        shape = getattr(value, "shape", ())
-        got = f"an array of shape {shape}" if shape else f"{value!r:.80}"
+        got = f"{value!r:.80}"
+        if hasattr(value, "dtype") and not is_whole(value):
+            got = f"an array of shape {value.shape} and dtype {value.dtype}"
         raise ValueError(
             f"{name} is {got}, expected a whole number of at least {least}; pass e.g. {name}={example}"
         )
     return int(value)
 
 
-def check_positive(name: str, value: Any, example: float = 0.01) -> None:
+def check_positive(name: str, value: Any, *, example: float = 0.01) -> None:
     """Raise a `ValueError` unless `value` is a positive, finite number."""
     if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(

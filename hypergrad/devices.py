@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from hypergrad.checks import check_whole
+
 AXIS = "members"
 """Name of the mesh axis over which members are spread."""
 
@@ -28,11 +30,7 @@ def use_cores(num: int | None = None) -> int:
     Raises:
         ValueError: for a number below 1, or one that comes too late.
     """
-    if num is not None and (isinstance(num, bool) or not isinstance(num, int) or num < 1):
-        raise ValueError(
-            f"num is {num!r}, expected a whole number of at least 1 device; pass e.g. num=4"
-        )
-    wanted = num_cores() if num is None else num
+    wanted = num_cores() if num is None else check_whole("num", num, example=4)
     try:
         # the flag is what came before the option, and whoever gave it knows better than a default
         if num is not None or "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):

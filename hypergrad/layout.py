@@ -12,6 +12,7 @@ from jax import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hypergrad import tree
+from hypergrad.checks import check_whole
 from hypergrad.devices import mesh as make_mesh
 from hypergrad.types import PyTree
 
@@ -183,10 +184,7 @@ def layout_for(
 
 def check_width(width: Any) -> None:
     """Raise a `ValueError` unless `width` is a whole number of at least one member."""
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise ValueError(
-            f"width is {width!r}, expected a whole number of at least 1 member; pass e.g. width=4"
-        )
+    check_whole("width", width, example=4)
 
 
 def num_members(parts: PyTree) -> int:

@@ -10,7 +10,7 @@ import optax
 
 from hypergrad import tree
 from hypergrad.autodiff import smooth
-from hypergrad.checks import is_number
+from hypergrad.checks import is_number, is_whole
 from hypergrad.problem import Problem, Variables, abstract, check_problem, split_loss
 from hypergrad.types import Array, Batch, HParams, Key, Params, PyTree
 
@@ -223,7 +223,7 @@ def unroll_losses(
 def check_checkpoint(checkpoint: Any) -> None:
     """Raise a `ValueError` unless `checkpoint` is a tuple of whole numbers of at least 1."""
     if not isinstance(checkpoint, tuple) or not all(
-        isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in checkpoint
+        is_whole(size) and size >= 1 for size in checkpoint
     ):
         raise ValueError(
             f"checkpoint is {checkpoint!r}, expected a tuple of segment lengths of at least 1; "

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hypergrad.checks import is_whole
 from tasks.arrays import MAX_BYTES, find_file, read_idx, read_npz
 
 __all__ = [
@@ -312,8 +313,7 @@ def encode_labels(table: Table, kind: str | None) -> tuple[np.ndarray, list[str]
 
 def check_batch(batch_size: int, num_train: int) -> None:
     """Raise a `ValueError` unless a batch fits in the training set."""
-    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-    if not whole or not 1 <= batch_size <= num_train:
+    if not is_whole(batch_size) or not 1 <= batch_size <= num_train:
         raise ValueError(
             f"batch_size is {batch_size!r}, expected 1 to {num_train}, the size of the training set; "
             "pass a smaller one"

@@ -32,8 +32,7 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
     train, valid, test = (tuple(map(jnp.asarray, part)) for part in splits)
     num_train = len(splits.train[1])
     check_batch(batch_size, num_train)
-    if not isinstance(width, int) or width < 1:
-        raise ValueError(f"width is {width!r}, expected at least 1 hidden unit; pass e.g. width=64")
+    check_whole("width", width, example=64)
 
     model = from_linen(MLP((width, 10)))
 

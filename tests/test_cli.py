@@ -220,17 +220,21 @@ def test_bad_words_are_refused_in_one_line(words, fragment, capsys, monkeypatch)
     assert fragment in error and error.count("\n") == 1 and "Traceback" not in error
 
 
-def test_help_imports_nothing_heavy():
+@pytest.mark.parametrize("command", ["", *arguments.COMMANDS])
+def test_help_imports_the_standard_library_alone(command):
+    """It is there at once, because jax, numpy and the others are not loaded for it."""
+    words = [*([command] if command else []), "--help"]
     script = (
-        "import sys, hypergrad.cli as c\n"
-        "try: c.main(['--help'])\n"
+        "import sys; before = set(sys.modules); import hypergrad.cli as c\n"
+        f"try: c.main({words})\n"
         "except SystemExit: pass\n"
-        "print(sorted({'jax','numpy','optax','flax','matplotlib','rich'} & set(sys.modules)))"
+        "print(*{m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    assert done.stdout.strip().endswith("[]")
+    assert done.stdout.startswith("usage: hypergrad")
+    assert done.stdout.splitlines()[-1] == "hypergrad"
 
 
 def test_list_names_the_tasks():
@@ -435,19 +439,6 @@ def test_words_that_are_none(words, fragment, capsys, monkeypatch):
     assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert fragment in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("command", ["", *arguments.COMMANDS])
-def test_help_is_quick(command):
-    words = [*([command] if command else []), "--help"]
-    seconds = []
-    for _ in range(3):
-        before = os.times()
-        done = hypergrad(*words)
-        after = os.times()
-        seconds.append(sum(after[2:4]) - sum(before[2:4]))
-        assert done.returncode == 0 and done.stdout.startswith("usage: hypergrad")
-    assert min(seconds) < 0.15, "processor seconds"
 
 
 def test_version():

@@ -59,7 +59,7 @@ def test_products_make_the_matrix(known, name):
         layers, batch, matrices = known
         product = getattr(cv, name)
 
-        one = products.bytes_of(product, MODEL, layers, batch)
+        one = products.bytes_of_product(product, MODEL, layers, batch)
 
         def run(layers):
             made = [cv.hessian(MODEL, layers, batch, product=product)]
@@ -423,9 +423,6 @@ BAD = {
         MODEL, [p[0], jax.tree.map(lambda w: w.astype(jnp.bfloat16), p[1])], b
     ),
     "params has no leaves": lambda p, b: cv.frobenius(MODEL, [], b),
-    "params has only leaves without numbers, expected at least one weight": lambda p, b: (
-        cv.difference_hessian(lambda w, batch: jnp.sum(w), jnp.zeros(0), b)
-    ),
     r"params\['n'\] has dtype int32": lambda p, b: cv.frobenius(
         loss_of(PLAIN), {"n": jnp.arange(3, dtype=jnp.int32)}, b
     ),
@@ -520,8 +517,11 @@ BAD = {
     "memory is 99 bytes, expected at least .* for one column of the Hessian; pass memory=": (
         lambda p, b: cv.frobenius_columns(MODEL, p, b, memory=99)
     ),
-    "memory is 99 bytes, expected at least .* for one product with the Hessian; pass memory=": (
+    "memory is 99 bytes, expected at least .* for one product; pass memory=.*chunked": (
         lambda p, b: cv.trace(MODEL, p, b, memory=99)
+    ),
+    "memory is -1, expected a positive number of bytes": lambda p, b: cv.diagonal(
+        MODEL, p, b, memory=-1, chunk=7
     ),
     "size is 0": lambda p, b: cv.chunked(MODEL, 0),
     r"target has shape \(\), expected that of the outputs, \(3,\)": lambda p, b: cv.frobenius(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad import curvature as cv
+from hypergrad import autodiff, curvature as cv
 from hypergrad.autodiff import elementwise
 from hypergrad.curvature.frobenius import plan_layer
 from hypergrad.curvature.layers import Layer, Link, links_of, one_of, trained_layers
@@ -323,7 +323,7 @@ def test_every_product_of_matrices_is_precise():
     }
     highest = jax.lax.Precision.HIGHEST
     for name, run in runs.items():
-        made = cv.base.equations(jax.make_jaxpr(run)(layers).jaxpr)
+        made = autodiff.equations(jax.make_jaxpr(run)(layers).jaxpr)
         found = [e.params["precision"] for e in made if e.primitive.name == "dot_general"]
         assert found and all(p == (highest, highest) for p in found), name
 
@@ -547,15 +547,17 @@ def test_an_array_without_entries_counts_nothing():
         layers, batch = network((3, 2)), data(4, 3, 2)
         plain = cv.base.loss_of(cv.mlp(jnp.tanh))
         whole = {"net": layers, "none": jnp.zeros((0,))}
-        columns, known, trace = fast(
+        columns, known, trace, differences = fast(
             lambda whole: (
                 cv.frobenius_columns(lambda p, b: plain(p["net"], b), whole, batch),
                 cv.frobenius_columns(plain, whole["net"], batch).value,
                 cv.trace(lambda w, b: jnp.sum(w), whole["none"], ()),
+                cv.difference_hessian(lambda w, b: jnp.sum(w), whole["none"], ()),
             )
         )(whole)
         np.testing.assert_allclose(columns.value, known, rtol=1e-12)
         assert not columns.blocks[1].any() and not columns.blocks[:, 1].any() and trace == 0
+        assert differences.shape == (0, 0)
 
 
 def test_one_class_and_one_dtype_down():

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = {
-    "types": 0, "devices": 0, "buckets": 0, "settings": 0, "tree": 0.1, "integers": 1, "segments": 1,
+    "types": 0, "checks": 0, "tree": 0.1, "devices": 0.1, "buckets": 0.1, "settings": 0.1,
+    "integers": 1, "segments": 1,
     "layout": 1, "space": 1, "autodiff": 1, "solve": 1,
     "quasirandom": 1, "truncnorm": 1, "gaussian_process": 1, "acquisition": 1, "outputs": 1, "pareto": 1,
     "coordinates": 1.1, "static": 1.1, "beliefs": 1.1, "families": 1.1, "chains": 1.2, "distribution": 1.3,

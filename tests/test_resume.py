@@ -279,7 +279,8 @@ def test_a_whole_tune_killed_in_its_later_phases(tmp_path, monkeypatch):
             time.sleep(0.002)
             there = reached(path)
         process.kill()
-        assert there and process.wait() == -signal.SIGKILL, f"{phase}: {said.read_text()}"
+        ended = (there, process.wait())
+        assert ended == (True, -signal.SIGKILL), f"{phase}: {ended}, {said.read_text()}"
     assert (path / "result.json").is_file() and not (path / "report.html").exists()
 
     tuned = resume(TASK, path)

@@ -14,7 +14,7 @@ from jax.extend.core.primitives import jit_p
 
 from hypergrad import tree
 from hypergrad.autodiff import programs
-from hypergrad.checks import check_whole
+from hypergrad.checks import check_bytes
 from hypergrad.types import Array, Batch, Params, PyTree
 
 LossFn: TypeAlias = Callable[[Params, Batch], Array]
@@ -216,11 +216,10 @@ def check_layered(name: str, model: Any, made: str) -> None:
 
 
 def check_params(params: Params) -> None:
-    """Raise a `ValueError` unless the params are finite floating-point arrays of one dtype, with numbers."""
+    """Raise a `ValueError` unless the params are finite floating-point arrays of one dtype."""
     leaves = jax.tree.leaves(params)
-    if not size_of(params):
-        got = "only leaves without numbers" if leaves else "no leaves"
-        raise ValueError(f"params has {got}, expected at least one weight")
+    if not leaves:
+        raise ValueError("params has no leaves, expected at least one array of weights")
     dtypes = {}
     for name, leaf in zip(names(params), leaves, strict=True):
         if not tree.is_float(leaf):
@@ -302,7 +301,7 @@ def one_of(batch: Batch) -> Batch:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
 
 
-def check_positive(name: str, value: Any) -> None:
+def check_positive_or_traced(name: str, value: Any) -> None:
     """Raise a `ValueError` unless `value` is a positive number, or traced."""
     if getattr(value, "shape", ()) != ():
         raise ValueError(f"{name} is {describe(value)}, expected one positive number of shape ()")
@@ -319,7 +318,7 @@ class NotEnoughMemory(ValueError):
 
 def check_memory(what: str, needed: float, memory: int, advice: str) -> None:
     """Raise `NotEnoughMemory`, a `ValueError`, where `what` needs more bytes than `memory`."""
-    check_whole("memory", memory)
+    check_bytes(memory)
     if needed > memory:
         raise NotEnoughMemory(
             f"memory is {memory} bytes, expected at least {math.ceil(needed)} for {what}; {advice}"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.checks import check_whole
+from hypergrad.checks import check_bytes, check_whole
 from hypergrad.curvature.base import (
     MEMORY,
     Model,
@@ -112,7 +112,7 @@ def column_norms(
     chunk: int | None = None,
 ) -> Frobenius:
     """Return the norm on these groups of leaves; the other leaves count as frozen."""
-    check_whole("memory", memory)
+    check_bytes(memory)
     if chunk is not None:
         check_whole("chunk", chunk)
     params = widen(params)

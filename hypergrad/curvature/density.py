@@ -9,7 +9,7 @@ from hypergrad.checks import check_whole
 from hypergrad.curvature.base import (
     VECTORS,
     Model,
-    check_positive,
+    check_positive_or_traced,
     check_vectors,
     size_of,
 )
@@ -81,7 +81,7 @@ def spectral_density(
         check_whole(name, value)
     check_whole("num_points", num_points, 2)
     if width is not None:
-        check_positive("width", width)
+        check_positive_or_traced("width", width)
     steps = min(num_steps, size_of(params))
     check_vectors(steps, params, memory, "lower num_steps, or pass more memory")
     linear = operator(product, loss, params, batch)

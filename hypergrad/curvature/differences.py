@@ -11,7 +11,7 @@ from hypergrad.curvature.base import (
     bytes_of_one,
     check,
     check_memory,
-    check_positive,
+    check_positive_or_traced,
     itemsize,
     loss_of,
     size_of,
@@ -78,7 +78,7 @@ def difference_hessian(
     )
     default = float(jnp.finfo(flat.dtype).eps) ** (1 / 4 if central else 1 / 3)
     step = default if epsilon is None else epsilon
-    check_positive("epsilon", step)
+    check_positive_or_traced("epsilon", step)
 
     def at(i, j, a, b):
         move = jnp.zeros_like(flat).at[i].add(a * step).at[j].add(b * step)
@@ -94,6 +94,8 @@ def difference_hessian(
         i, j = pair
         return (at(i, j, 1, 1) - single[i] - single[j] + here) / step**2
 
+    if not size:
+        return jnp.zeros((0, 0), flat.dtype)
     rows, columns = jnp.triu_indices(size)
     pairs = (rows.astype(jnp.int32), columns.astype(jnp.int32))
     if not central:

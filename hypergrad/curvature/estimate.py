@@ -11,7 +11,7 @@ from hypergrad.checks import check_whole
 from hypergrad.curvature.base import (
     VECTORS,
     Model,
-    check_positive,
+    check_positive_or_traced,
     check_vectors,
     size_of,
 )
@@ -129,7 +129,7 @@ def frobenius_estimate(
             f"confidence is {confidence!r}, expected a number between 0 and 1; pass 0.95"
         )
     if tolerance is not None:
-        check_positive("tolerance", tolerance)
+        check_positive_or_traced("tolerance", tolerance)
         if num_products < FEWEST:
             raise ValueError(
                 f"num_products is {num_products}, expected at least {FEWEST} with a tolerance, because no "

@@ -11,7 +11,7 @@ from hypergrad.checks import check_whole
 from hypergrad.curvature.base import (
     Model,
     check,
-    check_positive,
+    check_positive_or_traced,
     loss_of,
     widen,
 )
@@ -76,7 +76,7 @@ def expected_sharpness(
     """
     check(loss, params, batch)
     if not isinstance(sigma, jax.Array):
-        check_positive("sigma", sigma)
+        check_positive_or_traced("sigma", sigma)
     check_whole("num_pairs", num_pairs, 2)
     function = loss_of(loss)
     flat, unravel = ravel_pytree(widen(params))
@@ -125,8 +125,8 @@ def pac_bayes(
     Reference:
         Jiang et al., 2020, arXiv:1912.02178, section C.3 and Algorithm 1.
     """
-    check_positive("rise", rise)
-    check_positive("largest", largest)
+    check_positive_or_traced("rise", rise)
+    check_positive_or_traced("largest", largest)
     check_whole("num_bisections", num_bisections)
 
     def halve(_, bounds):
@@ -182,7 +182,7 @@ def flat_volume(
     """
     check(loss, params, batch)
     for name, value in (("epsilon", epsilon), ("largest", largest)):
-        check_positive(name, value)
+        check_positive_or_traced(name, value)
     check_whole("num_directions", num_directions)
     check_whole("num_points", num_points, 2)
     function = loss_of(loss)

@@ -12,7 +12,7 @@ from hypergrad.curvature.base import (
     Model,
     check,
     check_params,
-    check_positive,
+    check_positive_or_traced,
     loss_of,
     widen,
 )
@@ -97,7 +97,7 @@ def landscape(
         Li, Xu, Taylor, Studer, Goldstein, 2018, arXiv:1712.09913; Goodfellow, Vinyals, Saxe, 2015.
     """
     check(loss, params, batch)
-    check_positive("radius", radius)
+    check_positive_or_traced("radius", radius)
     check_whole("num", num, 2)
     check_whole("chunk", chunk)
     if len(directions) not in (1, 2):

@@ -209,7 +209,7 @@ def hessian(
     """
     check_params(params)
     size, width = size_of(params), itemsize(params)
-    one = bytes_of(product, loss, params, batch)
+    one = bytes_of_product(product, loss, params, batch)
     needed = 2 * width * size * size + one
     check_memory(
         f"a matrix of {size} x {size} and one product",
@@ -226,7 +226,7 @@ def hessian(
     return sum_chunks(rows, size, chunk)[1]
 
 
-def bytes_of(product: Product, loss: Model, params: Params, batch: Batch) -> int:
+def bytes_of_product(product: Product, loss: Model, params: Params, batch: Batch) -> int:
     """Bound the memory of one of many products side by side; run nothing."""
     sizes = []
 

@@ -12,7 +12,7 @@ from hypergrad.curvature.base import (
     LossFn,
     Model,
     check,
-    check_positive,
+    check_positive_or_traced,
     loss_of,
     num_samples,
     traced,
@@ -56,7 +56,7 @@ def keskar(
         Keskar, Mudigere, Nocedal, Smelyanskiy, Tang, 2017, arXiv:1609.04836, Metric 2.1.
     """
     check(loss, params, batch)
-    check_positive("epsilon", epsilon)
+    check_positive_or_traced("epsilon", epsilon)
     check_whole("max_iterations", max_iterations)
     function = loss_of(loss)
     flat, unravel = ravel_pytree(widen(params))
@@ -236,7 +236,7 @@ def _ascend(
 ) -> Array:
     """Return L(w + v) − L(w) after some steps of normalized ascent."""
     check(loss, params, batch)
-    check_positive("radius", radius)
+    check_positive_or_traced("radius", radius)
     check_whole("num_steps", num_steps)
     function: LossFn = loss_of(loss)
     wide = widen(params)

@@ -5,13 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.checks import check_whole
+from hypergrad.checks import check_bytes, check_whole
 from hypergrad.curvature.base import (
     MEMORY,
     VECTORS,
     Model,
     check_memory,
-    check_params,
     check_vectors,
     size_of,
     sum_chunks,
@@ -25,7 +24,7 @@ from hypergrad.curvature.estimate import (
     standard_error,
     student,
 )
-from hypergrad.curvature.products import Product, bytes_of, hvp, operator
+from hypergrad.curvature.products import Product, bytes_of_product, hvp, operator
 from hypergrad.types import Array, Batch, Key, Params, PyTree
 
 
@@ -79,14 +78,15 @@ def diagonal(
     Raises:
         ValueError: where loss, params and batch do not fit, or a product does not fit into memory.
     """
-    check_params(params)
+    check_bytes(memory)
+    linear = operator(product, loss, params, batch)
     if chunk is None:
-        need = bytes_of(product, loss, params, batch)
-        advice = f"pass memory={need}, a smaller batch, chunked(loss, size), or use an estimate"
-        check_memory("one product with the Hessian", need, memory, advice)
+        need = bytes_of_product(product, loss, params, batch)
+        part = ", chunked(loss, size)" if product is hvp else ""
+        advice = f"pass memory={need}, a smaller batch{part}, or use an estimate"
+        check_memory("one product", need, memory, advice)
         chunk = min(64, memory // need)
     check_whole("chunk", chunk)
-    linear = operator(product, loss, params, batch)
 
     def entry(index):
         unit = jax.nn.one_hot(index, linear.size, dtype=linear.dtype)
@@ -95,8 +95,7 @@ def diagonal(
     def body(indices):
         return (), jax.vmap(entry)(indices)
 
-    entries = sum_chunks(body, linear.size, min(chunk, linear.size))[1]
-    return linear.unravel(entries[: linear.size])
+    return linear.unravel(sum_chunks(body, linear.size, chunk)[1])
 
 
 def trace(

@@ -58,7 +58,7 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
         raise ValueError(
             f"explore is {explore!r:.80}, expected a function of key, hparams and history; pass perturb(space)"
         )
-    if isinstance(fraction, bool) or not isinstance(fraction, float) or not 0 < fraction <= 0.5:
+    if not is_number(fraction) or not 0 < fraction <= 0.5:
         raise ValueError(
             f"fraction is {fraction!r}, expected a number above 0 and at most 0.5; pass e.g. fraction=0.2"
         )

@@ -326,6 +326,6 @@ def _check_region(box: Any) -> None:
             f"trust_region has shortest = {box.shortest!r}, length = {box.length!r} and longest = "
             f"{box.longest!r}, expected 0 < shortest < length <= longest; pass e.g. TrustRegion()"
         )
-    check_whole("successes of trust_region", box.successes)
+    check_whole("successes", box.successes)
     if box.failures is not None:
-        check_whole("failures of trust_region", box.failures)
+        check_whole("failures", box.failures)

@@ -215,10 +215,10 @@ def _check_settings(rho: float, keep: int, stop: Stop) -> None:
         raise ValueError(f"rho is {rho!r}, expected a share in (0, 1]; pass e.g. 0.1")
     if not is_whole(keep) or keep < 0:
         raise ValueError(f"keep is {keep!r}, expected a whole number of trials; pass e.g. 1")
-    check_whole("generations of stop", stop.generations)
+    check_whole("generations", stop.generations)
     for name in ("tolerance", "sigma", "epsilon"):
         value = getattr(stop, name)
-        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        if not is_number(value) or not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value!r} in Stop, expected a number >= 0; pass e.g. 1e-3")
 
 
