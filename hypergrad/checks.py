@@ -17,9 +17,10 @@ def is_number(value: Any) -> bool:
 
 def check_whole(name: str, value: Any, least: int = 1, *, example: int = 10) -> int:
     """Return `value` as an int if it is a whole number of at least `least`, or raise a `ValueError`."""
-    if not is_whole(value) or value < least:
+    whole = is_whole(value)
+    if not whole or value < least:
         got = f"{value!r:.80}"
-        if hasattr(value, "dtype") and not is_whole(value):
+        if hasattr(value, "dtype") and not whole:
             got = f"an array of shape {value.shape} and dtype {value.dtype}"
         raise ValueError(
             f"{name} is {got}, expected a whole number of at least {least}; pass e.g. {name}={example}"

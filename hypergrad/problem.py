@@ -135,7 +135,7 @@ def check(problem: Problem, hparams: HParams, horizon: int = 1) -> None:
             raise ValueError(
                 f"problem.{name} is {_describe(function)}, expected a function; see help(Problem)"
             )
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     check_hparams(hparams)
     key = jax.eval_shape(jax.random.key, 0)
     step = jax.ShapeDtypeStruct((), jnp.int32)

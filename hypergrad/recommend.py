@@ -87,7 +87,7 @@ def recommend(
             none of which has a hypergradient, and a memory that nothing fits.
     """
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     spaces.check_traceable(space)
     check_bytes(memory)
     hparams = spaces.default(space)

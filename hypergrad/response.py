@@ -188,7 +188,7 @@ def best_response(
         Pedregosa, 2016, arXiv:1602.02355; Blondel et al., 2022, arXiv:2105.15183.
     """
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     solve = cg() if solve is None else solve
     choose = default_batch(problem) if batch is None else batch
 

@@ -165,9 +165,7 @@ def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
         raise ValueError(
             f"{missing} is None, expected one with a Problem; pass tune(problem, space, horizon=100)"
         )
-    return Task(
-        "problem", task, space, check_whole("horizon", horizon, example=100), None, "metric", False
-    )
+    return Task("problem", task, space, check_whole("horizon", horizon), None, "metric", False)
 
 
 @contextlib.contextmanager

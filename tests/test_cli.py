@@ -441,6 +441,19 @@ def test_words_that_are_none(words, fragment, capsys, monkeypatch):
     assert fragment in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["", *arguments.COMMANDS])
+def test_help_is_quick(command):
+    words = [*([command] if command else []), "--help"]
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        done = hypergrad(*words)
+        after = os.times()
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))
+        assert done.returncode == 0 and done.stdout.startswith("usage: hypergrad")
+    assert min(seconds) < 0.15, "processor seconds"
+
+
 def test_version():
     assert hypergrad("--version").stdout == f"hypergrad-jax {hg.__version__}\n"
 

@@ -537,3 +537,17 @@ def test_bad_input_is_refused_before_anything_compiles(message):
     with pytest.raises(ValueError, match=message) as caught:
         BAD[message](layers, batch)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("measure", [cv.trace, cv.hessian, cv.frobenius_columns])
+def test_too_little_memory_is_said_before_anything_runs(measure):
+    ran = []
+
+    def loss(w, batch):
+        jax.debug.callback(lambda: ran.append(1))
+        return jnp.sum(w**4)
+
+    with pytest.raises(ValueError, match="memory is 9 bytes"):
+        measure(loss, jnp.ones(3), (), memory=9)
+    jax.effects_barrier()
+    assert not ran

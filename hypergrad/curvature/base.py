@@ -325,6 +325,17 @@ def check_memory(what: str, needed: float, memory: int, advice: str) -> None:
         )
 
 
+def fitting(what: str, one: int, memory: int, advice: str, *, most: int, beside: int = 0) -> int:
+    """Return how many pieces of `one` bytes each fit into memory beside other bytes, `most` at most.
+
+    Raises:
+        ValueError: where not one does, with the bytes that it needs and the advice.
+    """
+    needed = beside + one
+    check_memory(what, needed, memory, f"pass memory={needed}, {advice}")
+    return min(most, (memory - beside) // one)
+
+
 def check_vectors(count: int, params: Params, memory: int, advice: str) -> None:
     """Raise a `ValueError` where that many vectors like the params need more bytes than `memory`."""
     size = size_of(params)

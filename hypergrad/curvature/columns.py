@@ -14,8 +14,8 @@ from hypergrad.curvature.base import (
     abstract,
     bytes_of_one,
     check,
-    check_memory,
     composed_of,
+    fitting,
     loss_of,
     names,
     sum_chunks,
@@ -148,10 +148,9 @@ def _group_norms(
 
     linearized = _bent if gauss_newton else _curved
     if chunk is None:
-        need = _bytes(lambda own: linearized(loss, batch, put, own, above), own)
-        advice = f"pass memory={need}, a smaller batch, or chunked(loss, size)"
-        check_memory("one column of the Hessian", need, memory, advice)
-        chunk = max(1, min(256, memory // need))
+        one = _bytes(lambda own: linearized(loss, batch, put, own, above), own)
+        advice = "a smaller batch" if gauss_newton else "a smaller batch, or chunked(loss, size)"
+        chunk = fitting("one column of the Hessian", one, memory, advice, most=256)
     push = linearized(loss, batch, put, own, above)
     shapes = [leaf.shape for leaf in own]
     ends = [0]

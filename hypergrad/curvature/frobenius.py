@@ -15,7 +15,7 @@ from hypergrad.curvature.base import (
     NotEnoughMemory,
     check,
     check_layered,
-    check_memory,
+    fitting,
     itemsize,
     num_samples,
     spread,
@@ -233,14 +233,15 @@ def plan_layer(
     needs = [_bytes(above, samples, width, pairs, kept) for pairs in plans]
     best = next((i for i, need in enumerate(needs) if sum(need) <= memory), len(plans) - 1)
     pairs, (fixed, unit) = plans[best], needs[best]
-    check_memory(
-        f"{samples} samples through {len(above)} layers",
-        fixed + unit,
-        memory,
-        f"pass memory={fixed + unit}, a smaller batch, or use frobenius_estimate",
-    )
     units = layers[index].num_units
-    chunk = max(1, min(units, (memory - fixed) // unit, math.ceil(CACHE / unit)))
+    chunk = fitting(
+        f"{samples} samples through {len(above)} layers",
+        unit,
+        memory,
+        "a smaller batch, or use frobenius_estimate",
+        most=min(units, math.ceil(CACHE / unit)),
+        beside=fixed,
+    )
     even = math.ceil(units / math.ceil(units / chunk))
     return Plan(pairs, even, fixed + even * unit)
 

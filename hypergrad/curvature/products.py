@@ -19,10 +19,10 @@ from hypergrad.curvature.base import (
     abstract,
     bytes_of_one,
     check,
-    check_memory,
     check_params,
     composed_of,
     describe,
+    fitting,
     itemsize,
     loss_of,
     num_samples,
@@ -207,18 +207,17 @@ def hessian(
     Raises:
         ValueError: where the matrix and one product do not fit into memory.
     """
-    check_params(params)
-    size, width = size_of(params), itemsize(params)
     one = bytes_of_product(product, loss, params, batch)
-    needed = 2 * width * size * size + one
-    check_memory(
+    size = size_of(params)
+    chunk = fitting(
         f"a matrix of {size} x {size} and one product",
-        needed,
+        one,
         memory,
-        f"pass memory={needed}, or use frobenius, top_eigenvalues or hvp, which form no matrix",
+        "or use frobenius, top_eigenvalues or hvp, which form no matrix",
+        most=64,
+        beside=2 * itemsize(params) * size * size,
     )
     linear = operator(product, loss, params, batch)
-    chunk = min(64, (memory - needed) // one + 1)
 
     def rows(indices):
         return (), jax.vmap(linear.matvec)(jax.nn.one_hot(indices, size, dtype=linear.dtype))
@@ -228,6 +227,7 @@ def hessian(
 
 def bytes_of_product(product: Product, loss: Model, params: Params, batch: Batch) -> int:
     """Bound the memory of one of many products side by side; run nothing."""
+    check_params(params)
     sizes = []
 
     def trace(params):

@@ -10,8 +10,8 @@ from hypergrad.curvature.base import (
     MEMORY,
     VECTORS,
     Model,
-    check_memory,
     check_vectors,
+    fitting,
     size_of,
     sum_chunks,
 )
@@ -79,14 +79,13 @@ def diagonal(
         ValueError: where loss, params and batch do not fit, or a product does not fit into memory.
     """
     check_bytes(memory)
-    linear = operator(product, loss, params, batch)
     if chunk is None:
-        need = bytes_of_product(product, loss, params, batch)
+        one = bytes_of_product(product, loss, params, batch)
         part = ", chunked(loss, size)" if product is hvp else ""
-        advice = f"pass memory={need}, a smaller batch{part}, or use an estimate"
-        check_memory("one product", need, memory, advice)
-        chunk = min(64, memory // need)
+        advice = f"a smaller batch{part}, or use an estimate"
+        chunk = fitting("one product", one, memory, advice, most=64)
     check_whole("chunk", chunk)
+    linear = operator(product, loss, params, batch)
 
     def entry(index):
         unit = jax.nn.one_hot(index, linear.size, dtype=linear.dtype)

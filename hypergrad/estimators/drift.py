@@ -104,7 +104,7 @@ def drift(
         Maclaurin, Duvenaud, Adams, 2015, arXiv:1502.03492, Algorithm 2 in floating point.
     """
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     check_momentum(min_momentum)
     if tolerance is not None and not (is_number(tolerance) and tolerance > 0):
         raise ValueError(

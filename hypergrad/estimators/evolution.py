@@ -127,7 +127,7 @@ def es(
         Schoenholz, Kachman, 2021, arXiv:2111.05803.
     """
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     _check_pairs(num_pairs)
     moves = gaussian(sigma, space)
 
@@ -387,7 +387,7 @@ def _check_window(
 ) -> int:
     """Return the number of windows in a run, or raise a `ValueError`."""
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     check_whole("window", window)
     if horizon % window:
         nearest = largest_divisor(horizon, min(window, horizon))

@@ -48,7 +48,7 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
         Franceschi, Donini, Frasconi, Pontil, 2017, arXiv:1703.01785, Algorithm 2 (Forward-HG).
     """
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     if chunk is not None:
         check_whole("chunk", chunk)
 

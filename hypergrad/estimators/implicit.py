@@ -169,7 +169,7 @@ def implicit(
         arXiv:1911.02590; Grazzi, Franceschi, Pontil, Salzo, 2020, arXiv:2006.16218.
     """
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     _check_functions(solve=solve, curvature=curvature, batch=batch, tolerance=tolerance)
     solve = cg() if solve is None else solve
     choose = default_batch(problem) if batch is None else batch

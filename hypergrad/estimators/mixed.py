@@ -106,7 +106,7 @@ def mixed(
         arXiv:1802.05098 (DiCE); Pham, Guan, Zoph, Le, Dean, 2018, arXiv:1802.03268 (ENAS).
     """
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     check_kind("policy", policy, Policy, "policies.factorized(space)")
     draws = sampled() if draws is None else draws
     through = by_unrolling if through is None else through
@@ -160,7 +160,7 @@ def no_response(problem: Problem, horizon: int) -> Estimator:
         A stateless estimator; `info` is an `UnrollInfo` with a response and a horizon of zero.
     """
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
 
     def estimate(key, state, hparams):
         check_real(problem, hparams)

@@ -57,7 +57,7 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
         arXiv:1703.01785, Algorithm 1 (Reverse-HG).
     """
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     if backward is not None and not callable(backward):
         raise ValueError(
             f"backward is {backward!r}, expected a backward pass; pass mixed_mode(...) or plain(...)"
@@ -103,7 +103,7 @@ def plan(
         ValueError: where even the leanest pass needs more, with the number of bytes it needs.
     """
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     check_whole("num_seeds", num_seeds)
     check_bytes(memory)
     check_real(problem, hparams)

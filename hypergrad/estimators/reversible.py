@@ -128,7 +128,7 @@ def reversible(
         Maclaurin, Duvenaud, Adams, 2015, arXiv:1502.03492, Algorithms 2 and 3.
     """
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     check_momentum(min_momentum)
     if min_momentum < 0.25:
         raise ValueError(

@@ -335,7 +335,7 @@ def _draw_key(whole: Problem, start: TrainState, step: Array) -> Key:
 
 def _check(problem: Problem, horizon: int, policy: Policy, **counts: int) -> None:
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     check_kind("policy", policy, Policy, "policies.factorized(space)")
     for name, count in counts.items():
         check_whole(name, count)

@@ -551,7 +551,7 @@ def _credited(
 
 def _check(problem, horizon, policy, response, draws, scale, credit, restart_every, far) -> None:
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     check_kind("policy", policy, Policy, "heads.multitask(space)")
     check_kind("response", response, Response, "unrolled()")
     check_restart(restart_every)

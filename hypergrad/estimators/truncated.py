@@ -62,7 +62,7 @@ def truncated(
         arXiv:1803.02021.
     """
     check_problem(problem)
-    check_whole("horizon", horizon, example=100)
+    check_whole("horizon", horizon)
     check_whole("window", window)
     if window > horizon:
         raise ValueError(
