@@ -18,12 +18,12 @@ import numpy as np
 import optax
 
 from benchmarks.record import Figure, Results, markdown
-from hypergrad.directions import Method
+from hypergrad.core.solve import cg
 from hypergrad.estimators import implicit
 from hypergrad.problem import Examples, Problem
-from hypergrad.solve import cg
 from hypergrad.space import Real
 from hypergrad.tuners import FiniteSum, amigo, bilevel, saba, soba
+from hypergrad.tuners.bilevel_methods import Method
 
 TARGET = 1e-9
 START = 12.87

@@ -19,15 +19,14 @@ import optax
 
 from benchmarks.functions import Function, levy, logs, rastrigin, rosenbrock
 from benchmarks.record import Figure, Results, markdown
-from hypergrad import plots
-from hypergrad.families import Family, Normals, Smoothing
-from hypergrad.layout import chunked
-from hypergrad.population import population
+from hypergrad.populations import chunked, population
 from hypergrad.problem import Problem
+from hypergrad.report import figures as plots
 from hypergrad.schedulers import full
 from hypergrad.searchers import (
-    Outcome,
     Searcher,
+    Smoothing,
+    Trials,
     bayes,
     cross_entropy,
     distribution,
@@ -35,6 +34,7 @@ from hypergrad.searchers import (
     random,
 )
 from hypergrad.searchers.grid import levels_within
+from hypergrad.searchers.models.families import Family, Normals
 from hypergrad.space import LogReal, Real
 
 BUDGET, NUM_SEEDS = 512, 20
@@ -116,7 +116,7 @@ def trace(function: Function, num: int, rho: float, budget: int) -> Callable:
         def generation(state, key):
             hparams = searcher.ask(key, state, num)
             values = values_of(function.data, hparams)
-            outcome = Outcome(hparams, values, index * 0 + 1, index, {})
+            outcome = Trials(hparams, values, index * 0 + 1, index, {})
             state = searcher.tell(state, outcome)
             return state, {
                 "best": jnp.min(values),

@@ -17,10 +17,10 @@ import numpy as np
 import optax
 
 from benchmarks.record import Figure, Results, markdown
-from hypergrad import plots
 from hypergrad.estimators import Estimator, advice, es, nres, pes, reverse, truncated
-from hypergrad.estimators.base import exploded_step
+from hypergrad.estimators.advice import exploded_step
 from hypergrad.problem import Problem
+from hypergrad.report import figures as plots
 from hypergrad.space import LogReal, Sequence, constrain, default, schedule, unconstrain
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import descent

@@ -25,19 +25,25 @@ import numpy as np
 from scipy.stats import t as student
 
 from benchmarks.record import Figure, Results, markdown
-from hypergrad.estimators import Response, at_rest, left_out, shared, unrolled
-from hypergrad.expected import sampled
-from hypergrad.heads import mixture
-from hypergrad.layout import vectorized
-from hypergrad.policies import Policy, running_mean
-from hypergrad.population import population
+from hypergrad.core.solve import cg, positive
+from hypergrad.core.types import Array, Key
+from hypergrad.estimators.policies import (
+    Policy,
+    Response,
+    at_rest,
+    left_out,
+    mixture,
+    running_mean,
+    sampled,
+    shared,
+    unrolled,
+)
+from hypergrad.populations import population, vectorized
 from hypergrad.problem import Problem
 from hypergrad.schedulers import full, pbt, perturb
 from hypergrad.searchers import cross_entropy, random
-from hypergrad.solve import cg, positive
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import Tuner, controller, policy_adam, search
-from hypergrad.types import Array, Key
 from tasks.digits import load
 from tasks.supernet_digits import recurrent, search_space, supernet
 from tasks.supervised import Splits
@@ -403,7 +409,7 @@ def mean_and_half(values: list) -> tuple[float, float]:
 
 def draw(results: Results) -> Any:
     """Draw cosine and norms of direct and response over training, from the results alone."""
-    from hypergrad import plots
+    from hypergrad.report import figures as plots
 
     with plots._style():
         figure, ((angle, norms),) = plots._grid(plots.WIDE, 0.42, 1, 2)

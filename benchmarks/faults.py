@@ -26,13 +26,18 @@ from typing import Any
 import jax
 
 from benchmarks.record import Figure, Results, markdown
-from hypergrad import checkpoint, journal, storage, study
+from hypergrad import study
 from hypergrad.problem import Task
-from hypergrad.registry import METHODS, OPTUNA, SCHEDULERS, most_trials
-from hypergrad.settings import BY_GRADIENT
+from hypergrad.schedulers.named import SCHEDULERS
+from hypergrad.searchers.named import OPTUNA
 from hypergrad.space import Choice
-from hypergrad.tune import Settings, build
+from hypergrad.study.disk import checkpoint, journal
+from hypergrad.study.disk.files import parse_json, read_json, write_json
+from hypergrad.study.disk.folder import create
 from hypergrad.tuners import Tuner
+from hypergrad.tuners.named import METHODS, most_trials
+from hypergrad.tuning.build import build
+from hypergrad.tuning.settings import BY_GRADIENT, Settings
 from tasks import quadratic, ridge
 
 NUM_STEPS = 20
@@ -112,11 +117,11 @@ def undisturbed(method: str, num_steps: int = NUM_STEPS) -> str:
     return study.run(make(method, num_steps), jax.random.key(0), num_steps).digest
 
 
-def go_on(method: str, folder: Path, num_steps: int = NUM_STEPS, on_step=None) -> study.Study:
+def go_on(method: str, folder: Path, num_steps: int = NUM_STEPS, on_step=None) -> study.Run:
     """Run the study in a folder, or go on with it."""
     tuner = make(method, num_steps)
     if (folder / "study.json").exists():
-        return study.resume(tuner, folder, on_step)
+        return study.resume_run(tuner, folder, on_step)
     key = jax.random.key(0)
     return study.run(tuner, key, num_steps, on_step, storage=folder, checkpoint_seconds=0.0)
 
@@ -209,7 +214,7 @@ def _messages(pipe: Connection) -> Iterator[tuple[str, Any]]:
 
 def _records(folder: Path) -> Iterator[dict[str, Any]]:
     try:
-        yield from journal.read(folder / "journal.jsonl")
+        yield from journal.read_records(folder / "journal.jsonl")
     except FileNotFoundError:
         return
 
@@ -230,7 +235,7 @@ def prefixes(folder: Path, num: int) -> dict[str, Counter]:
                 opened = journal.Journal(path)
                 count["whole records lost"] += opened.count != whole
                 if whole < len(lines):
-                    record = storage.parse_json(lines[whole], "line")
+                    record = parse_json(lines[whole], "line")
                     del record["crc"]
                     opened.append(record)
                 opened.close()
@@ -349,7 +354,7 @@ def _racer(pipe: Connection, barrier: Any, folder: Path, num: int) -> None:
         began, error = time.monotonic(), None
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(storage.create(folder / f"race-{race}"))
+                stack.enter_context(create(folder / f"race-{race}"))
             except ValueError as refused:
                 error = str(refused)
             seconds = time.monotonic() - began
@@ -385,7 +390,7 @@ def _write_forever(folder: Path) -> None:
             opened.append(_record(step, large=time_around % 2 == 0))
             state = {"x": jax.numpy.full(1000, step), "key": jax.random.key(step)}
             checkpoint.save(folder, step, state)
-            storage.write_json(
+            write_json(
                 folder / "study.json", {"first": step, "middle": "x" * step * 100, "last": step}
             )
         opened.close()
@@ -417,12 +422,12 @@ def _record(step: int, large: bool) -> dict[str, Any]:
 
 
 def _read_journal(folder: Path, like: Any) -> bool:
-    found = enumerate(journal.read(folder / "journal.jsonl"))
+    found = enumerate(journal.read_records(folder / "journal.jsonl"))
     return all(record in (_record(i, False), _record(i, True)) for i, record in found)
 
 
 def _read_study(folder: Path, like: Any) -> bool:
-    found = storage.read_json(folder / "study.json")
+    found = read_json(folder / "study.json")
     return found["first"] == found["last"] and len(found["middle"]) == 100 * found["first"]
 
 

@@ -24,8 +24,9 @@ from benchmarks.configurations import EPOCHS, READ, SIZES, column
 from benchmarks.networks import MEASURES
 from benchmarks.record import Figure, Results, markdown
 from benchmarks.tables import load
-from hypergrad.population import Population
+from hypergrad.populations import Population
 from hypergrad.schedulers import (
+    Rung,
     blended,
     flatness,
     flattest,
@@ -35,10 +36,9 @@ from hypergrad.schedulers import (
     matched,
     pareto,
 )
-from hypergrad.schedulers.base import Rung, spent
+from hypergrad.schedulers.base import spent
 from hypergrad.schedulers.hyperband import brackets
-from hypergrad.searchers import bayes, random, tpe
-from hypergrad.searchers.bayes import TrustRegion
+from hypergrad.searchers import TrustRegion, bayes, random, tpe
 from hypergrad.space import Integer
 from hypergrad.tuners import search
 

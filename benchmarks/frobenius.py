@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 from benchmarks.record import Figure, Results, interleave, markdown, timed
 from benchmarks.worker import Worker
 from hypergrad import curvature as cv
-from hypergrad.curvature.base import loss_of
+from hypergrad.curvature.models import loss_of
 
 REPEATS = 5
 WARM = 0.2

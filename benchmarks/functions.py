@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hypergrad.layout import vectorized
-from hypergrad.population import Population, population
+from hypergrad.core.types import Array, HParams
+from hypergrad.populations import Population, population, vectorized
 from hypergrad.problem import Problem
 from hypergrad.schedulers import full
 from hypergrad.space import Choice, Integer, LogReal, Real, select
-from hypergrad.types import Array, HParams
 
 CEILING = 5.0
 """Objectives of networks are cut here, and those that are not finite are set to it: chance is at most 2.3."""

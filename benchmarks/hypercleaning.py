@@ -17,9 +17,9 @@ import optax
 
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import study
+from hypergrad.core.solve import cg
 from hypergrad.estimators import implicit
 from hypergrad.problem import Examples, Problem
-from hypergrad.solve import cg
 from hypergrad.space import Real
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import descent
@@ -109,7 +109,7 @@ def clean(train, valid, budget: int, seed: int) -> np.ndarray:
     estimator = implicit(problem, 20, solve=cg(20), warm_start=True)
     space = {"weight": Real(0.0, 1.0, default=0.5, shape=(len(train[1]),))}
     tuner = descent(estimator, space, optimizer=optax.adam(0.2))
-    last = study.run(tuner, jax.random.key(seed), budget).outcomes[-1]
+    last = study.run(tuner, jax.random.key(seed), budget).trials[-1]
     return np.asarray(last.hparams["weight"][0])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from hypergrad import curvature as cv
-from hypergrad.curvature.base import dense, loss_of
+from hypergrad.curvature.models import dense, loss_of
 
 NUM_PARTS, PART = 4, 16
 """Minibatches that measures are taken on, and the samples in each."""
@@ -106,7 +106,7 @@ def network(width: Any, depth: Any) -> cv.Layered:
             signal = made if k == 0 else jnp.where(k < depth, made, signal)
         return dense(params[-1], signal)
 
-    return cv.Layered(forward, lambda z, example: cv.cross_entropy(z, example[1]))
+    return cv.Layered(forward, lambda z, example: cv.softmax_cross_entropy(z, example[1]))
 
 
 def first_params(key: Any, width: Any, depth: Any, sizes: Sizes) -> list[dict[str, Any]]:

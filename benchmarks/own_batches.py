@@ -44,7 +44,7 @@ from benchmarks.networks import (
 )
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import curvature as cv
-from hypergrad.curvature.base import dense, loss_of
+from hypergrad.curvature.models import dense, loss_of
 
 OWN = ("theorem_1", "section_3", "published", "last_layer")
 """What is measured at the setting's own batch."""

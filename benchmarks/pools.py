@@ -44,9 +44,8 @@ from benchmarks.fghpo import (
 )
 from benchmarks.networks import Group, Split, settings, tidy, train_and_measure
 from benchmarks.record import Figure, Results, markdown
-from hypergrad.coordinates import coordinates, to_units
 from hypergrad.searchers import Searcher
-from hypergrad.space import Integer, LogReal, Real
+from hypergrad.space import Integer, LogReal, Real, coordinates, to_units
 from tasks.arrays import read_idx
 from tasks.data import split
 

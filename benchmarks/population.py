@@ -28,14 +28,11 @@ import optax
 
 from benchmarks.record import Figure, Results, interleave, markdown, timed
 from hypergrad import study
-from hypergrad.coordinates import from_units
-from hypergrad.layout import Layout, chunked
-from hypergrad.population import population
+from hypergrad.populations import Layout, chunked, fastest_layout, population
 from hypergrad.problem import Problem
 from hypergrad.schedulers import full, halving
-from hypergrad.searchers import Outcome, Searcher, bayes, cross_entropy
-from hypergrad.sizing import fastest_layout
-from hypergrad.space import LogReal, Real
+from hypergrad.searchers import Searcher, Trials, bayes, cross_entropy
+from hypergrad.space import LogReal, Real, from_units
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import Tuner, search
 
@@ -264,11 +261,11 @@ def recompilation(num: int) -> list[Figure]:
     ]
 
 
-def told(searcher: Searcher, num: int) -> tuple[Any, Outcome]:
+def told(searcher: Searcher, num: int) -> tuple[Any, Trials]:
     """Return a searcher's first state, and an outcome of `num` trials of a bowl."""
     units = jax.random.uniform(KEY, (num, len(SPACE)))
     index = jnp.arange(num, dtype=jnp.int32)
-    outcome = Outcome(from_units(SPACE, units), bowl(units), jnp.ones_like(index), index, {})
+    outcome = Trials(from_units(SPACE, units), bowl(units), jnp.ones_like(index), index, {})
     return searcher.init(KEY), outcome
 
 
@@ -291,7 +288,7 @@ def generation(num: int, repeats: int) -> list[Figure]:
 def _turn(searcher: Searcher, key, state, values, num: int):
     hparams = searcher.ask(key, state, num)
     index = jnp.arange(num, dtype=jnp.int32)
-    return hparams, searcher.tell(state, Outcome(hparams, values, index * 0 + 1, index, {}))
+    return hparams, searcher.tell(state, Trials(hparams, values, index * 0 + 1, index, {}))
 
 
 def evosax_step(num: int) -> Callable[[], Any]:

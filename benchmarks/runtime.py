@@ -22,7 +22,8 @@ from benchmarks.configurations import DEPTHS, EPOCHS, WIDTHS, load
 from benchmarks.fghpo import BUDGET, CONTROL, FIRST, KEPT, METHODS, TRIALS, chosen
 from benchmarks.record import Figure, Results, interleave, markdown, timed
 from hypergrad import curvature as cv
-from hypergrad.schedulers.base import Rung, spent
+from hypergrad.schedulers import Rung
+from hypergrad.schedulers.base import spent
 
 DEPTH, WIDTH, BATCH, RATE = 2, 64, 64, 1e-3
 REPEATS = 5

@@ -49,9 +49,7 @@ def setup(quick: bool, scheduler, num_devices: int):
         SETTINGS,
         make_problem,
     )  # make keys, so only now
-    from hypergrad import devices
-    from hypergrad.layout import CPU_WIDTH, chunked, sharded
-    from hypergrad.population import population
+    from hypergrad.populations import CPU_WIDTH, chunked, devices, population, sharded
 
     setting = (QUICK if quick else SETTINGS)[0]
     problem, start, _ = make_problem(setting)

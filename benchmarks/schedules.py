@@ -18,13 +18,13 @@ from scipy.stats import t as student
 
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import study
+from hypergrad.core.types import Array, Key
 from hypergrad.estimators import Estimator, average, reverse
 from hypergrad.problem import Problem, Task
 from hypergrad.space import LogReal, Sequence, default, sample
 from hypergrad.train import init_state, unroll
-from hypergrad.tune import measure_ratio
 from hypergrad.tuners import descent
-from hypergrad.types import Array, Key
+from hypergrad.tuning.tune import measure_ratio
 from tasks import digits, images
 from tasks.supervised import Splits
 
@@ -133,7 +133,7 @@ def descend(task: Task, estimator: Estimator, key: Key, budget: int) -> Array:
     rate = optax.cosine_decay_schedule(0.05, budget)
     optimizer = optax.adam(rate, b2=0.99)
     tuner = descent(average(estimator, NUM_CHOOSE), task.space, optimizer=optimizer)
-    outcomes = study.run(tuner, key, budget).outcomes
+    outcomes = study.run(tuner, key, budget).trials
     return jnp.stack([jnp.asarray(outcome.hparams["lr"][0]) for outcome in outcomes])
 
 

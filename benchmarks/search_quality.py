@@ -21,13 +21,13 @@ import numpy as np
 
 from benchmarks.functions import HORIZON, NETWORKS, SYNTHETIC, Function, members, trained
 from benchmarks.record import Figure, Results, markdown
-from hypergrad import plots
-from hypergrad.schedulers import hyperband, pbt, perturb
-from hypergrad.schedulers.base import Scheduler, spent
+from hypergrad.report import figures as plots
+from hypergrad.schedulers import Scheduler, hyperband, pbt, perturb
+from hypergrad.schedulers.base import spent
 from hypergrad.schedulers.hyperband import brackets, num_trials
 from hypergrad.searchers import (
-    Outcome,
     Searcher,
+    Trials,
     bayes,
     cma_es,
     cross_entropy,
@@ -194,7 +194,7 @@ def ours(
         for key in keys:
             hparams = ask(key, state)
             found.append(values(hparams))
-            state = tell(state, Outcome(hparams, found[-1], jnp.ones_like(index), index, {}))
+            state = tell(state, Trials(hparams, found[-1], jnp.ones_like(index), index, {}))
         return at_checkpoints(np.concatenate(found), budget)
 
     return search_it

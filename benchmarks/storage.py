@@ -19,8 +19,7 @@ import optax
 
 from benchmarks.record import Figure, Results, interleave, markdown
 from hypergrad import study
-from hypergrad.layout import vectorized
-from hypergrad.population import population
+from hypergrad.populations import population, vectorized
 from hypergrad.problem import Problem
 from hypergrad.schedulers import full
 from hypergrad.searchers import random

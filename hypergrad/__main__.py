@@ -2,6 +2,6 @@
 
 import sys
 
-from hypergrad.cli import main
+from hypergrad.cli.main import main
 
 sys.exit(main())

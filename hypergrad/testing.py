@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hypergrad.core.types import HParams, PyTree
 from hypergrad.problem import Examples, Problem
 from hypergrad.space import schedule
-from hypergrad.types import HParams, PyTree
 
 
 def assert_close(actual: PyTree, expected: PyTree, scale: float = 10.0) -> None:

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hypergrad import tree
-from hypergrad.autodiff import smooth
-from hypergrad.checks import is_number, is_whole
-from hypergrad.problem import Problem, Variables, abstract, check_problem, split_loss
-from hypergrad.types import Array, Batch, HParams, Key, Params, PyTree
+from hypergrad.core import tree
+from hypergrad.core.autodiff import smooth
+from hypergrad.core.checks import is_number
+from hypergrad.core.scans import nested_scan
+from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree, Variables
+from hypergrad.problem import Problem, check_problem, split_loss
 
 
 class TrainState(NamedTuple):
@@ -158,25 +159,6 @@ def step_and_grads(
     return TrainState(state.step + 1, params, opt_state, state.key), value, grads
 
 
-def check_step(problem: Problem, hparams: HParams) -> None:
-    """Raise a one-line `ValueError` where one step of training fails or changes the shape of a weight.
-
-    **Cost:** abstract evaluation of one step; nothing is compiled or run.
-    """
-    key = jax.eval_shape(jax.random.key, 0)
-    start = jax.eval_shape(lambda key, h: init_state(problem, key, h), key, hparams)
-    end, _ = abstract("problem.optimizer", lambda h, s: step(problem, h, s), hparams, start)
-    before, after = trained(start.params), trained(end.params)
-    for name, a, b in zip(
-        tree.leaf_names(before), jax.tree.leaves(before), jax.tree.leaves(after), strict=True
-    ):
-        if a.shape != b.shape:
-            raise ValueError(
-                f"problem.optimizer returned an update that makes params[{name!r}] of shape {b.shape}, "
-                f"expected {a.shape}; read one value a step from a schedule, with schedule(hparams[...])"
-            )
-
-
 def unroll(
     problem: Problem,
     hparams: HParams,
@@ -218,56 +200,6 @@ def unroll_losses(
 ) -> tuple[TrainState, Array]:
     """Train like `unroll`, and return the loss before each step `[num_steps]` beside the state."""
     return nested_scan(lambda s, _: step(problem, hparams, s), state, None, num_steps, checkpoint)
-
-
-def check_checkpoint(checkpoint: Any) -> None:
-    """Raise a `ValueError` unless `checkpoint` is a tuple of whole numbers of at least 1."""
-    if not isinstance(checkpoint, tuple) or not all(
-        is_whole(size) and size >= 1 for size in checkpoint
-    ):
-        raise ValueError(
-            f"checkpoint is {checkpoint!r}, expected a tuple of segment lengths of at least 1; "
-            "pass e.g. (32, 1), or () to store everything"
-        )
-
-
-def nested_scan(
-    body: Callable[[Any, Any], tuple[Any, Any]],
-    carry: Any,
-    xs: Any,
-    num_steps: int,
-    checkpoint: tuple[int, ...],
-) -> tuple[Any, Any]:
-    """Run `jax.lax.scan(body, carry, xs)` in nested checkpointed segments.
-
-    Unlike loops with a derivative rule of their own, this one can be differentiated twice and in
-    forward mode.
-
-    Returns:
-        The last carry and the stacked outputs, leading axis `[num_steps]`.
-    """
-    check_checkpoint(checkpoint)
-    if not checkpoint:
-        return jax.lax.scan(body, carry, xs, length=num_steps)
-    size, inner = min(checkpoint[0], num_steps), checkpoint[1:]
-    if size == 1:
-        return jax.lax.scan(jax.checkpoint(body, prevent_cse=False), carry, xs, length=num_steps)
-    num_segments, rest = divmod(num_steps, size)
-    whole = num_segments * size
-
-    def segment(carry, xs):
-        return nested_scan(body, carry, xs, size, inner)
-
-    blocks = jax.tree.map(lambda x: x[:whole].reshape((num_segments, size, *x.shape[1:])), xs)
-    remat = jax.checkpoint(segment, prevent_cse=False)
-    carry, ys = jax.lax.scan(remat, carry, blocks, length=num_segments)
-    ys = jax.tree.map(lambda y: y.reshape((whole, *y.shape[2:])), ys)
-    if rest:
-        last = jax.tree.map(lambda x: x[whole:], xs)
-        remat = jax.checkpoint(lambda c, x: nested_scan(body, c, x, rest, inner))
-        carry, tail = remat(carry, last)
-        ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, tail)
-    return carry, ys
 
 
 def averaged(problem: Problem, decay: float | Callable[[HParams], Array]) -> Problem:

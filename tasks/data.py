@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hypergrad.checks import is_whole
+from hypergrad.core.checks import is_whole
 from tasks.arrays import MAX_BYTES, find_file, read_idx, read_npz
 
 __all__ = [

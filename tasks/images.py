@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import optax
 
-from hypergrad.adapters import from_linen
-from hypergrad.checks import check_whole
+from hypergrad.core.checks import check_whole
+from hypergrad.core.flax import from_linen
 from hypergrad.problem import Task
 from hypergrad.space import LogReal, Real, Sequence, schedule
 from models.cnn import CNN

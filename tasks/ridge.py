@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hypergrad.checks import check_whole
+from hypergrad.core.checks import check_whole
 from hypergrad.problem import Problem, Task
 from hypergrad.space import LogReal
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hypergrad.checks import check_whole
-from hypergrad.heads import Network, multitask, sizes
-from hypergrad.policies import Policy
+from hypergrad.core.checks import check_whole
+from hypergrad.estimators.policies import Network, Policy, multitask, sizes
 from hypergrad.problem import Examples, Problem, Task
 from hypergrad.space import Choice, LogReal, Real, Sequence, schedule
 from models.policies import Recurrent, functions

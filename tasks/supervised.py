@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hypergrad.adapters import Model
+from hypergrad.core.flax import Model
 from hypergrad.problem import Examples, Problem
 from tasks.data import check_batch
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from hypergrad.adapters import from_linen, from_nnx
+from hypergrad.core.flax import from_linen, from_nnx
 from hypergrad.problem import Problem
 from hypergrad.space import Choice, Integer, Real, schedule, select
 from hypergrad.train import averaged

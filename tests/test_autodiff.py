@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import autodiff
+from hypergrad.core import autodiff
 from hypergrad.problem import Problem
 from hypergrad.train import init_state, unroll
 

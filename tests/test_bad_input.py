@@ -10,12 +10,14 @@ import optax
 import pytest
 
 from hypergrad import estimators, searchers, space as sp, study, tuners
-from hypergrad.adapters import from_linen, from_nnx
-from hypergrad.population import population
-from hypergrad.problem import Problem, Variables, check
+from hypergrad.core.flax import from_linen, from_nnx
+from hypergrad.core.types import Variables
+from hypergrad.populations import population
+from hypergrad.problem import Problem
 from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
 from hypergrad.train import averaged
-from hypergrad.tune import tune
+from hypergrad.tuning.tune import tune
+from hypergrad.validation import validate
 from tasks import data, digits, images, quadratic, ridge, tabular
 
 GOOD = Problem(
@@ -31,7 +33,7 @@ KEY = jax.random.key(0)
 
 
 def checked(**parts):
-    return lambda: check(GOOD._replace(**parts), H, 3)
+    return lambda: validate(GOOD._replace(**parts), H, 3)
 
 
 def csv(text):
@@ -76,7 +78,7 @@ CASES = {
         GOOD, {"a": {"b": Real(0, 1)}, "a.b": Real(0, 1)}, horizon=2, method="random"
     ),
     "values has shape (3,), expected (4,)": lambda: searchers.random({"x": Real(0, 1)}).tell(
-        (), searchers.Outcome({"x": np.ones(4)}, np.ones(3), np.ones(4, int), np.arange(4), {})
+        (), searchers.Trials({"x": np.ones(4)}, np.ones(3), np.ones(4, int), np.arange(4), {})
     ),
     "population is 2 with method 'cross_entropy', expected at least 3": lambda: tune(
         GOOD, {"l2": Real(0, 1)}, horizon=2, method="cross_entropy", population=2
@@ -95,7 +97,7 @@ CASES = {
     "hparams['x'] holds 7": lambda: sp.check_value({"x": Real(0, 1)}, {"x": 7.0}),
     "hparams['x'] has shape (2,)": lambda: sp.check_value({"x": Real(0, 1)}, {"x": np.zeros(2)}),
     "hparams has the leaves ['y']": lambda: sp.check_value({"x": Real(0, 1)}, {"y": 0.5}),
-    "problem is int": lambda: check(3, H),
+    "problem is int": lambda: validate(3, H),
     "problem.loss is None": checked(loss=None),
     "problem.loss returned an array of shape (3,)": checked(loss=lambda p, h, b: p),
     "problem.loss returned a tuple of 2": checked(loss=lambda p, h, b: (jnp.sum(p), None)),
@@ -108,17 +110,17 @@ CASES = {
     "problem.optimizer returned float": checked(optimizer=lambda h: 0.1),
     "params['params'] has dtype int": checked(init=lambda key, h: jnp.arange(3)),
     "problem.init returned params without leaves": checked(init=lambda key, h: {}),
-    "expected (value, new_state)": lambda: check(
+    "expected (value, new_state)": lambda: validate(
         STATEFUL._replace(loss=lambda p, h, b: p.params.sum()), H
     ),
-    "problem.loss returned a state of structure": lambda: check(
+    "problem.loss returned a state of structure": lambda: validate(
         STATEFUL._replace(loss=lambda p, h, b: (p.params.sum(), {})), H
     ),
-    "problem.loss returned state['n'] of shape (3,)": lambda: check(
+    "problem.loss returned state['n'] of shape (3,)": lambda: validate(
         STATEFUL._replace(loss=lambda p, h, b: (p.params.sum(), {"n": p.params})), H
     ),
-    "hparams has no leaves": lambda: check(GOOD, {}),
-    "hparams['l2'] is str 'x'": lambda: check(GOOD, {"l2": "x"}),
+    "hparams has no leaves": lambda: validate(GOOD, {}),
+    "hparams['l2'] is str 'x'": lambda: validate(GOOD, {"l2": "x"}),
     "horizon is 0": lambda: estimators.reverse(GOOD, 0),
     "horizon is 2.5": lambda: estimators.forward(GOOD, 2.5),
     "chunk is 0": lambda: estimators.forward(GOOD, 3, chunk=0),

@@ -12,8 +12,14 @@ import optax
 import pytest
 
 import hypergrad as hg
-from hypergrad import cli, study
-from hypergrad.directions import (
+from hypergrad import study
+from hypergrad.cli import main as cli
+from hypergrad.estimators.advice import StructuralZeroWarning
+from hypergrad.space import Choice, Real, constrain, unconstrain
+from hypergrad.testing import assert_close, quadratic_bilevel
+from hypergrad.train import averaged, init_state
+from hypergrad.tuners import FiniteSum, amigo, bilevel, finite_sum, saba, soba
+from hypergrad.tuners.bilevel_methods import (
     Inner,
     Loop,
     Point,
@@ -22,12 +28,7 @@ from hypergrad.directions import (
     nearest_divisor,
     outer_terms,
 )
-from hypergrad.estimators.base import StructuralZeroWarning
-from hypergrad.space import Choice, Real, constrain, unconstrain
-from hypergrad.testing import assert_close, quadratic_bilevel
-from hypergrad.train import averaged, init_state
-from hypergrad.tune import tune
-from hypergrad.tuners import FiniteSum, amigo, bilevel, finite_sum, saba, soba
+from hypergrad.tuning.tune import tune
 from tasks import ridge
 
 KEY = jax.random.key(6)
@@ -66,13 +67,13 @@ def test_saba_converges_to_the_solution_on_minibatches():
     tuner = bilevel(calm, SPACE, 500, method=METHODS["saba"](), optimizer=optax.sgd(0.002))
     found = study.run(tuner, KEY, 6)
     point, value = solution()
-    last = found.outcomes[-1]
+    last = found.trials[-1]
     np.testing.assert_allclose(last.hparams["point"][0], point, atol=3e-5)
     np.testing.assert_allclose(last.values[0], value, rtol=1e-5)
     for name in ("gradient_norm", "residual", "hypergrad_norm"):
         assert last.info[name][0] < 1e-4, name
     noisy = bilevel(calm, SPACE, 500, method=soba(), optimizer=optax.sgd(0.002))
-    stays = study.run(noisy, KEY, 6).outcomes[-1]
+    stays = study.run(noisy, KEY, 6).trials[-1]
     assert stays.info["gradient_norm"][0] > 100 * last.info["gradient_norm"][0], "soba is noisy"
     assert np.linalg.norm(stays.hparams["point"][0] - point) < 1.0
 
@@ -176,7 +177,7 @@ def test_averaged_weights_pull_as_the_weights_do():
 @pytest.mark.parametrize("name", METHODS)
 def test_same_key_same_bits_and_no_retrace(name):
     tuner = bilevel(SMALL, SPACE, 5, method=METHODS[name](), num_restarts=2)
-    runs = [study.run(tuner, KEY, 3).outcomes for _ in range(2)]
+    runs = [study.run(tuner, KEY, 3).trials for _ in range(2)]
     for a, b in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(runs[1]), strict=True):
         np.testing.assert_array_equal(a, b)
     assert tuner.step._cache_size() < 2  # 0 where jax did not keep it for its fast path
@@ -230,13 +231,13 @@ def test_a_step_that_is_not_finite_is_recorded_and_never_best():
     space = {"penalty": Real(0.0, 10.0, default=2.0)}
     tuner = bilevel(problem, space, 400, optimizer=optax.sgd(2e-4))
     found = study.run(tuner, KEY, 8)
-    skipped = np.array([o.info["skipped"][0] for o in found.outcomes])
-    values = np.array([o.values[0] for o in found.outcomes])
-    bad = np.array([o.info["first_nonfinite"][0] for o in found.outcomes])
+    skipped = np.array([o.info["skipped"][0] for o in found.trials])
+    values = np.array([o.values[0] for o in found.trials])
+    bad = np.array([o.info["first_nonfinite"][0] for o in found.trials])
     assert skipped.any() and not skipped.all()
     assert np.array_equal(np.isnan(values), skipped) and np.array_equal(bad >= 0, skipped)
     assert np.all(bad[skipped] < 401) and found.best_value == np.nanmin(values)
-    assert all(np.isfinite(o.hparams["penalty"]).all() for o in found.outcomes)
+    assert all(np.isfinite(o.hparams["penalty"]).all() for o in found.trials)
     after = int(np.argmax(skipped)) + 1
     assert not skipped[after:].all(), "it goes on from where training is finite"
 
@@ -349,10 +350,10 @@ def test_the_command_line_tunes_resumes_and_reports(tmp_path, capsys, monkeypatc
 
 
 def test_tune_takes_the_method_by_name(monkeypatch):
-    module = importlib.import_module("hypergrad.tune")
+    module = importlib.import_module("hypergrad.tuning.tune")
     monkeypatch.setattr(module, "measure_ratio", lambda *_: 1.0)
     settings = {"method": "bilevel", "budget": 2, "eval_seeds": 2, "num_seeds": 1}
     found = tune(SMALL, SPACE, horizon=10, bilevel="saba", **settings)
-    assert len(found.outcomes) == 2 and found.outcomes[0].steps.tolist() == [10]
+    assert len(found.trials) == 2 and found.trials[0].steps.tolist() == [10]
     with pytest.raises(ValueError, match="did you mean 'soba'"):
         tune(SMALL, SPACE, horizon=10, bilevel="sobar", **settings)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad.checks import check_bytes, check_positive, check_whole, is_number
+from hypergrad.core.checks import check_bytes, check_positive, check_whole, is_number
 
 
 def test_numbers_of_python_and_whole_ones_of_numpy_pass():

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad import arguments, cli, completion, studyfile, terminal
-from hypergrad.callbacks import Progress
-from hypergrad.integrations import LOGS
-from hypergrad.registry import NAMES
+from hypergrad.cli import arguments, completion, main as cli, studyfile, terminal
+from hypergrad.study import LOGS, Progress
+from hypergrad.tuners.named import NAMES
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,7 +64,7 @@ def finished(tmp_path_factory):
 
 def test_flatness_measures_the_networks_that_were_judged(finished, tmp_path, monkeypatch):
     """Their validation objectives are those that the study's comparison wrote down."""
-    from hypergrad import flatness
+    from hypergrad.tuning import flatness
     from tasks import digits
 
     shutil.copytree(finished[0], tmp_path / "copy")
@@ -169,7 +168,7 @@ def test_check_compares_with_finite_differences():
 
 
 def test_a_user_file_may_have_any_name(tmp_path, monkeypatch):
-    from hypergrad.loading import load_task
+    from hypergrad.cli.loading import load_task
 
     (tmp_path / "json.py").write_text(
         "from tasks import quadratic\n\n\ndef task(**words):\n    return quadratic.task(**words)\n"
@@ -225,7 +224,7 @@ def test_help_imports_the_standard_library_alone(command):
     """It is there at once, because jax, numpy and the others are not loaded for it."""
     words = [*([command] if command else []), "--help"]
     script = (
-        "import sys; before = set(sys.modules); import hypergrad.cli as c\n"
+        "import sys; before = set(sys.modules); import hypergrad.cli.main as c\n"
         f"try: c.main({words})\n"
         "except SystemExit: pass\n"
         "print(*{m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names)"
@@ -285,7 +284,7 @@ def test_ctrl_c_ends_cleanly_and_the_study_resumes(tmp_path):
     # a suite that runs in the background passes on that Ctrl-C is ignored
     heeding = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from hypergrad.cli import main; sys.exit(main())"
+        "from hypergrad.cli.main import main; sys.exit(main())"
     )
     said = tmp_path / "stderr.txt"
     with said.open("w") as file:  # a pipe that nobody reads would fill, and stop the process
@@ -372,7 +371,7 @@ def test_json_of_an_error(capsys, monkeypatch):
 def test_json_of_check(error, capsys, monkeypatch):
     """What `verify` returns is written as it is; an exact estimator that is not makes the status 1."""
     monkeypatch.setenv("JAX_ENABLE_X64", "0")  # which the command sets, and this puts back
-    verify = importlib.import_module("hypergrad.verify")
+    verify = importlib.import_module("hypergrad.estimators.verify")
     rows = [
         verify.Row("reverse", error, "lr", 1.0, 4.0, 100, exact=True),
         verify.Row("es", 0.3, "lr", 0.9, 4.0, 100, exact=False, deviation=1.0),

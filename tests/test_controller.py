@@ -11,17 +11,33 @@ import optax
 import pytest
 from flax import linen as nn
 
-from hypergrad import cli, plots, problem as problems, report, storage, study
-from hypergrad.estimators import at_rest, left_out, mixed, shared, unrolled
-from hypergrad.expected import enumerated, sampled
-from hypergrad.heads import Network, mixture, multitask, sizes
-from hypergrad.policies import factorized, running_mean
-from hypergrad.solve import identity
+from hypergrad import study
+from hypergrad.cli import main as cli
+from hypergrad.core.solve import identity
+from hypergrad.estimators.policies import (
+    Network,
+    at_rest,
+    enumerated,
+    factorized,
+    left_out,
+    mixed,
+    mixture,
+    multitask,
+    running_mean,
+    sampled,
+    shared,
+    sizes,
+    unrolled,
+)
+from hypergrad.report import extras, figures as plots
 from hypergrad.space import Choice, LogReal, default
+from hypergrad.study.disk import files
 from hypergrad.testing import assert_close
 from hypergrad.train import init_state, unroll
-from hypergrad.tune import Settings, build as build_tuner, tune
 from hypergrad.tuners import ControllerWarning, clipped, controller, policy_adam
+from hypergrad.tuning.build import build as build_tuner
+from hypergrad.tuning.settings import Settings
+from hypergrad.tuning.tune import tune
 from models.policies import Recurrent, functions
 from models.supernet import ACTIVATIONS, SKIPS, Supernet, diagram
 from tasks import quadratic, supernet_digits
@@ -80,7 +96,7 @@ def test_a_study_is_resumed_to_the_same_bits(tmp_path):
             raise KeyboardInterrupt
 
     study.run(build(), KEY, 4, stop, storage=tmp_path / "s", checkpoint_seconds=0.0)
-    assert study.resume(build(), tmp_path / "s").digest == whole
+    assert study.resume_run(build(), tmp_path / "s").digest == whole
 
 
 def test_it_follows_the_whole_gradient():
@@ -320,9 +336,9 @@ def test_the_diagram():
         drawn = plots.svg(plots.architecture(plots.Diagram(**graph), width=width))
         assert "bottleneck" in drawn
     with pytest.raises(ValueError, match=r"task.diagram failed on the given hparams"):
-        problems.check_diagram(lambda h: {"nodes": 3}, {})
+        extras.check_diagram(lambda h: {"nodes": 3}, {})
     with pytest.raises(ValueError, match=r"task.diagram returned 1 nodes and the edges"):
-        problems.check_diagram(lambda h: {"nodes": [["a"]], "edges": [[0, 1]]}, {})
+        extras.check_diagram(lambda h: {"nodes": [["a"]], "edges": [[0, 1]]}, {})
 
 
 def small(**settings):
@@ -365,9 +381,9 @@ def test_from_the_command_line(tmp_path, capsys):
     assert all(x > 0 for x in norms)
     del result["sha256"]
     result["diagram"]["edges"][0][0] = 99
-    storage.write_json(tmp_path / "s" / "result.json", result)
+    files.write_json(tmp_path / "s" / "result.json", result)
     with pytest.raises(ValueError, match="diagram is no graph"):
-        report(tmp_path / "s")
+        page(tmp_path / "s")
 
 
 @pytest.mark.parametrize("response", ["none", "unrolled", "implicit"])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hypergrad import curvature as cv
-from hypergrad.curvature import products
-from hypergrad.curvature.base import Composed, loss_of
+from hypergrad.curvature import Composed, products
 from hypergrad.curvature.estimate import student
+from hypergrad.curvature.models import loss_of
 from tests.networks import data, dense_hessian, entropy, fast, forward, network
 
 WIDTHS, M = (4, 5, 3), 12
@@ -360,7 +360,7 @@ def test_spectral_density_of_one_eigenvalue(value):
 def test_samples_in_chunks_change_nothing_and_bound_the_memory():
     layers = network((6, 40, 3), dtype=jnp.float32)
     batch, wide = data(1100, 6, 3, jnp.float32), loss_of(MODEL)
-    narrow, key = cv.chunked(MODEL, 100), jax.random.key(0)
+    narrow, key = cv.chunked_loss(MODEL, 100), jax.random.key(0)
     few = jax.tree.map(lambda x: x[:130], batch)  # a whole part and a rest
     wanted, got = (
         fast(
@@ -386,7 +386,7 @@ def test_samples_in_chunks_change_nothing_and_bound_the_memory():
 
 def test_a_label_that_is_no_class_is_no_number():
     def loss(z, label):
-        return cv.cross_entropy(z, label)
+        return cv.softmax_cross_entropy(z, label)
 
     logits = jnp.asarray([0.5, -1.0, 2.0])
     for label, lost in ((-1, True), (0, False), (2, False), (3, True)):
@@ -399,7 +399,9 @@ def test_a_masked_class_has_no_part():
     logits, kept = jnp.asarray([1.0, 2.0, -jnp.inf]), jnp.asarray([1.0, 2.0])
     for label in (0, 1):
         for derive in (lambda f: f, jax.grad, jax.hessian):
-            got, true = (np.asarray(derive(cv.cross_entropy)(z, label)) for z in (logits, kept))
+            got, true = (
+                np.asarray(derive(cv.softmax_cross_entropy)(z, label)) for z in (logits, kept)
+            )
             np.testing.assert_allclose(got[(slice(2),) * got.ndim], true, rtol=1e-6)
             assert np.sum(np.abs(got)) == np.sum(np.abs(got[(slice(2),) * got.ndim]))
 
@@ -523,7 +525,7 @@ BAD = {
     "memory is -1, expected a positive number of bytes": lambda p, b: cv.diagonal(
         MODEL, p, b, memory=-1, chunk=7
     ),
-    "size is 0": lambda p, b: cv.chunked(MODEL, 0),
+    "size is 0": lambda p, b: cv.chunked_loss(MODEL, 0),
     r"target has shape \(\), expected that of the outputs, \(3,\)": lambda p, b: cv.frobenius(
         cv.mlp(jnp.tanh, cv.squared_error), p, b
     ),

@@ -30,7 +30,7 @@ MEASURES = {
     "gradient_variance": lambda p: cv.gradient_variance(MODEL, p, BATCH, chunk=5),
     "hessian": lambda p: cv.hessian(MODEL, p, BATCH),
     "hessian_blocks": lambda p: list(cv.hessian_blocks(MODEL, p, BATCH).values()),
-    "hvp": lambda p: cv.hvp(cv.chunked(MODEL, 5), p, BATCH, p),
+    "hvp": lambda p: cv.hvp(cv.chunked_loss(MODEL, 5), p, BATCH, p),
     "keskar": lambda p: cv.keskar(MODEL, p, BATCH, max_iterations=3),
     "landscape": lambda p: cv.landscape(MODEL, p, BATCH, [cv.filter_direction(p, KEY)], num=5),
     "last_layer": lambda p: cv.last_layer(MODEL, p, BATCH),

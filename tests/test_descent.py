@@ -6,8 +6,7 @@ import pytest
 
 from hypergrad import study
 from hypergrad.estimators import reverse
-from hypergrad.layout import chunked, looped, vectorized
-from hypergrad.population import population
+from hypergrad.populations import chunked, looped, population, vectorized
 from hypergrad.schedulers import full
 from hypergrad.searchers import random
 from hypergrad.space import LogReal, Real, Sequence, sample_constant, schedule
@@ -31,8 +30,8 @@ def test_descends_to_the_optimum_of_ridge(made):
     sets = ridge.make_data(8, 0)
     grid = [ridge.exact(np.full(8, p), sets)[0] for p in np.geomspace(1e-4, 1, 60)]
     assert found.best_value < min(grid), "eight penalties beat the best single one"
-    last = found.outcomes[-1]
-    assert np.all(last.info["hypergrad_norm"] < 0.2 * found.outcomes[0].info["hypergrad_norm"])
+    last = found.trials[-1]
+    assert np.all(last.info["hypergrad_norm"] < 0.2 * found.trials[0].info["hypergrad_norm"])
     assert last.values.shape == (2,) and not found.interrupted
     assert found.best["penalty"].shape == (8,)
 
@@ -41,7 +40,7 @@ def test_starts_where_it_is_told(made):
     given = {"penalty": jnp.linspace(0.01, 0.1, 8)}
     estimator = reverse(made.problem, 5)
     tuner = descent(estimator, made.space, start=given, num_restarts=2)
-    first, second = study.run(tuner, KEY, 1).outcomes[0].hparams["penalty"]
+    first, second = study.run(tuner, KEY, 1).trials[0].hparams["penalty"]
     np.testing.assert_allclose(first, given["penalty"], rtol=1e-4)
     assert not np.allclose(second, first, rtol=0.1), "only the first restart starts there"
     with pytest.raises(ValueError, match="penalty"):
@@ -54,7 +53,7 @@ def test_a_decreasing_schedule_starts_at_its_default(length):
     space = {"lr": Sequence(LogReal(1e-3, 2.0, default=0.1), length, decreasing=True)}
     problem = task.problem._replace(optimizer=lambda h: optax.sgd(schedule(h["lr"])))
     found = study.run(descent(reverse(problem, 5), space), KEY, 1)
-    np.testing.assert_allclose(found.outcomes[0].hparams["lr"][0], 0.1, rtol=0.01)
+    np.testing.assert_allclose(found.trials[0].hparams["lr"][0], 0.1, rtol=0.01)
 
 
 def diverging(made):
@@ -76,11 +75,11 @@ def test_non_finite_steps_are_skipped_counted_and_never_best(made):
     problem, space = diverging(made)
     tuner = descent(reverse(problem, 2), space, optimizer=optax.sgd(1.0))
     found = study.run(tuner, KEY, 12)
-    skipped = [bool(o.info["skipped"][0]) for o in found.outcomes]
+    skipped = [bool(o.info["skipped"][0]) for o in found.trials]
     assert any(skipped) and not all(skipped)
     assert np.isfinite(found.best_value) and found.best["x"] <= 0.6
     after = skipped.index(True) + 1
-    assert found.outcomes[after].hparams["x"][0] < found.outcomes[after - 1].hparams["x"][0]
+    assert found.trials[after].hparams["x"][0] < found.trials[after - 1].hparams["x"][0]
 
 
 def test_clip_bounds_the_step_and_patience_ends(made):
@@ -92,12 +91,12 @@ def test_clip_bounds_the_step_and_patience_ends(made):
     length = optax.tree.norm(jax.tree.map(jnp.subtract, moved.unconstrained, state.unconstrained))
     assert 0 < length <= 1.001e-3
     still = descent(reverse(made.problem, 5), made.space, optimizer=optax.sgd(0.0), patience=3)
-    assert len(study.run(still, KEY, 50).outcomes) == 4
+    assert len(study.run(still, KEY, 50).trials) == 4
 
 
 def test_same_key_same_bits_and_no_retrace(made):
     tuner = descent(reverse(made.problem, 5), made.space)
-    runs = [study.run(tuner, KEY, 3).outcomes for _ in range(2)]
+    runs = [study.run(tuner, KEY, 3).trials for _ in range(2)]
     for a, b in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(runs[1]), strict=True):
         np.testing.assert_array_equal(a, b)
     assert tuner.step._cache_size() < 2  # 0 where jax did not keep it for its fast path
@@ -134,10 +133,10 @@ def test_random_search_and_a_nan_trial():
 
     members = population(task.problem._replace(objective=objective))
     found = study.run(search(members, random(task.space), full(6), 8), KEY, 3)
-    values = np.concatenate([o.values for o in found.outcomes])
+    values = np.concatenate([o.values for o in found.trials])
     assert np.isnan(values).any() and found.best_value == np.nanmin(values)
     assert found.best["momentum"] >= 0.5
-    assert found.outcomes[0].steps.tolist() == [6] * 8
+    assert found.trials[0].steps.tolist() == [6] * 8
 
 
 def test_ctrl_c_keeps_the_best(made):
@@ -150,4 +149,4 @@ def test_ctrl_c_keeps_the_best(made):
             raise KeyboardInterrupt
 
     found = study.run(tuner, KEY, 10, stop)
-    assert found.interrupted and len(found.outcomes) == 2 and np.isfinite(found.best_value)
+    assert found.interrupted and len(found.trials) == 2 and np.isfinite(found.best_value)

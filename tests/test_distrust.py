@@ -13,10 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from hypergrad import cli, completion, storage, study
-from hypergrad.callbacks import jsonl
-from hypergrad.journal import Journal, encode, read, scan
-from hypergrad.storage import StudyWarning
+from hypergrad import study
+from hypergrad.cli import completion, main as cli
+from hypergrad.study import StudyWarning, jsonl
+from hypergrad.study.disk.files import parse_json, to_plain, write_json
+from hypergrad.study.disk.folder import create, lock, mend_study
+from hypergrad.study.disk.journal import Journal, encode_line, read_records, scan
 from tests.test_storage import KEY, ROOT, toy
 
 STEPS = 6
@@ -30,22 +32,22 @@ def stopped(folder, tuner, after=3):
             raise KeyboardInterrupt
 
     found = study.run(tuner, KEY, STEPS, stop, storage=folder)
-    assert found.interrupted and len(found.outcomes) == after
+    assert found.interrupted and len(found.trials) == after
     return folder
 
 
 def test_another_task_is_noticed_by_the_step_made_again(tmp_path):
     folder = stopped(tmp_path / "s", toy())
     with pytest.raises(ValueError, match="step 0 was made again, and its hparams"):
-        study.resume(toy(shift=1e-3), folder)
+        study.resume_run(toy(shift=1e-3), folder)
     whole = study.run(toy(), KEY, STEPS)
-    assert study.resume(toy(), folder).digest == whole.digest
+    assert study.resume_run(toy(), folder).digest == whole.digest
 
 
 def test_another_generator_is_refused(tmp_path):
     folder = stopped(tmp_path / "s", toy())
     with jax.default_prng_impl("rbg"), pytest.raises(ValueError, match="prng_impl is 'rbg'"):
-        study.resume(toy(), folder)
+        study.resume_run(toy(), folder)
 
 
 @pytest.mark.parametrize("name", ["study.json", "study-copy.json"])
@@ -57,12 +59,12 @@ def test_every_flipped_bit_of_what_a_study_is_is_mended(tmp_path, name):
         bad[place] ^= 1 << place % 8
         (folder / name).write_bytes(bad)
         with pytest.warns(StudyWarning, match=f"{name}' was damaged|{name} of .* is damaged"):
-            storage.mend_study(folder / "study.json")
+            mend_study(folder / "study.json")
         assert (folder / name).read_bytes() == good
     (folder / name).unlink()
     if name == "study.json":
         with pytest.warns(StudyWarning, match="damaged or missing"):
-            assert study.describe(folder)["num_steps"] == STEPS
+            assert study.read_description(folder)["num_steps"] == STEPS
 
 
 def test_both_damaged_is_a_refusal(tmp_path):
@@ -70,13 +72,13 @@ def test_both_damaged_is_a_refusal(tmp_path):
     for name in ("study.json", "study-copy.json"):
         (folder / name).write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
-        study.resume(toy(), folder)
+        study.resume_run(toy(), folder)
 
 
 def test_a_record_that_is_being_written_is_no_damage(tmp_path):
     """A reader looks at the file's size once, so that the rest of a line is not taken for a line."""
     path = tmp_path / "journal.jsonl"
-    lines = [encode({"step": i, "values": [1.0] * 50}) for i in range(3)]
+    lines = [encode_line({"step": i, "values": [1.0] * 50}) for i in range(3)]
     path.write_bytes(b"".join(lines[:2]) + lines[2][:40])
 
     class Growing:
@@ -93,7 +95,7 @@ def test_a_record_that_is_being_written_is_no_damage(tmp_path):
     with open(path, "rb") as file:
         found = scan(Growing(file), str(path))
     assert len(found.whole) == 2 and found.damage is None
-    assert len(list(read(path))) == 3
+    assert len(list(read_records(path))) == 3
 
 
 def test_records_after_damage_are_compared_however_often_it_is_killed(tmp_path):
@@ -118,12 +120,12 @@ def test_records_after_damage_are_compared_however_often_it_is_killed(tmp_path):
 
     other = dict(found[3], values=[0.0, 0.0])
     kept = first.splitlines(keepends=True)
-    (folder / "journal-damaged.jsonl").write_bytes(b"".join(kept[:2]) + encode(other))
+    (folder / "journal-damaged.jsonl").write_bytes(b"".join(kept[:2]) + encode_line(other))
     with pytest.raises(ValueError, match="step 3 was made again, and its values differ"):
-        study.resume(toy(), folder)
+        study.resume_run(toy(), folder)
     (folder / "journal-damaged.jsonl").write_bytes(first)
-    assert study.resume(toy(), folder).digest == study.run(toy(), KEY, STEPS).digest
-    with storage.create(folder, overwrite=True):
+    assert study.resume_run(toy(), folder).digest == study.run(toy(), KEY, STEPS).digest
+    with create(folder, overwrite=True):
         assert os.listdir(folder) == ["lock"]
 
 
@@ -150,22 +152,22 @@ def test_a_log_goes_on_after_a_line_that_was_cut(tmp_path):
 
 
 def test_a_lock_that_a_user_removed_still_holds(tmp_path):
-    with storage.lock(tmp_path):
+    with lock(tmp_path):
         (tmp_path / "lock").unlink()
         with pytest.raises(ValueError, match="in use by another process"):
-            storage.lock(tmp_path).__enter__()
-    with storage.lock(tmp_path):
+            lock(tmp_path).__enter__()
+    with lock(tmp_path):
         pass
 
 
 def test_an_export_says_what_the_study_warned_of(tmp_path, capsys):
-    storage.write_json(tmp_path / "study.json", {"format": 2, "task": "t", "method": "random"})
+    write_json(tmp_path / "study.json", {"format": 2, "task": "t", "method": "random"})
     result = {
         "configurations": {"tuned": {"hparams": {"lr": 0.1}}},
         "warnings": ["no trial had a finite objective; 'tuned' shows the defaults"],
         "interrupted": True,
     }
-    storage.write_json(tmp_path / "result.json", result)
+    write_json(tmp_path / "result.json", result)
     assert cli.main(["export", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["hparams"] == {"lr": 0.1}
@@ -189,10 +191,10 @@ def test_completion_runs_nothing_that_a_file_is_called(tmp_path):
 
 def test_trials_are_found_by_any_whole_number(tmp_path):
     folder = stopped(tmp_path / "s", toy())
-    assert study.replay(toy(), folder, np.int64(3)).step == 1
+    assert study.replay_trial(toy(), folder, np.int64(3)).step == 1
     for trial in (-1, 6, "x", 1.5):
         with pytest.raises(ValueError, match="from 0 to 5; the study has 6 trials"):
-            study.replay(toy(), folder, trial)
+            study.replay_trial(toy(), folder, trial)
 
 
 def test_what_cannot_be_resumed_does_not_start(tmp_path):
@@ -211,12 +213,12 @@ def test_a_folder_with_nothing_but_leftovers_may_be_overwritten(tmp_path):
     names = ("log.jsonl", "lock", "study-copy.json", ".report.html.0123456789ab")
     for name in names:
         (tmp_path / name).write_text("")
-    with storage.create(tmp_path, overwrite=True):
+    with create(tmp_path, overwrite=True):
         assert sorted(os.listdir(tmp_path)) == ["lock"]
     (tmp_path / "thesis.tex").write_text("years")
     with (
         pytest.raises(ValueError, match="holds something else"),
-        storage.create(tmp_path, overwrite=True),
+        create(tmp_path, overwrite=True),
     ):
         pass
 
@@ -276,7 +278,7 @@ os._exit(0)
 def wait_for_lock(folder):
     """Wait until a process that was just killed is gone; a lock that stays fails the test later."""
     for _ in range(20):  # each waits half a second to be told the process
-        with contextlib.suppress(ValueError), storage.lock(folder):
+        with contextlib.suppress(ValueError), lock(folder):
             return
 
 
@@ -289,18 +291,18 @@ def test_what_a_lock_is_to_a_forked_child(tmp_path, way):
         try:
             parent, child = map(int, process.stdout.readline().split())
             with pytest.raises(ValueError, match=f"in use by process {parent},"):
-                storage.lock(tmp_path).__enter__()
+                lock(tmp_path).__enter__()
             if way == "is left behind":
                 process.kill()
                 process.wait()
                 with pytest.raises(ValueError, match=f"that process {parent} started before"):
-                    storage.lock(tmp_path).__enter__()
+                    lock(tmp_path).__enter__()
                 os.kill(child, signal.SIGKILL)
                 wait_for_lock(tmp_path)
             else:
                 print(file=process.stdin, flush=True)
                 assert process.stdout.readline() == "left\n"
-            with storage.lock(tmp_path):
+            with lock(tmp_path):
                 pass
         finally:
             process.kill()
@@ -313,19 +315,19 @@ def test_a_date_is_no_number(tmp_path):
     import datetime
 
     with pytest.raises(ValueError, match="of type date, expected numbers, text"):
-        storage.plain({"when": datetime.date(1979, 5, 27)})
+        to_plain({"when": datetime.date(1979, 5, 27)})
 
 
 def test_no_record_is_acknowledged_that_no_reader_takes():
     with pytest.raises(ValueError, match="expected fewer than 1000000; take fewer trials"):
-        encode({"step": 0, "values": [[1]] * 10**6})
+        encode_line({"step": 0, "values": [[1]] * 10**6})
 
 
 def test_brackets_take_no_more_room_than_their_file():
     data = b"[" * 2**24
     tracemalloc.start()
     with pytest.raises(ValueError, match="nested too deep"):
-        storage.parse_json(data, "it")
+        parse_json(data, "it")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6 * len(data)

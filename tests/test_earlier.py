@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad import cli, earlier, registry, space as sp
-from hypergrad.searchers import Outcome, begin_with, near, prior, random
-from hypergrad.settings import ONLY_FOR, Settings, check_settings
+from hypergrad import space as sp
+from hypergrad.cli import main as cli
+from hypergrad.searchers import Trials, begin_with, named as searchers_named, near, prior, random
 from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
-from hypergrad.storage import StudyWarning
-from hypergrad.tune import build, check_task
+from hypergrad.study import StudyWarning
+from hypergrad.tuning import warm_start
+from hypergrad.tuning.build import build, check_task
+from hypergrad.tuning.settings import ONLY_FOR, Settings, check_settings
 from tasks import quadratic
 
 KEY = jax.random.key(3)
@@ -74,7 +76,7 @@ def test_first_trials_are_near_the_belief(name):
     for given in (beliefs, None):
         if name != "cross_entropy" and given is None:
             continue  # compiling takes long
-        searcher = registry.searcher(name, SPACE, 64, 32, given)
+        searcher = searchers_named.searcher(name, SPACE, 64, 32, given)
         ask = jax.jit(lambda key, searcher=searcher: searcher.ask(key, searcher.init(key), 32))
         hparams = jax.vmap(ask)(jax.random.split(KEY, 4))
         at = np.log10(np.asarray(hparams["lr"])).ravel()
@@ -94,7 +96,7 @@ def test_begin_with_asks_the_first_and_then_the_other():
         hparams = searcher.ask(jax.random.fold_in(KEY, generation), state, 4)
         low.append(float(jnp.min(hparams["a"])))
         values = jnp.asarray(hparams["a"])
-        told = Outcome(hparams, values, jnp.full(4, 5), jnp.arange(4), {})
+        told = Trials(hparams, values, jnp.full(4, 5), jnp.arange(4), {})
         state = searcher.tell(state, told)
         now = [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
         assert shapes in (None, now)
@@ -142,46 +144,44 @@ def test_what_cannot_be_is_refused(settings, message):
 
 def test_trials_are_read_as_they_were(before):
     out, found = before
-    read = earlier.read_trials(out, TASK.space)
+    read = warm_start.read_trials(out, TASK.space)
     for name, leaf in read.hparams.items():
-        np.testing.assert_array_equal(
-            leaf, np.concatenate([o.hparams[name] for o in found.outcomes])
-        )
-    np.testing.assert_array_equal(read.values, np.concatenate([o.values for o in found.outcomes]))
-    best = earlier.best_trial(read)
-    values = np.concatenate([o.values for o in found.outcomes])
+        np.testing.assert_array_equal(leaf, np.concatenate([o.hparams[name] for o in found.trials]))
+    np.testing.assert_array_equal(read.values, np.concatenate([o.values for o in found.trials]))
+    best = warm_start.best_trial(read)
+    values = np.concatenate([o.values for o in found.trials])
     np.testing.assert_array_equal(best["lr"], read.hparams["lr"][np.argmin(values)])
 
 
 def test_trials_outside_the_space_are_left_out(before):
     out, _ = before
-    whole = earlier.read_trials(out, TASK.space)
+    whole = warm_start.read_trials(out, TASK.space)
     rates = np.sort(whole.hparams["lr"][:, 0])
     element = TASK.space["lr"].element
     split = float(np.sqrt(rates[3] * rates[4]))
     narrow = {**TASK.space, "lr": Sequence(LogReal(split, element.high), TASK.horizon)}
     with pytest.warns(StudyWarning, match="4 of 8 trials lie outside the space"):
-        kept = earlier.read_trials(out, narrow)
+        kept = warm_start.read_trials(out, narrow)
     assert len(kept.values) == 4 and kept.hparams["lr"].min() > split
     tiny = {**TASK.space, "lr": Sequence(LogReal(1e-9, 1e-8), TASK.horizon)}
     with pytest.raises(ValueError, match="none of whose 8 trials is within the space"):
-        earlier.read_trials(out, tiny)
+        warm_start.read_trials(out, tiny)
     with pytest.raises(ValueError, match=r"whose trials have the leaves \['lr', 'momentum'\]"):
-        earlier.read_trials(out, {"lr": TASK.space["lr"]})
+        warm_start.read_trials(out, {"lr": TASK.space["lr"]})
     longer = {**TASK.space, "lr": Sequence(element, 9)}
     with pytest.raises(ValueError, match="step 0 has other shapes or kinds of numbers"):
-        earlier.read_trials(out, longer)
+        warm_start.read_trials(out, longer)
 
 
 def test_schedules_that_change_are_not_for_a_search():
     space = {"lr": Sequence(Real(0, 1), 20), "x": Real(0, 1)}
     lr = np.full((3, 20), 0.5)
     lr[1, 7] = 0.6
-    told = Outcome({"lr": lr, "x": np.zeros(3)}, np.arange(3.0), np.ones(3), np.arange(3), {})
-    assert earlier.held_trials(told, space, "runs/a").values.tolist() == [0.0, 2.0]
+    told = Trials({"lr": lr, "x": np.zeros(3)}, np.arange(3.0), np.ones(3), np.arange(3), {})
+    assert warm_start.held_trials(told, space, "runs/a").values.tolist() == [0.0, 2.0]
     lr[:, 3] = 0.9
     with pytest.raises(ValueError, match="whose schedules all change over time"):
-        earlier.held_trials(told, space, "runs/a")
+        warm_start.held_trials(told, space, "runs/a")
 
 
 def test_a_search_begins_with_earlier_trials_and_resumes(before, tmp_path):
@@ -192,7 +192,7 @@ def test_a_search_begins_with_earlier_trials_and_resumes(before, tmp_path):
     state = build(TASK, check_task(TASK, Settings(**{**settings, "warm_start": str(out)})))[0].init(
         KEY
     )
-    best = sorted(np.concatenate([o.values for o in found.outcomes]))
+    best = sorted(np.concatenate([o.values for o in found.trials]))
     assert int(state.step) == 1 and float(state.gamma) == best[int(state.num_elites) - 1]
     described = json.loads((tmp_path / "warm" / "study.json").read_text())
     assert described["settings"]["warm_start"] == str(out.resolve())
@@ -209,11 +209,10 @@ def test_a_search_begins_with_earlier_trials_and_resumes(before, tmp_path):
 
 def test_a_descent_starts_from_the_best_trial(before):
     out, found = before
-    best = earlier.best_trial(earlier.read_trials(out, TASK.space))
-    lowest = min(zip(np.concatenate([o.values for o in found.outcomes]), range(8), strict=True))
+    best = warm_start.best_trial(warm_start.read_trials(out, TASK.space))
+    lowest = min(zip(np.concatenate([o.values for o in found.trials]), range(8), strict=True))
     assert (
-        best["momentum"]
-        == np.concatenate([o.hparams["momentum"] for o in found.outcomes])[lowest[1]]
+        best["momentum"] == np.concatenate([o.hparams["momentum"] for o in found.trials])[lowest[1]]
     )
     start = start_of_descent({"warm_start": str(out)})
     np.testing.assert_allclose(start["lr"], best["lr"], rtol=1e-4)

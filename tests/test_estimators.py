@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import problem as problems_module
-from hypergrad.adjoint import nested_checkpoint, sqrt_checkpoint
+from hypergrad import validation
+from hypergrad.core.solve import neumann
 from hypergrad.estimators import (
     average,
     darts,
@@ -18,29 +18,25 @@ from hypergrad.estimators import (
     forward,
     hd,
     implicit,
-    mixed,
     mixed_mode,
     nres,
     one_step,
     pes,
     plain,
     plan,
-    relaxed,
     reverse,
     reversible,
     rtho,
-    score,
-    score_shared,
     structural_zeros,
     truncated,
 )
-from hypergrad.estimators.base import StructuralZeroWarning, split_key
-from hypergrad.expected import sampled
-from hypergrad.policies import factorized
-from hypergrad.solve import neumann
+from hypergrad.estimators.advice import StructuralZeroWarning
+from hypergrad.estimators.base import split_key
+from hypergrad.estimators.policies import factorized, mixed, relaxed, sampled, score, score_shared
+from hypergrad.estimators.unrolled.adjoint import nested_checkpoint, sqrt_checkpoint
+from hypergrad.estimators.verify import in_float64
 from hypergrad.testing import assert_close
 from hypergrad.train import init_state, unroll
-from hypergrad.verify import in_float64
 from tests.lowering import NOT_REPEATED, PLAIN
 from tests.problems import ALL, CHOICES, HORIZON, choices, only, ridge, schedules, value
 
@@ -113,7 +109,7 @@ def final(problem, hparams, key, window=HORIZON):
 @pytest.fixture(scope="module", params=list(ALL))
 def case(request):
     problem, hparams = ALL[request.param]()
-    problems_module.check(problem, hparams, HORIZON)
+    validation.validate(problem, hparams, HORIZON)
     reference = {
         window: jax.jit(jax.value_and_grad(lambda h, w=window: final(problem, h, KEY, w)))(hparams)
         for window in (HORIZON, 3)

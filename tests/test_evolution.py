@@ -9,25 +9,26 @@ import optax
 import pytest
 
 from benchmarks import chaotic
-from hypergrad import space as spaces, tree
+from hypergrad import space as spaces
+from hypergrad.core import tree
 from hypergrad.estimators import (
     advice,
     average,
     es,
-    evolution,
     final_objective,
     mean_objective,
     nres,
     pes,
     reverse,
 )
-from hypergrad.perturb import gaussian
+from hypergrad.estimators.evolution import evolution
+from hypergrad.estimators.evolution.moves import gaussian
+from hypergrad.estimators.verify import frozen
 from hypergrad.problem import Problem
 from hypergrad.space import LogReal, Real, Sequence
 from hypergrad.testing import assert_close, quadratic_bilevel, ridge
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import descent
-from hypergrad.verify import frozen
 
 KEY = jax.random.key(5)
 HORIZON, WINDOW = 8, 2

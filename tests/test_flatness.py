@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad import curvature as cv, plots
-from hypergrad.curvature.base import loss_of
+from hypergrad import curvature as cv
+from hypergrad.curvature.models import loss_of
+from hypergrad.report import figures as plots
 from tests.networks import data, entropy, fast, forward, network
 
 WEIGHTS = np.array([0.5, -1.0, 2.0])
@@ -175,7 +176,7 @@ def test_paths_of_frozen_layers_and_whole_numbers():
         def forward(dense, params, example):
             return dense(frozen, jax.nn.relu(dense(params, example[0])))
 
-        model = cv.Layered(forward, lambda z, e: cv.cross_entropy(z, e[1]))
+        model = cv.Layered(forward, lambda z, e: cv.softmax_cross_entropy(z, e[1]))
         x, y = jnp.arange(15, dtype=jnp.int32).reshape(5, 3), data(5, 3, 2)[1]
         (k, b), (K, B) = (
             [np.asarray(layer[name]) for name in ("kernel", "bias")]
@@ -212,10 +213,10 @@ def test_a_sum_is_no_mean(dtype, size):
     # in chunks, by itself and under a derivative
     for run in (lambda f: f(w, batch), lambda f: cv.hvp(f, w, batch, w)):
         with pytest.raises(ValueError, match=refused):
-            run(cv.chunked(total, 5))
-    np.testing.assert_allclose(cv.chunked(mean, 5)(w, batch), mean(w, batch), rtol=1e-3)
+            run(cv.chunked_loss(total, 5))
+    np.testing.assert_allclose(cv.chunked_loss(mean, 5)(w, batch), mean(w, batch), rtol=1e-3)
     assert jnp.isnan(
-        cv.chunked(mean, 5)(jnp.nan * w, batch)
+        cv.chunked_loss(mean, 5)(jnp.nan * w, batch)
     )  # what is no number is left to the caller
 
 
@@ -293,9 +294,9 @@ def test_landscapes():
         moved = jax.tree.map(lambda w, a, b: w - 0.25 * a + 0.5 * b, layers, *directions)
         np.testing.assert_allclose(plane.values[1, 4], loss_of(model)(moved, batch))
         for values, surface in ((line.values, False), (plane.values, False), (plane.values, True)):
-            figure = plots.landscape(plane.steps, values, surface=surface)
+            figure = plots.landscape_figure(plane.steps, values, surface=surface)
             assert len(plots.png(figure)) > 2000
-        assert plots.landscape(plane.steps, np.full(5, np.nan)) is None
+        assert plots.landscape_figure(plane.steps, np.full(5, np.nan)) is None
 
 
 BAD = {
@@ -318,7 +319,7 @@ BAD = {
     r"model returned outputs of shape \(5,\)": lambda p, b: cv.section_3(
         cv.Layered(
             lambda dense, q, e: jnp.append(dense(q[1], dense(q[0], e[0])), jnp.zeros(2)),
-            lambda z, e: cv.cross_entropy(z, e[1]),
+            lambda z, e: cv.softmax_cross_entropy(z, e[1]),
         ),
         p,
         b,

@@ -15,11 +15,9 @@ from benchmarks.fghpo import CONTROL, SCORE
 from benchmarks.networks import MEASURES, auc
 from benchmarks.record import Figure, Results
 from benchmarks.tables import load
-from hypergrad.coordinates import to_units
-from hypergrad.schedulers import blended, matched, pareto
-from hypergrad.schedulers.base import Rung
-from hypergrad.searchers import Outcome, random as at_random
-from hypergrad.space import Integer, LogReal
+from hypergrad.schedulers import Rung, blended, matched, pareto
+from hypergrad.searchers import Trials, random as at_random
+from hypergrad.space import Integer, LogReal, to_units
 
 
 def case_of(**scores):
@@ -148,7 +146,7 @@ def test_a_searcher_is_told_of_what_was_trained():
     rows = searcher.ask(jax.random.key(1), state, 30)["row"]
     assert len(set(rows.tolist())) == 30
     values, steps = jnp.zeros(30), jnp.ones(30, jnp.int32)
-    _, tried = searcher.tell(state, Outcome({"row": rows}, values, steps, steps, {}))
+    _, tried = searcher.tell(state, Trials({"row": rows}, values, steps, steps, {}))
     np.testing.assert_array_equal(told[0]["units"], pool["units"][rows])
     np.testing.assert_array_equal(np.flatnonzero(tried), np.sort(rows))
 

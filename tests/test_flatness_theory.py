@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import flatness_theory as theory, networks, own_batches, tables
 from benchmarks.configurations import GRID, RATES, SIZES
-from hypergrad.curvature.base import loss_of
+from hypergrad.curvature.models import loss_of
 
 NUM = len(GRID)
 

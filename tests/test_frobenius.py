@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad import autodiff, curvature as cv
-from hypergrad.autodiff import elementwise
+from hypergrad import curvature as cv
+from hypergrad.core import autodiff
+from hypergrad.core.autodiff import elementwise
 from hypergrad.curvature.frobenius import plan_layer
-from hypergrad.curvature.layers import Layer, Link, links_of, one_of, trained_layers
+from hypergrad.curvature.layers import Layer, Link, links_of, trained_layers
+from hypergrad.curvature.models import one_of
 from tests.networks import (
     block_squares,
     data,
@@ -68,7 +70,7 @@ def test_every_path_is_exact(case):
         def build(trained, like):
             return [trained.get(str(i), layer) for i, layer in enumerate(like)]
 
-        each = cv.cross_entropy if labels else cv.squared_error
+        each = cv.softmax_cross_entropy if labels else cv.squared_error
         plain = cv.mlp(activation, each)
         model = cv.Layered(
             lambda dense, params, example: plain.forward(dense, build(params, layers), example),
@@ -115,7 +117,7 @@ def residual():
         h = h * jax.nn.sigmoid(dense((frozen, params["shift"]), h))
         return dense(params["z"], h)
 
-    model = cv.Layered(run, lambda z, example: cv.cross_entropy(z, example[1]))
+    model = cv.Layered(run, lambda z, example: cv.softmax_cross_entropy(z, example[1]))
     return model, params, data(6, 5, 3)
 
 
@@ -125,9 +127,9 @@ def test_any_graph_of_layers_and_its_gauss_newton_matrix():
         order = cv.layer_names(model, params, batch)
         assert order == ["a", "left", "right", "shift", "z"]
         sizes = sizes_of([params[name] for name in order])
-        matrix = dense_hessian(lambda p: cv.base.loss_of(model)(p, batch), params)
+        matrix = dense_hessian(lambda p: cv.models.loss_of(model)(p, batch), params)
         expected = block_squares(matrix, sizes)
-        composed = cv.base.composed_of(model)
+        composed = cv.models.composed_of(model)
 
         def newton(params):
             made = composed.outputs(params, batch)
@@ -159,7 +161,7 @@ def test_a_unit_at_a_time_and_with_a_penalty_it_is_the_same_matrix(gauss_newton)
             inner = np.array([np.diag(q) - np.outer(q, q) for q in p]) / 6
             matrix = np.einsum("mca,mcd,mdb->ab", flat, inner, flat) + 0.05 * np.eye(flat.shape[2])
         else:
-            matrix = dense_hessian(lambda p: cv.base.loss_of(model)(p, batch), layers)
+            matrix = dense_hessian(lambda p: cv.models.loss_of(model)(p, batch), layers)
         expected = block_squares(matrix, sizes_of(layers))
 
         def small(path, p, b, memory):
@@ -239,13 +241,13 @@ def needed(call, layers, batch):
 
 def bounded(model, size=32):
     """Return calls that must do with the bytes that they say they need."""
-    plain = cv.base.loss_of(model)
+    plain = cv.models.loss_of(model)
     losses = {
         "plain": plain,
         "jit": jax.jit(plain),
         "checkpoint": jax.checkpoint(plain),
-        "chunked": cv.chunked(plain, size),
-        "chunked jit": cv.chunked(jax.jit(plain), size),
+        "chunked": cv.chunked_loss(plain, size),
+        "chunked jit": cv.chunked_loss(jax.jit(plain), size),
     }
     calls = {
         f"columns of {name}": lambda p, b, memory, loss=loss: cv.frobenius_columns(
@@ -302,7 +304,7 @@ def test_what_fits_no_layered_path_is_left_to_columns():
 def test_every_product_of_matrices_is_precise():
     layers, batch = network((3, 4, 2), dtype=jnp.float32), data(5, 3, 2, jnp.float32)
     model = cv.mlp(jnp.tanh)
-    plain = cv.base.loss_of(model)
+    plain = cv.models.loss_of(model)
     composed = cv.Composed(
         lambda p, b: forward(jnp.tanh, p, b[0]), lambda z, b: entropy(z @ jnp.eye(2), b[1])
     )
@@ -367,7 +369,7 @@ def test_confident_networks_do_not_cancel():
         norm = fast(lambda p: cv.frobenius(cv.mlp(jnp.tanh, each), p, batch).value)(layers)
         return abs(float(norm) / np.linalg.norm(matrix) - 1)
 
-    assert error(cv.cross_entropy) < 1e-5
+    assert error(cv.softmax_cross_entropy) < 1e-5
     assert error(lambda z, label: -jax.nn.log_softmax(z)[label]) > 1e-3
 
 
@@ -410,13 +412,13 @@ def test_shared_weights_fall_back_to_columns_and_say_so():
             h = jnp.tanh(dense(params[0], example[0]))
             return dense(params[1], jnp.tanh(dense(params[0], h)))
 
-        model = cv.Layered(run, lambda z, example: cv.cross_entropy(z, example[1]))
+        model = cv.Layered(run, lambda z, example: cv.softmax_cross_entropy(z, example[1]))
         with pytest.warns(
             cv.FallbackWarning,
             match=r"params\['0.bias'\] is used in 2 layers: taking frobenius_columns",
         ):
             got = fast(lambda p: cv.frobenius(model, p, batch))(layers)
-        matrix = dense_hessian(lambda p: cv.base.loss_of(model)(p, batch), layers)
+        matrix = dense_hessian(lambda p: cv.models.loss_of(model)(p, batch), layers)
         np.testing.assert_allclose(got.blocks, block_squares(matrix, sizes_of(layers)), rtol=1e-10)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -442,7 +444,7 @@ def read_by(how):
         }[how]()
         return dense(params["out"], hidden)
 
-    return cv.Layered(run, lambda z, example: cv.cross_entropy(z, example[1]))
+    return cv.Layered(run, lambda z, example: cv.softmax_cross_entropy(z, example[1]))
 
 
 @pytest.mark.parametrize("how", ["matrix", "vmap", "scan", "jit", "checkpoint"])
@@ -452,7 +454,7 @@ def test_a_layer_within_another_transformation_falls_back(how):
         params, model = {"read": read["kernel"], "out": out}, read_by(how)
         x, y = data(30, 4, 3)
         batch, reason = (x.reshape(6, 5, 4), y[:6]), "inputs of shape" if how == "matrix" else how
-        matrix = dense_hessian(lambda p: cv.base.loss_of(model)(p, batch), params)
+        matrix = dense_hessian(lambda p: cv.models.loss_of(model)(p, batch), params)
         expected = block_squares(matrix, [15, 16])
 
         def run(params):
@@ -500,7 +502,7 @@ def test_without_forward_derivatives_columns_are_taken():
 def test_chosen_layers_are_the_same_submatrix_on_every_path():
     with jax.enable_x64(True):
         layers, batch, model = network((4, 5, 4, 3)), data(6, 4, 3), cv.mlp(jnp.tanh)
-        plain, some = cv.base.loss_of(model), ["2", "0"]
+        plain, some = cv.models.loss_of(model), ["2", "0"]
         squares = block_squares(dense_hessian(lambda p: plain(p, batch), layers), sizes_of(layers))
 
         def run(layers):
@@ -531,7 +533,7 @@ def test_layers_that_stand_in_one_dict_have_names_of_their_own():
             hidden = jnp.tanh(dense((of["w1"], of["b1"]), example[0]))
             return dense((of["w2"], of["b2"]), hidden)
 
-        model = cv.Layered(run, lambda z, example: cv.cross_entropy(z, example[1]))
+        model = cv.Layered(run, lambda z, example: cv.softmax_cross_entropy(z, example[1]))
         assert cv.layer_names(model, {"net": net}, batch) == ["net.w1", "net.w2"]
         got, true = fast(
             lambda net, layers: (
@@ -545,7 +547,7 @@ def test_layers_that_stand_in_one_dict_have_names_of_their_own():
 def test_an_array_without_entries_counts_nothing():
     with jax.enable_x64(True):
         layers, batch = network((3, 2)), data(4, 3, 2)
-        plain = cv.base.loss_of(cv.mlp(jnp.tanh))
+        plain = cv.models.loss_of(cv.mlp(jnp.tanh))
         whole = {"net": layers, "none": jnp.zeros((0,))}
         columns, known, trace, differences = fast(
             lambda whole: (

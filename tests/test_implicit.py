@@ -8,12 +8,20 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import solve as solvers, tuners
-from hypergrad.adjoint import plain
-from hypergrad.estimators import advice, average, implicit, reverse, truncated
-from hypergrad.estimators.base import StructuralZeroWarning, split_key
-from hypergrad.problem import Problem, Variables
-from hypergrad.response import best_response, full_batch, gauss_newton, hessian, next_batch
+from hypergrad import tuners
+from hypergrad.core import solve as solvers
+from hypergrad.core.types import Variables
+from hypergrad.estimators import advice, average, implicit, plain, reverse, truncated
+from hypergrad.estimators.advice import StructuralZeroWarning
+from hypergrad.estimators.base import split_key
+from hypergrad.estimators.implicit.response import (
+    best_response,
+    full_batch,
+    gauss_newton,
+    hessian_of_loss,
+    next_batch,
+)
+from hypergrad.problem import Problem
 from hypergrad.space import Real
 from hypergrad.testing import (
     assert_close,
@@ -72,7 +80,7 @@ def test_solvers_and_curvatures():
         biased = {
             "identity": {"solve": solvers.identity()},
             "wrong curvature": {
-                "curvature": lambda *args: lambda u: 2 * hessian(*args)(u)  # deliberately
+                "curvature": lambda *args: lambda u: 2 * hessian_of_loss(*args)(u)  # deliberately
             },
         }
         for name, settings in exact.items():

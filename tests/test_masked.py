@@ -6,10 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import buckets
-from hypergrad.groups import bucketed
-from hypergrad.layout import chunked, vectorized
-from hypergrad.population import population
+from hypergrad.populations import bucketed, chunked, groups, population, vectorized
 from hypergrad.problem import Problem
 from hypergrad.train import init_state, unroll
 from models.masked_mlp import MaskedMLP, masked_mean, mlp_cost, unpad
@@ -174,7 +171,7 @@ def test_buckets_train_the_same_members_for_less():
         )
 
     cost = mlp_cost(5, 3)
-    planned = buckets.plan(sizes(hparams), cost, most=2)
+    planned = groups.plan_buckets(sizes(hparams), cost, most=2)
     assert len(planned.shapes) == 2 and planned.cost < 0.6 * planned.one == 0.6 * cost((12, 3))
     built = []
 

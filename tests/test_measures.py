@@ -7,14 +7,14 @@ import optax
 import pytest
 
 from hypergrad import curvature
+from hypergrad.core.types import Variables
+from hypergrad.curvature import bounded, judged_by, penalized, supremum
 from hypergrad.estimators import forward, reverse
 from hypergrad.estimators.base import split_key
-from hypergrad.layout import vectorized
-from hypergrad.measures import bounded, judged_by, penalized, supremum
-from hypergrad.population import population
-from hypergrad.problem import Examples, Problem, Variables
+from hypergrad.populations import population, vectorized
+from hypergrad.problem import Examples, Problem
 from hypergrad.schedulers.base import best_first
-from hypergrad.searchers import Outcome
+from hypergrad.searchers import Trials
 from hypergrad.searchers.base import observe
 from hypergrad.space import Real
 from hypergrad.train import init_state, unroll
@@ -28,7 +28,7 @@ HORIZON = 4
 def sharpness_aware(dtype=jnp.float64):
     """A small network trained by SAM, whose radius, rate and decay are tuned."""
     x, y = data(24, 3, 2, dtype)
-    loss = curvature.base.loss_of(MODEL)
+    loss = curvature.models.loss_of(MODEL)
 
     def optimizer(h):
         ascent = optax.chain(optax.contrib.normalize(), optax.sgd(h["radius"]))
@@ -141,7 +141,7 @@ def test_objectives_and_constraints_of_a_search():
     assert set(best_first(jnp.asarray(infeasible))[:6].tolist()) == set(
         np.flatnonzero(norm <= bound)
     )
-    told = Outcome(hparams, jnp.asarray(infeasible), jnp.full(12, HORIZON), jnp.arange(12), {})
+    told = Trials(hparams, jnp.asarray(infeasible), jnp.full(12, HORIZON), jnp.arange(12), {})
     space = {n: Real(0.0, 2.0) for n in hparams}
     scores = observe(space, told)[1]
     assert np.min(scores[norm > bound]) > np.max(scores[norm <= bound])

@@ -7,22 +7,25 @@ import optax
 import pytest
 
 from hypergrad import space as sp
-from hypergrad.estimators import (
-    forward,
-    implicit,
+from hypergrad.core.solve import direct
+from hypergrad.core.types import Variables
+from hypergrad.estimators import forward, implicit, reverse
+from hypergrad.estimators.policies import (
+    Baseline,
+    enumerated,
+    factorized,
     mixed,
+    natural,
     no_response,
-    reverse,
+    own_leaves,
+    sampled,
     score_shared,
 )
-from hypergrad.expected import enumerated, own_leaves, sampled
-from hypergrad.policies import Baseline, factorized, natural
-from hypergrad.problem import Problem, Variables
-from hypergrad.solve import direct
+from hypergrad.estimators.verify import as_real
+from hypergrad.problem import Problem
 from hypergrad.space import Choice, Real
 from hypergrad.testing import assert_close
 from hypergrad.tuners import descent
-from hypergrad.verify import as_real
 from tests import tabular
 from tests.tabular import SPACE, TWO, deviations, many
 

@@ -9,14 +9,21 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import outputs, study, tuners
-from hypergrad.layout import vectorized
-from hypergrad.pareto import chebyshev, hypervolume, pareto_front, pareto_ranks
-from hypergrad.population import population
+from hypergrad import study, tuners
+from hypergrad.populations import population, vectorized
 from hypergrad.problem import Problem
-from hypergrad.schedulers import constrained, full, scalarized
-from hypergrad.searchers import Outcome, bayes, cross_entropy, evolution, random
+from hypergrad.schedulers import (
+    chebyshev,
+    constrained,
+    full,
+    hypervolume,
+    pareto_front,
+    pareto_ranks,
+    scalarized,
+)
+from hypergrad.searchers import Trials, bayes, cross_entropy, evolution, random
 from hypergrad.searchers.base import observe
+from hypergrad.searchers.models import targets
 from hypergrad.space import Real
 
 KEY = jax.random.key(0)
@@ -158,7 +165,7 @@ def test_searches_keep_to_a_constraint(make, num, count, tolerance):
     found = study.run(tuner, KEY, count)
     assert found.best["a"] + found.best["b"] <= 1 + 1e-6
     assert 0.18 - 1e-6 <= found.best_value < 0.18 + tolerance
-    last = found.outcomes[-1]
+    last = found.trials[-1]
     broken = last.info["violation"] > 0
     np.testing.assert_array_equal(np.isinf(last.values), broken)
     whole = ~np.isnan(last.info["objective"])
@@ -175,7 +182,7 @@ def told(values, violation):
     hparams = {name: np.linspace(0, 1, len(values)) for name in SPACE}
     steps = np.full(len(values), 3, np.int32)
     info = {"violation": np.asarray(violation, np.float32)}
-    return Outcome(hparams, values, steps, np.arange(len(values)), info)
+    return Trials(hparams, values, steps, np.arange(len(values)), info)
 
 
 see = jax.jit(partial(observe, SPACE))
@@ -190,7 +197,7 @@ def test_trials_that_break_a_constraint_rank_by_how_much():
     other = np.asarray(see(told([np.inf, np.inf], [1e-3, 1.0]))[1])
     assert other.min() > 1e29, "worse than any other of any generation"
     filled = np.ones(6, bool)
-    for transform in map(jax.jit, (outputs.standardize, outputs.power)):
+    for transform in map(jax.jit, (targets.standardize, targets.power)):
         shown = np.asarray(transform(jnp.asarray(scores), filled))
         assert np.isfinite(shown).all() and np.ptp(shown) < 10
         assert shown[5] < shown[1] and shown[0] == shown[1] == shown[3], "the worst of the others"
@@ -213,9 +220,9 @@ def test_a_search_over_several_objectives():
     scheduler = scalarized(full(1), both, chebyshev((1.0, 1.0), (0.0, 0.0)))
     tuner = tuners.search(MEMBERS, cross_entropy(SPACE, rho=0.25), scheduler, 32)
     found = study.run(tuner, KEY, 8)
-    last = found.outcomes[-1]
+    last = found.trials[-1]
     assert last.info["objectives"].shape == (32, 2)
-    objectives = np.concatenate([o.info["objectives"] for o in found.outcomes])
+    objectives = np.concatenate([o.info["objectives"] for o in found.trials])
     kept = objectives[np.asarray(pareto_front(objectives))]
     assert hypervolume(kept, [1.3, 2.0]) == pytest.approx(hypervolume(objectives, [1.3, 2.0]))
     a = float(found.best["a"] + found.best["b"])

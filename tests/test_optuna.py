@@ -11,19 +11,24 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad import cli, space as sp, study, tree
-from hypergrad.integrations import export_trials, import_trials, optuna_searcher
-from hypergrad.integrations.base import parameters
-from hypergrad.layout import vectorized
-from hypergrad.population import population
-from hypergrad.searchers import Outcome, bayes, random, warm_start
+from hypergrad import space as sp, study
+from hypergrad.cli import main as cli
+from hypergrad.core import tree
+from hypergrad.populations import population, vectorized
+from hypergrad.searchers import Trials, bayes, random, warm_start
+from hypergrad.searchers.optuna import (
+    BayesSampler,
+    CrossEntropySampler,
+    export_trials,
+    import_trials,
+    optuna_searcher,
+)
+from hypergrad.searchers.optuna.parameters import parameters
 from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
 from tasks import quadratic
 
 optuna = pytest.importorskip("optuna", minversion="5")
 from optuna.testing import pytest_samplers as cases  # noqa: E402
-
-from hypergrad.integrations import BayesSampler, CrossEntropySampler  # noqa: E402
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 KEY = jax.random.key(3)
@@ -63,7 +68,7 @@ class TestBayesSampler(
 def outcome(hparams, values, steps=None):
     num = len(values)
     steps = np.full(num, 5, np.int32) if steps is None else np.asarray(steps, np.int32)
-    return Outcome(hparams, np.asarray(values, np.float32), steps, np.arange(num), {})
+    return Trials(hparams, np.asarray(values, np.float32), steps, np.arange(num), {})
 
 
 def bowl(hparams):
@@ -210,8 +215,8 @@ def test_a_study_is_killed_and_resumed(tmp_path):
 
     whole = study.run(tuner(), KEY, 5)
     first = study.run(tuner(), KEY, 2, storage=tmp_path / "a", checkpoint_seconds=0)
-    assert [o.values.tolist() for o in first.outcomes] == [
-        o.values.tolist() for o in whole.outcomes[:2]
+    assert [o.values.tolist() for o in first.trials] == [
+        o.values.tolist() for o in whole.trials[:2]
     ]
     stopped = tuner()
     steps = []
@@ -223,8 +228,8 @@ def test_a_study_is_killed_and_resumed(tmp_path):
         return stopped.step(key, state)
 
     study.run(stopped._replace(step=step), KEY, 5, storage=tmp_path / "b", checkpoint_seconds=0)
-    resumed = study.resume(tuner(), tmp_path / "b")
-    assert len(resumed.outcomes) == 5 and resumed.digest == whole.digest
+    resumed = study.resume_run(tuner(), tmp_path / "b")
+    assert len(resumed.trials) == 5 and resumed.digest == whole.digest
 
 
 @pytest.mark.parametrize("method", ["optuna_tpe", "optuna_cma"])

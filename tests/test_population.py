@@ -13,14 +13,23 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from hypergrad import buckets, devices, layout as layouts, study
-from hypergrad.groups import partitioned, with_hparams
-from hypergrad.layout import LayoutWarning, chunked, looped, sharded, vectorized
-from hypergrad.population import population
-from hypergrad.problem import Problem
+from hypergrad import study
+from hypergrad.populations import (
+    LayoutWarning,
+    chunked,
+    devices,
+    fastest_layout,
+    groups,
+    layouts,
+    looped,
+    partitioned,
+    population,
+    sharded,
+    vectorized,
+)
+from hypergrad.problem import Problem, with_hparams
 from hypergrad.schedulers import halving
 from hypergrad.searchers import random
-from hypergrad.sizing import fastest_layout
 from hypergrad.space import Choice, Integer, LogReal, Real, dynamic, sample
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import search
@@ -368,11 +377,11 @@ def test_static_leaves_are_partitioned_and_compiled_once_each(compilations):
 
 def test_buckets_are_the_best_cuts():
     sizes = np.array([[4], [5], [6], [40], [41], [100]])
-    found = buckets.plan(sizes, lambda s: s[0] ** 2, most=3)
+    found = groups.plan_buckets(sizes, lambda s: s[0] ** 2, most=3)
     assert found.shapes == ((6,), (41,), (100,))
     assert found.assign(np.array([[1], [6], [7], [41], [42]])).tolist() == [0, 0, 1, 1, 2]
     assert found.cost == pytest.approx((3 * 36 + 2 * 41**2 + 100**2) / 6) and found.one == 100**2
-    assert buckets.plan(sizes, lambda s: s[0] ** 2, most=3, price=1e9).shapes == ((100,),)
+    assert groups.plan_buckets(sizes, lambda s: s[0] ** 2, most=3, price=1e9).shapes == ((100,),)
     # against every way to cut
     drawn = np.random.default_rng(0)
     widths = np.sort(drawn.integers(1, 60, 9))
@@ -382,9 +391,9 @@ def test_buckets_are_the_best_cuts():
         for i in range(10)
         for j in range(i, 10)
     )
-    assert buckets.plan(widths[:, None], cost).cost == pytest.approx(best / 9)
+    assert groups.plan_buckets(widths[:, None], cost).cost == pytest.approx(best / 9)
     plane = drawn.integers(1, 30, (40, 2))
-    found = buckets.plan(plane, lambda s: s[0] * s[1], most=4)
+    found = groups.plan_buckets(plane, lambda s: s[0] * s[1], most=4)
     assert found.shapes[-1] == tuple(plane.max(0)) and found.cost < 0.7 * found.one
     chosen = np.asarray(found.shapes)[found.assign(plane)]
     assert np.all(chosen >= plane)
@@ -422,9 +431,11 @@ def refused():
         "expected ['activation', 'lr', 'width']": lambda: partitioned(PROBLEM, WIDTHS).init(
             keys, hparams
         ),
-        "sizes has shape (3,)": lambda: buckets.plan(np.ones(3, int), lambda s: 1.0),
-        "cost((1,)) is nan": lambda: buckets.plan(np.ones((1, 1), int), lambda s: float("nan")),
-        "most is 0": lambda: buckets.plan(np.ones((1, 1), int), lambda s: 1.0, most=0),
+        "sizes has shape (3,)": lambda: groups.plan_buckets(np.ones(3, int), lambda s: 1.0),
+        "cost((1,)) is nan": lambda: groups.plan_buckets(
+            np.ones((1, 1), int), lambda s: float("nan")
+        ),
+        "most is 0": lambda: groups.plan_buckets(np.ones((1, 1), int), lambda s: 1.0, most=0),
     }
 
 
@@ -498,7 +509,7 @@ jax.distributed.initialize("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]))
 sys.path.insert(0, {tests!r})
 import test_population as t
 found = t.searched()
-print(json.dumps([found.digest, len(jax.devices()), [o.values.tolist() for o in found.outcomes]]))
+print(json.dumps([found.digest, len(jax.devices()), [o.values.tolist() for o in found.trials]]))
 """
 
 
@@ -537,5 +548,5 @@ def test_two_processes_find_what_one_finds(tmp_path):
     for out in said:
         digest, num_devices, values = json.loads(out.splitlines()[-1])
         assert num_devices == 2 * len(jax.devices())
-        np.testing.assert_allclose(values, [o.values for o in one.outcomes], rtol=1e-5)
+        np.testing.assert_allclose(values, [o.values for o in one.trials], rtol=1e-5)
         assert digest == json.loads(said[0].splitlines()[-1])[0]

@@ -12,18 +12,19 @@ import optax
 import pytest
 
 import hypergrad as hg
-from hypergrad import cli, registry, study
-from hypergrad.layout import layout_for, vectorized
-from hypergrad.measures import bounded
-from hypergrad.population import population
+from hypergrad import study
+from hypergrad.cli import main as cli
+from hypergrad.curvature import bounded
+from hypergrad.populations import layout_for, population, vectorized
 from hypergrad.problem import Examples, Problem
+from hypergrad.schedulers import named as schedulers_named
+from hypergrad.schedulers.base import SchedulerWarning
 from hypergrad.schedulers.hyperband import brackets
-from hypergrad.searchers import final_values, near
-from hypergrad.settings import BY_GRADIENT
+from hypergrad.searchers import final_values, named as searchers_named, near
 from hypergrad.space import Choice, Integer, LogReal, Real
-from hypergrad.storage import StudyWarning
-from hypergrad.tune import measured
-from hypergrad.tuners import Tuner, search
+from hypergrad.tuners import Tuner, named as tuners_named, search
+from hypergrad.tuning.build import measured
+from hypergrad.tuning.settings import BY_GRADIENT
 from tasks import quadratic
 
 KEY = jax.random.key(1)
@@ -35,7 +36,9 @@ SPACE = {
 }
 SIZE, HORIZON = 12, 9
 BELIEFS = {"rate": near(0.5), "kind": near("b")}
-SEARCHES = [name for name in registry.METHODS if name not in (*BY_GRADIENT, *registry.OPTUNA)]
+SEARCHES = [
+    name for name in tuners_named.METHODS if name not in (*BY_GRADIENT, *searchers_named.OPTUNA)
+]
 
 
 BOUND = 0.7
@@ -64,8 +67,8 @@ MEMBERS = population(CURVE, layout=vectorized())
 
 def product(method, scheduler) -> Tuner:
     beliefs = BELIEFS if method == "prior" else None
-    searcher = registry.searcher(method, SPACE, 4 * SIZE, SIZE, beliefs)
-    made, _ = registry.scheduler(scheduler, CURVE, SPACE, HORIZON, SIZE)
+    searcher = searchers_named.searcher(method, SPACE, 4 * SIZE, SIZE, beliefs)
+    made, _ = schedulers_named.scheduler(scheduler, CURVE, SPACE, HORIZON, SIZE)
     return search(MEMBERS, searcher, made, SIZE)
 
 
@@ -73,7 +76,7 @@ def types(tree):
     return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("scheduler", registry.SCHEDULERS)
+@pytest.mark.parametrize("scheduler", schedulers_named.SCHEDULERS)
 @pytest.mark.parametrize("method", SEARCHES)
 def test_contract(method, scheduler):
     """A generation of any product can be compiled as a whole, and follows another in a scan."""
@@ -107,22 +110,22 @@ def test_resumed_to_the_same_bits_with_failures_and_ties(tmp_path, method, sched
             raise Stop
 
     tuner = product(method, scheduler)
-    cost = registry.scheduler(scheduler, CURVE, SPACE, HORIZON, SIZE)[1]
+    cost = schedulers_named.scheduler(scheduler, CURVE, SPACE, HORIZON, SIZE)[1]
     whole = study.run(tuner, KEY, 3)
-    values = np.stack([o.values for o in whole.outcomes])
+    values = np.stack([o.values for o in whole.trials])
     if scheduler != "pbt":  # whose members that fail go on from others
         assert np.isnan(values).any() and np.isneginf(values).any() and np.isposinf(values).any()
         assert len(np.unique(values)) < values.size
-    best = min(final_values(o).min() for o in whole.outcomes)
+    best = min(final_values(o).min() for o in whole.trials)
     assert whole.best_value == best and np.isfinite(best)
     check_bound(whole)
-    for outcome in whole.outcomes:
+    for outcome in whole.trials:
         assert outcome.steps.max() == HORIZON and outcome.steps.sum() == round(cost * HORIZON)
     with pytest.raises(Stop):
         study.run(tuner, KEY, 3, stop, storage=tmp_path / "s", checkpoint_seconds=0)
-    assert study.resume(tuner, tmp_path / "s").digest == whole.digest
-    assert study.run(tuner, jax.random.key(2), 1).outcomes[0].hparams["end"].tolist() != (
-        whole.outcomes[0].hparams["end"].tolist()
+    assert study.resume_run(tuner, tmp_path / "s").digest == whole.digest
+    assert study.run(tuner, jax.random.key(2), 1).trials[0].hparams["end"].tolist() != (
+        whole.trials[0].hparams["end"].tolist()
     )
 
 
@@ -134,15 +137,15 @@ def test_what_is_beyond_the_bound_is_never_best(method):
     tuner = product(method, "full")
     found = study.run(tuner, KEY, 2)
     check_bound(found)
-    assert any(np.isposinf(o.values).any() for o in found.outcomes)
-    values = np.concatenate([o.values for o in found.outcomes])
+    assert any(np.isposinf(o.values).any() for o in found.trials)
+    values = np.concatenate([o.values for o in found.trials])
     assert found.best_value == values[np.isfinite(values)].min()
 
 
 def check_bound(found):
     """What is beyond the bound is infinite, and a low objective within it is the best."""
-    beyond = np.concatenate([o.hparams["end"] for o in found.outcomes]) > BOUND
-    values = np.concatenate([o.values for o in found.outcomes])
+    beyond = np.concatenate([o.hparams["end"] for o in found.trials]) > BOUND
+    values = np.concatenate([o.values for o in found.trials])
     assert not np.isfinite(values[beyond]).any()
     assert np.isfinite(found.best_value) and found.best["end"] <= BOUND
 
@@ -151,13 +154,13 @@ def test_flatness_says_that_it_stops_nothing_within_an_epoch():
     examples = Examples(40, lambda index: index)
     sized = CURVE._replace(train_set=examples, train_batch=lambda key, step: jnp.zeros(8))
     with pytest.warns(
-        StudyWarning, match="an epoch has no fewer steps than the horizon of 5"
+        SchedulerWarning, match="an epoch has no fewer steps than the horizon of 5"
     ) as said:
-        assert registry.scheduler("flatness", sized, SPACE, 5, SIZE)[1] == SIZE
+        assert schedulers_named.scheduler("flatness", sized, SPACE, 5, SIZE)[1] == SIZE
     assert len(said) == 1 and "\n" not in str(said[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cost = registry.scheduler("flatness", sized, SPACE, 6, SIZE)[1]
+        cost = schedulers_named.scheduler("flatness", sized, SPACE, 6, SIZE)[1]
     assert cost == (SIZE * 5 + SIZE // 5) / 6
 
 
@@ -166,7 +169,7 @@ def test_flatness_says_that_it_stops_nothing_within_an_epoch():
 @pytest.mark.parametrize("horizon", [1, 2, 7, 100, 997])
 def test_any_size_and_horizon_has_rungs(size, horizon):
     for name in ("halving", "hyperband", "pbt", "flatness"):
-        cost = registry.scheduler(name, CURVE, SPACE, horizon, size)[1]
+        cost = schedulers_named.scheduler(name, CURVE, SPACE, horizon, size)[1]
         assert size / horizon <= cost <= size
     for last in range(4):
         if 3**last <= min(size, horizon):
@@ -224,7 +227,7 @@ SETTINGS = {
 @pytest.fixture
 def no_report(monkeypatch):
     """The report has tests of its own; drawing takes seconds."""
-    module = importlib.import_module("hypergrad.report")
+    module = importlib.import_module("hypergrad.report.page")
     monkeypatch.setattr(module, "report", lambda folder: Path(folder) / "report.html")
 
 
@@ -238,15 +241,15 @@ def test_tuned_resumed_and_told_by_generation(tmp_path, no_report, capsys, monke
                 raise KeyboardInterrupt
 
     half = hg.tune(TASK, storage=tmp_path / "a", callbacks=[hg.Callback(step=stop)], **SETTINGS)
-    assert half.interrupted and [len(o.values) for o in half.outcomes] == [12, 12]
+    assert half.interrupted and [len(o.values) for o in half.trials] == [12, 12]
     assert [now.total for now in seen] == [3, 3]
-    for now, outcome in zip(seen, half.outcomes, strict=True):
+    for now, outcome in zip(seen, half.trials, strict=True):
         assert now.value == final_values(outcome).min() and now.record["failures"] == 0
         assert now.record["median"] == np.median(outcome.values)
         assert now.record["trainings"] == pytest.approx(now.done * outcome.steps.sum() / 9)
     resumed = hg.resume(TASK, tmp_path / "a")
     assert resumed.result["trace"]["trainings"][-1] == pytest.approx(3 * (12 + 4 * 2 + 1 * 6) / 9)
-    finalists = {tuple(o.hparams["lr"][final_values(o).argmin()]) for o in resumed.outcomes}
+    finalists = {tuple(o.hparams["lr"][final_values(o).argmin()]) for o in resumed.trials}
     assert tuple(resumed.best["lr"]) in finalists, "the best is of those trained to the end"
 
     monkeypatch.chdir(root)

@@ -9,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import cli, estimators, registry, space as spaces
+from hypergrad import estimators, space as spaces
+from hypergrad.cli import main as cli
+from hypergrad.estimators import named as estimators_named
+from hypergrad.estimators.recommend import recommend
 from hypergrad.problem import Problem
-from hypergrad.recommend import recommend
 from hypergrad.space import Choice, LogReal, Real, Sequence, schedule, select
 from hypergrad.testing import ridge_many
 from tests import tabular
@@ -141,12 +143,14 @@ CHAOS = sgd(
 
 def test_exploding_gradients(monkeypatch):
     space = {"lr": Sequence(LogReal(0.1, 10.0), 60)}
-    module = sys.modules["hypergrad.recommend"]
+    module = sys.modules["hypergrad.estimators.recommend"]
     monkeypatch.setattr(module, "CHAOTIC", ())
     found = recommend(CHAOS, space, 60)
     assert found.name == "truncated" and "explode" in said(found)
     monkeypatch.setattr(module, "CHAOTIC", ("storm",))
-    monkeypatch.setitem(registry.ESTIMATORS, "storm", registry.ESTIMATORS["forward"])
+    monkeypatch.setitem(
+        estimators_named.ESTIMATORS, "storm", estimators_named.ESTIMATORS["forward"]
+    )
     assert recommend(CHAOS, space, 60).name == "storm"
     monkeypatch.undo()
     found = recommend(CHAOS, space, 60)

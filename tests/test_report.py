@@ -13,10 +13,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from hypergrad import plots, results, storage
+from hypergrad.report import figures as plots, results
+from hypergrad.study.disk.files import write_json
 
 # the package gives the name to the function
-report = importlib.import_module("hypergrad.report")
+report = importlib.import_module("hypergrad.report.page")
 
 pytest.importorskip("matplotlib", reason="the report is an extra")
 
@@ -97,8 +98,8 @@ def study_files():
 
 def save(folder, study, result):
     folder.mkdir(exist_ok=True)
-    storage.write_json(folder / "study.json", study)
-    storage.write_json(folder / "result.json", result)
+    write_json(folder / "study.json", study)
+    write_json(folder / "result.json", result)
     return folder
 
 
@@ -155,7 +156,7 @@ def flatness_file(name="tuned"):
 def healthy(tmp_path_factory):
     study, result = study_files()
     folder = save(tmp_path_factory.mktemp("study"), study, result | {"final_digest": "a digest"})
-    storage.write_json(folder / results.FLATNESS, flatness_file())
+    write_json(folder / results.FLATNESS, flatness_file())
     return report.report(folder)
 
 
@@ -175,7 +176,7 @@ def hostile(tmp_path_factory):
     result["configurations"][HOSTILE] = configuration(0.3, 0.9, 0.1)
     result["final_digest"] = "a digest"
     folder = save(tmp_path_factory.mktemp("hostile"), study, result)
-    storage.write_json(folder / results.FLATNESS, flatness_file(HOSTILE))
+    write_json(folder / results.FLATNESS, flatness_file(HOSTILE))
     return report.report(folder)
 
 
@@ -186,12 +187,12 @@ def test_flatness_is_shown_as_long_as_it_is_of_this_result(healthy):
     folder = healthy.parent
     kept = (folder / results.FLATNESS).read_bytes()
     try:
-        storage.write_json(folder / results.FLATNESS, flatness_file() | {"of": "another"})
-        assert results.load(folder).flatness is None
+        write_json(folder / results.FLATNESS, flatness_file() | {"of": "another"})
+        assert results.load_results(folder).flatness is None
         for odd in ({"measures": [1]}, {"slices": {"tuned": [1.0]}}, {"steps": "x"}):
-            storage.write_json(folder / results.FLATNESS, flatness_file() | odd)
+            write_json(folder / results.FLATNESS, flatness_file() | odd)
             with pytest.raises(ValueError, match=r"flatness.json.*the file is damaged"):
-                results.load(folder)
+                results.load_results(folder)
     finally:
         (folder / results.FLATNESS).write_bytes(kept)
 
@@ -275,7 +276,7 @@ def test_figures_are_well_formed_and_safe(healthy, hostile):
 def test_figures_are_the_same_each_time(healthy, tmp_path):
     study, result = study_files()
     folder = save(tmp_path / "again", study, result | {"final_digest": "a digest"})
-    storage.write_json(folder / results.FLATNESS, flatness_file())
+    write_json(folder / results.FLATNESS, flatness_file())
     again = report.report(folder)
     assert again.read_bytes() == healthy.read_bytes()
     for file in (healthy.parent / "figures").iterdir():
@@ -286,7 +287,7 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone(healthy):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    trace = results.load(healthy.parent).trace
+    trace = results.load_results(healthy.parent).trace
     figure = plots.objective(trace, None, 0.3, "validation loss")
     assert figure is not None and plots.svg(figure) and plots.png(figure)
     assert dict(matplotlib.rcParams) == before
@@ -451,7 +452,7 @@ def change_file(name, *keys_and_value):
             inner = inner[key]
         inner[last] = value
         del data["sha256"]
-        storage.write_json(folder / name, data)
+        write_json(folder / name, data)
 
     return apply
 
@@ -509,9 +510,9 @@ def test_missing_directory(tmp_path):
 
 def test_file_too_large_is_refused_unread(tmp_path):
     folder = save(tmp_path, *study_files())
-    os.truncate(folder / "result.json", results.MAX_BYTES + 1)
+    os.truncate(folder / "result.json", results.MAX_RESULT_BYTES + 1)
     with pytest.raises(ValueError, match="expected at most 64 MB"):
-        results.load(folder)
+        results.load_results(folder)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -520,7 +521,7 @@ def test_pipe_is_refused(tmp_path):
     (folder / "result.json").unlink()
     os.mkfifo(folder / "result.json")
     with pytest.raises(ValueError, match="no regular file"):
-        results.load(folder)
+        results.load_results(folder)
 
 
 def places(value, path=()):

@@ -16,16 +16,19 @@ import optax
 import pytest
 
 import hypergrad as hg
-from hypergrad import cli, storage
-from hypergrad.journal import read
+from hypergrad.cli import main as cli
 from hypergrad.problem import Problem, Task
-from hypergrad.resume import replay, resume
-from hypergrad.settings import OPTION
 from hypergrad.space import Real
-from hypergrad.tune import tune
+from hypergrad.study import StudyWarning
+from hypergrad.study.disk.files import read_json, write_json
+from hypergrad.study.disk.journal import read_records
+from hypergrad.tuning.replay import replay
+from hypergrad.tuning.resume import resume
+from hypergrad.tuning.settings import OPTION
+from hypergrad.tuning.tune import tune
 from tasks import quadratic
 
-REPORT, TUNE = map(importlib.import_module, ("hypergrad.report", "hypergrad.tune"))
+REPORT, TUNE = map(importlib.import_module, ("hypergrad.report.page", "hypergrad.tuning.tune"))
 ROOT = Path(__file__).parent.parent
 TASK = quadratic.task(horizon=4, num_params=2)
 SETTINGS = {
@@ -65,13 +68,13 @@ def finished(tmp_path_factory):
 
 
 def comparable(folder):
-    result = storage.read_json(folder / "result.json")
+    result = read_json(folder / "result.json")
     del result["seconds"]
     return result
 
 
 def lines(path):
-    return [{**record, "seconds": 0} for record in read(path)]
+    return [{**record, "seconds": 0} for record in read_records(path)]
 
 
 @pytest.mark.parametrize(("phase", "done"), [("descent", 1), ("random", 2), ("judge", 0)])
@@ -102,7 +105,7 @@ def test_the_final_digest_covers_baseline_and_judged_values(tmp_path, finished, 
     path = tmp_path / "s"
     shutil.copytree(finished / "random", path)
     before, judge = comparable(path), TUNE.judge
-    parts = {"found": hg.study.Study(None, 0.0, [], False, 0.0), "baseline": None, "judged": {}}
+    parts = {"found": hg.Study(None, 0.0, [], False, 0.0), "baseline": None, "judged": {}}
     digests = {TUNE._final_digest(**parts)}
     digests.add(TUNE._final_digest(**{**parts, "baseline": parts["found"]}))
     digests.add(TUNE._final_digest(**{**parts, "judged": before["configurations"]}))
@@ -128,7 +131,7 @@ def test_damage_is_told_in_the_result(tmp_path, finished):
     data = bytearray((path / "journal.jsonl").read_bytes())
     data[40] ^= 1
     (path / "journal.jsonl").write_bytes(data)
-    with pytest.warns(storage.StudyWarning) as caught:
+    with pytest.warns(StudyWarning) as caught:
         tuned = resume(TASK, path)
     assert "line 1 of" in str(caught[0].message)
     assert "line 1 of" in tuned.result["warnings"][0]
@@ -166,7 +169,7 @@ def test_another_task_is_refused(finished, task, fragment):
 def test_entries_that_cannot_be_are_refused(tmp_path, finished, entries, fragment):
     path = tmp_path / "s"
     shutil.copytree(finished / "descent", path)
-    storage.write_json(path / "study.json", storage.read_json(path / "study.json") | entries)
+    write_json(path / "study.json", read_json(path / "study.json") | entries)
     with pytest.raises(ValueError) as caught:
         resume(TASK, path)
     assert fragment in str(caught.value) and "\n" not in str(caught.value)
@@ -177,7 +180,7 @@ def test_replay_trains_the_same_run_again(finished, method):
     found = replay(TASK, finished / method, 5)
     step, member = (2, 1) if method == "descent" else (0, 5)
     assert (found.trial.step, found.trial.member) == (step, member)
-    record = list(read(finished / method / "journal.jsonl"))[step]
+    record = list(read_records(finished / method / "journal.jsonl"))[step]
     assert float(found.trial.outcome.values) == record["values"][member]
     assert found.hparams["momentum"] == record["hparams"]["momentum"][member]
     assert found.losses.shape == ((2 if method == "descent" else 1), 4)
@@ -284,7 +287,7 @@ def test_a_whole_tune_killed_in_its_later_phases(tmp_path, monkeypatch):
     assert (path / "result.json").is_file() and not (path / "report.html").exists()
 
     tuned = resume(TASK, path)
-    cost = storage.read_json(path / "study.json")["cost"]
+    cost = read_json(path / "study.json")["cost"]
     monkeypatch.setattr(TUNE, "measure_ratio", lambda *_: cost)
     whole = tune(TASK, storage=tmp_path / "whole", **settings)
     assert comparable(path) == comparable(tmp_path / "whole")

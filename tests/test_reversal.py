@@ -9,12 +9,12 @@ import optax
 import pytest
 
 from hypergrad.estimators import advice, average, drift, reverse, reversible
-from hypergrad.estimators.base import temporary_bytes
-from hypergrad.integers import DIGIT, capacity, grow, shrink
+from hypergrad.estimators.unrolled.base import temporary_bytes
+from hypergrad.estimators.unrolled.integers import DIGIT, capacity, grow, shrink
+from hypergrad.estimators.verify import in_float64
 from hypergrad.problem import Problem
 from hypergrad.space import schedule
 from hypergrad.testing import assert_close
-from hypergrad.verify import in_float64
 from tests.lowering import NOT_REPEATED, PLAIN
 
 KEY = jax.random.key(5)

@@ -6,11 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import curvature, gaussian_process as gp, records, schedulers, searchers, study
-from hypergrad.groups import partitioned
-from hypergrad.layout import chunked, looped, vectorized
-from hypergrad.measures import supremum
-from hypergrad.population import Population, population
+from hypergrad import curvature, schedulers, searchers, study
+from hypergrad.curvature import supremum
+from hypergrad.populations import Population, chunked, looped, partitioned, population, vectorized
 from hypergrad.problem import Examples, Problem
 from hypergrad.schedulers import (
     Rung,
@@ -29,11 +27,12 @@ from hypergrad.schedulers import (
     staged,
     traverse,
 )
-from hypergrad.schedulers.base import History
+from hypergrad.schedulers.base import Periods
 from hypergrad.schedulers.hyperband import brackets, num_trials
 from hypergrad.schedulers.pb2 import time_varying
-from hypergrad.schedulers.pbt import sources
-from hypergrad.searchers import Outcome, Searcher
+from hypergrad.schedulers.pbt import copy_sources
+from hypergrad.searchers import Searcher, Trials
+from hypergrad.searchers.models import gaussian_process as gp
 from hypergrad.space import (
     Choice,
     Integer,
@@ -44,6 +43,7 @@ from hypergrad.space import (
     sample,
     sample_constant,
 )
+from hypergrad.study.disk import records
 from hypergrad.tuners import search
 from tests.lowering import wide_results
 
@@ -108,7 +108,7 @@ def test_contract(name):
     hparams["rate"] = hparams["rate"].at[3].set(jnp.nan)
     jitted = jax.jit(lambda key, h: scheduler(MEMBERS, key, h))
     outcome = jitted(KEY, hparams)
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, Trials)
     assert outcome.values.shape == outcome.steps.shape == outcome.parent.shape == (num,)
     assert outcome.steps.dtype == outcome.parent.dtype == jnp.int32
     assert outcome.info["key"].shape == (num, 2) and outcome.info["diverged"].shape == (num,)
@@ -133,7 +133,7 @@ def test_a_study_and_its_generations_as_one_program(name):
     space = {"rate": Real(0.1, 1.0), "end": Real(0.1, 1.0), "start": Real(0.1, 1.0)}
     tuner = search(MEMBERS, searchers.random(space), scheduler, num)
     found = study.run(tuner, KEY, 2)
-    full_ones = np.concatenate([o.values[o.steps == 9] for o in found.outcomes])
+    full_ones = np.concatenate([o.values[o.steps == 9] for o in found.trials])
     assert found.best_value == full_ones.min()
     assert study.run(tuner, KEY, 2).digest == found.digest
     # two generations as one program
@@ -141,7 +141,7 @@ def test_a_study_and_its_generations_as_one_program(name):
     keys = jnp.stack([jax.random.fold_in(jax.random.split(KEY)[1], i) for i in range(2)])
     scanned = jax.lax.scan(lambda s, k: tuner.step(k, s), state, keys)[1]
     for i in range(2):
-        np.testing.assert_allclose(scanned.values[i], found.outcomes[i].values, rtol=1e-6)
+        np.testing.assert_allclose(scanned.values[i], found.trials[i].values, rtol=1e-6)
 
 
 def test_when_a_trial_was_there_is_noted():
@@ -418,7 +418,7 @@ def test_pbt_leaves_the_schedule_that_a_member_was_trained_with():
     again = h["end"] + h["start"] / (1 + rates.sum(1))
     np.testing.assert_allclose(outcome.values, again, rtol=1e-5)
     falling = {"rate": Sequence(Real(0.1, 1.0), steps, decreasing=True)}
-    history = History({}, jnp.zeros((3, 10)), jnp.zeros((3, 10)), jnp.int32(1))
+    history = Periods({}, jnp.zeros((3, 10)), jnp.zeros((3, 10)), jnp.int32(1))
     first = {"rate": jnp.broadcast_to(jnp.linspace(0.6, 0.3, steps), (10, steps))}
     moved = np.asarray(jax.jit(perturb(falling, resample=0.0))(KEY, first, history)["rate"])
     assert np.all(np.diff(moved) <= 0) and np.all(moved[:, :2] == first["rate"][:, :2])
@@ -426,7 +426,7 @@ def test_pbt_leaves_the_schedule_that_a_member_was_trained_with():
 
 
 def test_sources_are_the_best_and_the_replaced_the_worst():
-    choose = jax.jit(sources, static_argnums=2)
+    choose = jax.jit(copy_sources, static_argnums=2)
     values = jnp.array([5.0, 1.0, 9.0, jnp.nan, 2.0, 7.0, 3.0, 8.0])
     for seed in range(5):
         source, moved = map(np.asarray, choose(jax.random.key(seed), values, 0.25))
@@ -503,7 +503,7 @@ def test_halving_over_static_shapes():
     )
     members = partitioned(problem, space, lambda p: population(p, layout=chunked(2)))
     tuner = search(members, searchers.random(dynamic(space)), halving(4, min_steps=2, eta=2.0), 6)
-    outcome = study.run(tuner, KEY, 1).outcomes[0]
+    outcome = study.run(tuner, KEY, 1).trials[0]
     expected = outcome.hparams["size"] / (1 + outcome.hparams["rate"] * outcome.steps)
     np.testing.assert_allclose(outcome.values, expected, rtol=1e-5)
     assert sorted(outcome.steps.tolist()) == [2, 2, 2, 4, 4, 4]
@@ -517,8 +517,8 @@ def test_the_best_of_a_study_is_trained_to_the_end():
         population(rising, layout=vectorized()), searchers.random(space), halving(8, eta=2.0), 8
     )
     found = study.run(tuner, KEY, 2)
-    ends = np.concatenate([o.values[o.steps == 8] for o in found.outcomes])
-    assert found.best_value == ends.min() > min(o.values.min() for o in found.outcomes)
+    ends = np.concatenate([o.values[o.steps == 8] for o in found.trials])
+    assert found.best_value == ends.min() > min(o.values.min() for o in found.trials)
 
 
 NO_MEMBERS = MEMBERS._replace(init=None)
@@ -604,7 +604,7 @@ def test_pb2_explores_where_the_objective_fell_most():
     values[2, 3] = np.nan  # one diverged
     explore = jax.jit(schedulers.pb2(space, kappa=0.5, capacity=32))
     given = {"rate": jnp.full(num, 0.1), "kind": jnp.zeros(num, jnp.int32)}
-    seen = History({"rate": rate, "kind": kind}, values, starts, jnp.int32(3))
+    seen = Periods({"rate": rate, "kind": kind}, values, starts, jnp.int32(3))
     moved = explore(KEY, given, seen)
     assert np.median(np.abs(np.asarray(moved["rate"]) - 0.8)) < 0.15
     assert np.mean(np.asarray(moved["kind"]) == 1) > 0.5
@@ -670,7 +670,9 @@ def test_pb2_forgets_what_no_longer_holds():
     rate, time = random.uniform(0, 1, (2, 48)).astype(np.float32)
     units, mask = jnp.stack([rate, time], 1), jnp.ones(48, bool)
     fit = jax.jit(
-        lambda y: gp.fit(gp.prior_kernel(2), time_varying(np.array([True])), units, y, mask)
+        lambda y: gp.fit_covariance(
+            gp.prior_kernel(2), time_varying(np.array([True])), units, y, mask
+        )
     )
 
     def omega(targets):

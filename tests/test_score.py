@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad import policies, space as sp
-from hypergrad.estimators import implicit, relaxed, reverse, score
-from hypergrad.policies import Baseline, factorized, natural
-from hypergrad.solve import direct
+from hypergrad import space as sp
+from hypergrad.core.solve import direct
+from hypergrad.estimators import implicit, policies, reverse
+from hypergrad.estimators.policies import Baseline, factorized, natural, relaxed, score
 from hypergrad.space import Choice, Integer, Real
 from hypergrad.testing import assert_close
 from hypergrad.train import init_state, unroll

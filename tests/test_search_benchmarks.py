@@ -8,9 +8,8 @@ import pytest
 from benchmarks import cehpo_questions, functions, search_quality
 from benchmarks.functions import CEILING, NETWORK_SPACE, SYNTHETIC
 from benchmarks.record import Figure, Results
-from hypergrad.coordinates import from_units
-from hypergrad.families import Smoothing
-from hypergrad.searchers import distribution
+from hypergrad.searchers import Smoothing, distribution
+from hypergrad.space import from_units
 
 CUBE = {
     "Rosenbrock, 6": 0.75,

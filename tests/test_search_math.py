@@ -6,10 +6,27 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from hypergrad import acquisition, gaussian_process as gp, history, outputs, quasirandom, truncnorm
-from hypergrad.coordinates import coordinates, from_units, snap, to_units
-from hypergrad.searchers.base import Outcome, observe
-from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
+from hypergrad.searchers import Trials
+from hypergrad.searchers.base import observe
+from hypergrad.searchers.models import (
+    gaussian_process,
+    gaussian_process as gp,
+    memory,
+    sobol_points,
+    truncnorm,
+)
+from hypergrad.searchers.models.targets import normal_scores, power, standardize
+from hypergrad.space import (
+    Choice,
+    Integer,
+    LogReal,
+    Real,
+    Sequence,
+    coordinates,
+    from_units,
+    snap,
+    to_units,
+)
 
 KEY = jax.random.key(1)
 
@@ -87,16 +104,18 @@ def test_snapped_units_are_those_of_the_hparams():
 
 
 def test_sobol_points_are_scipys():
-    vectors = jnp.asarray(quasirandom.directions(9))
-    ours = quasirandom.points(vectors, jnp.zeros(9, jnp.uint32), 0, 64)
+    vectors = jnp.asarray(sobol_points.directions(9))
+    ours = sobol_points.points(vectors, jnp.zeros(9, jnp.uint32), 0, 64)
     theirs = stats.qmc.Sobol(9, scramble=False).random(64)
     assert np.abs(ours - theirs).max() <= 2**-23
     with pytest.raises(ValueError, match="at most 21201"):
-        quasirandom.directions(30000)
+        sobol_points.directions(30000)
 
 
 def test_scrambled_points_are_uniform_and_even():
-    points = jax.jit(jax.vmap(lambda k: quasirandom.uniforms(k, 16, 3)))(jax.random.split(KEY, 500))
+    points = jax.jit(jax.vmap(lambda k: sobol_points.uniforms(k, 16, 3)))(
+        jax.random.split(KEY, 500)
+    )
     assert points.min() > 0 and points.max() < 1
     counts = np.histogram(np.asarray(points[:, 0]).ravel(), 16, (0, 1))[0]  # first points alone
     assert stats.chisquare(counts).pvalue > 1e-4
@@ -105,8 +124,8 @@ def test_scrambled_points_are_uniform_and_even():
 
 
 def test_the_better_half_and_the_newest_are_remembered():
-    table = history.empty(4, 1)
-    add = jax.jit(history.remember)
+    table = memory.empty(4, 1)
+    add = jax.jit(memory.remember)
     for value, score in (
         (0.1, 1.0),
         (0.2, 9.0),
@@ -120,7 +139,7 @@ def test_the_better_half_and_the_newest_are_remembered():
     # 1.0 is of the better half, and so is 6.0; 7.0 and the failure are the newest others
     np.testing.assert_allclose(table.units[:, 0], [0.1, 0.4, 0.5, 0.6])
     np.testing.assert_allclose(table.scores, [1.0, jnp.inf, 7.0, 6.0])
-    few = add(history.empty(4, 1), jnp.array([[0.7], [0.8]]), jnp.array([2.0, 1.0]))
+    few = add(memory.empty(4, 1), jnp.array([[0.7], [0.8]]), jnp.array([2.0, 1.0]))
     np.testing.assert_array_equal(few.filled, [True, True, False, False])
     np.testing.assert_allclose(few.scores[:2], [2.0, 1.0])
 
@@ -128,7 +147,7 @@ def test_the_better_half_and_the_newest_are_remembered():
 def test_scores_rank_by_steps_first():
     values = jnp.array([0.3, 0.1, jnp.nan, 0.2, -jnp.inf, 0.05])
     steps = jnp.array([9, 9, 9, 3, 9, 1], jnp.int32)
-    told = Outcome({"x": jnp.linspace(0, 1, 6)}, values, steps, jnp.arange(6), {})
+    told = Trials({"x": jnp.linspace(0, 1, 6)}, values, steps, jnp.arange(6), {})
     scores = observe({"x": Real(0, 1)}, told)[1]
     assert list(np.argsort(scores, kind="stable")[:4]) == [1, 0, 3, 5]
     assert jnp.isinf(scores[2]) and jnp.isinf(scores[4])
@@ -246,7 +265,7 @@ def test_a_fit_finds_the_scales_and_the_noise():
     targets = jnp.sin(6 * units[:, 0])  # the second coordinate does not matter
     mask = jnp.ones(64, bool)
     ordered = np.array([True, True])
-    fit = jax.jit(lambda k, y: gp.fit(k, gp.matern(ordered), units, y, mask))
+    fit = jax.jit(lambda k, y: gp.fit_covariance(k, gp.matern(ordered), units, y, mask))
     kernel = fit(gp.prior_kernel(2), targets / jnp.std(targets))
     assert kernel.scale[1] > kernel.scale[0] + 1 and jnp.exp(kernel.noise) < 0.01
     noisy = targets + 0.5 * jax.random.normal(jax.random.key(2), (64,))
@@ -264,14 +283,14 @@ def test_acquisitions_are_their_integrals(mean):
     gain = integrate.quad(lambda f: (best - f) * density(f), mean - 12 * std, best)[0]
     args = map(jnp.asarray, (mean, std, best))
     mean_, std_, best_ = args
-    assert float(acquisition.expected_improvement(mean_, std_, best_)) == pytest.approx(
+    assert float(gaussian_process.expected_improvement(mean_, std_, best_)) == pytest.approx(
         gain, rel=1e-4
     )
-    log = float(acquisition.log_expected_improvement(mean_, std_, best_))
+    log = float(gaussian_process.log_expected_improvement(mean_, std_, best_))
     assert log == pytest.approx(np.log(gain), rel=1e-4, abs=1e-4)
-    chance = float(acquisition.probability_of_improvement(mean_, std_, best_))
+    chance = float(gaussian_process.probability_of_improvement(mean_, std_, best_))
     assert chance == pytest.approx(stats.norm.logcdf((best - mean) / std), rel=1e-4)
-    bound = acquisition.confidence_bound(1.5)(mean_, std_, best_)
+    bound = gaussian_process.confidence_bound(1.5)(mean_, std_, best_)
     assert float(bound) == pytest.approx(1.5 * std - mean, rel=1e-5)
 
 
@@ -280,15 +299,17 @@ def test_log_improvement_has_a_slope_far_away():
     wide = np.float64(z)
     mills = np.sqrt(np.pi / 2) * special.erfcx(-wide / np.sqrt(2))
     exact = stats.norm.logpdf(wide) + np.log1p(wide * mills)
-    log = jax.jit(acquisition.log_expected_improvement)
+    log = jax.jit(gaussian_process.log_expected_improvement)
     np.testing.assert_allclose(log(-z, jnp.ones(8), jnp.zeros(8)), exact, rtol=2e-4)
-    slope = jax.vmap(jax.grad(acquisition.log_expected_improvement), (0, None, None))(-z, 1.0, 0.0)
+    slope = jax.vmap(jax.grad(gaussian_process.log_expected_improvement), (0, None, None))(
+        -z, 1.0, 0.0
+    )
     assert jnp.all(jnp.isfinite(slope)) and jnp.all(slope < 0)
     with pytest.raises(ValueError, match="kappa is -1"):
-        acquisition.confidence_bound(-1)
+        gaussian_process.confidence_bound(-1)
 
 
-@pytest.mark.parametrize("transform", [outputs.standardize, outputs.normal_scores, outputs.power])
+@pytest.mark.parametrize("transform", [standardize, normal_scores, power])
 def test_outputs_are_standard_and_keep_the_order(transform):
     x = np.random.default_rng(0).lognormal(0, 2, 20)
     scores = jnp.asarray(np.concatenate([x, [np.inf, np.inf, 5.0]]))
@@ -301,5 +322,5 @@ def test_outputs_are_standard_and_keep_the_order(transform):
     assert np.all(np.argsort(y[:20]) == np.argsort(x))
     assert np.all(np.asarray(transform(jnp.full(4, 0.1), jnp.ones(4, bool))) == 0)
     assert np.all(np.isfinite(transform(jnp.full(4, jnp.inf), jnp.ones(4, bool))))
-    if transform is outputs.power:
+    if transform is power:
         assert abs(stats.skew(y[:20])) < 0.4 * abs(stats.skew(x))

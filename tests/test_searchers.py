@@ -12,13 +12,12 @@ import pytest
 from scipy import stats
 
 import hypergrad as hg
-from hypergrad import searchers, space as sp, study, truncnorm, tuners
-from hypergrad.coordinates import coordinates, from_units, to_units
-from hypergrad.population import Population
+from hypergrad import searchers, space as sp, study, tuners
+from hypergrad.populations import Population
 from hypergrad.searchers import (
-    Outcome,
     Smoothing,
     Stop,
+    Trials,
     TrustRegion,
     bayes,
     cma_es,
@@ -36,8 +35,18 @@ from hypergrad.searchers import (
     warm_start,
 )
 from hypergrad.searchers.grid import levels_within
-from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
-from hypergrad.tune import generations as cut
+from hypergrad.searchers.models import truncnorm
+from hypergrad.space import (
+    Choice,
+    Integer,
+    LogReal,
+    Real,
+    Sequence,
+    coordinates,
+    from_units,
+    to_units,
+)
+from hypergrad.tuning.build import generations as cut
 from tasks import quadratic
 from tests.lowering import wide_results
 
@@ -80,7 +89,7 @@ NUM = 16
 def outcome(hparams, values, steps=None):
     num = len(values)
     steps = jnp.full(num, 5, jnp.int32) if steps is None else jnp.asarray(steps, jnp.int32)
-    return Outcome(hparams, jnp.asarray(values), steps, jnp.arange(num, dtype=jnp.int32), {})
+    return Trials(hparams, jnp.asarray(values), steps, jnp.arange(num, dtype=jnp.int32), {})
 
 
 def mixed_objective(space, hparams):
@@ -416,8 +425,8 @@ def test_done_ends_a_study():
         return outcome(hparams, jnp.ones(4))
 
     found = study.run(tuners.search(members, searcher, scheduler, 4), KEY, 50)
-    assert len(found.outcomes) == 3 and found.outcomes[-1].info["done"]
-    assert [float(o.info["gamma"]) for o in found.outcomes] == [1.0, 1.0, 1.0]
+    assert len(found.trials) == 3 and found.trials[-1].info["done"]
+    assert [float(o.info["gamma"]) for o in found.trials] == [1.0, 1.0, 1.0]
 
 
 def test_kept_trials_compete_again():
@@ -596,7 +605,7 @@ def test_long_schedules_are_held_constant():
 
 def test_a_task_is_tuned_and_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        importlib.import_module("hypergrad.report"), "report", lambda folder: folder
+        importlib.import_module("hypergrad.report.page"), "report", lambda folder: folder
     )
     task = quadratic.task(horizon=12, num_params=2)
     settings = {"method": "cross_entropy", "population": 16, "generations": 4, "eval_seeds": 2}
@@ -606,11 +615,11 @@ def test_a_task_is_tuned_and_resumed(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     whole = hg.tune(task, storage=tmp_path / "a", **settings)
-    assert [len(o.values) for o in whole.outcomes] == [16] * 4
-    assert {"gamma", "log_likelihood_after", "largest_std", "done"} <= set(whole.outcomes[0].info)
-    lr = whole.outcomes[1].hparams["lr"]
+    assert [len(o.values) for o in whole.trials] == [16] * 4
+    assert {"gamma", "log_likelihood_after", "largest_std", "done"} <= set(whole.trials[0].info)
+    lr = whole.trials[1].hparams["lr"]
     assert lr.shape == (16, 12) and np.all(lr == lr[:, :1]), "a long schedule is held constant"
-    assert whole.best_value <= min(o.values.min() for o in whole.outcomes) + 1e-6
+    assert whole.best_value <= min(o.values.min() for o in whole.trials) + 1e-6
     hg.tune(task, storage=tmp_path / "b", callbacks=[hg.Callback(step=stop)], **settings)
     assert hg.resume(task, tmp_path / "b").digest == whole.digest
 

@@ -7,12 +7,25 @@ import optax
 import pytest
 
 import hypergrad as hg
-from hypergrad.estimators import at_rest, left_out, shared, unrolled
-from hypergrad.expected import enumerated, sampled
-from hypergrad.heads import Network, independent, mixture, multitask, sizes
-from hypergrad.policies import factorized, no_baseline, running_mean
-from hypergrad.problem import Problem, Variables
-from hypergrad.solve import cg, direct, identity, neumann
+from hypergrad.core.solve import cg, direct, identity, neumann
+from hypergrad.core.types import Variables
+from hypergrad.estimators.policies import (
+    Network,
+    at_rest,
+    enumerated,
+    factorized,
+    independent,
+    left_out,
+    mixture,
+    multitask,
+    no_baseline,
+    running_mean,
+    sampled,
+    shared,
+    sizes,
+    unrolled,
+)
+from hypergrad.problem import Problem
 from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
 from hypergrad.testing import assert_close
 from models.policies import Recurrent, functions

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad.solve import (
+from hypergrad.core.solve import (
     bicgstab,
     cg,
     damped,

@@ -11,16 +11,18 @@ import optax
 import pytest
 
 import hypergrad as hg
-from hypergrad import cli, devices, earlier, flatness, static, study
-from hypergrad.layout import layout_for, looped
-from hypergrad.population import population
+from hypergrad import study
+from hypergrad.cli import main as cli
+from hypergrad.populations import devices, layout_for, looped, population
 from hypergrad.problem import Problem, Task
 from hypergrad.searchers import random, warm_start
-from hypergrad.settings import Settings
-from hypergrad.space import Choice, Integer, LogReal, dynamic
-from hypergrad.storage import StudyWarning
+from hypergrad.space import Choice, Integer, LogReal, dynamic, static
+from hypergrad.study import StudyWarning
 from hypergrad.train import init_state, unroll
-from hypergrad.tune import build, check_task
+from hypergrad.tuning import flatness
+from hypergrad.tuning.build import build, check_task
+from hypergrad.tuning.settings import Settings
+from hypergrad.tuning.warm_start import read_trials
 
 HORIZON = 6
 SPACE = {
@@ -96,7 +98,7 @@ def shapes_of(outcome):
 
 def test_a_study_has_the_values_that_the_user_named(tuned):
     out, found = tuned
-    table = found.trials()
+    table = found.table()
     assert set(table["act"]) <= {"tanh", "sin"} and set(table["width"]) <= {1, 2}
     assert len(table["act"]) == 12
     record = json.loads((out / "journal.jsonl").read_text().splitlines()[0])
@@ -116,7 +118,7 @@ def test_a_study_has_the_values_that_the_user_named(tuned):
 
 
 def test_every_trial_is_the_run_of_its_shape(tuned):
-    outcome = tuned[1].outcomes[0]
+    outcome = tuned[1].trials[0]
     for m in range(3):
         h = static.restored(SPACE, {n: x[m] for n, x in outcome.hparams.items()})
         fixed = PROBLEM._replace(
@@ -139,7 +141,7 @@ def tuner_of(**settings):
 def test_one_compilation_for_each_shape(compilations):
     """Of the population three programs a shape: to begin, to train and to judge; groups have all sizes."""
     found = study.run(tuner_of(method="random", population=6), jax.random.key(0), 4)
-    sizes = [Counter(shapes_of(outcome)) for outcome in found.outcomes]
+    sizes = [Counter(shapes_of(outcome)) for outcome in found.trials]
     shapes = set().union(*sizes)
     assert len(shapes) == 4 and len({n for size in sizes for n in size.values()}) > 2
     assert compilations["jit(program)"] == 3 * len(shapes), compilations
@@ -149,7 +151,7 @@ def test_one_compilation_for_each_shape(compilations):
 def test_schedulers(scheduler):
     method = "cross_entropy" if scheduler == "halving" else "random"
     tuner = tuner_of(method=method, scheduler=scheduler)
-    outcome = study.run(tuner, jax.random.key(1), 1).outcomes[0]
+    outcome = study.run(tuner, jax.random.key(1), 1).trials[0]
     assert np.isfinite(outcome.values).any() and set(outcome.hparams["act"]) <= {"tanh", "sin"}
     if scheduler == "pbt":
         noted = outcome.info["schedule.act"]
@@ -178,7 +180,7 @@ def test_members_of_a_call_are_divided_among_devices():
 
 def test_resume_to_the_same_bits_and_replay(tuned, tmp_path, monkeypatch):
     out, found = tuned
-    monkeypatch.setattr(sys.modules["hypergrad.tune"], "_report", lambda path: None)
+    monkeypatch.setattr(sys.modules["hypergrad.tuning.tune"], "_report", lambda path: None)
 
     monkeypatch.setitem(study.begin.__kwdefaults__, "checkpoint_seconds", 0.0)
 
@@ -192,10 +194,10 @@ def test_resume_to_the_same_bits_and_replay(tuned, tmp_path, monkeypatch):
     again = hg.resume(task(), part)
     assert again.digest == found.digest
     assert again.result["final_digest"] == found.result["final_digest"]
-    for ours, theirs in zip(again.outcomes, found.outcomes, strict=True):
+    for ours, theirs in zip(again.trials, found.trials, strict=True):
         np.testing.assert_array_equal(ours.hparams["act"], theirs.hparams["act"])
     repeated = hg.replay(task(), out, 5)
-    outcome = found.outcomes[1]
+    outcome = found.trials[1]
     assert repeated.hparams["act"] == outcome.hparams["act"][1]
     assert repeated.hparams["width"] == outcome.hparams["width"][1]
     assert repeated.losses.shape == (1, HORIZON) and np.isfinite(repeated.losses).all()
@@ -204,28 +206,28 @@ def test_resume_to_the_same_bits_and_replay(tuned, tmp_path, monkeypatch):
 
 def test_a_search_begins_with_trials_of_shapes(tuned, tmp_path):
     out, found = tuned
-    read = earlier.read_trials(out, SPACE)
+    read = read_trials(out, SPACE)
     options = np.array(SPACE["act"].options)
     np.testing.assert_array_equal(
-        options[read.hparams["act"]], np.concatenate([o.hparams["act"] for o in found.outcomes])
+        options[read.hparams["act"]], np.concatenate([o.hparams["act"] for o in found.trials])
     )
     fewer = SPACE | {"act": Choice(("sin", "tanh_of_another_name"), static=True)}
     with pytest.warns(StudyWarning, match="lie outside the space"):
-        left = earlier.read_trials(out, fewer)
+        left = read_trials(out, fewer)
     assert set(left.hparams["act"].tolist()) == {0}
-    warm_start(random(dynamic(SPACE)), found.outcomes, SPACE).init(jax.random.key(0))
+    warm_start(random(dynamic(SPACE)), found.trials, SPACE).init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"outcomes\[0\] has texts at 'act'"):
-        warm_start(random(dynamic(SPACE)), found.outcomes)
+        warm_start(random(dynamic(SPACE)), found.trials)
     tuner = tuner_of(method="tpe", warm_start=str(out), prior={"act": "sin"})
-    asked = study.run(tuner, jax.random.key(2), 1).outcomes[0].hparams["act"].tolist()
+    asked = study.run(tuner, jax.random.key(2), 1).trials[0].hparams["act"].tolist()
     assert asked.count("sin") > 3, "a belief is in the user's words"
 
 
 def test_trials_go_to_optuna_by_name(tuned):
     pytest.importorskip("optuna")
-    from hypergrad.integrations import export_trials, import_trials
+    from hypergrad.searchers.optuna import export_trials, import_trials
 
-    outcomes = tuned[1].outcomes
+    outcomes = tuned[1].trials
     written = export_trials(outcomes, SPACE)
     acts = np.concatenate([outcome.hparams["act"] for outcome in outcomes])
     assert [trial.params["act"] for trial in written.trials] == acts.tolist()
@@ -240,7 +242,7 @@ def test_values_go_both_ways():
         "depth": np.array([3, 2, 2]),
         "width": np.array([0, 0, 1]),
     }
-    named = static.named(MORE, given)
+    named = static.named_options(MORE, given)
     assert named["act"].tolist() == ["sin", "tanh", "sin"]
     assert named["scale"].tolist() == [0.5, 2, 2]
     back = static.numbered(MORE, named)
@@ -290,16 +292,16 @@ def test_an_option_that_does_not_work_is_found_before_training():
 
 def test_a_space_of_static_dimensions_only():
     space = {"width": Integer(2, 3, static=True)}
-    problem = hg.groups.with_hparams(PROBLEM, lambda h: {"act": "sin", "lr": 0.1} | h)
+    problem = hypergrad.problem.with_hparams(PROBLEM, lambda h: {"act": "sin", "lr": 0.1} | h)
     found = hg.tune(problem, space, horizon=2, method="grid", budget=2, eval_seeds=2, num_seeds=1)
-    assert sorted(found.trials()["width"]) == [2, 3] and found.best["width"] in (2, 3)
+    assert sorted(found.table()["width"]) == [2, 3] and found.best["width"] in (2, 3)
 
 
 def test_the_command_line(tuned, tmp_path, capsys, monkeypatch):
     """On the study that Python made, and the words that begin one."""
     out = str(tuned[0])
-    monkeypatch.setattr("hypergrad.loading.load_task", lambda name, arguments: task())
-    monkeypatch.setattr("hypergrad.cli._use_cores", lambda *_: None)
+    monkeypatch.setattr("hypergrad.cli.loading.load_task", lambda name, arguments: task())
+    monkeypatch.setattr("hypergrad.cli.main._use_cores", lambda *_: None)
     seen = []
 
     def measure(task, hparams, key):
@@ -313,7 +315,7 @@ def test_the_command_line(tuned, tmp_path, capsys, monkeypatch):
     assert cli.main(["export", out]) == 0
     assert f'"act": "{best["act"]}"' in capsys.readouterr().out
     assert cli.main(["replay", out, "2", "shapes"]) == 0
-    assert f"act {tuned[1].outcomes[0].hparams['act'][2]}" in capsys.readouterr().out
+    assert f"act {tuned[1].trials[0].hparams['act'][2]}" in capsys.readouterr().out
     start = ["tune", "shapes", "--method", "random", "--out", str(tmp_path / "new")]
     for words in (["--scheduler", "pb2"], ["--memory", "2G"]):
         assert cli.main([*start, *words]) == 2

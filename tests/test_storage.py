@@ -20,12 +20,17 @@ import pytest
 from hypothesis import example, given, settings as fuzz, strategies as st
 
 from benchmarks import faults
-from hypergrad import checkpoint, cli, records, storage, study
-from hypergrad.journal import Journal, encode, read, scan
-from hypergrad.results import load
-from hypergrad.searchers import Outcome
-from hypergrad.settings import Settings
+from hypergrad import study
+from hypergrad.cli import main as cli
+from hypergrad.report.results import load_results
+from hypergrad.searchers import Trials
+from hypergrad.study import StudyWarning
+from hypergrad.study.disk import checkpoint, records
+from hypergrad.study.disk.files import open_file, parse_json, read_json, write_json
+from hypergrad.study.disk.folder import create
+from hypergrad.study.disk.journal import Journal, encode_line, read_records, scan
 from hypergrad.tuners import Tuner
+from hypergrad.tuning.settings import Settings
 from tasks import quadratic
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +68,7 @@ def test_the_disk_is_waited_for_before_anything_counts(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), real(a, b)))
-    storage.write_json(tmp_path / "a.json", {"a": 1})
+    write_json(tmp_path / "a.json", {"a": 1})
     assert events == ["file", "rename", "folder"]
     journal = Journal(tmp_path / "journal.jsonl")
     events.clear()
@@ -109,7 +114,7 @@ def toy(shift=0.0):
         hparams = {"a": draw, "half": jnp.stack([state["half"]] * 2), "n": jnp.arange(2)}
         info = {"bits": jax.random.key_data(state["key"]), "odd": draw > 0, "z": -0.0 * draw}
         index = jnp.arange(2, dtype=jnp.int32)
-        return state, Outcome(hparams, values, index, index, info)
+        return state, Trials(hparams, values, index, index, info)
 
     return Tuner(init, step)
 
@@ -147,12 +152,12 @@ def end_after(num_steps, folder, every=0.0):
 def test_resumed_is_the_same_to_the_bit(tmp_path, whole, num_steps, every):
     end_after(num_steps, tmp_path / "s", every)
     new = []
-    found = study.resume(toy(), tmp_path / "s", lambda index, *_: new.append(index))
-    same(found.outcomes, whole.outcomes)
+    found = study.resume_run(toy(), tmp_path / "s", lambda index, *_: new.append(index))
+    same(found.trials, whole.trials)
     same(found.best, whole.best)
     assert found.best_value == whole.best_value and found.digest == whole.digest
     assert new == list(range(num_steps, 6))
-    again = study.resume(toy(), tmp_path / "s")
+    again = study.resume_run(toy(), tmp_path / "s")
     assert again.digest == whole.digest and len(checkpoint.steps(tmp_path / "s")) <= 2
 
 
@@ -164,27 +169,27 @@ def test_ctrl_c_keeps_the_last_whole_step(tmp_path, whole):
     path = tmp_path / "s"
     found = study.run(toy(), KEY, 6, stop, storage=path, checkpoint_seconds=1e9)
     assert found.interrupted and checkpoint.steps(path) == [3]
-    assert study.resume(toy(), path).digest == whole.digest
+    assert study.resume_run(toy(), path).digest == whole.digest
 
 
 def test_a_step_that_differs_from_its_record_is_refused(tmp_path):
     end_after(4, tmp_path / "s", every=1e9)
-    message = refused(study.resume, toy(shift=1e-3), tmp_path / "s")
+    message = refused(study.resume_run, toy(shift=1e-3), tmp_path / "s")
     assert "step 0 was made again, and its hparams 'a' differ" in message
 
 
 @pytest.mark.parametrize("trial", [0, 3, 7])
 def test_replay_makes_a_trial_again(kept, whole, trial):
-    found = study.replay(toy(), kept, trial)
+    found = study.replay_trial(toy(), kept, trial)
     assert (found.step, found.member) == divmod(trial, 2)
-    expected = jax.tree.map(lambda x: x[found.member], whole.outcomes[found.step].hparams)
+    expected = jax.tree.map(lambda x: x[found.member], whole.trials[found.step].hparams)
     same(found.outcome.hparams, expected)
-    assert "differ from its record" in refused(study.replay, toy(1e-3), kept, trial)
+    assert "differ from its record" in refused(study.replay_trial, toy(1e-3), kept, trial)
 
 
 @pytest.mark.parametrize("trial", [8, -1, "x"])
 def test_replay_names_the_trials_there_are(kept, trial):
-    assert "0 to 7" in refused(study.replay, toy(), kept, trial) or trial != 8
+    assert "0 to 7" in refused(study.replay_trial, toy(), kept, trial) or trial != 8
 
 
 @pytest.mark.parametrize("method", faults.CASES)
@@ -209,14 +214,14 @@ def test_faults_lose_nothing(tmp_path, fault):
 
 
 def test_every_prefix_of_a_journal(tmp_path):
-    lines = [encode({"step": i, "values": [i / 3]}) for i in range(20)]
+    lines = [encode_line({"step": i, "values": [i / 3]}) for i in range(20)]
     data, path = b"".join(lines), tmp_path / "journal.jsonl"
     for cut in range(len(data) + 1):
         path.unlink(
             missing_ok=True
         )  # some file systems wait for the disk where a file is cut short
         path.write_bytes(data[:cut])
-        num_read = sum(1 for _ in read(path))
+        num_read = sum(1 for _ in read_records(path))
         journal = Journal(path)
         rest, num = cut, 0
         while num < 20 and rest >= len(lines[num]) - 1:
@@ -265,7 +270,7 @@ def test_damage_in_the_middle_names_the_line(tmp_path, change, found):
     path = tmp_path / "journal.jsonl"
     write_records(path, 4)
     damage(path, 1, change)
-    message = refused(list, read(path))
+    message = refused(list, read_records(path))
     assert "line " in message and found in message and "hypergrad resume" in message
     journal = Journal(path)
     assert journal.count in (1, 2) and found in journal.damage
@@ -280,7 +285,7 @@ def test_a_torn_line_is_ignored_by_readers_and_cut_off_by_the_writer(tmp_path):
     size = path.stat().st_size
     with path.open("ab") as file:
         file.write(b'{"crc": "0000')
-    assert len(list(read(path))) == 2 and path.stat().st_size > size
+    assert len(list(read_records(path))) == 2 and path.stat().st_size > size
     journal = Journal(path)
     assert "cut off" in journal.damage and path.stat().st_size == size
     journal.close()
@@ -289,13 +294,13 @@ def test_a_torn_line_is_ignored_by_readers_and_cut_off_by_the_writer(tmp_path):
 def test_lost_records_and_checkpoints_are_made_again(kept, whole):
     path = kept / "journal.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:1]))
-    with pytest.warns(storage.StudyWarning) as caught:
-        assert study.resume(toy(), kept).digest == whole.digest
+    with pytest.warns(StudyWarning) as caught:
+        assert study.resume_run(toy(), kept).digest == whole.digest
     assert ["1 whole records, expected" in str(w.message) for w in caught] == [True, True]
     path.unlink()
     for file in kept.glob("checkpoint-*"):
         file.unlink()
-    assert study.resume(toy(), kept).digest == whole.digest
+    assert study.resume_run(toy(), kept).digest == whole.digest
 
 
 def test_a_record_too_long_is_refused_before_it_is_written(tmp_path):
@@ -310,18 +315,18 @@ def test_a_record_too_long_is_refused_before_it_is_written(tmp_path):
 @fuzz(deadline=None)
 def test_any_bytes_are_read_or_refused(tmp_path_factory, noise, place, mode):
     path = tmp_path_factory.mktemp("fuzz") / "journal.jsonl"
-    good = b"".join(encode({"step": i, "values": [0.5]}) for i in range(4))
+    good = b"".join(encode_line({"step": i, "values": [0.5]}) for i in range(4))
     sealed = b'{"crc": "%08x", %s' % (zlib.crc32(noise + b"\n"), noise + b"\n")
     parts = (noise, good[:place] + noise + good[place:], good[:place] + noise, good + sealed)
     path.write_bytes(parts[mode])
     try:
-        list(read(path))
+        list(read_records(path))
     except ValueError as error:
         one_line(error)
     journal = Journal(path)
     journal.append({"step": journal.count, "values": []})
     journal.close()
-    assert sum(1 for _ in read(path)) == journal.count
+    assert sum(1 for _ in read_records(path)) == journal.count
 
 
 def count_up():
@@ -330,7 +335,7 @@ def count_up():
     def step(key, state):
         values = np.array([state["n"] / 3.0, 1.0 / (state["n"] + 1)])
         index = np.arange(2)
-        return {"n": state["n"] + 1}, Outcome({"a": values}, values, index, index, {})
+        return {"n": state["n"] + 1}, Trials({"a": values}, values, index, index, {})
 
     return Tuner(lambda key: {"n": np.int32(0)}, step)
 
@@ -375,7 +380,7 @@ def resumed(counted, tmp_path_factory, change):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = study.resume(count_up(), path)
+                found = study.resume_run(count_up(), path)
         except ValueError as error:
             one_line(error)
             return None
@@ -406,13 +411,13 @@ def test_forged_records_are_refused_in_one_line_or_make_no_difference(
     """Records under a checksum that is right, of any content; steps that are made again find them out."""
 
     def change(lines):
-        honest = storage.parse_json(lines[min(record["step"], 3)], "line")
+        honest = parse_json(lines[min(record["step"], 3)], "line")
         del honest["crc"]
-        lines[place : place + instead] = [encode({**honest, **record})]
+        lines[place : place + instead] = [encode_line({**honest, **record})]
         return b"".join(lines)
 
     found = resumed(counted, tmp_path_factory, change)
-    assert found is None or len(found.outcomes) == 5
+    assert found is None or len(found.trials) == 5
 
 
 # ---- checkpoints
@@ -476,8 +481,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(kept, whole, hurt):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.warns(storage.StudyWarning, match="an earlier one"):
-        assert study.resume(toy(), kept).digest == whole.digest
+    with pytest.warns(StudyWarning, match="an earlier one"):
+        assert study.resume_run(toy(), kept).digest == whole.digest
     assert older == newest - 1
 
 
@@ -492,15 +497,15 @@ def test_a_second_writer_is_refused_at_once_and_told_the_process(kept):
     holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT)
     try:
         assert holder.stdout.readline() == b"locked\n"
-        message = refused(study.resume, toy(), kept)
+        message = refused(study.resume_run, toy(), kept)
         assert f"in use by process {holder.pid}," in message
-        assert len(list(read(kept / "journal.jsonl"))) == 4, "a reader needs no lock"
-        assert study.replay(toy(), kept, 1).step == 0
-        assert f"process {holder.pid}," in refused(storage.create(kept, True).__enter__)
+        assert len(list(read_records(kept / "journal.jsonl"))) == 4, "a reader needs no lock"
+        assert study.replay_trial(toy(), kept, 1).step == 0
+        assert f"process {holder.pid}," in refused(create(kept, True).__enter__)
     finally:
         holder.kill()
         holder.wait()
-    assert not study.resume(toy(), kept).interrupted, "the lock goes with the process"
+    assert not study.resume_run(toy(), kept).interrupted, "the lock goes with the process"
 
 
 def test_one_of_eight_threads_wins(tmp_path):
@@ -509,7 +514,7 @@ def test_one_of_eight_threads_wins(tmp_path):
     def race():
         barrier.wait()
         try:
-            with storage.create(tmp_path / "s"):
+            with create(tmp_path / "s"):
                 won.append(1)
                 barrier.wait()
         except ValueError as error:
@@ -530,7 +535,7 @@ def test_readers_see_whole_records_only(tmp_path):
 
     def watch():
         while not done.is_set():
-            found = list(read(path))
+            found = list(read_records(path))
             assert found == [{"step": i, "values": [0.5] * 50} for i in range(len(found))]
             seen.append(len(found))
 
@@ -546,7 +551,7 @@ def test_readers_see_whole_records_only(tmp_path):
 
 @pytest.mark.parametrize("name", ["a b", ".hidden", "a/../..", "ü", "x" * 200, "a\nb"])
 def test_odd_names_are_refused(tmp_path, name):
-    assert "expected" in refused(storage.create(tmp_path / name).__enter__)
+    assert "expected" in refused(create(tmp_path / name).__enter__)
     assert not list(tmp_path.iterdir())
 
 
@@ -576,7 +581,7 @@ def sealed(name, **entries):
     """Change entries of a JSON file, and give it its checksum again."""
 
     def apply(folder):
-        storage.write_json(folder / name, storage.read_json(folder / name) | entries)
+        write_json(folder / name, read_json(folder / name) | entries)
 
     return apply
 
@@ -784,18 +789,18 @@ def test_hostile_folders_do_no_harm(case, harm, kept, whole):
     HOSTILE[case](kept)
     tracemalloc.start()
     outcomes = []
-    for call in (lambda: study.resume(toy(), kept), lambda: study.replay(toy(), kept, 7)):
+    for call in (lambda: study.resume_run(toy(), kept), lambda: study.replay_trial(toy(), kept, 7)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 outcomes.append(call())
             except ValueError as error:
                 one_line(error)
-    refused(load, kept)
+    refused(load_results, kept)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200 * 2**20
-    assert all(found.digest == whole.digest for found in outcomes if isinstance(found, study.Study))
+    assert all(found.digest == whole.digest for found in outcomes if isinstance(found, study.Run))
     harm()
 
 
@@ -808,7 +813,7 @@ def tuned(tmp_path_factory):
         if index == 3:
             raise faults.Stop
 
-    about = importlib.import_module("hypergrad.tune")._describe(task, chosen, {"cost": 2})
+    about = importlib.import_module("hypergrad.tuning.tune")._describe(task, chosen, {"cost": 2})
     path = tmp_path_factory.mktemp("tuned") / "study"
     with pytest.raises(faults.Stop):
         study.run(toy(), KEY, 6, stop, storage=path, details=about, checkpoint_seconds=0.0)
@@ -818,7 +823,9 @@ def tuned(tmp_path_factory):
 @pytest.fixture
 def of_task(tmp_path, tuned, monkeypatch):
     """A copy of it, in a process where nothing is compiled, judged or drawn."""
-    tuning, resuming = map(importlib.import_module, ("hypergrad.tune", "hypergrad.resume"))
+    tuning, resuming = map(
+        importlib.import_module, ("hypergrad.tuning.tune", "hypergrad.tuning.resume")
+    )
     valid = {"mean": 0.0, "low": 0.0, "high": 0.0, "values": [0.0]}
     judged = {"tuned": {"hparams": {"lr": 0.1}, "valid": valid, "test": {}}}
     monkeypatch.setattr(resuming, "build", lambda *_: (toy(), 2))
@@ -839,7 +846,7 @@ def test_hostile_folders_do_no_harm_through_the_command_line(case, of_task, harm
         answer["status"] == status and "Traceback" not in err and (status == 0 or case != "nothing")
     )
     if status == 0:
-        assert storage.read_json(of_task / "result.json")["digest"] == whole.digest
+        assert read_json(of_task / "result.json")["digest"] == whole.digest
     else:
         assert status == 2 and one_line(answer["error"])
     assert (status == 0) == bool((of_task / "result.json").is_file()) or case.startswith("result")
@@ -850,8 +857,8 @@ def test_a_link_that_appears_late_is_not_followed(tmp_path):
     (tmp_path / "file").write_text("precious")
     (tmp_path / "link").symlink_to("file")
     for flags in (os.O_RDONLY, os.O_RDWR | os.O_CREAT):
-        assert "symbolic link" in refused(storage.open_file, tmp_path / "link", flags)
-    storage.write_json(tmp_path / "link", {"a": 1})  # takes the link's place
+        assert "symbolic link" in refused(open_file, tmp_path / "link", flags)
+    write_json(tmp_path / "link", {"a": 1})  # takes the link's place
     assert (tmp_path / "file").read_text() == "precious"
 
 
@@ -865,21 +872,21 @@ def test_there_are_forty_hostile_folders():
 def test_json_keeps_what_is_written_and_notices_any_flip(tmp_path):
     path = tmp_path / "a.json"
     value = {"a": [1, 0.1, None, 'x\n"[{\\'], "b": {"c": True}, "n": float("nan")}
-    storage.write_json(path, value)
-    assert storage.read_json(path) == value | {"n": None}
+    write_json(path, value)
+    assert read_json(path) == value | {"n": None}
     data = path.read_bytes()
     for place in range(len(data)):
         hurt = bytearray(data)
         hurt[place] ^= 1 << place % 8
         path.write_bytes(hurt)
-        refused(storage.read_json, path)
+        refused(read_json, path)
 
 
 def test_strings_and_escapes_do_not_count_as_nesting(tmp_path):
     text = json.dumps({"a": "[" * 100 + '\\"' + "{" * 100, "b": '\\\\"[', "c": [[]]}).encode()
-    assert storage.parse_json(text, "x")["c"] == [[]]
+    assert parse_json(text, "x")["c"] == [[]]
     deep = b'{"a": ' + b"[" * 32 + b"]" * 32 + b"}"
-    assert "nested too deep" in refused(storage.parse_json, deep, "x")
+    assert "nested too deep" in refused(parse_json, deep, "x")
 
 
 def test_scan_ends_with_the_file(tmp_path):

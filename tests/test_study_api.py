@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad import callbacks, export, journal, storage, trials
-from hypergrad.searchers import Outcome
-from hypergrad.settings import Settings
+from hypergrad.report.table import columns
+from hypergrad.searchers import Trials
+from hypergrad.study import callbacks, export
+from hypergrad.study.disk import files, folder, journal
+from hypergrad.tuning.settings import Settings
 from tasks import quadratic
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +52,7 @@ def test_tune_returns_a_study(tuned):
     out, _, study = tuned
     assert isinstance(study, hg.Study)
     assert set(study.best) == {"lr", "momentum"} and study.best["lr"].shape == (HORIZON,)
-    assert study.best_value == min(float(o.values.min()) for o in study.outcomes)
+    assert study.best_value == min(float(o.values.min()) for o in study.trials)
     assert study.report == out / "report.html" and study.report.is_file()
     on_disk = json.loads((out / "result.json").read_text())
     assert on_disk["digest"] == study.digest == study.result["digest"]
@@ -79,7 +81,7 @@ def test_a_study_that_cannot_be_leaves_the_old_one(tuned, tmp_path, bad):
 @pytest.mark.parametrize(("budget", "sizes"), [(1, [1]), (16, [16]), (17, [9, 9])])
 def test_random_search_keeps_its_budget(budget, sizes):
     found = hg.tune(TASK, method="random", budget=budget, eval_seeds=2)
-    assert [len(outcome.values) for outcome in found.outcomes] == sizes
+    assert [len(outcome.values) for outcome in found.trials] == sizes
 
 
 def test_the_best_is_chosen_on_equal_seeds():
@@ -95,7 +97,7 @@ def test_the_best_is_chosen_on_equal_seeds():
     found = hg.tune(task, method="random", budget=32, eval_seeds=2)
     trials = sorted(
         (float(value), float(momentum))
-        for outcome in found.outcomes
+        for outcome in found.trials
         for value, momentum in zip(outcome.values, outcome.hparams["momentum"], strict=True)
     )
     assert float(found.best["momentum"]) == min(momentum for _, momentum in trials[:10])
@@ -111,7 +113,7 @@ def test_a_problem_on_disk_has_a_report_and_is_resumed(tmp_path):
         return hg.tune(TASK.problem, TASK.space, horizon=HORIZON, storage=place, **SMALL, **more)
 
     whole, part = run(tmp_path / "a"), run(tmp_path / "b", callbacks=[hg.Callback(step=stop)])
-    assert part.interrupted and len(part.outcomes) == 2 and not whole.interrupted
+    assert part.interrupted and len(part.trials) == 2 and not whole.interrupted
     heard = []
     space = TASK.space
     again = hg.resume(TASK.problem, tmp_path / "b", space=space, callbacks=[recorder(heard)])
@@ -124,11 +126,11 @@ def test_callbacks_hear_everything_in_order(tuned):
     _, heard, study = tuned
     assert [kind for kind, _ in heard] == ["start", *["step"] * (len(heard) - 2), "end"]
     assert heard[0][1]["settings"]["budget"] == 3
-    assert storage.plain(heard[0][1]) == storage.read_json(tuned[0] / "study.json")
+    assert files.to_plain(heard[0][1]) == files.read_json(tuned[0] / "study.json")
     assert heard[-1][1] is study
     steps = [now for kind, now in heard if kind == "step"]
     assert list(dict.fromkeys(now.phase for now in steps)) == ["descent", "random", "judge"]
-    for now, outcome in zip(steps, study.outcomes, strict=False):
+    for now, outcome in zip(steps, study.trials, strict=False):
         assert now.value == float(outcome.values.min())
         assert now.hparams["lr"].shape == (HORIZON,)
         assert now.record["hypergrad_norm"] == float(outcome.info["hypergrad_norm"][0])
@@ -144,7 +146,7 @@ def test_a_callback_that_fails_is_left_out_and_the_study_goes_on(tuned):
         raise OSError("disk full\nreally")
 
     heard = []
-    with pytest.warns(hg.callbacks.CallbackWarning, match="at step .OSError: disk full really"):
+    with pytest.warns(hg.study.CallbackWarning, match="at step .OSError: disk full really"):
         found = hg.tune(TASK, callbacks=[hg.Callback(step=fail), recorder(heard)], **SMALL)
     assert found.digest == study.digest and len(calls) == 1 and heard[-1][0] == "end"
 
@@ -156,7 +158,7 @@ def test_end_is_heard_when_the_study_fails(tmp_path, monkeypatch):
         hg.tune(problem, TASK.space, horizon=HORIZON, callbacks=[recorder(heard)], **SMALL)
     assert not heard, "what is refused beforehand never started"
 
-    write = journal.write_all
+    write = files.write_all
 
     def full(fd, data):
         if b'"step": 2' in data:
@@ -171,7 +173,7 @@ def test_end_is_heard_when_the_study_fails(tmp_path, monkeypatch):
     assert heard[-1] == ("end", None)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert log[-1] == {"event": "end", "failed": True} and len(log) == 4
-    assert len(list(journal.read(out / "journal.jsonl"))) == 2
+    assert len(list(journal.read_records(out / "journal.jsonl"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -211,19 +213,19 @@ def test_a_snippet_that_fails_in_the_end_loses_no_study():
 
 @pytest.mark.parametrize("name", ["study-copy.json", "study.json"])
 def test_a_full_disk_at_the_start_leaves_no_dead_end(name, tmp_path, monkeypatch):
-    out, heard, write = tmp_path / "s", [], storage.write_json
+    out, heard, write = tmp_path / "s", [], files.write_json
 
     def full(path, value):
         if path.name == name:
             raise ValueError(f"cannot write {name}: No space left")
         write(path, value)
 
-    monkeypatch.setattr(storage, "write_json", full)
+    monkeypatch.setattr(folder, "write_json", full)
     words = {"method": "random", "budget": 1, "storage": out}
     with pytest.raises(ValueError, match="No space left"):
         hg.tune(TASK, callbacks=[callbacks.jsonl(out / "log.jsonl"), recorder(heard)], **words)
     assert not heard and set(os.listdir(out)) <= {"lock", "study-copy.json"}
-    with storage.create(out):
+    with folder.create(out):
         assert os.listdir(out) == ["lock"], "the next `tune` finds it free"
 
 
@@ -235,7 +237,9 @@ def test_a_study_ended_as_the_first_listener_starts_can_be_resumed(tmp_path, mon
     words = {"method": "random", "budget": 1, "storage": out}
     with pytest.raises(KeyboardInterrupt):
         hg.tune(TASK, callbacks=[hg.Callback(start=stop)], **words)
-    monkeypatch.setattr(importlib.import_module("hypergrad.resume"), "complete", lambda *a: a[3])
+    monkeypatch.setattr(
+        importlib.import_module("hypergrad.tuning.resume"), "complete", lambda *a: a[3]
+    )
     assert hg.resume(TASK, out).path == out
 
 
@@ -262,7 +266,7 @@ def test_tensorboard(tuned, tmp_path):
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
 
-    replay_events(hg.integrations.tensorboard(tmp_path), tuned)
+    replay_events(hg.study.tensorboard(tmp_path), tuned)
     (path,) = tmp_path.iterdir()
     content, scalars = path.read_bytes(), {}
     while content:  # length, its CRC, the event, its CRC
@@ -272,7 +276,7 @@ def test_tensorboard(tuned, tmp_path):
         for value in event.summary.value:
             scalars.setdefault(value.tag, {})[event.step] = value.simple_value
     _, _, study = tuned
-    values = [float(o.values.min()) for o in study.outcomes]
+    values = [float(o.values.min()) for o in study.trials]
     assert scalars["descent/value"] == pytest.approx({i + 1: v for i, v in enumerate(values)})
     assert list(scalars["schedule/lr"].values()) == pytest.approx(study.best["lr"].tolist())
     assert {"descent/hypergrad_norm", "random/best", "descent/hparams.momentum"} <= set(scalars)
@@ -282,7 +286,7 @@ def test_wandb_offline(tuned, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    replay_events(hg.integrations.wandb(tmp_path), tuned)
+    replay_events(hg.study.wandb(tmp_path), tuned)
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     expected = (b"descent/hypergrad_norm", b"random/best", b"best_value", b"eval_seeds")
     deadline = time.monotonic() + 30  # its own process closes the file a little later
@@ -296,7 +300,7 @@ def test_a_missing_library_is_said_at_once(name, tmp_path, monkeypatch):
     module = {"tensorboard": "tensorboardX"}.get(name, name)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=rf"log '{name}' needs {module}.*hypergrad-jax\[{name}\]"):
-        hg.integrations.log(name, tmp_path)
+        hg.study.log(name, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -305,7 +309,7 @@ def test_a_missing_library_is_said_at_once(name, tmp_path, monkeypatch):
 
 def outcome(values, hparams, **info):
     num = len(values)
-    return Outcome(hparams, np.array(values), np.full(num, 7), np.arange(num), info)
+    return Trials(hparams, np.array(values), np.full(num, 7), np.arange(num), info)
 
 
 OUTCOMES = [
@@ -315,7 +319,7 @@ OUTCOMES = [
 
 
 def test_columns():
-    table = trials.columns(OUTCOMES)
+    table = columns(OUTCOMES)
     np.testing.assert_array_equal(table["trial"], [0, 1, 2])
     np.testing.assert_array_equal(table["step"], [0, 0, 1])
     np.testing.assert_array_equal(table["member"], [0, 1, 0])
@@ -323,13 +327,13 @@ def test_columns():
     np.testing.assert_array_equal(table["value_"], [5, 6, 7])
     np.testing.assert_array_equal(table["rank"], [0, 1, np.nan])
     assert table["lr"].shape == (3, 3) and "done" not in table
-    assert all(len(column) == 0 for column in trials.columns([]).values())
+    assert all(len(column) == 0 for column in columns([]).values())
 
 
 def test_trials_are_a_frame(tuned):
     pandas = pytest.importorskip("pandas")
     _, _, study = tuned
-    frame = study.trials()
+    frame = study.table()
     assert isinstance(frame, pandas.DataFrame) and len(frame) == 3 and frame.index.name == "trial"
     best = frame["value"].idxmin()
     assert frame["value"][best] == study.best_value
@@ -340,7 +344,7 @@ def test_trials_are_a_frame(tuned):
 def test_trials_without_pandas(tuned, monkeypatch):
     _, _, study = tuned
     without(monkeypatch, "pandas")
-    table = study.trials()
+    table = study.table()
     assert isinstance(table, dict) and table["lr"].shape == (3, HORIZON)
 
 
@@ -480,7 +484,7 @@ def test_places_that_take_no_export(name, fragment, tmp_path, monkeypatch):
 
 
 def test_settings_are_read_without_jax():
-    script = "import sys, hypergrad.settings, hypergrad.studyfile; print('jax' in sys.modules)"
+    script = "import sys, hypergrad.tuning.settings, hypergrad.cli.studyfile; print('jax' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
     )
@@ -491,5 +495,5 @@ def test_every_public_name_is_there():
     for name in hg.__all__:
         assert getattr(hg, name) is not None
     assert hg.Settings is Settings and callable(hg.resume) and callable(hg.tune)
-    importlib.import_module("hypergrad.resume")
+    importlib.import_module("hypergrad.tuning.resume")
     assert callable(hg.resume), "the package gives the name to the function"

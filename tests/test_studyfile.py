@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, strategies as st
 
-from hypergrad import arguments, cli, studyfile
-from hypergrad.settings import OPTION, OPTIONS, Settings, check_settings
+from hypergrad.cli import arguments, main as cli, studyfile
+from hypergrad.tuning.settings import OPTION, OPTIONS, Settings, check_settings
 
 ROOT = Path(__file__).parent.parent
 KNOWN = {

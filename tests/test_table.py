@@ -6,8 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import solve as solvers
-from hypergrad.adjoint import plain
+from hypergrad.core import solve as solvers
 from hypergrad.estimators import (
     darts,
     drift,
@@ -15,21 +14,18 @@ from hypergrad.estimators import (
     forward,
     hd,
     implicit,
-    mixed,
     nres,
     one_step,
     pes,
+    plain,
     reverse,
     reversible,
     rtho,
-    score,
-    score_shared,
     truncated,
 )
-from hypergrad.expected import sampled
-from hypergrad.policies import factorized
+from hypergrad.estimators.implicit.response import best_response
+from hypergrad.estimators.policies import factorized, mixed, sampled, score, score_shared
 from hypergrad.problem import Problem
-from hypergrad.response import best_response
 from hypergrad.space import Choice, Real
 from hypergrad.testing import quadratic_bilevel, ridge, ridge_many, weighted_least_squares
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad.problem import Variables, check
+from hypergrad.core.types import Variables
 from hypergrad.space import (
     Real,
     check_differentiable,
@@ -24,6 +24,7 @@ from hypergrad.space import (
     unconstrain,
 )
 from hypergrad.train import evaluate_loss, init_state, unroll
+from hypergrad.validation import validate
 from tasks import data, digits, images, quadratic, ridge, supervised, tabular
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +119,7 @@ def test_space_fits_the_problem(build, name):
     check_differentiable(task.space)
     for hparams in (default(task.space), sample(task.space, KEY)):
         check_value(task.space, hparams)
-        check(task.problem, hparams, task.horizon)
+        validate(task.problem, hparams, task.horizon)
     hparams = default(task.space)
     again = constrain(task.space, unconstrain(task.space, hparams))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), hparams, again)

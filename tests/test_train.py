@@ -4,7 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad.problem import Problem, Variables
+from hypergrad.core.types import Variables
+from hypergrad.problem import Problem
 from hypergrad.train import averaged, init_state, step, unroll, unroll_losses
 from tests.problems import ALL, schedules, value
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad.policies import factorized
+from hypergrad.estimators.policies import factorized
+from hypergrad.estimators.verify import drawn_once, in_float64, trained_apart, verify
 from hypergrad.problem import Task
-from hypergrad.verify import drawn_once, in_float64, trained_apart, verify
 from tests import tabular
 
 PHI = {
@@ -36,7 +36,7 @@ def test_objectives_that_are_compared():
 
 
 def test_integers_and_choices_are_compared(monkeypatch):
-    module = importlib.import_module("hypergrad.verify")
+    module = importlib.import_module("hypergrad.estimators.verify")
     for name in ("_deterministic", "_evolution"):
         monkeypatch.setattr(module, name, lambda *_: {})
     task = Task("table", tabular.problem(), tabular.SPACE, 2, None, "error", False)
@@ -52,7 +52,7 @@ def test_integers_and_choices_are_compared(monkeypatch):
 
 
 def test_a_wrong_score_is_seen(monkeypatch):
-    module = importlib.import_module("hypergrad.verify")
+    module = importlib.import_module("hypergrad.estimators.verify")
 
     def twice(*arguments):
         right = module_score(*arguments)

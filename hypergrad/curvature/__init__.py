@@ -1,19 +1,11 @@
 """Curvature: exact and estimated norms, spectra and flatness; pure functions of (loss, params, batch)."""
 
-from hypergrad.curvature.base import Composed, Layered, Model
-from hypergrad.curvature.chunked import chunked
-from hypergrad.curvature.columns import frobenius_columns
-from hypergrad.curvature.density import SpectralDensity, spectral_density
-from hypergrad.curvature.differences import difference_hessian
-from hypergrad.curvature.eigen import Eigenpairs, power_iteration, top_eigenvalues
-from hypergrad.curvature.estimate import FrobeniusEstimate, Interval, frobenius_estimate
-from hypergrad.curvature.expected import (
-    Expected,
-    Volume,
-    expected_sharpness,
-    flat_volume,
-    pac_bayes,
-)
+from hypergrad.curvature.average import Expected, Volume, expected_sharpness, flat_volume, pac_bayes
+from hypergrad.curvature.chunked import chunked_loss
+from hypergrad.curvature.columns import Frobenius, frobenius_columns
+from hypergrad.curvature.complexity import gradient_variance, path_norm, relative_flatness
+from hypergrad.curvature.estimate import FrobeniusEstimate, NormInterval, frobenius_estimate
+from hypergrad.curvature.fghpo import last_layer, published, rescaled, section_3, theorem_1
 from hypergrad.curvature.frobenius import (
     FallbackWarning,
     frobenius,
@@ -23,19 +15,33 @@ from hypergrad.curvature.frobenius import (
     sample_pairs,
 )
 from hypergrad.curvature.landscape import Landscape, filter_direction, landscape
-from hypergrad.curvature.layers import cross_entropy, mlp, squared_error
-from hypergrad.curvature.measures import gradient_variance, path_norm, relative_flatness
+from hypergrad.curvature.layers import mlp, softmax_cross_entropy, squared_error
+from hypergrad.curvature.models import Composed, Layered, Model
+from hypergrad.curvature.problems import (
+    LossCurvature,
+    Measure,
+    bounded,
+    judged_by,
+    penalized,
+    supremum,
+)
 from hypergrad.curvature.products import (
     Product,
+    difference_hessian,
     fisher_vp,
     ggn_vp,
     hessian,
     hessian_blocks,
     hvp,
 )
-from hypergrad.curvature.result import Frobenius
 from hypergrad.curvature.sharpness import adaptive, keskar, m_sharpness, sam
-from hypergrad.curvature.surrogate import last_layer, published, rescaled, section_3, theorem_1
+from hypergrad.curvature.spectrum import (
+    Eigenpairs,
+    SpectralDensity,
+    power_iteration,
+    spectral_density,
+    top_eigenvalues,
+)
 from hypergrad.curvature.trace import (
     DiagonalEstimate,
     TraceEstimate,
@@ -53,17 +59,19 @@ __all__ = [
     "FallbackWarning",
     "Frobenius",
     "FrobeniusEstimate",
-    "Interval",
     "Landscape",
     "Layered",
+    "LossCurvature",
+    "Measure",
     "Model",
+    "NormInterval",
     "Product",
     "SpectralDensity",
     "TraceEstimate",
     "Volume",
     "adaptive",
-    "chunked",
-    "cross_entropy",
+    "bounded",
+    "chunked_loss",
     "diagonal",
     "diagonal_estimate",
     "difference_hessian",
@@ -81,6 +89,7 @@ __all__ = [
     "hessian",
     "hessian_blocks",
     "hvp",
+    "judged_by",
     "keskar",
     "landscape",
     "last_layer",
@@ -89,6 +98,7 @@ __all__ = [
     "mlp",
     "pac_bayes",
     "path_norm",
+    "penalized",
     "power_iteration",
     "published",
     "relative_flatness",
@@ -96,8 +106,10 @@ __all__ = [
     "sam",
     "sample_pairs",
     "section_3",
+    "softmax_cross_entropy",
     "spectral_density",
     "squared_error",
+    "supremum",
     "theorem_1",
     "top_eigenvalues",
     "trace",

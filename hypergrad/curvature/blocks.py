@@ -30,9 +30,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.curvature.base import sum_chunks
+from hypergrad.core.types import Array
 from hypergrad.curvature.layers import Link, Rows
-from hypergrad.types import Array
+from hypergrad.curvature.models import sum_chunks
 
 
 class LayerNorms(NamedTuple):

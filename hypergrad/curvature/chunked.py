@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from hypergrad.checks import check_whole
-from hypergrad.curvature.base import LossFn, Model, loss_of, num_samples
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, Batch, Params
+from hypergrad.curvature.models import BatchLoss, Model, loss_of, num_samples
 from hypergrad.curvature.sharpness import check_halves
-from hypergrad.types import Array, Batch, Params
 
 
-def chunked(loss: Model, size: int) -> LossFn:
+def chunked_loss(loss: Model, size: int) -> BatchLoss:
     """Return the same mean loss, computed `size` samples at a time, in memory of so many.
 
     L = Σ_c (m_c / m) L_c over parts of `size` samples and the rest, one after another. All that takes a

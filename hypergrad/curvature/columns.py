@@ -7,13 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.checks import check_bytes, check_whole
-from hypergrad.curvature.base import (
+from hypergrad.core.checks import check_bytes, check_whole
+from hypergrad.core.types import Array, Batch, Params, PyTree
+from hypergrad.curvature.models import (
     MEMORY,
     Model,
-    abstract,
+    abstract_model,
     bytes_of_one,
-    check,
+    check_model,
     composed_of,
     fitting,
     loss_of,
@@ -21,26 +22,52 @@ from hypergrad.curvature.base import (
     sum_chunks,
     widen,
 )
-from hypergrad.curvature.result import Frobenius, assemble
-from hypergrad.types import Array, Batch, Params, PyTree
 
 
-class Group(NamedTuple):
+class Frobenius(NamedTuple):
+    """A Frobenius norm and where it sits.
+
+    Attributes:
+        value: ‖H‖_F `[]`.
+        blocks: ‖H_lk‖_F² of all pairs of layers, symmetric `[layers, layers]`, in the order of
+            `layer_names`; their sum is the square of `value`.
+    """
+
+    value: Array
+    blocks: Array
+
+
+def assemble(squares: list[list[Array]], order: list[int] | None = None) -> Frobenius:
+    """Put the squared norms ‖H_lk‖², k ≥ l, into a symmetric matrix, layers in `order`."""
+    count = len(squares)
+    rows = [[squares[min(i, k)][abs(i - k)] for k in range(count)] for i in range(count)]
+    blocks = jnp.stack([jnp.stack(row) for row in rows])
+    if order is not None:
+        blocks = blocks[jnp.asarray(order)][:, jnp.asarray(order)]
+    return Frobenius(root(jnp.sum(blocks)), blocks)
+
+
+def root(square: Array) -> Array:
+    """Return √x; at 0 its gradient is 0, a subgradient of a norm, and not infinite."""
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+
+
+class LeafGroup(NamedTuple):
     """The leaves of one layer: those whose paths differ in the last part only."""
 
     name: str
     leaves: list[int]
 
 
-def group_leaves(params: Params) -> list[Group]:
+def group_leaves(params: Params) -> list[LeafGroup]:
     """Group the leaves of the params into layers: all that stands in one dict or tuple below the params."""
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names(params)):
         groups.setdefault(name.rpartition(".")[0] or name, []).append(index)
-    return [Group(name, leaves) for name, leaves in groups.items()]
+    return [LeafGroup(name, leaves) for name, leaves in groups.items()]
 
 
-def choose(known: list[str], wanted: Sequence[str] | None) -> list[int]:
+def choose_group(known: list[str], wanted: Sequence[str] | None) -> list[int]:
     """Return the places of the layers of these names, in their own order; the others count as frozen."""
     if wanted is None:
         return list(range(len(known)))
@@ -96,9 +123,9 @@ def frobenius_columns(
     Raises:
         ValueError: where loss, params and batch do not fit, or a column does not fit into memory.
     """
-    check(loss, params, batch)
+    check_model(loss, params, batch)
     groups = group_leaves(params)
-    groups = [groups[i] for i in choose([group.name for group in groups], layers)]
+    groups = [groups[i] for i in choose_group([group.name for group in groups], layers)]
     return column_norms(loss, params, batch, groups, gauss_newton, memory, chunk)
 
 
@@ -106,7 +133,7 @@ def column_norms(
     loss: Model,
     params: Params,
     batch: Batch,
-    groups: list[Group],
+    groups: list[LeafGroup],
     gauss_newton: bool,
     memory: int,
     chunk: int | None = None,
@@ -127,7 +154,7 @@ def _group_norms(
     loss: Model,
     params: Params,
     batch: Batch,
-    groups: list[Group],
+    groups: list[LeafGroup],
     index: int,
     gauss_newton: bool,
     memory: int,
@@ -194,5 +221,5 @@ def _bent(loss: Model, batch: Batch, put: Callable, own: PyTree, above: PyTree) 
 def _bytes(linearized: Callable, own: PyTree) -> int:
     """Bound the memory of one product; run nothing."""
     sizes = []
-    abstract("loss", lambda own: sizes.append(bytes_of_one(linearized(own), own)), own)
+    abstract_model("loss", lambda own: sizes.append(bytes_of_one(linearized(own), own)), own)
     return sizes[0]

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.checks import check_whole
-from hypergrad.curvature.base import (
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, Batch, Key, Params
+from hypergrad.curvature.columns import root
+from hypergrad.curvature.models import (
     VECTORS,
     Model,
     check_positive_or_traced,
@@ -16,17 +18,17 @@ from hypergrad.curvature.base import (
     size_of,
 )
 from hypergrad.curvature.products import Operator, Product, hvp, operator
-from hypergrad.curvature.result import root
-from hypergrad.types import Array, Batch, Key, Params
 
 FEWEST = 30
 """Products below which no interval is given: it would cover far less than it says."""
+
 ROUNDING = 10
 """Machine epsilons of what was added up that an interval is widened by, on both sides."""
-ADVICE = "lower rank and chunk, or pass more memory"
+
+SAMPLE_ADVICE = "lower rank and chunk, or pass more memory"
 
 
-class Interval(NamedTuple):
+class NormInterval(NamedTuple):
     """Where ‖H‖_F lies, with the confidence asked for."""
 
     low: Array
@@ -46,7 +48,7 @@ class FrobeniusEstimate(NamedTuple):
 
     value: Array
     std_error: Array
-    interval: Interval | None
+    interval: NormInterval | None
     num_products: Array
     converged: Array
 
@@ -136,7 +138,7 @@ def frobenius_estimate(
                 "interval is given for fewer; raise it"
             )
     rank = min(rank, size_of(params))
-    check_vectors(2 * (rank + chunk), params, memory, ADVICE)
+    check_vectors(2 * (rank + chunk), params, memory, SAMPLE_ADVICE)
     linear = operator(product, loss, params, batch)
     sketch_key, probe_key = jax.random.split(key)
     basis, exact = _basis(linear, sketch_key, rank, chunk)
@@ -221,7 +223,7 @@ def standard_error(seen: Moments) -> Array:
     return jnp.sqrt(seen.spread / jnp.maximum(seen.count - 1, 1) / jnp.maximum(seen.count, 1))
 
 
-def interval(exact: Array, seen: Moments, confidence: float) -> Interval:
+def interval(exact: Array, seen: Moments, confidence: float) -> NormInterval:
     """Return the interval of √(exact + mean): see `frobenius_estimate`.
 
     Student's t with half the degrees of freedom of normal terms: these are skewed, and their spread less
@@ -235,10 +237,12 @@ def interval(exact: Array, seen: Moments, confidence: float) -> Interval:
     high = jnp.where(step + h < 1, seen.mean / jnp.maximum(1 - h - step, 1e-6) ** 3, jnp.inf)
     high = jnp.where(seen.mean > 0, high, seen.mean)
     rounding = ROUNDING * jnp.finfo(seen.mean.dtype).eps
-    return Interval((1 - rounding) * jnp.sqrt(exact + low), (1 + rounding) * jnp.sqrt(exact + high))
+    return NormInterval(
+        (1 - rounding) * jnp.sqrt(exact + low), (1 + rounding) * jnp.sqrt(exact + high)
+    )
 
 
-def _within(bounds: Interval, square: Array, tolerance: float) -> Array:
+def _within(bounds: NormInterval, square: Array, tolerance: float) -> Array:
     value = jnp.sqrt(square)
     return (bounds.high <= (1 + tolerance) * value) & (bounds.low >= (1 - tolerance) * value)
 

@@ -8,41 +8,44 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.curvature.base import (
+from hypergrad.core.types import Array, Batch, Params
+from hypergrad.curvature.blocks import LayerNorms, layer_norms
+from hypergrad.curvature.columns import (
+    Frobenius,
+    LeafGroup,
+    assemble,
+    choose_group,
+    column_norms,
+    group_leaves,
+)
+from hypergrad.curvature.layers import Layer, Link, Unservable, links_of, rows_of, trained_layers
+from hypergrad.curvature.models import (
     MEMORY,
     Layered,
     Model,
     NotEnoughMemory,
-    check,
     check_layered,
+    check_model,
     fitting,
     itemsize,
     num_samples,
+    one_of,
     spread,
     widen,
 )
-from hypergrad.curvature.blocks import LayerNorms, layer_norms
-from hypergrad.curvature.columns import Group, choose, column_norms, group_leaves
-from hypergrad.curvature.layers import (
-    Layer,
-    Link,
-    Unservable,
-    links_of,
-    one_of,
-    rows_of,
-    trained_layers,
-)
-from hypergrad.curvature.result import Frobenius, assemble
-from hypergrad.types import Array, Batch, Params
 
 ENTRY = 4.0
 """Cost of one entry of an array that is made and read once, in multiply-adds of a matrix product."""
+
 CACHE = 2**25
 """Bytes beyond which a larger chunk gains nothing."""
+
 LIVE = 6
 """Arrays of the size of a layer's rows that a linearized network has at one time."""
+
 PAIR = 5
 """Arrays `[m, m]` that a block made of sample pairs has at one time; measured, for blocks side by side."""
+
 KEPT = 3
 """Arrays `[m, m]` that a block of another layer has where all go into one matrix; measured likewise."""
 
@@ -60,7 +63,7 @@ def layer_names(loss: Model, params: Params, batch: Batch) -> list[str]:
     return [group.name for group in block_leaves(loss, params, batch)]
 
 
-def block_leaves(loss: Model, params: Params, batch: Batch) -> list[Group]:
+def block_leaves(loss: Model, params: Params, batch: Batch) -> list[LeafGroup]:
     """List which leaves of the params make each row of `Frobenius.blocks`."""
     if isinstance(loss, Layered):
         try:
@@ -69,7 +72,7 @@ def block_leaves(loss: Model, params: Params, batch: Batch) -> list[Group]:
             return group_leaves(params)
         ordered = (layers[i] for i in _order(layers))
         return [
-            Group(at.name, [i for i in (at.kernel, at.bias) if i is not None]) for at in ordered
+            LeafGroup(at.name, [i for i in (at.kernel, at.bias) if i is not None]) for at in ordered
         ]
     return group_leaves(params)
 
@@ -112,7 +115,7 @@ def frobenius(
     Raises:
         ValueError: where loss, params and batch do not fit, or the memory is too small.
     """
-    check(loss, params, batch)
+    check_model(loss, params, batch)
     reason = ""
     if isinstance(loss, Layered):
         try:
@@ -122,7 +125,7 @@ def frobenius(
         except NotEnoughMemory as error:
             reason = str(error).split("; ")[0]
     groups = block_leaves(loss, params, batch)
-    groups = [groups[i] for i in choose([group.name for group in groups], layers)]
+    groups = [groups[i] for i in choose_group([group.name for group in groups], layers)]
     norms = column_norms(loss, params, batch, groups, gauss_newton, memory)
     if reason:
         warnings.warn(f"{reason}: taking frobenius_columns", FallbackWarning, stacklevel=2)
@@ -143,7 +146,7 @@ def frobenius_pairs(
     **Cost:** about 4 m² Σ_{l≤k} units_l (in_k + units_k), whatever the number of parameters.
     """
     check_layered("loss", loss, "the norm is made from the inputs of")
-    check(loss, params, batch)
+    check_model(loss, params, batch)
     return _layered(loss, params, batch, layers, gauss_newton, memory, True)[0]
 
 
@@ -161,7 +164,7 @@ def frobenius_dense(
     **Cost:** m n² multiply-adds for n parameters, in matrix products; no tile outlives its square.
     """
     check_layered("loss", loss, "the norm is made from the inputs of")
-    check(loss, params, batch)
+    check_model(loss, params, batch)
     return _layered(loss, params, batch, layers, gauss_newton, memory, False)[0]
 
 
@@ -182,11 +185,11 @@ def sample_pairs(
         memory: bytes to use.
     """
     check_layered("loss", loss, "the products are of the inputs of")
-    check(loss, params, batch)
+    check_model(loss, params, batch)
     return _layered(loss, params, batch, None, gauss_newton, memory, True, of_samples=True)[1]
 
 
-class Plan(NamedTuple):
+class LayerPlan(NamedTuple):
     """How a layer l will be worked on.
 
     Attributes:
@@ -209,7 +212,7 @@ def plan_layer(
     memory: int,
     by_pairs: bool | None,
     kept: int = 0,
-) -> Plan:
+) -> LayerPlan:
     """Choose pairs or tiles for every block of a layer, and how many units fit into memory.
 
     Where both are allowed the cheaper is taken, and tiles where that does not fit.
@@ -243,7 +246,7 @@ def plan_layer(
         beside=fixed,
     )
     even = math.ceil(units / math.ceil(units / chunk))
-    return Plan(pairs, even, fixed + even * unit)
+    return LayerPlan(pairs, even, fixed + even * unit)
 
 
 def _cheaper_by_pairs(below: Layer, layer: Layer, link: Link, samples: int) -> bool:
@@ -290,7 +293,7 @@ def _layered(
     """Work through the layers; return the norm, and Q summed over the blocks that were made of pairs."""
     params = widen(params)
     known = trained_layers(model, params, batch)
-    layers = [known[i] for i in choose([layer.name for layer in known], wanted)]
+    layers = [known[i] for i in choose_group([layer.name for layer in known], wanted)]
     samples, width = num_samples(batch), itemsize(params)
     squares, total = [], jnp.zeros(())
     with jax.default_matmul_precision("highest"):

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from hypergrad.checks import check_whole
-from hypergrad.curvature.base import (
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, Batch, Key, Params, PyTree
+from hypergrad.curvature.models import (
     Model,
-    check,
+    check_model,
     check_params,
     check_positive_or_traced,
     loss_of,
     widen,
 )
-from hypergrad.types import Array, Batch, Key, Params, PyTree
 
 
 class Landscape(NamedTuple):
@@ -96,7 +96,7 @@ def landscape(
     Reference:
         Li, Xu, Taylor, Studer, Goldstein, 2018, arXiv:1712.09913; Goodfellow, Vinyals, Saxe, 2015.
     """
-    check(loss, params, batch)
+    check_model(loss, params, batch)
     check_positive_or_traced("radius", radius)
     check_whole("num", num, 2)
     check_whole("chunk", chunk)

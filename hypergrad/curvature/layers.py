@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
-from hypergrad.autodiff import elementwise, equations, uses
-from hypergrad.curvature.base import (
+from hypergrad.core.autodiff import elementwise, equations, uses
+from hypergrad.core.types import Array, Batch, Params, PyTree
+from hypergrad.curvature.models import (
     Layered,
-    abstract,
-    describe,
+    abstract_model,
+    describe_model,
     names,
     num_samples,
     one_of,
     parts,
 )
-from hypergrad.types import Array, Batch, Params, PyTree
 
 
 class Layer(NamedTuple):
@@ -62,7 +62,7 @@ class Unservable(ValueError):
 ELSE = "use frobenius_columns, which takes any loss"
 
 
-def cross_entropy(logits: Array, label: Array) -> Array:
+def softmax_cross_entropy(logits: Array, label: Array) -> Array:
     """Return −log softmax(z)_y of one sample, with derivatives that do not cancel where p is near one-hot.
 
     With M = argmax z, −log p_y = log(1 + Σ_{c≠M} e^{z_c − z_M}) + z_M − z_y. The derivatives
@@ -80,8 +80,8 @@ def cross_entropy(logits: Array, label: Array) -> Array:
     """
     if jnp.shape(label) != () or not jnp.issubdtype(jnp.result_type(label), jnp.integer):
         raise ValueError(
-            f"label is {describe(jnp.asarray(label))}, expected the index of a class, one integer a sample; "
-            "pass jnp.argmax(labels, -1) of one-hot labels, labels.astype(int) of others"
+            f"label is {describe_model(jnp.asarray(label))}, expected the index of a class, one integer a "
+            "sample; pass jnp.argmax(labels, -1) of one-hot labels, labels.astype(int) of others"
         )
     if logits.shape[-1] < 2:
         raise ValueError(
@@ -115,7 +115,7 @@ def squared_error(outputs: Array, target: Array) -> Array:
 
 def mlp(
     activation: Callable[[Array], Array],
-    loss: Callable[[Array, Array], Array] = cross_entropy,
+    loss: Callable[[Array, Array], Array] = softmax_cross_entropy,
     layers: Sequence[Any] | None = None,
     l2: Any = 0.0,
 ) -> Layered:
@@ -184,7 +184,7 @@ def trained_layers(model: Layered, params: Params, batch: Batch) -> list[Layer]:
         return model.forward(dense, jax.tree.unflatten(treedef, leaves), example)
 
     shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
-    program = abstract("loss", read, shapes, example, trace=jax.make_jaxpr)
+    program = abstract_model("loss", read, shapes, example, trace=jax.make_jaxpr)
     if any(eqn.primitive.name.startswith("custom_vjp") for eqn in equations(program.jaxpr)):
         raise Unservable(
             f"the forward pass has a jax.custom_vjp in it, expected forward derivatives; {ELSE}"

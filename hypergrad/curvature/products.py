@@ -12,16 +12,21 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from hypergrad.curvature.base import (
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, Batch, Params, PyTree
+from hypergrad.curvature.columns import group_leaves
+from hypergrad.curvature.models import (
     MEMORY,
     Layered,
     Model,
-    abstract,
+    abstract_model,
     bytes_of_one,
-    check,
+    check_memory,
+    check_model,
     check_params,
+    check_positive_or_traced,
     composed_of,
-    describe,
+    describe_model,
     fitting,
     itemsize,
     loss_of,
@@ -31,8 +36,95 @@ from hypergrad.curvature.base import (
     sum_chunks,
     widen,
 )
-from hypergrad.curvature.columns import group_leaves
-from hypergrad.types import Array, Batch, Params, PyTree
+
+INDEX = 4
+"""Bytes of the place of a weight."""
+
+
+def difference_hessian(
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    *,
+    epsilon: float | None = None,
+    central: bool = True,
+    chunk: int = 64,
+    memory: int = MEMORY,
+) -> Array:
+    """Return H `[n, n]` from values of the loss alone, in the order of `ravel_pytree`.
+
+    central:  H_ij = (L(+ε_i +ε_j) − L(+ε_i −ε_j) − L(−ε_i +ε_j) + L(−ε_i −ε_j)) / 4ε²,  error O(ε²)
+    forward:  H_ij = (L(+ε_i +ε_j) − L(+ε_i) − L(+ε_j) + L(w)) / ε²,                      error O(ε)
+
+    The diagonal of the central form is (L(+2ε_i) − 2 L(w) + L(−2ε_i)) / 4ε², the same expression.
+
+    **Cost:** four losses a pair of weights (forward: one, beside n + 1), `chunk` pairs side by side.
+
+    **Limits:** rounding adds an error of about (machine epsilon) |L| / ε²: in float32 two digits are left.
+    At a kink (a ReLU, a hinge) it is the bend over a distance ε, not a derivative.
+
+    Args:
+        loss: any model; it need not be differentiable.
+        params: w, n numbers.
+        batch: what the loss takes.
+        epsilon: ε; eps^¼ of the dtype where None (forward: eps^⅓).
+        central: which form.
+        chunk: pairs side by side.
+        memory: bytes to use.
+
+    Raises:
+        ValueError: where the matrix, its pairs and the losses of a chunk do not fit into memory.
+
+    Reference:
+        Nocedal, Wright, 2006, "Numerical Optimization", 2nd ed., equations 8.20-8.21.
+    """
+    check_model(loss, params, batch)
+    check_whole("chunk", chunk)
+    function, size, width = loss_of(loss), size_of(params), itemsize(params)
+    flat, unravel = ravel_pytree(widen(params))
+    one = bytes_of_one(lambda w: function(unravel(w), batch), flat)
+    count = size * (size + 1) // 2
+    chunk = min(chunk, count)
+    # the pairs and their entries, all and again in whole chunks, and the matrix with its transpose
+    needed = 2 * count * (2 * INDEX + width) + 2 * width * size * size
+    needed += chunk * 4 * (one + width * size)
+    check_memory(
+        f"a matrix of {size} x {size} from {count} pairs",
+        needed,
+        memory,
+        f"pass memory={needed}, a smaller chunk, or close over some of the params",
+    )
+    default = float(jnp.finfo(flat.dtype).eps) ** (1 / 4 if central else 1 / 3)
+    step = default if epsilon is None else epsilon
+    check_positive_or_traced("epsilon", step)
+
+    def at(i, j, a, b):
+        move = jnp.zeros_like(flat).at[i].add(a * step).at[j].add(b * step)
+        return function(unravel(flat + move), batch)
+
+    def second(pair):
+        i, j = pair
+        return (at(i, j, 1, 1) - at(i, j, 1, -1) - at(i, j, -1, 1) + at(i, j, -1, -1)) / (
+            4 * step**2
+        )
+
+    def forward(pair):
+        i, j = pair
+        return (at(i, j, 1, 1) - single[i] - single[j] + here) / step**2
+
+    if not size:
+        return jnp.zeros((0, 0), flat.dtype)
+    rows, columns = jnp.triu_indices(size)
+    pairs = (rows.astype(jnp.int32), columns.astype(jnp.int32))
+    if not central:
+        here = function(unravel(flat), batch)
+        alone = jnp.arange(size, dtype=jnp.int32)
+        single = jax.lax.map(lambda i: at(i, i, 1, 0), alone, batch_size=min(chunk, size))
+    entry = second if central else forward
+    entries = jax.lax.map(entry, pairs, batch_size=chunk)
+    upper = jnp.zeros((size, size), flat.dtype).at[pairs].set(entries)
+    return upper + jnp.triu(upper, 1).T
+
 
 Product: TypeAlias = Callable[[Model, Params, Batch, PyTree], PyTree]
 """(loss, params, batch, vector) -> A vector, for a symmetric matrix A of the params."""
@@ -56,7 +148,7 @@ def hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
     Reference:
         Pearlmutter, 1994, "Fast exact multiplication by the Hessian".
     """
-    check(loss, params, batch)
+    check_model(loss, params, batch)
     check_vector(params, vector)
     function = loss_of(loss)
     return jax.jvp(jax.grad(lambda w: function(w, batch)), (params,), (vector,))[1]
@@ -94,7 +186,7 @@ def ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
     Reference:
         Schraudolph, 2002, "Fast curvature matrix-vector products"; Martens, 2014, arXiv:1412.1193.
     """
-    check(loss, params, batch)
+    check_model(loss, params, batch)
     check_vector(params, vector)
     composed = composed_of(loss)
 
@@ -129,11 +221,11 @@ def fisher_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTr
     """
     check_params(params)
     each = each_of(loss)
-    shape = abstract("loss", each, params, batch)
+    shape = abstract_model("loss", each, params, batch)
     if getattr(shape, "ndim", None) != 1:
         raise ValueError(
-            f"loss returned {describe(shape)}, expected the losses of the samples, of shape (m,), because "
-            "the Fisher matrix is made from their gradients; leave out the mean"
+            f"loss returned {describe_model(shape)}, expected the losses of the samples, of shape (m,), "
+            "because the Fisher matrix is made from their gradients; leave out the mean"
         )
     check_vector(params, vector)
     _, push = jax.linearize(lambda w: each(w, batch), params)
@@ -146,7 +238,7 @@ def each_of(loss: Model) -> Callable[[Params, Batch], Array]:
     if not isinstance(loss, Layered):
         if not callable(loss):
             raise ValueError(
-                f"loss is {describe(loss)}, expected a function (params, batch) -> losses of the samples"
+                f"loss is {describe_model(loss)}, expected a function (params, batch) -> losses of the samples"
             )
         return precise(loss)
     composed = composed_of(loss)
@@ -178,7 +270,7 @@ def operator(product: Product, loss: Model, params: Params, batch: Batch) -> Ope
     if product is fisher_vp:
         check_params(params)
     else:
-        check(loss, params, batch)
+        check_model(loss, params, batch)
     wide = widen(params)
     flat, unravel = ravel_pytree(wide)
 

@@ -6,20 +6,20 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from hypergrad import tree
-from hypergrad.checks import check_whole
-from hypergrad.curvature.base import (
-    LossFn,
+from hypergrad.core import tree
+from hypergrad.core.abstract import traced
+from hypergrad.core.checks import check_whole
+from hypergrad.core.solve import box_minimum
+from hypergrad.core.types import Array, Batch, Params, PyTree
+from hypergrad.curvature.models import (
+    BatchLoss,
     Model,
-    check,
+    check_model,
     check_positive_or_traced,
     loss_of,
     num_samples,
-    traced,
     widen,
 )
-from hypergrad.solve import box_minimum
-from hypergrad.types import Array, Batch, Params, PyTree
 
 
 def keskar(
@@ -55,7 +55,7 @@ def keskar(
     Reference:
         Keskar, Mudigere, Nocedal, Smelyanskiy, Tang, 2017, arXiv:1609.04836, Metric 2.1.
     """
-    check(loss, params, batch)
+    check_model(loss, params, batch)
     check_positive_or_traced("epsilon", epsilon)
     check_whole("max_iterations", max_iterations)
     function = loss_of(loss)
@@ -192,7 +192,7 @@ def check_mean(loss: Model, params: Params, batch: Batch) -> None:
     **Cost:** three evaluations of the loss. **Limits:** under `jit` and `vmap`, where there are no numbers yet,
     nothing is compared.
     """
-    check(loss, params, batch)
+    check_model(loss, params, batch)
     whole = check_halves(loss_of(loss), params, batch)
     if whole is not None and not math.isfinite(whole):
         raise ValueError(
@@ -201,7 +201,7 @@ def check_mean(loss: Model, params: Params, batch: Batch) -> None:
         )
 
 
-def check_halves(function: LossFn, params: Params, batch: Batch) -> float | None:
+def check_halves(function: BatchLoss, params: Params, batch: Batch) -> float | None:
     """Raise a `ValueError` unless the loss on a batch is the mean of those on its two halves, to a thousandth.
 
     **Limits:** as `check_mean`; where the loss is not finite, nothing is compared.
@@ -235,10 +235,10 @@ def _ascend(
     loss: Model, params: Params, batch: Batch, radius: float, num_steps: int, adaptive_ball: bool
 ) -> Array:
     """Return L(w + v) − L(w) after some steps of normalized ascent."""
-    check(loss, params, batch)
+    check_model(loss, params, batch)
     check_positive_or_traced("radius", radius)
     check_whole("num_steps", num_steps)
-    function: LossFn = loss_of(loss)
+    function: BatchLoss = loss_of(loss)
     wide = widen(params)
     scale = jax.tree.map(jnp.abs, wide) if adaptive_ball else jax.tree.map(jnp.ones_like, wide)
     move = jax.tree.map(jnp.zeros_like, wide)

@@ -5,8 +5,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.checks import check_bytes, check_whole
-from hypergrad.curvature.base import (
+from hypergrad.core.checks import check_bytes, check_whole
+from hypergrad.core.types import Array, Batch, Key, Params, PyTree
+from hypergrad.curvature.estimate import (
+    FEWEST,
+    ROUNDING,
+    SAMPLE_ADVICE,
+    Moments,
+    merge,
+    standard_error,
+    student,
+)
+from hypergrad.curvature.models import (
     MEMORY,
     VECTORS,
     Model,
@@ -15,17 +25,7 @@ from hypergrad.curvature.base import (
     size_of,
     sum_chunks,
 )
-from hypergrad.curvature.estimate import (
-    ADVICE,
-    FEWEST,
-    ROUNDING,
-    Moments,
-    merge,
-    standard_error,
-    student,
-)
 from hypergrad.curvature.products import Product, bytes_of_product, hvp, operator
-from hypergrad.types import Array, Batch, Key, Params, PyTree
 
 
 class TraceEstimate(NamedTuple):
@@ -161,7 +161,7 @@ def trace_estimate(
             f"num_products={num_products}, because a mean takes at least 2 products; lower it"
         )
     rank = min(rank, size_of(params))
-    check_vectors(2 * (rank + chunk), params, memory, ADVICE)
+    check_vectors(2 * (rank + chunk), params, memory, SAMPLE_ADVICE)
     linear = operator(product, loss, params, batch)
     sketch_key, probe_key = jax.random.split(key)
     basis, exact = jnp.zeros((linear.size, 0), linear.dtype), jnp.zeros((0, 0), linear.dtype)

@@ -1,39 +1,26 @@
 """Hypergradient estimators: one method, one file, one contract (`base.Estimator`)."""
 
-from hypergrad.adjoint import mixed_mode, plain
+from hypergrad.estimators.advice import advice, structural_zeros
 from hypergrad.estimators.average import AverageInfo, average
-from hypergrad.estimators.base import (
-    Estimate,
-    Estimator,
-    OnlineInfo,
-    OnlineState,
-    UnrollInfo,
-    advice,
-    structural_zeros,
-)
-from hypergrad.estimators.darts import central_difference, darts, exact_product
-from hypergrad.estimators.drift import DriftInfo, drift
-from hypergrad.estimators.evolution import EvolutionInfo, es, nres, pes
-from hypergrad.estimators.forward import forward
-from hypergrad.estimators.hd import hd
-from hypergrad.estimators.implicit import ImplicitInfo, ImplicitState, implicit
-from hypergrad.estimators.mixed import MixedInfo, mixed, no_response
-from hypergrad.estimators.relaxed import RelaxedInfo, relaxed
-from hypergrad.estimators.reverse import Plan, plan, reverse
-from hypergrad.estimators.reversible import ReversibleInfo, reversible
-from hypergrad.estimators.rtho import rtho
-from hypergrad.estimators.score import ScoreInfo, score, score_shared
-from hypergrad.estimators.shared import (
-    Response,
-    SharedInfo,
-    SharedState,
-    at_rest,
-    left_out,
-    shared,
-    unrolled,
-)
-from hypergrad.estimators.truncated import one_step, truncated
-from hypergrad.pairs import Target, final_objective, mean_objective
+from hypergrad.estimators.base import Estimate, Estimator
+from hypergrad.estimators.evolution.evolution import EvolutionInfo, es, nres, pes
+from hypergrad.estimators.evolution.pairs import Target, final_objective, mean_objective
+from hypergrad.estimators.implicit.implicit import ImplicitInfo, ImplicitState, implicit
+from hypergrad.estimators.policies.mixed import MixedInfo, mixed, no_response
+from hypergrad.estimators.policies.relaxed import RelaxedInfo, relaxed
+from hypergrad.estimators.policies.score import ScoreInfo, score, score_shared
+from hypergrad.estimators.policies.shared import SharedInfo, SharedState, shared
+from hypergrad.estimators.unrolled.adjoint import mixed_mode, plain
+from hypergrad.estimators.unrolled.base import UnrollInfo
+from hypergrad.estimators.unrolled.darts import central_difference, darts, exact_product
+from hypergrad.estimators.unrolled.drift import DriftInfo, drift
+from hypergrad.estimators.unrolled.forward import forward
+from hypergrad.estimators.unrolled.hd import hd
+from hypergrad.estimators.unrolled.online import OnlineInfo, OnlineState
+from hypergrad.estimators.unrolled.reverse import Plan, plan, reverse
+from hypergrad.estimators.unrolled.reversible import ReversibleInfo, reversible
+from hypergrad.estimators.unrolled.rtho import rtho
+from hypergrad.estimators.unrolled.truncated import one_step, truncated
 
 __all__ = [
     "AverageInfo",
@@ -48,7 +35,6 @@ __all__ = [
     "OnlineState",
     "Plan",
     "RelaxedInfo",
-    "Response",
     "ReversibleInfo",
     "ScoreInfo",
     "SharedInfo",
@@ -56,7 +42,6 @@ __all__ = [
     "Target",
     "UnrollInfo",
     "advice",
-    "at_rest",
     "average",
     "central_difference",
     "darts",
@@ -67,7 +52,6 @@ __all__ = [
     "forward",
     "hd",
     "implicit",
-    "left_out",
     "mean_objective",
     "mixed",
     "mixed_mode",
@@ -86,5 +70,4 @@ __all__ = [
     "shared",
     "structural_zeros",
     "truncated",
-    "unrolled",
 ]

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.checks import check_whole
-from hypergrad.estimators.base import Estimate, Estimator, advice, mean_and_error
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, HParams
+from hypergrad.estimators.advice import advice
+from hypergrad.estimators.base import Estimate, Estimator, mean_and_error
 from hypergrad.train import earliest
-from hypergrad.types import Array, HParams
 
 
 class AverageInfo(NamedTuple):

@@ -10,18 +10,26 @@ from hypergrad.schedulers.flatness import (
     pareto,
     traverse,
 )
-from hypergrad.schedulers.full import full
+from hypergrad.schedulers.full import full, reach
 from hypergrad.schedulers.halving import halving, staged
 from hypergrad.schedulers.hyperband import hyperband
 from hypergrad.schedulers.objectives import constrained, scalarized
+from hypergrad.schedulers.pareto import (
+    Scalarization,
+    chebyshev,
+    hypervolume,
+    pareto_front,
+    pareto_ranks,
+)
 from hypergrad.schedulers.pb2 import pb2
 from hypergrad.schedulers.pbt import pbt, perturb
-from hypergrad.schedulers.reach import reach
 
 __all__ = [
     "Rung",
+    "Scalarization",
     "Scheduler",
     "blended",
+    "chebyshev",
     "constrained",
     "flatness",
     "flattest",
@@ -29,9 +37,12 @@ __all__ = [
     "geometric_rungs",
     "halving",
     "hyperband",
+    "hypervolume",
     "lowest_value",
     "matched",
     "pareto",
+    "pareto_front",
+    "pareto_ranks",
     "pb2",
     "pbt",
     "perturb",

@@ -7,14 +7,19 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from hypergrad import tree
-from hypergrad.checks import check_whole, is_number
-from hypergrad.population import Population, count
-from hypergrad.searchers.base import Outcome
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.populations import Population, count
+from hypergrad.searchers import Trials
 from hypergrad.space import Dimension, Sequence
-from hypergrad.types import Array, HParams, Key, PyTree
 
-Scheduler: TypeAlias = Callable[[Population, Key, HParams], Outcome]
+
+class SchedulerWarning(UserWarning):
+    """A scheduler that will not do what its name promises."""
+
+
+Scheduler: TypeAlias = Callable[[Population, Key, HParams], Trials]
 """(population, key, hparams `[N]`) -> `Outcome`.
 
 Traceable wherever the population is: under `jit` a generation is one compiled program. `info["key"]` has the
@@ -39,7 +44,7 @@ class Rung(NamedTuple):
     rank: Rank | None = None
 
 
-class History(NamedTuple):
+class Periods(NamedTuple):
     """What the members of a population were trained with so far, and how they did.
 
     Attributes:
@@ -57,7 +62,7 @@ class History(NamedTuple):
     moved: Array | None = None
 
 
-Explore: TypeAlias = Callable[[Key, HParams, History], HParams]
+Explore: TypeAlias = Callable[[Key, HParams, Periods], HParams]
 """(key, hparams `[N]`, history) -> other hparams `[N]`; only those of members just copied are used."""
 
 
@@ -77,16 +82,16 @@ def best_first(scores: Array) -> Array:
 
 def ended(
     population: Population, keys: Key, hparams: HParams, states: PyTree, num_steps: int
-) -> Outcome:
+) -> Trials:
     """Judge members that have all been trained for `num_steps` steps from `keys`."""
     values, info = population.judge(hparams, states)
     num = len(values)
     steps = jnp.full(num, num_steps, jnp.int32)
     info |= {"key": jax.random.key_data(keys)}  # with it, a trial can be trained again alone
-    return Outcome(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
+    return Trials(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
 
 
-def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Rung]) -> Outcome:
+def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Rung]) -> Trials:
     """Train members from rung to rung, and those that are no longer among the best no further.
 
     S_0 = all;  S_{i+1} = the n_{i+1} lowest scores of S_i at r_i steps
@@ -121,7 +126,7 @@ def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Run
         before = until
     info |= {"key": jax.random.key_data(keys), "rung": rung}
     info["budget"] = jnp.asarray(spent(rungs), jnp.float32)  # a count of whole steps outgrows int32
-    return Outcome(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
+    return Trials(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
 
 
 def geometric_rungs(num: int, num_steps: int, last: int, eta: float) -> tuple[Rung, ...]:

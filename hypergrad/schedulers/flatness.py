@@ -8,13 +8,14 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from hypergrad import coordinates, tree
-from hypergrad.checks import check_whole, is_number
-from hypergrad.measures import Measure
-from hypergrad.pareto import pareto_front, pareto_ranks
-from hypergrad.population import Population, count
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.curvature import Measure
+from hypergrad.populations import Population, count
 from hypergrad.schedulers.base import Rung, Scheduler, best_first, train_up
-from hypergrad.types import Array, HParams, Key, PyTree
+from hypergrad.schedulers.pareto import pareto_front, pareto_ranks
+from hypergrad.space import units
 
 Ranking: TypeAlias = Callable[[Array, Array], Array]
 """(measures `[M]`, objectives `[M]`) -> scores `[M]`, the lowest best; what is not finite is discarded."""
@@ -200,7 +201,7 @@ def traverse(
         "Flatness-guided hyper-parameter optimization", section 5.
     """
     check_whole("num", num)
-    coords = coordinates.coordinates(space)
+    coords = units.coordinates(space)
     scores = jnp.asarray(scores)
     if scores.shape != (count(hparams), 2):
         raise ValueError(
@@ -210,7 +211,7 @@ def traverse(
     finite = jnp.all(jnp.isfinite(scores), 1, keepdims=True)
     outside = ~pareto_front(jnp.where(finite, scores, jnp.nan))
     path = jnp.lexsort((scores[:, 1], scores[:, 0], outside))
-    corners = coordinates.to_units(space, tree.rows(hparams, path))
+    corners = units.to_units(space, tree.rows(hparams, path))
     last = jnp.maximum(jnp.sum(~outside) - 1, 0)
     shares = (jnp.arange(num) + 0.5) / num
     if key is not None:
@@ -222,7 +223,7 @@ def traverse(
     mixed = jnp.where(
         coords.ordered, (1 - weight) * low + weight * high, jnp.where(weight < 0.5, low, high)
     )
-    return coordinates.from_units(space, coordinates.snap(coords.levels, mixed))
+    return units.from_units(space, units.snap(coords.levels, mixed))
 
 
 def _check_share(name: str, value: Any) -> None:

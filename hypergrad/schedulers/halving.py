@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hypergrad.population import count
+from hypergrad.populations import count
 from hypergrad.schedulers.base import Rung, Scheduler, geometric_rungs, num_halvings, train_up
 
 

@@ -6,16 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad import tree
-from hypergrad.population import count
-from hypergrad.schedulers.base import (
-    Rung,
-    Scheduler,
-    geometric_rungs,
-    num_halvings,
-    train_up,
-)
-from hypergrad.searchers.base import Outcome, Searcher
+from hypergrad.core import tree
+from hypergrad.populations import count
+from hypergrad.schedulers.base import Rung, Scheduler, geometric_rungs, num_halvings, train_up
+from hypergrad.searchers import Searcher, Trials
 
 
 def hyperband(
@@ -100,7 +94,7 @@ def num_trials(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> int:
     return sum(rungs[0].num for rungs in brackets(num_steps, min_steps=min_steps, eta=eta))
 
 
-def _join(outcomes: list[Outcome]) -> Outcome:
+def _join(outcomes: list[Trials]) -> Trials:
     """Put the outcomes of the brackets one behind another."""
     joined = jax.tree.map(lambda *xs: jnp.concatenate([jnp.atleast_1d(x) for x in xs]), *outcomes)
     sizes = [len(outcome.values) for outcome in outcomes]

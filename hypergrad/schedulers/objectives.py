@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from hypergrad.pareto import Scalarization
-from hypergrad.population import count
+from hypergrad.core.types import Array
+from hypergrad.populations import count
 from hypergrad.schedulers.base import Scheduler
-from hypergrad.searchers.base import Outcome
-from hypergrad.types import Array
+from hypergrad.schedulers.pareto import Scalarization
+from hypergrad.searchers import Trials
 
 
 def scalarized(
-    scheduler: Scheduler, objectives: Callable[[Outcome], Array], scalar: Scalarization
+    scheduler: Scheduler, objectives: Callable[[Trials], Array], scalar: Scalarization
 ) -> Scheduler:
     """Judge trials by several objectives, made one number.
 
@@ -50,7 +50,7 @@ def scalarized(
     return run
 
 
-def constrained(scheduler: Scheduler, violation: Callable[[Outcome], Array]) -> Scheduler:
+def constrained(scheduler: Scheduler, violation: Callable[[Trials], Array]) -> Scheduler:
     """Let trials that break a constraint lose to all that keep it.
 
     g(outcome) <= 0 is kept. The value of a trial with g > 0, or g = NaN, becomes infinite, so that it is

@@ -4,23 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad import outputs
-from hypergrad.acquisition import confidence_bound
-from hypergrad.coordinates import Coordinates, coordinates, from_units, to_units
-from hypergrad.gaussian_process import (
+from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.populations import count
+from hypergrad.schedulers.base import Explore, Periods, later
+from hypergrad.searchers.bayes import maximise
+from hypergrad.searchers.models.gaussian_process import (
     Covariance,
     agreement,
     believe,
     condition,
-    fit,
+    confidence_bound,
+    fit_covariance,
     prior_kernel,
 )
-from hypergrad.history import check_capacity
-from hypergrad.population import count
-from hypergrad.schedulers.base import Explore, History, later
-from hypergrad.searchers.bayes import maximise
-from hypergrad.space import Sequence
-from hypergrad.types import Array, HParams, PyTree
+from hypergrad.searchers.models.memory import check_capacity
+from hypergrad.searchers.models.targets import power
+from hypergrad.space import Coordinates, Sequence, coordinates, from_units, to_units
 
 
 def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
@@ -75,7 +74,7 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
 
         return jax.tree.map(leaf, space, hparams)
 
-    def table(history: History) -> tuple[Array, Array, Array]:
+    def table(history: Periods) -> tuple[Array, Array, Array]:
         """Return units with time `[n, D + 1]`, changes `[n]`, and which rows hold one, the newest first."""
         num_periods, num = history.values.shape
         middles = (jnp.arange(num_periods) + 0.5) / num_periods
@@ -94,8 +93,8 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
         num, past = count(hparams), history.num / history.values.shape[0]
         middle = past + 0.5 / history.values.shape[0]
         units, change, filled = table(history)
-        targets = outputs.power(change, filled)
-        kernel = fit(prior_kernel(whole.num), covariance, units, targets, filled)
+        targets = power(change, filled)
+        kernel = fit_covariance(prior_kernel(whole.num), covariance, units, targets, filled)
         room = jnp.zeros((num, whole.num), units.dtype)
         posterior = condition(
             kernel,

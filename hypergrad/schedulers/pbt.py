@@ -6,12 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad import space as spaces, tree
-from hypergrad.checks import check_whole, is_number
-from hypergrad.population import count
-from hypergrad.schedulers.base import Explore, History, Scheduler, best_first, later
-from hypergrad.searchers.base import Outcome
-from hypergrad.types import Array, HParams, Key, PyTree
+from hypergrad import space as spaces
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.populations import count
+from hypergrad.schedulers.base import Explore, Periods, Scheduler, best_first, later
+from hypergrad.searchers import Trials
 
 
 class _Carry(NamedTuple):
@@ -20,8 +21,8 @@ class _Carry(NamedTuple):
     states: PyTree
     parent: Array
     start: Array  # objectives that the members go on from, `[N]`
-    seen: History  # row p is what member i had in period p
-    line: History  # row p is what the ancestor of member i had in period p
+    seen: Periods  # row p is what member i had in period p
+    line: Periods  # row p is what the ancestor of member i had in period p
 
 
 def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2) -> Scheduler:
@@ -95,31 +96,31 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
         }
         info |= {"key": jax.random.key_data(keys), "curve": carry.line.values.T, **schedule}
         steps = jnp.full(num, num_steps, jnp.int32)
-        return Outcome(carry.hparams, values, steps, carry.parent, info)
+        return Trials(carry.hparams, values, steps, carry.parent, info)
 
     return run
 
 
-def _empty(hparams: HParams, num_periods: int, num: int) -> History:
+def _empty(hparams: HParams, num_periods: int, num: int) -> Periods:
     tried = jax.tree.map(
         lambda x: jnp.zeros((num_periods, *jnp.shape(x)), jnp.result_type(x)), hparams
     )
     none = jnp.zeros((num_periods, num))
-    return History(tried, none, none, jnp.zeros((), jnp.int32))
+    return Periods(tried, none, none, jnp.zeros((), jnp.int32))
 
 
-def _record(history: History, carry: _Carry, values: Array) -> History:
+def _record(history: Periods, carry: _Carry, values: Array) -> Periods:
     """Write one period."""
     now = history.num
     kept = jax.tree.map(lambda all, x: all.at[now].set(x), history.hparams, carry.hparams)
     values = history.values.at[now].set(values.astype(history.values.dtype))
-    return History(kept, values, history.starts.at[now].set(carry.start), now + 1)
+    return Periods(kept, values, history.starts.at[now].set(carry.start), now + 1)
 
 
 def _exploit(population, carry: _Carry, values: Array, explore: Explore, fraction: float) -> _Carry:
     """Copy the best over the worst, and explore from there."""
     key, draw_key, explore_key = jax.random.split(carry.key, 3)
-    source, moved = sources(draw_key, values, fraction)
+    source, moved = copy_sources(draw_key, values, fraction)
     hparams = tree.rows(carry.hparams, source)
     other = explore(explore_key, hparams, carry.seen._replace(moved=moved))
 
@@ -142,7 +143,7 @@ def _exploit(population, carry: _Carry, values: Array, explore: Explore, fractio
     )
 
 
-def sources(key: Key, values: Array, fraction: float) -> tuple[Array, Array]:
+def copy_sources(key: Key, values: Array, fraction: float) -> tuple[Array, Array]:
     """Choose for each member whose copy it becomes.
 
     Returns:

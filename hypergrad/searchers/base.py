@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad import tree
-from hypergrad.coordinates import to_units
-from hypergrad.outputs import behind
-from hypergrad.types import Array, HParams, Key, PyTree
+from hypergrad.core import tree
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.searchers.models.targets import behind
+from hypergrad.space import to_units
 
 
-class Outcome(NamedTuple):
+class Trials(NamedTuple):
     """What came of N trials; every array has the leading axis `[N]`.
 
     Attributes:
@@ -49,12 +49,12 @@ class Searcher(NamedTuple):
 
     init: Callable[[Key], PyTree]
     ask: Callable[[Key, PyTree, int], HParams]
-    tell: Callable[[PyTree, Outcome], PyTree]
+    tell: Callable[[PyTree, Trials], PyTree]
     info: Callable[[PyTree], dict[str, Array]] = _nothing
     host: bool = False
 
 
-def observe(space: PyTree, outcome: Outcome) -> tuple[Array, Array]:
+def observe(space: PyTree, outcome: Trials) -> tuple[Array, Array]:
     """Return the unit coordinates of an outcome's trials, `[N, D]`, and their scores, `[N]`.
 
     The score is the objective, infinite where that is NaN or infinite of either sign. A trial that a
@@ -80,7 +80,7 @@ def observe(space: PyTree, outcome: Outcome) -> tuple[Array, Array]:
     return to_units(space, outcome.hparams), scores
 
 
-def check_outcome(space: PyTree, outcome: Outcome) -> None:
+def check_outcome(space: PyTree, outcome: Trials) -> None:
     """Raise a `ValueError` unless an outcome has the leaves of a space and one value for each trial."""
     names = tree.leaf_names(space)
     if jax.tree.structure(space) != jax.tree.structure(outcome.hparams):
@@ -103,7 +103,7 @@ def check_outcome(space: PyTree, outcome: Outcome) -> None:
         )
 
 
-def final_values(outcome: Outcome) -> np.ndarray:
+def final_values(outcome: Trials) -> np.ndarray:
     """Return the objectives that may be the best of an outcome, `[N]`; infinity for the others.
 
     Those are the finite ones of the trials that were trained longest: one that a scheduler stopped early

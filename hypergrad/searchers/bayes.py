@@ -10,31 +10,35 @@ import numpy as np
 import optax
 from jax.scipy.special import ndtri
 
-from hypergrad import outputs
-from hypergrad.acquisition import Acquisition, log_expected_improvement
-from hypergrad.checks import check_whole
-from hypergrad.coordinates import Coordinates, coordinates, from_units, snap
-from hypergrad.gaussian_process import (
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, Key, PyTree
+from hypergrad.searchers.base import Searcher, observe
+from hypergrad.searchers.models.gaussian_process import (
+    Acquisition,
     Covariance,
     Kernel,
     Posterior,
     believe,
     condition,
-    fit,
+    fit_covariance,
+    log_expected_improvement,
     matern,
     predict,
     prior_kernel,
 )
-from hypergrad.history import History, check_capacity, empty, remember
-from hypergrad.quasirandom import directions, points, scramble
-from hypergrad.searchers.base import Searcher, observe
-from hypergrad.types import Array, Key, PyTree
+from hypergrad.searchers.models.memory import Memory, check_capacity, empty, remember
+from hypergrad.searchers.models.sobol_points import directions, points, scramble
+from hypergrad.searchers.models.targets import power
+from hypergrad.space import Coordinates, coordinates, from_units, snap
 
 SMALLEST = 64
 """Rows of the smallest table that a process is fitted to; larger ones are powers of two."""
+
 NUM_CANDIDATES = 768
+
 NUM_REFINED = 8
 """Of the candidates all over the box, and as many of those near the best trials."""
+
 NUM_STEPS = 40
 """Of Adam, from each of them."""
 
@@ -76,7 +80,7 @@ class BayesState(NamedTuple):
         region: the trust region; its length does not change where there is none.
     """
 
-    history: History
+    history: Memory
     kernel: Kernel
     vectors: Array
     shift: Array
@@ -90,7 +94,7 @@ def bayes(
     *,
     num_initial: int | None = None,
     acquisition: Acquisition = log_expected_improvement,
-    transform: Callable[[Array, Array], Array] = outputs.power,
+    transform: Callable[[Array, Array], Array] = power,
     warp: bool = False,
     trust_region: TrustRegion | None = None,
 ) -> Searcher:
@@ -147,7 +151,9 @@ def bayes(
     def fitted(state, size):
         history = jax.tree.map(lambda x: x[:size] if x.ndim else x, state.history)
         targets = transform(history.scores, history.filled)
-        return fit(state.kernel, covariance, history.units, targets, history.filled, warp=warp)
+        return fit_covariance(
+            state.kernel, covariance, history.units, targets, history.filled, warp=warp
+        )
 
     def tell(state, outcome):
         units, scores = observe(space, outcome)

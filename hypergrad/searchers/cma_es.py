@@ -7,19 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
-from hypergrad import tree
-from hypergrad.checks import check_whole, is_number
-from hypergrad.coordinates import cell, coordinates, from_units, names_of
-from hypergrad.families import Smoothing, tables
-from hypergrad.quasirandom import directions, uniforms
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.base import Searcher, observe
-from hypergrad.types import Array, PyTree
+from hypergrad.searchers.models.families import Smoothing, tables
+from hypergrad.searchers.models.sobol_points import directions, uniforms
+from hypergrad.space import cell, coordinates, from_units, names_of
 
 STILL = 0.25
 """Least standard deviation of a counted coordinate, in cells: one draw in twenty leaves the middle one."""
+
 FOLLOW, FLOOR = 0.3, 0.1
 """How far tables follow one generation, and the share of their draws that stays even."""
-LEAST, MOST = 1e-10, 1.0
+
+LEAST_SCALE, MOST_SCALE = 1e-10, 1.0
 """Bounds of σ, in units of the range."""
 
 
@@ -93,7 +95,7 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
         raise ValueError(
             f"num_members is {num_members}, expected at least 4, two of which are the better half; pass 16"
         )
-    if not is_number(sigma) or not 0 < sigma <= MOST:
+    if not is_number(sigma) or not 0 < sigma <= MOST_SCALE:
         raise ValueError(
             f"sigma is {sigma!r}, expected a share of the range in (0, 1]; pass e.g. 0.2"
         )
@@ -181,7 +183,7 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
         new = state._replace(
             mean=state.mean + state.sigma * step,
             covariance=covariance,
-            sigma=jnp.clip(sigma, LEAST, MOST),
+            sigma=jnp.clip(sigma, LEAST_SCALE, MOST_SCALE),
             path=path,
             turn=turn,
             step=state.step + 1,

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from hypergrad import tree
-from hypergrad.checks import check_whole, is_number, is_whole
-from hypergrad.coordinates import coordinates, from_units
-from hypergrad.distribution import distribution
-from hypergrad.families import Family
-from hypergrad.quasirandom import directions, uniforms
-from hypergrad.searchers.base import Outcome, Searcher, observe
-from hypergrad.types import Array, PyTree
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole, is_number, is_whole
+from hypergrad.core.types import Array, PyTree
+from hypergrad.searchers.base import Searcher, Trials, observe
+from hypergrad.searchers.models.distribution import distribution
+from hypergrad.searchers.models.families import Family
+from hypergrad.searchers.models.sobol_points import directions, uniforms
+from hypergrad.space import coordinates, from_units
 
 GOING_ON, UNCHANGED, SETTLED = 0, 1, 2
 """Values of `info["stopped"]`: neither rule, γ unchanged, distribution settled."""
@@ -63,7 +63,7 @@ class CrossEntropyState(NamedTuple):
     stopped: Array
 
 
-def steps_to(target: float) -> Callable[[Outcome], Array]:
+def steps_to(target: float) -> Callable[[Trials], Array]:
     """Score trials by the training steps they took to reach an objective of at most `target`.
 
     Trials that did not reach it follow those that did, by their objective. `schedulers.reach` notes when a
@@ -86,7 +86,7 @@ def cross_entropy(
     rho: float = 0.1,
     keep: int = 0,
     family: Callable[[PyTree], Family] = distribution,
-    score: Callable[[Outcome], Array] | None = None,
+    score: Callable[[Trials], Array] | None = None,
     stop: Stop | None = None,
 ) -> Searcher:
     """Fit a distribution to the best share ρ of every generation.

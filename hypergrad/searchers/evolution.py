@@ -5,11 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.checks import check_whole, is_number
-from hypergrad.coordinates import coordinates, from_units
-from hypergrad.quasirandom import directions, points, scramble
+from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.base import Searcher, observe
-from hypergrad.types import Array, PyTree
+from hypergrad.searchers.models.sobol_points import directions, points, scramble
+from hypergrad.space import coordinates, from_units
 
 
 class EvolutionState(NamedTuple):

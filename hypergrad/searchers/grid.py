@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad import tree
-from hypergrad.checks import check_whole, is_whole
-from hypergrad.coordinates import coordinates, from_units
+from hypergrad.core import tree
+from hypergrad.core.checks import check_name, check_whole, is_whole
+from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.base import Searcher, check_outcome
-from hypergrad.settings import check_name
-from hypergrad.types import Array, PyTree
+from hypergrad.space import coordinates, from_units
 
-MOST = 2**20
+MAX_GRID = 2**20
 """Most points of a grid, whose order is kept in memory."""
 
 
@@ -68,9 +67,9 @@ def grid(
         levels.append(_levels(num, int(cells), bool(ordered)))
     sizes = [len(level) for level in levels]
     total = math.prod(sizes)
-    if total > MOST:
+    if total > MAX_GRID:
         raise ValueError(
-            f"num_levels make a grid of {total:.3g} points, expected at most {MOST}; "
+            f"num_levels make a grid of {total:.3g} points, expected at most {MAX_GRID}; "
             "pass fewer, search fewer dimensions, or use 'sobol'"
         )
     # [D, most levels]: padded, because a table is indexed faster than a list

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from hypergrad.beliefs import Beliefs
-from hypergrad.checks import check_whole, is_number
-from hypergrad.coordinates import coordinates, from_units
-from hypergrad.distribution import distribution
+from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.types import PyTree
 from hypergrad.searchers.base import Searcher, check_outcome
-from hypergrad.types import PyTree
+from hypergrad.searchers.beliefs import Beliefs
+from hypergrad.searchers.models.distribution import distribution
+from hypergrad.space import coordinates, from_units
 
 
 def prior(space: PyTree, beliefs: Beliefs, *, uniform: float = 0.25) -> Searcher:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import jax
 
 from hypergrad import space as spaces
-from hypergrad.checks import check_whole
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.searchers.base import Searcher, check_outcome
-from hypergrad.types import HParams, Key, PyTree
 
 
 def random(space: PyTree, draw: Callable[[PyTree, Key], HParams] = spaces.sample) -> Searcher:

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from hypergrad.checks import check_whole
-from hypergrad.coordinates import coordinates, from_units
-from hypergrad.quasirandom import LOG_POINTS, directions, points, scramble
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.base import Searcher, check_outcome
-from hypergrad.types import Array, PyTree
+from hypergrad.searchers.models.sobol_points import LOG_POINTS, directions, points, scramble
+from hypergrad.space import coordinates, from_units
 
 
 class SobolState(NamedTuple):

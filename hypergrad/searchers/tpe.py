@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad import truncnorm
-from hypergrad.checks import check_whole, is_number
-from hypergrad.coordinates import coordinates, from_units, snap
-from hypergrad.history import History, check_capacity, empty, remember
-from hypergrad.quasirandom import directions, points, scramble
+from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.base import Searcher, observe
-from hypergrad.types import Array, PyTree
+from hypergrad.searchers.models import truncnorm
+from hypergrad.searchers.models.memory import Memory, check_capacity, empty, remember
+from hypergrad.searchers.models.sobol_points import directions, points, scramble
+from hypergrad.space import coordinates, from_units, snap
 
 OTHER = 0.2
 """Probability that a kernel around an option gives to all options alike."""
+
 SHARE_OF_SCOTT = 0.7
 """Width of a joint kernel over that of Scott's rule, n^(-1 / (D + 4)) standard deviations."""
 
@@ -29,7 +30,7 @@ class TPEState(NamedTuple):
         told: trials told so far, int32.
     """
 
-    history: History
+    history: Memory
     vectors: Array
     shift: Array
     told: Array

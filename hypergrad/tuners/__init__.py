@@ -1,8 +1,8 @@
 """Tuners: methods, whole. One method, one file, one contract (`base.Tuner`)."""
 
-from hypergrad.directions import FiniteSum, amigo, finite_sum, saba, soba
 from hypergrad.tuners.base import Tuner
 from hypergrad.tuners.bilevel import BilevelState, bilevel
+from hypergrad.tuners.bilevel_methods import FiniteSum, amigo, finite_sum, saba, soba
 from hypergrad.tuners.controller import (
     ControllerState,
     ControllerWarning,

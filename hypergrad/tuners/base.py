@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hypergrad.searchers.base import Outcome
-from hypergrad.types import Key, PyTree
+from hypergrad.core.types import Key, PyTree
+from hypergrad.searchers import Trials
 
 
 class Tuner(NamedTuple):
@@ -19,4 +19,4 @@ class Tuner(NamedTuple):
     """
 
     init: Callable[[Key], PyTree]
-    step: Callable[[Key, PyTree], tuple[PyTree, Outcome]]
+    step: Callable[[Key, PyTree], tuple[PyTree, Trials]]

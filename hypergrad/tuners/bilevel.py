@@ -8,16 +8,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hypergrad import space as spaces, tree
-from hypergrad.checks import check_whole
-from hypergrad.directions import Loop, Method, Point, inner_terms, outer_terms, soba
-from hypergrad.estimators.base import StructuralZeroWarning, first_nonfinite
-from hypergrad.problem import Problem, check, check_problem, with_hparams
-from hypergrad.response import check_implicit, default_batch, unused
-from hypergrad.searchers.base import Outcome
-from hypergrad.train import check_step, init_state, trained
+from hypergrad import space as spaces
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.estimators.advice import StructuralZeroWarning
+from hypergrad.estimators.base import first_nonfinite
+from hypergrad.estimators.implicit.response import check_implicit, default_batch, unused
+from hypergrad.problem import Problem, check_problem, with_hparams
+from hypergrad.searchers import Trials
+from hypergrad.train import init_state, trained
 from hypergrad.tuners.base import Tuner
-from hypergrad.types import Array, HParams, Key, PyTree
+from hypergrad.tuners.bilevel_methods import Loop, Method, Point, inner_terms, outer_terms, soba
+from hypergrad.validation import check_step, validate
 
 
 class BilevelState(NamedTuple):
@@ -187,7 +190,7 @@ def bilevel(
         info["key"] = jax.random.key_data(keys)
         steps = jnp.full(num_restarts, num_iterations * method.num_updates, jnp.int32)
         index = jnp.arange(num_restarts, dtype=jnp.int32)
-        return new, Outcome(hparams, values, steps, index, info)
+        return new, Trials(hparams, values, steps, index, info)
 
     return Tuner(init, step)
 
@@ -204,7 +207,7 @@ def _loop(problem: Problem, space: PyTree, linear, outer: optax.GradientTransfor
 def _check(problem: Problem, hparams: HParams, linear) -> None:
     """Raise a `ValueError` where the problem has no implicit hypergradient, or v no optimizer."""
     hparams = jax.tree.map(jnp.asarray, hparams)
-    check(problem, hparams)
+    validate(problem, hparams)
     check_step(problem, hparams)
     check_implicit(problem, hparams, 3, default_batch(problem))
 

@@ -9,23 +9,22 @@ import numpy as np
 import optax
 from jax import core
 
-from hypergrad import space as spaces, tree
-from hypergrad.checks import check_whole, is_number
-from hypergrad.estimators.base import Estimate, Estimator, check_kind
-from hypergrad.estimators.shared import SharedState, cosine
-from hypergrad.expected import draw
-from hypergrad.policies import Policy, mean_of_others
+from hypergrad import space as spaces
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.types import Array, Key, PyTree
+from hypergrad.estimators import Estimate, Estimator
+from hypergrad.estimators.base import check_kind
+from hypergrad.estimators.policies import Policy, SharedState, cosine, draw_outcomes, mean_of_others
 from hypergrad.problem import Problem, check_problem
-from hypergrad.searchers.base import Outcome
+from hypergrad.searchers import Trials
 from hypergrad.tuners.base import Tuner
-from hypergrad.types import Array, Key, PyTree
 
 COLLAPSED = 0.01
 """Share of its first entropy below which a policy has collapsed: it draws one architecture nearly always."""
 
 COUNTS = ("skipped", "refused", "dropped", "flat")
 """What the info counts over the updates of a step."""
-
 
 CLIP = 20.0
 """Norm beyond which a policy's gradient is cut; see `policy_adam`."""
@@ -251,7 +250,7 @@ def controller(
         num_steps = jnp.sum(told["horizon"]).astype(jnp.int32)
         index = jnp.arange(num_candidates, dtype=jnp.int32)
         steps = jnp.broadcast_to(num_steps, (num_candidates,))
-        return _strong(after), Outcome(hparams, values, steps, index, info)
+        return _strong(after), Trials(hparams, values, steps, index, info)
 
     def step(key, state):
         after, outcome = compiled(key, state)
@@ -267,7 +266,7 @@ def _candidates(policy: Policy, key: Key, phi: PyTree, num: int) -> PyTree:
     first = jax.tree.map(lambda x: jnp.asarray(x)[None], policy.mode(phi))
     if num == 1:
         return first
-    others = jax.tree.map(jnp.asarray, draw(policy, key, phi, num - 1)[0])
+    others = jax.tree.map(jnp.asarray, draw_outcomes(policy, key, phi, num - 1)[0])
     if jax.tree.map(jnp.ndim, first) != jax.tree.map(jnp.ndim, others):
         raise ValueError(
             f"num_candidates is {num} with a policy that mixes options, expected 1, its mode, because a "

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hypergrad import space as spaces, tree
-from hypergrad.checks import check_whole, is_number
-from hypergrad.estimators.base import Estimator
-from hypergrad.searchers.base import Outcome
+from hypergrad import space as spaces
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.estimators import Estimator
+from hypergrad.searchers import Trials
 from hypergrad.tuners.base import Tuner
-from hypergrad.types import Array, HParams, Key, PyTree
 
-EDGE = 6.9
+NEAR_BOUND = 6.9
 """Starts are moved to |z| <= 6.9, a thousandth of the range from a bound, where gradients live."""
 
 
@@ -180,7 +181,7 @@ def descent(
         info["key"] = jax.random.key_data(keys)  # with it, an estimate can be made again alone
         info["done"] = since_best >= (jnp.iinfo(jnp.int32).max if patience is None else patience)
         index = jnp.arange(num_restarts, dtype=jnp.int32)
-        return _strong(new), Outcome(hparams, values, info["horizon"], index, info)
+        return _strong(new), Trials(hparams, values, info["horizon"], index, info)
 
     return Tuner(init, step)
 
@@ -188,8 +189,8 @@ def descent(
 def _edge(dim: spaces.Dimension) -> float:
     """Return the largest |z| of a start; a decreasing sequence multiplies one share a free step."""
     if isinstance(dim, spaces.Sequence) and dim.decreasing:
-        return EDGE + math.log(dim.coordinates_shape[0])
-    return EDGE
+        return NEAR_BOUND + math.log(dim.coordinates_shape[0])
+    return NEAR_BOUND
 
 
 def _strong(state: PyTree) -> PyTree:

@@ -5,14 +5,15 @@ from typing import Any
 
 import jax
 
-from hypergrad import static, tree
-from hypergrad.checks import check_whole
-from hypergrad.layout import out_of_memory, traced
-from hypergrad.population import Population
-from hypergrad.schedulers.base import Scheduler
-from hypergrad.searchers.base import Outcome, Searcher
+from hypergrad.core import tree
+from hypergrad.core.abstract import traced
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import PyTree
+from hypergrad.populations import Population, out_of_memory
+from hypergrad.schedulers import Scheduler
+from hypergrad.searchers import Searcher, Trials
+from hypergrad.space import static
 from hypergrad.tuners.base import Tuner
-from hypergrad.types import PyTree
 
 
 def search(
@@ -104,11 +105,11 @@ def _check_parts(population: Any, searcher: Any, scheduler: Any) -> None:
             )
 
 
-def _named(space: PyTree, outcome: Outcome) -> Outcome:
+def _named(space: PyTree, outcome: Trials) -> Trials:
     """Give static dimensions the values that the user named, in the schedules that pbt notes, too."""
-    hparams, info = static.named(space, outcome.hparams), dict(outcome.info)
+    hparams, info = static.named_options(space, outcome.hparams), dict(outcome.info)
     for name, dim in tree.named(space).items():
         noted = f"schedule.{name}"
         if noted in info:
-            info[noted] = static.named(dim, info[noted])
+            info[noted] = static.named_options(dim, info[noted])
     return outcome._replace(hparams=hparams, info=info)

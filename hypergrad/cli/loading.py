@@ -1,0 +1,174 @@
+"""Import the user's task by the name given on the command line, and build it with its arguments."""
+
+import ast
+import importlib.util
+import inspect
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from hypergrad.core.checks import check_name
+from hypergrad.problem import Task
+
+FLAGS = ("data", "label", "horizon")
+"""Arguments of tasks that have a flag of their own."""
+
+
+class ArgumentError(ValueError):
+    """An argument that a task does not take.
+
+    Attributes:
+        name: of the argument.
+    """
+
+    def __init__(self, name: str, text: str):
+        super().__init__(text)
+        self.name = name
+
+
+def load_task(name: str, given: dict[str, Any]) -> Task:
+    """Import the task `name` and build it.
+
+    Args:
+        name: of a file in ./tasks, `file.py:attribute` or `module:attribute`.
+        given: arguments of its function.
+
+    Raises:
+        ValueError: for an unknown task or argument, with the nearest name there is.
+    """
+    factory = _resolve(name)
+    if isinstance(factory, Task):
+        if given:
+            raise ValueError(
+                f"TASK {name!r} is a finished Task, expected a function for {next(iter(given))!r:.80}; "
+                "write a function that returns it"
+            )
+        return factory
+    if not callable(factory):
+        raise ValueError(
+            f"TASK {name!r} is {type(factory).__name__}, expected a function that returns a "
+            "hypergrad.Task; see tasks/digits.py"
+        )
+    _check_arguments(name, factory, given)
+    try:
+        task = factory(**given)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"TASK {name!r} could not be made ({_reason(error)}); "
+            "set HYPERGRAD_TRACEBACK=1 to see where"
+        ) from error
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"TASK {name!r} made {type(task).__name__}, expected a hypergrad.Task; "
+            "see tasks/digits.py"
+        )
+    return task
+
+
+def _check_arguments(name: str, factory: Any, given: dict[str, Any]) -> None:
+    parameters = inspect.signature(factory).parameters
+    kinds = {p.kind for p in parameters.values()}
+    for argument in given:
+        if argument not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
+            try:
+                known = list(parameters) or ["(no arguments)"]
+                check_name(f"argument of task {name!r}", argument, known)
+            except ValueError as error:
+                raise ArgumentError(argument, str(error)) from None
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = {n: p for n, p in parameters.items() if p.default is p.empty and p.kind not in several}
+    missing = [name for name in needed if name not in given]
+    if missing:
+        first = missing[0]
+        way = f"--{first} VALUE" if first in FLAGS else f"--arg {first}=VALUE"
+        raise ValueError(f"task {name!r} was given no {first}, expected a value; pass {way}")
+
+
+def _resolve(name: str) -> Any:
+    """Import `name` from ./tasks, or `file.py:attribute`, or `module:attribute`."""
+    module_name, _, attribute = name.partition(":")
+    attribute = attribute or "task"
+    _search_first(os.getcwd())
+    if module_name.endswith(".py"):
+        path = Path(module_name)
+        if not path.is_file():
+            raise ValueError(f"TASK is {name!r}, a file that is not there; check the path")
+        _search_first(str(path.resolve().parent))
+    elif ":" not in name:
+        known = known_tasks()
+        if not known:
+            raise ValueError(
+                f"TASK is {name!r}, but there is no folder ./tasks here; "
+                "run from the repository's root, or pass my_file.py:task"
+            )
+        module_name = f"tasks.{check_name('TASK', name, known)}"
+    try:
+        module = _import(module_name)
+    except Exception as error:
+        raise ValueError(
+            f"TASK is {name!r}, whose module cannot be imported ({_reason(error)}); "
+            "run it by itself to see where"
+        ) from error
+    if not hasattr(module, attribute):
+        names = ", ".join(n for n in vars(module) if not n.startswith("_"))
+        raise ValueError(
+            f"TASK is {name!r}, but {module_name} has no {attribute!r}, expected one of {names[:200]}"
+        )
+    return getattr(module, attribute)
+
+
+def _import(name: str) -> ModuleType:
+    """Import a module by its name, or a file by its path, whatever else has its name."""
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name)
+    spec = importlib.util.spec_from_file_location(f"_task_file.{path.stem}", path.resolve())
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name!r} cannot be read as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _search_first(folder: str) -> None:
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+
+
+class Known(NamedTuple):
+    """What a file in ./tasks says of its task, without being imported.
+
+    Attributes:
+        summary: first line of the docstring.
+        needs: arguments without a default.
+    """
+
+    summary: str
+    needs: list[str]
+
+
+def known_tasks() -> dict[str, Known]:
+    """List the files in ./tasks that define a function `task`, by reading them; what cannot be read is none."""
+    found = {}
+    for path in sorted(Path("tasks").glob("*.py")):
+        try:
+            module = ast.parse(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, SyntaxError, RecursionError):
+            continue
+        for node in module.body:
+            if isinstance(node, ast.FunctionDef) and node.name == "task":
+                words = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+                needs = [word.arg for word, default in words if default is None]
+                summary = (ast.get_docstring(node) or "").partition("\n")[0]
+                found[path.stem] = Known(summary, needs)
+    return found
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"

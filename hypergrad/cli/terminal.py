@@ -1,0 +1,134 @@
+"""What the commands print: progress, tables, and one JSON object for machines."""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from hypergrad.report.study import Study
+from hypergrad.study import Callback, Progress
+from hypergrad.study.disk.files import to_plain
+from hypergrad.tuning.settings import BY_GRADIENT
+
+
+class Bar:
+    """A progress bar with the loss, the time left and the hyperparameters; lines where rich is missing.
+
+    Args:
+        quiet: show nothing.
+        color: whether colours may be used.
+    """
+
+    def __init__(self, quiet: bool, color: bool):
+        self.quiet = quiet
+        self.progress: Any = None
+        self.tasks: dict[str, Any] = {}
+        self.first: dict[str, tuple[int, float]] = {}
+        if quiet or not sys.stderr.isatty():
+            return
+        try:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        except ImportError:
+            return
+        self.progress = Progress(
+            TextColumn("{task.description:8s}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=Console(stderr=True, no_color=not color),
+        )
+
+    @property
+    def callback(self) -> Callback:
+        """What the study calls."""
+        return Callback(start=self._start, step=self._step, end=self._end)
+
+    def _start(self, description: dict[str, Any]) -> None:
+        if self.progress is not None:
+            self.progress.start()
+
+    def _end(self, study: Study | None) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def _step(self, now: Progress) -> None:
+        parts = [f"loss {now.value:.4f}  best {now.best:.4f}"] if now.hparams else []
+        search = now.phase not in (*BY_GRADIENT, "judge")
+        if search:
+            record = now.record
+            parts += [f"median {record.get('median', float('nan')):.4f}"]
+            parts += [f"failed {record.get('failures', 0)}"]
+        parts += [f"{name} {brief(value)}" for name, value in now.hparams.items()]
+        text = "  ".join(parts)
+        if self.progress is not None:
+            if now.phase not in self.tasks:
+                self.tasks[now.phase] = self.progress.add_task(now.phase, total=now.total, text="")
+            self.progress.update(self.tasks[now.phase], completed=now.done, text=text)
+        elif not self.quiet and (now.done in (1, now.total) or now.done % 10 == 0 or search):
+            left = self._left(now)
+            print(f"{now.phase} {now.done}/{now.total}{left}  {text}", file=sys.stderr, flush=True)
+
+    def _left(self, now: Progress) -> str:
+        """Estimate the time left from the steps since the first one, which compiles."""
+        done, began = self.first.setdefault(now.phase, (now.done, time.monotonic()))
+        if now.done == done or now.done == now.total:
+            return ""
+        seconds = (time.monotonic() - began) / (now.done - done) * (now.total - now.done)
+        return f", {seconds:.0f} s left"
+
+
+def use_color(no_color: bool) -> bool:
+    """Tell whether colours may be used: neither --no-color nor a NO_COLOR that is not empty."""
+    return not no_color and not os.environ.get("NO_COLOR")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on one line; what is not finite is null."""
+    print(json.dumps(to_plain(value), allow_nan=False))
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Print the comparison of the configurations as a table."""
+    metric = result["metric"]["name"]
+    has_test = any(one["test"] for one in result["configurations"].values())
+    head = f"   test {metric} (95 % interval)" if has_test else ""
+    print(f"{'':10s} {'validation loss':>24s}{head}")
+    for name, one in result["configurations"].items():
+        valid, test = one["valid"], one["test"]
+        spread = f"{valid['mean']:.4f} [{valid['low']:.4f}, {valid['high']:.4f}]"
+        score = f"{test['mean']:.4f} [{test['low']:.4f}, {test['high']:.4f}]" if test else ""
+        print(f"{name:10s} {spread:>24s}   {score}".rstrip())
+    print(
+        f"each trained again on {result['num_seeds']} fresh seeds; {result['seconds']:.0f} s in all"
+    )
+    for warning in result["warnings"]:
+        print(f"warning: {warning}")
+
+
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what a machine wants of a result: scores and hparams, without curves and traces."""
+    names = ("hparams", "valid", "test")
+    return {
+        "interrupted": result["interrupted"],
+        "metric": result["metric"],
+        "configurations": {
+            name: {key: one[key] for key in names} for name, one in result["configurations"].items()
+        },
+        "warnings": result["warnings"],
+        "seconds": result["seconds"],
+    }
+
+
+def brief(value: Any) -> str:
+    """Show a number by three digits, an array by its range, and a text as it is."""
+    array = np.asarray(value)
+    if array.dtype.kind == "U":
+        return str(value)
+    if array.ndim == 0:
+        return f"{float(array):.3g}"
+    return f"{float(array.min()):.2g}..{float(array.max()):.2g}"

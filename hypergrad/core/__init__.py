@@ -1,0 +1,1 @@
+"""What everything stands on: types, trees, checks, derivatives, scans and linear solvers."""

@@ -1,0 +1,267 @@
+"""Finite derivatives where autodiff makes none, who depends on whom, and a walk through programs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.extend.core.primitives import (
+    cbrt_p,
+    div_p,
+    jit_p,
+    mul_p,
+    pow_p,
+    remat_p,
+    rsqrt_p,
+    scan_p,
+    select_n_p,
+    sqrt_p,
+)
+
+from hypergrad.core.types import Array
+
+PARTIALS: dict[Any, tuple[Callable[..., Array], ...]] = {
+    sqrt_p: (lambda x: 0.5 / jnp.sqrt(x),),
+    cbrt_p: (lambda x: 1 / (3 * jnp.square(jnp.cbrt(x))),),
+    rsqrt_p: (lambda x: -0.5 * jax.lax.rsqrt(x) / x,),
+    div_p: (lambda x, y: 1 / y, lambda x, y: -(x / y) / y),
+    pow_p: (lambda x, y: y * x ** (y - 1), lambda x, y: jnp.log(x) * x**y),
+    mul_p: (lambda x, y: y, lambda x, y: x),
+}
+"""Partial derivatives of what is tamed; a product only where a `where` may discard it (RAdam)."""
+
+_POINTWISE = """
+abs add add_any and clamp convert_element_type copy cos cosh div eq erf erfc erf_inv exp exp2 expm1 ge gt
+integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rsqrt select_n sign sin sinh
+sqrt square stop_gradient sub tan tanh
+"""
+
+ELEMENTWISE = frozenset(_POINTWISE.split())
+"""Primitives that work element by element, where all their operands have one shape."""
+
+
+def smooth(function: Callable) -> Callable:
+    """Make the derivative of `function` finite where a root, quotient or power in it is singular.
+
+    The Adam family divides by √ν + ε. At a gradient entry that is exactly zero (a dead pixel, a dead
+    unit, padding) plain autodiff multiplies √′(0) = ∞ by the zero derivative of ν and makes NaN of a
+    derivative that is finite; so does a quotient 0/0 whose value a `where` discards (clipping, LAMB,
+    normalization). Here a partial derivative that is not finite counts as zero. Values do not change,
+    bit for bit under the same jit; `eps_root` would change the training.
+
+    The function is traced to a jaxpr, and each such primitive in it, also within loops, branches and
+    `jax.checkpoint`, gets the rule. This cures every optax optimizer without touching its code.
+
+    **Limits:** functions with derivative rules of their own (`custom_jvp`, `custom_vjp`) keep them.
+
+    Args:
+        function: any traceable function of pytrees of arrays.
+
+    Returns:
+        A function of the same signature, without keyword arguments.
+    """
+
+    def smoothed(*args):
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        # whether a `where` anywhere can throw a value away
+        discards = any(eqn.primitive is select_n_p for eqn in equations(closed.jaxpr))
+        outs = jaxpr_as_fun(_substitute(closed, discards))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shape), outs)
+
+    return smoothed
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Go through the equations of a program and of all the programs within it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in programs(eqn):
+            yield from equations(inner)
+
+
+def programs(eqn: JaxprEqn) -> list[Jaxpr]:
+    """List the programs that an equation holds: the body of a loop, the branches of a choice."""
+    kinds = (Jaxpr, ClosedJaxpr)
+    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, kinds))
+    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in found if isinstance(x, kinds)]
+
+
+def _substitute(closed: ClosedJaxpr, discards: bool) -> ClosedJaxpr:
+    """Put the tame rule in the place of every singular primitive, down into whatever holds programs."""
+    eqns = []
+    for eqn in closed.jaxpr.eqns:
+        tame = eqn.primitive in PARTIALS and (discards or eqn.primitive is not mul_p)
+        if tame and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+            shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+            # the trace is the single call that carries the derivative rule
+            (call,) = jax.make_jaxpr(_tame(eqn))(*shapes).jaxpr.eqns
+            eqns.append(call.replace(invars=eqn.invars, outvars=eqn.outvars))
+        elif eqn.primitive.name.startswith("custom_"):
+            eqns.append(eqn)
+        elif eqn.primitive is remat_p:
+            inner = _substitute(ClosedJaxpr(eqn.params["jaxpr"], []), discards).jaxpr
+            eqns.append(eqn.replace(params={**eqn.params, "jaxpr": inner}))
+        else:
+            params = {
+                name: _substitute_param(value, discards) for name, value in eqn.params.items()
+            }
+            eqns.append(eqn.replace(params=params))
+    return ClosedJaxpr(closed.jaxpr.replace(eqns=eqns), closed.consts)
+
+
+def _substitute_param(value: Any, discards: bool) -> Any:
+    if isinstance(value, ClosedJaxpr):
+        return _substitute(value, discards)
+    if isinstance(value, tuple) and any(isinstance(v, ClosedJaxpr) for v in value):
+        return tuple(_substitute_param(v, discards) for v in value)
+    return value
+
+
+def _tame(eqn: Any) -> Callable:
+    """Return the primitive of an equation with partial derivatives that are zero where not finite."""
+    partials = PARTIALS[eqn.primitive]
+
+    @jax.custom_jvp
+    def apply(*xs):
+        return eqn.primitive.bind(*xs, **eqn.params)
+
+    @apply.defjvp
+    def rule(primals, tangents):
+        out = apply(*primals)
+        total = jnp.zeros_like(out)
+        for partial, tangent in zip(partials, tangents, strict=True):
+            if tangent.dtype == jax.dtypes.float0:
+                continue
+            finite = jnp.isfinite(partial(*primals))
+            # evaluated at 1 where singular, so that second derivatives are finite too
+            safe = [jnp.where(finite, x, jnp.ones_like(x)) for x in primals]
+            slope = jnp.where(finite, partial(*safe), 0)
+            total = total + (slope * tangent).astype(out.dtype)
+        return out, total
+
+    return apply
+
+
+def depends(function: Callable, *args) -> list[bool]:
+    """Tell, for each leaf of `args`, whether the derivative of `function` along it can be nonzero.
+
+    The tangent is traced, not computed: rounding, signs, comparisons, integer casts and
+    `stop_gradient` end it, and a leaf whose tangent reaches no output has a derivative that is zero
+    *by structure*, whatever the numbers.
+
+    **Cost:** one trace; nothing is compiled or run. **Limits:** conservative within `while` and
+    `cond`: true may still mean a derivative of zero.
+
+    Args:
+        function: (pytrees of float arrays or their shapes) -> pytree of arrays.
+        *args: where; only shapes and dtypes matter.
+
+    Returns:
+        One boolean for each leaf, in the order of `jax.tree.leaves(args)`.
+    """
+    leaves, treedef = jax.tree.flatten(args)
+    shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+
+    def tangent(primals, tangents):
+        def flat(*leaves):
+            return function(*jax.tree.unflatten(treedef, leaves))
+
+        return jax.jvp(flat, primals, tangents)[1]
+
+    jaxpr = jax.make_jaxpr(tangent)(tuple(shapes), tuple(shapes)).jaxpr
+    used = _live(jaxpr, [True] * len(jaxpr.outvars))
+    return used[len(shapes) :]
+
+
+def uses(function: Callable, *args) -> list[bool]:
+    """Tell, for each leaf of `args`, whether the value of `function` depends on it; one trace."""
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return _live(jaxpr, [True] * len(jaxpr.outvars))
+
+
+def elementwise(function: Callable, x: Array | jax.ShapeDtypeStruct, *args) -> list[bool]:
+    """Tell, for each output of `function`, whether its element j depends on element j of `x` alone.
+
+    Then its Jacobian is diagonal, and one product with ones gives all of it.
+
+    **Cost:** one trace. **Limits:** conservative: what is not in `ELEMENTWISE` counts as mixing.
+
+    Args:
+        function: (x, *args) -> a list of arrays.
+        x: where; only shape and dtype matter.
+        *args: further arguments of any kind of array.
+
+    Returns:
+        One boolean an output; false also where an output does not depend on `x`.
+    """
+    jaxpr = jax.make_jaxpr(function)(x, *args).jaxpr
+    reads = [True] + [False] * (len(jaxpr.invars) - 1)
+    aligned = [out is True for out in _aligned(jaxpr, reads)]
+    return [ok and v.aval.shape == x.shape for ok, v in zip(aligned, jaxpr.outvars, strict=True)]
+
+
+def _aligned(jaxpr: Jaxpr, reads: Sequence[bool | None]) -> list[bool | None]:
+    """Follow x through a jaxpr: True where element by element, None where mixed, False where absent."""
+    state: dict[Any, bool | None] = dict(zip(jaxpr.invars, reads, strict=True))
+
+    def of(v: Any) -> bool | None:
+        return False if isinstance(v, Literal) else state.get(v, False)
+
+    for eqn in jaxpr.eqns:
+        ins = [of(v) for v in eqn.invars]
+        inner: Any = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        called = isinstance(inner, ClosedJaxpr) and eqn.primitive is not scan_p
+        if called and len(inner.jaxpr.invars) == len(ins):
+            outs = _aligned(inner.jaxpr, ins)
+        elif not any(i is not False for i in ins):
+            outs = [False] * len(eqn.outvars)
+        else:
+            met = [v for v, i in zip(eqn.invars, ins, strict=True) if i is not False]
+            shapes = {jnp.shape(v.aval) for v in [*met, *eqn.outvars]}
+            pointwise = eqn.primitive.name in ELEMENTWISE and len(shapes) == 1 and None not in ins
+            outs = [True if pointwise else None] * len(eqn.outvars)
+        state.update(zip(eqn.outvars, outs, strict=True))
+    return [of(v) for v in jaxpr.outvars]
+
+
+def _live(jaxpr: Jaxpr, live_outs: list[bool]) -> list[bool]:
+    """Propagate liveness from the outputs of a jaxpr back to its inputs."""
+    live = {
+        v
+        for v, used in zip(jaxpr.outvars, live_outs, strict=True)
+        if used and not isinstance(v, Literal)
+    }
+    for eqn in reversed(jaxpr.eqns):
+        outs = [v in live for v in eqn.outvars]
+        if not any(outs):
+            continue
+        if eqn.primitive is jit_p:
+            ins = _live(eqn.params["jaxpr"].jaxpr, outs)
+        elif eqn.primitive is scan_p:
+            ins = _live_scan(eqn.params, outs)
+        else:
+            ins = [True] * len(eqn.invars)
+        live.update(
+            v
+            for v, used in zip(eqn.invars, ins, strict=True)
+            if used and not isinstance(v, Literal)
+        )
+    return [v in live for v in jaxpr.invars]
+
+
+def _live_scan(params: dict, outs: list[bool]) -> list[bool]:
+    """Propagate through a loop: what the carry needs in a later step it needs in this one too."""
+    if "num_consts" in params:
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
+    else:  # jax 0.12 keeps the three parts of the operands instead
+        num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
+    carry, stacked = outs[:num_carry], outs[num_carry:]
+    while True:
+        ins = _live(params["jaxpr"].jaxpr, carry + stacked)
+        grown = [
+            a or b for a, b in zip(carry, ins[num_consts : num_consts + num_carry], strict=True)
+        ]
+        if grown == carry:
+            return ins[:num_consts] + grown + ins[num_consts + num_carry :]
+        carry = grown

@@ -1,0 +1,73 @@
+"""Checks of the numbers that a caller passes, made before anything compiles."""
+
+import difflib
+import math
+from collections.abc import Collection
+from importlib import import_module
+from numbers import Integral
+from typing import Any
+
+
+def is_whole(value: Any) -> bool:
+    """Tell whether a value is a whole number, of Python or numpy; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value is a real number of Python, infinity and NaN included; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_whole(name: str, value: Any, least: int = 1, *, example: int = 10) -> int:
+    """Return `value` as an int if it is a whole number of at least `least`, or raise a `ValueError`."""
+    whole = is_whole(value)
+    if not whole or value < least:
+        got = f"{value!r:.80}"
+        if hasattr(value, "dtype") and not whole:
+            got = f"an array of shape {value.shape} and dtype {value.dtype}"
+        raise ValueError(
+            f"{name} is {got}, expected a whole number of at least {least}; pass e.g. {name}={example}"
+        )
+    return int(value)
+
+
+def check_positive(name: str, value: Any, *, example: float = 0.01) -> None:
+    """Raise a `ValueError` unless `value` is a positive, finite number."""
+    if not is_number(value) or not 0 < value < math.inf:
+        raise ValueError(
+            f"{name} is {value!r:.80}, expected a positive number; pass e.g. {name}={example}"
+        )
+
+
+def check_bytes(memory: Any) -> None:
+    """Raise a `ValueError` unless `memory` is a number of bytes."""
+    if not is_whole(memory) or memory < 1:
+        raise ValueError(
+            f"memory is {memory!r:.80}, expected a positive number of bytes; pass e.g. 64 * 2**20"
+        )
+
+
+def library(module: str, extra: str, what: str = "log") -> Any:
+    """Import a library that an extra installs, or raise a `ValueError` that says how to install it."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise ValueError(
+            f"{what} {extra!r} needs {module}, which is not installed; "
+            f"install the extra: pip install 'hypergrad-jax[{extra}]'"
+        ) from None
+
+
+def check_name(argument: str, name: str, known: Collection[str]) -> str:
+    """Return `name` if it is one of `known`, or raise a `ValueError` with the nearest one."""
+    if name in known:
+        return name
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}?" if near else "see hypergrad list"
+    raise ValueError(f"{argument} is {name!r:.120}, expected one of {', '.join(known)}; {hint}")
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """Return the one of `known` that `name` most looks like, None where none comes near."""
+    near = difflib.get_close_matches(str(name)[:100], list(known), n=1, cutoff=0.4)
+    return near[0] if near else None

@@ -1,0 +1,146 @@
+"""Flax modules as init and apply: `from_linen`, `from_nnx`. The only file that imports flax."""
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen, nnx
+
+from hypergrad.core.types import Array, Key, Params, PyTree, Variables
+
+
+class Model(NamedTuple):
+    """A network as two pure functions; flax and any other library look alike from here.
+
+    Attributes:
+        init: (key, inputs) -> params, or `Variables` where the module has state of its own
+            (BatchNorm statistics).
+        apply: (params, inputs, *, train=False, key=None) -> (outputs, new_state). `train` switches
+            dropout and BatchNorm; `key` is needed where dropout is drawn; `new_state` is what the loss
+            returns as its second value, None for modules without state.
+    """
+
+    init: Callable[[Key, PyTree], Params]
+    apply: Callable[..., tuple[Any, PyTree]]
+
+
+def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Model:
+    """Adapt a `flax.linen` module.
+
+    Args:
+        module: takes the inputs as its one positional argument.
+        train_argument: name of the module's own training switch (`"train"`, `"is_training"`), if it has
+            one. A switch with the opposite meaning is named with a `not ` before it:
+            `"not deterministic"`, `"not use_running_average"`.
+
+    Returns:
+        The model. Collections other than `params` travel as carried state.
+    """
+    if not isinstance(module, linen.Module):
+        raise ValueError(
+            f"module is {type(module).__name__}, expected a flax.linen.Module instance; "
+            "use from_nnx for nnx modules"
+        )
+
+    def switch(train: bool) -> dict[str, Any]:
+        if train_argument is None:
+            return {}
+        if train_argument.startswith("not "):
+            return {train_argument.removeprefix("not "): not train}
+        return {train_argument: train}
+
+    def init(key: Key, inputs: PyTree) -> Params:
+        param_key, dropout_key = jax.random.split(key)
+        # train=False: BatchNorm statistics then start at their initial values
+        variables = module.init(
+            {"params": param_key, "dropout": dropout_key}, inputs, **switch(False)
+        )
+        state = {name: value for name, value in variables.items() if name != "params"}
+        params = variables["params"]
+        return Variables(params, state) if state else params
+
+    def apply(
+        params: Params, inputs: PyTree, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Any, PyTree]:
+        rngs = {} if key is None else {"dropout": key}
+        if not isinstance(params, Variables):
+            return module.apply({"params": params}, inputs, rngs=rngs, **switch(train)), None
+        variables = {"params": params.params, **params.state}
+        if not train:
+            return module.apply(variables, inputs, rngs=rngs, **switch(False)), params.state
+        outputs, state = module.apply(
+            variables, inputs, rngs=rngs, mutable=list(params.state), **switch(True)
+        )
+        return outputs, {**params.state, **state}
+
+    return Model(init, apply)
+
+
+def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+    """Adapt a `flax.nnx` module.
+
+    Args:
+        make: builds the module from its random streams, e.g. `lambda rngs: MLP(64, 10, rngs=rngs)`.
+
+    Returns:
+        The model. `nnx.Param` variables are trained; BatchNorm statistics and all others travel as
+        carried state. Dropout draws from the key of each call, not from streams kept in the module.
+    """
+    if not callable(make):
+        raise ValueError(
+            f"make is {type(make).__name__}, expected a function of nnx.Rngs that builds the module; "
+            "pass e.g. lambda rngs: MLP(rngs=rngs)"
+        )
+
+    def split(module: nnx.Module) -> tuple[Any, PyTree, PyTree, PyTree]:
+        graph, params, rng, state = nnx.split(module, nnx.Param, nnx.RngState, ...)  # pyright: ignore
+        return graph, params, rng, state
+
+    # the graph holds no arrays: it is the same for every key and is found without computing any
+    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    graph = split(abstract)[0]
+
+    def init(key: Key, inputs: PyTree) -> Params:
+        del inputs  # nnx modules know their shapes
+        params, _, state = split(make(nnx.Rngs(key)))[1:]
+        pure = nnx.to_pure_dict(params), nnx.to_pure_dict(state)
+        return Variables(*pure) if jax.tree.leaves(pure[1]) else pure[0]
+
+    def apply(
+        params: Params, inputs: PyTree, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Any, PyTree]:
+        module = make_shell(params, key)
+        module.train() if train else module.eval()
+        outputs = module(inputs)
+        if not isinstance(params, Variables):
+            return outputs, None
+        return outputs, nnx.to_pure_dict(split(module)[3])
+
+    def make_shell(params: Params, key: Key | None) -> nnx.Module:
+        """Merge arrays into a fresh module: nothing is shared between traces."""
+        weights, state = params if isinstance(params, Variables) else (params, {})
+        _, abstract_params, abstract_rng, abstract_state = split(abstract)
+        nnx.replace_by_pure_dict(abstract_params, weights)
+        nnx.replace_by_pure_dict(abstract_state, state)
+        return nnx.merge(
+            graph, abstract_params, _streams(abstract_rng, key), abstract_state, copy=True
+        )
+
+    return Model(init, apply)
+
+
+def _streams(abstract: PyTree, key: Key | None) -> PyTree:
+    """Make the module's random streams start at `key`, each at its own."""
+    base = jax.random.key(0) if key is None else key
+
+    def start(path, variable):
+        leaf: Array | jax.ShapeDtypeStruct = variable.get_value()
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            name = "/".join(str(part) for part in path)
+            value = jax.random.fold_in(base, zlib.crc32(name.encode()))
+        else:
+            value = jax.numpy.zeros(leaf.shape, leaf.dtype)
+        return variable.replace(value)
+
+    return nnx.map_state(start, abstract)

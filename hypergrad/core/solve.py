@@ -1,0 +1,501 @@
+"""Linear solvers for A x = b where A is known by its products: every one of them says how well it solved.
+
+All work on one flat vector of at least float32, whatever the pytree and its dtypes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from hypergrad.core.checks import check_positive, check_whole
+from hypergrad.core.types import Array, PyTree
+
+MatVec: TypeAlias = Callable[[PyTree], PyTree]
+"""x -> A x, linear; a pytree in, a pytree of the same structure out."""
+
+
+class SolveInfo(NamedTuple):
+    """How well a system was solved.
+
+    Attributes:
+        residual: ‖b − A x‖ / ‖b‖, computed from x itself, `[]`.
+        iterations: of the method, int32 `[]`; 0 for those without, -1 where the solver does not say.
+        smallest_curvature: smallest p·Ap / p·p over the directions met (search directions, Ritz vectors, x),
+            `[]`. At or below zero A is not positive definite, and conjugate gradients stopped there.
+            Infinite where no direction was met.
+        condition: estimate from below of the condition number, from the same directions, `[]`; infinite
+            where the smallest curvature is not positive.
+        converged: whether the residual is within ten times the tolerance, bool `[]`.
+        damping: γ of the system A + γI that was solved instead and of which all of this tells, `[]`; mostly 0.
+    """
+
+    residual: Array
+    iterations: Array
+    smallest_curvature: Array
+    condition: Array
+    converged: Array
+    damping: Array
+
+
+class Solve(Protocol):
+    """(matvec, b, start, tolerance) -> (x, SolveInfo): a linear solver as a value.
+
+    `start` is where to begin (zero where None: a warm start costs one product), `tolerance` the relative
+    residual to reach, which may be traced (the solver's own where None).
+    """
+
+    def __call__(
+        self, matvec: MatVec, b: PyTree, start: PyTree = None, tolerance: Array | None = None
+    ) -> tuple[PyTree, SolveInfo]:
+        """Return x and how well it solves A x = b."""
+        ...
+
+
+class _Solved(NamedTuple):
+    """What a method returns: x, iterations, smallest and largest curvature met."""
+
+    x: Array
+    iterations: int | Array
+    low: float | Array = float("inf")
+    high: float | Array = float("-inf")
+
+
+def cg(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
+    """Solve by conjugate gradients; stop where the curvature p·Ap is not positive.
+
+    **Cost:** one product an iteration; the relative error after K of them falls like
+    2 ((√κ − 1) / (√κ + 1))^K for a condition number κ.
+
+    **Limits:** A symmetric. On an indefinite A the search ends at the first p with p·Ap <= 0, with what
+    was found until then; `smallest_curvature` shows it. The condition number is that of the first 64
+    Lanczos vectors, which the iteration builds anyway.
+
+    Args:
+        max_iterations: products at most.
+        tolerance: relative residual to reach; ε^¾ of the dtype where None (6e-6 in float32).
+
+    Reference:
+        Hestenes, Stiefel, 1952; Golub, Van Loan, "Matrix Computations", 4th ed., 10.2-10.3 (the Lanczos
+        matrix from α and β).
+    """
+    check_whole("max_iterations", max_iterations)
+    return _solver(lambda a, b, x, tol: _cg(a, b, x, tol, max_iterations), tolerance)
+
+
+def normal_cg(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
+    """Solve AᵀA x = Aᵀb by conjugate gradients: for an A that is indefinite or not symmetric.
+
+    **Cost:** two products an iteration, and the condition number is squared: √κ becomes κ in the rate.
+
+    Args:
+        max_iterations: of the conjugate gradients.
+        tolerance: relative residual of the normal equations; as in `cg`.
+    """
+    check_whole("max_iterations", max_iterations)
+
+    def method(apply, b, x, tol):
+        transpose = jax.linear_transpose(apply, b)
+        solved = _cg(lambda p: transpose(apply(p))[0], transpose(b)[0], x, tol, max_iterations)
+        return _Solved(
+            solved.x, solved.iterations
+        )  # the curvatures are those of AᵀA: of no use here
+
+    return _solver(method, tolerance)
+
+
+def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = None) -> Solve:
+    """Solve by GMRES (jaxopt's): smallest residual over each Krylov space; for any invertible A.
+
+    **Cost:** `restart` products and that many vectors of memory each time round; `iterations` counts the
+    restarts.
+
+    Args:
+        restart: dimension of the Krylov space.
+        max_restarts: how often to begin again from the best x.
+        tolerance: as in `cg`.
+
+    Reference:
+        Saad, Schultz, 1986, "GMRES".
+    """
+    check_whole("restart", restart)
+    check_whole("max_restarts", max_restarts)
+
+    def method(apply, b, x, tol):
+        from jaxopt import linear_solve
+
+        first, gap = _begin(apply, b, x)
+        limit = tol * jnp.linalg.norm(b)
+
+        def unfinished(carry):
+            _, residual, count = carry
+            return (residual > limit) & (count < max_restarts)
+
+        def again(carry):
+            x, _, count = carry
+            x = linear_solve.solve_gmres(apply, b, init=x, tol=tol, restart=restart, maxiter=1)
+            return x, jnp.linalg.norm(b - apply(x)), count + 1
+
+        before = (first, jnp.linalg.norm(gap), jnp.zeros((), jnp.int32))
+        x, _, count = jax.lax.while_loop(unfinished, again, before)
+        return _Solved(x, count)
+
+    return _solver(method, tolerance)
+
+
+def bicgstab(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
+    """Solve by the stabilized biconjugate gradients (jaxopt's): any invertible A, in constant memory.
+
+    **Cost:** two products an iteration. **Limits:** may break down without warning but the residual;
+    the solver does not say how many iterations it took.
+
+    Args:
+        max_iterations: at most.
+        tolerance: as in `cg`.
+
+    Reference:
+        van der Vorst, 1992, "Bi-CGSTAB".
+    """
+    check_whole("max_iterations", max_iterations)
+
+    def method(apply, b, x, tol):
+        from jaxopt import linear_solve
+
+        x = linear_solve.solve_bicgstab(apply, b, init=x, tol=tol, maxiter=max_iterations)
+        return _Solved(x, -1)
+
+    return _solver(method, tolerance)
+
+
+def neumann(num_terms: int = 20, step_size: float | None = None) -> Solve:
+    """Sum the first terms of the Neumann series: x = α Σ_{k < K} (I − αA)^k b.
+
+    At a minimum this is the hypergradient of K steps of gradient descent with rate α, truncated there.
+
+    **Cost:** K products, and 10 more where the step size is to be found.
+
+    **Limits:** biased by what the residual says; the error falls like (1 − α λ_min)^K, and grows where
+    α > 2/λ_max or A has a negative eigenvalue (the sum stops before it overflows).
+
+    Args:
+        num_terms: K.
+        step_size: α; 1/λ_max where None, with λ_max estimated by 10 steps of Lanczos from b.
+
+    Reference:
+        Lorraine, Vicol, Duvenaud, 2020, arXiv:1911.02590, Algorithm 3.
+    """
+    check_whole("num_terms", num_terms)
+    _check_step_size(step_size)
+    return _solver(lambda a, b, x, tol: _richardson(a, b, x, -1.0, num_terms, step_size), None)
+
+
+def fixed_point(
+    max_iterations: int = 1000, step_size: float | None = None, tolerance: float | None = None
+) -> Solve:
+    """Iterate x ← x + α (b − A x) until it stands still: `neumann` with as many terms as it takes.
+
+    With A = I − Jᵀ for the Jacobian J of a fixed-point map and α = 1 this is x ← Jᵀx + b.
+
+    **Cost:** one product an iteration, about κ log(1/tolerance) of them.
+
+    Args:
+        max_iterations: at most.
+        step_size: as in `neumann`.
+        tolerance: as in `cg`.
+
+    Reference:
+        Grazzi, Franceschi, Pontil, Salzo, 2020, arXiv:2006.16218, Algorithm 1 (AID with a fixed point).
+    """
+    check_whole("max_iterations", max_iterations)
+    _check_step_size(step_size)
+    return _solver(
+        lambda a, b, x, tol: _richardson(a, b, x, tol, max_iterations, step_size), tolerance
+    )
+
+
+def nystrom(rank: int = 20, damping: float = 0.01, seed: int = 0) -> Solve:
+    """Invert a low-rank approximation of A: (ρI + CᵀM⁻¹C)⁻¹ b = b/ρ − Cᵀ(M + CCᵀ/ρ)⁻¹Cb/ρ².
+
+    C = A[K, :] are sampled rows, M = A[K, K].
+
+    **Cost:** `rank` products side by side, memory of `rank` vectors. **Limits:** A symmetric and not
+    negative; biased by the damping and by the spectrum outside the sampled rows, see the residual.
+
+    Args:
+        rank: number of rows.
+        damping: ρ.
+        seed: of the draw of the rows, which is the same for every solve.
+
+    Reference:
+        Hataya, Yamada, 2023, arXiv:2302.09726, equation 5.
+    """
+    check_whole("rank", rank)
+    check_positive("damping", damping)
+
+    def method(apply, b, x, tol):
+        size = min(rank, b.size)
+        rows = np.sort(np.random.default_rng(seed).choice(b.size, size, replace=False))
+        chosen = jax.nn.one_hot(rows, b.size, dtype=b.dtype)
+        c = jax.vmap(apply)(chosen)
+        m = c[:, rows]
+        inner = jnp.linalg.solve(m + c @ c.T / damping, c @ b)
+        return _Solved(
+            b / damping - c.T @ inner / damping**2, 0, jnp.diag(m).min(), jnp.diag(m).max()
+        )
+
+    return _solver(method, None)
+
+
+def direct() -> Solve:
+    """Form A and solve by elimination, with the exact condition number of its symmetric part.
+
+    **Cost:** D products side by side, memory D², time D³ for D unknowns: up to a few thousand.
+    """
+
+    def method(apply, b, x, tol):
+        matrix = jax.vmap(apply)(jnp.eye(b.size, dtype=b.dtype)).T
+        spectrum = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)
+        return _Solved(jnp.linalg.solve(matrix, b), 0, spectrum[0], spectrum[-1])
+
+    return _solver(method, None)
+
+
+def identity(scale: float = 1.0) -> Solve:
+    """Take x = scale · b: one term of the Neumann series, no product with A.
+
+    **Cost:** none but the product that the residual takes. **Limits:** biased unless A is I / scale;
+    often of the right sign.
+
+    Reference:
+        Luketina, Berglund, Greff, Raiko, 2016, arXiv:1511.06727 (T1-T2).
+    """
+    check_positive("scale", scale)
+    return _solver(lambda a, b, x, tol: _Solved(scale * b, 0), None)
+
+
+def damped(solve: Solve, damping: float) -> Solve:
+    """Solve (A + γI) x = b instead: positive definite where γ exceeds the most negative curvature.
+
+    **Limits:** biased; residual, curvature and condition are those of the damped system.
+
+    Args:
+        solve: any solver.
+        damping: γ.
+    """
+    check_positive("damping", damping)
+
+    def solve_damped(matvec, b, start=None, tolerance=None):
+        return _solve_damped(solve, matvec, b, start, tolerance, damping)
+
+    return solve_damped
+
+
+def _solve_damped(solve: Solve, matvec: MatVec, b, start, tolerance, damping):
+    def apply(x):
+        return jax.tree.map(lambda y, x: (y + damping * x).astype(y.dtype), matvec(x), x)
+
+    x, info = solve(apply, b, start, tolerance)
+    return x, info._replace(damping=info.damping + damping)
+
+
+def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
+    """Solve (A + γI) x = b, with γ raised from 0 until every direction met bends up by at least the floor.
+
+    γ ← γ + max(floor, 2 (floor − σ)),   σ the smallest p·(A + γI)p / p·p met
+    ‖x‖ ≤ (1 + ρ) ‖b‖ / floor, ρ the relative residual
+
+    For the Hessian of a network, which bends down in some directions: the answer stays bounded, and is that of
+    `solve` itself where A is definite enough.
+
+    **Cost:** a solve a γ, mostly two or three, of which those that fail end early.
+
+    **Limits:** biased where γ > 0, which the info has; residual, curvature and condition are those of the
+    damped system.
+
+    Args:
+        solve: a solver that knows its smallest curvature, e.g. `cg(10)`.
+        floor: of the curvature, in units of A.
+        max_raises: of γ; after so many the last answer stands.
+
+    Reference:
+        Nocedal, Wright, "Numerical Optimization", 2nd ed., Algorithm 3.3 (there the Cholesky factor tells).
+    """
+    check_positive("floor", floor)
+    check_whole("max_raises", max_raises)
+
+    def solve_positive(matvec, b, start=None, tolerance=None):
+        def attempt(damping):
+            return _solve_damped(solve, matvec, b, start, tolerance, damping)
+
+        def unfit(carry):
+            count, _, (_, info) = carry
+            # a NaN is no curvature either
+            return ~(info.smallest_curvature >= floor) & (count <= max_raises)
+
+        def again(carry):
+            count, damping, _ = carry
+            x, info = attempt(damping)
+            lacking = floor - info.smallest_curvature
+            return count + 1, damping + jnp.maximum(floor, 2 * lacking), (x, info)
+
+        zero = jnp.zeros((), jnp.promote_types(jnp.result_type(*jax.tree.leaves(b)), jnp.float32))
+        like = jax.eval_shape(attempt, zero)
+        # its curvature of zero is too small: there is a first time
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        before = (jnp.zeros((), jnp.int32), zero, nothing)
+        return jax.lax.while_loop(unfit, again, before)[2]
+
+    return solve_positive
+
+
+def _solver(method: Callable[..., _Solved], own_tolerance: float | None) -> Solve:
+    """Make a solver of pytrees from a method on flat vectors, and judge what it returns."""
+    if own_tolerance is not None:
+        check_positive("tolerance", own_tolerance)
+
+    def solve(matvec, b, start=None, tolerance=None):
+        narrow, unravel = ravel_pytree(b)
+        flat = narrow.astype(jnp.promote_types(narrow.dtype, jnp.float32))
+        dtype = flat.dtype
+
+        def apply(x):
+            return ravel_pytree(matvec(unravel(x.astype(narrow.dtype))))[0].astype(dtype)
+
+        if tolerance is None:
+            tolerance = jnp.finfo(dtype).eps ** 0.75 if own_tolerance is None else own_tolerance
+        tolerance = jnp.asarray(tolerance, dtype)
+        first = None if start is None else ravel_pytree(start)[0].astype(dtype)
+        x, iterations, low, high = method(apply, flat, first, tolerance)
+        product, size = apply(x), jnp.linalg.norm(flat)
+        x = jnp.where(jnp.isfinite(size), x, jnp.nan)  # a NaN in b must not end as a finite answer
+        residual = jnp.linalg.norm(flat - product) / jnp.where(size > 0, size, 1)
+        square = x @ x
+        curvature = x @ product / jnp.where(square > 0, square, 1)
+        low = jnp.where(square > 0, jnp.minimum(low, curvature), low)
+        high = jnp.where(square > 0, jnp.maximum(high, curvature), high)
+        condition = jnp.where(jnp.isposinf(low), 1, jnp.where(low > 0, high / low, jnp.inf))
+        info = SolveInfo(
+            residual=residual,
+            iterations=jnp.asarray(iterations, jnp.int32),
+            smallest_curvature=jnp.asarray(low, dtype),
+            condition=condition.astype(dtype),
+            converged=residual <= 10 * tolerance,
+            damping=jnp.zeros((), dtype),
+        )
+        return unravel(x.astype(narrow.dtype)), info
+
+    return solve
+
+
+def _begin(apply: MatVec, b: Array, x: Array | None) -> tuple[Array, Array]:
+    """Return where to start, and the residual there: from zero, where the given start is worse than that."""
+    if x is None:
+        return jnp.zeros_like(b), b
+    first = b - apply(x)
+    helps = jnp.linalg.norm(first) <= jnp.linalg.norm(b)
+    return jnp.where(helps, x, 0), jnp.where(helps, first, b)
+
+
+def _cg(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: int) -> _Solved:
+    """Run conjugate gradients and keep the coefficients of the Lanczos matrix."""
+    start, first = _begin(apply, b, x)
+    limit = jnp.square(tol * jnp.linalg.norm(b))
+    num_kept = min(max_iterations, 64)
+
+    def unfinished(carry):
+        count, _, _, _, square, _, _, positive = carry
+        return (count < max_iterations) & (square > limit) & positive
+
+    def body(carry):
+        count, x, r, p, square, coefficients, low, _ = carry
+        q = apply(p)
+        curvature = p @ q
+        positive = curvature > 0
+        alpha = jnp.where(positive, square / curvature, 0)
+        x, r = x + alpha * p, r - alpha * q
+        new = r @ r
+        beta = new / square
+        pair = jnp.where(positive, jnp.stack([alpha, beta]), 0)
+        coefficients = coefficients.at[count].set(pair, mode="drop")
+        low = jnp.minimum(low, curvature / (p @ p))
+        return count + 1, x, r, r + beta * p, new, coefficients, low, positive
+
+    kept = jnp.zeros((num_kept, 2), b.dtype)
+    infinite = jnp.asarray(jnp.inf, b.dtype)
+    carry = (jnp.zeros((), jnp.int32), start, first, first, first @ first, kept, infinite, True)
+    count, x, _, _, _, coefficients, low, _ = jax.lax.while_loop(unfinished, body, carry)
+    ritz_low, ritz_high = _ritz(coefficients)
+    return _Solved(x, count, jnp.minimum(low, ritz_low), ritz_high)
+
+
+def _ritz(coefficients: Array) -> tuple[Array, Array]:
+    """Return the extreme eigenvalues of the Lanczos matrix of conjugate gradients.
+
+    T_kk = 1/α_k + β_{k−1}/α_{k−1},   T_{k,k+1} = √β_k / α_k
+    """
+    alpha, beta = coefficients.T
+    known = alpha > 0
+    safe = jnp.where(known, alpha, 1)
+    carried = jnp.concatenate([jnp.zeros_like(beta[:1]), (beta / safe)[:-1]])
+    # where nothing was met, T repeats its first entry, which lies within its spectrum
+    diagonal = jnp.where(known, 1 / safe + carried, 1 / safe[0])
+    off = jnp.where(known[1:], (jnp.sqrt(beta) / safe)[:-1], 0)
+    spectrum = jnp.linalg.eigvalsh(jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1))
+    met = known[0]
+    return jnp.where(met, spectrum[0], jnp.inf), jnp.where(met, spectrum[-1], -jnp.inf)
+
+
+def _richardson(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: int, step_size):
+    """Run x ← x + α r, r ← (I − αA) r until ‖r‖ is within the tolerance or has outgrown the dtype."""
+    start, first = _begin(apply, b, x)
+    size = jnp.linalg.norm(b)
+    seen = _Solved(b, 0)
+    if step_size is None:
+        seen = _cg(apply, b, None, 0.0, 10)
+        step_size = jnp.where(seen.high > 0, 1 / seen.high, 1)
+    step = jnp.asarray(step_size, b.dtype)
+    largest = size / jnp.finfo(b.dtype).eps
+
+    def unfinished(carry):
+        count, _, r = carry
+        norm = jnp.linalg.norm(r)
+        return (count < max_iterations) & (norm > tol * size) & (norm <= largest)
+
+    def body(carry):
+        count, x, r = carry
+        return count + 1, x + step * r, r - step * apply(r)
+
+    carry = (jnp.zeros((), jnp.int32), start, first)
+    count, x, _ = jax.lax.while_loop(unfinished, body, carry)
+    return _Solved(x, count, seen.low, seen.high)
+
+
+def _check_step_size(step_size: float | None) -> None:
+    if step_size is not None:
+        check_positive("step_size", step_size)
+
+
+def box_minimum(
+    function: Callable[[Array], Array], start: Array, low: Array, high: Array, max_iterations: int
+) -> Array:
+    """Return where L-BFGS-B (jaxopt's) finds the smallest value of `function` in a box.
+
+    **Cost:** a few gradients an iteration. **Limits:** a local minimum; not differentiable.
+
+    Args:
+        function: x `[n]` -> [].
+        start: x to begin with.
+        low: bounds `[n]`.
+        high: bounds `[n]`.
+        max_iterations: at most.
+
+    Reference:
+        Byrd, Lu, Nocedal, Zhu, 1995.
+    """
+    from jaxopt import LBFGSB
+
+    solver = LBFGSB(function, maxiter=max_iterations, implicit_diff=False)
+    return solver.run(start, bounds=(low, high)).params

@@ -1,0 +1,165 @@
+"""Measures of a trained network, such as its flatness, as objectives, penalties and constraints."""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, Batch, HParams, Params
+from hypergrad.problem import Problem, check_problem, check_scalar, split_loss
+from hypergrad.train import carried, trained, with_parts
+
+Measure: TypeAlias = Callable[[Params, HParams], Array]
+"""(params, hparams) -> [], of one network: the flatter the lower."""
+
+LossCurvature: TypeAlias = Callable[[Callable[[Params, Batch], Array], Params, Batch], Array]
+"""(loss, params, batch) -> [], such as `curvature.sam`."""
+
+
+def supremum(
+    problem: Problem,
+    curvature: LossCurvature,
+    *,
+    num_batches: int | None = None,
+    batch_size: int | None = None,
+) -> Measure:
+    """Return the measure sup_{x ⊂ X} μ(x; h) over minibatches of the training set.
+
+    With `batch_size`, the batches divide `problem.train_set`, those over the end left out; all members see the
+    same ones. Without, they are the first `num_batches` that a run of key 0 would be trained on.
+
+    **Cost:** a measure a batch, one after another.
+
+    Args:
+        problem: the training loop.
+        curvature: (loss, params, batch) -> [], such as `curvature.sam`, or
+            `lambda loss, params, batch: curvature.frobenius(model, params, batch).value`. Hyperparameters and
+            carried state are closed over in `loss`, whose batches are those of the problem.
+        num_batches: so many. Where None, all of the training set with a `batch_size`, and 4 without.
+        batch_size: samples in each.
+
+    Raises:
+        ValueError: for a batch size without a training set, or one larger than it, or more batches than it
+            has; when measured, for a curvature that is not one number.
+    """
+    check_problem(problem)
+    if not callable(curvature):
+        raise ValueError(
+            f"curvature is {curvature!r:.80}, expected a function (loss, params, batch) -> []; pass e.g. "
+            "curvature.sam"
+        )
+    draw, num = _batches(problem, num_batches, batch_size)
+
+    def measure(params, hparams):
+        def loss(weights, batch):
+            whole = with_parts(params, weights, carried(params))
+            return split_loss(whole, problem.loss(whole, hparams, batch))[0]
+
+        def one(index):
+            found = curvature(loss, trained(params), draw(index))
+            check_scalar("curvature", found)
+            return found
+
+        return jnp.max(jax.lax.map(one, jnp.arange(num, dtype=jnp.int32)))
+
+    return measure
+
+
+def judged_by(problem: Problem, measure: Measure) -> Problem:
+    """Return the problem whose objective is the measure alone.
+
+    **Limits:** a network that has learned nothing is flat: see `penalized` and `bounded`.
+    """
+    return _with(problem, measure, lambda value, found: found)
+
+
+def penalized(problem: Problem, measure: Measure, weight: float) -> Problem:
+    """Return the problem whose objective is f + weight · μ.
+
+    The hypergradient goes through the measure where that can be differentiated: exact norms, products, `sam`
+    and `adaptive` can, and `keskar` as far as its search has found the maximum.
+
+    Args:
+        problem: the training loop.
+        measure: (params, hparams) -> [].
+        weight: at least 0.
+    """
+    _check_number("weight", weight, 0)
+    return _with(problem, measure, lambda value, found: value + weight * found)
+
+
+def bounded(problem: Problem, measure: Measure, bound: float) -> Problem:
+    """Return the problem whose objective is f where μ ≤ bound, and infinite elsewhere.
+
+    A trial beyond the bound counts as one that failed: every searcher and scheduler ranks it last, however low
+    its objective is.
+
+    **Limits:** of no use to a hypergradient, which does not see the bound from within.
+
+    Args:
+        problem: the training loop.
+        measure: (params, hparams) -> [].
+        bound: highest value of the measure that is allowed.
+    """
+    _check_number("bound", bound, -math.inf)
+    return _with(problem, measure, lambda value, found: jnp.where(found <= bound, value, jnp.inf))
+
+
+def _with(problem: Problem, measure: Measure, join: Callable[[Array, Array], Array]) -> Problem:
+    check_problem(problem)
+    if not callable(measure):
+        raise ValueError(
+            f"measure is {measure!r:.80}, expected a function (params, hparams) -> []; pass e.g. "
+            "supremum(problem, curvature.sam)"
+        )
+
+    def objective(params, hparams, batch):
+        found = measure(params, hparams)
+        check_scalar("measure", found)
+        return join(problem.objective(params, hparams, batch), found)
+
+    return problem._replace(objective=objective)
+
+
+def _batches(
+    problem: Problem, num_batches: int | None, batch_size: int | None
+) -> tuple[Callable[[Array], Batch], int]:
+    """Return index -> minibatch, and how many there are."""
+    if num_batches is not None:
+        check_whole("num_batches", num_batches)
+    if batch_size is None:
+        key = jax.random.key(0)
+        return lambda i: problem.train_batch(jax.random.fold_in(key, i), i), num_batches or 4
+    check_whole("batch_size", batch_size)
+    examples = problem.train_set
+    if examples is None or examples.num_examples < batch_size:
+        have = "no training set" if examples is None else f"{examples.num_examples} examples"
+        raise ValueError(
+            f"batch_size is {batch_size} for a problem with {have}, expected at least as many examples in "
+            "problem.train_set; lower it, or leave it out"
+        )
+    most = examples.num_examples // batch_size
+    if num_batches is not None and num_batches > most:
+        raise ValueError(
+            f"num_batches is {num_batches}, expected at most the {most} batches of {batch_size} among "
+            f"{examples.num_examples} examples; lower it, or leave it out for all of them"
+        )
+    offsets = jnp.arange(batch_size, dtype=jnp.int32)
+    return lambda i: examples.at(i * batch_size + offsets), num_batches or most
+
+
+def _check_number(name: str, value: Any, least: float) -> None:
+    """Raise a `ValueError` unless `value` is a finite number of at least `least`, or traced."""
+    shape = getattr(value, "shape", None)
+    number = isinstance(value, (int, float, np.integer)) or (shape == () and tree.is_float(value))
+    inside = number and (isinstance(value, Tracer) or least <= value < math.inf)
+    if isinstance(value, bool) or not inside:
+        expected = "a finite number" if least == -math.inf else f"a number of at least {least}"
+        got = f"an array of shape {shape}" if shape else f"{value!r:.80}"
+        raise ValueError(f"{name} is {got}, expected {expected}; pass e.g. {name}=1.0")

@@ -1,0 +1,118 @@
+"""Say in words why an estimate should not be trusted, and which hyperparameters have none."""
+
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+
+from hypergrad.core import tree
+from hypergrad.core.autodiff import depends
+from hypergrad.core.types import Array, HParams
+from hypergrad.estimators.base import Estimate
+from hypergrad.problem import Problem
+from hypergrad.train import init_state, unroll
+
+CHAOTIC = 1e3
+"""Growth in all that is no longer that of a sum over the steps."""
+
+EXPLODED = 1e6
+"""How often its first size a derivative may become on its way before it counts as exploded."""
+
+
+def advice(estimate: Estimate) -> list[str]:
+    """Say in words why an estimate should not be trusted, and what to do; empty if nothing shows.
+
+    A host function: call it on what `jax.jit(estimator.estimate)` returned.
+
+    Args:
+        estimate: one estimate of any estimator, not a batch of them.
+
+    Returns:
+        One line for each trouble.
+    """
+    info = estimate.info
+    said = info.advice(estimate) if hasattr(info, "advice") else unrolled_advice(info)
+    finite = all(np.all(np.isfinite(x)) for x in jax.tree.leaves(estimate.hypergrad))
+    if not said and not finite:
+        said = [
+            "the hypergradient is not finite though training is; see `info`, or use another estimator"
+        ]
+    return said
+
+
+def unrolled_advice(info: Any) -> list[str]:
+    """Say what is wrong with an estimate that followed a run step by step; see `advice`."""
+    if info.first_nonfinite >= 0:
+        return [
+            f"training was not finite from step {info.first_nonfinite} on; lower the learning rate"
+        ]
+    step = exploded_step(getattr(info, "sensitivity", np.zeros(0)))
+    # what is merely summed over the steps, as tangents are, grows too: by the number of steps in all
+    in_all = float(info.growth) ** min(float(info.horizon), 1e3)
+    if step is None and not (info.growth > 1.05 and in_all > CHAOTIC):
+        return []
+    passed = "" if step is None else f" and exploded (grew past {EXPLODED:.0e} fold) at step {step}"
+    return [
+        f"the derivative along the run grows {info.growth:.3g}x a step{passed}: training is chaotic here and "
+        "its exact gradient says nothing; lower the learning rates or the horizon, or use pes, nres or es, "
+        "which smooth it, or truncated"
+    ]
+
+
+def exploded_step(sensitivity: Array | np.ndarray) -> int | None:
+    """Return the step at which a derivative on its way grew past `EXPLODED` fold or overflowed, or None.
+
+    Its way is towards the start where it grows that way (reverse mode), else towards the end.
+    """
+    norms = np.asarray(sensitivity)
+    if norms.size < 2:
+        return None
+    backwards = np.isfinite(norms[-1]) and not norms[0] <= norms[-1]
+    way = norms[::-1] if backwards else norms
+    exploded = ~(way <= EXPLODED * way[0])
+    if way[0] == 0 or not exploded.any():
+        return None
+    index = int(np.argmax(exploded))
+    return norms.size - 1 - index if backwards else index
+
+
+def structural_zeros(
+    problem: Problem, hparams: HParams, horizon: int, through_init: bool = True
+) -> list[str]:
+    """Name the leaves whose hypergradient is zero whatever the numbers.
+
+    Signs (Lion, sign-SGD), rounding, integer casts and comparisons stop a derivative; a leaf that
+    reaches the objective through nothing else gets a silent zero. So does, without `through_init`, one
+    that acts on the initial weights alone.
+
+    **Cost:** one trace of three steps; nothing is compiled or run.
+    """
+
+    def value(hparams):
+        key = jax.random.key(0)
+        first = hparams if through_init else jax.lax.stop_gradient(hparams)
+        state = unroll(problem, hparams, init_state(problem, key, first), min(horizon, 3))
+        return problem.objective(state.params, hparams, problem.valid_batch(key))
+
+    used = depends(value, hparams)
+    return [name for name, alive in zip(tree.leaf_names(hparams), used, strict=True) if not alive]
+
+
+def warn_structural_zeros(
+    problem: Problem, hparams: HParams, horizon: int, through_init: bool = True
+) -> None:
+    """Warn, once a trace, of every leaf that `structural_zeros` names."""
+    start = "" if through_init else "the initial weights, "
+    for name in structural_zeros(problem, hparams, horizon, through_init):
+        warnings.warn(
+            f"the hypergradient of hparams[{name!r}] is zero by structure: it reaches the objective only "
+            f"through {start}a sign, a rounding, a comparison or an integer, or not at all; search it "
+            "instead, or use an optimizer without sign (Lion and sign-SGD have one)",
+            StructuralZeroWarning,
+            stacklevel=3,
+        )
+
+
+class StructuralZeroWarning(UserWarning):
+    """A hypergradient, or a part of one, is zero whatever the numbers; the message names the leaf."""

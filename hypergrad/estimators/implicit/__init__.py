@@ -1,0 +1,1 @@
+"""Estimators that differentiate the condition of rest."""

@@ -1,0 +1,274 @@
+"""Implicit hypergradients: train to rest, solve one linear system, forget the path."""
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole
+from hypergrad.core.solve import Solve, cg
+from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.estimators.advice import StructuralZeroWarning
+from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, split_key
+from hypergrad.estimators.implicit.response import (
+    BatchOf,
+    Curvature,
+    check_implicit,
+    default_batch,
+    gauss_newton,
+    hessian_of_loss,
+    inner_loss,
+    settle,
+    unused,
+)
+from hypergrad.problem import Problem, check_problem
+from hypergrad.train import TrainState, init_state, step_and_grads, trained, unroll_losses
+
+
+class ImplicitInfo(NamedTuple):
+    """Diagnostics of an implicit hypergradient; `advice` says in words what they mean.
+
+    Attributes:
+        direct: ∂f/∂λ at the final weights, a pytree like `hparams`.
+        response: −(∂²L/∂w∂λ)ᵀ v, a pytree like `hparams`; hypergrad = direct + response.
+        horizon: number of steps trained, int32 `[]`; none is differentiated through.
+        growth: 1, `[]`: nothing is unrolled that could grow.
+        first_nonfinite: as in `UnrollInfo`.
+        gradient_norm: ‖∇_w L‖ at the final weights, `[]`; zero in theory, and the error is of its order.
+        gap: v·∇_w L, to first order f(w) − f(w*): what the objective would still lose by training on, `[]`.
+        unrest: |gap| / (‖∇_w f‖ ‖w‖), `[]`: the same as a fraction of what moving the weights by their own
+            size could change; whatever constant the objective has.
+        residual: ‖∇_w f − H v‖ / ‖∇_w f‖, `[]`.
+        iterations: of the linear solver, int32 `[]`; -1 where it does not say.
+        smallest_curvature: smallest p·Hp / p·p met, `[]`; at or below zero H is not positive definite. The
+            solvers other than `cg`, `nystrom` and `direct` meet few directions: above zero says little there.
+        condition: estimate from below of the condition number of H, `[]`.
+        converged: whether the solver reached its tolerance, bool `[]`.
+        damping: γ, where H + γI was solved with in place of H, `[]`; what the solver says is then of that.
+    """
+
+    direct: HParams
+    response: HParams
+    horizon: Array
+    growth: Array
+    first_nonfinite: Array
+    gradient_norm: Array
+    gap: Array
+    unrest: Array
+    residual: Array
+    iterations: Array
+    smallest_curvature: Array
+    condition: Array
+    converged: Array
+    damping: Array
+
+    def advice(self, estimate: Estimate) -> list[str]:
+        """Say in words what is wrong with the estimate, and what to do."""
+        said = []
+        if self.first_nonfinite >= 0:
+            said.append(
+                f"training was not finite from step {self.first_nonfinite} on; lower the learning rate"
+            )
+        if not self.smallest_curvature > 0:
+            said.append(
+                f"the smallest curvature met is {self.smallest_curvature:.1e}, expected above 0: the Hessian "
+                "is not positive definite here; train longer, or pass solve=positive(cg()), which damps it as "
+                "far as it must, or curvature=gauss_newton(...)"
+            )
+        if not self.converged:
+            said.append(
+                f"the linear solver left a relative residual of {self.residual:.1e} (condition number at least "
+                f"{self.condition:.0e}): the hypergradient is off by about as much; allow it more iterations, "
+                "damp it, or accept the bias of a truncated solver"
+            )
+        if self.damping > 0:
+            said.append(
+                f"the Hessian was damped by {self.damping:.1e}: the hypergradient leans towards none at all "
+                "where the loss is flatter than that; lower the damping to see how much"
+            )
+        if not self.unrest <= 0.01:
+            said.append(
+                f"training has not come to rest: the gradient norm is {self.gradient_norm:.1e} and the "
+                f"objective would still change by about {-self.gap:.1e} from {estimate.value:.1e}; raise the "
+                "horizon, lower the learning rate, or pass warm_start=True"
+            )
+        return said
+
+
+class ImplicitState(NamedTuple):
+    """What a warm start needs.
+
+    Attributes:
+        train: the trained state; None without a warm start.
+        solution: v of the last solve; None without a warm start.
+        iteration: number of estimates made, int32 `[]`.
+    """
+
+    train: TrainState | None
+    solution: PyTree
+    iteration: Array
+
+
+def implicit(
+    problem: Problem,
+    horizon: int,
+    *,
+    solve: Solve | None = None,
+    curvature: Curvature = hessian_of_loss,
+    batch: BatchOf | None = None,
+    warm_start: bool = False,
+    tolerance: Callable[[Array], Array] | None = None,
+) -> Estimator:
+    """Differentiate the minimum that training reaches, not the way to it.
+
+    1. w ← train(λ)                              horizon steps, or until ‖∇_w L‖ ≤ tolerance
+    2. v ← solve(H v = ∇_w f)                    H = ∂²L/∂w², or another curvature
+    3. hypergrad = ∂f/∂λ − (∂²L/∂w∂λ)ᵀ v
+
+    **Cost:** training, one solve (a product is about one gradient of the loss) and one more product;
+    memory of one state and the activations of one batch, whatever the horizon.
+
+    **Limits:** exact at a minimum with an exact solve. Off it the error is O(‖∇_w L‖) and that of the
+    solve; see `info` and `advice`. What acts through the optimizer or the initial weights has no implicit
+    hypergradient: a leaf that acts so alone is refused by name; of one that the loss reads too, such as rate
+    and penalty in one array, that part is left out, with a `StructuralZeroWarning`. Needs forward derivatives
+    of the loss. Carried state is taken to have settled too.
+
+    Args:
+        problem: the training loop.
+        horizon: number of inner steps of each estimate, at most.
+        solve: a linear solver from `hypergrad.solve`; `cg()` where None. `solve.positive(cg())` damps
+            where H bends down.
+        curvature: `response.hessian`, or `response.gauss_newton(...)`.
+        batch: (problem, state) -> the batch of L; `response.full_batch` where the problem has a
+            `train_set`, else `response.next_batch`, the minibatch that training would draw next.
+        warm_start: go on from the weights, optimizer state and v of the last estimate. The key of `init`
+            then draws the initial weights and the minibatches, that of `estimate` the validation batch.
+        tolerance: (iteration) -> ε: each estimate trains until the gradient of a step's batch has a norm of
+            at most ε, and solves to a relative residual of ε (HOAG lets ε shrink with the iteration);
+            None: all of the horizon, and the solver's own tolerance.
+
+    Returns:
+        An estimator; `info` is an `ImplicitInfo`.
+
+    Raises:
+        ValueError: for a horizon below 1 and, when traced, for a leaf that is not real or has no implicit
+            hypergradient, by name, and for a loss without curvature.
+
+    Reference:
+        Pedregosa, 2016, arXiv:1602.02355, Algorithm 1 (HOAG); Lorraine, Vicol, Duvenaud, 2020,
+        arXiv:1911.02590; Grazzi, Franceschi, Pontil, Salzo, 2020, arXiv:2006.16218.
+    """
+    check_problem(problem)
+    check_whole("horizon", horizon)
+    _check_functions(solve=solve, curvature=curvature, batch=batch, tolerance=tolerance)
+    solve = cg() if solve is None else solve
+    choose = default_batch(problem) if batch is None else batch
+
+    def init(key, hparams):
+        iteration = jnp.zeros((), jnp.int32)
+        if not warm_start:
+            return ImplicitState(None, None, iteration)
+        start = init_state(problem, key, hparams)
+        return ImplicitState(start, jax.tree.map(jnp.zeros_like, trained(start.params)), iteration)
+
+    def estimate(key, state, hparams):
+        check_real(problem, hparams)
+        check_implicit(problem, hparams, horizon, choose)
+        _warn_unused(problem, hparams)
+        run_key, valid_key = split_key(key)
+        goal = None if tolerance is None else tolerance(state.iteration)
+
+        start = init_state(problem, run_key, hparams) if state.train is None else state.train
+        final, num_steps, bad = _train(problem, hparams, start, horizon, goal)
+        params, data = final.params, choose(problem, final)
+        weights, loss = trained(params), inner_loss(problem, final.params, data)
+
+        def objective(weights, h, h_of_state):
+            settled = settle(problem, weights, h_of_state, params, data)
+            return problem.objective(settled, h, problem.valid_batch(valid_key))
+
+        parts = jax.value_and_grad(objective, (0, 1, 2))(weights, hparams, hparams)
+        value, (adjoint, direct, through_state) = parts
+        product = curvature(problem, params, hparams, data)
+        v, solved = solve(product, adjoint, state.solution, goal)
+
+        def gradient(weights):
+            return jax.grad(loss, (0, 1))(weights, hparams)
+
+        (slope, _), (_, cross) = jax.jvp(gradient, (weights,), (v,))
+        response = jax.tree.map(jnp.subtract, through_state, cross)
+        gap = tree.dot(jax.tree.leaves(v), jax.tree.leaves(slope))
+        whole = tree.norm(adjoint) * tree.norm(weights)
+        info = ImplicitInfo(
+            direct=direct,
+            response=response,
+            horizon=num_steps,
+            growth=jnp.ones((), jnp.float32),
+            first_nonfinite=jnp.where((bad < 0) & ~jnp.isfinite(value), num_steps, bad),
+            gradient_norm=tree.norm(slope),
+            gap=gap,
+            unrest=jnp.abs(gap) / jnp.where(whole == 0, 1, whole),
+            **solved._asdict(),
+        )
+        kept = (final, v) if warm_start else (None, None)
+        result = Estimate(value, tree.add(direct, response), info)
+        return ImplicitState(*kept, state.iteration + 1), result
+
+    return Estimator(init, estimate)
+
+
+def _train(
+    problem: Problem, hparams: HParams, start: TrainState, horizon: int, goal: Array | None
+) -> tuple[TrainState, Array, Array]:
+    """Train for `horizon` steps, or until the gradient of a step has a norm of at most `goal`.
+
+    Returns:
+        The last state, the number of steps and the first step whose loss was not finite (-1 if none).
+    """
+    if goal is None:
+        final, losses = unroll_losses(problem, hparams, start, horizon)
+        return final, jnp.asarray(horizon, jnp.int32), first_nonfinite(losses, jnp.zeros(()))
+
+    def unfinished(carry):
+        _, count, _, norm = carry
+        return (count < horizon) & ~(norm <= goal)
+
+    def body(carry):
+        state, count, bad, _ = carry
+        state, value, grads = step_and_grads(problem, hparams, state)
+        bad = jnp.where((bad < 0) & ~jnp.isfinite(value), count, bad)
+        return state, count + 1, bad, tree.norm(grads).astype(jnp.float32)
+
+    zero = jnp.zeros((), jnp.int32)
+    final, count, bad, _ = jax.lax.while_loop(
+        unfinished, body, (start, zero, zero - 1, jnp.asarray(jnp.inf, jnp.float32))
+    )
+    return final, count, bad
+
+
+def _warn_unused(problem: Problem, hparams: HParams) -> None:
+    for name in unused(problem, hparams):
+        warnings.warn(
+            f"the hypergradient of hparams[{name!r}] is zero by structure: neither the gradient of "
+            "problem.loss nor problem.objective reads it but through a sign, a rounding or an integer; "
+            "search it instead",
+            StructuralZeroWarning,
+            stacklevel=3,
+        )
+
+
+def _check_functions(**functions: object) -> None:
+    if functions["curvature"] is gauss_newton:
+        raise ValueError(
+            "curvature is gauss_newton itself, expected gauss_newton(outputs, convex), the loss in two parts; "
+            "see help(hypergrad.response.gauss_newton)"
+        )
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise ValueError(
+                f"{name} is {function!r}, expected a function; see help(hypergrad.estimators.implicit)"
+            )

@@ -1,0 +1,65 @@
+"""Baselines of the score function: what a value is compared with."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from hypergrad.core.checks import is_number
+from hypergrad.core.types import Array, PyTree
+
+
+class Baseline(NamedTuple):
+    """What is subtracted from values before they weigh scores: no bias, less variance.
+
+    Attributes:
+        init: () -> state.
+        advantages: (state, values `[S]`) -> (state, advantages `[S]`). That of a value must not depend on
+            the value itself but by the value: what is subtracted comes from others.
+    """
+
+    init: Callable[[], PyTree]
+    advantages: Callable[[PyTree, Array], tuple[PyTree, Array]]
+
+
+def no_baseline() -> Baseline:
+    """Subtract nothing."""
+    return Baseline(lambda: (), lambda state, values: (state, values))
+
+
+def leave_one_out() -> Baseline:
+    """Subtract from each value the mean of the other ones; the value of a single sample stays.
+
+    A_s = f_s − Σ_{r≠s} f_r / (S − 1)
+    """
+    return Baseline(lambda: (), lambda state, values: (state, values - mean_of_others(values)))
+
+
+def running_mean(decay: float = 0.9) -> Baseline:
+    """Subtract the running mean of the values of earlier estimates; nothing in the first one.
+
+    m ← decay m + (1 − decay) mean(f),   A_s = f_s − m / (1 − decayⁿ)   with m before the update
+    """
+    if not is_number(decay) or not 0 <= decay < 1:
+        raise ValueError(f"decay is {decay!r}, expected a number in [0, 1); pass e.g. 0.9")
+
+    def init():
+        return jnp.zeros(()), jnp.zeros(())
+
+    def advantages(state, values):
+        mean, weight = state
+        learned = mean / jnp.where(weight > 0, weight, 1)
+        now = jnp.mean(values)
+        # a run that diverged is not remembered
+        seen = jnp.isfinite(now)
+        mean = jnp.where(seen, decay * mean + (1 - decay) * now, mean).astype(mean.dtype)
+        weight = jnp.where(seen, decay * weight + (1 - decay), weight)
+        return (mean, weight), values - learned.astype(values.dtype)
+
+    return Baseline(init, advantages)
+
+
+def mean_of_others(values: Array) -> Array:
+    """Return for each of `[S, ...]` the mean of the other ones; zeros where there is no other."""
+    num = values.shape[0]
+    return (jnp.sum(values, 0) - values) / (num - 1) if num > 1 else jnp.zeros_like(values)

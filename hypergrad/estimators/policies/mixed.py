@@ -1,0 +1,181 @@
+"""Hypergradients of real, integer and categorical leaves at once: the direct part and the response to each."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, PyTree
+from hypergrad.estimators.advice import advice
+from hypergrad.estimators.base import (
+    Estimate,
+    Estimator,
+    Precondition,
+    Through,
+    check_kind,
+    check_real,
+    first_nonfinite,
+    split_key,
+)
+from hypergrad.estimators.policies.draws import Draws, check_policy, check_shared, expected, sampled
+from hypergrad.estimators.policies.policy import Policy
+from hypergrad.estimators.unrolled.base import UnrollInfo, by_unrolling, objective_parts
+from hypergrad.problem import Problem, check_problem
+from hypergrad.train import init_state, unroll_losses
+
+
+class MixedInfo(NamedTuple):
+    """Diagnostics of a hypergradient of a policy and of real leaves.
+
+    Attributes:
+        direct: the part at fixed weights, a pytree like φ: all that ENAS follows.
+        response: the part by way of the weights, likewise; hypergrad = direct + response.
+        horizon: number of steps differentiated through, or trained, int32 `[]`.
+        growth: as in `UnrollInfo`, `[]`.
+        first_nonfinite: as in `UnrollInfo`.
+        direct_norm, response_norm: Euclidean norms of the two, `[]`.
+        cosine: between them, `[]`; near −1, following `direct` alone goes the wrong way. 0 where one is zero.
+        entropy: of the policy in nats, `[]`.
+        inner: info of the estimator that differentiated the expected problem.
+    """
+
+    direct: PyTree
+    response: PyTree
+    horizon: Array
+    growth: Array
+    first_nonfinite: Array
+    direct_norm: Array
+    response_norm: Array
+    cosine: Array
+    entropy: Array
+    inner: Any
+
+    def advice(self, estimate: Estimate) -> list[str]:
+        """Say what is wrong with the estimate of the expected problem."""
+        return advice(estimate._replace(info=self.inner))
+
+
+def mixed(
+    problem: Problem,
+    horizon: int,
+    policy: Policy,
+    *,
+    draws: Draws | None = None,
+    through: Through | None = None,
+    precondition: Precondition | None = None,
+) -> Estimator:
+    """Differentiate the expected objective of shared weights in a policy and in real hparams.
+
+    J(φ) = E_{a~π_φ}[f(w(φ), a)],   w(φ) trained on E_{a~π_φ}[L(w, a)]
+    ∇J = E[(f − b) ∇ log π_φ(a) + ∂f/∂λ ∂λ/∂φ] + (dw/dφ)ᵀ E[∇_w f]          direct + response
+
+    Real leaves have their pathwise derivative, drawn ones the score function, both inside the loss too: with
+    □ = exp(log π − stop(log π)), ∂/∂φ of the mean of □ ∇_w L is E[∇_w L ∇_φ log π], the mixed term of the
+    response. The problem of `expected` is then one of real hyperparameters φ, and any estimator will do.
+
+    **Cost:** as many losses a step as there are draws, times that of `through`: 2.5 to 5 by default.
+
+    **Limits:** with `enumerated()` exact for training in expectation, as far as `through` is. With
+    `sampled(S)` the direct part is unbiased; the response is that of the weights which the draws made, and
+    pathwise: as the objective is not linear in the weights, its bias is O(1/S), and so is that of an implicit
+    response, which multiplies averages over the same draws. `score_shared` is unbiased. What the optimizer
+    or the initial weights read cannot be drawn here: use `score`.
+
+    Args:
+        problem: the training loop, a function of the policy's hparams.
+        horizon: number of inner steps.
+        policy: how hparams are drawn, e.g. `policies.factorized(space)`.
+        draws: `expected.sampled(num_samples)` or `expected.enumerated()`; `sampled(8)` where None.
+        through: (problem, horizon) -> how the response is found: `implicit`, `truncated`, `forward`, ...;
+            `no_response` for ENAS; as `reverse` where None. What it refuses it refuses by the leaf's name.
+        precondition: (φ, gradient) -> gradient, linear: `policies.natural(space)` makes the natural gradient.
+
+    Returns:
+        An estimator of φ whose state is that of `through`; `info` is a `MixedInfo`.
+
+    Raises:
+        ValueError: for a horizon below 1 and, when traced, for a φ that is not the policy's, a policy that
+            draws nothing, or a drawn leaf that the optimizer or the initial weights read, by name.
+
+    Reference:
+        Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Foerster et al., 2018,
+        arXiv:1802.05098 (DiCE); Pham, Guan, Zoph, Le, Dean, 2018, arXiv:1802.03268 (ENAS).
+    """
+    check_problem(problem)
+    check_whole("horizon", horizon)
+    check_kind("policy", policy, Policy, "policies.factorized(space)")
+    draws = sampled() if draws is None else draws
+    through = by_unrolling if through is None else through
+    for name, function in (("draws", draws), ("through", through)):
+        if not callable(function):
+            raise ValueError(
+                f"{name} is {function!r}, expected a function; see help(hypergrad.estimators.mixed)"
+            )
+
+    def init(key, phi):
+        once_key, key = jax.random.split(key)
+        return through(expected(problem, policy, draws, once_key), horizon).init(key, phi)
+
+    def estimate(key, state, phi):
+        check_policy(problem, policy, phi)
+        check_shared(problem, policy, phi)
+        once_key, key = jax.random.split(key)
+        estimator = through(expected(problem, policy, draws, once_key), horizon)
+        state, found = estimator.estimate(key, state, phi)
+        direct, response = found.info.direct, found.info.response
+        if precondition is not None:
+            direct, response = precondition(phi, direct), precondition(phi, response)
+        norms = tree.norm(direct), tree.norm(response)
+        product = tree.dot(jax.tree.leaves(direct), jax.tree.leaves(response))
+        scale = norms[0] * norms[1]
+        info = MixedInfo(
+            direct=direct,
+            response=response,
+            horizon=found.info.horizon,
+            growth=found.info.growth,
+            first_nonfinite=found.info.first_nonfinite,
+            direct_norm=norms[0],
+            response_norm=norms[1],
+            cosine=jnp.where(scale > 0, product / jnp.where(scale > 0, scale, 1), 0),
+            entropy=policy.entropy(phi),
+            inner=found.info,
+        )
+        return state, Estimate(found.value, tree.add(direct, response), info)
+
+    return Estimator(init, estimate)
+
+
+def no_response(problem: Problem, horizon: int) -> Estimator:
+    """Train, and differentiate the objective at fixed weights alone: hypergrad = ∂f/∂λ, as ENAS does.
+
+    **Cost:** training, and one gradient of the objective.
+
+    **Limits:** biased: the response is left out, and is all there is for most hyperparameters of training.
+
+    Returns:
+        A stateless estimator; `info` is an `UnrollInfo` with a response and a horizon of zero.
+    """
+    check_problem(problem)
+    check_whole("horizon", horizon)
+
+    def estimate(key, state, hparams):
+        check_real(problem, hparams)
+        init_key, valid_key = split_key(key)
+        frozen = jax.lax.stop_gradient(hparams)
+        final, losses = unroll_losses(
+            problem, frozen, init_state(problem, init_key, frozen), horizon
+        )
+        value, direct, _ = objective_parts(problem, valid_key, hparams, final)
+        info = UnrollInfo(
+            direct=direct,
+            response=jax.tree.map(jnp.zeros_like, direct),
+            horizon=jnp.zeros((), jnp.int32),
+            sensitivity=jnp.zeros((0,), jnp.float32),
+            growth=jnp.ones((), jnp.float32),
+            first_nonfinite=first_nonfinite(losses, value),
+        )
+        return state, Estimate(value, direct, info)
+
+    return Estimator(lambda key, hparams: (), estimate)

@@ -1,0 +1,209 @@
+"""How the shared weights answer a change of the hyperparameters."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.solve import Solve, cg, positive
+from hypergrad.core.types import Array, Key, PyTree
+from hypergrad.estimators.base import growth_rate
+from hypergrad.estimators.implicit.response import default_batch, hessian_of_loss, inner_loss
+from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode
+from hypergrad.problem import Problem
+from hypergrad.train import TrainState, carried, draw_batch, trained, unroll_losses
+
+
+class Pull(NamedTuple):
+    """How the objective answers to φ by way of the weights.
+
+    Attributes:
+        response: (dw/dφ)ᵀ ∂f/∂w, a pytree like φ.
+        solution: what the next pull may start from.
+        growth: of the adjoint a step, `[]`; 1 where nothing is unrolled.
+        residual, damping: of the linear solve, `[]`; 0 where none is made.
+        sound: whether the response can be believed, bool `[]`.
+    """
+
+    response: PyTree
+    solution: PyTree
+    growth: Array
+    residual: Array
+    damping: Array
+    sound: Array
+
+
+def _unsolved(response: PyTree, solution: PyTree, growth: Array) -> Pull:
+    """Return what came without a linear solve."""
+    return Pull(response, solution, growth, jnp.zeros(()), jnp.zeros(()), jnp.array(True))
+
+
+class ResponseWindow(NamedTuple):
+    """Some steps of training on a policy's draws, which can be pulled back.
+
+    Attributes:
+        state: after the last step.
+        losses: before each step, `[num_steps]`.
+        pull: (key, adjoint of the state's float leaves, solution of the window before) -> `Pull`.
+    """
+
+    state: TrainState
+    losses: Array
+    pull: Callable[[Key, list[Array], PyTree], Pull]
+
+
+class Response(NamedTuple):
+    """How shared weights answer to a policy, as a value: `left_out()`, `unrolled(...)` or `at_rest(...)`.
+
+    Attributes:
+        follow: (expected problem, problem, φ, first state, horizon) -> `Window`. The problem itself draws the
+            examples, so that independent draws can be made over the same ones.
+        sees: names of the ways of a real leaf that have a derivative here, among "objective", "loss" and
+            "optimizer".
+        solution: (weights) -> what the first pull starts from.
+    """
+
+    follow: Callable[[Problem, Problem, PyTree, TrainState, int], ResponseWindow]
+    sees: tuple[str, ...]
+    solution: Callable[[PyTree], PyTree]
+
+
+def left_out() -> Response:
+    """Take the response for zero, as ENAS does: the weights are held when the policy moves.
+
+    Reference:
+        Pham, Guan, Zoph, Le, Dean, 2018, arXiv:1802.03268.
+    """
+
+    def follow(whole, problem, phi, start, horizon):
+        state, losses = _train(whole, phi, start, horizon)
+
+        def pull(key, adjoint, solution):
+            zero = jax.tree.map(jnp.zeros_like, phi)
+            return _unsolved(zero, solution, jnp.ones(()))
+
+        return ResponseWindow(state, losses, pull)
+
+    return Response(follow, ("objective",), lambda weights: ())
+
+
+def unrolled(window: int | None = None, *, backward: Backward | None = None) -> Response:
+    """Differentiate through the last `window` steps of training, draws and all.
+
+    response = Σ_t ᾱ_{t+1} ∂Φ_t/∂φ,   Φ_t an optimizer's step on (1/S) Σ_s □_s L(w_t, a_s)
+
+    It sees whatever acts in these steps: losses, learning rates, momenta, decays. With a window and horizon of
+    one step of SGD and a `heads.mixture` this is DARTS of second order.
+
+    **Limits:** the steps before the window are dropped (short-horizon bias). With S draws a step the weights at
+    the end are those of the draws and f is not linear in them: biased by O(1/S).
+
+    Args:
+        window: steps, at most the horizon; all of an estimate's where None.
+        backward: as in `reverse`.
+    """
+    if window is not None:
+        check_whole("window", window)
+    backward = mixed_mode() if backward is None else backward
+
+    def follow(whole, problem, phi, start, horizon):
+        depth = horizon if window is None else window
+        if depth > horizon:
+            raise ValueError(
+                f"window is {depth}, expected at most horizon = {horizon}; leave it out for all steps"
+            )
+        start, early = _train(whole, phi, start, horizon - depth)
+        run = backward(whole, phi, start, depth)
+        num_weights = len(jax.tree.leaves(trained(run.state.params)))
+
+        def pull(key, adjoint, solution):
+            total, _, norms, _ = run.pullback(adjoint)
+            response = jax.tree.unflatten(jax.tree.structure(phi), total)
+            growth = growth_rate(tree.norm(adjoint[:num_weights]), norms[::-1])
+            return _unsolved(response, solution, growth)
+
+        return ResponseWindow(run.state, jnp.append(early, run.losses), pull)
+
+    return Response(follow, ("objective", "loss", "optimizer"), lambda weights: ())
+
+
+def at_rest(
+    solve: Solve | None = None, *, full: bool = True, max_residual: float = 1.0
+) -> Response:
+    """Take the weights for the minimum of the expected loss, and differentiate that.
+
+    response = −Mᵀ H⁻¹ E[∇_w f],   H = E[∇²_w L],   M = E[∇_w L ∇_φ log π_φ(a)ᵀ] + E[∂²L/∂w∂λ ∂λ/∂φ]
+
+    The three expectations have draws of their own, so that their product has the mean of a product; what
+    remains is the bias of E[Ĥ⁻¹] ≠ H⁻¹, O(1/S). Mᵀv is the score-function gradient of the scalar ⟨∇_w L, v⟩,
+    with the mean of the other draws as its baseline.
+
+    The Hessian of a network bends down in some directions, where H⁻¹ says nothing of a minimum: the default
+    damps it until it does not, as `solve.positive` has it, and says how far.
+
+    **Cost:** a solve, whose products take a gradient of the loss a draw, and one product more.
+
+    **Limits:** exact where the weights are at rest; off it wrong by O(‖∇_w L‖). Does not see learning rates,
+    momenta and decoupled decays.
+
+    Args:
+        solve: a linear solver from `hypergrad.solve`, e.g. `neumann(10)`; `positive(cg())` where None. The
+            solve of a window starts from the solution of the one before.
+        full: whether the loss is that of the whole `train_set` (where the problem has one) or of the next
+            minibatch.
+        max_residual: of the solve, relative; with a larger one the response is left out, and `info.refused`
+            says so. Zero in place of a solution has a residual of 1.
+
+    Reference:
+        Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Pedregosa, 2016,
+        arXiv:1602.02355; Lorraine, Vicol, Duvenaud, 2020, arXiv:1911.02590.
+    """
+    if solve is not None and not callable(solve):
+        raise ValueError(f"solve is {solve!r}, expected a solver; pass e.g. hypergrad.solve.cg()")
+    if not is_number(max_residual) or not max_residual > 0:
+        raise ValueError(
+            f"max_residual is {max_residual!r}, expected a positive number; pass e.g. 1.0, or math.inf for any"
+        )
+    solve = positive(cg()) if solve is None else solve
+
+    def follow(whole, problem, phi, start, horizon):
+        state, losses = _train(whole, phi, start, horizon)
+        if tree.floats(carried(state.params)):
+            raise ValueError(
+                "problem.init returned Variables with floating-point state, expected weights alone for a "
+                "response at rest; use response=unrolled(...)"
+            )
+
+        def pull(key, adjoint, solution):
+            curve_key, cross_key = jax.random.split(key)
+            data = default_batch(problem)(problem, state) if full else draw_batch(problem, state)
+            weights = trained(state.params)
+            target = jax.tree.unflatten(
+                jax.tree.structure(weights), adjoint[: len(jax.tree.leaves(weights))]
+            )
+            product = hessian_of_loss(whole, state.params, phi, (data, curve_key))
+            v, solved = solve(product, target, solution)
+            loss = inner_loss(whole, state.params, (data, cross_key))
+
+            def slope(phi):
+                return jax.jvp(lambda w: loss(w, phi), (weights,), (v,))[1]
+
+            response = jax.tree.map(jnp.negative, jax.grad(slope)(phi))
+            sound = solved.residual <= max_residual
+            return Pull(response, v, jnp.ones(()), solved.residual, solved.damping, sound)
+
+        return ResponseWindow(state, losses, pull)
+
+    def solution(weights):
+        return jax.tree.map(jnp.zeros_like, weights)
+
+    return Response(follow, ("objective", "loss"), solution)
+
+
+def _train(
+    whole: Problem, phi: PyTree, start: TrainState, num_steps: int
+) -> tuple[TrainState, Array]:
+    return unroll_losses(whole, jax.lax.stop_gradient(phi), start, num_steps)

@@ -1,0 +1,405 @@
+"""Which estimator? Measured on a training run and asked of the compiler, with the reasons in words."""
+
+import math
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad import estimators, space as spaces
+from hypergrad.core import tree
+from hypergrad.core.checks import check_bytes, check_whole
+from hypergrad.core.types import HParams, PyTree
+from hypergrad.estimators import named as estimators_named
+from hypergrad.estimators.advice import EXPLODED, StructuralZeroWarning, structural_zeros
+from hypergrad.estimators.base import Estimator, first_nonfinite
+from hypergrad.estimators.implicit.response import (
+    check_implicit,
+    default_batch,
+    inner_loss,
+    past_the_loss,
+)
+from hypergrad.estimators.policies import (
+    enumerated,
+    factorized,
+    is_discrete,
+    num_options,
+    own_leaves,
+    sampled,
+)
+from hypergrad.estimators.unrolled.base import temporary_bytes
+from hypergrad.estimators.unrolled.momentum import Recursion
+from hypergrad.estimators.unrolled.reverse import Plan
+from hypergrad.problem import Problem, check_problem
+from hypergrad.train import init_state, trained, unroll_losses
+from hypergrad.validation import check_step, validate
+
+REST = 1e-2
+"""‖∇_w L‖ after training, as a share of that before, below which training is taken to have come to rest."""
+
+CHAOTIC_GROWTH = 1.05
+"""Growth of the adjoint a step above which it explodes ..."""
+
+SHORT = 50
+"""Steps over which the growth is measured."""
+
+FEW = 2
+"""Hyperparameters up to which forward mode is cheaper than reverse mode."""
+
+MOST_ENUMERATED = 8
+"""Combinations of integers and choices up to which all are taken in every step."""
+
+IN_CHAOS = ("pes", "evolution")
+"""Names of `registry.ESTIMATORS` that take runs whose gradients explode, the best first."""
+
+
+class Recommendation(NamedTuple):
+    """An estimator and why.
+
+    Attributes:
+        name: of the estimator, as in `hypergrad.estimators`.
+        estimator: built, ready to use; of a policy's φ where the space has discrete leaves.
+        call: the Python that builds it.
+        reasons: what decided, one sentence each.
+    """
+
+    name: str
+    estimator: Estimator
+    call: str
+    reasons: list[str]
+
+    def __str__(self) -> str:
+        return "\n".join([f"use estimators.{self.call}", *(f"- {text}" for text in self.reasons)])
+
+
+def recommend(
+    problem: Problem, space: PyTree, horizon: int, memory: int = 2**30, *, seed: int = 0
+) -> Recommendation:
+    """Say which estimator to use on a problem, and why.
+
+    In this order: what the leaves are (drawn ones need `score` or `mixed`); whether gradients through the run
+    explode (an evolutionary estimator where there is one, else `truncated`); whether training comes to rest
+    and every leaf acts through the loss alone (`implicit`); how many hyperparameters there are (`forward` for
+    one or two); what fits the memory (`reverse`, else `drift` and `reversible` where the optimizer is SGD with
+    momentum, else segments, else `forward` or `truncated`).
+
+    **Cost:** one training, a hypergradient over at most 50 steps, and the compilation of each estimator looked
+    at, up to seven.
+
+    **Limits:** all is measured at the defaults of the space and for one seed; elsewhere training may
+    explode, or not come to rest. Growth is measured over the first steps.
+
+    Args:
+        problem: the training loop.
+        space: a pytree of dimensions, none static.
+        horizon: number of inner steps.
+        memory: budget in bytes for the temporaries of one estimate.
+        seed: of the run that is measured.
+
+    Returns:
+        The recommendation; print it.
+
+    Raises:
+        ValueError: for a problem and space that do not fit, a run that is not finite at the defaults, leaves
+            none of which has a hypergradient, and a memory that nothing fits.
+    """
+    check_problem(problem)
+    check_whole("horizon", horizon)
+    spaces.check_traceable(space)
+    check_bytes(memory)
+    hparams = spaces.default(space)
+    validate(problem, hparams, horizon)
+    check_step(problem, hparams)
+    if any(map(is_discrete, jax.tree.leaves(space))):
+        return _drawn(problem, space, horizon, memory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StructuralZeroWarning)  # they are among the reasons
+        return _real(_Case(problem, space, hparams, horizon, memory, seed))
+
+
+class _Case(NamedTuple):
+    problem: Problem
+    space: PyTree
+    hparams: HParams
+    horizon: int
+    memory: int
+    seed: int
+
+
+def _drawn(problem: Problem, space: PyTree, horizon: int, memory: int) -> Recommendation:
+    """Choose between weights of their own for each draw and shared ones."""
+    policy = factorized(space)
+    phi = policy.init(jax.random.key(0))
+    dims = tree.named(space)
+    drawn = [name for name, dim in dims.items() if is_discrete(dim)]
+    reasons = [f"{_names(drawn)} can only be drawn: a policy over it has the hypergradient"]
+    own = own_leaves(problem, policy.mode(phi))
+    if own or len(drawn) == len(dims):
+        reasons.append(
+            f"{_names(own)} acts through the optimizer or the initial weights, so that draws cannot share them"
+            if own
+            else "no leaf is real: every draw trains by itself, and values alone decide"
+        )
+        counts = (8, 4, 2)
+        ladder = [
+            ("score", f"num_samples={n}", estimators.score(problem, horizon, policy, num_samples=n))
+            for n in counts
+        ]
+        remarks = ["unbiased"] * len(counts)
+    else:
+        reasons.append(
+            "what is drawn acts through the loss and the objective alone, so that all draws can share weights, "
+            "and real leaves have a pathwise gradient through them"
+        )
+        num = math.prod(num_options(dim) for dim in dims.values() if is_discrete(dim))
+        taken = {f"sampled({n})": sampled(n) for n in (8, 4, 2)}
+        remarks = [
+            f"of {num} combinations {n} are drawn a step; the response is biased by O(1/{n}), that of "
+            "score_shared is not"
+            for n in (8, 4, 2)
+        ]
+        if num <= MOST_ENUMERATED:
+            taken = {"enumerated()": enumerated(), **taken}
+            remarks.insert(0, f"{num} combinations are few enough to take all of them, exactly")
+        ladder = [
+            ("mixed", f"draws={text}", estimators.mixed(problem, horizon, policy, draws=draws))
+            for text, draws in taken.items()
+        ]
+    num_bytes = 0
+    for (name, argument, estimator), remark in zip(ladder, remarks, strict=True):
+        num_bytes = _bytes(estimator, phi)
+        if num_bytes <= memory:
+            reasons += [remark, f"its temporaries take {_size(num_bytes)} of {_size(memory)}"]
+            call = f"{name}(problem, {horizon}, policies.factorized(space), {argument})"
+            return Recommendation(name, estimator, call, reasons)
+    raise ValueError(
+        f"memory is {memory} bytes, expected at least {num_bytes} for two draws; raise it, or shorten "
+        "the horizon"
+    )
+
+
+def _real(case: _Case) -> Recommendation:
+    """Choose among the estimators of real hyperparameters."""
+    problem, hparams, horizon = case.problem, case.hparams, case.horizon
+    count = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(hparams))
+    zeros = structural_zeros(problem, hparams, horizon)
+    reasons = []
+    if zeros:
+        reasons.append(
+            f"{_names(zeros)} has a hypergradient of zero by structure (a sign, a rounding, an integer); "
+            "search it"
+        )
+    evolution = next((name for name in IN_CHAOS if name in estimators_named.ESTIMATORS), None)
+    if len(zeros) == len(jax.tree.leaves(hparams)):
+        if evolution is None:
+            raise ValueError(
+                f"no hyperparameter has a hypergradient: {reasons[0]}, expected at least one; "
+                "use method 'random', or an optimizer without sign"
+            )
+        return _named(evolution, case, [*reasons, "values alone say what it does"])
+    rest, growth = _measure(case)
+
+    if growth > CHAOTIC_GROWTH and horizon * math.log(growth) > math.log(EXPLODED):
+        reasons.append(
+            f"the adjoint grows by {growth:.2f} a step over {min(horizon, SHORT)} steps: gradients through all "
+            f"{horizon} explode"
+        )
+        if evolution is not None:
+            return _named(evolution, case, reasons)
+        window = max(1, int(math.log(10) / math.log(growth)))
+        reasons.append(f"within {window} steps it grows less than tenfold")
+        estimator = estimators.truncated(problem, horizon, window)
+        return Recommendation(
+            "truncated", estimator, f"truncated(problem, {horizon}, {window})", reasons
+        )
+    reasons.append(f"the adjoint grows by {growth:.3f} a step: gradients through the run are sound")
+
+    estimator = _at_rest(case, rest, reasons)
+    if estimator is not None:
+        return Recommendation("implicit", estimator, f"implicit(problem, {horizon})", reasons)
+    if count <= FEW:
+        reasons.append(
+            f"{count} hyperparameter{'s' * (count > 1)}: forward mode is cheapest, in constant memory"
+        )
+        estimator = estimators.forward(problem, horizon)
+        return Recommendation("forward", estimator, f"forward(problem, {horizon})", reasons)
+    reasons.append(f"{count} hyperparameters: reverse mode costs the same for any number")
+    return _within(case, count, reasons)
+
+
+def _measure(case: _Case) -> tuple[float, float]:
+    """Train once; return ‖∇_w L‖ at the end over that at the start, and the adjoint's growth a step."""
+    problem, _, hparams, horizon, _, seed = case
+    key, choose = jax.random.key(seed), default_batch(problem)
+
+    @jax.jit
+    def train(key, hparams):
+        start = init_state(problem, key, hparams)
+        final, losses = unroll_losses(problem, hparams, start, horizon)
+
+        def slope(state):
+            loss = inner_loss(problem, state.params, choose(problem, state))
+            return tree.norm(jax.grad(loss)(trained(state.params), hparams))
+
+        value = problem.objective(final.params, hparams, problem.valid_batch(key))
+        return slope(start), slope(final), first_nonfinite(losses, value)
+
+    first, last, bad = (float(x) for x in train(key, hparams))
+    if bad >= 0:
+        raise ValueError(
+            f"training at the defaults of the space is not finite from step {int(bad)} on, expected a finite "
+            "run; move the defaults, e.g. to a lower learning rate"
+        )
+    short = min(horizon, SHORT)
+    estimate = jax.jit(estimators.reverse(problem, short).estimate)
+    growth = float(estimate(key, (), hparams)[1].info.growth)
+    return last / first if first > 0 else 1.0, growth if math.isfinite(growth) else math.inf
+
+
+def _at_rest(case: _Case, rest: float, reasons: list[str]) -> Estimator | None:
+    """Return the implicit estimator where it applies; say why, or why not."""
+    problem, _, hparams, horizon, memory, seed = case
+    percent = (
+        f"the gradient of training falls to {100 * rest:.2g} % of its first norm in {horizon} steps"
+    )
+    if rest > REST:
+        reasons.append(
+            f"{percent}: training does not come to rest, the response is that of its steps"
+        )
+        return None
+    try:
+        check_implicit(problem, hparams, horizon, default_batch(problem))
+    except ValueError as error:
+        reasons.append(f"training comes to rest, but {str(error).split(', expected')[0]}")
+        return None
+    others = zip(tree.leaf_names(hparams), past_the_loss(problem, hparams, horizon), strict=True)
+    both = [name for name, reads in others if reads]
+    if both:
+        reasons.append(
+            f"training comes to rest, but {_names(both)} acts through problem.optimizer or problem.init too, "
+            "which implicit leaves out; split it where its entries do one or the other"
+        )
+        return None
+    key, estimator = jax.random.key(seed), estimators.implicit(problem, horizon)
+    state = estimator.init(key, hparams)
+    compiled = jax.jit(estimator.estimate).lower(key, state, hparams).compile()
+    num_bytes = temporary_bytes(compiled)
+    if num_bytes > memory:
+        reasons.append(f"training comes to rest, but implicit takes {_size(num_bytes)}")
+        return None
+    said = estimators.advice(compiled(key, state, hparams)[1])
+    if said:
+        reasons.append(f"training comes to rest, but {said[0].split('; ')[0]}")
+        return None
+    reasons.append(
+        f"{percent}, and every leaf acts on it through the loss alone: one linear solve is enough"
+    )
+    return estimator
+
+
+def _within(case: _Case, count: int, reasons: list[str]) -> Recommendation:
+    """Choose among the passes over the whole run by memory."""
+    problem, _, hparams, horizon, memory, _ = case
+    chosen, refusal = None, ""
+    try:
+        chosen = estimators.plan(problem, hparams, horizon, memory)
+    except ValueError as error:
+        refusal = str(error)
+    if chosen is not None and chosen.checkpoint == ():
+        reasons.append(f"every state fits: {_size(chosen.num_bytes)} of {_size(memory)}")
+        return _reverse(case, chosen, reasons)
+    reasons.append(f"to keep every state takes more than {_size(memory)}")
+    undone = _undone(case, reasons)
+    if undone is not None:
+        return undone
+    if chosen is not None:
+        reasons.append(f"one state a segment fits: {_size(chosen.num_bytes)}")
+        return _reverse(case, chosen, reasons)
+    reasons.append("segments take more, too")
+    if count <= 8 * FEW:
+        estimator = estimators.forward(problem, horizon, chunk=1)
+        if _bytes(estimator, hparams) <= memory:
+            reasons.append("forward mode, one hyperparameter at a time, fits, and is slow")
+            call = f"forward(problem, {horizon}, chunk=1)"
+            return Recommendation("forward", estimator, call, reasons)
+    window = horizon // 2
+    while window >= 1:
+        estimator = estimators.truncated(problem, horizon, window)
+        if _bytes(estimator, hparams) <= memory:
+            reasons.append(f"the last {window} steps fit; what came before is left out")
+            call = f"truncated(problem, {horizon}, {window})"
+            return Recommendation("truncated", estimator, call, reasons)
+        window //= 4
+    raise ValueError(refusal)
+
+
+def _reverse(case: _Case, chosen: Plan, reasons: list[str]) -> Recommendation:
+    estimator = estimators.reverse(case.problem, case.horizon, backward=chosen.backward)
+    call = f"reverse(problem, {case.horizon}, backward=mixed_mode({chosen.checkpoint}))"
+    return Recommendation("reverse", estimator, call, reasons)
+
+
+def _undone(case: _Case, reasons: list[str]) -> Recommendation | None:
+    """Return `drift` or `reversible` where the optimizer is SGD with momentum and they fit."""
+    problem, _, hparams, horizon, memory, seed = case
+    start = init_state(problem, jax.random.key(seed), hparams)
+    try:
+        recursion = Recursion(problem, hparams, start, horizon)
+        course, first, _ = recursion.course(hparams, horizon)
+    except ValueError as error:
+        reasons.append(f"steps cannot be undone: {str(error).split(', expected')[0]}")
+        return None
+    momenta = (course.coefficients or first).momenta
+    lowest = float(np.min(momenta))
+    builders = []
+    if 0.8 <= lowest < 1:
+        builders.append(("drift", estimators.drift, 0.8, "in floating point"))
+    if 0.25 < lowest < 1:
+        floor = round(max(0.25, min(0.8, 0.9 * lowest)), 2)
+        builders.append(("reversible", estimators.reversible, floor, "exactly, in integers"))
+    for name, factory, floor, how in builders:
+        try:
+            estimator = factory(problem, horizon, min_momentum=floor)
+            num_bytes = _bytes(estimator, hparams)
+        except ValueError as error:
+            reasons.append(f"{name} does not apply: {str(error).split(', expected')[0]}")
+            continue
+        if num_bytes <= memory:
+            reasons.append(
+                f"SGD with momentum of at least {lowest:.2f} can be undone {how}: {_size(num_bytes)}"
+            )
+            call = f"{name}(problem, {horizon}, min_momentum={floor})"
+            return Recommendation(name, estimator, call, reasons)
+        reasons.append(f"{name} takes {_size(num_bytes)}")
+    if not builders:
+        reasons.append(f"a momentum of {lowest:.2f} is too small to undo steps")
+    return None
+
+
+def _named(name: str, case: _Case, reasons: list[str]) -> Recommendation:
+    """Build one of the evolution estimators by its name in the registry."""
+    estimator = estimators_named.estimator(name, case.problem, case.horizon, case.space)
+    window = f", {estimators_named.quarter(case.horizon)}" if name in ("pes", "nres") else ""
+    call = f"{name}(problem, {case.horizon}{window}, space=space)"
+    return Recommendation(name, estimator, call, reasons)
+
+
+def _bytes(estimator: Estimator, hparams: HParams) -> int:
+    """Ask the compiler for the temporaries of one estimate."""
+    key = jax.random.key(0)
+    state = estimator.init(key, hparams)
+    return temporary_bytes(jax.jit(estimator.estimate).lower(key, state, hparams).compile())
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(f"hparams[{name!r}]" for name in names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _size(num_bytes: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes} bytes"

@@ -1,0 +1,1 @@
+"""Estimators that differentiate through the steps of training."""

@@ -1,0 +1,329 @@
+"""The backward pass over a training run: how the adjoint of the weights becomes a hypergradient.
+
+Both passes here compute the same numbers,
+
+    ᾱ_T = ∂f/∂w_T,   ᾱ_t = ᾱ_{t+1} ∂Φ_t/∂w_t,   response = Σ_t ᾱ_{t+1} ∂Φ_t/∂λ + ᾱ_0 ∂w_0/∂λ,
+
+and differ in what they store and in how they differentiate the inner gradient.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.core import tree
+from hypergrad.core.autodiff import uses
+from hypergrad.core.scans import check_checkpoint, nested_scan
+from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.problem import Problem
+from hypergrad.train import (
+    TrainState,
+    carried,
+    draw_batch,
+    evaluate_loss,
+    step,
+    step_and_grads,
+    trained,
+    update,
+    with_parts,
+)
+
+
+class Pulled(NamedTuple):
+    """What a run's pullback returns.
+
+    Attributes:
+        hparams: cotangent of the hparams' float leaves.
+        state: adjoint of the first state's float leaves.
+        norms: norm of the adjoint of the weights before each step `[num_steps]`.
+        certificate: what a pass that reconstructs states says of them; `()` where all were stored.
+    """
+
+    hparams: list[Array]
+    state: list[Array]
+    norms: Array
+    certificate: Any = ()
+
+
+class Run(NamedTuple):
+    """A training run that can be pulled back.
+
+    Attributes:
+        state: the state after the last step.
+        losses: training loss before each step `[num_steps]`.
+        pullback: adjoint of the last state's float leaves -> `Pulled`.
+    """
+
+    state: TrainState
+    losses: Array
+    pullback: Callable[[list[Array]], Pulled]
+
+
+MAX_STORED = 32 * 2**20
+"""Bytes up to which `mixed_mode()` keeps every step; beyond the caches, computing again is as fast."""
+
+Backward: TypeAlias = Callable[[Problem, HParams, TrainState, int], Run]
+
+
+def state_floats(state: TrainState) -> tuple[list[Array], Callable[[list[Array]], TrainState]]:
+    """List the leaves of a state that carry a derivative, and the way back."""
+    leaves, join = tree.split_float((state.params, state.opt_state))
+
+    def rejoin(leaves: list[Array]) -> TrainState:
+        params, opt_state = join(leaves)
+        return state._replace(params=params, opt_state=opt_state)
+
+    return leaves, rejoin
+
+
+def sqrt_checkpoint(num_steps: int) -> tuple[int, ...]:
+    """Return the segment length near √num_steps that divides it, or the nearest one if none does.
+
+    A divisor saves the compilation of a shorter last segment.
+    """
+    root = math.isqrt(num_steps)
+    divisors = [d for d in range(max(1, root // 2), 2 * root + 2) if num_steps % d == 0]
+    best = min(divisors, key=lambda d: d + num_steps // d, default=max(root, 1))
+    return (best,) if best > 1 else ()
+
+
+def choose_checkpoint(state: TrainState, num_steps: int) -> tuple[int, ...]:
+    """Return () while all steps fit in `MAX_STORED` bytes, else segments of about √num_steps."""
+    kept = [
+        *tree.floats(state),
+        *jax.tree.leaves(trained(state.params)),
+    ]  # the gradient is kept too
+    num_bytes = num_steps * sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+    return () if num_bytes <= MAX_STORED else sqrt_checkpoint(num_steps)
+
+
+def nested_checkpoint(num_steps: int, depth: int) -> tuple[int, ...]:
+    """Return `depth` nested segment lengths, about num_steps^(d/(depth + 1)) each, outermost first."""
+    lengths = []
+    for level in range(depth, 0, -1):
+        size = round(num_steps ** (level / (depth + 1)))
+        if 1 < size < (lengths[-1] if lengths else num_steps):
+            lengths.append(size)
+    return tuple(lengths)
+
+
+def num_stored(num_steps: int, checkpoint: tuple[int, ...]) -> int:
+    """Return how many states a pass over `num_steps` holds at once."""
+    total, left = 0, num_steps
+    for size in (*checkpoint, 1):
+        total, left = total + left // size, size
+    return total
+
+
+def mixed_mode(checkpoint: tuple[int, ...] | None = None) -> Backward:
+    """Pull back with mixed-mode inner gradients, storing states only.
+
+    A step's backward needs Hv and (∂²L/∂λ∂w)ᵀv for one v, the adjoint of the gradient. The Hessian is
+    symmetric, so both come from one forward derivative of the gradient map along v,
+    (d/dε) ∇_{(w,λ)} L(w + εv, λ). The optimizer's own pullback yields v; the gradient at which it is
+    taken was kept on the way forward. No activations are kept, no reverse-over-reverse is needed.
+
+    **Cost:** 2.5 x training where arithmetic dominates and up to 5 x for small steps, with memory of
+    `num_steps` states and gradients, for `checkpoint=()`; about one training more for each nested level,
+    with O(√num_steps) of them for one level, O(∛num_steps) for two (`benchmarks/README.md`).
+
+    **Limits:** the gradient of the loss must have forward derivatives; that of a `jax.custom_vjp` has where
+    its backward rule has. No loop of unknown length (`lax.while_loop`, as in line searches): use the
+    estimator `forward`. For second derivatives of the run use `unroll`.
+
+    Args:
+        checkpoint: lengths of nested segments, outermost first; None means `choose_checkpoint`: none
+            while all steps take at most 32 MiB, else one level of about √num_steps.
+
+    Reference:
+        Kemaev, Calian, Zintgraf, Farquhar, van Hasselt, "Scalable Meta-Learning via Mixed-Mode
+        Differentiation", 2025. Segments: Chen, Xu, Zhang, Guestrin, arXiv:1604.06174.
+    """
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
+
+    def backward(problem, hparams, state, num_steps):
+        levels = choose_checkpoint(state, num_steps) if checkpoint is None else checkpoint
+        final, losses, stored = _store(problem, hparams, state, num_steps, levels)
+
+        def pullback(adjoint):
+            zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
+            (total, adjoint), norms = _sweep(problem, hparams, stored, (zeros, adjoint), levels)
+            return Pulled(total, adjoint, norms)
+
+        return Run(final, losses, pullback)
+
+    return backward
+
+
+class _Stored(NamedTuple):
+    """What is kept on the way forward.
+
+    Attributes:
+        starts: the state before every whole segment, leading axis `[num_segments]`; where a segment is a
+            single step, with that step's loss and gradient: (state, value, grads).
+        tail: the state before the shorter last segment.
+        size: steps in a whole segment.
+        rest: steps in the shorter last segment, or 0.
+    """
+
+    starts: Any
+    tail: TrainState
+    size: int
+    rest: int
+
+
+def _store(problem, hparams, state, num_steps, levels) -> tuple[TrainState, Array, _Stored]:
+    size = min(levels[0], num_steps) if levels else 1
+    num_segments, rest = divmod(num_steps, size)
+
+    def train(start, length):
+        return jax.lax.scan(lambda s, _: step(problem, hparams, s), start, None, length=length)
+
+    def advance(start, _):
+        if size > 1:
+            end, losses = train(start, size)
+            return end, (start, losses)
+        end, value, grads = step_and_grads(problem, hparams, start)
+        return end, ((start, value, grads), value)
+
+    tail, (starts, losses) = jax.lax.scan(advance, state, None, length=num_segments)
+    losses = losses.reshape(-1)
+    final, last = train(tail, rest) if rest else (tail, losses[:0])
+    return final, jnp.concatenate([losses, last]), _Stored(starts, tail, size, rest)
+
+
+def _sweep(problem, hparams, stored: _Stored, adjoint, levels) -> tuple[Any, Array]:
+    """Pull (hparams cotangent, state adjoint) back over all stored segments, last one first."""
+
+    def segment(adjoint, start, length):
+        inner = _store(problem, hparams, start, length, levels[1:])[2]
+        return _sweep(problem, hparams, inner, adjoint, levels[1:])
+
+    def pull(adjoint, start):
+        if stored.size == 1:
+            return pull_step(problem, hparams, start, adjoint)
+        return segment(adjoint, start, stored.size)
+
+    tail_norms = jnp.zeros((0,), jnp.float32)
+    if stored.rest:
+        adjoint, tail_norms = segment(adjoint, stored.tail, stored.rest)
+    adjoint, norms = jax.lax.scan(pull, adjoint, stored.starts, reverse=True)
+    return adjoint, jnp.concatenate([norms.reshape(-1), tail_norms])
+
+
+def pull_step(
+    problem: Problem,
+    hparams: HParams,
+    kept: tuple[TrainState, Array, PyTree],
+    adjoint: tuple[list[Array], list[Array]],
+) -> tuple[tuple[list[Array], list[Array]], Array]:
+    """Pull the adjoint back over one step of training, whose loss and gradient were kept.
+
+    Args:
+        problem: the training loop.
+        hparams: hyperparameters.
+        kept: the state before the step, its loss `[]`, the gradient of its weights.
+        adjoint: cotangent of the hparams' float leaves so far, adjoint of the state after the step.
+
+    Returns:
+        Both before the step, and the norm of the adjoint of the weights there, float32 `[]`.
+    """
+    state, value, grads = kept
+    total, state_bar = adjoint
+    batch = draw_batch(problem, state)
+    weights = trained(state.params)
+    h, join_h = tree.split_float(hparams)
+    c, join_c = tree.split_float(carried(state.params))
+    o, join_o = tree.split_float(state.opt_state)
+    num_w, num_c = len(jax.tree.leaves(weights)), len(c)
+    w_bar, c_bar, o_bar = _cut(state_bar, num_w, num_c)
+
+    def apply(grads, o, weights, h, value, c):
+        params = with_parts(state.params, weights, join_c(c))
+        here = state._replace(params=params, opt_state=join_o(o))
+        return [tree.floats(x) for x in update(problem, join_h(h), here, batch, value, grads)]
+
+    # most optimizers see neither the loss nor, through value_fn, the carried state
+    live = uses(apply, grads, o, weights, h, value, c)
+    extra = any(live[len(live) - 1 - len(c) :])
+    late = (value, c) if extra else ()
+    fixed = () if extra else (value, c)
+    inputs = (grads, o, weights, h, *late)
+    _, pull_update = jax.vjp(lambda *args: apply(*args, *fixed), *inputs)
+    v, o_new, w_new, h_new, *late_bar = pull_update([w_bar, o_bar])
+
+    # The new carried state s(w, c, λ) has an adjoint too. Adding κ⟨s̄, s⟩ to the loss makes the one
+    # derivative along (v, κ̇ = 1) at κ = 0 return Hv + ∂⟨s̄, s⟩ together.
+    def gradient(weights, kappa):
+        def lagrangian(weights, c, h):
+            params = with_parts(state.params, weights, join_c(c))
+            value, new = evaluate_loss(problem, params, join_h(h), batch)
+            return value + kappa * tree.dot(tree.floats(new), c_bar) if c else value
+
+        return jax.grad(lagrangian, (0, 1, 2))(weights, c, h)
+
+    zero, one = jnp.zeros(()), jnp.ones(())
+    direct, (w_hess, c_new, h_cross) = jax.jvp(gradient, (weights, zero), (v, one))
+    w_new = jax.tree.leaves(tree.add(w_new, w_hess))
+    h_new = tree.add(h_new, h_cross)
+    if extra:
+        value_bar, c_late = late_bar
+        w_new, c_new, h_new = (
+            [a + value_bar * b for a, b in zip(bar, jax.tree.leaves(slope), strict=True)]
+            for bar, slope in zip((w_new, tree.add(c_new, c_late), h_new), direct, strict=True)
+        )
+    bars = tree.cast_like([*w_new, *c_new, *o_new], state_bar)
+    norm = tree.norm(bars[:num_w]).astype(jnp.float32)
+    return (tree.cast_like(tree.add(total, h_new), total), bars), norm
+
+
+def _cut(leaves: list, num_weights: int, num_carried: int) -> tuple[list, list, list]:
+    middle = num_weights + num_carried
+    return leaves[:num_weights], leaves[num_weights:middle], leaves[middle:]
+
+
+def plain(checkpoint: tuple[int, ...] = (1,)) -> Backward:
+    """Pull back with JAX's own reverse mode, over nested checkpointed segments.
+
+    For losses whose gradient has no forward derivative, such as one whose `jax.custom_vjp` calls out to
+    the host. `checkpoint=()` is the naive `grad` of a `scan`, which stores the activations of every step.
+
+    **Cost:** 3.5 to 5.5 x training with `(1,)` and memory of `num_steps` states (`benchmarks/README.md`).
+    """
+    check_checkpoint(checkpoint)
+
+    def backward(problem, hparams, state, num_steps):
+        h, join_h = tree.split_float(hparams)
+        s, join_s = state_floats(state)
+        num_w = len(jax.tree.leaves(trained(state.params)))
+
+        def run(h, s, probes):
+            # a probe is a zero whose cotangent is, by rule, the norm of the adjoint at its step
+            def body(state, probe):
+                leaves, join = state_floats(state)
+                tapped = _tap(leaves[:num_w], probe)
+                return step(problem, join_h(h), join([*tapped, *leaves[num_w:]]))
+
+            final, losses = nested_scan(body, join_s(s), probes, num_steps, checkpoint)
+            return state_floats(final)[0], (final, losses)
+
+        probes = jnp.zeros((num_steps,), jnp.float32)
+        _, pull, (final, losses) = jax.vjp(run, h, s, probes, has_aux=True)
+        return Run(final, losses, lambda adjoint: Pulled(*pull(adjoint)))
+
+    return backward
+
+
+@jax.custom_vjp
+def _tap(weights: list[Array], probe: Array) -> list[Array]:
+    return weights
+
+
+_tap.defvjp(
+    lambda weights, probe: (weights, None),
+    lambda _, bars: (bars, tree.norm(bars).astype(jnp.float32)),
+)

@@ -1,0 +1,137 @@
+"""What the estimators that differentiate through every step share."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.core import tree
+from hypergrad.core.types import Array, HParams, Key
+from hypergrad.estimators.advice import warn_structural_zeros
+from hypergrad.estimators.base import (
+    Estimate,
+    Estimator,
+    check_real,
+    first_nonfinite,
+    growth_rate,
+    split_key,
+)
+from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode, state_floats
+from hypergrad.problem import Problem
+from hypergrad.train import TrainState, init_state, trained
+
+
+class UnrollInfo(NamedTuple):
+    """Diagnostics of a hypergradient through an unrolled run.
+
+    Attributes:
+        direct: ∂f/∂λ at the final weights, a pytree like `hparams`.
+        response: (∂f/∂w)(dw/dλ), a pytree like `hparams`; hypergrad = direct + response.
+        horizon: number of steps differentiated through, int32 `[]`.
+        sensitivity: `[horizon]`; in reverse mode the norm of the adjoint of the weights before each
+            step, in forward mode that of their derivative after each step.
+        growth: geometric mean growth of `sensitivity` a step (towards the start in reverse mode, towards
+            the end in forward mode), `[]`. Well above 1 means chaos: gradients through the run explode.
+        first_nonfinite: first step whose training loss was not finite, the number of steps if only the
+            objective was not, -1 if none; int32 `[]`.
+    """
+
+    direct: HParams
+    response: HParams
+    horizon: Array
+    sensitivity: Array
+    growth: Array
+    first_nonfinite: Array
+
+
+def objective_parts(
+    problem: Problem, key: Key, hparams: HParams, state: TrainState
+) -> tuple[Array, HParams, list[Array]]:
+    """Differentiate the objective at the end of a run.
+
+    Returns:
+        The value `[]`, the direct gradient, and the adjoint of the state's float leaves.
+    """
+    leaves, join = state_floats(state)
+    batch = problem.valid_batch(key)
+
+    def objective(leaves, hparams):
+        return problem.objective(join(leaves).params, hparams, batch)
+
+    value, (adjoint, direct) = jax.value_and_grad(objective, (0, 1))(leaves, hparams)
+    return value, direct, adjoint
+
+
+def unrolled_estimate(
+    problem: Problem,
+    key: Key,
+    hparams: HParams,
+    start: TrainState,
+    num_steps: int,
+    backward: Backward,
+    through_init: bool = True,
+) -> tuple[Estimate, Array, Any, TrainState]:
+    """Estimate by reverse mode through `num_steps` steps from `start`.
+
+    Args:
+        problem: the training loop.
+        key: draws the validation batch, and (with `through_init`) drew `start`: see `split_key`.
+        hparams: real hyperparameters.
+        start: the state before the first step differentiated.
+        num_steps: how many.
+        backward: the pass to use (`adjoint.mixed_mode`, `adjoint.plain`).
+        through_init: whether `start` is the run's first state and depends on the hparams.
+
+    Returns:
+        The estimate, the training losses `[num_steps]`, the pass's certificate, and the state after the
+        last step.
+    """
+    init_key, valid_key = split_key(key)
+    try:
+        run = backward(problem, hparams, start, num_steps)
+        value, direct, adjoint = objective_parts(problem, valid_key, hparams, run.state)
+        total, first, norms, certificate = run.pullback(adjoint)
+    except ValueError as error:
+        if "Reverse-mode differentiation does not work" not in str(error):
+            raise
+        raise ValueError(
+            "problem has a loop of unknown length (lax.while_loop; the line searches of optax.lbfgs are such), "
+            "expected loops that reverse mode can take back; use the estimator 'forward', or lax.scan"
+        ) from error
+    if through_init:
+        _, pull_init = jax.vjp(lambda h: state_floats(init_state(problem, init_key, h))[0], hparams)
+        total = tree.add(total, tree.floats(pull_init(first)[0]))
+    response = jax.tree.unflatten(jax.tree.structure(hparams), total)
+    num_weights = len(jax.tree.leaves(trained(run.state.params)))
+    last = tree.norm(adjoint[:num_weights])
+    growth = growth_rate(last, norms[::-1])
+    nonfinite = first_nonfinite(run.losses, value)
+    horizon = jnp.asarray(num_steps, jnp.int32)
+    info = UnrollInfo(direct, response, horizon, norms, growth, nonfinite)
+    estimate = Estimate(value, tree.add(direct, response), info)
+    return estimate, run.losses, certificate, run.state
+
+
+def by_unrolling(problem: Problem, horizon: int, backward: Backward | None = None) -> Estimator:
+    """Make the estimator that differentiates through the whole run; see `estimators.reverse`."""
+    backward = mixed_mode() if backward is None else backward
+
+    def estimate(key, state, hparams):
+        check_real(problem, hparams)
+        warn_structural_zeros(problem, hparams, horizon)
+        start = init_state(problem, split_key(key)[0], hparams)
+        result, *_ = unrolled_estimate(problem, key, hparams, start, horizon, backward)
+        return state, result
+
+    return Estimator(lambda key, hparams: (), estimate)
+
+
+def temporary_bytes(compiled: Any) -> int:
+    """Return the temporary memory of a compiled program in bytes, as the compiler states it."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise ValueError(
+            "this backend states no memory of its programs, expected memory_analysis(); choose the backward "
+            "pass by hand: reverse(..., backward=mixed_mode(checkpoint))"
+        )
+    return int(analysis.temp_size_in_bytes)

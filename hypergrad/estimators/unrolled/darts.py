@@ -1,0 +1,146 @@
+"""One-step hypergradients in the form of DARTS: one virtual step of gradient descent, as training goes on."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.core import tree
+from hypergrad.core.autodiff import depends
+from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.types import HParams, PyTree
+from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, split_key
+from hypergrad.estimators.implicit.response import check_leaves, inner_loss
+from hypergrad.estimators.unrolled.online import check_restart, first_state, go_on, online_info
+from hypergrad.problem import Problem, check_problem
+from hypergrad.train import carried, draw_batch, init_state, trained, unroll_losses, with_parts
+
+SecondOrder: TypeAlias = Callable[
+    [Callable[[PyTree], tuple[PyTree, HParams]], PyTree, PyTree], tuple[PyTree, HParams]
+]
+"""(w -> (∇_w L, ∇_λ L), w, v) -> (Hv, (∂²L/∂w∂λ)ᵀ v)."""
+
+
+def exact_product(gradient: Callable, weights: PyTree, v: PyTree) -> tuple[PyTree, HParams]:
+    """Differentiate the gradient along v, in forward mode."""
+    return jax.jvp(gradient, (weights,), (v,))[1]
+
+
+def central_difference(scale: float = 0.01) -> SecondOrder:
+    """Approximate the product by gradients at two points: (∇L(w + εv) − ∇L(w − εv)) / 2ε.
+
+    For losses whose gradient has no forward derivative; the error is O(ε²), and rounding divided by ε.
+
+    Args:
+        scale: ε = scale / ‖v‖, as DARTS has it.
+    """
+    if not is_number(scale) or not 0 < scale < 1e30:
+        raise ValueError(f"scale is {scale!r}, expected a positive number; pass e.g. scale=0.01")
+
+    def product(gradient, weights, v):
+        norm = tree.norm(v)
+        size = scale / jnp.where(norm > 0, norm, 1)
+
+        def at(sign):
+            moved = jax.tree.map(lambda w, d: (w + sign * size * d).astype(w.dtype), weights, v)
+            return gradient(moved)
+
+        return jax.tree.map(lambda a, b: ((a - b) / (2 * size)).astype(a.dtype), at(1), at(-1))
+
+    return product
+
+
+def darts(
+    problem: Problem,
+    step_size: float,
+    interval: int = 1,
+    *,
+    product: SecondOrder = exact_product,
+    restart_every: int | None = None,
+) -> Estimator:
+    """Differentiate the objective after one virtual step of gradient descent.
+
+    w' = w − ξ ∇_w L(w, λ),   hypergrad = ∂f(w', λ)/∂λ − ξ (∂²L(w, λ)/∂w∂λ)ᵀ ∇_w' f(w', λ)
+
+    Each estimate trains `interval` steps with the problem's own optimizer, and then looks one step of
+    size ξ ahead on the minibatch that comes next; that step is not kept.
+
+    **Cost:** `interval` steps of training and about four gradients.
+
+    **Limits:** a horizon of one step, with its bias: the response is ξ times the first term of the
+    Neumann series for the implicit one. It sees the loss alone, whatever the optimizer: a leaf that acts
+    through the optimizer or the initial weights alone is refused by name; of one that the loss reads too, that
+    part is left out, with a `StructuralZeroWarning`. `one_step` serves both.
+
+    Args:
+        problem: the training loop.
+        step_size: ξ, usually the learning rate; 0 leaves the direct gradient (first-order DARTS).
+        interval: number of inner steps trained by an estimate.
+        product: `exact_product`, or `central_difference()` as in the paper.
+        restart_every: start a new run after so many steps; None: never.
+
+    Returns:
+        An estimator whose state is an `OnlineState`; `info` is an `OnlineInfo` with a horizon of 1 and
+        ‖(I − ξH) ∇f‖ / ‖∇f‖ for its growth.
+
+    Raises:
+        ValueError: for settings out of range and, when traced, for a leaf that is not real or that the
+            loss does not read, by name.
+
+    Reference:
+        Liu, Simonyan, Yang, 2019, arXiv:1806.09055, equations 7 and 8.
+    """
+    check_problem(problem)
+    check_whole("interval", interval)
+    check_restart(restart_every)
+    if not is_number(step_size) or not 0 <= step_size < 1e30:
+        raise ValueError(
+            f"step_size is {step_size!r}, expected a number of at least 0; pass the learning rate"
+        )
+
+    def init(key, hparams):
+        return first_state(problem, key, hparams)
+
+    def estimate(key, state, hparams):
+        check_real(problem, hparams)
+        _check_reads(problem, hparams)
+        before = go_on(state, first_state(problem, key, hparams), restart_every)
+        frozen = jax.lax.stop_gradient(hparams)
+        train, losses = unroll_losses(problem, frozen, before.train, interval)
+        params, weights = train.params, trained(train.params)
+        loss = inner_loss(problem, params, draw_batch(problem, train))
+
+        def gradient(weights):
+            return jax.grad(loss, (0, 1))(weights, hparams)
+
+        def objective(weights, hparams):
+            whole = with_parts(params, weights, carried(params))
+            return problem.objective(whole, hparams, problem.valid_batch(split_key(key)[1]))
+
+        slope = gradient(weights)[0]
+        virtual = jax.tree.map(lambda w, g: (w - step_size * g).astype(w.dtype), weights, slope)
+        value, (v, direct) = jax.value_and_grad(objective, (0, 1))(virtual, hparams)
+        bend, cross = product(gradient, weights, v)
+        response = jax.tree.map(lambda c: -step_size * c, cross)
+
+        ahead = tree.norm(jax.tree.map(lambda a, b: a - step_size * b, v, bend))
+        size = tree.norm(v)
+        growth = jnp.where(size > 0, ahead / jnp.where(size > 0, size, 1), 1)
+        bad = first_nonfinite(losses, value)
+        after = before._replace(train=train)
+        info = online_info(before, after, hparams, (direct, response), 1, growth, bad)
+        return after, Estimate(value, tree.add(direct, response), info)
+
+    return Estimator(init, estimate)
+
+
+def _check_reads(problem: Problem, hparams: HParams) -> None:
+    """Refuse the leaves that act on training by other ways than the loss alone, warn of those that do both."""
+
+    def slope(hparams):
+        start = init_state(problem, jax.random.key(0), jax.lax.stop_gradient(hparams))
+        loss = inner_loss(problem, start.params, draw_batch(problem, start))
+        return jax.grad(loss)(trained(start.params), hparams)
+
+    check_leaves(problem, hparams, 3, depends(slope, hparams), "one-step hypergradient of the loss")

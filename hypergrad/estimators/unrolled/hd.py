@@ -1,0 +1,105 @@
+"""Hypergradient descent: the learning rate's derivative from two gradients that training makes anyway."""
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.core import tree
+from hypergrad.core.autodiff import depends
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import HParams
+from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, split_key
+from hypergrad.estimators.implicit.response import inner_loss
+from hypergrad.estimators.unrolled.online import check_restart, first_state, go_on, online_info
+from hypergrad.problem import Problem, check_problem
+from hypergrad.train import draw_batch, init_state, step_and_grads, trained, unroll_losses, update
+
+
+def hd(problem: Problem, interval: int = 1, *, restart_every: int | None = None) -> Estimator:
+    """Differentiate the next training loss through the last update, with its gradient held.
+
+    w_t = w_{t−1} + u(g_{t−1}, λ),   hypergrad = g_tᵀ ∂u(g_{t−1}, λ)/∂λ,   g_t = ∇_w L_t(w_t)
+
+    For SGD with the learning rate α this is −g_t · g_{t−1}; for Adam −g_t · m̂/(√v̂ + ε). Any hparam of
+    any optimizer is served, since the optimizer's own update is differentiated.
+
+    **Cost:** `interval` steps of training and one gradient more; no second derivatives.
+
+    **Limits:** descends the *training* loss, and sees one step: learning rates end near the largest
+    stable one early on and fall as gradients of successive minibatches disagree. What acts through the
+    loss or the initial weights is refused by name. Of a schedule only the entry of the last step gets a
+    gradient.
+
+    Args:
+        problem: the training loop.
+        interval: number of inner steps trained by an estimate.
+        restart_every: start a new run after so many steps; None: never.
+
+    Returns:
+        An estimator whose state is an `OnlineState`; `info` is an `OnlineInfo` with a horizon of 1. Its
+        value is the objective, as everywhere; its hypergradient is that of the training loss.
+
+    Raises:
+        ValueError: for settings out of range and, when traced, for a leaf that is not real or not an
+            argument of the optimizer alone, by name.
+
+    Reference:
+        Baydin, Cornish, Martínez Rubio, Schmidt, Wood, 2018, arXiv:1703.04782, Algorithms 4 and 6 (SGD-HD,
+        Adam-HD).
+    """
+    check_problem(problem)
+    check_whole("interval", interval)
+    check_restart(restart_every)
+
+    def init(key, hparams):
+        return first_state(problem, key, hparams)
+
+    def estimate(key, state, hparams):
+        check_real(problem, hparams)
+        _check_optimizer_alone(problem, hparams)
+        before = go_on(state, first_state(problem, key, hparams), restart_every)
+        last, losses = unroll_losses(problem, hparams, before.train, interval - 1)
+        train, loss, grads = step_and_grads(problem, hparams, last)
+
+        def updated(hparams):
+            return update(problem, hparams, last, draw_batch(problem, last), loss, grads)[0]
+
+        _, pull = jax.vjp(updated, hparams)
+        _, next_loss, slope = step_and_grads(problem, hparams, train)
+        response = pull(slope)[0]
+        valid = problem.valid_batch(split_key(key)[1])
+        value = problem.objective(train.params, hparams, valid)
+        direct = jax.tree.map(jnp.zeros_like, response)
+        bad = first_nonfinite(jnp.append(losses, loss), value + next_loss)
+        after, growth = before._replace(train=train), jnp.ones((), jnp.float32)
+        info = online_info(before, after, hparams, (direct, response), 1, growth, bad)
+        return after, Estimate(value, response, info)
+
+    return Estimator(init, estimate)
+
+
+def _check_optimizer_alone(problem: Problem, hparams: HParams) -> None:
+    """Refuse the leaves that the loss reads, and those that the optimizer does not."""
+
+    def loss(hparams):
+        start = init_state(problem, jax.random.key(0), jax.lax.stop_gradient(hparams))
+        value = inner_loss(problem, start.params, draw_batch(problem, start))
+        return jax.value_and_grad(value)(trained(start.params), hparams)
+
+    def trained_weights(hparams):
+        start = init_state(problem, jax.random.key(0), jax.lax.stop_gradient(hparams))
+        last, _ = unroll_losses(problem, jax.lax.stop_gradient(hparams), start, 1)
+        batch = draw_batch(problem, last)
+        _, value, grads = step_and_grads(problem, jax.lax.stop_gradient(hparams), last)
+        return tree.floats(update(problem, hparams, last, batch, value, grads)[0])
+
+    pairs = zip(depends(loss, hparams), depends(trained_weights, hparams), strict=True)
+    for name, (in_loss, in_update) in zip(tree.leaf_names(hparams), pairs, strict=True):
+        if in_loss or not in_update:
+            place = (
+                "is read by problem.loss" if in_loss else "does not reach the optimizer's update"
+            )
+            raise ValueError(
+                f"hparams[{name!r}] {place}, expected an argument of problem.optimizer alone, because "
+                "hypergradient descent lowers the training loss by the update; use one_step(...) or "
+                "reverse(...) for it, or close over it"
+            )

@@ -1,0 +1,110 @@
+"""What the estimators that take hypergradients while training goes on share."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, HParams, Key
+from hypergrad.estimators.base import split_key
+from hypergrad.problem import Problem
+from hypergrad.train import TrainState, init_state
+
+
+class OnlineInfo(NamedTuple):
+    """Diagnostics of a hypergradient taken while training goes on.
+
+    Attributes:
+        direct: ∂f/∂λ, a pytree like `hparams`.
+        response: what is known of (∂f/∂w)(dw/dλ), a pytree like `hparams`; hypergrad = direct + response.
+        horizon: number of training steps whose derivative is in the response, int32 `[]`. Where it is less than
+            `step`, the hypergradient has short-horizon bias: the terms of earlier steps are missing.
+        growth: geometric mean growth a step of the adjoint or, in forward mode, of Z, `[]`. In reverse mode
+            with growth ρ < 1, what is missing is about ρ^horizon of the whole.
+        first_nonfinite: first training step of the run whose loss was not finite, `step` if only the
+            objective was not, -1 if none; int32 `[]`. The next estimate then starts a new run.
+        step: where training stands: steps since its run started, int32 `[]`.
+        moved: how far the hparams have moved since then, ‖λ − λ_start‖, `[]`. Above zero the weights, and Z
+            in forward mode, are those of a path of hparams, not of the last ones.
+    """
+
+    direct: HParams
+    response: HParams
+    horizon: Array
+    growth: Array
+    first_nonfinite: Array
+    step: Array
+    moved: Array
+
+
+class OnlineState(NamedTuple):
+    """Training that goes on from estimate to estimate.
+
+    Attributes:
+        train: where it stands.
+        first: the hparams with which its run started.
+        tangents: in forward mode, Z of the state's float leaves, leading axis `[num_hparams]`; else `()`.
+    """
+
+    train: TrainState
+    first: HParams
+    tangents: Any = ()
+
+
+def first_state(problem: Problem, key: Key, hparams: HParams) -> OnlineState:
+    """Start a run of training that will go on from estimate to estimate; `key` is that of an estimate."""
+    first = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), hparams)
+    return OnlineState(init_state(problem, split_key(key)[0], hparams), first)
+
+
+def go_on(state: OnlineState, fresh: OnlineState, restart_every: int | None) -> OnlineState:
+    """Return `state` with the minibatches of `fresh`, or `fresh` where the run is over or not finite.
+
+    With one and the same key, estimates after one another are one run: that of `init_state`.
+    """
+    everything = [x.astype(jnp.float32) for x in tree.floats((state.train.params, state.tangents))]
+    over = ~jnp.isfinite(tree.norm(everything))
+    if restart_every is not None:
+        over |= state.train.step >= restart_every
+    key = fresh.train.key
+    pair = (s._replace(train=s.train._replace(key=())) for s in (fresh, state))
+    chosen = tree.choose(over, *pair)
+    return chosen._replace(train=chosen.train._replace(key=key))
+
+
+def online_info(
+    before: OnlineState,
+    after: OnlineState,
+    hparams: HParams,
+    parts: tuple[HParams, HParams],
+    horizon: int | Array,
+    growth: Array,
+    bad: Array,
+) -> OnlineInfo:
+    """Make the diagnostics of an estimate.
+
+    Args:
+        before: where its training began.
+        after: and ended.
+        hparams: of this estimate.
+        parts: direct and response.
+        horizon: steps differentiated through.
+        growth: of the adjoint or of Z.
+        bad: what `first_nonfinite` says of the losses of this estimate.
+    """
+    return OnlineInfo(
+        *parts,
+        horizon=jnp.asarray(horizon, jnp.int32),
+        growth=growth,
+        first_nonfinite=jnp.where(bad < 0, bad, bad + before.train.step).astype(jnp.int32),
+        step=after.train.step,
+        moved=tree.norm(jax.tree.map(jnp.subtract, hparams, after.first)),
+    )
+
+
+def check_restart(restart_every: int | None) -> None:
+    """Raise a `ValueError` unless `restart_every` is None or a whole number of at least one step."""
+    if restart_every is not None:
+        check_whole("restart_every", restart_every)

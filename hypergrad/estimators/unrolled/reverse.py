@@ -1,0 +1,129 @@
+"""Reverse-mode hypergradients: exact, for many hyperparameters and a horizon that fits in memory."""
+
+from typing import NamedTuple
+
+import jax
+
+from hypergrad.core import tree
+from hypergrad.core.checks import check_bytes, check_whole
+from hypergrad.core.types import HParams
+from hypergrad.estimators.base import Estimator, check_real
+from hypergrad.estimators.unrolled import adjoint
+from hypergrad.estimators.unrolled.adjoint import (
+    Backward,
+    nested_checkpoint,
+    num_stored,
+    sqrt_checkpoint,
+)
+from hypergrad.estimators.unrolled.base import by_unrolling, temporary_bytes
+from hypergrad.problem import Problem, check_problem
+from hypergrad.train import init_state
+
+
+def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None) -> Estimator:
+    """Differentiate the objective through the whole training run.
+
+    d f(w_T, λ)/dλ = ∂f/∂λ + Σ_t ᾱ_{t+1} ∂Φ_t/∂λ + ᾱ_0 ∂w_0/∂λ,   ᾱ_t = ᾱ_{t+1} ∂Φ_t/∂w_t,   ᾱ_T = ∂f/∂w_T
+
+    **Cost:** 2 to 5 x training, whatever the number of hparams, with memory of 32 MiB or O(√horizon) states,
+    whichever is more (the default, `mixed_mode()`); other trade-offs through `backward`, or `plan` for a
+    budget in bytes.
+
+    **Limits:** exact but for rounding. Where training is chaotic the exact gradient is useless: watch
+    `info.growth`. Signs and roundings in the optimizer give zeros, which are warned of by name. Loops of
+    unknown length (the line searches of `optax.lbfgs`) have no reverse mode: an error sends to `forward`.
+
+    Args:
+        problem: the training loop.
+        horizon: number of inner steps.
+        backward: the backward pass: `mixed_mode(checkpoint)`, or `plain(checkpoint)` for losses whose
+            gradient has no forward derivative.
+
+    Returns:
+        A stateless estimator; `info` is an `UnrollInfo`.
+
+    Raises:
+        ValueError: for a horizon below 1 and, when traced, for a leaf that is not real, by name.
+
+    Reference:
+        Maclaurin, Duvenaud, Adams, 2015, arXiv:1502.03492; Franceschi, Donini, Frasconi, Pontil, 2017,
+        arXiv:1703.01785, Algorithm 1 (Reverse-HG).
+    """
+    check_problem(problem)
+    check_whole("horizon", horizon)
+    if backward is not None and not callable(backward):
+        raise ValueError(
+            f"backward is {backward!r}, expected a backward pass; pass mixed_mode(...) or plain(...)"
+        )
+    return by_unrolling(problem, horizon, backward)
+
+
+class Plan(NamedTuple):
+    """A backward pass chosen for a memory budget.
+
+    Attributes:
+        backward: what to pass to `reverse` or `truncated`.
+        checkpoint: its segment lengths.
+        num_bytes: temporary memory of the compiled estimate.
+        tried: (checkpoint, bytes) of each pass looked at, fastest first; for one whose states alone
+            exceed the budget, the bytes of those.
+    """
+
+    backward: Backward
+    checkpoint: tuple[int, ...]
+    num_bytes: int
+    tried: tuple[tuple[tuple[int, ...], int], ...]
+
+
+def plan(
+    problem: Problem, hparams: HParams, horizon: int, memory: int, *, num_seeds: int = 1
+) -> Plan:
+    """Choose the fastest backward pass whose compiled program stays within `memory`.
+
+    Passes are tried from the fastest to the leanest: every state stored, then one, two and three
+    levels of segments. The compiler is asked, nothing is run.
+
+    **Cost:** one compilation for each pass tried, up to four.
+
+    Args:
+        problem: the training loop.
+        hparams: of the shapes to be used.
+        horizon: number of inner steps.
+        memory: budget in bytes for the temporaries of the estimates.
+        num_seeds: how many estimates are made side by side, under `vmap`.
+
+    Raises:
+        ValueError: where even the leanest pass needs more, with the number of bytes it needs.
+    """
+    check_problem(problem)
+    check_whole("horizon", horizon)
+    check_whole("num_seeds", num_seeds)
+    check_bytes(memory)
+    check_real(problem, hparams)
+    ladder = [(), sqrt_checkpoint(horizon), *(nested_checkpoint(horizon, n) for n in (2, 3))]
+    one = jax.eval_shape(lambda h: init_state(problem, jax.random.key(0), h), hparams)
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in tree.floats(one))
+    # the states alone bound the memory from below: what cannot fit is not compiled
+    state_bytes *= num_seeds
+    lowest = {c: state_bytes * num_stored(horizon, c) for c in dict.fromkeys(ladder)}
+    tried = []
+    for checkpoint in lowest:
+        if lowest[checkpoint] > memory:
+            tried.append((checkpoint, lowest[checkpoint]))
+            continue
+        backward = adjoint.mixed_mode(checkpoint)
+        estimate = reverse(problem, horizon, backward=backward).estimate
+        key = jax.random.key(0)
+        if num_seeds > 1:
+            key = jax.random.split(key, num_seeds)
+            estimate = jax.vmap(estimate, in_axes=(0, None, None), out_axes=(None, 0))
+        lowered = jax.jit(estimate).lower(key, (), hparams)
+        num_bytes = temporary_bytes(lowered.compile())
+        tried.append((checkpoint, num_bytes))
+        if num_bytes <= memory:
+            return Plan(backward, checkpoint, num_bytes, tuple(tried))
+    least = min(size for _, size in tried)
+    raise ValueError(
+        f"memory is {memory} bytes, expected at least {least} for horizon = {horizon}; raise it, shorten "
+        "the horizon, or use truncated(...) or forward(...)"
+    )

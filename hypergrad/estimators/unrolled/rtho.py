@@ -1,0 +1,94 @@
+"""Real-time hypergradients: forward mode along a training run that goes on while its hparams change."""
+
+import jax
+from jax.flatten_util import ravel_pytree
+
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole
+from hypergrad.estimators.advice import warn_structural_zeros
+from hypergrad.estimators.base import (
+    Estimate,
+    Estimator,
+    check_real,
+    first_nonfinite,
+    growth_rate,
+    split_key,
+)
+from hypergrad.estimators.unrolled.base import objective_parts
+from hypergrad.estimators.unrolled.online import check_restart, first_state, go_on, online_info
+from hypergrad.estimators.unrolled.tangent import basis, first_tangents, push_step
+from hypergrad.problem import Problem, check_problem
+from hypergrad.train import trained
+
+
+def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = None) -> Estimator:
+    """Carry the derivative of the weights along with training, and read a hypergradient when asked.
+
+    Z_{t+1} = (∂Φ_t/∂w)(w_t, λ_t) Z_t + (∂Φ_t/∂λ)(w_t, λ_t),   hypergrad_t = ∂f/∂λ + (∂f/∂w) Z_t
+
+    Each estimate trains `interval` more steps with the hparams it is given and reads the hypergradient
+    there, so that the hparams are updated many times in one run of training.
+
+    **Cost:** about (1 + 1.5 num_hparams) x `interval` steps of training; memory of num_hparams states,
+    whatever the horizon.
+
+    **Limits:** while the hparams stand still this is `forward`, exact to rounding. Once they move, Z is
+    the sum of derivatives taken at the values they had, a bias that grows with `info.moved`. Where
+    training is chaotic Z grows without bound (`info.growth` above 1): restart it.
+
+    Args:
+        problem: the training loop.
+        interval: number of inner steps between two hypergradients.
+        restart_every: start a new run, with Z_0 = dw_0/dλ, after so many steps; None: never.
+
+    Returns:
+        An estimator whose state is an `OnlineState` with Z; `info` is an `OnlineInfo` whose horizon is
+        the number of steps since the run's start.
+
+    Raises:
+        ValueError: for an interval below 1 and, when traced, for a leaf that is not real.
+
+    Reference:
+        Franceschi, Donini, Frasconi, Pontil, 2017, arXiv:1703.01785, section 3.3 (RTHO).
+    """
+    check_problem(problem)
+    check_whole("interval", interval)
+    check_restart(restart_every)
+
+    def init(key, hparams):
+        check_real(problem, hparams)
+        tangents = first_tangents(problem, split_key(key)[0], hparams, basis(hparams))
+        return first_state(problem, key, hparams)._replace(tangents=tangents)
+
+    def estimate(key, state, hparams):
+        check_real(problem, hparams)
+        warn_structural_zeros(problem, hparams, interval)
+        directions = basis(hparams)
+        before = go_on(state, init(key, hparams), restart_every)
+
+        num_weights = len(jax.tree.leaves(trained(before.train.params)))
+
+        def size(tangents):
+            return tree.norm(tangents[:num_weights])
+
+        def body(carry, _):
+            train, tangents = carry
+            train, tangents, loss = push_step(problem, hparams, train, tangents, directions)
+            return (train, tangents), (loss, size(tangents))
+
+        start = (before.train, before.tangents)
+        (train, tangents), (losses, norms) = jax.lax.scan(body, start, None, length=interval)
+        after = before._replace(train=train, tangents=tangents)
+
+        valid_key = split_key(key)[1]
+        value, direct, adjoint = objective_parts(problem, valid_key, hparams, train)
+        flat = jax.vmap(lambda tangent: tree.dot(adjoint, tangent))(tangents)
+        packed, unravel = ravel_pytree(hparams)
+        response = unravel(flat.astype(packed.dtype))
+        growth = growth_rate(size(before.tangents), norms)
+        bad = first_nonfinite(losses, value)
+        parts, horizon = (direct, response), after.train.step
+        info = online_info(before, after, hparams, parts, horizon, growth, bad)
+        return after, Estimate(value, tree.add(direct, response), info)
+
+    return Estimator(init, estimate)

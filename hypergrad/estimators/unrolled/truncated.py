@@ -1,0 +1,132 @@
+"""Truncated reverse-mode hypergradients: exact training, differentiated through its last steps only."""
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.core.checks import check_whole
+from hypergrad.estimators.advice import warn_structural_zeros
+from hypergrad.estimators.base import Estimator, check_real, first_nonfinite, split_key
+from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode
+from hypergrad.estimators.unrolled.base import unrolled_estimate
+from hypergrad.estimators.unrolled.online import check_restart, first_state, go_on, online_info
+from hypergrad.problem import Problem, check_problem
+from hypergrad.train import init_state, unroll_losses
+
+
+def truncated(
+    problem: Problem,
+    horizon: int,
+    window: int,
+    *,
+    backward: Backward | None = None,
+    warm_start: bool = False,
+    restart_every: int | None = None,
+) -> Estimator:
+    """Train for `horizon` steps and differentiate through the last `window` of them.
+
+    hypergrad ≈ ∂f/∂λ + Σ_{t ≥ horizon − window} ᾱ_{t+1} ∂Φ_t/∂λ
+
+    **Cost:** `horizon` steps of training and a reverse pass over `window`; memory of the window.
+
+    **Limits:** biased: the terms of earlier steps are dropped. Where training contracts, they shrink
+    geometrically; learning rates and schedules suffer from short-horizon bias (too small steps look
+    best). Entries of a schedule before the window get exactly zero. `window = horizon` is `reverse`
+    without the term through `init`.
+
+    Args:
+        problem: the training loop.
+        horizon: number of inner steps trained by an estimate.
+        window: number of last steps differentiated, at most `horizon`.
+        backward: as in `reverse`.
+        warm_start: go on from where the last estimate's training ended, instead of from the start.
+        restart_every: with `warm_start`, start a new run after so many steps, such as the length of a
+            schedule; None: never.
+
+    Returns:
+        A stateless estimator, whose `info` is an `UnrollInfo` with the window for its `horizon`; with
+        `warm_start` one whose state is an `OnlineState` and whose `info` is an `OnlineInfo`.
+
+    Raises:
+        ValueError: for a window outside [1, horizon] and, when traced, for a leaf that is not real.
+
+    Reference:
+        Shaban, Cheng, Hatch, Boots, 2019, arXiv:1810.10667 (K-RMD); bias: Wu, Ren, Liao, Grosse, 2018,
+        arXiv:1803.02021.
+    """
+    check_problem(problem)
+    check_whole("horizon", horizon)
+    check_whole("window", window)
+    if window > horizon:
+        raise ValueError(
+            f"window is {window}, expected at most horizon = {horizon}; use reverse(...) for the whole run"
+        )
+    check_restart(restart_every)
+    if restart_every is not None and not warm_start:
+        raise ValueError(
+            f"restart_every is {restart_every} without warm_start, expected None, because every estimate "
+            "starts a new run; pass warm_start=True"
+        )
+    backward = mixed_mode() if backward is None else backward
+
+    def init(key, hparams):
+        return first_state(problem, key, hparams) if warm_start else ()
+
+    def through_window(key, hparams, start):
+        """Train from `start`; return the estimate, the losses and the state after the last step."""
+        frozen = jax.lax.stop_gradient(hparams)
+        start, early = unroll_losses(problem, frozen, start, horizon - window)
+        result, late, _, final = unrolled_estimate(
+            problem, key, hparams, start, window, backward, through_init=False
+        )
+        bad = first_nonfinite(jnp.concatenate([early, late]), result.value)
+        return result, bad, final
+
+    def estimate(key, state, hparams):
+        check_real(problem, hparams)
+        warn_structural_zeros(problem, hparams, window, through_init=False)
+        if not warm_start:
+            start = init_state(problem, split_key(key)[0], jax.lax.stop_gradient(hparams))
+            result, bad, _ = through_window(key, hparams, start)
+            return state, result._replace(info=result.info._replace(first_nonfinite=bad))
+        state = go_on(state, first_state(problem, key, hparams), restart_every)
+        result, bad, final = through_window(key, hparams, state.train)
+        parts, growth = (result.info.direct, result.info.response), result.info.growth
+        after = state._replace(train=final)
+        info = online_info(state, after, hparams, parts, window, growth, bad)
+        return after, result._replace(info=info)
+
+    return Estimator(init, estimate)
+
+
+def one_step(problem: Problem, interval: int = 1, *, restart_every: int | None = None) -> Estimator:
+    """Differentiate the objective through the last step of training alone, as training goes on.
+
+    w' = Φ_t(w, λ),   hypergrad ≈ ∂f(w', λ)/∂λ + (∂f/∂w') ∂Φ_t(w, λ)/∂λ
+
+    The step is that of the problem's own optimizer, with everything in it that depends on λ: it serves
+    learning rates and momenta as well as penalties and weights of examples. `darts` is the cheaper form
+    that sees the loss alone.
+
+    **Cost:** `interval` steps of training and one step's reverse pass.
+
+    **Limits:** the shortest horizon there is, hence the strongest short-horizon bias: only what λ did to
+    the last step counts. For penalties and weights the sign is mostly right; learning rates are driven
+    too low. Of a schedule only the entry of the last step gets a gradient.
+
+    Args:
+        problem: the training loop.
+        interval: number of inner steps trained by an estimate.
+        restart_every: start a new run after so many steps; None: never.
+
+    Returns:
+        `truncated` with a window of 1 and a warm start.
+
+    Raises:
+        ValueError: as `truncated` does.
+
+    Reference:
+        Luketina, Berglund, Greff, Raiko, 2016, arXiv:1511.06727; Liu, Simonyan, Yang, 2019,
+        arXiv:1806.09055, equation 6.
+    """
+    check_whole("interval", interval)
+    return truncated(problem, interval, 1, warm_start=True, restart_every=restart_every)

@@ -1,0 +1,479 @@
+"""Compare every estimator with float64 finite differences, on the user's own task."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad import space as spaces
+from hypergrad.core import tree
+from hypergrad.core.autodiff import depends
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.estimators import named as estimators_named
+from hypergrad.estimators.base import Estimator, split_key
+from hypergrad.estimators.evolution.evolution import es, nres, pes
+from hypergrad.estimators.policies import (
+    Policy,
+    check_policy,
+    check_shared,
+    enumerated,
+    expected,
+    factorized,
+    is_discrete,
+    mixed,
+    relaxed,
+    sampled,
+    score,
+    score_shared,
+)
+from hypergrad.estimators.unrolled.adjoint import mixed_mode, plain
+from hypergrad.estimators.unrolled.base import temporary_bytes
+from hypergrad.estimators.unrolled.darts import darts
+from hypergrad.estimators.unrolled.drift import drift
+from hypergrad.estimators.unrolled.forward import forward
+from hypergrad.estimators.unrolled.hd import hd
+from hypergrad.estimators.unrolled.momentum import Recursion
+from hypergrad.estimators.unrolled.reverse import reverse
+from hypergrad.estimators.unrolled.reversible import reversible
+from hypergrad.estimators.unrolled.rtho import rtho
+from hypergrad.estimators.unrolled.truncated import one_step, truncated
+from hypergrad.problem import Problem, Task
+from hypergrad.train import init_state, unroll
+from hypergrad.validation import validate
+
+STEP = 1e-6
+"""Step of the central differences, in the unconstrained coordinates of the space."""
+
+NUM_ESTIMATES = 16
+"""Independent estimates whose mean is compared, and whose spread gives its standard error."""
+
+
+class Slopes(NamedTuple):
+    """The finite differences, and what is compared with them.
+
+    Attributes:
+        hparams: where they were taken.
+        key: of the run.
+        along: hypergrad -> its slope along the direction of each leaf `[num_leaves]`.
+        reference: the finite differences `[num_leaves]`.
+        run: trains once more; compiled.
+    """
+
+    hparams: HParams
+    key: Key
+    along: Callable[[HParams], np.ndarray]
+    reference: np.ndarray
+    run: Callable[[], Array]
+
+    @property
+    def scale(self) -> np.ndarray:
+        """What errors are relative to: each slope, but no less than a millionth of the largest."""
+        sizes = np.abs(self.reference)
+        return np.maximum(sizes, 1e-6 * max(sizes.max(), 1e-30))
+
+    @property
+    def nonfinite(self) -> str | None:
+        """The first leaf along which the objective is not finite, or None."""
+        bad = ~np.isfinite(self.reference)
+        return tree.leaf_names(self.hparams)[int(np.argmax(bad))] if bad.any() else None
+
+    def compare(self, ours: np.ndarray) -> tuple[float, str, float]:
+        """Return the largest relative error, the leaf that has it, and the cosine."""
+        errors = np.abs(ours - self.reference) / self.scale
+        worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
+        norms = float(np.linalg.norm(ours) * np.linalg.norm(self.reference))
+        cosine = float(ours @ self.reference / norms) if norms else 1.0
+        return float(errors[worst]), tree.leaf_names(self.hparams)[worst], cosine
+
+    def judge(self, init: Callable, compiled: Callable) -> tuple[np.ndarray, float]:
+        """Return the mean slopes of independent estimates, and their largest error in standard errors."""
+        begin, each = jax.jit(init), []
+        for key in jax.random.split(self.key, NUM_ESTIMATES):
+            state = begin(key, self.hparams)
+            each.append(self.along(compiled(key, state, self.hparams)[1].hypergrad))
+        mean, spread = np.mean(each, 0), np.std(each, 0, ddof=1)
+        error = np.maximum(spread / NUM_ESTIMATES**0.5, 1e-6 * self.scale)
+        return mean, float(np.max(np.abs(mean - self.reference) / error))
+
+
+def differences(objective: Callable[[HParams], Array], space: PyTree, key: Key) -> Slopes:
+    """Take central differences of an objective along one random unit direction a leaf, at the defaults.
+
+    ⟨∂λ/∂zᵀ hypergrad, d⟩ against (f(z + h d) − f(z − h d)) / 2h,   λ = constrain(z)
+
+    Args:
+        objective: (hparams) -> `[]`.
+        space: of the hparams, real.
+        key: kept for the estimates.
+    """
+    z = spaces.unconstrain(space, inside(space))
+    hparams, pull = jax.vjp(lambda z: spaces.constrain(space, z), z)
+    run = jax.jit(lambda z: objective(spaces.constrain(space, z)))
+    leaves, treedef = jax.tree.flatten(z)
+    random = np.random.default_rng(0)
+    slopes, directions = [], []
+    for index, leaf in enumerate(leaves):
+        direction = random.normal(size=leaf.shape)
+        direction = direction / np.linalg.norm(direction)
+        sides = []
+        for sign in (1, -1):
+            moved = [*leaves[:index], leaf + sign * STEP * direction, *leaves[index + 1 :]]
+            sides.append(float(run(jax.tree.unflatten(treedef, moved))))
+        slopes.append((sides[0] - sides[1]) / (2 * STEP))
+        directions.append(direction)
+
+    def along(hypergrad: Any) -> np.ndarray:
+        pairs = zip(jax.tree.leaves(pull(hypergrad)[0]), directions, strict=True)
+        return np.asarray([float(np.sum(np.asarray(g) * d)) for g, d in pairs])
+
+    return Slopes(hparams, key, along, np.asarray(slopes), lambda: run(z))
+
+
+def inside(space: PyTree) -> HParams:
+    """Return the defaults, moved off the bounds so that both sides can be evaluated."""
+    unit = jnp.clip(spaces.to_unit(space, spaces.default(space)), 0.01, 0.99)
+    return spaces.from_unit(space, unit)
+
+
+MOST_TANGENTS = 64
+"""Hyperparameters up to which `rtho` is compared."""
+
+MOST_PAIRS = 64
+"""Combinations up to which every pair of them is taken, for `score_shared`."""
+
+SIGMA = 1e-3
+"""Moves of the evolution estimators: small, so that the smoothed gradient is the gradient."""
+
+VIRTUAL = 0.1
+"""Size of the step of `darts`."""
+
+DRAWN = {
+    "mixed": True,
+    "mixed, 8 draws": False,
+    "score": False,
+    "score_shared, one step": False,
+    "relaxed": False,
+}
+"""Estimators of integers and choices, and which claim to be exact."""
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        estimator: its name.
+        error: largest relative error over the leaves of the derivative along a random direction.
+        worst: the leaf with that error.
+        cosine: cosine between the vectors of those derivatives and of the finite differences.
+        ratio: time as a multiple of training.
+        num_bytes: temporary memory of the compiled estimate.
+        exact: whether the estimator claims to be exact.
+        refused: why the estimator does not take this task; empty if it does.
+        deviation: of a stochastic estimator, the largest error over the leaves as a multiple of its standard
+            error; None for the others.
+    """
+
+    estimator: str
+    error: float
+    worst: str
+    cosine: float
+    ratio: float
+    num_bytes: int
+    exact: bool
+    refused: str = ""
+    deviation: float | None = None
+
+
+class Case(NamedTuple):
+    """An estimator to compare.
+
+    Attributes:
+        estimator: of `slopes.hparams`.
+        slopes: the finite differences of what it differentiates.
+        exact: whether it claims to be exact.
+        draws: whether its estimates are random, and the mean of several is compared.
+        judged: whether that mean is right in expectation, and judged by its standard error.
+    """
+
+    estimator: Estimator
+    slopes: Slopes
+    exact: bool = False
+    draws: bool = False
+    judged: bool = False
+
+
+def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row]:
+    """Compare the estimators with central finite differences in float64 at the space's defaults.
+
+    With λ = constrain(z): ⟨∂λ/∂zᵀ hypergrad, d⟩ against (f(z + h d) − f(z − h d)) / 2h, h = 1e-6, for one
+    random unit direction d a leaf; in z both sides stay within the bounds, however close they are.
+    Params, batches and hparams are cast to float64 for it; jax must run with x64. Where the space has
+    integers or choices, the hparams are those of `mixed` with `enumerated()`: logits, and the expected
+    objective of weights that all combinations share.
+
+    A stochastic estimator (`es`, `pes`, `nres`, `score`, `score_shared`, `relaxed`) is run 16 times,
+    independently, on the same training run; the error of the mean is judged by its standard error, but for
+    `relaxed`, which is biased. `score` is compared with differences of its own objective, that of weights of
+    their own for each combination, `score_shared` with those of one step of training on one draw, where all
+    there is to draw can be enumerated.
+
+    The stochastic bilevel methods of `tuners.bilevel` have no hypergradient of their own: where they come to
+    rest, theirs is that of `implicit`.
+
+    **Cost:** two trainings a leaf, one compilation an estimator, and 256 trainings a stochastic one.
+
+    **Limits:** a network with kinks (ReLU) is not differentiable on a set that a step of h may cross;
+    errors of 1e-4 are then no fault of the estimator. Smooth activations agree to about 1e-8.
+
+    Args:
+        task: the user's task; its space must be real, or of few combinations of integers and choices.
+        horizon: training steps to compare over; the task's, at most 50, where None.
+        seed: of the run and the directions.
+
+    Returns:
+        One row an estimator.
+
+    Raises:
+        ValueError: without x64, for spaces with static leaves or too many combinations, for a drawn leaf that
+            the optimizer reads, and where the objective is not finite.
+    """
+    if jnp.result_type(float) != jnp.float64:
+        raise ValueError(
+            "jax runs in float32, expected float64; set JAX_ENABLE_X64=1 before starting Python"
+        )
+    horizon = min(task.horizon, 50) if horizon is None else check_whole("horizon", horizon)
+    spaces.check_traceable(task.space)
+    validate(task.problem, spaces.default(task.space), horizon)
+    key = jax.random.key(seed)
+    base = in_float64(task.problem)
+    drawn = any(map(is_discrete, jax.tree.leaves(task.space)))
+    if drawn:
+        base = frozen(base, key)  # the estimators of policies split keys each in their own way
+    problem, space = as_real(base, task.space, key)
+    slopes = differences(lambda h: _train(problem, horizon, key, h), space, key)
+    if slopes.nonfinite is not None:
+        raise ValueError(
+            f"task {task.name!r} has an objective that is not finite around the default of "
+            f"hparams[{slopes.nonfinite!r}], expected a finite one; pass a shorter --horizon, or move the "
+            "default"
+        )
+    unfit = _unfit(problem, slopes.hparams, horizon)
+    cases = _deterministic(problem, horizon, slopes)
+    cases |= _evolution(frozen(problem, key), horizon, space, slopes)
+    if drawn:
+        policy = factorized(task.space)
+        cases |= _drawn(base, horizon, task.space, policy, slopes)
+        unfit |= {name: "too many combinations to pair them" for name in DRAWN if name not in cases}
+    else:
+        unfit |= dict.fromkeys(
+            DRAWN, "every leaf of its space is real, expected an Integer or a Choice"
+        )
+    rows = [_row(name, case, unfit.get(name, ""), slopes) for name, case in cases.items()]
+    return rows + [_refused(name, DRAWN[name], unfit[name]) for name in DRAWN if name not in cases]
+
+
+def _row(name: str, case: Case, refused: str, slopes: Slopes) -> Row:
+    """Compile one estimator, compare it, and time it beside the training of `slopes`."""
+    if not refused and case.slopes.nonfinite is not None:
+        refused = "its objective is not finite"
+    if refused:
+        return _refused(name, case.exact, refused)
+    key, hparams = case.slopes.key, case.slopes.hparams
+    state = case.estimator.init(key, hparams)
+    try:
+        compiled: Any = jax.jit(case.estimator.estimate).lower(key, state, hparams).compile()
+    except ValueError as error:
+        if case.exact:
+            raise
+        return _refused(name, case.exact, str(error))
+    deviation = None
+    if case.draws:
+        ours, deviation = case.slopes.judge(case.estimator.init, compiled)
+    else:
+        ours = case.slopes.along(compiled(key, state, hparams)[1].hypergrad)
+    ratio = _interleave(lambda: compiled(key, state, hparams), slopes.run)
+    found = case.slopes.compare(ours)
+    deviation = deviation if case.judged else None
+    size = temporary_bytes(compiled)
+    return Row(name, *found, ratio, size, case.exact, deviation=deviation)
+
+
+def _refused(name: str, exact: bool, why: str) -> Row:
+    return Row(name, np.nan, "", np.nan, np.nan, 0, exact, why)
+
+
+def _train(problem: Problem, horizon: int, key: Key, hparams: HParams) -> Array:
+    """Return the objective of the run that an estimate with `key` has."""
+    run_key, valid_key = split_key(key)
+    state = unroll(problem, hparams, init_state(problem, run_key, hparams), horizon)
+    return problem.objective(state.params, hparams, problem.valid_batch(valid_key))
+
+
+def _deterministic(problem: Problem, horizon: int, slopes: Slopes) -> dict[str, Case]:
+    """Make the estimators that do not draw, and say which claim to be exact."""
+
+    def start(hparams):
+        return tree.floats(init_state(problem, slopes.key, hparams))
+
+    # a window does not reach the initial weights
+    whole = not any(depends(start, slopes.hparams))
+    made = {
+        "reverse": (reverse(problem, horizon), True),
+        "reverse, all states": (reverse(problem, horizon, backward=mixed_mode(())), True),
+        "reverse, plain": (reverse(problem, horizon, backward=plain()), True),
+        "forward": (forward(problem, horizon, chunk=16), True),
+        "truncated, a quarter": (
+            estimators_named.estimator("truncated", problem, horizon, None),
+            False,
+        ),
+        "truncated, warm start": (truncated(problem, horizon, horizon, warm_start=True), whole),
+        "one_step": (one_step(problem, horizon), False),
+        "darts": (darts(problem, VIRTUAL, horizon), False),
+        "rtho, from its start": (rtho(problem, horizon), True),
+        "hd": (hd(problem, horizon), False),
+        "implicit": (estimators_named.estimator("implicit", problem, horizon, None), False),
+        "drift": (drift(problem, horizon), True),
+        "reversible": (reversible(problem, horizon, min_momentum=0.25), True),
+    }
+    return {name: Case(estimator, slopes, exact) for name, (estimator, exact) in made.items()}
+
+
+def _evolution(problem: Problem, horizon: int, space: PyTree, slopes: Slopes) -> dict[str, Case]:
+    """Make the evolution estimators, with moves small enough to compare them with the gradient itself."""
+    moves: dict[str, Any] = {"sigma": SIGMA, "space": space}
+    window = estimators_named.quarter(horizon)
+    made = {
+        "es": es(problem, horizon, **moves, num_pairs=8),
+        "pes": pes(problem, horizon, window, **moves, num_pairs=32),
+        "nres": nres(problem, horizon, window, **moves, num_pairs=32),
+    }
+    return {name: Case(each, slopes, draws=True, judged=True) for name, each in made.items()}
+
+
+def _drawn(
+    problem: Problem, horizon: int, space: PyTree, policy: Policy, slopes: Slopes
+) -> dict[str, Case]:
+    """Make the estimators of integers and choices, each beside the differences of its own objective.
+
+    Args:
+        problem: `frozen`, a function of what the policy draws.
+        horizon: number of inner steps.
+        space: of those hparams.
+        policy: that draws them.
+        slopes: those of weights that all combinations share.
+    """
+    key = slopes.key
+    apart = differences(lambda phi: trained_apart(problem, policy, horizon, phi), policy.space, key)
+    draws = {"draws": True, "judged": True}
+    made = {
+        "mixed": Case(mixed(problem, horizon, policy, draws=enumerated()), slopes, exact=True),
+        "mixed, 8 draws": Case(
+            mixed(problem, horizon, policy, draws=sampled(8)), slopes, draws=True
+        ),
+        "score": Case(score(problem, horizon, policy), apart, **draws),
+        "relaxed": Case(relaxed(reverse(problem, horizon), space), apart, draws=True),
+    }
+    if len(jax.tree.leaves(policy.outcomes(slopes.hparams))[0]) <= MOST_PAIRS:
+        once = differences(lambda phi: drawn_once(problem, policy, phi), policy.space, key)
+        made["score_shared, one step"] = Case(score_shared(problem, 1, policy), once, **draws)
+    return made
+
+
+def trained_apart(problem: Problem, policy: Policy, horizon: int, phi: PyTree) -> Array:
+    """Return J(φ) = Σ_a π_φ(a) F(a), with weights of their own for each combination; `problem` is frozen."""
+    hparams, probs = _outcomes(policy, phi)
+    key = jax.random.key(0)
+    return probs @ jax.vmap(lambda h: _train(problem, horizon, key, h))(hparams)
+
+
+def drawn_once(problem: Problem, policy: Policy, phi: PyTree) -> Array:
+    """Return J(φ) = Σ_{a,b} π_φ(a) π_φ(b) f(w_1(a), b): one step on one draw, judged by another one."""
+    hparams, probs = _outcomes(policy, phi)
+    key = jax.random.key(0)
+    batch = problem.valid_batch(key)
+
+    def judged(h):
+        params = unroll(problem, h, init_state(problem, key, h), 1).params
+        return probs @ jax.vmap(lambda g: problem.objective(params, g, batch))(hparams)
+
+    return probs @ jax.lax.map(judged, hparams)
+
+
+def _outcomes(policy: Policy, phi: PyTree) -> tuple[HParams, Array]:
+    """Return all hparams that can be drawn `[N]`, and their probabilities `[N]`."""
+    hparams = policy.outcomes(phi)
+    return hparams, jnp.exp(jax.vmap(policy.log_prob, (None, 0))(phi, hparams))
+
+
+def frozen(problem: Problem, key: Key) -> Problem:
+    """Fix initial weights and batches to those that an estimate with `key` has, whatever key is given."""
+    run_key, valid_key = split_key(key)
+    init_key, batch_key = jax.random.split(run_key)
+    return problem._replace(
+        init=lambda key, hparams: problem.init(init_key, hparams),
+        train_batch=lambda key, step: problem.train_batch(
+            jax.random.fold_in(batch_key, step), step
+        ),
+        valid_batch=lambda key: problem.valid_batch(valid_key),
+    )
+
+
+def as_real(problem: Problem, space: PyTree, key: Key) -> tuple[Problem, PyTree]:
+    """Return a problem of real hyperparameters: the expected one of a policy where some are drawn."""
+    if not any(map(is_discrete, jax.tree.leaves(space))):
+        return problem, space
+    policy = factorized(space)
+    phi = spaces.default(policy.space)
+    check_policy(problem, policy, phi)
+    check_shared(problem, policy, phi)
+    policy.outcomes(phi)  # too many are refused
+    return expected(problem, policy, enumerated(), key), policy.space
+
+
+def _unfit(problem: Problem, hparams: HParams, horizon: int) -> dict[str, str]:
+    """Say of each estimator that is not for this task why not."""
+    refused = _irreversible(problem, hparams, horizon)
+    num, many = sum(leaf.size for leaf in jax.tree.leaves(hparams)), ""
+    if num > MOST_TANGENTS:
+        many = f"it would carry a state for each of the {num} hyperparameters"
+    return {"drift": refused, "reversible": refused, "rtho, from its start": many}
+
+
+def _irreversible(problem: Problem, hparams: HParams, horizon: int) -> str:
+    """Say why the training cannot be undone step by step; nothing where it can."""
+    try:
+        start = init_state(problem, jax.random.key(0), hparams)
+        Recursion(problem, hparams, start, horizon)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def in_float64(problem: Problem) -> Problem:
+    """Cast what a problem's own functions make to float64, so that finite differences mean something."""
+
+    def wide(value: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if tree.is_float(x) else x, value)
+
+    examples = problem.train_set
+    return problem._replace(
+        init=lambda key, hparams: wide(problem.init(key, hparams)),
+        train_batch=lambda key, step: wide(problem.train_batch(key, step)),
+        valid_batch=lambda key: wide(problem.valid_batch(key)),
+        train_set=examples and examples._replace(at=lambda index: wide(examples.at(index))),
+    )
+
+
+def _interleave(first, second, num_repeats: int = 5) -> float:
+    """Return the ratio of median times of two programs, run in turn."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(num_repeats):
+        for program, seconds in zip((first, second), times, strict=True):
+            began = time.perf_counter()
+            jax.block_until_ready(program())
+            seconds.append(time.perf_counter() - began)
+    return float(np.median(times[0]) / np.median(times[1]))

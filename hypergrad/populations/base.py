@@ -1,0 +1,255 @@
+"""Train many members of one problem at once."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, HParams, Key, Params, PyTree
+from hypergrad.populations.layouts import Layout, default_layout
+from hypergrad.problem import Problem, check_problem
+from hypergrad.train import TrainState, init_state, step
+from hypergrad.validation import check_hparams
+
+NEVER = 2**31 - 1
+"""The step at which a member diverged that has not."""
+
+
+class Member(NamedTuple):
+    """One run on its way; of a population every leaf has the leading axis `[N]`, or `[N, num_seeds]`.
+
+    Attributes:
+        train: state of training.
+        diverged: first step whose loss was not finite, `NEVER` as long as all were; int32.
+    """
+
+    train: TrainState
+    diverged: Array
+
+
+def take(states: PyTree, index: Array) -> PyTree:
+    """Gather members by index, `[M]` -> states `[M]`; one may be taken several times."""
+    return _take(states, index)
+
+
+@jax.jit
+def _take(states, index):
+    return tree.rows(states, index)
+
+
+def _no_measure(function, hparams, states):
+    raise ValueError(
+        "population has no `measure`, expected one to look at the weights of its members; build it with "
+        "population(problem), partitioned(...) or bucketed(...)"
+    )
+
+
+class Population(NamedTuple):
+    """N members of one problem; every argument has the leading axis `[N]`.
+
+    Attributes:
+        init: (keys, hparams) -> states.
+        advance: (hparams, states, num_steps) -> states, to be advanced again. `num_steps` is one number
+            for all, or an array `[N]` with a number for each member; it may be traced.
+        value: (hparams, states) -> objectives `[N]`; NaN for a member that has diverged.
+        judge: (hparams, states) -> (objectives `[N]`, info), where info has arrays `[N]` for people:
+            `diverged`, the step at which training or the objective was first not finite, or -1.
+        take: (states, index) -> states of the members `index`.
+        host: whether it works on the host between compiled calls, so that it cannot be traced.
+        measure: (function, hparams, states) -> what `function(params, hparams)` returns for each member, a mean
+            over its seeds, `[N, ...]`.
+        whole: (tree) -> the same arrays, whole on every device: what a process may read.
+    """
+
+    init: Callable[[Key, HParams], PyTree]
+    advance: Callable[[HParams, PyTree, int | Array], PyTree]
+    value: Callable[[HParams, PyTree], Array]
+    judge: Callable[[HParams, PyTree], tuple[Array, dict[str, Array]]]
+    take: Callable[[PyTree, Array], PyTree] = take
+    host: bool = False
+    whole: Callable[[PyTree], PyTree] = lambda tree: tree
+    measure: Callable[[Callable[[Params, HParams], PyTree], HParams, PyTree], PyTree] = _no_measure
+
+
+def population(
+    problem: Problem, *, layout: Layout | None = None, num_seeds: int = 1, order: Key | None = None
+) -> Population:
+    """Build a population of one problem.
+
+    A member whose training loss is not finite has diverged: its value is NaN from there on, and
+    `judge` tells the step. The others keep their bits.
+
+    **Cost:** on a CPU about that of a loop of one compiled program, and less for small networks; memory of
+    the N states and of as many runs as the layout computes side by side. Hyperparameters and numbers of
+    steps are traced: others never recompile.
+
+    Args:
+        problem: the training loop.
+        layout: how members are computed (`hypergrad.layout`; `sizing.fastest_layout` measures which). All
+            devices where None, on a CPU in chunks of four.
+        num_seeds: runs a member; its value is their mean, NaN if one of them diverged, and `judge` adds
+            their standard deviation as `spread`.
+        order: draws the minibatches of every member, which then see the same ones and draw them once;
+            each member draws its own where None.
+
+    Raises:
+        ValueError: for arguments that cannot work and, when called, for keys and hparams of different
+            N, or an N that the mesh of the layout does not divide.
+    """
+    check_problem(problem)
+    check_whole("num_seeds", num_seeds)
+    check_order(order)
+    layout = default_layout() if layout is None else layout
+    if not isinstance(layout, Layout):
+        raise ValueError(
+            f"layout is {type(layout).__name__}, expected a Layout; pass e.g. layout.chunked(4)"
+        )
+    many = num_seeds > 1
+    orders = jax.random.split(order, num_seeds) if many and order is not None else order
+    order_axis = None if order is None else 0
+
+    def each(function, *axes, gather=False):
+        return layout.each(jax.vmap(function, axes) if many else function, gather)
+
+    run = _run_of(problem)
+    start_each = each(run.start, order_axis, 0, None)
+    together_each = each(run.together, (None, None, order_axis), None, 0)
+    apart_each = each(run.apart, None, None, 0, None)
+    value_each = each(run.objective, None, None, 0, gather=True)
+
+    def init(keys, hparams):
+        _check_members(layout, keys, hparams)
+        if many:
+            keys = jax.vmap(lambda key: jax.random.split(key, num_seeds))(keys)
+        return start_each(orders, keys, hparams)
+
+    def advance(hparams, states, num_steps):
+        num_steps = jnp.asarray(num_steps, jnp.int32)
+        if num_steps.ndim == 0:
+            clock = None if order is None else states.train.step.reshape(-1)[0]
+            return together_each((num_steps, clock, orders), hparams, states)
+        if order is not None:
+            raise ValueError(
+                f"num_steps has shape {num_steps.shape}, expected one number because the members share the "
+                "order of their minibatches; leave `order` out of the population"
+            )
+        return apart_each(None, hparams, states, num_steps)
+
+    def judge(hparams, states):
+        values, diverged = value_each(None, hparams, states)
+        first = jnp.min(diverged, axis=1) if many else diverged
+        info = {"diverged": jnp.where(first == NEVER, -1, first)}
+        if not many:
+            return values, info
+        return jnp.mean(values, axis=1), info | {"spread": jnp.std(values, axis=1, ddof=1)}
+
+    def value(hparams, states):
+        return judge(hparams, states)[0]
+
+    @lru_cache(maxsize=32)  # a layout on the host compiles what it is given
+    def measure_each(function):
+        return each(
+            lambda _, h, member: function(member.train.params, h), None, None, 0, gather=True
+        )
+
+    def measure(function, hparams, states):
+        found = measure_each(function)(None, hparams, states)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=1), found) if many else found
+
+    return Population(init, advance, value, judge, take, layout.host, layout.whole, measure)
+
+
+class _Run(NamedTuple):
+    """What is done with one run; the first argument of each is the same for all members.
+
+    Attributes:
+        start: (order, key, hparams) -> member.
+        together: ((num_steps, clock, order), hparams, member) -> member.
+        apart: (None, hparams, member, num_steps) -> member.
+        objective: (None, hparams, member) -> (value, step at which it diverged).
+    """
+
+    start: Callable[..., Member]
+    together: Callable[..., Member]
+    apart: Callable[..., Member]
+    objective: Callable[..., tuple[Array, Array]]
+
+
+def _run_of(problem: Problem) -> _Run:
+    def start(order, key, hparams):
+        state = init_state(problem, key, hparams)
+        state = state if order is None else state._replace(key=order)
+        return Member(state, jnp.full((), NEVER, jnp.int32))
+
+    def apart(_, hparams, member, num_steps):
+        return jax.lax.fori_loop(0, num_steps, lambda _, m: _step(problem, hparams, m), member)
+
+    def together(shared, hparams, member):
+        num_steps, clock, order = shared
+        if order is not None:  # the same for all members, so that `vmap` draws each batch once
+            member = member._replace(train=member.train._replace(step=clock, key=order))
+        return apart(None, hparams, member, num_steps)
+
+    def objective(_, hparams, member):
+        state = member.train
+        value = problem.objective(state.params, hparams, problem.valid_batch(state.key))
+        late = jnp.where(jnp.isfinite(value), NEVER, state.step)
+        value = jnp.where(member.diverged == NEVER, value, jnp.nan)
+        return value, jnp.minimum(member.diverged, late)
+
+    return _Run(start, together, apart, objective)
+
+
+def _step(problem: Problem, hparams: HParams, member: Member) -> Member:
+    """Make one step of training, and note it if its loss is the first that is not finite."""
+    state, loss = step(problem, hparams, member.train)
+    bad = jnp.where(jnp.isfinite(loss), NEVER, member.train.step)
+    return Member(state, jnp.minimum(member.diverged, bad))
+
+
+def check_order(order: Any) -> None:
+    """Raise a `ValueError` unless `order` is None or one PRNG key."""
+    if order is not None and not hasattr(order, "dtype"):
+        raise ValueError(
+            f"order is {order!r:.80}, expected a PRNG key; pass e.g. jax.random.key(0)"
+        )
+
+
+def count(hparams: HParams) -> int:
+    """Return N, the leading axis that all leaves of the hparams share.
+
+    Raises:
+        ValueError: naming the first leaf that has another, or none.
+    """
+    check_hparams(hparams)
+    leaves = tree.named(hparams)
+    num = None
+    for name, leaf in leaves.items():
+        shape = jnp.shape(leaf)
+        if not shape or shape[0] == 0 or (num is not None and shape[0] != num):
+            wanted = "one row a member" if num is None else f"{num} rows, one a member"
+            raise ValueError(
+                f"hparams[{name!r}] has shape {shape}, expected {wanted}; stack the settings of all members"
+            )
+        num = shape[0]
+    return num or 0
+
+
+def _check_members(layout: Layout, keys: Key, hparams: HParams) -> None:
+    """Raise a `ValueError` unless there is a key for each member, and the mesh divides their number."""
+    num = count(hparams)
+    if jnp.shape(keys)[:1] != (num,):
+        raise ValueError(
+            f"keys has shape {jnp.shape(keys)}, expected ({num},), one for each member of hparams; "
+            "pass jax.random.split(key, N)"
+        )
+    if num % layout.multiple:
+        up = -(-num // layout.multiple) * layout.multiple
+        raise ValueError(
+            f"hparams has {num} members, expected a multiple of {layout.multiple}, the devices of the mesh; "
+            f"pass {up}, or sharded(pad=True)"
+        )

@@ -1,0 +1,85 @@
+"""Which devices a population is spread over: the cores of this machine, or the devices of many hosts."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from hypergrad.core.checks import check_whole
+
+AXIS = "members"
+"""Name of the mesh axis over which members are spread."""
+
+
+def use_cores(num: int | None = None) -> int:
+    """Make every core of this machine a device, so that `mesh` spreads members over them.
+
+    jax fixes its devices with its first computation: call this before that, as the command line does
+    before it loads a task. On an accelerator it changes nothing that computes there.
+
+    Args:
+        num: how many; every core this process may run on where None. A number that was asked for by
+            name has to be had; where None, too late is no error.
+
+    Returns:
+        How many CPU devices there are.
+
+    Raises:
+        ValueError: for a number below 1, or one that comes too late.
+    """
+    wanted = num_cores() if num is None else check_whole("num", num, example=4)
+    try:
+        # the flag is what came before the option, and whoever gave it knows better than a default
+        if num is not None or "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+            jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:
+        pass  # jax has computed already: what counts is what it computed on
+    there = _num_cpu_devices()
+    if num is not None and there != num and jax.default_backend() == "cpu":
+        raise ValueError(
+            f"num is {num}, expected {there}, the CPU devices that jax has started with; call use_cores "
+            "before the first computation"
+        )
+    return there
+
+
+def _num_cpu_devices() -> int:
+    try:
+        return len(jax.devices("cpu"))
+    except RuntimeError:  # JAX_PLATFORMS leaves them out
+        return 0
+
+
+def num_cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def mesh(devices: int | Iterable[Any] | None = None) -> Mesh:
+    """Return a mesh of one axis, `"members"`.
+
+    Args:
+        devices: the devices themselves, or how many of those that jax has; all of them where None, those
+            of other hosts too where `jax.distributed` is on.
+
+    Raises:
+        ValueError: for more devices than there are.
+    """
+    found = jax.devices()
+    if devices is None:
+        chosen = found
+    elif isinstance(devices, int):
+        if not 1 <= devices <= len(found):
+            raise ValueError(
+                f"devices is {devices}, expected a number from 1 to {len(found)}, those that jax has; "
+                "call devices.use_cores before the first computation for more of a CPU"
+            )
+        chosen = found[:devices]
+    else:
+        chosen = list(devices)
+    return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))

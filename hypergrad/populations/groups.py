@@ -1,0 +1,343 @@
+"""Members and configurations that do not share one compiled program: one for each shape, compiled once."""
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad import space as spaces
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.populations.base import Population, count, population
+from hypergrad.populations.layouts import vectorized
+from hypergrad.problem import Problem, Task, check_problem, with_hparams
+from hypergrad.space import static
+
+Cost = Callable[[tuple[int, ...]], float]
+"""Padded sizes -> the predicted cost of one member, in any unit."""
+
+
+class Buckets(NamedTuple):
+    """Padded shapes, and what they are predicted to cost.
+
+    Attributes:
+        shapes: the sizes of each bucket, cheapest first.
+        prices: the predicted cost of one member in each.
+        cost: mean predicted cost of a member.
+        one: the same in a single bucket; `cost / one` is what bucketing leaves of it.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    prices: tuple[float, ...]
+    cost: float
+    one: float
+
+    def assign(self, sizes: np.ndarray) -> np.ndarray:
+        """Return for each row of sizes `[N, D]` the cheapest bucket that holds it, `[N]`.
+
+        Raises:
+            ValueError: naming the first row that fits none.
+        """
+        sizes = check_sizes(sizes)
+        fits = np.all(sizes[:, None, :] <= np.asarray(self.shapes)[None], axis=2)
+        if not np.all(fits.any(1)):
+            row = int(np.argmin(fits.any(1)))
+            raise ValueError(
+                f"sizes[{row}] is {tuple(sizes[row].tolist())}, expected at most {self.shapes[-1]}; plan the "
+                "buckets with the largest sizes of the space among theirs"
+            )
+        return np.argmax(fits, axis=1)  # shapes are sorted by price
+
+
+def plan_buckets(sizes: Any, cost: Cost, *, most: int = 3, price: float = 0.0) -> Buckets:
+    """Choose at most `most` padded shapes that hold all `sizes` at the least predicted cost.
+
+    Sorted by cost, the sizes are cut into B runs; a run is padded to its largest size in each direction:
+    min Σ_b |run_b| c(max run_b) / N + B price, over all cuts, by dynamic programming. The last run is padded to
+    the largest size of all in each direction, so that every combination fits.
+
+    **Cost:** O(U² B) for U distinct sizes, on the host.
+
+    **Limits:** the optimum in one direction; in several, the best among cuts of that order.
+
+    Args:
+        sizes: whole numbers `[N, D]`, e.g. width, depth and batch size, as often as they are expected: draw
+            them from the space, and add its largest.
+        cost: of one member in a program of these padded sizes.
+        most: number of buckets, each a compilation.
+        price: of one bucket more, in units of a member's cost.
+
+    Raises:
+        ValueError: for sizes that are none.
+    """
+    sizes = check_sizes(sizes)
+    most = check_whole("most", most, example=3)
+    distinct, counts = np.unique(sizes, axis=0, return_counts=True)
+    alone = np.array([_price(cost, row) for row in distinct])
+    order = np.argsort(alone, kind="stable")
+    distinct, counts = distinct[order], counts[order]
+    num, share = len(distinct), counts / counts.sum()
+
+    # run[i, j]: cost of the distinct sizes i to j, both included, in one bucket
+    run = np.full((num, num), np.inf)
+    for i in range(num):
+        largest = np.maximum.accumulate(distinct[i:], axis=0)
+        largest[-1] = distinct.max(0)
+        run[i, i:] = [_price(cost, row) for row in largest] * np.cumsum(share[i:])
+    best = np.full((most + 1, num + 1), np.inf)
+    best[0, 0] = 0.0
+    cut = np.zeros((most + 1, num + 1), int)
+    for b in range(1, most + 1):
+        for j in range(1, num + 1):
+            total = best[b - 1, :j] + run[:j, j - 1] + price
+            cut[b, j] = int(np.argmin(total))
+            best[b, j] = total[cut[b, j]]
+    b, j, shapes = int(np.argmin(best[:, num])), num, []
+    while j:
+        i = cut[b, j]
+        shapes.append(tuple(distinct[i if j < num else 0 : j].max(0).tolist()))
+        b, j = b - 1, i
+    shapes = sorted(set(shapes), key=lambda shape: (cost(shape), shape))
+    prices = tuple(float(cost(shape)) for shape in shapes)
+    found = Buckets(tuple(shapes), prices, 0.0, _price(cost, distinct.max(0)))
+    mean = float(np.sum(np.asarray(prices)[found.assign(distinct)] * share))
+    return found._replace(cost=mean)
+
+
+def check_sizes(sizes: Any) -> np.ndarray:
+    """Return sizes as whole numbers `[N, D]` of at least 1, or raise a `ValueError`."""
+    array = np.asarray(sizes)
+    if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "iu" or array.min() < 1:
+        raise ValueError(
+            f"sizes has shape {array.shape} and dtype {array.dtype}, expected whole numbers of at least 1, a "
+            "row for each member; pass e.g. [[32, 2], [64, 3]] for width and depth"
+        )
+    return array
+
+
+def _price(cost: Cost, row: np.ndarray) -> float:
+    found = cost(tuple(row.tolist()))
+    if not np.isfinite(found) or found <= 0:
+        raise ValueError(
+            f"cost({tuple(row.tolist())}) is {found!r}, expected a positive number; pass e.g. lambda s: s[0]"
+        )
+    return float(found)
+
+
+class ShapeGroup(NamedTuple):
+    """Members that share a program.
+
+    Attributes:
+        label: what they share.
+        index: their places in the population, `[M]`, on the host.
+        states: of those members `[M]`.
+    """
+
+    label: Hashable
+    index: np.ndarray
+    states: PyTree
+
+
+def grouped(
+    assign: Callable[[HParams], Sequence[Hashable]],
+    build: Callable[[Any], Population],
+    strip: Callable[[HParams], HParams] = lambda hparams: hparams,
+    restore: Callable[[Any, HParams], HParams] = lambda label, hparams: hparams,
+) -> Population:
+    """Build a population out of others, one for each label.
+
+    **Limits:** works on the host: labels are read from concrete hparams. States are a list of `Group`.
+
+    Args:
+        assign: hparams `[N]` -> the label of each member.
+        build: label -> the population of its members; called once a label.
+        strip: hparams -> those that the populations are given.
+        restore: (label, what a member was given) -> its hparams as they were before `strip`.
+    """
+    built: dict[Hashable, Population] = {}
+
+    def of(label):
+        if label not in built:
+            built[label] = build(label)
+        return built[label]
+
+    @lru_cache(
+        maxsize=128
+    )  # the same function again for the same label, so that nothing compiles twice
+    def view(label, function):
+        return lambda params, given: function(params, restore(label, given))
+
+    def init(keys, hparams):
+        count(hparams)
+        labels = assign(hparams)
+        groups = []
+        for label in dict.fromkeys(labels):
+            index = np.flatnonzero([other == label for other in labels])
+            states = of(label).init(keys[index], tree.rows(strip(hparams), index))
+            groups.append(ShapeGroup(label, index, states))
+        return groups
+
+    def advance(hparams, groups, num_steps):
+        def one(group):
+            num = num_steps[group.index] if np.ndim(num_steps) else num_steps
+            given = tree.rows(strip(hparams), group.index)
+            return group._replace(states=of(group.label).advance(given, group.states, num))
+
+        return [one(group) for group in groups]
+
+    def per_group(function, hparams, groups):
+        num = sum(len(group.index) for group in groups)
+        places = np.concatenate([group.index for group in groups])
+        back = np.empty(num, int)
+        back[places] = np.arange(num)
+        parts = [function(g, tree.rows(strip(hparams), g.index)) for g in groups]
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs)[back], *parts)
+
+    def judge(hparams, groups):
+        return per_group(lambda g, given: of(g.label).judge(given, g.states), hparams, groups)
+
+    def measure(function, hparams, groups):
+        def one(group, given):
+            return of(group.label).measure(view(group.label, function), given, group.states)
+
+        return per_group(one, hparams, groups)
+
+    def take(groups, index):
+        index = np.asarray(index)
+        found = []
+        for group in groups:
+            place = {int(member): row for row, member in enumerate(group.index)}
+            new = np.flatnonzero([int(member) in place for member in index])
+            if len(new):
+                chosen = np.array([place[int(member)] for member in index[new]])
+                states = of(group.label).take(group.states, jnp.asarray(chosen))
+                found.append(ShapeGroup(group.label, new, states))
+        return found
+
+    def value(hparams, groups):
+        return judge(hparams, groups)[0]
+
+    return Population(init, advance, value, judge, take, True, measure=measure)
+
+
+def partitioned(
+    problem: Problem, space: PyTree, build: Callable[[Problem], Population] = population
+) -> Population:
+    """Build a population over a space with static dimensions: one program for each of their values.
+
+    Searchers are given `space.dynamic(space)`, whose values are arrays throughout; here those of the
+    static dimensions become the Python values that the problem sees: numbers, or the options of a `Choice`.
+
+    **Cost:** one compilation for each distinct combination of static values.
+
+    Args:
+        problem: the training loop, whose functions take hparams with static values.
+        space: with or without static dimensions.
+        build: problem -> population of members with the same static values.
+    """
+    check_problem(problem)
+    spaces.check_space(space)
+    leaves, structure = jax.tree.flatten(space)
+    places = [i for i, dim in enumerate(leaves) if getattr(dim, "static", False)]
+
+    def flat(hparams) -> list[Any]:
+        if jax.tree.structure(hparams) != structure:
+            raise ValueError(
+                f"hparams has the leaves {tree.leaf_names(hparams)}, expected {tree.leaf_names(space)}; ask a "
+                "searcher of space.dynamic(space)"
+            )
+        return jax.tree.leaves(hparams)
+
+    def assign(hparams):
+        given = flat(hparams)
+        columns = [np.asarray(given[i]).tolist() for i in places]
+        num = count(hparams)
+        return list(zip(*columns, strict=True)) if columns else [()] * num
+
+    def strip(hparams):
+        # where all are static, one number a member still says how many there are
+        return static.free_leaves(space, flat(hparams)) or [jnp.zeros(count(hparams))]
+
+    def restore(label, hparams):
+        if not label:
+            return jax.tree.unflatten(structure, hparams)
+        return static.join(space, label, hparams)
+
+    def make(label):
+        return build(with_hparams(problem, lambda hparams: restore(label, hparams)))
+
+    return grouped(assign, make, strip, restore)
+
+
+def alike(problem: Problem, space: PyTree) -> Population:
+    """Build the population whose static dimensions have their defaults, whatever its members are given.
+
+    Unlike that of `partitioned` it can be traced: a scheduler that cannot work is found before anything
+    compiles.
+    """
+    label, _ = static.split(space, spaces.default(space))
+
+    def change(hparams):
+        return static.join(space, label, static.free_leaves(space, jax.tree.leaves(hparams)))
+
+    members = population(with_hparams(problem, change), layout=vectorized())
+
+    def measure(function, hparams, states):
+        return members.measure(lambda params, h: function(params, change(h)), hparams, states)
+
+    return members._replace(measure=measure)
+
+
+def fixed(task: Task, label: tuple[int, ...]) -> Task:
+    """Return the task at one label of `static.split`: its functions take the hparams that are left."""
+    if not label:
+        return task
+    change = partial(static.join, task.space, label)
+    test, snippet, diagram = task.test, task.snippet, task.diagram
+    return task._replace(
+        problem=with_hparams(task.problem, change),
+        test=test and (lambda params, h: test(params, change(h))),
+        snippet=snippet and (lambda h: snippet(change(h))),
+        diagram=diagram and (lambda h: diagram(change(h))),
+    )
+
+
+def per_shape(task: Task, build: Callable[[Task], Callable[..., Any]]) -> Callable[..., Any]:
+    """Return (hparams, *args) -> `build(task)(hparams, *args)`, compiled once for each shape.
+
+    Args:
+        task: what is computed on; hparams are one value of its space, as a study records it.
+        build: task -> a traceable function of hparams that are not static, and more.
+    """
+    programs: dict[tuple[int, ...], Callable[..., Any]] = {}
+
+    def call(hparams, *args):
+        label, free = static.split(task.space, hparams)
+        if label not in programs:
+            programs[label] = jax.jit(build(fixed(task, label)))
+        return programs[label](jax.tree.map(jnp.asarray, free), *args)
+
+    return call
+
+
+def bucketed(
+    build: Callable[[tuple[int, ...]], Population],
+    sizes: Callable[[HParams], Array],
+    buckets: Buckets,
+) -> Population:
+    """Build a population whose members have masked shapes, each in the cheapest padded program it fits.
+
+    Args:
+        build: padded sizes `(S_1, ..., S_D)` -> population whose program has them.
+        sizes: hparams `[N]` -> the sizes of each member, whole `[N, D]`.
+        buckets: the padded sizes, from `buckets.plan`.
+    """
+
+    def assign(hparams):
+        return [buckets.shapes[b] for b in buckets.assign(np.asarray(sizes(hparams)))]
+
+    return grouped(assign, build)

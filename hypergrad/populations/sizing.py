@@ -1,0 +1,222 @@
+"""Find the layout that trains a population fastest within a memory bound, by measuring."""
+
+import time
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad.core import tree
+from hypergrad.core.checks import check_bytes, check_whole
+from hypergrad.core.types import HParams, Key, PyTree
+from hypergrad.populations.base import Population, check_order, count, population
+from hypergrad.populations.devices import mesh
+from hypergrad.populations.layouts import Layout, chunked, looped, sharded, vectorized
+from hypergrad.problem import Problem, check_problem
+
+GROWTH = 4
+"""Factor between the widths that are tried."""
+
+PATIENCE = 1.3
+"""Wider layouts are not tried once one is slower than the fastest by this factor."""
+
+SECONDS = 0.05
+"""Least time of one measurement, in which as many steps are made as it takes."""
+
+REPEATS = 3
+"""Measurements of each layout; the least counts."""
+
+
+class Tried(NamedTuple):
+    """One layout that was looked at.
+
+    Attributes:
+        label: what it is.
+        seconds: of one step of one member, compilation excluded; NaN where it was not run.
+        num_bytes: of its compiled program: arguments, results and temporaries.
+    """
+
+    label: str
+    seconds: float
+    num_bytes: int
+
+
+class Sized(NamedTuple):
+    """The layout that was chosen.
+
+    Attributes:
+        layout: what to pass to `population`.
+        seconds: of one step of one member.
+        num_bytes: of its compiled program.
+        tried: every layout looked at, in order.
+    """
+
+    layout: Layout
+    seconds: float
+    num_bytes: int
+    tried: tuple[Tried, ...]
+
+
+def fastest_layout(
+    problem: Problem,
+    hparams: HParams,
+    *,
+    memory: int | None = None,
+    num_devices: int = 1,
+    num_seeds: int = 1,
+    order: Key | None = None,
+) -> Sized:
+    """Choose among a loop, chunks and all members side by side.
+
+    Widths 1, 4, 16, ... up to N are compiled, the compiler is asked for their memory, and those that fit
+    are run for a few steps; the answer is kept for the same problem, shapes and bounds.
+
+    **Cost:** one compilation and less than a second for each layout tried, up to log₄ N + 2; memory of
+    the N states.
+
+    **Limits:** members are timed at their first steps, on one device: the others are as fast only where
+    they are alike and idle.
+
+    Args:
+        problem: the training loop.
+        hparams: of N members; their values are used for the timing alone.
+        memory: bound in bytes on each device; what the device says it has where None, if it says so.
+        num_devices: over how many devices the N members will be spread (`sharded`).
+        num_seeds: of the population.
+        order: of the population.
+
+    Returns:
+        The fastest layout of one device (on several, `sharded` over them), and what was tried.
+
+    Raises:
+        ValueError: for bounds that are none, or that not even the leanest layout keeps.
+    """
+    check_problem(problem)
+    check_whole("num_devices", num_devices)
+    check_whole("num_seeds", num_seeds)
+    check_order(order)
+    memory = _device_memory() if memory is None else memory
+    if memory is not None:
+        check_bytes(memory)
+    share = -(-count(hparams) // num_devices)
+    first = jax.tree.map(lambda x: jnp.asarray(x)[:share], hparams)
+    asked = _Asked(problem, first, {"num_seeds": num_seeds, "order": order})
+    best: Sized | None = None
+    tried: list[Tried] = []
+    for layout in _ladder(share):
+        num_bytes = _program(asked, layout.label)[1]
+        if memory is not None and num_bytes > memory:
+            tried.append(Tried(layout.label, float("nan"), num_bytes))
+            break  # wider ones need more
+        seconds = _seconds(asked, layout.label)
+        tried.append(Tried(layout.label, seconds, num_bytes))
+        if best is None or seconds < best.seconds:
+            best = Sized(layout, seconds, num_bytes, ())
+        elif seconds > PATIENCE * best.seconds:
+            break
+    if best is None:
+        raise ValueError(
+            f"memory is {memory} bytes, expected at least {tried[0].num_bytes} for a loop; "
+            "raise it, or train a smaller model"
+        )
+    layout = best.layout
+    if num_devices > 1:
+        layout = sharded(mesh(num_devices), chunked(1) if layout.host else layout, pad=True)
+    return best._replace(layout=layout, tried=tuple(tried))
+
+
+class _Asked:
+    """A population to be measured; two are the same if their problem, shapes and options are."""
+
+    def __init__(self, problem: Problem, hparams: HParams, options: dict[str, Any]):
+        self.problem = problem
+        self.hparams = hparams
+        self.options = options
+        order = options["order"]
+        drawn = None if order is None else tuple(np.ravel(jax.random.key_data(order)).tolist())
+        shapes = tuple((name, x.shape, str(x.dtype)) for name, x in tree.named(hparams).items())
+        where = (jax.default_backend(), jnp.result_type(float))
+        self.identity = (problem, shapes, options["num_seeds"], drawn, where)
+
+    def __hash__(self):
+        return hash(self.identity)
+
+    def __eq__(self, other):
+        return isinstance(other, _Asked) and self.identity == other.identity
+
+    def members(self, layout: Layout) -> Population:
+        """Build the population; a loop is one member at a time."""
+        return population(
+            self.problem, layout=vectorized() if layout.host else layout, **self.options
+        )
+
+    def start(self) -> PyTree:
+        """Make the first states of all members."""
+        keys = jax.random.split(jax.random.key(0), count(self.hparams))
+        return self.members(vectorized()).init(keys, self.hparams)
+
+
+def _ladder(num: int) -> list[Layout]:
+    """List the layouts from the leanest to the widest."""
+    widths, width = [], GROWTH
+    while width < num:
+        widths.append(width)
+        width *= GROWTH
+    return [looped(), *map(chunked, widths), vectorized()] if num > 1 else [looped()]
+
+
+@lru_cache(maxsize=64)
+def _program(asked: _Asked, label: str) -> tuple[Any, int, int]:
+    """Compile `advance`, of one member for a loop.
+
+    Returns:
+        The program, the bytes that all members take as the compiler states them, and the members it trains.
+    """
+    num = count(asked.hparams)
+    layout = next(layout for layout in _ladder(num) if layout.label == label)
+    size = 1 if layout.host else num
+    hparams, states = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype),
+        (asked.hparams, jax.eval_shape(asked.start)),
+    )
+    steps = jax.ShapeDtypeStruct((), jnp.int32)
+    program = jax.jit(asked.members(layout).advance).lower(hparams, states, steps).compile()
+    analysis = program.memory_analysis()
+    if analysis is None:
+        return program, 0, size  # a backend that does not say: halving what did not fit is left
+    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    # a loop holds the arguments and the results of all members, too
+    return program, int(analysis.temp_size_in_bytes + held * num // size), size
+
+
+@lru_cache(maxsize=8)
+def _start(asked: _Asked) -> PyTree:
+    return asked.start()
+
+
+@lru_cache(maxsize=64)
+def _seconds(asked: _Asked, label: str) -> float:
+    """Time a step of one member."""
+    program, _, size = _program(asked, label)
+    hparams, states = jax.tree.map(lambda x: x[:size], (asked.hparams, _start(asked)))
+
+    def call(num_steps):
+        began = time.perf_counter()
+        jax.block_until_ready(program(hparams, states, jnp.asarray(num_steps, jnp.int32)))
+        return time.perf_counter() - began
+
+    call(1)
+    num_steps = 1
+    while (took := call(num_steps)) < SECONDS:
+        num_steps *= 2 if took > SECONDS / 8 else 8
+    return min([took, *(call(num_steps) for _ in range(REPEATS - 1))]) / num_steps / size
+
+
+def _device_memory() -> int | None:
+    """Return how many bytes the device has left, None where it does not say (a CPU does not)."""
+    stats = jax.devices()[0].memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return None
+    return int(0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))

@@ -1,0 +1,1 @@
+"""Reports: results read back, figures and the page."""

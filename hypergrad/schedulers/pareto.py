@@ -1,0 +1,168 @@
+"""Several objectives at once, all minimised: the front, its hypervolume, and one number made of them."""
+
+from collections.abc import Callable, Sequence as Many
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad.core.checks import is_number
+from hypergrad.core.types import Array
+
+Scalarization: TypeAlias = Callable[[Array], Array]
+"""(objectives `[N, K]`) -> one number for each trial `[N]`, the lowest best."""
+
+
+def pareto_front(objectives: Array) -> Array:
+    """Tell which trials no other dominates, `[N]`.
+
+    a dominates b:  a_k <= b_k for every k, and a_k < b_k for one.
+
+    Equal trials are all of the front. A trial with a NaN is not, and dominates none.
+
+    **Cost:** O(N² K) time, memory O(N²).
+
+    Args:
+        objectives: `[N, K]`.
+    """
+    dominates, valid = _dominance(objectives)
+    return ~jnp.any(dominates, axis=0) & valid
+
+
+def pareto_ranks(objectives: Array) -> Array:
+    """Return the front that each trial is of, int32 `[N]`: 0 for the first, 1 for that of the others, ...
+
+    Trials with a NaN come last, with rank N.
+
+    **Cost:** O(N² K), and O(N²) a front.
+    """
+    dominates, valid = _dominance(objectives)
+    num = len(valid)
+
+    def peel(carry):
+        ranks, left, level = carry
+        front = left & ~jnp.any(dominates & left[:, None], axis=0)
+        return jnp.where(front, level, ranks), left & ~front, level + 1
+
+    start = jnp.full(num, num, jnp.int32), valid, jnp.zeros((), jnp.int32)
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[1]), peel, start)[0]
+
+
+def _dominance(objectives: Array) -> tuple[Array, Array]:
+    """Return whether i dominates j, `[N, N]`, and which trials have no NaN, `[N]`."""
+    objectives = jnp.asarray(objectives)
+    _check_objectives(objectives)
+    a, b = objectives[:, None], objectives[None]
+    dominates = jnp.all(a <= b, -1) & jnp.any(a < b, -1)
+    return dominates, ~jnp.any(jnp.isnan(objectives), -1)
+
+
+def hypervolume(objectives: Array, reference: Array) -> float:
+    """Return the volume that the trials dominate, up to a reference point: exact, for two or three objectives.
+
+    |⋃_n [y_n, r]|,   over the trials with y_n < r in every objective
+
+    Three objectives are cut into slabs along the third, with the area of those below in each.
+
+    **Cost:** O(N log N) for two, O(N² log N) for three, on the host.
+
+    Args:
+        objectives: `[N, K]`, K = 2 or 3; rows with a NaN count for nothing.
+        reference: `[K]`, worse than what is of interest, in every objective.
+
+    Raises:
+        ValueError: for another number of objectives, and a reference of another shape.
+
+    Reference:
+        Zitzler, Thiele, "Multiobjective Evolutionary Algorithms", IEEE TEC 3, 1999; Fonseca, Paquete,
+        López-Ibáñez, "An Improved Dimension-Sweep Algorithm for the Hypervolume Indicator", CEC 2006.
+    """
+    points, corner = np.asarray(objectives, np.float64), np.asarray(reference, np.float64)
+    _check_objectives(points)
+    if points.shape[1] not in (2, 3):
+        raise ValueError(
+            f"objectives has {points.shape[1]} columns, expected two or three; choose those that matter"
+        )
+    if corner.shape != points.shape[1:] or not np.isfinite(corner).all():
+        raise ValueError(
+            f"reference is {reference!r:.80}, expected {points.shape[1]} finite numbers, one an objective; "
+            "pass e.g. the worst value of each"
+        )
+    inside = points[np.all(points < corner, axis=1)]
+    if not np.isfinite(inside).all():
+        raise ValueError(
+            "objectives holds minus infinity, expected bounded ones; leave such trials out"
+        )
+    if points.shape[1] == 2:
+        return _area(inside, corner)
+    inside = inside[np.argsort(inside[:, 2])]
+    tops = np.append(inside[1:, 2], corner[2])
+    volume = 0.0
+    for num, (bottom, top) in enumerate(zip(inside[:, 2], tops, strict=False), 1):
+        if top > bottom:
+            volume += (top - bottom) * _area(inside[:num, :2], corner[:2])
+    return float(volume)
+
+
+def _area(points: np.ndarray, corner: np.ndarray) -> float:
+    """Return the area dominated in two objectives: a sweep by the first, where the second falls."""
+    area, lowest = 0.0, corner[1]
+    for x, y in points[np.lexsort((points[:, 1], points[:, 0]))]:
+        if y < lowest:
+            area += (corner[0] - x) * (lowest - y)
+            lowest = y
+    return float(area)
+
+
+def chebyshev(weights: Many[float], ideal: Many[float], *, slope: float = 0.05) -> Scalarization:
+    """Make one number of several objectives: the worst weighted distance from the best there could be.
+
+    max_k w_k (y_k − y*_k) + slope Σ_k w_k (y_k − y*_k)
+
+    Every point of the front, also where it is not convex, is the minimum for some weights; with weighted sums
+    only those of its convex hull are. The slope rules out points that are merely not dominated in every
+    objective.
+
+    Args:
+        weights: one an objective, positive; for objectives of different scales, 1 / range.
+        ideal: y*, the best value of each by itself, or below.
+        slope: of the sum, small.
+
+    Raises:
+        ValueError: for weights that are not positive, an ideal of another length, a negative slope.
+
+    Reference:
+        Steuer, Choo, "An Interactive Weighted Tchebycheff Procedure for Multiple Objective Programming",
+        Math. Program. 26, 1983; Knowles, "ParEGO", IEEE TEC 10, 2006 (slope 0.05).
+    """
+    w, best = np.asarray(weights, np.float64), np.asarray(ideal, np.float64)
+    if w.ndim != 1 or not np.all(np.isfinite(w) & (w > 0)):
+        raise ValueError(
+            f"weights is {weights!r:.80}, expected a positive number an objective; pass e.g. (1.0, 0.1)"
+        )
+    if best.shape != w.shape or not np.isfinite(best).all():
+        raise ValueError(
+            f"ideal is {ideal!r:.80}, expected {len(w)} finite numbers, the best of each objective; pass "
+            f"e.g. {(0.0,) * len(w)}"
+        )
+    if not is_number(slope) or not 0 <= slope < np.inf:
+        raise ValueError(f"slope is {slope!r}, expected a number >= 0; pass e.g. 0.05")
+
+    def scalar(objectives):
+        objectives = jnp.asarray(objectives)
+        _check_objectives(objectives, len(w))
+        away = (objectives - jnp.asarray(best, objectives.dtype)) * jnp.asarray(w, objectives.dtype)
+        return jnp.max(away, -1) + slope * jnp.sum(away, -1)
+
+    return scalar
+
+
+def _check_objectives(objectives: Any, num: int | None = None) -> None:
+    shape = np.shape(objectives)
+    if len(shape) != 2 or (num is not None and shape[1] != num):
+        columns = "K" if num is None else num
+        raise ValueError(
+            f"objectives has shape {shape}, expected [N, {columns}], a row for each trial; stack them, e.g. "
+            "jnp.stack([values, sizes], -1)"
+        )

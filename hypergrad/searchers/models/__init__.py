@@ -1,0 +1,1 @@
+"""What searchers model with: densities, Gaussian processes, points that fill a cube."""

@@ -1,0 +1,161 @@
+"""Markov tables over descending atoms: a family of sequences that never rise."""
+
+from math import comb
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad.core.types import Array
+from hypergrad.searchers.models.families import SMALL, Family, Smoothing, draw, entropy
+
+
+class Chain(NamedTuple):
+    """Tables of S sequences of L steps over K atoms.
+
+    Attributes:
+        first: `[S, K]`, of the first step.
+        moves: T_l(j → j'), `[L − 1, S, K, K]`, upper triangular: atoms are in descending order.
+    """
+
+    first: Array
+    moves: Array
+
+
+def chains(
+    name: str,
+    shape: tuple[int, int],
+    num_atoms: int,
+    smoothing: Smoothing,
+    floor: float,
+    near: tuple[np.ndarray, float] | None = None,
+) -> Family:
+    """S sequences of L atoms each, drawn as b_1 ~ P, b_{l+1} ~ T_l(b_l → ·); never rising.
+
+    The atoms divide the range (in the logarithm, for `LogReal`) evenly, from its upper bound to its lower
+    one. The first distribution gives every sequence that never rises the same probability: that of a
+    first atom j is then proportional to the number C(K − 1 − j + r, r) of ways to go on for r steps.
+    P and T_l are fitted by the elites' counts, the minimiser of the Kullback-Leibler divergence; a row from
+    where no elite went on stays as it was.
+
+    Args:
+        name: of the leaf.
+        shape: (L, S).
+        num_atoms: K.
+        smoothing: of the tables.
+        floor: share of the first tables in what is drawn.
+        near: unit coordinates `[L · S]` of a believed sequence and its spread, or None.
+    """
+    length, num = shape
+    dtype = jnp.result_type(float)
+    share = 1 - np.arange(num_atoms) / (num_atoms - 1)
+    start = _start(shape, num_atoms, share, near)
+    sequences = np.arange(num)
+
+    def drawn(params):
+        return jax.tree.map(lambda p, p0: (1 - floor) * p + floor * p0, params, start)
+
+    def transform(params, uniforms):
+        tables = drawn(params)
+        uniforms = uniforms.reshape(-1, length, num)
+
+        def go(atom, step):
+            moves, uniform = step
+            after = draw(moves[sequences, atom], uniform)
+            return after, after
+
+        begin = draw(tables.first, uniforms[:, 0])
+        rest = jax.lax.scan(go, begin, (tables.moves, jnp.moveaxis(uniforms[:, 1:], 1, 0)))[1]
+        atoms = jnp.concatenate([begin[None], rest])
+        return _units(jnp.moveaxis(jnp.asarray(share, dtype)[atoms], 0, 1))
+
+    def index(units):
+        """Return the atoms of units, `[N, L, S]`; of schedules between atoms, the nearest."""
+        found = jnp.round((1 - _shares(units.reshape(-1, length, num))) * (num_atoms - 1))
+        return jnp.clip(found.astype(jnp.int32), 0, num_atoms - 1)
+
+    def log_density(params, units):
+        tables, atoms = drawn(params), index(units)
+        begin = tables.first[sequences, atoms[:, 0]]
+        steps = np.arange(length - 1)[:, None]
+        went = tables.moves[steps, sequences, atoms[:, :-1], atoms[:, 1:]]
+        logs = jnp.log(jnp.maximum(begin, SMALL)), jnp.log(jnp.maximum(went, SMALL))
+        return jnp.sum(logs[0], -1) + jnp.sum(logs[1], (1, 2))
+
+    def fit(params, units, weights):
+        hot = jax.nn.one_hot(index(units), num_atoms, dtype=dtype)
+        total = jnp.maximum(jnp.sum(weights), 1)
+        counts = jnp.einsum("n,nlsj,nlsk->lsjk", weights, hot[:, :-1], hot[:, 1:])
+        visits = jnp.sum(counts, -1, keepdims=True)
+        moves = jnp.where(visits > 0, counts / jnp.maximum(visits, SMALL), params.moves)
+        return Chain(jnp.einsum("n,nsk->sk", weights, hot[:, 0]) / total, moves)
+
+    def blend(old, new, step):
+        c = smoothing.tables
+        return jax.tree.map(lambda a, b: c * b + (1 - c) * a, old, new)
+
+    def marginals(params):
+        """Return the distribution of every step, `[L, S, K]`."""
+
+        def go(now, moves):
+            after = jnp.einsum("sj,sjk->sk", now, moves)
+            return after, after
+
+        rest = jax.lax.scan(go, params.first, params.moves)[1]
+        return jnp.concatenate([params.first[None], rest])
+
+    def settled(params, sigma, epsilon):
+        return jnp.all(jnp.max(marginals(params), -1) >= 1 - epsilon)
+
+    def info(params):
+        # of step l given the one before it: their sum is the entropy of the whole sequence
+        given = jnp.sum(marginals(params)[:-1] * entropy(params.moves), -1)
+        every = jnp.concatenate([entropy(params.first)[None], given]).sum(-1)
+        return {f"entropy.{name}.{step}": every[step] for step in range(length)}
+
+    return Family(start, transform, log_density, fit, blend, settled, info)
+
+
+def _start(
+    shape: tuple[int, int], num_atoms: int, share: np.ndarray, near: tuple[np.ndarray, float] | None
+) -> Chain:
+    """Return the tables under which all sequences that never rise are alike, or those near a belief."""
+    length, num = shape
+    # ways to go on from atom j for the steps that are left; divided by the largest, they are floats
+    last = num_atoms - 1
+    ways = np.array(
+        [
+            [comb(last - j + r, r) / comb(last + r, r) for j in range(num_atoms)]
+            for r in reversed(range(length))
+        ]
+    )
+    weights = np.broadcast_to(ways[:, None], (length, num, num_atoms)).copy()
+    if near is not None:
+        centre = np.asarray(_shares(jnp.asarray(near[0]).reshape(1, length, num)))[0]
+        weights *= np.exp(-(((share - centre[..., None]) / near[1]) ** 2) / 2) + 1e-6
+    allowed = np.triu(np.ones((num_atoms, num_atoms)))
+    moves = weights[1:, :, None, :] * allowed
+    dtype = jnp.result_type(float)
+    first = weights[0] / weights[0].sum(-1, keepdims=True)
+    return Chain(
+        jnp.asarray(first, dtype), jnp.asarray(moves / moves.sum(-1, keepdims=True), dtype)
+    )
+
+
+def _left(length: int) -> np.ndarray:
+    """Return how many steps are left at each, `[L, 1]`: the powers of `space` for sequences that never rise."""
+    return (length - np.arange(length))[:, None]
+
+
+def _units(shares: Array) -> Array:
+    """Map shares of the range `[N, L, S]` that never rise to unit coordinates `[N, L · S]`."""
+    before = jnp.concatenate([jnp.ones_like(shares[:, :1]), shares[:, :-1]], 1)
+    ratios = jnp.where(before > 0, shares / jnp.where(before > 0, before, 1), 1)
+    units = ratios ** _left(shares.shape[1])
+    return units.reshape(shares.shape[0], -1)
+
+
+def _shares(units: Array) -> Array:
+    """Map unit coordinates `[N, L, S]` to shares of the range; inverts `_units`."""
+    return jnp.cumprod(units ** (1 / _left(units.shape[1])), 1)

@@ -1,0 +1,29 @@
+"""Optuna as a searcher, and our searchers as samplers of Optuna."""
+
+from typing import TYPE_CHECKING, Any
+
+from hypergrad.core.checks import library
+from hypergrad.searchers.optuna.searcher import named_sampler, optuna_searcher
+from hypergrad.searchers.optuna.trials import export_trials, import_trials
+
+if TYPE_CHECKING:
+    from hypergrad.searchers.optuna.samplers import BayesSampler, CrossEntropySampler
+
+__all__ = [
+    "BayesSampler",
+    "CrossEntropySampler",
+    "export_trials",
+    "import_trials",
+    "named_sampler",
+    "optuna_searcher",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the samplers when they are asked for: they are classes of Optuna's."""
+    if name not in ("BayesSampler", "CrossEntropySampler"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    library("optuna", "optuna", "integration")
+    from hypergrad.searchers.optuna import samplers
+
+    return getattr(samplers, name)

@@ -1,0 +1,227 @@
+"""Maps between a space, the unit cube and unconstrained numbers; schedules and selections."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import core
+
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.space.dimensions import (
+    Choice,
+    Dimension,
+    Integer,
+    LogReal,
+    Real,
+    Sequence,
+    _check_shapes,
+    _coordinates_shape,
+    _value_shape,
+    check_differentiable,
+    check_space,
+)
+
+
+def num_coordinates(space: PyTree) -> int:
+    """Return D, the number of unit coordinates."""
+    return sum(math.prod(_coordinates_shape(dim)) for dim in jax.tree.leaves(space))
+
+
+def sample(space: PyTree, key: Key) -> HParams:
+    """Draw one value, uniform in unit coordinates. `vmap` over keys draws many."""
+    check_space(space)
+    return from_unit(space, jax.random.uniform(key, (num_coordinates(space),)))
+
+
+def sample_constant(space: PyTree, key: Key) -> HParams:
+    """Draw one value whose schedules are constant over time: what one tries without gradients.
+
+    Independent draws for every step would be noise around the middle of the range, a straw man.
+    """
+    check_space(space)
+
+    def one(dim):
+        return dim.element if isinstance(dim, Sequence) else dim
+
+    def spread(dim, value):
+        return jnp.broadcast_to(value, dim.shape) if isinstance(dim, Sequence) else value
+
+    return jax.tree.map(spread, space, sample(jax.tree.map(one, space), key))
+
+
+def from_unit(space: PyTree, unit: Array) -> HParams:
+    """Map unit coordinates `[D]` to a value; 0 and 1 give the bounds exactly.
+
+    **Limits:** static dimensions need concrete coordinates (outside `jit` and `vmap`).
+    """
+    check_space(space)
+    if jnp.shape(unit) != (num_coordinates(space),):
+        raise ValueError(
+            f"unit has shape {jnp.shape(unit)}, expected ({num_coordinates(space)},), one coordinate for "
+            "each free number of the space; vmap over many"
+        )
+    leaves, treedef = jax.tree.flatten(space)
+    values, used = [], 0
+    for dim in leaves:
+        shape = _coordinates_shape(dim)
+        size = math.prod(shape)
+        values.append(_from_unit(dim, unit[used : used + size].reshape(shape)))
+        used += size
+    return jax.tree.unflatten(treedef, values)
+
+
+def to_unit(space: PyTree, hparams: HParams) -> Array:
+    """Map a value to unit coordinates `[D]`; inverts `from_unit` to the dtype's precision.
+
+    A whole number or option maps to the middle of its share of [0, 1].
+    """
+    check_space(space)
+    _check_shapes("hparams", space, hparams, _value_shape)
+    parts = jax.tree.map(lambda dim, value: jnp.ravel(_to_unit(dim, value)), space, hparams)
+    return jnp.concatenate(jax.tree.leaves(parts))
+
+
+def _from_unit(dim: Dimension, u: Array) -> Any:
+    if isinstance(dim, (Integer, Choice)):
+        low, num = (
+            (dim.low, dim.high - dim.low + 1) if isinstance(dim, Integer) else (0, len(dim.options))
+        )
+        index = jnp.minimum(jnp.floor(u * num), num - 1).astype(jnp.int32) + low
+        if not dim.static:
+            return index
+        if isinstance(u, core.Tracer):
+            raise ValueError(
+                f"space holds {dim!r}, which is static, expected traceable dimensions within jit or vmap; "
+                "call it outside, or leave static out"
+            )
+        return int(index) if isinstance(dim, Integer) else dim.options[int(index)]
+    if isinstance(dim, (Real, LogReal)):
+        return dim.value(u, 1 - u)
+    if dim.decreasing:
+        # u^(1/k) is the largest of k uniforms: the products are uniform values sorted downwards
+        left = dim.coordinates_shape[0] - jnp.arange(dim.coordinates_shape[0])
+        powers = 1 / left.reshape((-1,) + (1,) * (u.ndim - 1))
+        u = jnp.cumprod(u**powers, axis=0)
+    return _interpolate(dim, u, 1 - u)
+
+
+def _to_unit(dim: Dimension, value: Any) -> Array:
+    if isinstance(dim, (Integer, Choice)):
+        if isinstance(dim, Choice):
+            low, num = 0, len(dim.options)
+            value = dim.options.index(value) if dim.static else value
+        else:
+            low, num = dim.low, dim.high - dim.low + 1
+        return jnp.asarray((value - low + 0.5) / num, jnp.result_type(float))
+    if isinstance(dim, (Real, LogReal)):
+        return _lower(dim, value)
+    u = _lower(dim.element, value[dim.free_steps])
+    if dim.decreasing:
+        left = dim.coordinates_shape[0] - jnp.arange(dim.coordinates_shape[0])
+        u = _ratios(u) ** left.reshape((-1,) + (1,) * (u.ndim - 1))
+    return u
+
+
+def _lower(dim: Real | LogReal, value: Array) -> Array:
+    """Share of the range above the lower bound, taken from the nearer bound."""
+    lower, upper = dim.lower(value), dim.upper(value)
+    return jnp.clip(jnp.where(lower < upper, lower, 1 - upper), 0, 1)
+
+
+def _ratios(u: Array) -> Array:
+    """Ratios of successive values, the first against 1; 1 where both are 0, and never above 1."""
+    before = jnp.concatenate([jnp.ones_like(u[:1]), u[:-1]])
+    return jnp.clip(jnp.where(before > 0, u / jnp.where(before > 0, before, 1), 1), 0, 1)
+
+
+def _interpolate(dim: Sequence, lower: Array, upper: Array) -> Array:
+    """Spread the free steps' shares of the range over all steps, and map them to values."""
+    steps = dim.free_steps
+    if len(steps) < dim.length:
+        position = np.arange(dim.length)
+        right = np.clip(np.searchsorted(steps, position), 1, len(steps) - 1)
+        gap = steps[right] - steps[right - 1]
+        shares = (position - steps[right - 1]) / gap
+        share = shares.reshape((-1,) + (1,) * (lower.ndim - 1))
+        weight = jnp.asarray(share, lower.dtype)
+        lower, upper = ((1 - weight) * x[right - 1] + weight * x[right] for x in (lower, upper))
+    return dim.element.value(lower, upper)
+
+
+def unconstrain(space: PyTree, hparams: HParams) -> PyTree:
+    """Map a value to unconstrained coordinates, z = log(lower) − log(upper) of its shares of the range.
+
+    A value at a bound maps to ±∞, and back to that bound exactly. A decreasing sequence has one z for
+    each ratio of successive values: equal ones give +∞.
+
+    Returns:
+        A pytree of the space's structure with float arrays; `Sequence` leaves have one row for each
+        free step.
+
+    Raises:
+        ValueError: where a dimension is not real, by its name.
+    """
+    check_differentiable(space)
+    _check_shapes("hparams", space, hparams, _value_shape)
+
+    def leaf(dim, value):
+        if isinstance(dim, (Real, LogReal)):
+            return _logit(dim.lower(value), dim.upper(value))
+        value = value[dim.free_steps]
+        if not dim.decreasing:
+            return _logit(dim.element.lower(value), dim.element.upper(value))
+        ratios = _ratios(_lower(dim.element, value))
+        return _logit(ratios, 1 - ratios)
+
+    return jax.tree.map(leaf, space, hparams)
+
+
+def constrain(space: PyTree, unconstrained: PyTree) -> HParams:
+    """Map unconstrained coordinates to a value; inverts `unconstrain` to the dtype's precision."""
+    check_differentiable(space)
+    _check_shapes("unconstrained", space, unconstrained, _coordinates_shape)
+
+    def leaf(dim, z):
+        lower, upper = jax.nn.sigmoid(z), jax.nn.sigmoid(-z)
+        if isinstance(dim, (Real, LogReal)):
+            return dim.value(lower, upper)
+        if dim.decreasing:
+            lower = jnp.cumprod(lower, axis=0)
+            upper = 1 - lower
+        return _interpolate(dim, lower, upper)
+
+    return jax.tree.map(leaf, space, unconstrained)
+
+
+def _logit(lower: Array, upper: Array) -> Array:
+    return jnp.log(jnp.maximum(lower, 0)) - jnp.log(jnp.maximum(upper, 0))
+
+
+def schedule(values: Array) -> Callable[..., Any]:
+    """Return an `optax.Schedule` that reads `values[count]`, and the last one past the end.
+
+    Args:
+        values: `[length, ...]`, for example the value of a `Sequence`.
+    """
+
+    def at(count):
+        return values[jnp.minimum(count, values.shape[0] - 1)]
+
+    return at
+
+
+def select(choice: Array, options: PyTree) -> PyTree:
+    """Pick one of several values by a choice, or mix them where the choice is relaxed.
+
+    options[a] for an index a;   Σ_k y_k options[k] for weights y `[K]`, which `estimators.relaxed` passes.
+
+    Args:
+        choice: the value of a `Choice`, int32 `[]`, or weights `[K]`.
+        options: a pytree of arrays with a leading axis `[K]`.
+    """
+    if jnp.ndim(choice) == 0:
+        return jax.tree.map(lambda x: jnp.asarray(x)[choice], options)
+    return jax.tree.map(lambda x: jnp.tensordot(choice, jnp.asarray(x), 1), options)

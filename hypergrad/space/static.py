@@ -1,0 +1,140 @@
+"""Static dimensions: values that change shapes, which a compiled program has for good.
+
+Such a value has two forms: the *number* that searchers work with, as `space.dynamic` has it (of a `Choice` the
+index), and what the user *named* (the option), as the problem sees it and a study records it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad.core import tree
+from hypergrad.core.types import HParams, PyTree
+from hypergrad.space.dimensions import Choice, Integer, check_space, default, static_value
+
+
+def static_names(space: PyTree) -> list[str]:
+    """Name the static leaves of a space."""
+    check_space(space)
+    pairs = zip(tree.leaf_names(space), jax.tree.leaves(space), strict=True)
+    return [name for name, dim in pairs if _is_static(dim)]
+
+
+def check_named(space: PyTree) -> None:
+    """Raise a `ValueError` that names the first static dimension whose options a study cannot record."""
+    for name, dim in tree.named(space).items():
+        if _is_static(dim) and isinstance(dim, Choice) and _options(dim) is None:
+            raise ValueError(
+                f"space[{name!r}] is static and has the options {dim.options!s:.200}, expected numbers only or "
+                "texts only, which a study can record; name them, and look them up by name in the problem"
+            )
+
+
+def corners(space: PyTree) -> list[HParams]:
+    """List the defaults, and the defaults with each bound or option of each static dimension in its turn.
+
+    What the user's functions do is tried with these before training begins: all combinations may be many.
+    """
+    start, names = default(space), static_names(space)
+    dims, structure = jax.tree.flatten(space)
+    leaves = structure.flatten_up_to(start)
+    found = [start]
+    for i, (name, dim) in enumerate(zip(tree.leaf_names(space), dims, strict=True)):
+        if name in names:
+            values = (dim.low, dim.high) if isinstance(dim, Integer) else dim.options
+            found += [
+                jax.tree.unflatten(structure, [*leaves[:i], value, *leaves[i + 1 :]])
+                for value in values
+                if value != leaves[i]
+            ]
+    return found
+
+
+def named_options(space: PyTree, hparams: HParams) -> HParams:
+    """Return hparams, arrays of any shape, with what the user named in the place of numbers."""
+
+    def leaf(dim, x):
+        if not _is_static(dim):
+            return x
+        x = np.asarray(x)
+        return x if isinstance(dim, Integer) else _options(dim)[x]
+
+    return jax.tree.map(leaf, space, hparams)
+
+
+def numbered(space: PyTree, hparams: HParams) -> HParams:
+    """Invert `named`.
+
+    Raises:
+        ValueError: for a value that is no option, by its name.
+    """
+
+    def leaf(name, dim, x):
+        if not _is_static(dim):
+            return x
+        x = np.asarray(x)
+        if isinstance(dim, Integer):
+            return x.astype(np.int32)
+        same = _options(dim) == x[..., None]
+        if not np.all(np.any(same, -1)):
+            strange = x[~np.any(same, -1)].ravel()[0]
+            raise ValueError(
+                f"hparams[{name!r}] has {strange.item()!r:.80}, expected one of {dim.options!s:.200}; "
+                "pass one of them"
+            )
+        return np.argmax(same, -1).astype(np.int32)
+
+    names = jax.tree.unflatten(jax.tree.structure(space), tree.leaf_names(space))
+    return jax.tree.map(leaf, names, space, hparams)
+
+
+def split(space: PyTree, hparams: HParams) -> tuple[tuple[int, ...], HParams]:
+    """Split one value, as the user named it, into the numbers of the static leaves and the others.
+
+    Returns:
+        The label of the program that the value needs, and what that program is given: hparams as they
+        are where nothing is static.
+    """
+    if not static_names(space):
+        return (), hparams
+    dims = jax.tree.leaves(space)
+    given = jax.tree.leaves(numbered(space, hparams))
+    label = tuple(int(x) for dim, x in zip(dims, given, strict=True) if _is_static(dim))
+    return label, free_leaves(space, given) or [jnp.zeros(())]
+
+
+def free_leaves(space: PyTree, given: list[Any]) -> list[Any]:
+    """Return the leaves that are not static."""
+    pairs = zip(jax.tree.leaves(space), given, strict=True)
+    return [x for dim, x in pairs if not _is_static(dim)]
+
+
+def join(space: PyTree, label: tuple[int, ...], free: HParams) -> HParams:
+    """Return hparams as the problem sees them: static leaves are Python's numbers and options."""
+    if not label:
+        return free
+    fixed, others = iter(label), iter(free)
+    dims, structure = jax.tree.flatten(space)
+    values = [static_value(dim, next(fixed)) if _is_static(dim) else next(others) for dim in dims]
+    return jax.tree.unflatten(structure, values)
+
+
+def restored(space: PyTree, hparams: HParams) -> HParams:
+    """Return one value, as it was recorded, as the problem sees it."""
+    return join(space, *split(space, hparams))
+
+
+def _is_static(dim: Any) -> bool:
+    return getattr(dim, "static", False)
+
+
+def _options(dim: Choice) -> Any:
+    """Return the options as an array of numbers or of texts, or None where they are something else."""
+    try:
+        found = np.asarray(dim.options)
+    except ValueError:  # sequences of different lengths
+        return None
+    plain = found.ndim == 1 and found.dtype.kind in "biufU"
+    return found if plain and found.tolist() == list(dim.options) else None

@@ -1,0 +1,83 @@
+"""The unit coordinates of a space as a searcher meets them: many trials at once, some coordinates counted."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad.core import tree
+from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.space.dimensions import Choice, Dimension, Integer, check_traceable
+from hypergrad.space.maps import from_unit, to_unit
+
+
+class Coordinates(NamedTuple):
+    """What the D unit coordinates of a space are; numpy arrays `[D]`, known before anything compiles.
+
+    Attributes:
+        leaf: index of the dimension each belongs to, in the order of the tree.
+        levels: how many values it has; 0 where it is continuous.
+        ordered: false for options of a `Choice`, whose order means nothing.
+    """
+
+    leaf: np.ndarray
+    levels: np.ndarray
+    ordered: np.ndarray
+
+    @property
+    def num(self) -> int:
+        """Return D."""
+        return len(self.leaf)
+
+
+def coordinates(space: PyTree) -> Coordinates:
+    """Describe the unit coordinates of a space of traceable dimensions.
+
+    Raises:
+        ValueError: for a space that is empty, or holds something static or no dimension, by its name.
+    """
+    check_traceable(space)
+    leaf, levels, ordered = [], [], []
+    for index, dim in enumerate(jax.tree.leaves(space)):
+        size = math.prod(getattr(dim, "coordinates_shape", getattr(dim, "shape", ())))
+        leaf += [index] * size
+        levels += [_num_levels(dim)] * size
+        ordered += [not isinstance(dim, Choice)] * size
+    return Coordinates(np.array(leaf), np.array(levels), np.array(ordered))
+
+
+def _num_levels(dim: Dimension) -> int:
+    if isinstance(dim, Integer):
+        return dim.high - dim.low + 1
+    return len(dim.options) if isinstance(dim, Choice) else 0
+
+
+def from_units(space: PyTree, units: Array) -> HParams:
+    """Map unit coordinates `[N, D]` to hparams `[N]`."""
+    return jax.vmap(lambda unit: from_unit(space, unit))(units)
+
+
+def to_units(space: PyTree, hparams: HParams) -> Array:
+    """Map hparams `[N]` to unit coordinates `[N, D]`; counted ones to the middle of their cell."""
+    units = jax.vmap(lambda one: to_unit(space, one))(hparams)
+    return units.astype(jnp.result_type(float))
+
+
+def cell(levels: np.ndarray | Array, units: Array) -> Array:
+    """Return the index in [0, levels) of the cell that each unit coordinate lies in, int32."""
+    most = jnp.maximum(jnp.asarray(levels, jnp.int32) - 1, 0)
+    return jnp.clip(jnp.floor(units * levels).astype(jnp.int32), 0, most)
+
+
+def snap(levels: np.ndarray, units: Array) -> Array:
+    """Move counted coordinates to the middle of their cell: `to_units(from_units(units))`, `[..., D]`."""
+    middles = (cell(levels, units) + 0.5) / np.maximum(levels, 1)
+    return jnp.where(levels > 0, middles.astype(units.dtype), units)
+
+
+def names_of(space: PyTree, coords: Coordinates) -> list[str]:
+    """Return the leaf name of every coordinate."""
+    names = tree.leaf_names(space)
+    return [names[index] for index in coords.leaf]

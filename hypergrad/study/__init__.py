@@ -1,0 +1,40 @@
+"""A study: a tuner run on disk, step by step."""
+
+from hypergrad.study.callbacks import Callback, CallbackWarning, Listeners, Progress, jsonl
+from hypergrad.study.disk.files import StudyWarning
+from hypergrad.study.export import load_schedule
+from hypergrad.study.loggers import LOGS, log, tensorboard, wandb
+from hypergrad.study.run import (
+    OnStep,
+    Run,
+    Trial,
+    begin,
+    has_begun,
+    read_description,
+    replay_trial,
+    resume_run,
+    run,
+)
+
+__all__ = [
+    "LOGS",
+    "Callback",
+    "CallbackWarning",
+    "Listeners",
+    "OnStep",
+    "Progress",
+    "Run",
+    "StudyWarning",
+    "Trial",
+    "begin",
+    "has_begun",
+    "jsonl",
+    "load_schedule",
+    "log",
+    "read_description",
+    "replay_trial",
+    "resume_run",
+    "run",
+    "tensorboard",
+    "wandb",
+]

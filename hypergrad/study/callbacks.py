@@ -1,0 +1,139 @@
+"""What is told of a study as it runs: progress bars, logs, trackers. One protocol for all of them."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hypergrad.study.disk.files import open_file, to_plain
+
+
+class Progress(NamedTuple):
+    """Where a study is, after one step.
+
+    Attributes:
+        phase: name of the method ("descent"), "random" for the baseline, or "judge".
+        done: steps done in this phase.
+        total: steps in all.
+        value: lowest objective of this step.
+        best: lowest objective so far.
+        hparams: {leaf name: value} of this step's best member; empty while judging.
+        record: further numbers of that member, and the trainings spent so far; empty while judging.
+    """
+
+    phase: str
+    done: int
+    total: int
+    value: float
+    best: float
+    hparams: dict[str, Any]
+    record: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+
+def _nothing(_: Any) -> None:
+    pass
+
+
+class Callback(NamedTuple):
+    """Three functions of the host, each called in the study's own process, in order.
+
+    Attributes:
+        start: (description) -> None, before the first step; the content of `study.json`.
+        step: (Progress) -> None, after every step of every phase. The step is on disk by then.
+        end: (Study or None) -> None, once, however it ended; None if it ended by an error.
+    """
+
+    start: Callable[[dict[str, Any]], Any] = _nothing
+    step: Callable[[Progress], Any] = _nothing
+    end: Callable[[Any], Any] = _nothing
+
+
+class CallbackWarning(UserWarning):
+    """A callback raised an error; the study went on without it."""
+
+
+class Listeners:
+    """The callbacks of one study. One that raises is warned of and called no more: the study goes on.
+
+    Args:
+        callbacks: any number of `Callback`s.
+    """
+
+    def __init__(self, callbacks: Iterable[Callback]):
+        self._callbacks = list(callbacks)
+        for callback in self._callbacks:
+            if not isinstance(callback, Callback):
+                raise ValueError(
+                    f"callbacks holds {type(callback).__name__}, expected Callbacks; pass e.g. "
+                    "Callback(step=print)"
+                )
+
+    def start(self, description: dict[str, Any]) -> None:
+        """Say that a study begins."""
+        self._call("start", description)
+
+    def step(self, now: Progress) -> None:
+        """Say that a step is done."""
+        self._call("step", now)
+
+    def end(self, study: Any) -> None:
+        """Say that the study has ended."""
+        self._call("end", study)
+
+    def _call(self, name: str, value: Any) -> None:
+        for callback in list(self._callbacks):
+            try:
+                getattr(callback, name)(value)
+            except Exception as error:
+                self._callbacks.remove(callback)
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                warnings.warn(
+                    f"a callback failed at {name} ({reason}); it is called no more",
+                    CallbackWarning,
+                    stacklevel=3,
+                )
+
+
+def jsonl(path: str | Path) -> Callback:
+    """Append one line of JSON a call: {"event": "start" | "step" | "end", ...}.
+
+    Unlike the study's journal it has every phase, is not waited for on the disk, and may lie anywhere, but
+    for links and pipes, which are not followed. A resumed study goes on in the same file.
+    """
+
+    def write(event: str, content: dict[str, Any]) -> None:
+        line = json.dumps({"event": event, **to_plain(content)}, allow_nan=False)
+        fd = open_file(Path(path), os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        with os.fdopen(fd, "ab") as file:
+            size = os.fstat(fd).st_size
+            # a kill or a full disk may have cut the last line
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                line = "\n" + line
+            file.write(line.encode() + b"\n")
+
+    def end(study: Any) -> None:
+        if study is None:
+            return write("end", {"failed": True})
+        return write("end", {"best_value": study.best_value, "interrupted": study.interrupted})
+
+    def step(now: Progress) -> None:
+        write("step", now._asdict())
+
+    return Callback(lambda description: write("start", description), step, end)
+
+
+def scalars(now: Progress) -> dict[str, float]:
+    """List the finite numbers of a step as `phase/name`: value, best, the record, and `hparams.name`.
+
+    Arrays of hparams (schedules, one number a layer) are given by their mean; texts are left out.
+    """
+    numbers = {n: x for n, x in now.hparams.items() if np.asarray(x).dtype.kind != "U"}
+    means = {f"hparams.{name}": np.mean(value) for name, value in numbers.items()}
+    found = {"value": now.value, "best": now.best, **now.record, **means}
+    return {
+        f"{now.phase}/{name}": float(value) for name, value in found.items() if np.isfinite(value)
+    }

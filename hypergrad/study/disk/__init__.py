@@ -1,0 +1,1 @@
+"""A study on disk: files, folder, journal, checkpoints and records."""

@@ -1,0 +1,228 @@
+"""Files that a crash cannot tear: writes that are whole or not there, and JSON from a stranger."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MAX_JSON = 64 * 2**20
+
+MAX_DEPTH = 32
+
+MAX_CONTAINERS = 10**6
+
+ADVICE = "the file is damaged or was edited; restore it from a copy, or start a new study"
+
+_SEAL = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",')
+
+
+class StudyWarning(UserWarning):
+    """A study's folder was damaged and made good, or this machine differs from the one before."""
+
+
+def to_plain(value: Any) -> Any:
+    """Turn arrays, tuples and numbers into what JSON can say; a non-finite number becomes null."""
+    if isinstance(value, dict):
+        return {str(name): to_plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if not hasattr(value, "tolist"):
+        raise ValueError(
+            f"{str(value)[:80]!r} is of type {type(value).__name__}, expected numbers, text, lists and tables "
+            "of them; write it as text"
+        )
+    return to_plain(value.tolist())
+
+
+def open_file(path: Path, flags: int) -> int:
+    """Open a regular file of a study and return its descriptor; no link is followed, no pipe waited for.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: for a symbolic link, for anything but a file, and, where `flags` ask to write, for a
+            file with a second name elsewhere, which would change with it.
+    """
+    writes = flags & (os.O_WRONLY | os.O_RDWR)
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if path.is_symlink():
+            raise ValueError(
+                f"{str(path)!r} is a symbolic link, expected a file; copy what it points to"
+            ) from None
+        raise failed("open", path, error) from error
+    status = os.fstat(fd)
+    wrong = None
+    if not stat.S_ISREG(status.st_mode):
+        wrong = "is no regular file, expected one; " + ADVICE
+    elif writes and status.st_nlink > 1:
+        wrong = "has a second name (a hard link), expected none; copy the study with `cp -r` first"
+    if wrong:
+        os.close(fd)
+        raise ValueError(f"{str(path)!r} {wrong}")
+    return fd
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a file of at most `limit` bytes.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where it is larger, and as `open_file`.
+    """
+    with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ValueError(
+                f"{str(path)!r} has {size / 2**20:.1f} MB, expected at most {limit / 2**20:.0f} MB; {ADVICE}"
+            )
+        try:
+            return file.read(limit)
+        except OSError as error:
+            raise failed("read", path, error) from error
+
+
+def sync(fd: int) -> None:
+    """Wait until what was written to a file is on the disk."""
+    import fcntl
+
+    full = getattr(fcntl, "F_FULLFSYNC", None)  # on macOS, fsync stops at the drive's own cache
+    if full is None:
+        os.fsync(fd)
+    else:
+        fcntl.fcntl(fd, full)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[int]:
+    """Give the descriptor of a new file that takes the place of `path` at the end of the block.
+
+    A crash leaves the old file or the new one, never a part, and so does a full disk.
+
+    Args:
+        path: of the file.
+        temporary: where it is written; `path` with `.tmp` where None, for the one writer of a study.
+
+    Raises:
+        ValueError: where the disk refuses.
+    """
+    temporary = path.with_name(path.name + ".tmp") if temporary is None else temporary
+    try:
+        temporary.unlink(missing_ok=True)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            yield fd
+            sync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise failed("write", path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`; one call of the system may take a part of it."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_bytes(path: Path, data: bytes, temporary: Path | None = None) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part; as `replacing`."""
+    with replacing(path, temporary) as fd:
+        write_all(fd, data)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object whose first entry is the SHA-256 of the bytes after it, whole or not at all."""
+    body = json.dumps(to_plain(value), allow_nan=False, indent=1).encode()[1:] + b"\n"
+    seal = hashlib.sha256(body).hexdigest().encode()
+    write_bytes(path, b'{\n "sha256": "%s",%s' % (seal, body))
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """Read what `write_json` wrote, after its size, its depth and its checksum have been checked.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: in one line that names the file, for anything else.
+    """
+    data = read_bytes(path, limit)
+    value = parse_json(data, repr(str(path)))
+    seal = _SEAL.match(data)
+    if not seal or hashlib.sha256(data[seal.end() :]).hexdigest() != seal[1].decode():
+        raise ValueError(f"{str(path)!r} does not match its checksum; {ADVICE}")
+    del value["sha256"]
+    return value
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """Parse one JSON object of bounded depth and number of parts; NaN and infinities become null.
+
+    Raises:
+        ValueError: in one line that begins with `name`.
+    """
+    # escapes and strings go first, so that the brackets left are structure
+    bare = re.sub(rb'"[^"]*"', b"", re.sub(rb"\\.", b"", data, flags=re.DOTALL))
+    brackets = np.frombuffer(bare.translate(None, _NO_BRACKET), np.uint8)
+    opens = (brackets == ord("[")) | (brackets == ord("{"))
+    depth = deepest = 0
+    # in parts: sums take several times the room of the text
+    for start in range(0, len(opens), 2**20):
+        depths = depth + np.cumsum(np.where(opens[start : start + 2**20], 1, -1), dtype=np.int32)
+        depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))
+    if deepest > MAX_DEPTH:
+        raise ValueError(f"{name} is nested too deep, expected at most {MAX_DEPTH}: {ADVICE}")
+    if opens.sum() > MAX_CONTAINERS:
+        raise ValueError(
+            f"{name} has {opens.sum()} lists and objects, expected at most {MAX_CONTAINERS}; {ADVICE}"
+        )
+    try:
+        value = json.loads(data.decode(), parse_constant=lambda _: None)
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not UTF-8 text: {ADVICE}") from None
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{name} is not valid JSON ({reason}): {ADVICE}") from None
+    if not isinstance(value, dict):
+        kind = "a list" if isinstance(value, list) else "no object"
+        raise ValueError(f"{name}: the whole is {kind}, expected an object: {ADVICE}")
+    return value
+
+
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def failed(action: str, path: Path, error: OSError) -> ValueError:
+    """Say in one line what the system refused to do."""
+    return ValueError(
+        f"cannot {action} {str(path)!r}: {error.strerror or error}; make room or allow it, "
+        "then go on with `hypergrad resume`"
+    )

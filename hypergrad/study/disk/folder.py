@@ -1,0 +1,262 @@
+"""The folder of a study: files that survive a crash and are safe to open, whoever wrote them.
+
+JSON carries a checksum and is written whole or not at all. Every size is bounded before anything is read,
+no link is followed, and one process at a time writes.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hypergrad.study.disk.files import StudyWarning, open_file, read_json, sync_folder, write_json
+
+FORMAT = 2
+
+MAX_STUDY = 4 * 2**20
+"""Bytes of what says what a study is."""
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+CHECKPOINT = re.compile(r"checkpoint-([0-9]{10})\.(npz|json)")
+
+DAMAGED = re.compile(r"journal-damaged(?:-([1-9][0-9]{0,8}))?\.jsonl")
+
+_REPORT = re.compile(r"\.report\.html\.[0-9a-f]{12}")
+"""What a process leaves that is killed while it writes a report."""
+
+FILES = (
+    "study-copy.json",
+    "study.json",
+    "journal.jsonl",
+    "result.json",
+    "flatness.json",
+    "report.html",
+    "log.jsonl",
+)
+
+FOLDERS = ("figures", "random", "tensorboard", "wandb")
+
+_BEFORE = ("lock", "study.json.tmp", "study-copy.json", "study-copy.json.tmp")
+"""What a process may leave that was killed before its study began."""
+
+
+class Folder(NamedTuple):
+    """A study's folder that this process alone may write, until the block that opened it ends."""
+
+    path: Path
+
+
+def write_study(path: Path, value: dict[str, Any]) -> None:
+    """Write what a study is, twice: one flipped bit must not end it.
+
+    Args:
+        path: of `study.json`; the copy beside it is written first.
+        value: its content.
+    """
+    write_json(path.with_name("study-copy.json"), value)
+    write_json(path, value)
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """Read what `write_study` wrote, from the copy, with a `StudyWarning`, where the first is damaged.
+
+    Raises:
+        FileNotFoundError: where there is neither.
+        ValueError: for the first, where both are damaged.
+    """
+    try:
+        return read_json(path, MAX_STUDY)
+    except (ValueError, FileNotFoundError) as error:
+        try:
+            value = read_json(path.with_name("study-copy.json"), MAX_STUDY)
+        except (ValueError, FileNotFoundError):
+            raise error from None
+        text = (
+            f"{path.name} of {str(path.parent)!r} is damaged or missing; its copy is read instead"
+        )
+        warnings.warn(text, StudyWarning, stacklevel=3)
+        return value
+
+
+def mend_study(path: Path) -> None:
+    """Make `study.json` or its copy again where one of them is not whole; for the one writer."""
+    value = read_study(path)
+    for place in (path, path.with_name("study-copy.json")):
+        try:
+            whole = read_json(place, MAX_STUDY) == value
+        except (ValueError, FileNotFoundError):
+            whole = False
+        if not whole:
+            text = f"{str(place)!r} was damaged or missing; it is made again from the other one"
+            warnings.warn(text, StudyWarning, stacklevel=3)
+            place.unlink(missing_ok=True)  # a link or a pipe is replaced, never followed
+            write_json(place, value)
+
+
+def check_folder_name(name: str, argument: str) -> str:
+    """Return `name` if it can name a study's folder anywhere, or raise a `ValueError`."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{argument} is named {name[:140]!r}, expected up to 128 letters, digits, dots, dashes and "
+            "underscores, the first no dot or dash; rename it"
+        )
+    return name
+
+
+def check_folder(directory: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder that holds no symbolic link, or raise a `ValueError`."""
+    path = Path(directory)
+    if not path.is_dir():
+        raise ValueError(
+            f"directory {str(path)!r} does not exist or is no directory: "
+            "give the directory of a study, as `hypergrad tune --out` wrote it"
+        )
+    for entry in os.scandir(path):
+        if entry.is_symlink():
+            raise ValueError(
+                f"{entry.path!r} is a symbolic link, expected a file; copy what it points to"
+            )
+    return path
+
+
+@contextlib.contextmanager
+def lock(directory: str | Path) -> Iterator[Folder]:
+    """Open a study's folder for writing, to the end of the block; no other process may meanwhile.
+
+    The lock is the kernel's: it ends with the block, or with the process, however that ends.
+
+    **Limits:** a child that is forked within the block shares the lock. Nothing that the child does ends it
+    for this process; but where this process is killed, it stays until the child has ended, too, or has
+    started another program.
+
+    Raises:
+        ValueError: where another process has it, naming that process; within a second.
+    """
+    import fcntl
+
+    path, owner = check_folder(directory), os.getpid()
+    with contextlib.ExitStack() as opened:
+        fd = open_file(path / "lock", os.O_RDWR | os.O_CREAT)
+        opened.callback(os.close, fd)
+        # the folder too, for a user may remove the file, taking it for a stale one
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, folder)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_folder(folder)
+        except BlockingIOError:
+            raise ValueError(
+                f"{str(path)!r} is in use by {_holder(fd)}, expected one writer; wait for it or end it"
+            ) from None
+        with contextlib.suppress(OSError):  # the number is for people; a full disk may refuse it
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        try:
+            yield Folder(path)
+        finally:
+            if os.getpid() == owner:  # a forked child that leaves the block ends nothing
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, 0)
+                for held in (folder, fd):  # to close them would leave it to children that still run
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(held, fcntl.LOCK_UN)
+
+
+def _lock_folder(fd: int) -> None:
+    """Lock a folder itself, where the file system can: some of the network's lock files alone."""
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass
+
+
+def _holder(fd: int) -> str:
+    """Name the process that holds a lock; one that has just taken it may not have said so yet."""
+    text = b""
+    for _ in range(10):
+        text = os.pread(fd, 32, 0).strip()
+        if text.isdigit() and _alive(int(text)):
+            return f"process {int(text)}"
+        time.sleep(0.05)
+    if text.isdigit():
+        return f"a process that process {int(text)} started before it ended"
+    return "another process"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def create(directory: str | Path, overwrite: bool = False) -> Iterator[Folder]:
+    """Make the folder of a new study and lock it, to the end of the block.
+
+    Raises:
+        ValueError: where it holds something already and `overwrite` is false, is not a folder, has a name
+            of other characters, or is in use.
+    """
+    path = Path(directory)
+    check_folder_name(path.absolute().name, "out")
+    _check_free(path, overwrite)  # before anything is made
+    try:
+        made = [place for place in (path, *path.parents) if not place.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for place in made:
+            sync_folder(place.parent)
+    except OSError as error:
+        raise ValueError(
+            f"out is {str(path)!r}, which cannot be made ({error.strerror}); name a folder you may write"
+        ) from error
+    with lock(path) as folder:
+        _check_free(path, overwrite)  # another process may have been faster
+        _clear(path)
+        yield folder
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"out is {str(path)!r}, a file, expected a folder; name another one")
+    if not path.is_dir() or all(e.name in _BEFORE for e in path.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(
+            f"out is {str(path)!r}, which is not empty, expected a new folder; name another one, "
+            "pass --overwrite, or go on with `hypergrad resume`"
+        )
+    if not all(_is_ours(entry.name) for entry in path.iterdir()):
+        raise ValueError(
+            f"out is {str(path)!r}, which holds something else than a study, expected a study to "
+            "overwrite; name another folder"
+        )
+
+
+def _clear(path: Path) -> None:
+    """Remove what a study leaves behind, and nothing else."""
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name.startswith("study")):
+        if entry.name in FOLDERS and entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != "lock" and _is_ours(entry.name) and not entry.is_dir():
+            entry.unlink()
+
+
+def _is_ours(name: str) -> bool:
+    """Tell whether a study may have left a file or folder of this name."""
+    bare = name.removesuffix(".tmp")
+    patterns = (CHECKPOINT, DAMAGED, _REPORT)
+    return name in (*FOLDERS, *_BEFORE) or bare in FILES or any(p.fullmatch(bare) for p in patterns)

@@ -1,0 +1,265 @@
+"""An append-only journal of a study's steps: one line of JSON each, with a checksum, on disk before it counts.
+
+    {"crc": "1f2e3d4c", "step": 7, "best": 0.31, "seconds": 8.2, "values": [...], "hparams": {...}, ...}
+
+The CRC-32 is that of the bytes after it, and steps count from 0 without a gap, so that a changed, a lost and
+a repeated line are all noticed.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from hypergrad.study.disk.files import (
+    MAX_CONTAINERS,
+    failed,
+    open_file,
+    parse_json,
+    replacing,
+    sync,
+    sync_folder,
+    write_all,
+)
+from hypergrad.study.disk.folder import DAMAGED
+
+MAX_LINE = 64 * 2**20
+
+MAX_STEPS = 10**6
+
+_HEAD = re.compile(rb'\{"crc": "([0-9a-f]{8})", (?="step": (0|[1-9][0-9]{0,7}), )')
+
+
+class Scan(NamedTuple):
+    """Where the whole records of a journal lie.
+
+    Attributes:
+        whole: (start, length) of every record before the first damage, by step.
+        later: {step: (start, length)} of the whole records after it.
+        end: where the records of `whole` end.
+        size: of the file.
+        damage: what is wrong with the first damaged line, None where none is.
+    """
+
+    whole: list[tuple[int, int]]
+    later: dict[int, tuple[int, int]]
+    end: int
+    size: int
+    damage: str | None
+
+
+def encode_line(record: dict[str, Any]) -> bytes:
+    """Write one record, whose first entry is its step, as a line with its checksum.
+
+    Raises:
+        ValueError: where the line is longer, or has more lists, than a reader takes.
+    """
+    body = json.dumps(record, allow_nan=False).encode()[1:] + b"\n"
+    num_lists = body.count(b"[") + body.count(b"{")
+    if num_lists >= MAX_CONTAINERS:
+        raise ValueError(
+            f"one step makes a record of {num_lists} lists, expected fewer than {MAX_CONTAINERS}; take fewer "
+            "trials a step, or a smaller space"
+        )
+    if len(body) > MAX_LINE - 32:
+        raise ValueError(
+            f"one step makes a record of {len(body) / 2**20:.0f} MB, expected at most "
+            f"{MAX_LINE / 2**20:.0f} MB; take fewer trials a step, or a smaller space"
+        )
+    return b'{"crc": "%08x", %s' % (zlib.crc32(body), body)
+
+
+def step_of(line: bytes) -> int | None:
+    """Return the step of a line, None if it is not whole; a line without an end counts as if it had one."""
+    head = _HEAD.match(line)
+    if not head:
+        return None
+    check = zlib.crc32(memoryview(line)[head.end() :])
+    if not line.endswith(b"\n"):
+        check = zlib.crc32(b"\n", check)
+    return int(head[2]) if check == int(head[1], 16) else None
+
+
+def scan(file: BinaryIO, name: str) -> Scan:
+    """Find the whole records of a journal, one line in memory at a time.
+
+    A last line without an end was never acknowledged, unless its checksum says that it is whole. What
+    another process appends meanwhile is left for the next time.
+
+    Raises:
+        ValueError: for a line or a number of lines beyond all bounds.
+    """
+    whole: list[tuple[int, int]] = []
+    later: dict[int, tuple[int, int]] = {}
+    damage, start, end, number = None, 0, 0, 0
+    size = os.fstat(file.fileno()).st_size
+    while line := file.readline(min(MAX_LINE + 1, size - start)):
+        number += 1
+        if len(line) > MAX_LINE or number > MAX_STEPS:
+            raise ValueError(
+                f"line {number} of {name!r} is beyond {MAX_LINE} bytes or {MAX_STEPS} lines, "
+                "expected a journal as a study writes it; restore it from a copy"
+            )
+        step = step_of(line)
+        if damage is None and step == len(whole):
+            whole.append((start, len(line)))
+            end = start + len(line)
+        elif damage is None and (step is not None or line.endswith(b"\n")):
+            found = "does not match its checksum" if step is None else f"is of step {step}"
+            damage = f"line {number} of {name!r} {found}, expected the record of step {len(whole)}"
+        if damage is not None and step is not None:
+            later[step] = (start, len(line))
+        start += len(line)
+    return Scan(whole, later, end, start, damage)
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the records of a journal, which another process may be writing, without their checksums.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: at the first damaged line, saying which and what to do.
+    """
+    with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+        found = scan(file, str(path))
+        for start, length in found.whole:
+            yield _parse(os.pread(file.fileno(), length, start), path)
+    if found.damage:
+        raise ValueError(f"{found.damage}; `hypergrad resume` makes it and those after it again")
+
+
+def _parse(line: bytes, path: Path) -> dict[str, Any]:
+    record = parse_json(line, f"a record of {str(path)!r}")
+    del record["crc"]
+    return record
+
+
+def _kept_aside(folder: Path) -> list[tuple[int, Path]]:
+    """List what was kept aside of a journal, in order, each with its number."""
+    found = [m for m in map(DAMAGED.fullmatch, os.listdir(folder)) if m]
+    return sorted((int(m[1] or 1), folder / m[0]) for m in found)
+
+
+def _next(path: Path) -> Path:
+    """Name the next place for damage, so that none is ever written over."""
+    taken = _kept_aside(path.parent)
+    number = f"-{taken[-1][0] + 1}" if taken else ""
+    return path.with_name(f"journal-damaged{number}.jsonl")
+
+
+class Journal:
+    """A journal opened by its one writer: what is not whole is cut off, damage is kept aside.
+
+    Damage and what follows it move to `journal-damaged.jsonl` (`-2`, `-3`, ... for later ones, never over an
+    earlier one). The whole records among them can be asked for until their steps are in the journal again,
+    however often the process is killed on the way there.
+
+    Attributes:
+        damage: what was wrong when it was opened; None if nothing was.
+
+    Args:
+        path: of the journal, made where there is none. Its folder is locked by the caller.
+
+    Raises:
+        ValueError: where the file is not one to write, or the disk refuses.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.damage: str | None = None
+        self._aside: dict[int, tuple[Path, int, int]] = {}
+        self._fd = open_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        try:
+            sync_folder(path.parent)  # always: who made the file may have been killed before he did
+            with os.fdopen(os.dup(self._fd), "rb") as file:
+                found = scan(file, str(path))
+                self._whole = found.whole
+                self._end = found.end
+                self._mend(found, file)
+            self._find_aside()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise failed("write", path, error) from error
+            raise
+
+    def _mend(self, found: Scan, file: BinaryIO) -> None:
+        """Cut off what is not whole; from damage on, it is kept aside first."""
+        if found.damage:
+            aside = _next(self.path)
+            file.seek(found.end)
+            with replacing(aside) as fd, os.fdopen(os.dup(fd), "wb") as copy:
+                shutil.copyfileobj(file, copy)
+            self.damage = (
+                f"{found.damage}; kept as {aside.name}, it and those after it are made again"
+            )
+        elif found.size > found.end:
+            self.damage = (
+                f"the last {found.size - found.end} bytes of {str(self.path)!r} are no whole record, as a "
+                "process leaves them that is killed while it writes; cut off"
+            )
+        if found.size > found.end:
+            os.ftruncate(self._fd, found.end)
+            sync(self._fd)
+        if self._end and os.pread(self._fd, 1, self._end - 1) != b"\n":
+            self._write(b"\n")
+
+    def _find_aside(self) -> None:
+        """Find the whole records of steps that the journal lacks in what was ever kept aside."""
+        for _, path in _kept_aside(self.path.parent):
+            with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+                found = scan(file, str(path))
+            for step, (start, length) in {**dict(enumerate(found.whole)), **found.later}.items():
+                if step >= self.count:
+                    self._aside[step] = (path, start, length)
+
+    @property
+    def count(self) -> int:
+        """How many records, from step 0 on, are whole."""
+        return len(self._whole)
+
+    def record(self, step: int) -> dict[str, Any] | None:
+        """Return the record of a step, None where there is no whole one."""
+        if step < len(self._whole):
+            start, length = self._whole[step]
+            return _parse(os.pread(self._fd, length, start), self.path)
+        if step not in self._aside:
+            return None
+        path, start, length = self._aside[step]
+        with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+            return _parse(os.pread(file.fileno(), length, start), path)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write the record of the next step and wait for the disk.
+
+        Raises:
+            ValueError: where the disk refuses; nothing of the record is left then.
+        """
+        if record["step"] != len(self._whole):
+            raise ValueError(f"step is {record['step']}, expected {len(self._whole)}, the next")
+        line, start = encode_line(record), self._end
+        self._write(line)
+        self._whole.append((start, len(line)))
+
+    def _write(self, data: bytes) -> None:
+        try:
+            write_all(self._fd, data)
+            sync(self._fd)
+            self._end += len(data)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._end)
+            if isinstance(error, OSError):
+                raise failed("write", self.path, error) from error
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

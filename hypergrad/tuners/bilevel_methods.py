@@ -1,0 +1,373 @@
+"""The directions of stochastic bilevel optimization, and the methods that follow them.
+
+Weights w, linear system v and hparams λ move in one loop along
+
+d_w = ∇_w L,   d_v = H v − ∇_w f,   d_λ = ∂f/∂λ − (∂²L/∂w∂λ)ᵀ v,
+
+which are zero together where w minimizes L, v = H⁻¹ ∇_w f, and the implicit hypergradient vanishes. The
+methods differ in the minibatches on which these are taken, and in which variable moves when;
+`tuners.bilevel` runs them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hypergrad.core import tree
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import Array, Batch, Key, Params, PyTree
+from hypergrad.estimators.implicit.response import settle
+from hypergrad.problem import Problem, check_problem
+from hypergrad.train import (
+    TrainState,
+    carried,
+    draw_batch,
+    evaluate_loss,
+    trained,
+    update,
+    with_parts,
+)
+
+
+class Point(NamedTuple):
+    """Where the three variables are.
+
+    Attributes:
+        train: the weights w with the state of their optimizer.
+        v: the estimate of H⁻¹ ∇_w f, a pytree like the weights.
+        linear: state of the optimizer of v.
+        z: the hparams in unconstrained coordinates.
+        outer: state of the optimizer of z.
+        speed: factor of the steps of z, `[]`.
+    """
+
+    train: TrainState
+    v: PyTree
+    linear: PyTree
+    z: PyTree
+    outer: PyTree
+    speed: Array
+
+
+class Inner(NamedTuple):
+    """What a minibatch of training says: ∇_w L, H v, (∂²L/∂w∂λ)ᵀ v."""
+
+    slope: PyTree
+    product: PyTree
+    cross: PyTree
+
+
+class Outer(NamedTuple):
+    """What a minibatch of validation says: ∇_w f, ∂f/∂λ."""
+
+    pull: PyTree
+    direct: PyTree
+
+
+class Loop(NamedTuple):
+    """What every method moves in: the problem as a function of z, and the optimizers.
+
+    Attributes:
+        problem: whose hparams are unconstrained coordinates z.
+        linear: (z) -> optimizer of v.
+        outer: optimizer of z.
+    """
+
+    problem: Problem
+    linear: Callable[[PyTree], optax.GradientTransformation]
+    outer: optax.GradientTransformation
+
+
+class Method(NamedTuple):
+    """A stochastic bilevel method, as a value.
+
+    Attributes:
+        init: (loop, point) -> memory, a pytree of zeros.
+        iterate: (loop, key, point, memory) -> (point, memory, loss `[]`). One update of the hparams.
+        refresh: memory -> memory; undoes what rounding did to it, once a tuner's step.
+        num_updates: updates of the weights in one iteration.
+    """
+
+    init: Callable[[Loop, Point], PyTree]
+    iterate: Callable[[Loop, Key, Point, PyTree], tuple[Point, PyTree, Array]]
+    refresh: Callable[[PyTree], PyTree] = lambda memory: memory
+    num_updates: int = 1
+
+
+def inner_terms(
+    problem: Problem, params: Params, v: PyTree, z: PyTree, batch: Batch
+) -> tuple[Inner, Array, PyTree]:
+    """Return the terms of a training minibatch, its loss `[]` and the new carried state.
+
+    **Cost:** one forward derivative of one gradient, about three gradients.
+    """
+
+    def gradient(weights):
+        def loss(weights, z):
+            return evaluate_loss(problem, with_parts(params, weights, carried(params)), z, batch)
+
+        (value, state), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(weights, z)
+        return grads, (value, state)
+
+    (slope, _), (product, cross), (value, state) = jax.jvp(
+        gradient, (trained(params),), (v,), has_aux=True
+    )
+    return Inner(slope, product, cross), value, state
+
+
+def outer_terms(
+    problem: Problem, params: Params, z: PyTree, data: Batch, batch: Batch
+) -> tuple[Outer, Array]:
+    """Return the terms of a validation minibatch and its objective `[]`; `data` settles carried state."""
+
+    def objective(weights, z):
+        return problem.objective(settle(problem, weights, z, params, data), z, batch)
+
+    value, (pull, direct) = jax.value_and_grad(objective, (0, 1))(trained(params), z)
+    return Outer(pull, direct), value
+
+
+def move_weights(
+    loop: Loop, point: Point, batch: Batch, loss: Array, slope: PyTree, state: PyTree
+) -> TrainState:
+    """Move w along ∇_w L by the problem's own optimizer."""
+    train = point.train
+    weights, opt_state = update(loop.problem, point.z, train, batch, loss, slope)
+    params = with_parts(train.params, weights, state)
+    return TrainState(train.step + 1, params, opt_state, train.key)
+
+
+def move_system(loop: Loop, point: Point, direction: PyTree) -> tuple[PyTree, PyTree]:
+    """Move v along H v − ∇_w f; return it with the state of its optimizer."""
+    updates, state = loop.linear(point.z).update(direction, point.linear, point.v)
+    new = optax.apply_updates(point.v, updates)
+    return tree.cast_like((new, state), (point.v, point.linear))
+
+
+def move_hparams(loop: Loop, point: Point, direction: PyTree) -> tuple[PyTree, PyTree]:
+    """Move z along the hypergradient; return it with the state of its optimizer."""
+    updates, state = loop.outer.update(direction, point.outer, point.z)
+    new = jax.tree.map(lambda z, u: z + point.speed * u, point.z, updates)
+    return tree.cast_like((new, state), (point.z, point.outer))
+
+
+def _minus(left: PyTree, right: PyTree) -> PyTree:
+    return jax.tree.map(jnp.subtract, left, right)
+
+
+def _move_all(
+    loop: Loop, point: Point, batch: Batch, loss: Array, state: PyTree, inner: Inner, outer: Outer
+) -> Point:
+    """Move all three variables at once, from the terms at one point."""
+    train = move_weights(loop, point, batch, loss, inner.slope, state)
+    v, linear = move_system(loop, point, _minus(inner.product, outer.pull))
+    z, outer_state = move_hparams(loop, point, _minus(outer.direct, inner.cross))
+    return Point(train, v, linear, z, outer_state, point.speed)
+
+
+def soba() -> Method:
+    """Move all three variables at once, on one minibatch of training and one of validation.
+
+    **Cost:** an iteration: about four gradients.
+
+    **Limits:** unbiased directions with the noise of their minibatches: with constant rates the
+    iterates stay within a ball of the noise. Let the rates fall, or use `saba`.
+
+    Reference:
+        Dagréou, Ablin, Vaiter, Moreau, 2022, arXiv:2201.13409, Algorithm 1 with equation 5 (SOBA).
+    """
+
+    def iterate(loop, key, point, memory):
+        batch = draw_batch(loop.problem, point.train)
+        inner, loss, state = inner_terms(loop.problem, point.train.params, point.v, point.z, batch)
+        valid = loop.problem.valid_batch(key)
+        outer, _ = outer_terms(loop.problem, point.train.params, point.z, batch, valid)
+        return _move_all(loop, point, batch, loss, state, inner, outer), memory, loss
+
+    return Method(lambda loop, point: (), iterate)
+
+
+def amigo(num_inner: int = 10, num_linear: int = 10) -> Method:
+    """Move w, then v, then the hparams, each from where the one before it has come to.
+
+    1. w ← num_inner steps along ∇_w L                 a fresh minibatch each
+    2. v ← num_linear steps along H v − ∇_w f          a fresh minibatch each, ∇_w f on one
+    3. λ ← one step along ∂f/∂λ − (∂²L/∂w∂λ)ᵀ v        a fresh minibatch
+
+    **Cost:** an iteration: num_inner + 2 num_linear + 4 gradients, about.
+
+    **Limits:** as of `soba`.
+
+    Reference:
+        Arbel, Mairal, 2022, arXiv:2111.14580, Algorithm 1 (AmIGO).
+    """
+    check_whole("num_inner", num_inner)
+    check_whole("num_linear", num_linear)
+
+    def iterate(loop, key, point, memory):
+        problem = loop.problem
+        system_key, cross_key, valid_key = jax.random.split(key, 3)
+
+        def descend(point, _):
+            params, batch = point.train.params, draw_batch(problem, point.train)
+
+            def loss(weights):
+                whole = with_parts(params, weights, carried(params))
+                return evaluate_loss(problem, whole, point.z, batch)
+
+            (value, state), slope = jax.value_and_grad(loss, has_aux=True)(trained(params))
+            return point._replace(
+                train=move_weights(loop, point, batch, value, slope, state)
+            ), value
+
+        point, losses = jax.lax.scan(descend, point, None, length=num_inner)
+        params, step = point.train.params, point.train.step
+        data, valid = problem.train_batch(cross_key, step), problem.valid_batch(valid_key)
+        outer, _ = outer_terms(problem, params, point.z, data, valid)
+
+        def solve(point, key):
+            batch = problem.train_batch(key, step)
+            inner, *_ = inner_terms(problem, params, point.v, point.z, batch)
+            v, linear = move_system(loop, point, _minus(inner.product, outer.pull))
+            return point._replace(v=v, linear=linear), None
+
+        point, _ = jax.lax.scan(solve, point, jax.random.split(system_key, num_linear))
+        inner, *_ = inner_terms(problem, params, point.v, point.z, data)
+        z, state = move_hparams(loop, point, _minus(outer.direct, inner.cross))
+        return point._replace(z=z, outer=state), memory, losses[-1]
+
+    return Method(lambda loop, point: (), iterate, num_updates=num_inner)
+
+
+class FiniteSum(NamedTuple):
+    """A loss and an objective as means over finitely many minibatches of equal weight.
+
+    Attributes:
+        num_train: number of minibatches of the loss.
+        train: (index) -> minibatch of the loss.
+        num_valid: number of minibatches of the objective.
+        valid: (index) -> minibatch of the objective.
+    """
+
+    num_train: int
+    train: Callable[[Array], Batch]
+    num_valid: int
+    valid: Callable[[Array], Batch]
+
+
+def finite_sum(problem: Problem, batch_size: int) -> FiniteSum:
+    """Cut a problem's `train_set` into minibatches; its validation batch stays whole.
+
+    Minibatch i holds the examples i, i + n, i + 2n, ... for n = num_examples / batch_size, so that a
+    sorted set is spread over all of them. The validation batch is that of one key: where `valid_batch`
+    draws a part, write a `FiniteSum` of your own.
+
+    Args:
+        problem: with a `train_set`.
+        batch_size: a divisor of the number of examples, since every minibatch has the same weight.
+
+    Raises:
+        ValueError: without a `train_set`, and for another batch size, with the nearest that divides.
+    """
+    check_problem(problem)
+    check_whole("batch_size", batch_size)
+    if problem.train_set is None:
+        raise ValueError(
+            "problem.train_set is None, expected Examples(num_examples, at), because saba needs a finite "
+            "sum; set it, use soba(), or pass a FiniteSum"
+        )
+    size, at = problem.train_set
+    if size % batch_size:
+        near = nearest_divisor(size, batch_size)
+        raise ValueError(
+            f"batch_size is {batch_size}, expected a divisor of the {size} training examples; pass e.g. {near}"
+        )
+    num = size // batch_size
+
+    def train(index):
+        return at(index + num * jnp.arange(batch_size))
+
+    return FiniteSum(num, train, 1, lambda index: problem.valid_batch(jax.random.key(0)))
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """Return the divisor of `number` that is nearest to `wanted` by their ratio."""
+    divisors = (d for d in range(1, number + 1) if number % d == 0)
+    return min(divisors, key=lambda d: max(d / wanted, wanted / d))
+
+
+class Table(NamedTuple):
+    """The last value of a term on each minibatch, `rows` `[num, ...]`, and their `mean`."""
+
+    rows: PyTree
+    mean: PyTree
+
+
+def saba(sums: FiniteSum) -> Method:
+    """Move all three variables at once, with the noise of every term removed by the memory of its past.
+
+    For each term g of the directions, with its last value on each minibatch in a table:
+
+    d = g_i − table_i + mean(table),   table_i ← g_i
+
+    whose expectation is the full sum's, and whose noise vanishes as the variables come to rest. So
+    constant rates converge to the solution.
+
+    **Cost:** an iteration: about four gradients; memory of num_train (2 params + hparams) and num_valid
+    (params + hparams) numbers.
+
+    **Limits:** a finite sum: `problem.train_batch` and `valid_batch` are not called by it. The tables
+    begin at zero, so the first passes over the sum are as noisy as `soba`'s. The rate of the weights must
+    stay near 1/(3 λ_max); at 1/λ_max, which serves full batches, it diverged on a quadratic.
+
+    Args:
+        sums: the minibatches, from `finite_sum(problem, batch_size)` or of your own.
+
+    Reference:
+        Dagréou, Ablin, Vaiter, Moreau, 2022, arXiv:2201.13409, section 3.3 (SABA).
+    """
+    if not isinstance(sums, FiniteSum):
+        raise ValueError(
+            f"sums is {type(sums).__name__}, expected a FiniteSum; pass e.g. finite_sum(problem, 64)"
+        )
+    check_whole("num_train", sums.num_train)
+    check_whole("num_valid", sums.num_valid)
+
+    def init(loop, point):
+        weights, z = trained(point.train.params), point.z
+        train = _zeros(Inner(weights, weights, z), sums.num_train)
+        return train, _zeros(Outer(weights, z), sums.num_valid)
+
+    def iterate(loop, key, point, memory):
+        problem, params = loop.problem, point.train.params
+        train_key, valid_key = jax.random.split(key)
+        i = jax.random.randint(train_key, (), 0, sums.num_train)
+        j = jax.random.randint(valid_key, (), 0, sums.num_valid)
+        batch = sums.train(i)
+        inner, loss, state = inner_terms(problem, params, point.v, point.z, batch)
+        outer, _ = outer_terms(problem, params, point.z, batch, sums.valid(j))
+        inner, train = _corrected(inner, memory[0], i, sums.num_train)
+        outer, valid = _corrected(outer, memory[1], j, sums.num_valid)
+        return _move_all(loop, point, batch, loss, state, inner, outer), (train, valid), loss
+
+    def refresh(memory):
+        return tuple(Table(t.rows, jax.tree.map(lambda x: jnp.mean(x, 0), t.rows)) for t in memory)
+
+    return Method(init, iterate, refresh)
+
+
+def _zeros(terms: PyTree, num: int) -> Table:
+    rows = jax.tree.map(lambda x: jnp.zeros((num, *x.shape), x.dtype), terms)
+    return Table(rows, jax.tree.map(jnp.zeros_like, terms))
+
+
+def _corrected(new: Any, table: Table, index: Array, num: int) -> tuple[Any, Table]:
+    """Return new − table_i + mean, and the table with `new` in its row."""
+    change = jax.tree.map(lambda g, rows: g - rows[index], new, table.rows)
+    direction = jax.tree.map(jnp.add, change, table.mean)
+    rows = jax.tree.map(lambda rows, g: rows.at[index].set(g), table.rows, new)
+    mean = jax.tree.map(lambda m, c: m + c / num, table.mean, change)
+    return direction, Table(rows, mean)

@@ -1,0 +1,1 @@
+"""The front door: tune a task, judge the result, resume and replay."""

@@ -1,0 +1,278 @@
+"""Build the tuner that settings ask for, and refuse what cannot work."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from hypergrad import space as spaces
+from hypergrad.core import checks
+from hypergrad.core.checks import check_whole
+from hypergrad.core.types import PyTree
+from hypergrad.estimators import Estimator, average, named as estimators_named, plan, reverse
+from hypergrad.estimators.policies import Policy, multitask, running_mean, sampled, shared
+from hypergrad.populations import alike, fastest_layout, fixed, layout_for, partitioned, population
+from hypergrad.problem import Problem, Task
+from hypergrad.report.extras import check_extras
+from hypergrad.schedulers import named as schedulers_named
+from hypergrad.searchers import named as searchers_named, warm_start
+from hypergrad.space import static
+from hypergrad.tuners import (
+    Tuner,
+    bilevel,
+    controller,
+    descent,
+    named as tuners_named,
+    policy_adam,
+    search,
+)
+from hypergrad.tuning.settings import BY_GRADIENT, Settings, check_settings
+from hypergrad.tuning.warm_start import beliefs, held_trials, read_trials, start_of
+from hypergrad.validation import check_step, validate
+
+UPDATES, WINDOW, DRAWS, CANDIDATES = 5, 10, 4, 4
+"""Of "controller": updates of the policy a step, training steps before each, draws a step, outcomes a step."""
+
+ENTROPY_BONUS = 0.003
+"""Of "controller", in units of the objective a nat."""
+
+
+def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
+    """Return a task as it is, and a problem with its space and horizon as a task without a test set."""
+    if isinstance(task, Task):
+        for name, value in (("space", space), ("horizon", horizon)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} is given with a Task, expected None, because the task has its own; leave it out"
+                )
+        return task
+    if not isinstance(task, Problem):
+        raise ValueError(
+            f"task is {type(task).__name__}, expected a hypergrad.Task or a Problem; "
+            "build one as tasks/digits.py does"
+        )
+    if space is None or horizon is None:
+        missing = "space" if space is None else "horizon"
+        raise ValueError(
+            f"{missing} is None, expected one with a Problem; pass tune(problem, space, horizon=100)"
+        )
+    return Task("problem", task, space, check_whole("horizon", horizon), None, "metric", False)
+
+
+def check_task(task: Task, settings: Settings) -> Settings:
+    """Raise a `ValueError` for a task or settings that cannot work, before anything compiles."""
+    settings = check_settings(settings)
+    checks.check_name("method", settings.method, tuners_named.METHODS)
+    checks.check_name("estimator", settings.estimator, estimators_named.ESTIMATORS)
+    checks.check_name("bilevel", settings.bilevel, tuners_named.BILEVEL)
+    checks.check_name("scheduler", settings.scheduler, schedulers_named.SCHEDULERS)
+    checks.check_name("response", settings.response, tuners_named.RESPONSES)
+    if settings.method == "prior" and not settings.prior:
+        raise ValueError(
+            "prior is None, expected a belief, which the method 'prior' draws trials from; pass e.g. "
+            "--prior lr=1e-3, or prior={'lr': 1e-3}"
+        )
+    beliefs(settings, task.space)
+    if settings.method in ("descent", "bilevel"):
+        spaces.check_differentiable(task.space)
+    elif settings.method == "controller":
+        spaces.check_traceable(task.space)
+    else:
+        _check_static(task, settings)
+    for hparams in static.corners(task.space):
+        label, start = static.split(task.space, hparams)
+        one, start = fixed(task, label), jax.tree.map(jax.numpy.asarray, start)
+        validate(one.problem, start, task.horizon)
+        check_step(one.problem, start)
+        check_extras(one, jax.tree.map(np.asarray, start))
+    return settings
+
+
+def _check_static(task: Task, settings: Settings) -> None:
+    """Raise a `ValueError` for what a search cannot do with static dimensions, naming the first."""
+    static.check_named(task.space)
+    names = static.static_names(task.space)
+    if not names:
+        return
+    because = f"because space[{names[0]!r}] is static"
+    if settings.scheduler == "pb2":
+        raise ValueError(
+            f"scheduler is 'pb2', expected another {because}: a copy goes on with weights that fit no other "
+            "shape; choose 'pbt', whose copies keep their shape, or 'full'"
+        )
+    if settings.memory is not None:
+        raise ValueError(
+            f"memory is {settings.memory}, expected None {because}: what fits is measured for one shape; "
+            "pass chunk, the members side by side on each device"
+        )
+
+
+def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
+    """Build the tuner, and say how many estimates, trainings or steps of its own one of its steps costs."""
+    if settings.method == "bilevel":
+        return _bilevel_tuner(task, settings), 1
+    if settings.method == "controller":
+        return _controller_tuner(task, settings), 1
+    if settings.method != "descent":
+        return _search(task, settings)
+    estimator = _estimator(task, settings)
+    if settings.num_seeds > 1:
+        estimator = average(estimator, settings.num_seeds)
+    rate = optax.cosine_decay_schedule(settings.learning_rate, settings.budget)
+    # hypergradients of noisy trainings ask for a shorter memory of their squares than .999
+    optimizer = optax.adam(rate, b2=0.99)
+    tuner = descent(
+        estimator,
+        task.space,
+        optimizer=optimizer,
+        num_restarts=settings.num_restarts,
+        start=start_of(task, settings),
+    )
+    return tuner, settings.num_seeds * settings.num_restarts
+
+
+def _estimator(task: Task, settings: Settings) -> Estimator:
+    if settings.memory is None:
+        return estimators_named.estimator(
+            settings.estimator, task.problem, task.horizon, task.space
+        )
+    if settings.estimator != "reverse":
+        raise ValueError(
+            f"memory is given with estimator {settings.estimator!r}, expected 'reverse'; leave one out"
+        )
+    num = settings.num_seeds * settings.num_restarts
+    start = spaces.default(task.space)
+    chosen = plan(task.problem, start, task.horizon, settings.memory, num_seeds=num)
+    return reverse(task.problem, task.horizon, backward=chosen.backward)
+
+
+def _bilevel_tuner(task: Task, settings: Settings) -> Tuner:
+    """Build the tuner whose step trains as long as a run, and moves as far as a step of a descent."""
+    method = tuners_named.bilevel_method(settings.bilevel, task.problem)
+    num_iterations = max(1, task.horizon // method.num_updates)
+    rate = settings.learning_rate / num_iterations
+    decay = optax.cosine_decay_schedule(rate, settings.budget * num_iterations)
+    return bilevel(
+        task.problem,
+        task.space,
+        num_iterations,
+        method=method,
+        optimizer=optax.adam(decay),
+        num_restarts=settings.num_restarts,
+        start=start_of(task, settings),
+    )
+
+
+def _controller_tuner(task: Task, settings: Settings) -> Tuner:
+    """Build the tuner whose real leaves learn by the response, or by credit where it does not see them."""
+    policy = multitask(task.space) if task.policy is None else task.policy
+    if not isinstance(policy, Policy):
+        raise ValueError(
+            f"task.policy is {type(policy).__name__}, expected a Policy or None; pass heads.multitask(space)"
+        )
+    credited = settings.response != "unrolled" and policy.log_density is not None
+    scheduled = any(isinstance(d, spaces.Sequence) for d in jax.tree.leaves(task.space))
+    estimator = shared(
+        task.problem,
+        min(WINDOW, task.horizon),
+        policy,
+        response=tuners_named.response(settings.response),
+        draws=sampled(DRAWS),
+        credit=running_mean() if credited else None,
+        restart_every=task.horizon if scheduled else None,
+    )
+    # a tenth for each update, and networks ask for smaller steps than coordinates do
+    rate = optax.cosine_decay_schedule(settings.learning_rate / 10, settings.budget * UPDATES)
+    tuner = controller(
+        task.problem,
+        policy,
+        estimator,
+        UPDATES,
+        optimizer=policy_adam(rate),
+        entropy_bonus=ENTROPY_BONUS,
+        num_candidates=CANDIDATES,
+    )
+    # what cannot work is refused before a study begins
+    jax.eval_shape(lambda key: tuner.step(key, tuner.init(key)), jax.random.key(0))
+    return tuner
+
+
+def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
+    num_generations, size = generations(settings)
+    num, told = num_generations * size, []
+    if settings.warm_start is not None:
+        found = read_trials(settings.warm_start, task.space)
+        told.append(held_trials(found, task.space, settings.warm_start))
+        num += len(told[0].values)
+    space = spaces.dynamic(task.space)
+    searcher = searchers_named.searcher(settings.method, space, num, size, beliefs(settings))
+    searcher = warm_start(searcher, told) if told else searcher
+    scheduler, cost = schedulers_named.scheduler(
+        settings.scheduler, task.problem, task.space, task.horizon, size
+    )
+    shapes = bool(static.static_names(task.space))
+    layout = layout_for(size, settings.devices, settings.chunk, groups=shapes)
+    members = one_shape = population(task.problem, layout=layout)
+    if shapes:
+        members = partitioned(task.problem, task.space, partial(population, layout=layout))
+        one_shape = alike(task.problem, task.space)
+    tuner = search(members, searcher, scheduler, size, space=task.space)
+
+    def generation(key):
+        if not (searcher.host or shapes):
+            return tuner.step(key, tuner.init(key))
+        keys = jax.random.split(key, size)
+        return scheduler(one_shape, key, jax.vmap(partial(spaces.sample, space))(keys))
+
+    jax.eval_shape(generation, jax.random.key(0))  # what cannot be is refused before a study begins
+    return tuner, cost
+
+
+def measured(task: Task, settings: Settings) -> Settings:
+    """Return the settings with the chunk of a search that is fastest within its memory, where that is given."""
+    if settings.method in BY_GRADIENT or settings.memory is None or settings.chunk is not None:
+        return settings
+    size = generations(settings)[1]
+    num_devices = settings.devices or len(jax.devices())
+    keys = jax.random.split(jax.random.key(settings.seed), size)
+    hparams = jax.vmap(lambda key: spaces.sample_constant(task.space, key))(keys)
+    found = fastest_layout(
+        task.problem, hparams, memory=settings.memory, num_devices=num_devices
+    ).layout
+    return settings._replace(chunk=found.width or -(-size // num_devices))
+
+
+def _generations(
+    most: int, num_trials: int, size: int | None = None, num: int | None = None
+) -> tuple[int, int]:
+    """Cut trials into equal generations of at most `most`: how many, and how large.
+
+    Together they are less than one trial a generation more.
+    """
+    if size is None:
+        num = -(-num_trials // most) if num is None else num
+        return num, -(-num_trials // num)
+    return -(-num_trials // size) if num is None else num, size
+
+
+def _num_steps(settings: Settings) -> int:
+    if settings.method in BY_GRADIENT:
+        return settings.budget
+    return generations(settings)[0]
+
+
+def generations(settings: Settings) -> tuple[int, int]:
+    """Return how many generations a search has, and how many trials each."""
+    most = tuners_named.most_trials(settings.method, settings.scheduler)
+    return _generations(most, settings.budget, settings.population, settings.generations)
+
+
+def width(settings: Settings) -> int:
+    """Return how many trials one compiled step makes side by side."""
+    if settings.method == "controller":
+        return CANDIDATES
+    if settings.method in BY_GRADIENT:
+        return settings.num_restarts
+    return generations(settings)[1]

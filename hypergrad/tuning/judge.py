@@ -1,0 +1,222 @@
+"""Judge configurations on fresh seeds: curves, validation objectives and test scores with intervals."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad import space as spaces
+from hypergrad.core import tree
+from hypergrad.core.types import Array, HParams, Key
+from hypergrad.populations import per_shape
+from hypergrad.problem import Problem, Task
+from hypergrad.report.extras import check_diagram, check_snippet
+from hypergrad.report.study import Study
+from hypergrad.searchers import final_values
+from hypergrad.space import static
+from hypergrad.train import init_state, unroll, unroll_losses
+from hypergrad.tuning.provenance import _final_digest
+from hypergrad.tuning.settings import BY_GRADIENT, Settings
+
+CURVE_POINTS = 25
+"""Points of a validation curve."""
+
+
+def judge(
+    task: Task, configurations: dict[str, HParams], key: Key, num_seeds: int
+) -> dict[str, dict[str, Any]]:
+    """Train every configuration on the same fresh seeds and read its curves and test scores.
+
+    Returns:
+        For each name: validation objective of each seed, curves, and the test metric with a 95 %
+        bootstrap interval over test examples (scores averaged over seeds first); empty without a test set.
+    """
+    interval = max(1, task.horizon // CURVE_POINTS)
+    num_chunks, rest = divmod(task.horizon, interval)
+
+    def one(task: Task, hparams: HParams, key: Key) -> tuple[Array, Array, Array]:
+        problem = task.problem
+        state = init_state(problem, key, hparams)
+        valid = problem.valid_batch(jax.random.fold_in(key, 1))
+
+        def objective(state):
+            return problem.objective(state.params, hparams, valid)
+
+        def chunk(state, _):
+            state, losses = unroll_losses(problem, hparams, state, interval)
+            return state, (losses, objective(state))
+
+        first = objective(state)
+        state, (losses, values) = jax.lax.scan(chunk, state, None, length=num_chunks)
+        state, late = unroll_losses(problem, hparams, state, rest)
+        curve = jnp.concatenate([first[None], values, objective(state)[None]])
+        scores = jnp.zeros(0) if task.test is None else task.test(state.params, hparams)
+        return jnp.append(losses.reshape(-1), late), curve, scores
+
+    def build(task: Task):
+        return lambda hparams, keys: jax.lax.map(lambda key: one(task, hparams, key), keys)
+
+    run = per_shape(task, build)
+
+    keys = jax.random.split(key, num_seeds)
+    steps = [*range(0, num_chunks * interval + 1, interval), task.horizon]
+    judged = {}
+    for name, hparams in configurations.items():
+        losses, curves, scores = map(np.asarray, run(hparams, keys))
+        if not rest:
+            curves = curves[:, :-1]
+        judged[name] = {
+            "hparams": tree.named(hparams),
+            "valid": {**_interval(curves[:, -1]), "values": curves[:, -1]},
+            "test": {} if task.test is None else _bootstrap(scores.mean(0)),
+            "train_curve": _curve(np.arange(task.horizon), losses),
+            "valid_curve": _curve(np.asarray(steps[: curves.shape[1]]), curves),
+        }
+    return judged
+
+
+def validate(task: Task, configurations: list[HParams], key: Key, num_seeds: int) -> np.ndarray:
+    """Train every configuration on the same seeds; return its mean validation objective, `[N]`."""
+
+    def one(problem: Problem, hparams: HParams, key: Key) -> Array:
+        state = unroll(problem, hparams, init_state(problem, key, hparams), task.horizon)
+        valid = problem.valid_batch(jax.random.fold_in(key, 1))
+        return problem.objective(state.params, hparams, valid)
+
+    def build(task: Task):
+        return lambda h, keys: jnp.mean(jax.lax.map(lambda key: one(task.problem, h, key), keys))
+
+    mean, keys = per_shape(task, build), jax.random.split(key, num_seeds)
+    return np.array([mean(hparams, keys) for hparams in configurations])
+
+
+def _interval(values: np.ndarray) -> dict[str, Any]:
+    """Mean over seeds and its 95 % interval by Student's t; NaN where an objective is infinite."""
+    with np.errstate(invalid="ignore"):  # the spread of infinite objectives is no number
+        mean = values.mean(0)
+        half = (
+            _t95(len(values)) * values.std(0, ddof=1) / np.sqrt(len(values))
+            if len(values) > 1
+            else np.nan
+        )
+        return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def _t95(num: int) -> float:
+    """Two-sided 95 % quantile of Student's t with num − 1 degrees of freedom."""
+    from scipy.stats import t  # comes with jax
+
+    return float(t.ppf(0.975, num - 1))
+
+
+def _curve(steps: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    """Thin a curve over seeds to what a picture can show."""
+    keep = np.unique(np.round(np.linspace(0, len(steps) - 1, 400)).astype(int))
+    return {"step": steps[keep], **_interval(values[:, keep])}
+
+
+def _bootstrap(scores: np.ndarray, num_resamples: int = 2000) -> dict[str, Any]:
+    """Mean of per-example scores with its 95 % percentile bootstrap interval over examples."""
+    random = np.random.default_rng(0)
+    num = len(scores)
+    means = [scores[random.integers(num, size=num)].mean() for _ in range(num_resamples)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"mean": scores.mean(), "low": low, "high": high, "num": len(scores)}
+
+
+FINALISTS = 10
+"""Settings of each method that are trained again before one of them is chosen."""
+
+
+def _choose(
+    task: Task, settings: Settings, found: Study, method: str, key: Key
+) -> tuple[HParams, float]:
+    """Choose among the finalists of a method by their mean objective over the same seeds."""
+    if found.best is None:
+        start = spaces.default(task.space)
+        return static.restored(task.space, jax.tree.map(np.asarray, start)), float("inf")
+    trials = [
+        (float(value), jax.tree.map(lambda x, m=m: x[m], o.hparams))
+        for o in (found.trials[-FINALISTS:] if method in BY_GRADIENT else found.trials)
+        for m, value in enumerate(final_values(o))
+        if np.isfinite(value)
+    ]
+    finalists = [h for _, h in sorted(trials, key=lambda t: t[0])[:FINALISTS]]
+    finalists.append(found.best)
+    values = validate(task, finalists, key, max(settings.num_seeds, 4))
+    if not np.any(np.isfinite(values)):
+        return static.restored(task.space, found.best), found.best_value
+    best = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
+    return static.restored(task.space, finalists[best]), float(values[best])
+
+
+def _trace(found: Study, cost: float) -> dict[str, Any]:
+    values = [final_values(o) for o in found.trials]
+    lowest = [float(v.min()) for v in values]
+    trace = {
+        "trainings": [cost * (i + 1) for i in range(len(lowest))],
+        "value": lowest,
+        "best": np.minimum.accumulate(lowest) if lowest else [],
+    }
+    names = ("direct_norm", "response_norm", "adjoint_growth")
+    if found.trials and all(name in found.trials[0].info for name in names):
+        members = [int(v.argmin()) for v in values]
+        for name in names:
+            pairs = zip(found.trials, members, strict=True)
+            trace[name] = [float(o.info[name][m]) for o, m in pairs]
+        trace["skipped"] = int(sum(o.info["skipped"].sum() for o in found.trials))
+    return trace
+
+
+def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, Any]:
+    notes = []
+    trace = _trace(found, cost)
+    if trace.get("skipped"):
+        notes.append(f"steps that were not finite, and were skipped: {trace['skipped']}")
+    refused = sum(int(o.info["refused"].sum()) for o in found.trials if "refused" in o.info)
+    if refused:
+        notes.append(
+            f"updates that left the response out, its solve worse than none or not finite: {refused}"
+        )
+    dropped = sum(int(o.info["dropped"].sum()) for o in found.trials if "dropped" in o.info)
+    if dropped:
+        notes.append(
+            f"windows of training dropped because the shared weights diverged: {dropped}; some of the policy's "
+            "rates are too large"
+        )
+    growth = trace.get("adjoint_growth", [])
+    if len(growth) and np.nanmax(growth) > 1.05:
+        worst = int(np.nanargmax(growth))
+        notes.append(
+            f"the adjoint grew by {growth[worst]:.3f} a training step at outer step {worst}: training is "
+            "near chaos there, and its gradients are hardly useful; lower the learning rates"
+        )
+    if found.best is None:
+        notes.append("no trial had a finite objective; 'tuned' shows the defaults")
+    snippet = diagram = None
+    try:
+        snippet = task.snippet and check_snippet(task.snippet, best)
+        diagram = task.diagram and check_diagram(task.diagram, best)
+    except ValueError as error:  # it worked for the defaults; a study is not lost because of it
+        notes.append(str(error))
+    result = {
+        "metric": {"name": task.metric, "higher_is_better": task.higher_is_better},
+        "objective_name": "validation loss",
+        "configurations": judged,
+        "trace": trace,
+        "snippet": snippet,
+        "diagram": diagram,
+        "warnings": notes,
+        "interrupted": found.interrupted or (baseline is not None and baseline.interrupted),
+        "num_seeds": settings.eval_seeds,
+        "digest": found.digest,
+        "final_digest": _final_digest(found, baseline, judged),
+    }
+    if baseline is not None:
+        result["random_trace"] = _trace(baseline, _width(baseline))
+    return result
+
+
+def _width(found: Study) -> int:
+    return len(found.trials[0].values) if found.trials else 1

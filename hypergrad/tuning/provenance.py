@@ -1,0 +1,167 @@
+"""Where a study comes from: its task, files, settings and digests."""
+
+import contextlib
+import hashlib
+import inspect
+import json
+import sys
+import sysconfig
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hypergrad.core import tree
+from hypergrad.problem import Task
+from hypergrad.report.study import Study
+from hypergrad.study.disk import records
+from hypergrad.study.disk.files import read_json, to_plain
+from hypergrad.study.disk.folder import FORMAT
+from hypergrad.tuning import warm_start
+from hypergrad.tuning.build import check_task, width
+from hypergrad.tuning.settings import OPTION, Settings
+from hypergrad.tuning.warm_start import digest_of
+
+
+def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) -> Settings:
+    """Return the settings of a study after comparing its task with `task`.
+
+    Raises:
+        ValueError: in one line, for the first difference.
+    """
+    here = {
+        "task": task.name,
+        "horizon": task.horizon,
+        "space": {n: repr(d) for n, d in tree.named(task.space).items()},
+    }
+    for name, value in here.items():
+        if described.get(name) != value:
+            raise ValueError(
+                f"{name} is {value!r}, expected {described.get(name)!r} as the study has it; "
+                "name its task, with the same arguments"
+            )
+    changed = [
+        f for f, digest in sources(task).items() if _of(described, "sources").get(f) != digest
+    ]
+    if changed and not allow_changes:
+        raise ValueError(
+            f"{', '.join(changed)} changed since the study was started, expected the same source; restore it, "
+            "or pass --allow-changes"
+        )
+    given, usual = _of(described, "settings"), Settings()._asdict()
+    odd = [n for n, value in given.items() if n not in usual or not _fits(n, value, usual[n])]
+    if odd:
+        raise ValueError(
+            f"settings of the study have {odd[0]!r} = {str(given[odd[0]])[:40]!r}, expected a setting and "
+            "a kind of this version; resume with the version of hypergrad that wrote it"
+        )
+    settings = check_task(task, Settings(**given))
+    if described.get("width") != width(settings):
+        raise ValueError(
+            f"width is {width(settings)}, expected {described.get('width')!r} trials a step as the study has; "
+            "resume with the version of hypergrad that wrote it"
+        )
+    warm_start.check_unchanged(task, settings, described)
+    return settings
+
+
+def _fits(name: str, value: Any, usual: Any) -> bool:
+    """Tell whether a setting from a file is of the kind of its default, or of its option where that is None."""
+    if usual is None:
+        return value is None or type(value) is OPTION[name].kind
+    return type(value) is type(usual) or (type(usual) is float and type(value) is int)
+
+
+def _of(described: dict[str, Any], name: str) -> dict[str, Any]:
+    value = described.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _final_digest(found: Study, baseline: Study | None, judged: dict[str, Any]) -> str:
+    """Return the SHA-256 of all that was trained: the method, its baseline, and the comparison of them."""
+    parts = {
+        "version": 1,
+        "outcomes": found.digest,
+        "random": None if baseline is None else baseline.digest,
+        "judged": to_plain(judged),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_result(path: Path, result: dict[str, Any]) -> None:
+    """Raise a `ValueError` where the study is finished already, and did not come out like this.
+
+    Journals are compared step by step, but the comparison at the end has no records.
+    """
+    try:
+        old = read_json(path)
+    except (FileNotFoundError, ValueError):
+        return  # there is none yet, or it is damaged and made again
+    same_outcomes = old.get("digest") == result["digest"] and old.get("interrupted") is False
+    digest = old.get("final_digest")
+    if same_outcomes and digest is not None and digest != result["final_digest"]:
+        raise ValueError(
+            f"the finished study was judged again, and its values differ from those in {str(path)!r}, expected "
+            "the same bits; resume with the task, data, settings, versions and machine it was started with, or "
+            "remove that file to have it judged anew"
+        )
+
+
+def describe_study(task: Task, settings: Settings, details: dict[str, Any]) -> dict[str, Any]:
+    """Return what `study.json` says of a study that is about to begin."""
+    return {
+        "format": FORMAT,
+        "task": task.name,
+        "task_arguments": {},
+        "method": settings.method,
+        "settings": settings._asdict(),
+        "seed": settings.seed,
+        "width": width(settings),
+        "horizon": task.horizon,
+        "space": {n: repr(d) for n, d in tree.named(task.space).items()},
+        "sources": sources(task),
+        "versions": records.machine()["versions"],
+        "device": str(jax.devices()[0]),
+        "command": "hypergrad.tune(...)",
+        "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "description": task.description,
+        **digest_of(task, settings),
+        **details,
+    }
+
+
+def sources(task: Task) -> dict[str, str]:
+    """Name the files outside this package that define a task, each with its SHA-256.
+
+    Those of its functions, and of the modules that these import, but for installed ones. What the code
+    reads, such as data, shows when a resumed study makes a step again.
+    """
+    modules = [inspect.getmodule(f) for f in (*task.problem, task.test) if callable(f)]
+    seen: set[str] = set()
+    found: dict[str, str] = {}
+    while modules:
+        module = modules.pop()
+        path = Path(getattr(module, "__file__", None) or "")
+        if module is None or module.__name__ in seen or not _is_users(path):
+            continue
+        seen.add(module.__name__)
+        with contextlib.suppress(OSError):
+            found[_file_name(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+        for value in list(vars(module).values()):
+            modules.append(value if inspect.ismodule(value) else inspect.getmodule(type(value)))
+            name = getattr(value, "__module__", None)
+            modules.append(sys.modules.get(name) if isinstance(name, str) else None)
+    return dict(sorted(found.items()))
+
+
+def _file_name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}" if path.name == "__init__.py" else path.name
+
+
+def _is_users(path: Path) -> bool:
+    """Tell whether a source file is the user's own: not of this package, of Python, or installed."""
+    if path.suffix != ".py" or {"site-packages", "dist-packages"} & set(path.parts):
+        return False
+    places = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")))
+    return not any(path.is_relative_to(place) for place in places)

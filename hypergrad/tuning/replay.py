@@ -1,0 +1,149 @@
+"""Train one trial of a study again and show where it went wrong."""
+
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hypergrad import study
+from hypergrad.core import tree
+from hypergrad.core.types import Key, PyTree
+from hypergrad.estimators import named as estimators_named
+from hypergrad.estimators.base import split_key
+from hypergrad.populations import fixed
+from hypergrad.problem import Problem, Task
+from hypergrad.schedulers import named as schedulers_named
+from hypergrad.searchers import Trials
+from hypergrad.space import static
+from hypergrad.study.disk.folder import check_folder
+from hypergrad.train import TrainState, init_state, step, unroll, unroll_losses
+from hypergrad.tuning.build import build
+from hypergrad.tuning.provenance import check_same_task
+from hypergrad.tuning.resume import _as_task
+from hypergrad.tuning.settings import Settings
+
+
+class Replayed(NamedTuple):
+    """A trial that was trained again.
+
+    Attributes:
+        trial: what came of it, to the bits that its record has.
+        hparams: {leaf name: value} it was trained with.
+        losses: `[num_runs, steps]`, the training losses of its runs (one, or one a seed averaged over).
+        first_nonfinite: the first training step of any run whose loss is not finite; None where all are.
+        where: the operation that made it so, with its place in the source; None if not looked for.
+    """
+
+    trial: study.Trial
+    hparams: dict[str, Any]
+    losses: np.ndarray
+    first_nonfinite: int | None
+    where: str | None
+
+
+def replay(
+    task: Task | Problem,
+    directory: str | Path,
+    trial: int,
+    *,
+    space: PyTree | None = None,
+    debug_nans: bool = False,
+    allow_changes: bool = False,
+) -> Replayed:
+    """Train one trial of a study again, to the same bits, and look at its training losses.
+
+    **Cost:** the steps of the study from its newest checkpoint before the trial on, and its trainings.
+
+    Args:
+        task: the same as at the start.
+        directory: of the study, which may be running.
+        trial: its number, counted from 0 over all members of all steps.
+        space: of a `Problem`, the same as at the start.
+        debug_nans: run the training step that went wrong operation by operation, to name the first
+            that made a NaN or an infinity.
+        allow_changes: go on although the task's source files are not what they were.
+
+    Raises:
+        ValueError: where there is no such trial, or it does not come out as recorded.
+    """
+    folder = check_folder(directory)
+    described = study.read_description(folder)
+    task = _as_task(task, space, described)
+    settings = check_same_task(task, described, allow_changes)
+    online = settings.method == "descent" and settings.estimator in estimators_named.ONLINE
+    if online or settings.method in ("bilevel", "controller"):
+        how = settings.estimator if online else settings.method
+        raise ValueError(
+            f"the study is by {how!r}, whose training goes on from trial to trial, expected one that trains "
+            "every trial from its start; use hypergrad.study.replay, which makes the steps again"
+        )
+    if settings.scheduler in schedulers_named.BY_COPIES:
+        raise ValueError(
+            f"the study is by {settings.scheduler!r}, whose members go on from one another, expected one "
+            "that trains every trial from its start; use hypergrad.study.replay, which makes the steps again"
+        )
+    found = study.replay_trial(build(task, settings)[0], folder, trial)
+    label, free = static.split(task.space, found.outcome.hparams)
+    task, hparams = fixed(task, label), jax.tree.map(jax.numpy.asarray, free)
+    keys = _training_keys(found.outcome, settings)
+    num_steps = int(found.outcome.steps)
+
+    @jax.jit
+    def train(key):
+        return unroll_losses(
+            task.problem, hparams, init_state(task.problem, key, hparams), num_steps
+        )[1]
+
+    losses = np.stack([np.asarray(train(key)) for key in keys])
+    bad = ~np.isfinite(losses)
+    first = int(np.argmax(bad.any(0))) if bad.any() else None
+    where = None
+    if debug_nans:
+        run = 0 if first is None else int(np.argmax(bad[:, first]))
+        last = num_steps if first is None else first
+        where = _first_bad_operation(task, hparams, keys[run], last)
+    return Replayed(found, tree.named(found.outcome.hparams), losses, first, where)
+
+
+def _training_keys(outcome: Trials, settings: Settings) -> list[Key]:
+    """Return the keys of the trial's training runs, as `init_state` takes them."""
+    key = jax.numpy.asarray(outcome.info["key"])
+    key = jax.random.wrap_key_data(key)
+    if settings.method != "descent":
+        return [key]
+    keys = jax.random.split(key, settings.num_seeds) if settings.num_seeds > 1 else [key]
+    return [split_key(k)[0] for k in keys]
+
+
+def _first_bad_operation(task: Task, hparams: Any, key: Key, last: int) -> str | None:
+    """Run the steps around a non-finite loss operation by operation, and name the first bad one.
+
+    The weights that made the loss of step `last` came from the step before it; after the last step, the
+    objective follows.
+    """
+    problem, start = task.problem, max(0, last - 1)
+    state: TrainState = jax.jit(
+        lambda key: unroll(problem, hparams, init_state(problem, key, hparams), start)
+    )(key)
+    try:
+        with jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit():
+            for _ in range(start, min(last + 1, task.horizon)):
+                state, _ = step(problem, hparams, state)
+            if last == task.horizon:
+                problem.objective(state.params, hparams, problem.valid_batch(state.key))
+    except FloatingPointError as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        mine = [f for f in frames if not Path(f.filename).is_relative_to(_HERE) and _is_code(f)]
+        place = f", {mine[-1].filename}:{mine[-1].lineno}: {mine[-1].line}" if mine else ""
+        return str(error).splitlines()[0].rstrip(".") + place
+    return None
+
+
+_HERE = Path(__file__).parent
+
+
+def _is_code(frame: traceback.FrameSummary) -> bool:
+    """Tell whether a frame is of somebody's own code, not of a library."""
+    return "site-packages" not in frame.filename and not frame.filename.startswith("<")

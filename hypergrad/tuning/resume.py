@@ -1,0 +1,69 @@
+"""Go on with a study of a task, or train one of its trials again and show where it went wrong."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hypergrad import study
+from hypergrad.core.types import PyTree
+from hypergrad.problem import Problem, Task
+from hypergrad.report.study import Study
+from hypergrad.study import Callback, Listeners
+from hypergrad.study.disk.folder import lock
+from hypergrad.tuning.build import as_task, build
+from hypergrad.tuning.provenance import check_same_task
+from hypergrad.tuning.tune import collected_warnings, complete
+
+
+def resume(
+    task: Task | Problem,
+    directory: str | Path,
+    *,
+    space: PyTree | None = None,
+    allow_changes: bool = False,
+    callbacks: Iterable[Callback] = (),
+) -> Study:
+    """Go on with a study where it ended, and finish it as if it never had.
+
+    Everything but the task is read from the folder: settings, seed, what a step costs. The task is code,
+    and code is never loaded because a file names it.
+
+    Args:
+        task: the same as at the start.
+        directory: of the study.
+        space: of a `Problem`, the same as at the start.
+        allow_changes: go on although the task's source files are not what they were.
+        callbacks: told of every step that was not taken before.
+
+    Raises:
+        ValueError: where there is no study, it is of another task, or it cannot be repeated here.
+    """
+    with lock(directory) as folder:
+        described = study.read_description(folder.path)
+        task = _as_task(task, space, described)
+        settings = check_same_task(task, described, allow_changes)
+        cost = described.get("cost")
+        if not isinstance(cost, (int, float)) or not 0 < cost < float("inf"):
+            raise ValueError(
+                f"{str(folder.path / 'study.json')!r}: cost is {cost!r}, expected a positive number; "
+                "resume it with study.resume"
+            )
+        with collected_warnings() as caught:
+            return complete(
+                task,
+                settings,
+                build(task, settings),
+                folder,
+                described,
+                Listeners(callbacks),
+                caught,
+                cost,
+            )
+
+
+def _as_task(task: Any, space: PyTree | None, described: dict[str, Any]) -> Task:
+    """Return the task, or that of a problem: its horizon is the one that the study was started with."""
+    horizon = described.get("horizon")
+    if not isinstance(task, Problem) or type(horizon) is not int:
+        horizon = None
+    return as_task(task, space, horizon)

@@ -1,0 +1,173 @@
+"""What a study begins with: the trials of an earlier one, and what the user believes."""
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad import space as spaces
+from hypergrad.core import tree
+from hypergrad.core.types import HParams, PyTree
+from hypergrad.problem import Task
+from hypergrad.searchers import Belief, Trials, final_values
+from hypergrad.searchers.beliefs import check_beliefs
+from hypergrad.searchers.wrappers import is_held
+from hypergrad.space import static
+from hypergrad.study import StudyWarning
+from hypergrad.study.disk import records
+from hypergrad.study.disk.folder import check_folder
+from hypergrad.study.disk.journal import read_records
+from hypergrad.tuning.settings import Settings
+
+
+def read_trials(directory: str | Path, space: PyTree) -> Trials:
+    """Read the trials of a study as one outcome of `space.dynamic`, without its code and its settings.
+
+    Trials with a value outside the space are left out, with a `StudyWarning`: the bounds may have been
+    moved since.
+
+    Args:
+        directory: of the study, which may be running.
+        space: of the study to come, with the same leaves and shapes.
+
+    Raises:
+        ValueError: in one line, where there is no study, it is of other hyperparameters, or no trial of it
+            is within the space.
+    """
+    path = check_folder(directory)
+    name = f"warm_start is {str(path)!r:.200}"
+    try:
+        found = [_outcome(record, space, name) for record in read_records(path / "journal.jsonl")]
+    except FileNotFoundError:
+        found = []
+    if not found:
+        raise ValueError(f"{name}, which has no trials yet, expected a study; name its folder")
+    joined = jax.tree.map(lambda *xs: np.concatenate(xs), *found)
+    inside = np.array([_is_inside(space, joined.hparams, m) for m in range(len(joined.values))])
+    if not inside.any():
+        raise ValueError(
+            f"{name}, none of whose {len(inside)} trials is within the space, expected one that is; widen the "
+            "space, or name another study"
+        )
+    if not inside.all():
+        text = f"{np.sum(~inside)} of {len(inside)} trials lie outside the space and are left out"
+        warnings.warn(f"{name}: {text}", StudyWarning, stacklevel=2)
+    kept = jax.tree.map(lambda x: x[inside], joined)
+    numbers = static.numbered(space, kept.hparams)
+    return kept._replace(hparams=numbers, parent=jnp.arange(inside.sum(), dtype=jnp.int32))
+
+
+def _outcome(record: dict[str, Any], space: PyTree, name: str) -> Trials:
+    """Return the trials of one record, without what only people read."""
+    names, hparams, values = tree.leaf_names(space), record.get("hparams"), record.get("values")
+    leaves = list(hparams) if isinstance(hparams, dict) else None
+    if leaves != names or not isinstance(values, list):
+        raise ValueError(
+            f"{name}, whose trials have the leaves {leaves!s:.200}, expected those of the space, "
+            f"{names}; name a study of the same hyperparameters"
+        )
+    num = len(values)
+    default = spaces.default(spaces.dynamic(space))
+    like = jax.tree.map(lambda x: jnp.zeros((num, *np.shape(x)), x.dtype), default)
+    like = static.named_options(space, like)
+    whole, floats = jnp.zeros(num, jnp.int32), jnp.zeros(num)
+    try:
+        found = records.decode(record | {"info": {}}, Trials(like, floats, whole, whole, {}))
+    except ValueError:
+        found = None
+    if found is None or jax.tree.map(np.shape, found.hparams) != jax.tree.map(np.shape, like):
+        raise ValueError(
+            f"{name}, whose step {record.get('step')} has other shapes or kinds of numbers, expected those "
+            "of the space; name a study of the same hyperparameters and horizon"
+        )
+    return found
+
+
+def _is_inside(space: PyTree, hparams: HParams, member: int) -> bool:
+    try:
+        spaces.check_value(space, jax.tree.map(lambda x: x[member], hparams))
+    except ValueError:
+        return False
+    return True
+
+
+def held_trials(outcome: Trials, space: PyTree, directory: str | Path) -> Trials:
+    """Keep the trials whose long schedules are constant, as a search holds them.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    kept = is_held(space, outcome.hparams)
+    if not kept.any():
+        raise ValueError(
+            f"warm_start is {str(directory)!r:.200}, whose schedules all change over time, expected some "
+            "that are constant, as a search holds them; name another study, or begin a descent with it"
+        )
+    return jax.tree.map(lambda x: x[kept], outcome)
+
+
+def best_trial(outcome: Trials) -> HParams:
+    """Return the hparams with the lowest objective among those trained longest.
+
+    Raises:
+        ValueError: where no objective is finite.
+    """
+    values = final_values(outcome)
+    member = int(np.argmin(values))
+    if not np.isfinite(values[member]):
+        raise ValueError(
+            "warm_start has no trial with a finite objective, expected one; name another study"
+        )
+    return jax.tree.map(lambda x: x[member], outcome.hparams)
+
+
+def beliefs(settings: Settings, space: PyTree | None = None) -> dict[str, Belief]:
+    """Return what the settings believe, checked against a space where one is given."""
+    found = {name: Belief(*pair) for name, pair in (settings.prior or {}).items()}
+    if found and space is not None:
+        check_beliefs(spaces.dynamic(space), found, "prior")
+    return found
+
+
+def start_of(task: Task, settings: Settings) -> HParams | None:
+    """Return where a descent starts: at the best of an earlier study, with the values that are believed.
+
+    None where the settings have neither.
+    """
+    if settings.warm_start is None and not settings.prior:
+        return None
+    start = spaces.default(task.space)
+    if settings.warm_start is not None:
+        start = best_trial(read_trials(settings.warm_start, task.space))
+    believed = beliefs(settings)
+
+    def leaf(name, x):
+        value = believed[name].value if name in believed else x
+        return jnp.asarray(np.broadcast_to(value, np.shape(x)), jnp.result_type(float))
+
+    leaves = map(leaf, tree.leaf_names(start), jax.tree.leaves(start))
+    return jax.tree.unflatten(jax.tree.structure(start), list(leaves))
+
+
+def digest_of(task: Task, settings: Settings) -> dict[str, str]:
+    """Return what `study.json` notes of the earlier study; nothing where there is none."""
+    if settings.warm_start is None:
+        return {}
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(read_trials(settings.warm_start, task.space)):
+        found.update(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())
+    return {"warm_start_digest": found.hexdigest()}
+
+
+def check_unchanged(task: Task, settings: Settings, described: dict[str, Any]) -> None:
+    """Raise a `ValueError` where the earlier study is not what it was when this one was started."""
+    for name, value in digest_of(task, settings).items():
+        if described.get(name) != value:
+            raise ValueError(
+                f"the trials in {settings.warm_start!r:.200} are not those that the study began with, "
+                "expected the same; restore that folder"
+            )
