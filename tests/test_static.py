@@ -14,7 +14,7 @@ import hypergrad as hg
 from hypergrad import study
 from hypergrad.cli import main as cli
 from hypergrad.populations import devices, layout_for, looped, population
-from hypergrad.problem import Problem, Task
+from hypergrad.problem import Problem, Task, with_hparams
 from hypergrad.searchers import random, warm_start
 from hypergrad.space import Choice, Integer, LogReal, dynamic, static
 from hypergrad.study import StudyWarning
@@ -292,7 +292,7 @@ def test_an_option_that_does_not_work_is_found_before_training():
 
 def test_a_space_of_static_dimensions_only():
     space = {"width": Integer(2, 3, static=True)}
-    problem = hypergrad.problem.with_hparams(PROBLEM, lambda h: {"act": "sin", "lr": 0.1} | h)
+    problem = with_hparams(PROBLEM, lambda h: {"act": "sin", "lr": 0.1} | h)
     found = hg.tune(problem, space, horizon=2, method="grid", budget=2, eval_seeds=2, num_seeds=1)
     assert sorted(found.table()["width"]) == [2, 3] and found.best["width"] in (2, 3)
 

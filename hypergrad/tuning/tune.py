@@ -17,6 +17,7 @@ from hypergrad.estimators import Estimator
 from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.problem import Problem, Task
 from hypergrad.report.study import Study
+from hypergrad.schedulers.base import SchedulerWarning
 from hypergrad.searchers import Trials, final_values
 from hypergrad.study import Callback, Listeners, Progress, StudyWarning
 from hypergrad.study.disk.files import write_json
