@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad.core.checks import check_bytes, check_positive, check_whole, is_number
+from hypergrad.core.checks import (
+    check_bytes,
+    check_function,
+    check_kind,
+    check_least,
+    check_positive,
+    check_share,
+    check_whole,
+    is_number,
+)
 
 
 def test_numbers_of_python_and_whole_ones_of_numpy_pass():
@@ -52,3 +61,39 @@ def test_positive_numbers_are_finite(value):
         ValueError, match=r"scale is .*, expected a positive number; pass e.g. scale=0.01"
     ):
         check_positive("scale", value)
+
+
+@pytest.mark.parametrize(
+    ("span", "inside", "outside"),
+    [
+        ("[0, 1]", (0, 0.5, 1, np.float64(1)), (-1e-9, 1.1, float("nan"), True, "0.5", None)),
+        ("(0, 1)", (0.5,), (0, 1, np.ones(2))),
+        ("(0, 1]", (1e-9, 1), (0, 2)),
+        ("[0, 10)", (0, 9.5), (10, -1)),
+    ],
+)
+def test_an_interval_includes_the_ends_that_its_brackets_say(span, inside, outside):
+    for value in inside:
+        check_share("rho", value, span)
+    for value in outside:
+        with pytest.raises(ValueError, match=r"^rho is .*, expected a share in .*; pass e.g. 0.1$"):
+            check_share("rho", value, span, example=0.1)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), True, "1", None, np.ones(3)])
+def test_a_number_of_at_least_the_least(value):
+    check_least("scale", 0)
+    message = r"^scale is .*, expected a number of at least 0; pass e.g. 1.0$"
+    with pytest.raises(ValueError, match=message):
+        check_least("scale", value)
+
+
+def test_kinds_and_functions():
+    check_kind("count", 3, int, "3")
+    with pytest.raises(ValueError, match=r"^count is str 'a', expected an int; pass e.g. 3$"):
+        check_kind("count", "a", int, "3")
+    check_function("draw", len, "len")
+    with pytest.raises(ValueError, match=r"^draw is 3, expected a function; pass e.g. len$"):
+        check_function("draw", 3, "len")
+    with pytest.raises(ValueError, match=r"^draw is an array of shape \(2,\) and dtype float"):
+        check_function("draw", jnp.ones(2), "len")

@@ -1,4 +1,4 @@
-"""Checks of the numbers that a caller passes, made before anything compiles."""
+"""The shared vocabulary of checks: what a caller passes, judged at the door before anything compiles."""
 
 import difflib
 import math
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def is_whole(value: Any) -> bool:
-    """Tell whether a value is a whole number, of Python or numpy; True and False are none."""
+    """Tell whether a value is a whole number, of Python or numpy; True and False do not count as numbers."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value is a real number of Python, infinity and NaN included; True and False are none."""
+    """Tell whether a value is a real number of Python, infinity and NaN included; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -22,9 +22,7 @@ def check_whole(name: str, value: Any, least: int = 1, *, example: int = 10) -> 
     """Return `value` as an int if it is a whole number of at least `least`, or raise a `ValueError`."""
     whole = is_whole(value)
     if not whole or value < least:
-        got = f"{value!r:.80}"
-        if hasattr(value, "dtype") and not whole:
-            got = f"an array of shape {value.shape} and dtype {value.dtype}"
+        got = f"{value!r:.80}" if whole else _got(value)
         raise ValueError(
             f"{name} is {got}, expected a whole number of at least {least}; pass e.g. {name}={example}"
         )
@@ -37,6 +35,52 @@ def check_positive(name: str, value: Any, *, example: float = 0.01) -> None:
         raise ValueError(
             f"{name} is {value!r:.80}, expected a positive number; pass e.g. {name}={example}"
         )
+
+
+def check_least(name: str, value: Any, least: float = 0, *, example: float = 1.0) -> None:
+    """Raise a `ValueError` unless `value` is a finite number of at least `least`."""
+    if not is_number(value) or not least <= value < math.inf:
+        raise ValueError(
+            f"{name} is {_got(value)}, expected a number of at least {least}; pass e.g. {example}"
+        )
+
+
+def check_share(
+    name: str, value: Any, span: str = "[0, 1]", *, what: str = "a share", example: float = 0.5
+) -> None:
+    """Raise a `ValueError` unless `value` lies in an interval.
+
+    Args:
+        name: the argument.
+        value: what the caller passed.
+        span: the interval as it is written, such as "(0, 1]"; a bracket includes its end.
+        what: kind of number in words, such as "a number" or "a share of the range".
+        example: a value that would do.
+    """
+    low, high = map(float, span[1:-1].split(","))
+    if (
+        not is_number(value)
+        or not low <= value <= high
+        or (span[0] == "(" and value == low)
+        or (span[-1] == ")" and value == high)
+    ):
+        raise ValueError(f"{name} is {_got(value)}, expected {what} in {span}; pass e.g. {example}")
+
+
+def check_kind(name: str, value: Any, kind: type, example: str) -> None:
+    """Raise a `ValueError` unless `value` is an instance of `kind`."""
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOaeio" else "a"
+        raise ValueError(
+            f"{name} is {type(value).__name__} {str(value)[:60]!r}, expected {article} {kind.__name__}; "
+            f"pass e.g. {example}"
+        )
+
+
+def check_function(name: str, value: Any, example: str) -> None:
+    """Raise a `ValueError` unless `value` can be called."""
+    if not callable(value):
+        raise ValueError(f"{name} is {_got(value)}, expected a function; pass e.g. {example}")
 
 
 def check_bytes(memory: Any) -> None:
@@ -71,3 +115,9 @@ def nearest(name: str, known: Collection[str]) -> str | None:
     """Return the one of `known` that `name` most looks like, None where none comes near."""
     near = difflib.get_close_matches(str(name)[:100], list(known), n=1, cutoff=0.4)
     return near[0] if near else None
+
+
+def _got(value: Any) -> str:
+    if hasattr(value, "dtype") and not is_number(value):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return f"{value!r:.80}"

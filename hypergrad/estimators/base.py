@@ -86,12 +86,3 @@ def mean_and_error(each: PyTree) -> tuple[PyTree, PyTree]:
         return jnp.std(x, 0, ddof=1) / jnp.sqrt(x.shape[0])
 
     return jax.tree.map(lambda x: jnp.mean(x, 0), each), jax.tree.map(error, each)
-
-
-def check_kind(name: str, value: Any, kind: type, example: str) -> None:
-    """Raise a `ValueError` unless an argument is of its kind."""
-    if not isinstance(value, kind):
-        raise ValueError(
-            f"{name} is {type(value).__name__} {str(value)[:60]!r}, expected a {kind.__name__}; "
-            f"pass e.g. {example}"
-        )

@@ -11,10 +11,9 @@ from jax import core
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.checks import check_kind, check_whole, is_number
 from hypergrad.core.types import Array, Key, PyTree
 from hypergrad.estimators import Estimate, Estimator
-from hypergrad.estimators.base import check_kind
 from hypergrad.estimators.policies import Policy, SharedState, cosine, draw_outcomes, mean_of_others
 from hypergrad.problem import Problem, check_problem
 from hypergrad.searchers import Trials

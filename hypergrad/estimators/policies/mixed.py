@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole
+from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.types import Array, PyTree
 from hypergrad.estimators.advice import advice
 from hypergrad.estimators.base import (
@@ -14,7 +14,6 @@ from hypergrad.estimators.base import (
     Estimator,
     Precondition,
     Through,
-    check_kind,
     check_real,
     first_nonfinite,
     split_key,

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole
+from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.types import Array, PyTree
-from hypergrad.estimators.base import Estimate, Estimator, check_kind, mean_and_error
+from hypergrad.estimators.base import Estimate, Estimator, mean_and_error
 from hypergrad.estimators.policies.policy import factorized
 from hypergrad.estimators.policies.relaxations import Relaxation, gumbel_softmax, relax
 from hypergrad.train import earliest

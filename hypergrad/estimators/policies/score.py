@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole
+from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
     Precondition,
     Through,
-    check_kind,
     first_nonfinite,
     mean_and_error,
     split_key,

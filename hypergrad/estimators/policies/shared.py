@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from hypergrad.core import tree
 from hypergrad.core.autodiff import depends
-from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.checks import check_kind, check_whole, is_number
 from hypergrad.core.types import Array, HParams, Params, PyTree
-from hypergrad.estimators.base import Estimate, Estimator, check_kind, first_nonfinite
+from hypergrad.estimators.base import Estimate, Estimator, first_nonfinite
 from hypergrad.estimators.implicit.response import inner_loss, past_the_loss
 from hypergrad.estimators.policies.baselines import Baseline
 from hypergrad.estimators.policies.draws import Draws, check_policy, check_shared, expected, sampled
