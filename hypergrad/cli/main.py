@@ -432,7 +432,7 @@ def _list(given: argparse.Namespace, command: str) -> int:
 
     tasks = known_tasks()
     methods, schedulers = dict(registry.METHODS), dict(registry.SCHEDULERS)
-    estimators = {name: first_line(factory) for name, factory in registry.ESTIMATORS.items()}
+    estimators = {name: method.sentence for name, method in registry.ESTIMATORS.items()}
     bilevel = {name: first_line(factory) for name, factory in registry.BILEVEL.items()}
     responses = dict(registry.RESPONSES)
     logs = {name: first_line(factory) for name, factory in LOGS.items()}

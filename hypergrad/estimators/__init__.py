@@ -1,11 +1,12 @@
 """Hypergradient estimators: one method, one file, one contract (`base.Estimator`)."""
 
+from hypergrad.core.methods import Method, by_name
 from hypergrad.estimators.advice import advice, structural_zeros
 from hypergrad.estimators.average import AverageInfo, average
 from hypergrad.estimators.base import Estimate, Estimator
-from hypergrad.estimators.evolution.evolution import EvolutionInfo, es, nres, pes
+from hypergrad.estimators.evolution.evolution import ES, NRES, PES, EvolutionInfo, es, nres, pes
 from hypergrad.estimators.evolution.pairs import Target, final_objective, mean_objective
-from hypergrad.estimators.implicit.implicit import ImplicitInfo, ImplicitState, implicit
+from hypergrad.estimators.implicit.implicit import IMPLICIT, ImplicitInfo, ImplicitState, implicit
 from hypergrad.estimators.policies.mixed import MixedInfo, mixed, no_response
 from hypergrad.estimators.policies.relaxed import RelaxedInfo, relaxed
 from hypergrad.estimators.policies.score import ScoreInfo, score, score_shared
@@ -13,16 +14,37 @@ from hypergrad.estimators.policies.shared import SharedInfo, SharedState, shared
 from hypergrad.estimators.unrolled.adjoint import mixed_mode, plain
 from hypergrad.estimators.unrolled.base import UnrollInfo
 from hypergrad.estimators.unrolled.darts import central_difference, darts, exact_product
-from hypergrad.estimators.unrolled.drift import DriftInfo, drift
-from hypergrad.estimators.unrolled.forward import forward
-from hypergrad.estimators.unrolled.hd import hd
+from hypergrad.estimators.unrolled.drift import DRIFT, DriftInfo, drift
+from hypergrad.estimators.unrolled.forward import FORWARD, forward
+from hypergrad.estimators.unrolled.hd import HD, hd
 from hypergrad.estimators.unrolled.online import OnlineInfo, OnlineState
-from hypergrad.estimators.unrolled.reverse import Plan, plan, reverse
-from hypergrad.estimators.unrolled.reversible import ReversibleInfo, reversible
-from hypergrad.estimators.unrolled.rtho import rtho
-from hypergrad.estimators.unrolled.truncated import one_step, truncated
+from hypergrad.estimators.unrolled.reverse import REVERSE, Plan, plan, reverse
+from hypergrad.estimators.unrolled.reversible import REVERSIBLE, ReversibleInfo, reversible
+from hypergrad.estimators.unrolled.rtho import RTHO, rtho
+from hypergrad.estimators.unrolled.truncated import ONE_STEP, TRUNCATED, one_step, truncated
+
+ESTIMATORS: dict[str, Method] = by_name(
+    REVERSE,
+    FORWARD,
+    TRUNCATED,
+    IMPLICIT,
+    DRIFT,
+    REVERSIBLE,
+    ONE_STEP,
+    RTHO,
+    HD,
+    ES,
+    PES,
+    NRES,
+)
+"""The estimators that the command line offers; `make(problem, horizon, space)` builds one."""
+
+ONLINE = (ONE_STEP.name, RTHO.name, HD.name)
+"""Estimators whose training goes on from one hypergradient to the next."""
 
 __all__ = [
+    "ESTIMATORS",
+    "ONLINE",
     "AverageInfo",
     "DriftInfo",
     "Estimate",

@@ -12,9 +12,9 @@ from hypergrad import estimators, space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_bytes, check_whole
 from hypergrad.core.types import HParams, PyTree
-from hypergrad.estimators import named as estimators_named
 from hypergrad.estimators.advice import EXPLODED, StructuralZeroWarning, structural_zeros
 from hypergrad.estimators.base import Estimator, first_nonfinite
+from hypergrad.estimators.evolution.evolution import PES, quarter
 from hypergrad.estimators.implicit.response import (
     check_implicit,
     default_batch,
@@ -51,9 +51,6 @@ FEW = 2
 MOST_ENUMERATED = 8
 """Combinations of integers and choices up to which all are taken in every step."""
 
-IN_CHAOS = ("pes", "evolution")
-"""Names of `registry.ESTIMATORS` that take runs whose gradients explode, the best first."""
-
 
 class Recommendation(NamedTuple):
     """An estimator and why.
@@ -80,7 +77,7 @@ def recommend(
     """Say which estimator to use on a problem, and why.
 
     In this order: what the leaves are (drawn ones need `score` or `mixed`); whether gradients through the run
-    explode (an evolutionary estimator where there is one, else `truncated`); whether training comes to rest
+    explode (`pes`); whether training comes to rest
     and every leaf acts through the loss alone (`implicit`); how many hyperparameters there are (`forward` for
     one or two); what fits the memory (`reverse`, else `drift` and `reversible` where the optimizer is SGD with
     momentum, else segments, else `forward` or `truncated`).
@@ -191,14 +188,8 @@ def _real(case: _Case) -> Recommendation:
             f"{_names(zeros)} has a hypergradient of zero by structure (a sign, a rounding, an integer); "
             "search it"
         )
-    evolution = next((name for name in IN_CHAOS if name in estimators_named.ESTIMATORS), None)
     if len(zeros) == len(jax.tree.leaves(hparams)):
-        if evolution is None:
-            raise ValueError(
-                f"no hyperparameter has a hypergradient: {reasons[0]}, expected at least one; "
-                "use method 'random', or an optimizer without sign"
-            )
-        return _named(evolution, case, [*reasons, "values alone say what it does"])
+        return _pes(case, [*reasons, "values alone say what it does"])
     rest, growth = _measure(case)
 
     if growth > CHAOTIC_GROWTH and horizon * math.log(growth) > math.log(EXPLODED):
@@ -206,14 +197,7 @@ def _real(case: _Case) -> Recommendation:
             f"the adjoint grows by {growth:.2f} a step over {min(horizon, SHORT)} steps: gradients through all "
             f"{horizon} explode"
         )
-        if evolution is not None:
-            return _named(evolution, case, reasons)
-        window = max(1, int(math.log(10) / math.log(growth)))
-        reasons.append(f"within {window} steps it grows less than tenfold")
-        estimator = estimators.truncated(problem, horizon, window)
-        return Recommendation(
-            "truncated", estimator, f"truncated(problem, {horizon}, {window})", reasons
-        )
+        return _pes(case, reasons)
     reasons.append(f"the adjoint grows by {growth:.3f} a step: gradients through the run are sound")
 
     estimator = _at_rest(case, rest, reasons)
@@ -378,12 +362,11 @@ def _undone(case: _Case, reasons: list[str]) -> Recommendation | None:
     return None
 
 
-def _named(name: str, case: _Case, reasons: list[str]) -> Recommendation:
-    """Build one of the evolution estimators by its name in the registry."""
-    estimator = estimators_named.estimator(name, case.problem, case.horizon, case.space)
-    window = f", {estimators_named.quarter(case.horizon)}" if name in ("pes", "nres") else ""
-    call = f"{name}(problem, {case.horizon}{window}, space=space)"
-    return Recommendation(name, estimator, call, reasons)
+def _pes(case: _Case, reasons: list[str]) -> Recommendation:
+    """Build `pes` as the command line does."""
+    estimator = PES.make(case.problem, case.horizon, case.space)
+    call = f"pes(problem, {case.horizon}, {quarter(case.horizon)}, space=space)"
+    return Recommendation("pes", estimator, call, reasons)
 
 
 def _bytes(estimator: Estimator, hparams: HParams) -> int:

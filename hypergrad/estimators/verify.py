@@ -13,9 +13,9 @@ from hypergrad.core import tree
 from hypergrad.core.autodiff import depends
 from hypergrad.core.checks import check_whole
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators import named as estimators_named
 from hypergrad.estimators.base import Estimator, split_key
-from hypergrad.estimators.evolution.evolution import es, nres, pes
+from hypergrad.estimators.evolution.evolution import es, nres, pes, quarter
+from hypergrad.estimators.implicit.implicit import implicit
 from hypergrad.estimators.policies import (
     Policy,
     check_policy,
@@ -327,7 +327,7 @@ def _deterministic(problem: Problem, horizon: int, slopes: Slopes) -> dict[str, 
         "reverse, plain": (reverse(problem, horizon, backward=plain()), True),
         "forward": (forward(problem, horizon, chunk=16), True),
         "truncated, a quarter": (
-            estimators_named.estimator("truncated", problem, horizon, None),
+            truncated(problem, horizon, max(1, horizon // 4)),
             False,
         ),
         "truncated, warm start": (truncated(problem, horizon, horizon, warm_start=True), whole),
@@ -335,7 +335,7 @@ def _deterministic(problem: Problem, horizon: int, slopes: Slopes) -> dict[str, 
         "darts": (darts(problem, VIRTUAL, horizon), False),
         "rtho, from its start": (rtho(problem, horizon), True),
         "hd": (hd(problem, horizon), False),
-        "implicit": (estimators_named.estimator("implicit", problem, horizon, None), False),
+        "implicit": (implicit(problem, horizon), False),
         "drift": (drift(problem, horizon), True),
         "reversible": (reversible(problem, horizon, min_momentum=0.25), True),
     }
@@ -345,7 +345,7 @@ def _deterministic(problem: Problem, horizon: int, slopes: Slopes) -> dict[str, 
 def _evolution(problem: Problem, horizon: int, space: PyTree, slopes: Slopes) -> dict[str, Case]:
     """Make the evolution estimators, with moves small enough to compare them with the gradient itself."""
     moves: dict[str, Any] = {"sigma": SIGMA, "space": space}
-    window = estimators_named.quarter(horizon)
+    window = quarter(horizon)
     made = {
         "es": es(problem, horizon, **moves, num_pairs=8),
         "pes": pes(problem, horizon, window, **moves, num_pairs=32),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from hypergrad.core.checks import check_name
 from hypergrad.core.solve import cg, positive
-from hypergrad.estimators.named import ESTIMATORS
+from hypergrad.estimators import ESTIMATORS
 from hypergrad.estimators.policies import Response, at_rest, left_out, unrolled
 from hypergrad.problem import Problem
 from hypergrad.schedulers.named import SCHEDULERS

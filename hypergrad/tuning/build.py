@@ -11,7 +11,7 @@ from hypergrad import space as spaces
 from hypergrad.core import checks
 from hypergrad.core.checks import check_whole
 from hypergrad.core.types import PyTree
-from hypergrad.estimators import Estimator, average, named as estimators_named, plan, reverse
+from hypergrad.estimators import ESTIMATORS, Estimator, average, plan, reverse
 from hypergrad.estimators.policies import Policy, multitask, running_mean, sampled, shared
 from hypergrad.populations import alike, fastest_layout, fixed, layout_for, partitioned, population
 from hypergrad.problem import Problem, Task
@@ -65,7 +65,7 @@ def check_task(task: Task, settings: Settings) -> Settings:
     """Raise a `ValueError` for a task or settings that cannot work, before anything compiles."""
     settings = check_settings(settings)
     checks.check_name("method", settings.method, tuners_named.METHODS)
-    checks.check_name("estimator", settings.estimator, estimators_named.ESTIMATORS)
+    checks.check_name("estimator", settings.estimator, ESTIMATORS)
     checks.check_name("bilevel", settings.bilevel, tuners_named.BILEVEL)
     checks.check_name("scheduler", settings.scheduler, schedulers_named.SCHEDULERS)
     checks.check_name("response", settings.response, tuners_named.RESPONSES)
@@ -135,9 +135,7 @@ def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
 
 def _estimator(task: Task, settings: Settings) -> Estimator:
     if settings.memory is None:
-        return estimators_named.estimator(
-            settings.estimator, task.problem, task.horizon, task.space
-        )
+        return ESTIMATORS[settings.estimator].make(task.problem, task.horizon, task.space)
     if settings.estimator != "reverse":
         raise ValueError(
             f"memory is given with estimator {settings.estimator!r}, expected 'reverse'; leave one out"

@@ -10,7 +10,7 @@ import numpy as np
 from hypergrad import study
 from hypergrad.core import tree
 from hypergrad.core.types import Key, PyTree
-from hypergrad.estimators import named as estimators_named
+from hypergrad.estimators import ONLINE
 from hypergrad.estimators.base import split_key
 from hypergrad.populations import fixed
 from hypergrad.problem import Problem, Task
@@ -72,7 +72,7 @@ def replay(
     described = study.read_description(folder)
     task = _as_task(task, space, described)
     settings = check_same_task(task, described, allow_changes)
-    online = settings.method == "descent" and settings.estimator in estimators_named.ONLINE
+    online = settings.method == "descent" and settings.estimator in ONLINE
     if online or settings.method in ("bilevel", "controller"):
         how = settings.estimator if online else settings.method
         raise ValueError(

@@ -43,7 +43,7 @@ class Settings(NamedTuple):
 
     Attributes:
         method: a name of `registry.METHODS`, such as "descent" or "random".
-        estimator: name of the hypergradient estimator (`registry.ESTIMATORS`).
+        estimator: name of the hypergradient estimator (`estimators.ESTIMATORS`).
         bilevel: which method of "bilevel" (`registry.BILEVEL`).
         response: of the weights in "controller" (`registry.RESPONSES`).
         budget: outer steps for "descent", "bilevel" and "controller", trials for a search (in equal

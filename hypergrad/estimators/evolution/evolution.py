@@ -9,6 +9,7 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole, is_whole
+from hypergrad.core.methods import Method
 from hypergrad.core.scans import largest_divisor
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.base import Estimate, Estimator, check_real, split_key
@@ -259,6 +260,33 @@ def nres(
         return kept, kept
 
     return _online(problem, horizon, window, gaussian(sigma, space), num_pairs, target, reuse)
+
+
+ES = Method(
+    "es",
+    "evolution strategies: from whole runs at moved hyperparameters, where derivatives explode",
+    (),
+    lambda problem, horizon, space: es(problem, horizon, space=space),
+)
+
+PES = Method(
+    "pes",
+    "persistent evolution strategies: four estimates a run, with new noise for each",
+    (),
+    lambda problem, horizon, space: pes(problem, horizon, quarter(horizon), space=space),
+)
+
+NRES = Method(
+    "nres",
+    "noise-reuse evolution strategies: four estimates a run, with one noise for all of them",
+    (),
+    lambda problem, horizon, space: nres(problem, horizon, quarter(horizon), space=space),
+)
+
+
+def quarter(horizon: int) -> int:
+    """Return the largest divisor of the horizon that is at most a quarter of it, or 1."""
+    return largest_divisor(horizon, horizon // 4)
 
 
 def _online(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole
+from hypergrad.core.methods import Method
 from hypergrad.core.solve import Solve, cg
 from hypergrad.core.types import Array, HParams, PyTree
 from hypergrad.estimators.advice import StructuralZeroWarning
@@ -219,6 +220,14 @@ def implicit(
         return ImplicitState(*kept, state.iteration + 1), result
 
     return Estimator(init, estimate)
+
+
+IMPLICIT = Method(
+    "implicit",
+    "by one linear solve where training has come to rest, for hyperparameters of the loss",
+    (),
+    lambda problem, horizon, space: implicit(problem, horizon),
+)
 
 
 def _train(

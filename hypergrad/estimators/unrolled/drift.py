@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.methods import Method
 from hypergrad.core.scans import by_step, cut, scan_segments, segment_length
 from hypergrad.core.types import Array, HParams
 from hypergrad.estimators.advice import unrolled_advice, warn_structural_zeros
@@ -126,6 +127,14 @@ def drift(
         return state, found._replace(info=DriftInfo(*found.info, *certificate))
 
     return Estimator(init, estimate)
+
+
+DRIFT = Method(
+    "drift",
+    "backwards through SGD with momentum, whose steps are undone in floating point: exact, in little memory",
+    (),
+    lambda problem, horizon, space: drift(problem, horizon),
+)
 
 
 def undo_by_drift(min_momentum: float, tolerance: float | None) -> Backward:

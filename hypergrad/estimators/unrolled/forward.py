@@ -6,6 +6,7 @@ from jax.flatten_util import ravel_pytree
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole
+from hypergrad.core.methods import Method
 from hypergrad.estimators.advice import warn_structural_zeros
 from hypergrad.estimators.base import (
     Estimate,
@@ -99,3 +100,11 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
         return state, Estimate(value, tree.add(direct, response), info)
 
     return Estimator(init, estimate)
+
+
+FORWARD = Method(
+    "forward",
+    "along with the run: exact, in constant memory, for a few hyperparameters",
+    (),
+    lambda problem, horizon, space: forward(problem, horizon),
+)

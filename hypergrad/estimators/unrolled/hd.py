@@ -6,10 +6,17 @@ import jax.numpy as jnp
 from hypergrad.core import tree
 from hypergrad.core.autodiff import depends
 from hypergrad.core.checks import check_whole
+from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams
 from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, split_key
 from hypergrad.estimators.implicit.response import inner_loss
-from hypergrad.estimators.unrolled.online import check_restart, first_state, go_on, online_info
+from hypergrad.estimators.unrolled.online import (
+    check_restart,
+    first_state,
+    go_on,
+    online_info,
+    reading_interval,
+)
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import draw_batch, init_state, step_and_grads, trained, unroll_losses, update
 
@@ -75,6 +82,14 @@ def hd(problem: Problem, interval: int = 1, *, restart_every: int | None = None)
         return after, Estimate(value, response, info)
 
     return Estimator(init, estimate)
+
+
+HD = Method(
+    "hd",
+    "how the last update changed the training loss, twenty times in a run; for the optimizer's settings",
+    (),
+    lambda problem, horizon, space: hd(problem, reading_interval(horizon), restart_every=horizon),
+)
 
 
 def _check_optimizer_alone(problem: Problem, hparams: HParams) -> None:

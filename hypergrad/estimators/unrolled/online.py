@@ -12,6 +12,14 @@ from hypergrad.estimators.base import split_key
 from hypergrad.problem import Problem
 from hypergrad.train import TrainState, init_state
 
+NUM_READINGS = 20
+"""Hypergradients that the command line takes in one run of training that goes on."""
+
+
+def reading_interval(horizon: int) -> int:
+    """Return the number of steps between two of `NUM_READINGS` hypergradients of a run."""
+    return max(1, horizon // NUM_READINGS)
+
 
 class OnlineInfo(NamedTuple):
     """Diagnostics of a hypergradient taken while training goes on.

@@ -6,6 +6,7 @@ import jax
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_bytes, check_whole
+from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams
 from hypergrad.estimators.base import Estimator, check_real
 from hypergrad.estimators.unrolled import adjoint
@@ -56,6 +57,14 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
             f"backward is {backward!r}, expected a backward pass; pass mixed_mode(...) or plain(...)"
         )
     return by_unrolling(problem, horizon, backward)
+
+
+REVERSE = Method(
+    "reverse",
+    "backwards through the whole run: exact, at one cost for any number of hyperparameters",
+    ("memory",),
+    lambda problem, horizon, space: reverse(problem, horizon),
+)
 
 
 class Plan(NamedTuple):

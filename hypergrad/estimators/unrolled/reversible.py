@@ -9,6 +9,7 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.methods import Method
 from hypergrad.core.scans import by_step, cut, scan_segments, segment_length
 from hypergrad.core.types import Array, HParams
 from hypergrad.estimators.advice import unrolled_advice, warn_structural_zeros
@@ -158,6 +159,14 @@ def reversible(
         return state, Estimate(vouched(found.value, inside), hypergrad, info)
 
     return Estimator(init, estimate)
+
+
+REVERSIBLE = Method(
+    "reversible",
+    "backwards through SGD with momentum, whose steps are undone in integers: exact, in the least memory",
+    (),
+    lambda problem, horizon, space: reversible(problem, horizon),
+)
 
 
 @jax.custom_jvp

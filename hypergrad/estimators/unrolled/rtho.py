@@ -5,6 +5,7 @@ from jax.flatten_util import ravel_pytree
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole
+from hypergrad.core.methods import Method
 from hypergrad.estimators.advice import warn_structural_zeros
 from hypergrad.estimators.base import (
     Estimate,
@@ -15,7 +16,13 @@ from hypergrad.estimators.base import (
     split_key,
 )
 from hypergrad.estimators.unrolled.base import objective_parts
-from hypergrad.estimators.unrolled.online import check_restart, first_state, go_on, online_info
+from hypergrad.estimators.unrolled.online import (
+    check_restart,
+    first_state,
+    go_on,
+    online_info,
+    reading_interval,
+)
 from hypergrad.estimators.unrolled.tangent import basis, first_tangents, push_step
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import trained
@@ -92,3 +99,11 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
         return after, Estimate(value, tree.add(direct, response), info)
 
     return Estimator(init, estimate)
+
+
+RTHO = Method(
+    "rtho",
+    "forward mode, read twenty times in a run that goes on; for a few hyperparameters",
+    (),
+    lambda problem, horizon, space: rtho(problem, reading_interval(horizon), restart_every=horizon),
+)

@@ -4,11 +4,18 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core.checks import check_whole
+from hypergrad.core.methods import Method
 from hypergrad.estimators.advice import warn_structural_zeros
 from hypergrad.estimators.base import Estimator, check_real, first_nonfinite, split_key
 from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode
 from hypergrad.estimators.unrolled.base import unrolled_estimate
-from hypergrad.estimators.unrolled.online import check_restart, first_state, go_on, online_info
+from hypergrad.estimators.unrolled.online import (
+    check_restart,
+    first_state,
+    go_on,
+    online_info,
+    reading_interval,
+)
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import init_state, unroll_losses
 
@@ -130,3 +137,20 @@ def one_step(problem: Problem, interval: int = 1, *, restart_every: int | None =
     """
     check_whole("interval", interval)
     return truncated(problem, interval, 1, warm_start=True, restart_every=restart_every)
+
+
+TRUNCATED = Method(
+    "truncated",
+    "backwards through the last quarter of the run: cheaper, biased towards what helps soon",
+    (),
+    lambda problem, horizon, space: truncated(problem, horizon, max(1, horizon // 4)),
+)
+
+ONE_STEP = Method(
+    "one_step",
+    "backwards through the last step alone, twenty times in a run that goes on",
+    (),
+    lambda problem, horizon, space: one_step(
+        problem, reading_interval(horizon), restart_every=horizon
+    ),
+)
