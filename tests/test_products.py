@@ -228,7 +228,7 @@ SETTINGS = {
 def no_report(monkeypatch):
     """The report has tests of its own; drawing takes seconds."""
     module = importlib.import_module("hypergrad.report.page")
-    monkeypatch.setattr(module, "report", lambda folder: Path(folder) / "report.html")
+    monkeypatch.setattr(module, "write_report", lambda folder: Path(folder) / "report.html")
 
 
 def test_tuned_resumed_and_told_by_generation(tmp_path, no_report, capsys, monkeypatch):

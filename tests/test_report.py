@@ -1,7 +1,6 @@
 """The report is whole, escaped and offline, and a damaged study is a one-line error."""
 
 import html
-import importlib
 import json
 import os
 import re
@@ -13,11 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from hypergrad.report import figures as plots, results
+from hypergrad.report import figures as plots, page as report, results
 from hypergrad.study.disk.files import write_json
-
-# the package gives the name to the function
-report = importlib.import_module("hypergrad.report.page")
 
 pytest.importorskip("matplotlib", reason="the report is an extra")
 
@@ -157,7 +153,7 @@ def healthy(tmp_path_factory):
     study, result = study_files()
     folder = save(tmp_path_factory.mktemp("study"), study, result | {"final_digest": "a digest"})
     write_json(folder / results.FLATNESS, flatness_file())
-    return report.report(folder)
+    return report.write_report(folder)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +173,7 @@ def hostile(tmp_path_factory):
     result["final_digest"] = "a digest"
     folder = save(tmp_path_factory.mktemp("hostile"), study, result)
     write_json(folder / results.FLATNESS, flatness_file(HOSTILE))
-    return report.report(folder)
+    return report.write_report(folder)
 
 
 def test_flatness_is_shown_as_long_as_it_is_of_this_result(healthy):
@@ -277,7 +273,7 @@ def test_figures_are_the_same_each_time(healthy, tmp_path):
     study, result = study_files()
     folder = save(tmp_path / "again", study, result | {"final_digest": "a digest"})
     write_json(folder / results.FLATNESS, flatness_file())
-    again = report.report(folder)
+    again = report.write_report(folder)
     assert again.read_bytes() == healthy.read_bytes()
     for file in (healthy.parent / "figures").iterdir():
         assert (again.parent / "figures" / file.name).read_bytes() == file.read_bytes()
@@ -401,7 +397,7 @@ def test_unusual_studies_are_reported(change, expected, figures, tmp_path, monke
     (folder / "figures").mkdir()
     for name in report.FIGURES:  # of an older report
         (folder / "figures" / f"{name}.svg").write_text("old")
-    path = report.report(folder)
+    path = report.write_report(folder)
     page = path.read_text()
     parse(page)
     assert expected in text_of(page)
@@ -426,7 +422,7 @@ def test_options_have_their_names_and_searches_their_generations(tmp_path):
     for configuration in result["configurations"].values():
         configuration["hparams"] |= {"kind": 0, "width": 1, "call": 1}
     result["configurations"]["tuned"]["hparams"] |= {"kind": 1, "width": 2}
-    text = html.unescape(text_of(report.report(save(tmp_path, study, result)).read_text()))
+    text = html.unescape(text_of(report.write_report(save(tmp_path, study, result)).read_text()))
     assert "kind: none → it's" in text and "width: 12 → 32" in text and "call: 1 → 1" in text
     assert f"{STEPS} generations" in text and "scheduler = full" in text
     assert "estimator" not in text and "null" not in text
@@ -497,7 +493,7 @@ def test_bad_files_are_one_line_errors(case, tmp_path):
     apply, expected = BAD[case]
     apply(save(tmp_path, *study_files()))
     with pytest.raises(ValueError) as caught:
-        report.report(tmp_path)
+        report.write_report(tmp_path)
     message = str(caught.value)
     assert expected in message and "\n" not in message and ".json" in message
     assert not (tmp_path / "report.html").exists()
@@ -505,7 +501,7 @@ def test_bad_files_are_one_line_errors(case, tmp_path):
 
 def test_missing_directory(tmp_path):
     with pytest.raises(ValueError, match="does not exist or is no directory"):
-        report.report(tmp_path / "nowhere")
+        report.write_report(tmp_path / "nowhere")
 
 
 def test_file_too_large_is_refused_unread(tmp_path):
@@ -563,7 +559,7 @@ def test_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
     monkeypatch.setattr(report.os, "fsync", full)
     monkeypatch.setattr(report, "_figures", lambda *_: {})
     with pytest.raises(ValueError, match=r"cannot write .*No space left"):
-        report.report(folder)
+        report.write_report(folder)
     assert (folder / "report.html").read_text() == "old"
     assert {p.name for p in folder.iterdir()} == {
         "study.json",
@@ -577,7 +573,7 @@ def test_blocked_figures_folder_is_an_error(tmp_path):
     folder = save(tmp_path, *study_files())
     (folder / "figures").write_text("a file")
     with pytest.raises(ValueError, match=r"cannot write .*figures"):
-        report.report(folder)
+        report.write_report(folder)
 
 
 def test_page_appears_by_renaming_and_is_readable_by_others(tmp_path, monkeypatch):
@@ -597,7 +593,7 @@ def test_missing_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     folder = save(tmp_path, *study_files())
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=re.escape('pip install "hypergrad-jax[report]"')):
-        report.report(folder)
+        report.write_report(folder)
 
 
 def test_numbers_are_short_and_exact_enough():

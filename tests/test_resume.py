@@ -52,7 +52,7 @@ def stop_at(phase, done):
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
     """The report has tests of its own; drawing takes seconds."""
-    monkeypatch.setattr(REPORT, "report", lambda folder: Path(folder) / "report.html")
+    monkeypatch.setattr(REPORT, "write_report", lambda folder: Path(folder) / "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def finished(tmp_path_factory):
     """Each method's study, run without a pause."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(REPORT, "report", lambda folder: Path(folder) / "report.html")
+        patch.setattr(REPORT, "write_report", lambda folder: Path(folder) / "report.html")
         patch.setattr(TUNE, "measure_ratio", lambda *_: 4.0)
         for method, settings in SETTINGS.items():
             tune(TASK, storage=folder / method, **settings)

@@ -605,7 +605,7 @@ def test_long_schedules_are_held_constant():
 
 def test_a_task_is_tuned_and_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        importlib.import_module("hypergrad.report.page"), "report", lambda folder: folder
+        importlib.import_module("hypergrad.report.page"), "write_report", lambda folder: folder
     )
     task = quadratic.task(horizon=12, num_params=2)
     settings = {"method": "cross_entropy", "population": 16, "generations": 4, "eval_seeds": 2}
