@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from hypergrad.core import tree
-from hypergrad.core.abstract import describe
+from hypergrad.core.checks import describe
 from hypergrad.core.types import (
     Array,
     Batch,

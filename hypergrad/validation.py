@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.abstract import abstract, describe
-from hypergrad.core.checks import check_whole
+from hypergrad.core.abstract import abstract
+from hypergrad.core.checks import check_whole, describe
 from hypergrad.core.types import Batch, HParams, Params, PyTree, Variables
 from hypergrad.problem import Problem, check_problem, check_scalar, split_loss
 from hypergrad.train import init_state, step, trained

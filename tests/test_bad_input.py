@@ -97,7 +97,7 @@ CASES = {
     "hparams['x'] holds 7": lambda: sp.check_value({"x": Real(0, 1)}, {"x": 7.0}),
     "hparams['x'] has shape (2,)": lambda: sp.check_value({"x": Real(0, 1)}, {"x": np.zeros(2)}),
     "hparams has the leaves ['y']": lambda: sp.check_value({"x": Real(0, 1)}, {"y": 0.5}),
-    "problem is int": lambda: validate(3, H),
+    "problem is 3": lambda: validate(3, H),
     "problem.loss is None": checked(loss=None),
     "problem.loss returned an array of shape (3,)": checked(loss=lambda p, h, b: p),
     "problem.loss returned a tuple of 2": checked(loss=lambda p, h, b: (jnp.sum(p), None)),
@@ -107,7 +107,7 @@ CASES = {
     "problem.loss failed on the given hparams: hparams or batch has no entry 'lr'": checked(
         loss=lambda p, h, b: h["lr"]
     ),
-    "problem.optimizer returned float": checked(optimizer=lambda h: 0.1),
+    "problem.optimizer returned 0.1": checked(optimizer=lambda h: 0.1),
     "params['params'] has dtype int": checked(init=lambda key, h: jnp.arange(3)),
     "problem.init returned params without leaves": checked(init=lambda key, h: {}),
     "expected (value, new_state)": lambda: validate(
@@ -120,7 +120,7 @@ CASES = {
         STATEFUL._replace(loss=lambda p, h, b: (p.params.sum(), {"n": p.params})), H
     ),
     "hparams has no leaves": lambda: validate(GOOD, {}),
-    "hparams['l2'] is str 'x'": lambda: validate(GOOD, {"l2": "x"}),
+    "hparams['l2'] is 'x'": lambda: validate(GOOD, {"l2": "x"}),
     "horizon is 0": lambda: estimators.reverse(GOOD, 0),
     "horizon is 2.5": lambda: estimators.forward(GOOD, 2.5),
     "chunk is 0": lambda: estimators.forward(GOOD, 3, chunk=0),

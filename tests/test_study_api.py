@@ -187,10 +187,10 @@ def test_end_is_heard_when_the_study_fails(tmp_path, monkeypatch):
         ({"test": lambda p, h: p[:0]}, "of shape (0,)"),
         ({"test": lambda p, h: p + 1j}, "expected one real score an example"),
         ({"test": lambda p, h: None}, "task.test returned None"),
-        ({"test": 3}, "task.test is int '3', expected a function or None"),
+        ({"test": 3}, "task.test is 3, expected a function or None"),
         ({"snippet": lambda h: 1 / 0}, "task.snippet failed on the given hparams: division by"),
         ({"snippet": lambda h: h["lr"]}, f"task.snippet returned an array of shape ({HORIZON},)"),
-        ({"snippet": "text"}, "task.snippet is str 'text', expected a function or None"),
+        ({"snippet": "text"}, "task.snippet is 'text', expected a function or None"),
     ],
 )
 def test_what_a_task_does_at_the_end_is_tried_before_the_start(parts, fragment, tmp_path):

@@ -1,4 +1,4 @@
-"""Evaluate a user's function abstractly, and say in words what it returned."""
+"""Evaluate a user's function abstractly: shapes and dtypes alone, nothing is computed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,28 +14,35 @@ def traced(tree: PyTree) -> bool:
     return any(isinstance(x, core.Tracer) for x in jax.tree.leaves(tree))
 
 
-def abstract(name: str, function: Callable, *args) -> Any:
-    """Evaluate a user's function abstractly; put its name before what it raises."""
+def abstract(
+    name: str,
+    function: Callable,
+    *args,
+    given: str = "hparams",
+    trace: Callable[..., Any] = jax.eval_shape,
+) -> Any:
+    """Evaluate a user's function abstractly, and put its name before the error that it raises.
+
+    Args:
+        name: the function, as the user knows it.
+        function: what to evaluate.
+        *args: its arguments, arrays or their shapes.
+        given: which of the arguments the message names, "hparams" or "params".
+        trace: (function, *args) -> the shapes of what the function returns.
+
+    Raises:
+        ValueError: where the function fails. An error that already says what was expected stays as it is.
+    """
     try:
-        return jax.eval_shape(function, *args)
+        return trace(function, *args)
     except Exception as error:
         text = str(error).strip().splitlines()
         reason = text[0] if text else type(error).__name__
-        if isinstance(error, ValueError) and reason.startswith("problem."):
+        if isinstance(error, ValueError) and ", expected " in reason:
             raise
         if isinstance(error, KeyError):
-            reason = f"hparams or batch has no entry {reason}"
+            reason = f"{given} or batch has no entry {reason}"
         raise ValueError(
-            f"{name} failed on the given hparams: {reason} ({type(error).__name__}); "
-            "expected a traceable function of its documented arguments; run it once by itself to see where"
+            f"{name} failed on the given {given}: {reason} ({type(error).__name__}), expected a "
+            "traceable function of its documented arguments; run it once by itself to see where"
         ) from error
-
-
-def describe(value: Any) -> str:
-    """Say what a value is, in a few words."""
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        return f"an array of shape {tuple(shape)} and dtype {value.dtype}"
-    if value is None:
-        return "None"
-    return f"{type(value).__name__} {str(value)[:60]!r}"

@@ -18,13 +18,20 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def describe(value: Any) -> str:
+    """Say what a value is in one line of at most 80 characters."""
+    if hasattr(value, "dtype") and hasattr(value, "shape") and not is_number(value):
+        return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
+    return " ".join(repr(value).split())[:80]
+
+
 def check_whole(name: str, value: Any, least: int = 1, *, example: int = 10) -> int:
     """Return `value` as an int if it is a whole number of at least `least`, or raise a `ValueError`."""
     whole = is_whole(value)
     if not whole or value < least:
-        got = f"{value!r:.80}" if whole else _got(value)
         raise ValueError(
-            f"{name} is {got}, expected a whole number of at least {least}; pass e.g. {name}={example}"
+            f"{name} is {value if whole else describe(value)}, expected a whole number of at least {least}; "
+            f"pass e.g. {name}={example}"
         )
     return int(value)
 
@@ -33,7 +40,7 @@ def check_positive(name: str, value: Any, *, example: float = 0.01) -> None:
     """Raise a `ValueError` unless `value` is a positive, finite number."""
     if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(
-            f"{name} is {value!r:.80}, expected a positive number; pass e.g. {name}={example}"
+            f"{name} is {describe(value)}, expected a positive number; pass e.g. {name}={example}"
         )
 
 
@@ -41,7 +48,7 @@ def check_least(name: str, value: Any, least: float = 0, *, example: float = 1.0
     """Raise a `ValueError` unless `value` is a finite number of at least `least`."""
     if not is_number(value) or not least <= value < math.inf:
         raise ValueError(
-            f"{name} is {_got(value)}, expected a number of at least {least}; pass e.g. {example}"
+            f"{name} is {describe(value)}, expected a number of at least {least}; pass e.g. {example}"
         )
 
 
@@ -58,13 +65,11 @@ def check_share(
         example: a value that would do.
     """
     low, high = map(float, span[1:-1].split(","))
-    if (
-        not is_number(value)
-        or not low <= value <= high
-        or (span[0] == "(" and value == low)
-        or (span[-1] == ")" and value == high)
-    ):
-        raise ValueError(f"{name} is {_got(value)}, expected {what} in {span}; pass e.g. {example}")
+    excluded = [end for end, bracket in ((low, span[0]), (high, span[-1])) if bracket in "()"]
+    if not is_number(value) or not low <= value <= high or value in excluded:
+        raise ValueError(
+            f"{name} is {describe(value)}, expected {what} in {span}; pass e.g. {example}"
+        )
 
 
 def check_kind(name: str, value: Any, kind: type, example: str) -> None:
@@ -72,15 +77,14 @@ def check_kind(name: str, value: Any, kind: type, example: str) -> None:
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIOaeio" else "a"
         raise ValueError(
-            f"{name} is {type(value).__name__} {str(value)[:60]!r}, expected {article} {kind.__name__}; "
-            f"pass e.g. {example}"
+            f"{name} is {describe(value)}, expected {article} {kind.__name__}; pass e.g. {example}"
         )
 
 
 def check_function(name: str, value: Any, example: str) -> None:
     """Raise a `ValueError` unless `value` can be called."""
     if not callable(value):
-        raise ValueError(f"{name} is {_got(value)}, expected a function; pass e.g. {example}")
+        raise ValueError(f"{name} is {describe(value)}, expected a function; pass e.g. {example}")
 
 
 def check_bytes(memory: Any) -> None:
@@ -115,9 +119,3 @@ def nearest(name: str, known: Collection[str]) -> str | None:
     """Return the one of `known` that `name` most looks like, None where none comes near."""
     near = difflib.get_close_matches(str(name)[:100], list(known), n=1, cutoff=0.4)
     return near[0] if near else None
-
-
-def _got(value: Any) -> str:
-    if hasattr(value, "dtype") and not is_number(value):
-        return f"an array of shape {value.shape} and dtype {value.dtype}"
-    return f"{value!r:.80}"

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hypergrad.core.abstract import abstract, describe
+from hypergrad.core.abstract import abstract
+from hypergrad.core.checks import describe
 from hypergrad.core.types import HParams
 from hypergrad.problem import Task
 
