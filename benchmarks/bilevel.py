@@ -23,7 +23,7 @@ from hypergrad.estimators import implicit
 from hypergrad.problem import Examples, Problem
 from hypergrad.space import Real
 from hypergrad.tuners import FiniteSum, amigo, bilevel, saba, soba
-from hypergrad.tuners.bilevel_methods import Method
+from hypergrad.tuners.bilevel_methods import BilevelMethod
 
 TARGET = 1e-9
 START = 12.87
@@ -190,7 +190,9 @@ Run = Callable[[int], Iterator[np.ndarray]]
 """(seed) -> hparams after each piece of work; compiled before the first is asked for."""
 
 
-def by_tuner(problem: Problem, made: Made, method: Method, rate: float, num_iterations: int) -> Run:
+def by_tuner(
+    problem: Problem, made: Made, method: BilevelMethod, rate: float, num_iterations: int
+) -> Run:
     """Run a stochastic bilevel method with constant rates."""
     space = {"point": Real(-BOUND, BOUND, shape=made.start.shape)}
     tuner = bilevel(

@@ -34,9 +34,8 @@ from hypergrad.space import Choice
 from hypergrad.study.disk import checkpoint, journal
 from hypergrad.study.disk.files import parse_json, read_json, write_json
 from hypergrad.study.disk.folder import create
-from hypergrad.tuners import Tuner
-from hypergrad.tuners.named import METHODS, most_trials
-from hypergrad.tuning.build import build
+from hypergrad.tuners import METHODS, Tuner
+from hypergrad.tuning.build import build, most_trials
 from hypergrad.tuning.settings import BY_GRADIENT, Settings
 from tasks import quadratic, ridge
 

@@ -18,7 +18,7 @@ import pytest
 import hypergrad as hg
 from hypergrad.cli import arguments, completion, main as cli, studyfile, terminal
 from hypergrad.study import LOGS, Progress
-from hypergrad.tuners.named import NAMES
+from hypergrad.tuning.build import NAMES
 
 ROOT = Path(__file__).parent.parent
 

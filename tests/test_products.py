@@ -22,7 +22,7 @@ from hypergrad.schedulers.base import SchedulerWarning
 from hypergrad.schedulers.hyperband import brackets
 from hypergrad.searchers import final_values, named as searchers_named, near
 from hypergrad.space import Choice, Integer, LogReal, Real
-from hypergrad.tuners import Tuner, named as tuners_named, search
+from hypergrad.tuners import METHODS, Tuner, search
 from hypergrad.tuning.build import measured
 from hypergrad.tuning.settings import BY_GRADIENT
 from tasks import quadratic
@@ -36,9 +36,7 @@ SPACE = {
 }
 SIZE, HORIZON = 12, 9
 BELIEFS = {"rate": near(0.5), "kind": near("b")}
-SEARCHES = [
-    name for name in tuners_named.METHODS if name not in (*BY_GRADIENT, *searchers_named.OPTUNA)
-]
+SEARCHES = [name for name in METHODS if name not in (*BY_GRADIENT, *searchers_named.OPTUNA)]
 
 
 BOUND = 0.7

@@ -67,7 +67,7 @@ def _tune(given: argparse.Namespace, command: str) -> int:
         return _tune_task(given, options, command)
     from hypergrad.cli import studyfile
     from hypergrad.study import LOGS
-    from hypergrad.tuners.named import NAMES
+    from hypergrad.tuning.build import NAMES
 
     file = studyfile.read(given.file, {**NAMES, "log": LOGS})
     _check_used(file.options, options, file)
@@ -85,7 +85,7 @@ def _tune(given: argparse.Namespace, command: str) -> int:
 
 def _check_used(in_file: dict[str, Any], flags: dict[str, Any], file=None) -> None:
     """Refuse a setting that the method would not read, by its flag or by its line in the study file."""
-    from hypergrad.tuners.named import METHODS
+    from hypergrad.tuners import METHODS
 
     if "method" in flags:
         check_name("--method", flags["method"], METHODS)
@@ -425,16 +425,17 @@ def _note(row: Any, wrong: bool) -> str:
 def _list(given: argparse.Namespace, command: str) -> int:
     from hypergrad.cli.loading import known_tasks
     from hypergrad.study import LOGS
-    from hypergrad.tuners import named as registry
+    from hypergrad.tuning.build import NAMES
 
     def first_line(function: Any) -> str:
         return (function.__doc__ or "").partition("\n")[0]
 
     tasks = known_tasks()
-    methods, schedulers = dict(registry.METHODS), dict(registry.SCHEDULERS)
-    estimators = {name: method.sentence for name, method in registry.ESTIMATORS.items()}
-    bilevel = {name: first_line(factory) for name, factory in registry.BILEVEL.items()}
-    responses = dict(registry.RESPONSES)
+    methods, estimators, bilevel, responses = (
+        {name: method.sentence for name, method in NAMES[option].items()}
+        for option in ("method", "estimator", "bilevel", "response")
+    )
+    schedulers = dict(NAMES["scheduler"])
     logs = {name: first_line(factory) for name, factory in LOGS.items()}
     groups = {
         "methods": methods,
@@ -466,7 +467,7 @@ def _list(given: argparse.Namespace, command: str) -> int:
 def _completion(given: argparse.Namespace, command: str) -> int:
     from hypergrad.cli.completion import script
     from hypergrad.study import LOGS
-    from hypergrad.tuners.named import NAMES
+    from hypergrad.tuning.build import NAMES
 
     known = {**NAMES, "log": LOGS}
     names = {f"--{option}": list(known[option]) for option in known}

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,24 @@ import optax
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole
+from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.estimators.base import first_nonfinite
 from hypergrad.estimators.implicit.response import check_implicit, default_batch, unused
-from hypergrad.problem import Problem, check_problem, with_hparams
+from hypergrad.problem import Problem, Task, check_problem, with_hparams
 from hypergrad.searchers import Trials
 from hypergrad.train import init_state, trained
 from hypergrad.tuners.base import Tuner
-from hypergrad.tuners.bilevel_methods import Loop, Method, Point, inner_terms, outer_terms, soba
+from hypergrad.tuners.bilevel_methods import (
+    BILEVEL_METHODS,
+    BilevelMethod,
+    Loop,
+    Point,
+    inner_terms,
+    outer_terms,
+    soba,
+)
 from hypergrad.validation import check_step, validate
 
 
@@ -44,7 +53,7 @@ def bilevel(
     space: PyTree,
     num_iterations: int,
     *,
-    method: Method | None = None,
+    method: BilevelMethod | None = None,
     optimizer: optax.GradientTransformation | None = None,
     linear: Callable[[HParams], optax.GradientTransformation] | None = None,
     num_restarts: int = 1,
@@ -102,9 +111,9 @@ def bilevel(
     check_whole("num_iterations", num_iterations)
     check_whole("num_restarts", num_restarts)
     method = soba() if method is None else method
-    if not isinstance(method, Method):
+    if not isinstance(method, BilevelMethod):
         raise ValueError(
-            f"method is {type(method).__name__}, expected a Method; pass soba(), saba(...) or amigo()"
+            f"method is {type(method).__name__}, expected a BilevelMethod; pass soba(), saba(...) or amigo()"
         )
     outer = optax.adam(0.01) if optimizer is None else optimizer
     if not isinstance(outer, optax.GradientTransformation):
@@ -278,3 +287,29 @@ def _strong(state: PyTree) -> PyTree:
         return x if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.asarray(x, dtype)
 
     return jax.tree.map(strip, state)
+
+
+def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, float]:
+    """Build the tuner whose step trains as long as a run, and moves as far as a step of a descent."""
+    method = BILEVEL_METHODS[settings.bilevel].make(task.problem)
+    num_iterations = max(1, task.horizon // method.num_updates)
+    rate = settings.learning_rate / num_iterations
+    decay = optax.cosine_decay_schedule(rate, settings.budget * num_iterations)
+    tuner = bilevel(
+        task.problem,
+        task.space,
+        num_iterations,
+        method=method,
+        optimizer=optax.adam(decay),
+        num_restarts=settings.num_restarts,
+        start=start,
+    )
+    return tuner, 1
+
+
+BILEVEL = Method(
+    "bilevel",
+    "weights and hyperparameters in one loop (see --bilevel), for hyperparameters of the loss",
+    ("bilevel", "learning_rate", "num_restarts", "prior", "warm_start"),
+    _make,
+)

@@ -18,6 +18,7 @@ import optax
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole
+from hypergrad.core.methods import Method, by_name
 from hypergrad.core.types import Array, Batch, Key, Params, PyTree
 from hypergrad.estimators.implicit.response import settle
 from hypergrad.problem import Problem, check_problem
@@ -81,7 +82,7 @@ class Loop(NamedTuple):
     outer: optax.GradientTransformation
 
 
-class Method(NamedTuple):
+class BilevelMethod(NamedTuple):
     """A stochastic bilevel method, as a value.
 
     Attributes:
@@ -168,7 +169,7 @@ def _move_all(
     return Point(train, v, linear, z, outer_state, point.speed)
 
 
-def soba() -> Method:
+def soba() -> BilevelMethod:
     """Move all three variables at once, on one minibatch of training and one of validation.
 
     **Cost:** an iteration: about four gradients.
@@ -187,10 +188,10 @@ def soba() -> Method:
         outer, _ = outer_terms(loop.problem, point.train.params, point.z, batch, valid)
         return _move_all(loop, point, batch, loss, state, inner, outer), memory, loss
 
-    return Method(lambda loop, point: (), iterate)
+    return BilevelMethod(lambda loop, point: (), iterate)
 
 
-def amigo(num_inner: int = 10, num_linear: int = 10) -> Method:
+def amigo(num_inner: int = 10, num_linear: int = 10) -> BilevelMethod:
     """Move w, then v, then the hparams, each from where the one before it has come to.
 
     1. w ← num_inner steps along ∇_w L                 a fresh minibatch each
@@ -239,7 +240,7 @@ def amigo(num_inner: int = 10, num_linear: int = 10) -> Method:
         z, state = move_hparams(loop, point, _minus(outer.direct, inner.cross))
         return point._replace(z=z, outer=state), memory, losses[-1]
 
-    return Method(lambda loop, point: (), iterate, num_updates=num_inner)
+    return BilevelMethod(lambda loop, point: (), iterate, num_updates=num_inner)
 
 
 class FiniteSum(NamedTuple):
@@ -306,7 +307,7 @@ class Table(NamedTuple):
     mean: PyTree
 
 
-def saba(sums: FiniteSum) -> Method:
+def saba(sums: FiniteSum) -> BilevelMethod:
     """Move all three variables at once, with the noise of every term removed by the memory of its past.
 
     For each term g of the directions, with its last value on each minibatch in a table:
@@ -356,7 +357,7 @@ def saba(sums: FiniteSum) -> Method:
     def refresh(memory):
         return tuple(Table(t.rows, jax.tree.map(lambda x: jnp.mean(x, 0), t.rows)) for t in memory)
 
-    return Method(init, iterate, refresh)
+    return BilevelMethod(init, iterate, refresh)
 
 
 def _zeros(terms: PyTree, num: int) -> Table:
@@ -371,3 +372,30 @@ def _corrected(new: Any, table: Table, index: Array, num: int) -> tuple[Any, Tab
     rows = jax.tree.map(lambda rows, g: rows.at[index].set(g), table.rows, new)
     mean = jax.tree.map(lambda m, c: m + c / num, table.mean, change)
     return direction, Table(rows, mean)
+
+
+SUM_BATCH = 64
+"""Examples in a minibatch of `saba` by name, as nearly as they divide the training set."""
+
+
+def _soba(problem: Problem) -> BilevelMethod:
+    return soba()
+
+
+def _saba(problem: Problem) -> BilevelMethod:
+    size = SUM_BATCH
+    if problem.train_set is not None:
+        size = nearest_divisor(problem.train_set.num_examples, size)
+    return saba(finite_sum(problem, size))
+
+
+def _amigo(problem: Problem) -> BilevelMethod:
+    return amigo()
+
+
+SOBA = Method("soba", "all three variables at once, each on one minibatch", (), _soba)
+SABA = Method("saba", "as soba, without the noise: a memory of every minibatch's terms", (), _saba)
+AMIGO = Method("amigo", "several steps of the weights, of the system, then one", (), _amigo)
+
+BILEVEL_METHODS: dict[str, Method] = by_name(SOBA, SABA, AMIGO)
+"""Stochastic bilevel methods by name; each `make` takes the problem."""

@@ -12,10 +12,22 @@ from jax import core
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_whole, is_number
-from hypergrad.core.types import Array, Key, PyTree
+from hypergrad.core.methods import Method
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators import Estimate, Estimator
-from hypergrad.estimators.policies import Policy, SharedState, cosine, draw_outcomes, mean_of_others
-from hypergrad.problem import Problem, check_problem
+from hypergrad.estimators.policies import (
+    RESPONSES,
+    Policy,
+    SharedState,
+    cosine,
+    draw_outcomes,
+    mean_of_others,
+    multitask,
+    running_mean,
+    sampled,
+    shared,
+)
+from hypergrad.problem import Problem, Task, check_problem
 from hypergrad.searchers import Trials
 from hypergrad.tuners.base import Tuner
 
@@ -386,3 +398,52 @@ def _strong(state: PyTree) -> PyTree:
         return x if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.asarray(x, dtype)
 
     return jax.tree.map(strip, state)
+
+
+UPDATES, WINDOW, DRAWS, CANDIDATES = 5, 10, 4, 4
+"""By name: updates of the policy a step, training steps before each, draws a step, trials of a step."""
+
+ENTROPY_BONUS = 0.003
+"""By name, in units of the objective a nat."""
+
+
+def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, float]:
+    """Build the tuner whose real leaves learn by the response, or by credit where it does not see them."""
+    policy = multitask(task.space) if task.policy is None else task.policy
+    if not isinstance(policy, Policy):
+        raise ValueError(
+            f"task.policy is {type(policy).__name__}, expected a Policy or None; pass heads.multitask(space)"
+        )
+    credited = settings.response != "unrolled" and policy.log_density is not None
+    scheduled = any(isinstance(d, spaces.Sequence) for d in jax.tree.leaves(task.space))
+    estimator = shared(
+        task.problem,
+        min(WINDOW, task.horizon),
+        policy,
+        response=RESPONSES[settings.response].make(),
+        draws=sampled(DRAWS),
+        credit=running_mean() if credited else None,
+        restart_every=task.horizon if scheduled else None,
+    )
+    # a tenth for each update, and networks ask for smaller steps than coordinates do
+    rate = optax.cosine_decay_schedule(settings.learning_rate / 10, settings.budget * UPDATES)
+    tuner = controller(
+        task.problem,
+        policy,
+        estimator,
+        UPDATES,
+        optimizer=policy_adam(rate),
+        entropy_bonus=ENTROPY_BONUS,
+        num_candidates=CANDIDATES,
+    )
+    # what cannot work is refused before a study begins
+    jax.eval_shape(lambda key: tuner.step(key, tuner.init(key)), jax.random.key(0))
+    return tuner, 1
+
+
+CONTROLLER = Method(
+    "controller",
+    "one policy over choices and real leaves, on shared weights (see --response)",
+    ("response", "learning_rate"),
+    _make,
+)

@@ -10,8 +10,10 @@ import optax
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators import Estimator
+from hypergrad.estimators import ESTIMATORS, Estimator, average, plan, reverse
+from hypergrad.problem import Task
 from hypergrad.searchers import Trials
 from hypergrad.tuners.base import Tuner
 
@@ -207,3 +209,42 @@ def _where(mask: Array, new: PyTree, old: PyTree) -> Any:
         return jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(pick, new, old)
+
+
+def estimator_of(task: Task, settings: Any) -> Estimator:
+    """Build the estimator of a descent, for one seed.
+
+    Raises:
+        ValueError: for a `memory` beside another estimator than "reverse", the one that has a use for it.
+    """
+    if settings.memory is None:
+        return ESTIMATORS[settings.estimator].make(task.problem, task.horizon, task.space)
+    if settings.estimator != "reverse":
+        raise ValueError(
+            f"memory is given with estimator {settings.estimator!r}, expected 'reverse'; leave one out"
+        )
+    num = settings.num_seeds * settings.num_restarts
+    start = spaces.default(task.space)
+    chosen = plan(task.problem, start, task.horizon, settings.memory, num_seeds=num)
+    return reverse(task.problem, task.horizon, backward=chosen.backward)
+
+
+def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, float]:
+    """Build the tuner, whose step costs as many hypergradients as there are seeds and restarts."""
+    estimator = estimator_of(task, settings)
+    if settings.num_seeds > 1:
+        estimator = average(estimator, settings.num_seeds)
+    rate = optax.cosine_decay_schedule(settings.learning_rate, settings.budget)
+    # hypergradients of noisy trainings ask for a shorter memory of their squares than .999
+    optimizer = optax.adam(rate, b2=0.99)
+    num = settings.num_restarts
+    tuner = descent(estimator, task.space, optimizer=optimizer, num_restarts=num, start=start)
+    return tuner, settings.num_seeds * num
+
+
+DESCENT = Method(
+    "descent",
+    "hypergradient descent on the unconstrained space, with any estimator",
+    ("estimator", "learning_rate", "num_restarts", "memory", "prior", "warm_start"),
+    _make,
+)

@@ -1,42 +1,38 @@
 """Build the tuner that settings ask for, and refuse what cannot work."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from hypergrad import space as spaces
 from hypergrad.core import checks
 from hypergrad.core.checks import check_whole
 from hypergrad.core.types import PyTree
-from hypergrad.estimators import ESTIMATORS, Estimator, average, plan, reverse
-from hypergrad.estimators.policies import Policy, multitask, running_mean, sampled, shared
+from hypergrad.estimators import ESTIMATORS
+from hypergrad.estimators.policies import RESPONSES
 from hypergrad.populations import alike, fastest_layout, fixed, layout_for, partitioned, population
 from hypergrad.problem import Problem, Task
 from hypergrad.report.extras import check_extras
 from hypergrad.schedulers import named as schedulers_named
 from hypergrad.searchers import named as searchers_named, warm_start
 from hypergrad.space import static
-from hypergrad.tuners import (
-    Tuner,
-    bilevel,
-    controller,
-    descent,
-    named as tuners_named,
-    policy_adam,
-    search,
-)
+from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, search
+from hypergrad.tuners.controller import CANDIDATES
 from hypergrad.tuning.settings import BY_GRADIENT, Settings, check_settings
 from hypergrad.tuning.warm_start import beliefs, held_trials, read_trials, start_of
 from hypergrad.validation import check_step, validate
 
-UPDATES, WINDOW, DRAWS, CANDIDATES = 5, 10, 4, 4
-"""Of "controller": updates of the policy a step, training steps before each, draws a step, outcomes a step."""
-
-ENTROPY_BONUS = 0.003
-"""Of "controller", in units of the objective a nat."""
+NAMES: dict[str, Mapping[str, Any]] = {
+    "method": METHODS,
+    "estimator": ESTIMATORS,
+    "bilevel": BILEVEL_METHODS,
+    "scheduler": schedulers_named.SCHEDULERS,
+    "response": RESPONSES,
+}
+"""Setting -> the names that it may have."""
 
 
 def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
@@ -64,11 +60,8 @@ def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
 def check_task(task: Task, settings: Settings) -> Settings:
     """Raise a `ValueError` for a task or settings that cannot work, before anything compiles."""
     settings = check_settings(settings)
-    checks.check_name("method", settings.method, tuners_named.METHODS)
-    checks.check_name("estimator", settings.estimator, ESTIMATORS)
-    checks.check_name("bilevel", settings.bilevel, tuners_named.BILEVEL)
-    checks.check_name("scheduler", settings.scheduler, schedulers_named.SCHEDULERS)
-    checks.check_name("response", settings.response, tuners_named.RESPONSES)
+    for name, known in NAMES.items():
+        checks.check_name(name, getattr(settings, name), known)
     if settings.method == "prior" and not settings.prior:
         raise ValueError(
             "prior is None, expected a belief, which the method 'prior' draws trials from; pass e.g. "
@@ -111,90 +104,9 @@ def _check_static(task: Task, settings: Settings) -> None:
 
 def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
     """Build the tuner, and say how many estimates, trainings or steps of its own one of its steps costs."""
-    if settings.method == "bilevel":
-        return _bilevel_tuner(task, settings), 1
-    if settings.method == "controller":
-        return _controller_tuner(task, settings), 1
-    if settings.method != "descent":
-        return _search(task, settings)
-    estimator = _estimator(task, settings)
-    if settings.num_seeds > 1:
-        estimator = average(estimator, settings.num_seeds)
-    rate = optax.cosine_decay_schedule(settings.learning_rate, settings.budget)
-    # hypergradients of noisy trainings ask for a shorter memory of their squares than .999
-    optimizer = optax.adam(rate, b2=0.99)
-    tuner = descent(
-        estimator,
-        task.space,
-        optimizer=optimizer,
-        num_restarts=settings.num_restarts,
-        start=start_of(task, settings),
-    )
-    return tuner, settings.num_seeds * settings.num_restarts
-
-
-def _estimator(task: Task, settings: Settings) -> Estimator:
-    if settings.memory is None:
-        return ESTIMATORS[settings.estimator].make(task.problem, task.horizon, task.space)
-    if settings.estimator != "reverse":
-        raise ValueError(
-            f"memory is given with estimator {settings.estimator!r}, expected 'reverse'; leave one out"
-        )
-    num = settings.num_seeds * settings.num_restarts
-    start = spaces.default(task.space)
-    chosen = plan(task.problem, start, task.horizon, settings.memory, num_seeds=num)
-    return reverse(task.problem, task.horizon, backward=chosen.backward)
-
-
-def _bilevel_tuner(task: Task, settings: Settings) -> Tuner:
-    """Build the tuner whose step trains as long as a run, and moves as far as a step of a descent."""
-    method = tuners_named.bilevel_method(settings.bilevel, task.problem)
-    num_iterations = max(1, task.horizon // method.num_updates)
-    rate = settings.learning_rate / num_iterations
-    decay = optax.cosine_decay_schedule(rate, settings.budget * num_iterations)
-    return bilevel(
-        task.problem,
-        task.space,
-        num_iterations,
-        method=method,
-        optimizer=optax.adam(decay),
-        num_restarts=settings.num_restarts,
-        start=start_of(task, settings),
-    )
-
-
-def _controller_tuner(task: Task, settings: Settings) -> Tuner:
-    """Build the tuner whose real leaves learn by the response, or by credit where it does not see them."""
-    policy = multitask(task.space) if task.policy is None else task.policy
-    if not isinstance(policy, Policy):
-        raise ValueError(
-            f"task.policy is {type(policy).__name__}, expected a Policy or None; pass heads.multitask(space)"
-        )
-    credited = settings.response != "unrolled" and policy.log_density is not None
-    scheduled = any(isinstance(d, spaces.Sequence) for d in jax.tree.leaves(task.space))
-    estimator = shared(
-        task.problem,
-        min(WINDOW, task.horizon),
-        policy,
-        response=tuners_named.response(settings.response),
-        draws=sampled(DRAWS),
-        credit=running_mean() if credited else None,
-        restart_every=task.horizon if scheduled else None,
-    )
-    # a tenth for each update, and networks ask for smaller steps than coordinates do
-    rate = optax.cosine_decay_schedule(settings.learning_rate / 10, settings.budget * UPDATES)
-    tuner = controller(
-        task.problem,
-        policy,
-        estimator,
-        UPDATES,
-        optimizer=policy_adam(rate),
-        entropy_bonus=ENTROPY_BONUS,
-        num_candidates=CANDIDATES,
-    )
-    # what cannot work is refused before a study begins
-    jax.eval_shape(lambda key: tuner.step(key, tuner.init(key)), jax.random.key(0))
-    return tuner
+    if settings.method in TUNERS:
+        return TUNERS[settings.method].make(task, settings, start_of(task, settings))
+    return _search(task, settings)
 
 
 def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
@@ -242,6 +154,16 @@ def measured(task: Task, settings: Settings) -> Settings:
     return settings._replace(chunk=found.width or -(-size // num_devices))
 
 
+def most_trials(method: str, scheduler: str = "full") -> int:
+    """Return the most trials of a generation of a search, where the population is not given.
+
+    What is learned from one generation guides the next; the searches that model the objective make more
+    of each trial, and are better with more generations. Schedulers compare the trials of a generation.
+    """
+    few = ("bayes", "tpe", "optuna_tpe", "optuna_gp")
+    return 4 if method in few and scheduler == "full" else 16
+
+
 def _generations(
     most: int, num_trials: int, size: int | None = None, num: int | None = None
 ) -> tuple[int, int]:
@@ -263,7 +185,7 @@ def _num_steps(settings: Settings) -> int:
 
 def generations(settings: Settings) -> tuple[int, int]:
     """Return how many generations a search has, and how many trials each."""
-    most = tuners_named.most_trials(settings.method, settings.scheduler)
+    most = most_trials(settings.method, settings.scheduler)
     return _generations(most, settings.budget, settings.population, settings.generations)
 
 

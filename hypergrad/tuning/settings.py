@@ -42,10 +42,10 @@ class Settings(NamedTuple):
     """How to tune.
 
     Attributes:
-        method: a name of `registry.METHODS`, such as "descent" or "random".
+        method: a name of `tuners.METHODS`, such as "descent" or "random".
         estimator: name of the hypergradient estimator (`estimators.ESTIMATORS`).
-        bilevel: which method of "bilevel" (`registry.BILEVEL`).
-        response: of the weights in "controller" (`registry.RESPONSES`).
+        bilevel: which method of "bilevel" (`tuners.BILEVEL_METHODS`).
+        response: of the weights in "controller" (`policies.RESPONSES`).
         budget: outer steps for "descent", "bilevel" and "controller", trials for a search (in equal
             generations, so a few more where their size does not divide them); not used where population and
             generations are given.
@@ -169,7 +169,7 @@ def check_used(given: Collection[str], method: str, called: Callable[[str], str]
 
     Args:
         given: names of the settings that the user gave.
-        method: a name of `registry.METHODS`.
+        method: a name of `tuners.METHODS`.
         called: name -> what the user calls it.
     """
     for name in given:

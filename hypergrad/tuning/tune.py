@@ -23,9 +23,9 @@ from hypergrad.study import Callback, Listeners, Progress, StudyWarning
 from hypergrad.study.disk.files import write_json
 from hypergrad.study.disk.folder import Folder, create, lock
 from hypergrad.train import init_state, unroll
-from hypergrad.tuners import ControllerWarning, Tuner, named as tuners_named
+from hypergrad.tuners import ControllerWarning, Tuner
+from hypergrad.tuners.descent import estimator_of
 from hypergrad.tuning.build import (
-    _estimator,
     _generations,
     _num_steps,
     _search,
@@ -33,6 +33,7 @@ from hypergrad.tuning.build import (
     build,
     check_task,
     measured,
+    most_trials,
 )
 from hypergrad.tuning.judge import _choose, _result, judge
 from hypergrad.tuning.provenance import _check_result, describe_study
@@ -160,7 +161,7 @@ def complete(
     if cost is None:
         cost = per_step
         if settings.method in BY_GRADIENT:
-            one = _estimator(task, settings) if settings.method == "descent" else tuner
+            one = estimator_of(task, settings) if settings.method == "descent" else tuner
             cost = per_step * measure_ratio(task, one, spaces.default(task.space))
         details = describe_study(task, settings, {**details, "cost": cost})
     if folder is not None and not study.has_begun(folder.path):
@@ -176,7 +177,7 @@ def complete(
         baseline = None
         if settings.method in BY_GRADIENT and not found.interrupted:
             num_trials = max(1, round(cost * len(found.trials)))
-            num_steps, size = _generations(tuners_named.most_trials("random"), num_trials)
+            num_steps, size = _generations(most_trials("random"), num_trials)
             show = _Steps(listeners, "random", num_steps, size)
             about = {"task": task.name, "method": "random"}
             rival = _search(task, Settings("random", population=size, generations=num_steps))[0]

@@ -49,6 +49,7 @@ from hypergrad.estimators.policies.relaxations import (
 )
 from hypergrad.estimators.policies.relaxed import RelaxedInfo, relaxed
 from hypergrad.estimators.policies.responses import (
+    RESPONSES,
     Pull,
     Response,
     ResponseWindow,
@@ -66,6 +67,7 @@ __all__ = [
     "MAX_OPTIONS",
     "MAX_OUTCOMES",
     "NUM_PATHS",
+    "RESPONSES",
     "Baseline",
     "Draws",
     "MixedInfo",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.methods import Method, by_name
 from hypergrad.core.solve import Solve, cg, positive
 from hypergrad.core.types import Array, Key, PyTree
 from hypergrad.estimators.base import growth_rate
@@ -207,3 +208,21 @@ def _train(
     whole: Problem, phi: PyTree, start: TrainState, num_steps: int
 ) -> tuple[TrainState, Array]:
     return unroll_losses(whole, jax.lax.stop_gradient(phi), start, num_steps)
+
+
+def _implicit() -> Response:
+    """Solve on a minibatch, because the loss of a network has directions that bend down."""
+    return at_rest(positive(cg(5)), full=False)
+
+
+RESPONSES: dict[str, Method] = by_name(
+    Method("none", "left out, as in ENAS; real leaves learn by the score function", (), left_out),
+    Method("unrolled", "through the last steps of training", (), unrolled),
+    Method(
+        "implicit",
+        "at rest, by a few steps of conjugate gradients, damped where the loss bends down",
+        (),
+        _implicit,
+    ),
+)
+"""Responses of shared weights by name; `make` takes nothing."""
