@@ -28,7 +28,7 @@ import jax
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import study
 from hypergrad.problem import Task
-from hypergrad.schedulers.named import SCHEDULERS
+from hypergrad.schedulers import SCHEDULERS
 from hypergrad.searchers.named import OPTUNA
 from hypergrad.space import Choice
 from hypergrad.study.disk import checkpoint, journal

@@ -17,7 +17,7 @@ from hypergrad.cli import main as cli
 from hypergrad.curvature import bounded
 from hypergrad.populations import layout_for, population, vectorized
 from hypergrad.problem import Examples, Problem
-from hypergrad.schedulers import named as schedulers_named
+from hypergrad.schedulers import SCHEDULERS
 from hypergrad.schedulers.base import SchedulerWarning
 from hypergrad.schedulers.hyperband import brackets
 from hypergrad.searchers import final_values, named as searchers_named, near
@@ -66,7 +66,7 @@ MEMBERS = population(CURVE, layout=vectorized())
 def product(method, scheduler) -> Tuner:
     beliefs = BELIEFS if method == "prior" else None
     searcher = searchers_named.searcher(method, SPACE, 4 * SIZE, SIZE, beliefs)
-    made, _ = schedulers_named.scheduler(scheduler, CURVE, SPACE, HORIZON, SIZE)
+    made, _ = SCHEDULERS[scheduler].make(CURVE, SPACE, HORIZON, SIZE)
     return search(MEMBERS, searcher, made, SIZE)
 
 
@@ -74,7 +74,7 @@ def types(tree):
     return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("scheduler", schedulers_named.SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("method", SEARCHES)
 def test_contract(method, scheduler):
     """A generation of any product can be compiled as a whole, and follows another in a scan."""
@@ -108,7 +108,7 @@ def test_resumed_to_the_same_bits_with_failures_and_ties(tmp_path, method, sched
             raise Stop
 
     tuner = product(method, scheduler)
-    cost = schedulers_named.scheduler(scheduler, CURVE, SPACE, HORIZON, SIZE)[1]
+    cost = SCHEDULERS[scheduler].make(CURVE, SPACE, HORIZON, SIZE)[1]
     whole = study.run(tuner, KEY, 3)
     values = np.stack([o.values for o in whole.trials])
     if scheduler != "pbt":  # whose members that fail go on from others
@@ -154,11 +154,11 @@ def test_flatness_says_that_it_stops_nothing_within_an_epoch():
     with pytest.warns(
         SchedulerWarning, match="an epoch has no fewer steps than the horizon of 5"
     ) as said:
-        assert schedulers_named.scheduler("flatness", sized, SPACE, 5, SIZE)[1] == SIZE
+        assert SCHEDULERS["flatness"].make(sized, SPACE, 5, SIZE)[1] == SIZE
     assert len(said) == 1 and "\n" not in str(said[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cost = schedulers_named.scheduler("flatness", sized, SPACE, 6, SIZE)[1]
+        cost = SCHEDULERS["flatness"].make(sized, SPACE, 6, SIZE)[1]
     assert cost == (SIZE * 5 + SIZE // 5) / 6
 
 
@@ -167,7 +167,7 @@ def test_flatness_says_that_it_stops_nothing_within_an_epoch():
 @pytest.mark.parametrize("horizon", [1, 2, 7, 100, 997])
 def test_any_size_and_horizon_has_rungs(size, horizon):
     for name in ("halving", "hyperband", "pbt", "flatness"):
-        cost = schedulers_named.scheduler(name, CURVE, SPACE, horizon, size)[1]
+        cost = SCHEDULERS[name].make(CURVE, SPACE, horizon, size)[1]
         assert size / horizon <= cost <= size
     for last in range(4):
         if 3**last <= min(size, horizon):

@@ -152,7 +152,7 @@ def flatness_file(name="tuned"):
 def healthy(tmp_path_factory):
     study, result = study_files()
     folder = save(tmp_path_factory.mktemp("study"), study, result | {"final_digest": "a digest"})
-    write_json(folder / results.FLATNESS, flatness_file())
+    write_json(folder / results.FLATNESS_FILE, flatness_file())
     return report.write_report(folder)
 
 
@@ -172,7 +172,7 @@ def hostile(tmp_path_factory):
     result["configurations"][HOSTILE] = configuration(0.3, 0.9, 0.1)
     result["final_digest"] = "a digest"
     folder = save(tmp_path_factory.mktemp("hostile"), study, result)
-    write_json(folder / results.FLATNESS, flatness_file(HOSTILE))
+    write_json(folder / results.FLATNESS_FILE, flatness_file(HOSTILE))
     return report.write_report(folder)
 
 
@@ -181,16 +181,16 @@ def test_flatness_is_shown_as_long_as_it_is_of_this_result(healthy):
     assert "Hessian norm9 [8, 10]5.167 [4, 6.5]" in text
     assert "tracenot finite2 [1, 3]" in text
     folder = healthy.parent
-    kept = (folder / results.FLATNESS).read_bytes()
+    kept = (folder / results.FLATNESS_FILE).read_bytes()
     try:
-        write_json(folder / results.FLATNESS, flatness_file() | {"of": "another"})
+        write_json(folder / results.FLATNESS_FILE, flatness_file() | {"of": "another"})
         assert results.load_results(folder).flatness is None
         for odd in ({"measures": [1]}, {"slices": {"tuned": [1.0]}}, {"steps": "x"}):
-            write_json(folder / results.FLATNESS, flatness_file() | odd)
+            write_json(folder / results.FLATNESS_FILE, flatness_file() | odd)
             with pytest.raises(ValueError, match=r"flatness.json.*the file is damaged"):
                 results.load_results(folder)
     finally:
-        (folder / results.FLATNESS).write_bytes(kept)
+        (folder / results.FLATNESS_FILE).write_bytes(kept)
 
 
 def test_page_is_whole_and_has_every_part(healthy):
@@ -272,7 +272,7 @@ def test_figures_are_well_formed_and_safe(healthy, hostile):
 def test_figures_are_the_same_each_time(healthy, tmp_path):
     study, result = study_files()
     folder = save(tmp_path / "again", study, result | {"final_digest": "a digest"})
-    write_json(folder / results.FLATNESS, flatness_file())
+    write_json(folder / results.FLATNESS_FILE, flatness_file())
     again = report.write_report(folder)
     assert again.read_bytes() == healthy.read_bytes()
     for file in (healthy.parent / "figures").iterdir():

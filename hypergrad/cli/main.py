@@ -431,11 +431,10 @@ def _list(given: argparse.Namespace, command: str) -> int:
         return (function.__doc__ or "").partition("\n")[0]
 
     tasks = known_tasks()
-    methods, estimators, bilevel, responses = (
+    methods, schedulers, estimators, bilevel, responses = (
         {name: method.sentence for name, method in NAMES[option].items()}
-        for option in ("method", "estimator", "bilevel", "response")
+        for option in ("method", "scheduler", "estimator", "bilevel", "response")
     )
-    schedulers = dict(NAMES["scheduler"])
     logs = {name: first_line(factory) for name, factory in LOGS.items()}
     groups = {
         "methods": methods,

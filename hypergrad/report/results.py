@@ -15,7 +15,7 @@ from hypergrad.study.disk.folder import FORMAT, check_folder
 
 MAX_RESULT_BYTES = MAX_JSON
 
-FLATNESS = "flatness.json"
+FLATNESS_FILE = "flatness.json"
 """What `hypergrad flatness` leaves in a study's folder."""
 
 _ADVICE = "the file is damaged or was edited; restore it or run `hypergrad tune` again"
@@ -107,7 +107,7 @@ def load_results(directory: str | os.PathLike[str]) -> Results:
         study[key] = _field(study, key, dict, where, {})
     result = _read_json(folder / "result.json")
     found = _results(study, result, f"{_line(folder / 'result.json')}: ")
-    return found._replace(flatness=_flatness(folder / FLATNESS, found.digest))
+    return found._replace(flatness=_flatness(folder / FLATNESS_FILE, found.digest))
 
 
 def _flatness(path: Path, digest: str | None) -> FlatnessTable | None:

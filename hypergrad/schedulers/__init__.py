@@ -1,7 +1,9 @@
 """Schedulers: how to spend training. One method, one file, one contract (`base.Scheduler`)."""
 
+from hypergrad.core.methods import Method, by_name
 from hypergrad.schedulers.base import Rung, Scheduler, geometric_rungs
 from hypergrad.schedulers.flatness import (
+    FLATNESS,
     blended,
     flatness,
     flattest,
@@ -10,9 +12,9 @@ from hypergrad.schedulers.flatness import (
     pareto,
     traverse,
 )
-from hypergrad.schedulers.full import full, reach
-from hypergrad.schedulers.halving import halving, staged
-from hypergrad.schedulers.hyperband import hyperband
+from hypergrad.schedulers.full import FULL, full, reach
+from hypergrad.schedulers.halving import HALVING, halving, staged
+from hypergrad.schedulers.hyperband import HYPERBAND, hyperband
 from hypergrad.schedulers.objectives import constrained, scalarized
 from hypergrad.schedulers.pareto import (
     Scalarization,
@@ -21,10 +23,23 @@ from hypergrad.schedulers.pareto import (
     pareto_front,
     pareto_ranks,
 )
-from hypergrad.schedulers.pb2 import pb2
-from hypergrad.schedulers.pbt import pbt, perturb
+from hypergrad.schedulers.pb2 import PB2, pb2
+from hypergrad.schedulers.pbt import PBT, pbt, perturb
+
+SCHEDULERS: dict[str, Method] = by_name(FULL, HALVING, HYPERBAND, FLATNESS, PBT, PB2)
+"""The schedulers that the command line offers.
+
+Each is made by `make(problem, space, horizon, size)`, with the settings that the command line uses: of a task's
+problem and space, the training steps of the trials that are trained longest, and the trials of a generation.
+That returns the scheduler, and what a generation costs in trainings of `horizon` steps.
+"""
+
+BY_COPIES = ("pbt", "pb2")
+"""Schedulers by name whose members go on from one another."""
 
 __all__ = [
+    "BY_COPIES",
+    "SCHEDULERS",
     "Rung",
     "Scalarization",
     "Scheduler",

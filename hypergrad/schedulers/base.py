@@ -14,6 +14,12 @@ from hypergrad.populations import Population, count
 from hypergrad.searchers import Trials
 from hypergrad.space import Dimension, Sequence
 
+ETA = 3
+"""Of `halving` and `hyperband` by name: one trial of so many goes on, and so many times as far."""
+
+MOST_HALVINGS = 3
+"""Of the schedulers by name: the shortest runs have a 27th of the steps; fewer would say too little."""
+
 
 class SchedulerWarning(UserWarning):
     """A scheduler that will not do what its name promises."""
@@ -150,6 +156,12 @@ def num_halvings(num_steps: int, min_steps: int, eta: float) -> int:
     """Return ⌊log_η(num_steps / min_steps)⌋, exact where a float logarithm is not."""
     check_geometry(num_steps, min_steps, eta)
     return _floor(math.log(num_steps / min_steps, eta))
+
+
+def shortest_run(size: int, horizon: int) -> int:
+    """Return the steps of the shortest runs, so that the best of `size` trials are halved up to the horizon."""
+    last = next(s for s in range(MOST_HALVINGS, -1, -1) if ETA**s <= min(size, horizon))
+    return horizon // ETA**last
 
 
 def check_geometry(num_steps: Any, min_steps: Any, eta: Any) -> None:

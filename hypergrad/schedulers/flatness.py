@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -10,12 +11,26 @@ import jax.numpy as jnp
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.curvature import Measure
+from hypergrad.curvature import Measure, frobenius_estimate, supremum
 from hypergrad.populations import Population, count
-from hypergrad.schedulers.base import Rung, Scheduler, best_first, train_up
+from hypergrad.problem import Problem
+from hypergrad.schedulers.base import (
+    ETA,
+    MOST_HALVINGS,
+    Rung,
+    Scheduler,
+    SchedulerWarning,
+    best_first,
+    spent,
+    train_up,
+)
 from hypergrad.schedulers.pareto import pareto_front, pareto_ranks
 from hypergrad.space import units
+
+NUM_PRODUCTS = 12
+"""Products with the Hessian of each of four minibatches, from which `flatness` by name estimates its norm."""
 
 Ranking: TypeAlias = Callable[[Array, Array], Array]
 """(measures `[M]`, objectives `[M]`) -> scores `[M]`, the lowest best; what is not finite is discarded."""
@@ -173,6 +188,46 @@ def _check_scores(scores: Any, values: Any) -> None:
             f"ranking returned an array of shape {jnp.shape(scores)}, expected {jnp.shape(values)}, a score "
             "for each member; keep the order of the members, and leave out any reduction"
         )
+
+
+def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:
+    first, kept = min(horizon, _epoch(problem, horizon)), max(1, size // 5)
+    if first == horizon:
+        warnings.warn(
+            f"scheduler 'flatness' trains every trial to the end, because an epoch has no fewer steps than "
+            f"the horizon of {horizon}; tune with a longer one, or with 'halving'",
+            SchedulerWarning,
+            stacklevel=2,
+        )
+    rungs = [Rung(size, first), Rung(kept, horizon)]
+    built = flatness(
+        supremum(problem, _norm), horizon, first_steps=first, num_kept=kept, ranking=matched()
+    )
+    return built, spent(rungs if first < horizon else rungs[:1]) / horizon
+
+
+def _norm(loss: Callable[..., Array], params: PyTree, batch: PyTree) -> Array:
+    """Estimate the Hessian's norm of any network, the same way for all."""
+    key = jax.random.key(0)
+    return frobenius_estimate(loss, params, batch, key, num_products=NUM_PRODUCTS).value
+
+
+def _epoch(problem: Problem, horizon: int) -> int:
+    """Return the steps of an epoch, or a 27th of the training where that is not known."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    batch = jax.eval_shape(problem.train_batch, jax.eval_shape(jax.random.key, 0), step)
+    sizes = [leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.shape]
+    if problem.train_set is None or not sizes or not sizes[0]:
+        return max(1, horizon // ETA**MOST_HALVINGS)
+    return max(1, problem.train_set.num_examples // sizes[0])
+
+
+FLATNESS = Method(
+    "flatness",
+    "all trials for an epoch, and the flattest fifth to the end (FGHPO at matched loss)",
+    (),
+    _make,
+)
 
 
 def traverse(

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.methods import Method
+from hypergrad.core.types import PyTree
 from hypergrad.populations import count
+from hypergrad.problem import Problem
 from hypergrad.schedulers.base import Scheduler, ended
 
 
@@ -25,6 +28,13 @@ def full(num_steps: int) -> Scheduler:
         return ended(population, keys, hparams, states, num_steps)
 
     return run
+
+
+def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:
+    return full(horizon), size
+
+
+FULL = Method("full", "every trial is trained to the end", (), _make)
 
 
 def reach(target: float, num_steps: int, *, every: int = 1) -> Scheduler:

@@ -2,8 +2,20 @@
 
 from collections.abc import Sequence
 
+from hypergrad.core.methods import Method
+from hypergrad.core.types import PyTree
 from hypergrad.populations import count
-from hypergrad.schedulers.base import Rung, Scheduler, geometric_rungs, num_halvings, train_up
+from hypergrad.problem import Problem
+from hypergrad.schedulers.base import (
+    ETA,
+    Rung,
+    Scheduler,
+    geometric_rungs,
+    num_halvings,
+    shortest_run,
+    spent,
+    train_up,
+)
 
 
 def halving(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> Scheduler:
@@ -32,6 +44,17 @@ def halving(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> Schedule
         return train_up(population, key, hparams, rungs)
 
     return run
+
+
+def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:
+    least = shortest_run(size, horizon)
+    rungs = geometric_rungs(size, horizon, num_halvings(horizon, least, ETA), ETA)
+    return halving(horizon, min_steps=least, eta=ETA), spent(rungs) / horizon
+
+
+HALVING = Method(
+    "halving", "all trials a little, the best third three times as long, and so on", (), _make
+)
 
 
 def staged(rungs: Sequence[Rung]) -> Scheduler:

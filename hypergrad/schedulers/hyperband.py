@@ -7,8 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.core import tree
+from hypergrad.core.methods import Method
+from hypergrad.core.types import PyTree
 from hypergrad.populations import count
-from hypergrad.schedulers.base import Rung, Scheduler, geometric_rungs, num_halvings, train_up
+from hypergrad.problem import Problem
+from hypergrad.schedulers.base import (
+    ETA,
+    Rung,
+    Scheduler,
+    geometric_rungs,
+    num_halvings,
+    shortest_run,
+    spent,
+    train_up,
+)
 from hypergrad.searchers import Searcher, Trials
 
 
@@ -103,3 +115,17 @@ def _join(outcomes: list[Trials]) -> Trials:
     )
     info = joined.info | {"bracket": bracket, "budget": jnp.sum(joined.info["budget"])}
     return joined._replace(parent=jnp.arange(sum(sizes), dtype=jnp.int32), info=info)
+
+
+def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:
+    least = shortest_run(size, horizon)
+    ladder = brackets(horizon, min_steps=least, eta=ETA, num=size)
+    return hyperband(horizon, min_steps=least, eta=ETA), sum(map(spent, ladder)) / horizon
+
+
+HYPERBAND = Method(
+    "hyperband",
+    "several halvings, from the boldest to the most patient; with tpe as in BOHB",
+    (),
+    _make,
+)

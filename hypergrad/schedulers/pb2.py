@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, PyTree
 from hypergrad.populations import count
-from hypergrad.schedulers.base import Explore, Periods, later
+from hypergrad.problem import Problem
+from hypergrad.schedulers.base import Explore, Periods, Scheduler, later
+from hypergrad.schedulers.pbt import compared
 from hypergrad.searchers.bayes import maximise
 from hypergrad.searchers.models.gaussian_process import (
     Covariance,
@@ -161,3 +164,12 @@ def time_varying(ordered: np.ndarray) -> Covariance:
         return result * agreement(np.append(ordered, True), kernel, left, right)
 
     return covariance
+
+
+def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:
+    return compared(horizon, pb2(space)), size
+
+
+PB2 = Method(
+    "pb2", "as pbt, these from a Gaussian process over what improved the others", (), _make
+)

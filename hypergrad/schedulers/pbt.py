@@ -9,10 +9,16 @@ import jax.numpy as jnp
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.methods import Method
+from hypergrad.core.scans import largest_divisor
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.populations import count
+from hypergrad.populations import Population, count
+from hypergrad.problem import Problem
 from hypergrad.schedulers.base import Explore, Periods, Scheduler, best_first, later
 from hypergrad.searchers import Trials
+
+NUM_PERIODS = 8
+"""Comparisons of `pbt` and `pb2` by name in a run, or a few more: the steps are divided evenly."""
 
 
 class _Carry(NamedTuple):
@@ -117,7 +123,9 @@ def _record(history: Periods, carry: _Carry, values: Array) -> Periods:
     return Periods(kept, values, history.starts.at[now].set(carry.start), now + 1)
 
 
-def _exploit(population, carry: _Carry, values: Array, explore: Explore, fraction: float) -> _Carry:
+def _exploit(
+    population: Population, carry: _Carry, values: Array, explore: Explore, fraction: float
+) -> _Carry:
     """Copy the best over the worst, and explore from there."""
     key, draw_key, explore_key = jax.random.split(carry.key, 3)
     source, moved = copy_sources(draw_key, values, fraction)
@@ -227,3 +235,17 @@ def _perturb(dim, key: Key, value: Array, drawn: Array, factor: float, resample:
         moved = jnp.clip(moved, bounds.low, bounds.high)
     anew = jax.random.bernoulli(draw_key, resample)
     return jnp.where(anew, drawn, moved).astype(value.dtype)
+
+
+def compared(horizon: int, explore: Explore) -> Scheduler:
+    """Return population-based training with about `NUM_PERIODS` comparisons in `horizon` steps."""
+    return pbt(horizon, explore, period=largest_divisor(horizon, horizon // NUM_PERIODS))
+
+
+def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:
+    return compared(horizon, perturb(space, draw=spaces.sample_constant)), size
+
+
+PBT = Method(
+    "pbt", "the worst go on from copies of the best, with other hyperparameters", (), _make
+)

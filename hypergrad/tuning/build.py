@@ -16,7 +16,7 @@ from hypergrad.estimators.policies import RESPONSES
 from hypergrad.populations import alike, fastest_layout, fixed, layout_for, partitioned, population
 from hypergrad.problem import Problem, Task
 from hypergrad.report.extras import check_extras
-from hypergrad.schedulers import named as schedulers_named
+from hypergrad.schedulers import SCHEDULERS
 from hypergrad.searchers import named as searchers_named, warm_start
 from hypergrad.space import static
 from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, search
@@ -29,7 +29,7 @@ NAMES: dict[str, Mapping[str, Any]] = {
     "method": METHODS,
     "estimator": ESTIMATORS,
     "bilevel": BILEVEL_METHODS,
-    "scheduler": schedulers_named.SCHEDULERS,
+    "scheduler": SCHEDULERS,
     "response": RESPONSES,
 }
 """Setting -> the names that it may have."""
@@ -119,9 +119,8 @@ def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
     space = spaces.dynamic(task.space)
     searcher = searchers_named.searcher(settings.method, space, num, size, beliefs(settings))
     searcher = warm_start(searcher, told) if told else searcher
-    scheduler, cost = schedulers_named.scheduler(
-        settings.scheduler, task.problem, task.space, task.horizon, size
-    )
+    make = SCHEDULERS[settings.scheduler].make
+    scheduler, cost = make(task.problem, task.space, task.horizon, size)
     shapes = bool(static.static_names(task.space))
     layout = layout_for(size, settings.devices, settings.chunk, groups=shapes)
     members = one_shape = population(task.problem, layout=layout)

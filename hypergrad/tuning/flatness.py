@@ -14,7 +14,7 @@ from hypergrad.core import tree
 from hypergrad.core.types import Array, Batch, HParams, Key, Params
 from hypergrad.populations import per_shape
 from hypergrad.problem import Problem, Task, split_loss
-from hypergrad.report.results import FLATNESS, load_results
+from hypergrad.report.results import FLATNESS_FILE, load_results
 from hypergrad.study.disk import files, folder
 from hypergrad.train import carried, init_state, trained, unroll, with_parts
 from hypergrad.tuning.provenance import check_same_task
@@ -96,7 +96,7 @@ def measure_flatness(task: Task, directory: str | Path, *, allow_changes: bool =
         measures[name] = {label: np.stack([row[0][label] for row in rows]) for label in MEASURES}
         steps, slices[name] = rows[0][1]
     result = Flatness(measures, steps, slices)
-    files.write_json(Path(directory) / FLATNESS, {"of": found.digest, **result._asdict()})
+    files.write_json(Path(directory) / FLATNESS_FILE, {"of": found.digest, **result._asdict()})
     return result
 
 

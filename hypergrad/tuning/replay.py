@@ -14,7 +14,7 @@ from hypergrad.estimators import ONLINE
 from hypergrad.estimators.base import split_key
 from hypergrad.populations import fixed
 from hypergrad.problem import Problem, Task
-from hypergrad.schedulers import named as schedulers_named
+from hypergrad.schedulers import BY_COPIES
 from hypergrad.searchers import Trials
 from hypergrad.space import static
 from hypergrad.study.disk.folder import check_folder
@@ -79,7 +79,7 @@ def replay(
             f"the study is by {how!r}, whose training goes on from trial to trial, expected one that trains "
             "every trial from its start; use hypergrad.study.replay, which makes the steps again"
         )
-    if settings.scheduler in schedulers_named.BY_COPIES:
+    if settings.scheduler in BY_COPIES:
         raise ValueError(
             f"the study is by {settings.scheduler!r}, whose members go on from one another, expected one "
             "that trains every trial from its start; use hypergrad.study.replay, which makes the steps again"

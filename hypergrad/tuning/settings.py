@@ -59,7 +59,7 @@ class Settings(NamedTuple):
             a search, those of the members on one device: what fits is measured, and the fastest taken.
         population: trials of a generation of a search; at most 16 (4 for "bayes" and "tpe") where None.
         generations: of a search; as many as make up the budget where None.
-        scheduler: how a search spends training on its trials, a name of `registry.SCHEDULERS`.
+        scheduler: how a search spends training on its trials, a name of `schedulers.SCHEDULERS`.
         devices: over which the members of a search are spread; all that jax has where None.
         chunk: members computed side by side on each device, one chunk after another; where None up to four
             on a CPU (one where the space has static dimensions), all on others.
