@@ -1,4 +1,4 @@
-"""What a study begins with: beliefs, and the trials of an earlier one."""
+"""What a study begins with: a prior, and the trials of an earlier one."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 import hypergrad as hg
 from hypergrad import space as sp
 from hypergrad.cli import main as cli
-from hypergrad.searchers import Trials, begin_with, named as searchers_named, near, prior, random
+from hypergrad.searchers import SEARCHERS, Prior, Trials, first_then, prior, random
 from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
 from hypergrad.study import StudyWarning
 from hypergrad.tuning import warm_start
@@ -39,7 +39,7 @@ def start_of_descent(settings):
     return sp.constrain(TASK.space, jax.tree.map(lambda x: x[0], state.unconstrained))
 
 
-# ---- beliefs
+# ---- priors
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def start_of_descent(settings):
     [
         (1e-3, [1e-3, 0.15]),
         ([1e-3, 0.3], [1e-3, 0.3]),
-        (near(1e-3, 0.2), [1e-3, 0.2]),
+        (Prior(1e-3, 0.2), [1e-3, 0.2]),
         (np.float32(0.5), [0.5, 0.15]),
         ((jnp.array([0.5, 0.25]), 1), [[0.5, 0.25], 1.0]),
         ("tanh", ["tanh", 0.15]),
     ],
 )
-def test_a_belief_is_kept_as_json(given, kept):
+def test_a_prior_is_kept_as_json(given, kept):
     found = check_settings(Settings(prior={"lr": given})).prior
     assert found == {"lr": kept} and json.loads(json.dumps(found)) == found
     assert check_settings(Settings(prior=found)).prior == found
@@ -62,7 +62,7 @@ def test_a_belief_is_kept_as_json(given, kept):
 @pytest.mark.parametrize(
     "bad", [[1, 2, 3], [1e-3, 0.0], [1e-3, 1.5], [1e-3, "x"], [1e-3, True], [], [1, float("nan")]]
 )
-def test_a_belief_that_is_none_is_refused(bad):
+def test_an_invalid_prior_is_refused(bad):
     with pytest.raises(
         ValueError, match=r"prior for 'lr' is .*expected a value, or a value and its"
     ):
@@ -70,13 +70,13 @@ def test_a_belief_that_is_none_is_refused(bad):
 
 
 @pytest.mark.parametrize("name", [n for n in ONLY_FOR["prior"] if n not in ("descent", "bilevel")])
-def test_first_trials_are_near_the_belief(name):
-    beliefs = {"lr": near(1e-3, 0.05), "kind": near("tanh", 0.05)}
+def test_first_trials_are_near_the_prior(name):
+    told = {"lr": Prior(1e-3, 0.05), "kind": Prior("tanh", 0.05)}
     found = {}
-    for given in (beliefs, None):
+    for given in (told, None):
         if name != "cross_entropy" and given is None:
             continue  # compiling takes long
-        searcher = searchers_named.searcher(name, SPACE, 64, 32, given)
+        searcher = SEARCHERS[name].make(SPACE, 64, 32, given)
         ask = jax.jit(lambda key, searcher=searcher: searcher.ask(key, searcher.init(key), 32))
         hparams = jax.vmap(ask)(jax.random.split(KEY, 4))
         at = np.log10(np.asarray(hparams["lr"])).ravel()
@@ -86,10 +86,10 @@ def test_first_trials_are_near_the_belief(name):
         assert found[False][0] < 0.4 and 0.3 < found[False][1] < 0.7
 
 
-def test_begin_with_asks_the_first_and_then_the_other():
+def test_first_then_asks_the_first_and_then_the_other():
     space = {"a": Real(0, 1), "n": Integer(0, 9)}
-    first = prior(space, {"a": near(0.9, 0.01)}, uniform=0.0)
-    searcher = begin_with(random(space), first, 6)
+    first = prior(space, {"a": Prior(0.9, 0.01)}, uniform=0.0)
+    searcher = first_then(first, random(space), 6)
     state, shapes = searcher.init(KEY), None
     low = []
     for generation in range(4):
@@ -104,12 +104,12 @@ def test_begin_with_asks_the_first_and_then_the_other():
     assert min(low[:2]) > 0.8, "two generations from the prior, the second because 4 < 6"
     assert min(low[2:]) < 0.8 and int(state.told) == 6
     with pytest.raises(ValueError, match="num is 0"):
-        begin_with(random(space), first, 0)
+        first_then(first, random(space), 0)
     with pytest.raises(ValueError, match="works on the host"):
-        begin_with(random(space)._replace(host=True), first, 2)
+        first_then(first, random(space)._replace(host=True), 2)
 
 
-def test_a_descent_starts_where_it_is_believed():
+def test_a_descent_starts_at_its_prior():
     given = {"lr": 0.1, "momentum": [0.3, 0.5]}
     start = start_of_descent({"prior": given})
     np.testing.assert_allclose(start["lr"], 0.1, rtol=1e-5)
@@ -126,8 +126,8 @@ def test_a_descent_starts_where_it_is_believed():
         ),
         ({"prior": {"lr": "x"}, "method": "prior"}, r"prior\['lr'\] is near 'x'"),
         ({"prior": {"lr": 0.1}, "method": "random"}, "prior is given with method 'random'"),
-        ({"prior": 3, "method": "prior"}, "prior is 3, expected beliefs by the names"),
-        ({"method": "prior"}, "prior is None, expected a belief.*--prior lr=1e-3"),
+        ({"prior": 3, "method": "prior"}, "prior is 3, expected values by the names"),
+        ({"method": "prior"}, "prior is None, expected what.*--prior lr=1e-3"),
         ({"warm_start": "x", "method": "grid"}, "warm_start is given with method 'grid'"),
         ({"warm_start": "no/where", "method": "tpe"}, "no/where' does not exist"),
         ({"warm_start": 3, "method": "tpe"}, "warm_start is 3, expected the folder"),

@@ -20,11 +20,10 @@ from hypergrad.problem import Examples, Problem
 from hypergrad.schedulers import SCHEDULERS
 from hypergrad.schedulers.base import SchedulerWarning
 from hypergrad.schedulers.hyperband import brackets
-from hypergrad.searchers import final_values, named as searchers_named, near
+from hypergrad.searchers import SEARCHERS, Prior, final_values
 from hypergrad.space import Choice, Integer, LogReal, Real
-from hypergrad.tuners import METHODS, Tuner, search
+from hypergrad.tuners import Tuner, search
 from hypergrad.tuning.build import measured
-from hypergrad.tuning.settings import BY_GRADIENT
 from tasks import quadratic
 
 KEY = jax.random.key(1)
@@ -35,8 +34,8 @@ SPACE = {
     "kind": Choice(("a", "b", "c", "d")),
 }
 SIZE, HORIZON = 12, 9
-BELIEFS = {"rate": near(0.5), "kind": near("b")}
-SEARCHES = [name for name in METHODS if name not in (*BY_GRADIENT, *searchers_named.OPTUNA)]
+PRIOR = {"rate": Prior(0.5), "kind": Prior("b")}
+SEARCHES = [name for name in SEARCHERS if not name.startswith("optuna_")]
 
 
 BOUND = 0.7
@@ -64,8 +63,8 @@ MEMBERS = population(CURVE, layout=vectorized())
 
 
 def product(method, scheduler) -> Tuner:
-    beliefs = BELIEFS if method == "prior" else None
-    searcher = searchers_named.searcher(method, SPACE, 4 * SIZE, SIZE, beliefs)
+    prior = PRIOR if method == "prior" else None
+    searcher = SEARCHERS[method].make(SPACE, 4 * SIZE, SIZE, prior)
     made, _ = SCHEDULERS[scheduler].make(CURVE, SPACE, HORIZON, SIZE)
     return search(MEMBERS, searcher, made, SIZE)
 

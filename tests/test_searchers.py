@@ -15,6 +15,8 @@ import hypergrad as hg
 from hypergrad import searchers, space as sp, study, tuners
 from hypergrad.populations import Population
 from hypergrad.searchers import (
+    SEARCHERS as NAMED,
+    Prior,
     Smoothing,
     Stop,
     Trials,
@@ -26,7 +28,6 @@ from hypergrad.searchers import (
     distribution,
     evolution,
     grid,
-    near,
     prior,
     random,
     sobol,
@@ -59,12 +60,12 @@ MIXED = {
     "decay": Sequence(LogReal(1e-3, 1.0), 6, knots=3, decreasing=True),
     "scales": Real(0.0, 1.0, shape=(2,)),
 }
-BELIEFS = {"lr": near(1e-3), "kind": near("tanh"), "layers": near(4), "decay": near(0.1)}
+PRIOR = {"lr": Prior(1e-3), "kind": Prior("tanh"), "layers": Prior(4), "decay": Prior(0.1)}
 SEARCHERS = {
     "random": random,
     "grid": lambda space: grid(space, 2),
     "sobol": sobol,
-    "prior": lambda space: prior(space, {n: b for n, b in BELIEFS.items() if n in space}),
+    "prior": lambda space: prior(space, {n: p for n, p in PRIOR.items() if n in space}),
     "cross_entropy": partial(cross_entropy, rho=0.2),
     "cross_entropy_tables": lambda space: cross_entropy(
         space,
@@ -324,10 +325,10 @@ def test_proposals_follow_the_fitted_distribution():
     check_uniform(stats.truncnorm.cdf(flat["x"], -loc / scale, (1 - loc) / scale, loc, scale))
 
 
-def test_prior_mixes_beliefs_with_uniform():
+def test_prior_mixes_its_values_with_uniform():
     space = {"lr": LogReal(1e-5, 1.0), "kind": Choice(("a", "b", "c")), "free": Real(0, 1)}
-    beliefs = {"lr": near(1e-2, 0.1), "kind": near("c", 0.4)}
-    searcher = prior(space, beliefs, uniform=0.3)
+    given = {"lr": Prior(1e-2, 0.1), "kind": Prior("c", 0.4)}
+    searcher = prior(space, given, uniform=0.3)
     drawn = jax.jit(lambda k: searcher.ask(k, (), 8000))(KEY)
     units = np.asarray(to_units(space, drawn))
     by_name = dict(zip(sorted(space), units.T, strict=True))
@@ -579,7 +580,7 @@ def test_warm_starts_are_told_before_the_first():
     expected = evolution(space).tell(evolution(space).init(KEY), told)
     for a, b in zip(jax.tree.leaves(searcher.init(KEY)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(ValueError, match=r"outcomes\[0\] is dict"):
+    with pytest.raises(ValueError, match=r"trials\[0\] is dict"):
         warm_start(searcher, [{}])
     with pytest.raises(ValueError, match="hparams has the leaves"):
         warm_start(evolution({"z": Real(0, 1)}), [told]).init(KEY)
@@ -691,14 +692,14 @@ BAD = {
         lambda: distribution({"n": Integer(1, 4)}, atoms={"n": 3}),
         "atoms has 'n', which is counted",
     ),
-    "belief": (lambda: prior(ONE, {"y": near(0.5)}), "leaf of beliefs is 'y'"),
-    "belief outside": (lambda: prior(ONE, {"x": near(2.0)}), "holds 2, expected values in"),
-    "belief kind": (lambda: prior(ONE, {"x": 0.5}), "expected a belief"),
-    "belief option": (
-        lambda: prior({"k": Choice(("a", "b"))}, {"k": near("c")}),
+    "prior": (lambda: prior(ONE, {"y": Prior(0.5)}), "leaf of prior is 'y'"),
+    "prior outside": (lambda: prior(ONE, {"x": Prior(2.0)}), "holds 2, expected values in"),
+    "prior kind": (lambda: prior(ONE, {"x": 0.5}), "expected a Prior"),
+    "prior option": (
+        lambda: prior({"k": Choice(("a", "b"))}, {"k": Prior("c")}),
         "is near 'c', expected one of",
     ),
-    "spread": (lambda: near(0.5, 0), "spread is 0"),
+    "spread": (lambda: prior(ONE, {"x": Prior(0.5, 0)}), "spread is 0"),
     "uniform": (lambda: prior(ONE, {}, uniform=2), "uniform is 2"),
     "levels": (lambda: grid(ONE, 0), "num_levels is 0 for 'x'"),
     "grid too large": (lambda: grid({"x": Real(0, 1, shape=(40,))}, 3), "expected at most 1048576"),
@@ -732,16 +733,7 @@ def test_bad_input(name):
 
 def test_every_searcher_is_tested():
     tested = {name.split("_independent")[0] for name in SEARCHERS}
-    factories = {
-        "random",
-        "grid",
-        "sobol",
-        "prior",
-        "cross_entropy",
-        "evolution",
-        "cma_es",
-        "bayes",
-        "tpe",
-    }
+    factories = {name for name in NAMED if not name.startswith("optuna_")}
     assert factories <= tested and factories <= set(searchers.__all__)
+    assert all(name == method.name for name, method in NAMED.items())
     assert from_units(ONE, jnp.zeros((2, 1)))["x"].shape == (2,)

@@ -216,11 +216,11 @@ def test_a_search_begins_with_trials_of_shapes(tuned, tmp_path):
         left = read_trials(out, fewer)
     assert set(left.hparams["act"].tolist()) == {0}
     warm_start(random(dynamic(SPACE)), found.trials, SPACE).init(jax.random.key(0))
-    with pytest.raises(ValueError, match=r"outcomes\[0\] has texts at 'act'"):
+    with pytest.raises(ValueError, match=r"trials\[0\] has texts at 'act'"):
         warm_start(random(dynamic(SPACE)), found.trials)
     tuner = tuner_of(method="tpe", warm_start=str(out), prior={"act": "sin"})
     asked = study.run(tuner, jax.random.key(2), 1).trials[0].hparams["act"].tolist()
-    assert asked.count("sin") > 3, "a belief is in the user's words"
+    assert asked.count("sin") > 3, "a prior is in the user's words"
 
 
 def test_trials_go_to_optuna_by_name(tuned):

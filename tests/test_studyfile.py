@@ -129,7 +129,7 @@ def test_as_editors_save_it(tmp_path):
         ("overwrite = 1", "overwrite is 1, expected true or false"),
         ('log = "jsonl"', "log is 'jsonl', expected a list"),
         ("arg = 3", "arg is 3, expected a table"),
-        ("prior = 3", "line 1: prior is 3, expected beliefs by the names of hyperparameters"),
+        ("prior = 3", "line 1: prior is 3, expected values by the names of hyperparameters"),
         (
             "[prior]\nlr = [1, 2]",
             "line 1: prior for 'lr' is [1, 2], expected a value, or a value and",

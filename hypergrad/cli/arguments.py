@@ -212,7 +212,7 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _parse(option: Option, value: Any) -> Any:
     """Turn the words of an option into its kind; what cannot be is left to `check_value`."""
     if option.name == "prior":
-        return {name: _belief(text) for name, text in _pairs(option, value)}
+        return {name: _prior(text) for name, text in _pairs(option, value)}
     if option.kind is dict:
         return {name: _json(text) for name, text in _pairs(option, value)}
     if option.kind in (int, float):
@@ -245,7 +245,7 @@ def _pair(option: Option, text: str) -> tuple[str, str]:
     return name, value
 
 
-def _belief(text: str) -> Any:
+def _prior(text: str) -> Any:
     """Return a value, or [value, spread] where a number stands behind a colon."""
     value, colon, spread = text.rpartition(":")
     try:

@@ -12,12 +12,14 @@ class Method(NamedTuple):
         sentence: what it does, for `hypergrad list`.
         reads: settings that it reads beside those that its whole family reads.
         make: builds it with the settings that the command line uses; its arguments are those of the family.
+        generation: of a search, most trials of a generation where the user does not say.
     """
 
     name: str
     sentence: str
     reads: tuple[str, ...]
     make: Callable[..., Any]
+    generation: int = 16
 
 
 def by_name(*methods: Method) -> dict[str, Method]:

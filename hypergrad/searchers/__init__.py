@@ -1,37 +1,60 @@
 """Searchers: what to try. One method, one file, one contract (`base.Searcher`)."""
 
+from hypergrad.core.methods import Method, by_name
 from hypergrad.searchers.base import Searcher, Trials, final_values
-from hypergrad.searchers.bayes import TrustRegion, bayes
-from hypergrad.searchers.beliefs import Belief, near
-from hypergrad.searchers.cma_es import cma_es
-from hypergrad.searchers.cross_entropy import Stop, cross_entropy, steps_to
-from hypergrad.searchers.evolution import evolution
-from hypergrad.searchers.grid import grid
+from hypergrad.searchers.bayes import BAYES, TrustRegion, bayes
+from hypergrad.searchers.cma_es import CMA_ES, cma_es
+from hypergrad.searchers.cross_entropy import CROSS_ENTROPY, Stop, cross_entropy, steps_to
+from hypergrad.searchers.evolution import EVOLUTION, evolution
+from hypergrad.searchers.grid import GRID, grid
 from hypergrad.searchers.models.distribution import distribution
 from hypergrad.searchers.models.families import Smoothing
-from hypergrad.searchers.prior import prior
-from hypergrad.searchers.random import random
-from hypergrad.searchers.sobol import sobol
-from hypergrad.searchers.tpe import tpe
-from hypergrad.searchers.wrappers import begin_with, constant, warm_start
+from hypergrad.searchers.models.priors import Prior
+from hypergrad.searchers.optuna.searcher import OPTUNA_CMA, OPTUNA_GP, OPTUNA_TPE
+from hypergrad.searchers.prior import PRIOR, prior
+from hypergrad.searchers.random import RANDOM, random
+from hypergrad.searchers.sobol import SOBOL, sobol
+from hypergrad.searchers.tpe import TPE, tpe
+from hypergrad.searchers.wrappers import constant, first_then, warm_start
+
+SEARCHERS: dict[str, Method] = by_name(
+    RANDOM,
+    GRID,
+    SOBOL,
+    PRIOR,
+    CROSS_ENTROPY,
+    EVOLUTION,
+    CMA_ES,
+    BAYES,
+    TPE,
+    OPTUNA_TPE,
+    OPTUNA_CMA,
+    OPTUNA_GP,
+)
+"""The searchers by name; `make(space, num_trials, size, prior)` builds one.
+
+The arguments are the space without static dimensions, the trials that it will be asked for or told in all,
+those of a generation, and {leaf name: `Prior`} or None. Schedules of more than a few free steps are held
+constant.
+"""
 
 __all__ = [
-    "Belief",
+    "SEARCHERS",
+    "Prior",
     "Searcher",
     "Smoothing",
     "Stop",
     "Trials",
     "TrustRegion",
     "bayes",
-    "begin_with",
     "cma_es",
     "constant",
     "cross_entropy",
     "distribution",
     "evolution",
     "final_values",
+    "first_then",
     "grid",
-    "near",
     "prior",
     "random",
     "sobol",

@@ -11,6 +11,7 @@ import optax
 from jax.scipy.special import ndtri
 
 from hypergrad.core.checks import check_whole
+from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, Key, PyTree
 from hypergrad.searchers.base import Searcher, observe
 from hypergrad.searchers.models.gaussian_process import (
@@ -27,8 +28,11 @@ from hypergrad.searchers.models.gaussian_process import (
     prior_kernel,
 )
 from hypergrad.searchers.models.memory import Memory, check_capacity, empty, remember
+from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, points, scramble
 from hypergrad.searchers.models.targets import power
+from hypergrad.searchers.prior import prior_first
+from hypergrad.searchers.wrappers import constant
 from hypergrad.space import Coordinates, coordinates, from_units, snap
 
 SMALLEST = 64
@@ -335,3 +339,21 @@ def _check_region(box: Any) -> None:
     check_whole("successes", box.successes)
     if box.failures is not None:
         check_whole("failures", box.failures)
+
+
+def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
+    capacity = min(256, max(16, 2 ** (num_trials - 1).bit_length()))
+
+    def make(space):
+        return prior_first(bayes(space, capacity), space, prior, size)
+
+    return constant(space, make)
+
+
+BAYES = Method(
+    "bayes",
+    "a Gaussian process and its log expected improvement",
+    ("prior", "warm_start"),
+    _make,
+    generation=4,
+)

@@ -9,10 +9,14 @@ from jax.scipy.special import ndtri
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.base import Searcher, observe
 from hypergrad.searchers.models.families import Smoothing, tables
+from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, uniforms
+from hypergrad.searchers.prior import prior_first
+from hypergrad.searchers.wrappers import constant
 from hypergrad.space import cell, coordinates, from_units, names_of
 
 STILL = 0.25
@@ -227,3 +231,18 @@ def _rates(n: int, size: int) -> Rates:
     expected = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n**2))
     sigma_step, turn_step = (math.sqrt(c * (2 - c) * mass) for c in (sigma, turn))
     return Rates(weights, sigma, sigma_step, damping, turn, turn_step, one, many, expected)
+
+
+def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
+    def make(space):
+        return prior_first(cma_es(space, max(4, size)), space, prior, size)
+
+    return constant(space, make)
+
+
+CMA_ES = Method(
+    "cma_es",
+    "CMA-ES: a normal distribution that moves and turns; options by tables",
+    ("prior", "warm_start"),
+    _make,
+)

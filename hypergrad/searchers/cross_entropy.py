@@ -2,21 +2,29 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole, is_number, is_whole
+from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.base import Searcher, Trials, observe
 from hypergrad.searchers.models.distribution import distribution
 from hypergrad.searchers.models.families import Family
+from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, uniforms
+from hypergrad.searchers.wrappers import constant
 from hypergrad.space import coordinates, from_units
 
 GOING_ON, UNCHANGED, SETTLED = 0, 1, 2
 """Values of `info["stopped"]`: neither rule, γ unchanged, distribution settled."""
+
+
+LEAST_GENERATION = 3
+"""Fewest trials of a generation whose best half has two elites, to which a distribution can be fitted."""
 
 
 class Stop(NamedTuple):
@@ -111,7 +119,7 @@ def cross_entropy(
         rho: share of a generation that is elite.
         keep: how many of the best trials so far compete again in every generation.
         family: (space) -> the family of f; `functools.partial(distribution, ...)` for tables, Markov
-            tables, correlations, beliefs, other smoothing and floor.
+            tables, correlations, a prior, other smoothing and floor.
         score: (outcome) -> `[M]`, what is minimised; the objective where None; see `steps_to`.
         stop: when `info["done"]` becomes true.
 
@@ -236,3 +244,23 @@ def _check_generation(num: int, rho: float, keep: int) -> None:
             f"keep is {keep}, expected fewer than the {elites} elites of {num} trials; lower it, raise rho, "
             "or ask for more trials"
         )
+
+
+def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
+    if size < LEAST_GENERATION:
+        raise ValueError(
+            f"population is {size} with method 'cross_entropy', expected at least {LEAST_GENERATION}, so that "
+            f"two trials are elite; pass population={LEAST_GENERATION} or more, or a larger budget"
+        )
+    # a few elites are needed to fit a distribution to, also where generations are small
+    rho = min(0.5, max(0.1, 4 / size))
+    family = partial(distribution, prior=prior)
+    return constant(space, partial(cross_entropy, rho=rho, family=family))
+
+
+CROSS_ENTROPY = Method(
+    "cross_entropy",
+    "a distribution fitted to the best of every generation (CEHPO)",
+    ("prior", "warm_start"),
+    _make,
+)

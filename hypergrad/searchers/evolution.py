@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.base import Searcher, observe
+from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, points, scramble
+from hypergrad.searchers.prior import prior_first
+from hypergrad.searchers.wrappers import constant
 from hypergrad.space import coordinates, from_units
 
 
@@ -143,3 +147,13 @@ def _check_settings(num_members, mutation, crossover, best) -> None:
             f"mutation is {mutation!r}, expected two bounds in (0, 2], the lower first; "
             "pass e.g. (0.4, 0.9)"
         )
+
+
+def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
+    def make(space):
+        return prior_first(evolution(space, max(4, size)), space, prior, size)
+
+    return constant(space, make)
+
+
+EVOLUTION = Method("evolution", "differential evolution", ("prior", "warm_start"), _make)

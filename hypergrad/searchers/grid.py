@@ -10,8 +10,11 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_name, check_whole, is_whole
+from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.base import Searcher, check_outcome
+from hypergrad.searchers.models.priors import Priors
+from hypergrad.searchers.wrappers import constant
 from hypergrad.space import coordinates, from_units
 
 MAX_GRID = 2**20
@@ -120,3 +123,15 @@ def levels_within(space: PyTree, num_trials: int) -> int:
     while num < num_trials and size(num) < size(num + 1) <= num_trials:
         num += 1
     return num
+
+
+def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
+    return constant(space, lambda space: grid(space, levels_within(space, num_trials)))
+
+
+GRID = Method(
+    "grid",
+    "every combination of as many values as the budget allows, in random order",
+    (),
+    _make,
+)

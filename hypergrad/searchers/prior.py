@@ -1,30 +1,35 @@
-"""Search by belief: independent trials near what the user holds to be good."""
+"""Search near what the user holds to be good: independent trials from a prior."""
 
 import jax
 import jax.numpy as jnp
 
 from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.methods import Method
 from hypergrad.core.types import PyTree
 from hypergrad.searchers.base import Searcher, check_outcome
-from hypergrad.searchers.beliefs import Beliefs
 from hypergrad.searchers.models.distribution import distribution
+from hypergrad.searchers.models.priors import Priors
+from hypergrad.searchers.wrappers import constant, first_then
 from hypergrad.space import coordinates, from_units
 
+LEAST_FIRST = 8
+"""First trials that come from a prior, where a searcher has no distribution of its own to begin with it."""
 
-def prior(space: PyTree, beliefs: Beliefs, *, uniform: float = 0.25) -> Searcher:
-    """Draw every trial from a prior: near a belief where there is one, uniform elsewhere.
+
+def prior(space: PyTree, prior: Priors, *, uniform: float = 0.25) -> Searcher:
+    """Draw every trial from a prior: near its value where there is one, uniform elsewhere.
 
     x ~ (1 − uniform) · Π_d p_d(x_d) + uniform · U, with p_d a normal cut to the range (of the logarithm,
-    for `LogReal`) or a table. The uniform share keeps a wrong belief from being the end of the search.
+    for `LogReal`) or a table. The uniform share keeps a wrong prior from being the end of the search.
     With halving or hyperband this is the prior part of PriorBand.
 
     Args:
         space: a pytree of traceable dimensions.
-        beliefs: {leaf name: `near(value, spread)`}.
-        uniform: share of trials that are drawn without the beliefs.
+        prior: {leaf name: `Prior(value, spread)`}.
+        uniform: share of trials that are drawn without the prior.
 
     Raises:
-        ValueError: for beliefs that are not of the space, and a share outside [0, 1].
+        ValueError: for a prior that is not of the space, and a share outside [0, 1].
 
     Reference:
         Mallik et al., "PriorBand: Practical Hyperparameter Optimization in the Age of Deep Learning",
@@ -33,14 +38,14 @@ def prior(space: PyTree, beliefs: Beliefs, *, uniform: float = 0.25) -> Searcher
     if not is_number(uniform) or not 0 <= uniform <= 1:
         raise ValueError(f"uniform is {uniform!r}, expected a share in [0, 1]; pass e.g. 0.25")
     num_dims = coordinates(space).num
-    believed = distribution(space, beliefs=beliefs, floor=0.0)
+    law = distribution(space, prior=prior, floor=0.0)
 
     def ask(key, state, num):
         check_whole("num", num)
         draw_key, free_key = jax.random.split(key)
         uniforms = jax.random.uniform(draw_key, (num, num_dims), minval=1e-7)
         free = jax.random.bernoulli(free_key, uniform, (num, 1))
-        near = believed.transform(believed.start, uniforms)
+        near = law.transform(law.start, uniforms)
         return from_units(space, jnp.where(free, uniforms, near))
 
     def tell(state, outcome):
@@ -48,3 +53,19 @@ def prior(space: PyTree, beliefs: Beliefs, *, uniform: float = 0.25) -> Searcher
         return state
 
     return Searcher(lambda key: (), ask, tell)
+
+
+def prior_first(searcher: Searcher, space: PyTree, priors: Priors | None, size: int) -> Searcher:
+    """Let the first generation, and 8 trials at least, come from a prior, where there is one."""
+    if not priors:
+        return searcher
+    return first_then(prior(space, priors), searcher, max(size, LEAST_FIRST))
+
+
+def _make(space: PyTree, num_trials: int, size: int, priors: Priors | None) -> Searcher:
+    return constant(space, lambda space: prior(space, priors or {}))
+
+
+PRIOR = Method(
+    "prior", "trials near what --prior says, and a quarter of them anywhere", ("prior",), _make
+)

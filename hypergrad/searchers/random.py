@@ -6,8 +6,10 @@ import jax
 
 from hypergrad import space as spaces
 from hypergrad.core.checks import check_whole
+from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.searchers.base import Searcher, check_outcome
+from hypergrad.searchers.models.priors import Priors
 
 
 def random(space: PyTree, draw: Callable[[PyTree, Key], HParams] = spaces.sample) -> Searcher:
@@ -31,3 +33,15 @@ def random(space: PyTree, draw: Callable[[PyTree, Key], HParams] = spaces.sample
         return state
 
     return Searcher(lambda key: (), ask, tell)
+
+
+def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
+    return random(space, spaces.sample_constant)
+
+
+RANDOM = Method(
+    "random",
+    "random search over schedules held constant, every trial trained to the end",
+    (),
+    _make,
+)

@@ -5,9 +5,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from hypergrad.core.checks import check_whole
+from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.base import Searcher, check_outcome
+from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import LOG_POINTS, directions, points, scramble
+from hypergrad.searchers.wrappers import constant
 from hypergrad.space import coordinates, from_units
 
 
@@ -53,3 +56,15 @@ def sobol(space: PyTree) -> Searcher:
         return state._replace(count=count)
 
     return Searcher(init, ask, tell)
+
+
+def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
+    return constant(space, sobol)
+
+
+SOBOL = Method(
+    "sobol",
+    "a scrambled Sobol sequence, which fills the space more evenly than random trials",
+    (),
+    _make,
+)

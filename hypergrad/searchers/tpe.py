@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.base import Searcher, observe
 from hypergrad.searchers.models import truncnorm
 from hypergrad.searchers.models.memory import Memory, check_capacity, empty, remember
+from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, points, scramble
+from hypergrad.searchers.prior import prior_first
+from hypergrad.searchers.wrappers import constant
 from hypergrad.space import coordinates, from_units, snap
 
 OTHER = 0.2
@@ -202,3 +206,21 @@ def tpe(
         return from_units(space, units)
 
     return Searcher(init, ask, tell)
+
+
+def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
+    capacity = min(512, max(16, num_trials))
+
+    def make(space):
+        return prior_first(tpe(space, capacity), space, prior, size)
+
+    return constant(space, make)
+
+
+TPE = Method(
+    "tpe",
+    "tree-structured Parzen estimators, multivariate",
+    ("prior", "warm_start"),
+    _make,
+    generation=4,
+)

@@ -1,7 +1,7 @@
-"""Searches whose first trials come from another searcher, such as a prior."""
+"""Searchers made of others: two in turn, long schedules held constant, earlier trials told first."""
 
 from collections.abc import Callable, Sequence as Many
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,26 +15,26 @@ from hypergrad.searchers.base import Searcher, Trials, check_outcome
 from hypergrad.space import Sequence, static
 
 
-class BeginState(NamedTuple):
-    """State of `begin_with`: those of both searchers, and the trials told, int32."""
+class FirstThenState(NamedTuple):
+    """State of `first_then`: those of both searchers, and the trials told, int32."""
 
     searcher: PyTree
     first: PyTree
     told: Array
 
 
-def begin_with(searcher: Searcher, first: Searcher, num: int) -> Searcher:
+def first_then(first: Searcher, searcher: Searcher, num: int) -> Searcher:
     """Ask `first` for the first `num` trials, and `searcher`, which is told of all of them, for the others.
 
     A generation comes from one of them: from `first` as long as fewer than `num` trials have been told.
 
     Args:
-        searcher: any searcher; what it would begin with itself is replaced.
-        first: another over the same space, e.g. `prior(space, {"lr": near(1e-3)})`.
-        num: trials.
+        first: a searcher, e.g. `prior(space, {"lr": Prior(1e-3)})`.
+        searcher: another over the same space; the trials that it would begin with are left out.
+        num: trials that `first` is asked for.
 
     Raises:
-        ValueError: for a searcher that works on the host, and a number that is none.
+        ValueError: for a searcher that works on the host, and an invalid number.
     """
     check_whole("num", num)
     if searcher.host or first.host:
@@ -44,7 +44,7 @@ def begin_with(searcher: Searcher, first: Searcher, num: int) -> Searcher:
 
     def init(key):
         keys = jax.random.split(key)
-        return BeginState(searcher.init(keys[0]), first.init(keys[1]), jnp.zeros((), jnp.int32))
+        return FirstThenState(searcher.init(keys[0]), first.init(keys[1]), jnp.zeros((), jnp.int32))
 
     def ask(key, state, size):
         return jax.lax.cond(
@@ -56,7 +56,7 @@ def begin_with(searcher: Searcher, first: Searcher, num: int) -> Searcher:
     def tell(state, outcome):
         told = jnp.minimum(state.told + len(outcome.values), num)
         after = searcher.tell(state.searcher, outcome), first.tell(state.first, outcome)
-        return BeginState(*after, told)
+        return FirstThenState(*after, told)
 
     return Searcher(init, ask, tell, lambda state: searcher.info(state.searcher))
 
@@ -110,40 +110,42 @@ def _is_long(dim: spaces.Dimension, most: int) -> bool:
     return isinstance(dim, Sequence) and dim.coordinates_shape[0] > most
 
 
-def warm_start(searcher: Searcher, outcomes: Many[Trials], space: PyTree | None = None) -> Searcher:
+def warm_start(searcher: Searcher, trials: Many[Trials], space: PyTree | None = None) -> Searcher:
     """Tell a searcher of earlier trials before it is asked for the first.
 
     Args:
         searcher: any searcher over the space of those trials.
-        outcomes: what came of them, such as `Study.trials`; values that were measured alike.
-        space: whose static dimensions have the values in the outcomes that the user named, as `tune` has
-            them; None where there are none.
+        trials: earlier generations, such as `Study.trials`, whose values were measured alike.
+        space: the space of those trials, where it has static dimensions: their values are then those that the
+            user named, as `tune` has them.
 
     Raises:
-        ValueError: where an outcome is none, and (from the searcher) where it is of another space.
+        ValueError: for anything but trials, and (from the searcher) for those of another space.
     """
-    outcomes = list(outcomes)
+    earlier = [_numbered(index, told, space) for index, told in enumerate(trials)]
     tell = searcher.tell if searcher.host else jax.jit(searcher.tell)
-    for index, outcome in enumerate(outcomes):
-        if not isinstance(outcome, Trials):
-            raise ValueError(
-                f"outcomes[{index}] is {type(outcome).__name__}, expected an Outcome; "
-                "pass e.g. study.trials"
-            )
-        if space is not None:
-            numbers = static.numbered(space, outcome.hparams)
-            outcomes[index] = outcome._replace(hparams=numbers)
-        for name, leaf in tree.named(outcomes[index].hparams).items():
-            if np.asarray(leaf).dtype.kind == "U":
-                raise ValueError(
-                    f"outcomes[{index}] has texts at {name!r}, expected numbers; pass the space, whose "
-                    "static dimension it is, too"
-                )
 
     def init(key):
         state = searcher.init(key)
-        for outcome in outcomes:
-            state = tell(state, outcome)
+        for told in earlier:
+            state = tell(state, told)
         return state
 
     return searcher._replace(init=init)
+
+
+def _numbered(index: int, told: Any, space: PyTree | None) -> Trials:
+    """Return a generation of earlier trials with numbers for the static values that the user named."""
+    if not isinstance(told, Trials):
+        raise ValueError(
+            f"trials[{index}] is {type(told).__name__}, expected Trials; pass e.g. study.trials"
+        )
+    if space is not None:
+        told = told._replace(hparams=static.numbered(space, told.hparams))
+    for name, leaf in tree.named(told.hparams).items():
+        if np.asarray(leaf).dtype.kind == "U":
+            raise ValueError(
+                f"trials[{index}] has texts at {name!r}, expected numbers; pass the space, whose static "
+                "dimension it is, too"
+            )
+    return told

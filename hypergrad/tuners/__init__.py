@@ -1,7 +1,7 @@
 """Tuners: methods, whole. One method, one file, one contract (`base.Tuner`)."""
 
 from hypergrad.core.methods import Method, by_name
-from hypergrad.searchers.named import SEARCHERS, searcher
+from hypergrad.searchers import SEARCHERS
 from hypergrad.tuners.base import Tuner
 from hypergrad.tuners.bilevel import BILEVEL, BilevelState, bilevel
 from hypergrad.tuners.bilevel_methods import (
@@ -28,9 +28,7 @@ TUNERS: dict[str, Method] = by_name(DESCENT, BILEVEL, CONTROLLER)
 """Tuners by name that follow hypergradients; each `make` takes (task, settings, start), and returns a tuner
 and how many estimates or steps of its own one of its steps costs."""
 
-METHODS: dict[str, Method] = TUNERS | {
-    name: Method(name, sentence, (), searcher) for name, sentence in SEARCHERS.items()
-}
+METHODS: dict[str, Method] = TUNERS | SEARCHERS
 """All that `--method` may name: tuners, and the searchers of a search."""
 
 __all__ = [

@@ -17,12 +17,12 @@ from hypergrad.populations import alike, fastest_layout, fixed, layout_for, part
 from hypergrad.problem import Problem, Task
 from hypergrad.report.extras import check_extras
 from hypergrad.schedulers import SCHEDULERS
-from hypergrad.searchers import named as searchers_named, warm_start
+from hypergrad.searchers import SEARCHERS, warm_start
 from hypergrad.space import static
 from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, search
 from hypergrad.tuners.controller import CANDIDATES
 from hypergrad.tuning.settings import BY_GRADIENT, Settings, check_settings
-from hypergrad.tuning.warm_start import beliefs, held_trials, read_trials, start_of
+from hypergrad.tuning.warm_start import held_trials, priors_of, read_trials, start_of
 from hypergrad.validation import check_step, validate
 
 NAMES: dict[str, Mapping[str, Any]] = {
@@ -64,10 +64,10 @@ def check_task(task: Task, settings: Settings) -> Settings:
         checks.check_name(name, getattr(settings, name), known)
     if settings.method == "prior" and not settings.prior:
         raise ValueError(
-            "prior is None, expected a belief, which the method 'prior' draws trials from; pass e.g. "
+            "prior is None, expected what the method 'prior' draws trials from; pass e.g. "
             "--prior lr=1e-3, or prior={'lr': 1e-3}"
         )
-    beliefs(settings, task.space)
+    priors_of(settings, task.space)
     if settings.method in ("descent", "bilevel"):
         spaces.check_differentiable(task.space)
     elif settings.method == "controller":
@@ -117,7 +117,7 @@ def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
         told.append(held_trials(found, task.space, settings.warm_start))
         num += len(told[0].values)
     space = spaces.dynamic(task.space)
-    searcher = searchers_named.searcher(settings.method, space, num, size, beliefs(settings))
+    searcher = SEARCHERS[settings.method].make(space, num, size, priors_of(settings))
     searcher = warm_start(searcher, told) if told else searcher
     make = SCHEDULERS[settings.scheduler].make
     scheduler, cost = make(task.problem, task.space, task.horizon, size)
@@ -159,8 +159,7 @@ def most_trials(method: str, scheduler: str = "full") -> int:
     What is learned from one generation guides the next; the searches that model the objective make more
     of each trial, and are better with more generations. Schedulers compare the trials of a generation.
     """
-    few = ("bayes", "tpe", "optuna_tpe", "optuna_gp")
-    return 4 if method in few and scheduler == "full" else 16
+    return SEARCHERS[method].generation if scheduler == "full" else 16
 
 
 def _generations(

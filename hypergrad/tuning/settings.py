@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from hypergrad.core.checks import is_number
-from hypergrad.searchers.beliefs import SPREAD
+from hypergrad.searchers import SEARCHERS
+from hypergrad.searchers.models.priors import SPREAD
 
 MAX_COUNT = 10**9
 """Largest count that is taken for one."""
@@ -21,17 +22,17 @@ ONLY_FOR = {
     "prior": (
         "descent",
         "bilevel",
-        "prior",
-        "cross_entropy",
-        "evolution",
-        "cma_es",
-        "bayes",
-        "tpe",
+        *(name for name, method in SEARCHERS.items() if "prior" in method.reads),
     ),
 }
 """Setting -> the methods that read it."""
 
-NOT_FOR = {"warm_start": ("random", "grid", "sobol", "prior", "controller")}
+NOT_FOR = {
+    "warm_start": (
+        *(name for name, method in SEARCHERS.items() if "warm_start" not in method.reads),
+        "controller",
+    )
+}
 """Setting -> the methods that do not learn from it; all others do."""
 
 FOR_SEARCH = ("population", "generations", "scheduler", "devices", "chunk")
@@ -63,8 +64,8 @@ class Settings(NamedTuple):
         devices: over which the members of a search are spread; all that jax has where None.
         chunk: members computed side by side on each device, one chunk after another; where None up to four
             on a CPU (one where the space has static dimensions), all on others.
-        prior: {leaf name: belief}, where the best value of a hyperparameter is believed to be: a value, a value
-            with its spread as a share of the range, or `searchers.near(value, spread)`. "prior" draws trials
+        prior: {leaf name: where its best value is held to be}: a value, a value with its spread as a share of
+            the range, or `searchers.Prior(value, spread)`. "prior" draws trials
             from there, "cross_entropy" its first distribution, other searches their first trials; "descent"
             and "bilevel" start at the value.
         warm_start: folder of an earlier study of the same hyperparameters, whose trials a search is told
@@ -140,7 +141,7 @@ OPTIONS = (
     Option(
         "prior",
         dict,
-        "a hyperparameter is believed to be best near a value, within SPREAD of its range (0.15)",
+        "value near which a hyperparameter is held to be best, within SPREAD of its range (0.15)",
         "NAME=VALUE[:SPREAD]",
     ),
     Option("warm_start", str, "folder of an earlier study, whose trials to begin with", "DIR"),
@@ -211,7 +212,7 @@ def check_option(name: str, value: Any, called: str = "") -> Any:
     """
     kind, called = OPTION[name].kind, called or name
     if name == "prior":
-        return _beliefs(called, value)
+        return _priors(called, value)
     if name == "memory":
         return _size(called, value)
     if kind is int:
@@ -247,17 +248,17 @@ def _positive(name: str, value: Any) -> float:
     return float(value)
 
 
-def _beliefs(called: str, given: Any) -> dict[str, list]:
-    """Return {leaf name: [value, spread]} of beliefs as a user gives them."""
+def _priors(called: str, given: Any) -> dict[str, list]:
+    """Return {leaf name: [value, spread]} of a prior as a user gives it."""
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
         raise ValueError(
-            f"{called} is {_short(given)}, expected beliefs by the names of hyperparameters; "
+            f"{called} is {_short(given)}, expected values by the names of hyperparameters; "
             'write e.g. {"lr": 1e-3}, or --prior lr=1e-3'
         )
-    return {name: _belief(f"{called} for {name!r:.80}", one) for name, one in given.items()}
+    return {name: _prior(f"{called} for {name!r:.80}", one) for name, one in given.items()}
 
 
-def _belief(called: str, given: Any) -> list:
+def _prior(called: str, given: Any) -> list:
     pair = list(given) if isinstance(given, (list, tuple)) else [given, SPREAD]
     value, spread = pair if len(pair) == 2 else (None, 0.0)
     if not is_number(spread) or not 0 < spread <= 1:

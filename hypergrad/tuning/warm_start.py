@@ -1,4 +1,4 @@
-"""What a study begins with: the trials of an earlier one, and what the user believes."""
+"""What a study begins with: the trials of an earlier one, and the user's prior."""
 
 import hashlib
 import warnings
@@ -13,8 +13,8 @@ from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.types import HParams, PyTree
 from hypergrad.problem import Task
-from hypergrad.searchers import Belief, Trials, final_values
-from hypergrad.searchers.beliefs import check_beliefs
+from hypergrad.searchers import Prior, Trials, final_values
+from hypergrad.searchers.models.priors import check_priors
 from hypergrad.searchers.wrappers import is_held
 from hypergrad.space import static
 from hypergrad.study import StudyWarning
@@ -125,16 +125,16 @@ def best_trial(outcome: Trials) -> HParams:
     return jax.tree.map(lambda x: x[member], outcome.hparams)
 
 
-def beliefs(settings: Settings, space: PyTree | None = None) -> dict[str, Belief]:
-    """Return what the settings believe, checked against a space where one is given."""
-    found = {name: Belief(*pair) for name, pair in (settings.prior or {}).items()}
+def priors_of(settings: Settings, space: PyTree | None = None) -> dict[str, Prior]:
+    """Return the prior of the settings, checked against a space where one is given."""
+    found = {name: Prior(*pair) for name, pair in (settings.prior or {}).items()}
     if found and space is not None:
-        check_beliefs(spaces.dynamic(space), found, "prior")
+        check_priors(spaces.dynamic(space), found)
     return found
 
 
 def start_of(task: Task, settings: Settings) -> HParams | None:
-    """Return where a descent starts: at the best of an earlier study, with the values that are believed.
+    """Return where a descent starts: at the best of an earlier study, with the values of the prior.
 
     None where the settings have neither.
     """
@@ -143,10 +143,10 @@ def start_of(task: Task, settings: Settings) -> HParams | None:
     start = spaces.default(task.space)
     if settings.warm_start is not None:
         start = best_trial(read_trials(settings.warm_start, task.space))
-    believed = beliefs(settings)
+    prior = priors_of(settings)
 
     def leaf(name, x):
-        value = believed[name].value if name in believed else x
+        value = prior[name].value if name in prior else x
         return jnp.asarray(np.broadcast_to(value, np.shape(x)), jnp.result_type(float))
 
     leaves = map(leaf, tree.leaf_names(start), jax.tree.leaves(start))

@@ -45,7 +45,7 @@ def chains(
         num_atoms: K.
         smoothing: of the tables.
         floor: share of the first tables in what is drawn.
-        near: unit coordinates `[L · S]` of a believed sequence and its spread, or None.
+        near: unit coordinates `[L · S]` of the sequence of a prior and its spread, or None.
     """
     length, num = shape
     dtype = jnp.result_type(float)
@@ -120,7 +120,7 @@ def chains(
 def _start(
     shape: tuple[int, int], num_atoms: int, share: np.ndarray, near: tuple[np.ndarray, float] | None
 ) -> Chain:
-    """Return the tables under which all sequences that never rise are alike, or those near a belief."""
+    """Return the tables under which all sequences that never rise are alike, or those near a prior."""
     length, num = shape
     # ways to go on from atom j for the steps that are left; divided by the largest, they are floats
     last = num_atoms - 1

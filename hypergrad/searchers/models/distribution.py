@@ -1,4 +1,4 @@
-"""A distribution over the trials of a space: what each dimension is drawn from, and how beliefs shape it."""
+"""A distribution over the trials of a space: what each dimension is drawn from, and how a prior shapes it."""
 
 import math
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ import numpy as np
 from hypergrad.core import tree
 from hypergrad.core.checks import check_name, is_number, is_whole
 from hypergrad.core.types import PyTree
-from hypergrad.searchers.beliefs import Beliefs, check_beliefs, decreasing
 from hypergrad.searchers.models import truncnorm
 from hypergrad.searchers.models.chains import chains
 from hypergrad.searchers.models.families import Family, Smoothing, normals, product, tables
-from hypergrad.space import Choice, Integer, coordinates
+from hypergrad.searchers.models.priors import Priors, check_priors
+from hypergrad.space import Choice, Integer, Sequence, coordinates
 
 TABLE = 16
 """Integers of at most so many values have a table; of more, a normal over their order."""
@@ -27,7 +27,7 @@ def distribution(
     *,
     atoms: int | Mapping[str, int] | None = None,
     correlated: bool = False,
-    beliefs: Beliefs | None = None,
+    prior: Priors | None = None,
     smoothing: Smoothing | None = None,
     floor: float = 0.01,
 ) -> Family:
@@ -42,17 +42,17 @@ def distribution(
         space: a pytree of traceable dimensions.
         atoms: values a real dimension is cut into, for all of them or by leaf name; None: continuous.
         correlated: join the continuous coordinates by their correlation (`families.normals`).
-        beliefs: {leaf name: `near(value, spread)`}, the first distribution; uniform where there is none.
+        prior: {leaf name: `Prior(value, spread)`}, the first distribution; uniform where there is none.
         smoothing: of every update.
         floor: share of the first distribution in what is drawn from a table.
 
     Raises:
-        ValueError: for a space, atoms, beliefs, smoothing or floor that cannot be, naming the argument.
+        ValueError: for an invalid space, atoms, prior, smoothing or floor, naming the argument.
     """
     smoothing = Smoothing() if smoothing is None else smoothing
     check_smoothing(smoothing, floor)
     coords = coordinates(space)
-    believed = check_beliefs(space, beliefs)
+    given = check_priors(space, prior)
     names, dims = tree.leaf_names(space), jax.tree.leaves(space)
     cuts = _check_atoms(names, dims, atoms)
     continuous: list[int] = []
@@ -64,8 +64,8 @@ def distribution(
     parts: list[tuple[np.ndarray, Family]] = []
     for index, (name, dim) in enumerate(zip(names, dims, strict=True)):
         where = np.flatnonzero(coords.leaf == index)
-        near, num_atoms = believed.get(name), cuts.get(name)
-        if num_atoms is not None and decreasing(dim):
+        near, num_atoms = given.get(name), cuts.get(name)
+        if num_atoms is not None and isinstance(dim, Sequence) and dim.decreasing:
             length = dim.coordinates_shape[0]
             shape = (length, len(where) // length)
             parts.append((where, chains(name, shape, num_atoms, smoothing, floor, near)))
@@ -101,7 +101,7 @@ def _is_short(dim: object) -> bool:
 def _first_table(
     dim: object, num: int, middles: bool, centre: float | None, spread: float | None
 ) -> np.ndarray:
-    """Return the first table of one coordinate: uniform, or near a believed unit coordinate."""
+    """Return the first table of one coordinate: uniform, or near the unit coordinate of a prior."""
     if centre is None or spread is None:
         return np.full(num, 1 / num)
     if isinstance(dim, Choice):
@@ -109,7 +109,7 @@ def _first_table(
         table[int(centre * num)] = 1 - spread
         return table
     places = (np.arange(num) + 0.5) / num if middles else np.arange(num) / (num - 1)
-    # no value is ruled out by a belief
+    # a prior rules no value out
     table = np.exp(-(((places - centre) / spread) ** 2) / 2) + 1e-6
     return table / table.sum()
 

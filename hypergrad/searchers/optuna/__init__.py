@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from hypergrad.core.checks import library
-from hypergrad.searchers.optuna.searcher import named_sampler, optuna_searcher
+from hypergrad.searchers.optuna.searcher import optuna_searcher
 from hypergrad.searchers.optuna.trials import export_trials, import_trials
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ __all__ = [
     "CrossEntropySampler",
     "export_trials",
     "import_trials",
-    "named_sampler",
     "optuna_searcher",
 ]
 

@@ -13,8 +13,10 @@ import numpy as np
 from hypergrad import space as spaces
 from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_whole, library
+from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, PyTree
 from hypergrad.searchers.base import Searcher, check_outcome
+from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.optuna.parameters import (
     Parameter,
     frozen_trial,
@@ -23,6 +25,7 @@ from hypergrad.searchers.optuna.parameters import (
     quiet,
     trial_states,
 )
+from hypergrad.searchers.wrappers import constant
 from hypergrad.space import from_units, to_units
 
 
@@ -151,22 +154,43 @@ def optuna_searcher(
     return Searcher(init, ask, tell, host=True)
 
 
-def named_sampler(name: str) -> Callable[..., Any]:
-    """Return the sampler "tpe", "cma" or "gp" of Optuna, with settings for several trials at once.
+def _by_name(name: str, sentence: str, sampler: Callable[[], Any], generation: int) -> Method:
+    """Describe a sampler of Optuna; it is imported when the method is made."""
 
-    Raises:
-        ValueError: without what it needs.
-    """
+    def make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
+        search = partial(optuna_searcher, sampler=sampler(), capacity=num_trials)
+        return constant(space, search)
+
+    return Method(name, sentence, ("warm_start",), make, generation)
+
+
+def _tpe() -> Callable[..., Any]:
+    return partial(optuna_module("optuna.samplers").TPESampler, constant_liar=True)
+
+
+def _cma() -> Callable[..., Any]:
+    library("cmaes", "optuna", "integration")
+    # options are drawn at random by design: CMA-ES is for numbers
     samplers = optuna_module("optuna.samplers")
-    if name == "cma":
-        library("cmaes", "optuna", "integration")
-        # options are drawn at random by design: CMA-ES is for numbers
-        return partial(samplers.CmaEsSampler, warn_independent_sampling=False)
-    if name == "gp":
-        with _said("GPSampler"):
-            import_module("torch")
-        return samplers.GPSampler
-    return partial(samplers.TPESampler, constant_liar=True)
+    return partial(samplers.CmaEsSampler, warn_independent_sampling=False)
+
+
+def _gp() -> Callable[..., Any]:
+    samplers = optuna_module("optuna.samplers")
+    with _said("GPSampler"):
+        import_module("torch")
+    return samplers.GPSampler
+
+
+OPTUNA_TPE = _by_name(
+    "optuna_tpe", "Optuna's TPE, told of running trials; the extra `optuna`", _tpe, 4
+)
+OPTUNA_CMA = _by_name(
+    "optuna_cma", "Optuna's CMA-ES; options at random; the extra `optuna`", _cma, 16
+)
+OPTUNA_GP = _by_name(
+    "optuna_gp", "Optuna's Gaussian process; the extra `optuna`, and torch", _gp, 4
+)
 
 
 def _check_host(state: PyTree) -> None:

@@ -1,0 +1,91 @@
+"""What a user holds to be likely of a dimension before any trial: "the learning rate is near 1e-3"."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad import space as spaces
+from hypergrad.core import tree
+from hypergrad.core.checks import check_name, is_number
+from hypergrad.core.types import PyTree
+from hypergrad.space import Choice, Integer
+
+SPREAD = 0.15
+"""Spread of a prior where none is given: a share of the range."""
+
+
+class Prior(NamedTuple):
+    """The best value of one dimension is held to be near `value`.
+
+    Attributes:
+        value: of the dimension: a number, an option of a `Choice`, a number or one for each step of a
+            `Sequence`.
+        spread: standard deviation as a share of the range (of its logarithm for `LogReal`), in (0, 1]; for a
+            `Choice`, the probability of all other options together.
+    """
+
+    value: Any
+    spread: float = SPREAD
+
+
+Priors = Mapping[str, Prior]
+"""Leaf name -> its prior; dimensions without one stay uniform."""
+
+
+def check_priors(space: PyTree, priors: Priors | None) -> dict[str, tuple[np.ndarray, float]]:
+    """Return {leaf name: (unit coordinates, spread)} of the priors of a space.
+
+    Args:
+        space: a pytree of traceable dimensions.
+        priors: what the user passes as `prior`.
+
+    Raises:
+        ValueError: for a name that is not a leaf, a spread that is not a share, and a value outside its
+            dimension.
+    """
+    spaces.check_traceable(space)
+    dims = dict(zip(tree.leaf_names(space), jax.tree.leaves(space), strict=True))
+    if priors is not None and not isinstance(priors, Mapping):
+        raise ValueError(
+            f"prior is {type(priors).__name__}, expected a dict by leaf name; "
+            "pass e.g. {'lr': Prior(1e-3)}"
+        )
+    found = {}
+    for name, prior in (priors or {}).items():
+        check_name("leaf of prior", name, dims)
+        if not isinstance(prior, Prior):
+            raise ValueError(
+                f"prior[{name!r}] is {prior!r:.80}, expected a Prior; pass e.g. Prior(1e-3)"
+            )
+        if not is_number(prior.spread) or not 0 < prior.spread <= 1:
+            raise ValueError(
+                f"spread is {prior.spread!r} in prior[{name!r}], expected a share of the range in (0, 1]; "
+                "pass e.g. 0.15"
+            )
+        found[name] = (_unit(name, dims[name], prior.value), float(prior.spread))
+    return found
+
+
+def _unit(name: str, dim: spaces.Dimension, value: Any) -> np.ndarray:
+    """Return the unit coordinates of a prior's value, flat."""
+    called = f"prior[{name!r}] is near {value!r:.80}"
+    if isinstance(dim, Choice):
+        if value not in dim.options:
+            raise ValueError(f"{called}, expected one of {dim.options}; pass one of them")
+        value = dim.options.index(value)
+    shape = getattr(dim, "shape", ())
+    try:
+        full = np.broadcast_to(np.asarray(value, float), shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"{called}, expected a number or an array {shape}; pass one") from None
+    kind = np.int32 if isinstance(dim, (Choice, Integer)) else np.float64
+    try:
+        spaces.check_value({name: dim}, {name: full})
+    except ValueError as error:
+        raise ValueError(f"{called}, expected a value within its range: {error}") from None
+    with jax.ensure_compile_time_eval():
+        array = jnp.asarray(full.astype(kind))
+        return np.asarray(spaces.to_unit({name: dim}, {name: array}))
