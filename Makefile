@@ -8,16 +8,22 @@ WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
-.PHONY: help tune test lint format benchmarks clean
+.PHONY: help tune test test-all test-slow lint format benchmarks clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 tune: $(VENV)/.run ## tune the digits task and write runs/digits/report.html
 	$(BIN)/hypergrad tune digits --out runs/digits --overwrite $(ARGS)
 
-test: $(VENV)/.dev ## run the whole test suite, in WORKERS processes
+test: $(VENV)/.dev ## run all tests but the slow ones, in WORKERS processes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.dev ## run every test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-slow: $(VENV)/.dev ## run the slow tests alone
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, ruff format --check, pyright
 	$(BIN)/ruff check .

@@ -12,11 +12,6 @@ from pathlib import Path
 from benchmarks.record import Results
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = (
-    "README.md",
-    "benchmarks/README.md",
-    *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))),
-)
 PICTURES = {
     "cehpo_questions": "docs/cehpo.png",
     "chaotic": "docs/chaotic.png",
@@ -29,6 +24,16 @@ PICTURES = {
 }
 """Benchmark -> the picture that its `draw` makes of the results."""
 BLOCK = re.compile(r"<!-- (\w+) (\w*table|summary) -->\n.*?<!-- end -->", re.DOTALL)
+DOCUMENTS = tuple(
+    str(path.relative_to(ROOT))
+    for path in (
+        ROOT / "README.md",
+        ROOT / "benchmarks/README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    )
+    if BLOCK.search(path.read_text(encoding="utf-8"))
+)
+"""The pages that have a table."""
 
 
 def render(text: str, folder: Path) -> str:

@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad.cli import arguments, completion, main as cli, studyfile, terminal
+from hypergrad.cli import arguments, completion, main as cli, terminal
 from hypergrad.study import LOGS, Progress
-from hypergrad.tuning.build import NAMES
 
 ROOT = Path(__file__).parent.parent
 
@@ -241,41 +240,6 @@ def test_list_names_the_tasks():
     for name in ("digits", "tabular", "images", "quadratic", "ridge", "descent", "forward"):
         assert f"  {name} " in done.stdout
     assert "needs --data" in done.stdout
-
-
-def test_readme_example_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 3
-    done = subprocess.run(
-        [sys.executable, "-c", "".join(blocks)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    tuned, measured = done.stdout.splitlines()
-    before, after = map(float, tuned.split(" -> "))
-    assert after < 0.9 * before
-    norm, low, high = map(float, re.findall(r"\d+\.\d+", measured))
-    assert low < norm < high
-    assert (tmp_path / "runs/mine/report.html").is_file() and (tmp_path / "tuned.json").is_file()
-
-
-def test_readme_commands_parse():
-    text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^hypergrad (.*?)(?:\s+#.*)?$", text, re.M)
-    assert len(commands) >= 10
-    for command in commands:
-        arguments.parse(shlex.split(command.partition(" > ")[0]))
-
-
-def test_readme_study_file_reads(tmp_path):
-    text = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
-    (tmp_path / "study.toml").write_text(text)
-    known = {**NAMES, "log": LOGS}
-    assert studyfile.read(tmp_path / "study.toml", known).options["task"] == "digits"
 
 
 def test_ctrl_c_ends_cleanly_and_the_study_resumes(tmp_path):

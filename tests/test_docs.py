@@ -1,0 +1,87 @@
+"""Every snippet of the README and of the pages in docs/ runs; their commands and study files are understood."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from hypergrad.cli import arguments, studyfile
+from hypergrad.study import LOGS
+from hypergrad.tuning.build import NAMES
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def blocks(page, language):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+def test_the_readme_is_an_invitation():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 700
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_says_what_it_is(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    fences = re.findall(r"^```(\w*)$", text, re.M)
+    assert set(fences[::2]) <= {"python", "sh", "toml"} and not any(fences[1::2])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """The README's example, run: where it ran, and the names that the pages go on from."""
+    place, names = tmp_path_factory.mktemp("readme"), {"__name__": "readme"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for code in blocks("README.md", "python"):
+            exec_block("README.md", code, names)
+    return place, names
+
+
+def exec_block(page, code, names):
+    exec(compile(code, page, "exec"), names)
+
+
+def test_the_readme_example_tunes(begun):
+    place, names = begun
+    study = names["study"]
+    assert study.best_value < 0.9 * study.trials[0].values[0]
+    assert (place / "runs/mine/report.html").is_file()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")][1:])
+def test_snippets_run(page, begun, monkeypatch):
+    place, names = begun
+    monkeypatch.chdir(place)
+    own = dict(names)
+    for code in blocks(page, "python"):
+        exec_block(page, code, own)
+    if page == "docs/curvature.md":
+        assert own["about"].interval.low < own["norm"].value < own["about"].interval.high
+    if page == "docs/studies.md":
+        assert [own["lr"](i) for i in range(20)] == list(own["study"].best["lr"])
+
+
+def test_commands_are_understood():
+    text = "".join(code for page in PAGES for code in blocks(page, "sh"))
+    commands = re.findall(r"^hypergrad (.*?)(?:\s+#.*)?$", text, re.M)
+    assert len(commands) >= 15
+    for command in commands:
+        arguments.parse(shlex.split(command.partition(" > ")[0]))
+
+
+def test_study_files_are_understood(tmp_path):
+    (text,) = [code for page in PAGES for code in blocks(page, "toml")]
+    (tmp_path / "study.toml").write_text(text)
+    known = {**NAMES, "log": LOGS}
+    assert studyfile.read(tmp_path / "study.toml", known).options["task"] == "digits"
