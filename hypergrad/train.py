@@ -32,9 +32,19 @@ class TrainState(NamedTuple):
     key: Key
 
 
+def split_key(key: Key) -> tuple[Key, Key]:
+    """Split a key into the one that begins a run and the one that draws its validation batch.
+
+    The second is also the `TrainState.key` of the run that `init_state` begins with `key`: the objective of
+    that run reads `problem.valid_batch(split_key(key)[1])`, the same batch after every step.
+    """
+    first, second = jax.random.split(key)
+    return first, second
+
+
 def init_state(problem: Problem, key: Key, hparams: HParams) -> TrainState:
     """Make the state before the first step; differentiable in `hparams`."""
-    init_key, run_key = jax.random.split(key)
+    init_key, run_key = split_key(key)
     params = problem.init(init_key, hparams)
 
     def begin(hparams, weights):

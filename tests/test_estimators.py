@@ -31,12 +31,11 @@ from hypergrad.estimators import (
     truncated,
 )
 from hypergrad.estimators.advice import StructuralZeroWarning
-from hypergrad.estimators.base import split_key
 from hypergrad.estimators.policies import factorized, mixed, relaxed, sampled, score, score_shared
 from hypergrad.estimators.unrolled.adjoint import nested_checkpoint, sqrt_checkpoint
 from hypergrad.estimators.verify import in_float64
 from hypergrad.testing import assert_close
-from hypergrad.train import init_state, unroll
+from hypergrad.train import init_state, split_key, unroll
 from tests.lowering import NOT_REPEATED, PLAIN
 from tests.problems import ALL, CHOICES, HORIZON, choices, only, ridge, schedules, value
 

@@ -13,7 +13,6 @@ from hypergrad.core import solve as solvers
 from hypergrad.core.types import Variables
 from hypergrad.estimators import advice, average, implicit, plain, reverse, truncated
 from hypergrad.estimators.advice import StructuralZeroWarning
-from hypergrad.estimators.base import split_key
 from hypergrad.estimators.implicit.response import (
     best_response,
     full_batch,
@@ -31,7 +30,7 @@ from hypergrad.testing import (
     ridge_many,
     weighted_least_squares,
 )
-from hypergrad.train import averaged, init_state, unroll
+from hypergrad.train import averaged, init_state, split_key, unroll
 
 KEY = jax.random.key(5)
 STEPS = 400

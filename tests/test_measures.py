@@ -10,14 +10,13 @@ from hypergrad import curvature
 from hypergrad.core.types import Variables
 from hypergrad.curvature import bounded, judged_by, penalized, supremum
 from hypergrad.estimators import forward, reverse
-from hypergrad.estimators.base import split_key
 from hypergrad.populations import population, vectorized
 from hypergrad.problem import Examples, Problem
 from hypergrad.schedulers.base import best_first
 from hypergrad.searchers import Trials
 from hypergrad.searchers.base import observe
 from hypergrad.space import Real
-from hypergrad.train import init_state, unroll
+from hypergrad.train import init_state, split_key, unroll
 from tests.networks import data, fast, network
 
 KEY = jax.random.key(4)

@@ -18,12 +18,11 @@ from hypergrad.estimators import (
     truncated,
 )
 from hypergrad.estimators.advice import StructuralZeroWarning
-from hypergrad.estimators.base import split_key
 from hypergrad.estimators.verify import in_float64
 from hypergrad.problem import Problem
 from hypergrad.space import Real
 from hypergrad.testing import assert_close, quadratic_bilevel, ridge as solved_ridge
-from hypergrad.train import draw_batch, init_state, step, unroll
+from hypergrad.train import draw_batch, init_state, split_key, step, unroll
 from hypergrad.tuners import descent
 from tests.problems import only, ridge, schedules, value
 

@@ -6,7 +6,7 @@ import pytest
 
 from hypergrad.core.types import Variables
 from hypergrad.problem import Problem
-from hypergrad.train import averaged, init_state, step, unroll, unroll_losses
+from hypergrad.train import averaged, init_state, split_key, step, unroll, unroll_losses
 from tests.problems import ALL, schedules, value
 
 KEY = jax.random.key(5)
@@ -31,6 +31,12 @@ def test_equals_a_loop_written_by_hand():
     ours = jax.jit(lambda h: unroll(problem, h, init_state(problem, KEY, h), 3).params)(hparams)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(by_hand(hparams)), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
+
+
+def test_the_second_half_of_a_key_draws_the_batches_of_its_run():
+    problem, hparams = schedules()
+    key = init_state(problem, KEY, hparams).key
+    assert np.array_equal(*map(jax.random.key_data, (key, split_key(KEY)[1])))
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,6 @@ def check_real(problem: Problem, hparams: HParams) -> None:
     check_step(problem, hparams)
 
 
-def split_key(key: Key) -> tuple[Key, Key]:
-    """Split an estimate's key into that of the run and that of the validation batch."""
-    run_key, valid_key = jax.random.split(key)
-    return run_key, valid_key
-
-
 def growth_rate(first: Array, norms: Array) -> Array:
     """Return the geometric mean growth a step along `first` and `norms`.
 

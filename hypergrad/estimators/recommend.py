@@ -33,7 +33,7 @@ from hypergrad.estimators.unrolled.base import temporary_bytes
 from hypergrad.estimators.unrolled.momentum import Recursion
 from hypergrad.estimators.unrolled.reverse import Plan
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import init_state, trained, unroll_losses
+from hypergrad.train import init_state, split_key, trained, unroll_losses
 from hypergrad.validation import check_step, validate
 
 REST = 1e-2
@@ -227,7 +227,7 @@ def _measure(case: _Case) -> tuple[float, float]:
             loss = inner_loss(problem, state.params, choose(problem, state))
             return tree.norm(jax.grad(loss)(trained(state.params), hparams))
 
-        value = problem.objective(final.params, hparams, problem.valid_batch(key))
+        value = problem.objective(final.params, hparams, problem.valid_batch(split_key(key)[1]))
         return slope(start), slope(final), first_nonfinite(losses, value)
 
     first, last, bad = (float(x) for x in train(key, hparams))

@@ -13,7 +13,7 @@ from hypergrad.core import tree
 from hypergrad.core.autodiff import depends
 from hypergrad.core.checks import check_whole
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators.base import Estimator, split_key
+from hypergrad.estimators.base import Estimator
 from hypergrad.estimators.evolution.evolution import es, nres, pes, quarter
 from hypergrad.estimators.implicit.implicit import implicit
 from hypergrad.estimators.policies import (
@@ -42,7 +42,7 @@ from hypergrad.estimators.unrolled.reversible import reversible
 from hypergrad.estimators.unrolled.rtho import rtho
 from hypergrad.estimators.unrolled.truncated import one_step, truncated
 from hypergrad.problem import Problem, Task
-from hypergrad.train import init_state, unroll
+from hypergrad.train import init_state, split_key, unroll
 from hypergrad.validation import validate
 
 STEP = 1e-6

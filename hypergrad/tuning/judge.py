@@ -15,7 +15,7 @@ from hypergrad.report.extras import check_diagram, check_snippet
 from hypergrad.report.study import Study
 from hypergrad.searchers import final_values
 from hypergrad.space import static
-from hypergrad.train import init_state, unroll, unroll_losses
+from hypergrad.train import init_state, split_key, unroll, unroll_losses
 from hypergrad.tuning.provenance import _final_digest
 from hypergrad.tuning.settings import BY_GRADIENT, Settings
 
@@ -38,7 +38,7 @@ def judge(
     def one(task: Task, hparams: HParams, key: Key) -> tuple[Array, Array, Array]:
         problem = task.problem
         state = init_state(problem, key, hparams)
-        valid = problem.valid_batch(jax.random.fold_in(key, 1))
+        valid = problem.valid_batch(split_key(key)[1])
 
         def objective(state):
             return problem.objective(state.params, hparams, valid)
@@ -81,7 +81,7 @@ def validate(task: Task, configurations: list[HParams], key: Key, num_seeds: int
 
     def one(problem: Problem, hparams: HParams, key: Key) -> Array:
         state = unroll(problem, hparams, init_state(problem, key, hparams), task.horizon)
-        valid = problem.valid_batch(jax.random.fold_in(key, 1))
+        valid = problem.valid_batch(split_key(key)[1])
         return problem.objective(state.params, hparams, valid)
 
     def build(task: Task):

@@ -11,14 +11,13 @@ from hypergrad import study
 from hypergrad.core import tree
 from hypergrad.core.types import Key, PyTree
 from hypergrad.estimators import ONLINE
-from hypergrad.estimators.base import split_key
 from hypergrad.populations import fixed
 from hypergrad.problem import Problem, Task
 from hypergrad.schedulers import BY_COPIES
 from hypergrad.searchers import Trials
 from hypergrad.space import static
 from hypergrad.study.disk.folder import check_folder
-from hypergrad.train import TrainState, init_state, step, unroll, unroll_losses
+from hypergrad.train import TrainState, init_state, split_key, step, unroll, unroll_losses
 from hypergrad.tuning.build import build
 from hypergrad.tuning.provenance import check_same_task
 from hypergrad.tuning.resume import _as_task

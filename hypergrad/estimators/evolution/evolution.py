@@ -12,7 +12,7 @@ from hypergrad.core.checks import check_whole, is_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.scans import largest_divisor
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators.base import Estimate, Estimator, check_real, split_key
+from hypergrad.estimators.base import Estimate, Estimator, check_real
 from hypergrad.estimators.evolution.moves import Perturbation, gaussian
 from hypergrad.estimators.evolution.pairs import (
     Pairs,
@@ -25,7 +25,7 @@ from hypergrad.estimators.evolution.pairs import (
     run_window,
 )
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import earliest
+from hypergrad.train import earliest, split_key
 
 
 class EvolutionInfo(NamedTuple):

@@ -13,7 +13,7 @@ from hypergrad.core.methods import Method
 from hypergrad.core.solve import Solve, cg
 from hypergrad.core.types import Array, HParams, PyTree
 from hypergrad.estimators.advice import StructuralZeroWarning
-from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, split_key
+from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite
 from hypergrad.estimators.implicit.response import (
     BatchOf,
     Curvature,
@@ -26,7 +26,14 @@ from hypergrad.estimators.implicit.response import (
     unused,
 )
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import TrainState, init_state, step_and_grads, trained, unroll_losses
+from hypergrad.train import (
+    TrainState,
+    init_state,
+    split_key,
+    step_and_grads,
+    trained,
+    unroll_losses,
+)
 
 
 class ImplicitInfo(NamedTuple):

@@ -16,13 +16,12 @@ from hypergrad.estimators.base import (
     Through,
     check_real,
     first_nonfinite,
-    split_key,
 )
 from hypergrad.estimators.policies.draws import Draws, check_policy, check_shared, expected, sampled
 from hypergrad.estimators.policies.policy import Policy
 from hypergrad.estimators.unrolled.base import UnrollInfo, by_unrolling, objective_parts
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import init_state, unroll_losses
+from hypergrad.train import init_state, split_key, unroll_losses
 
 
 class MixedInfo(NamedTuple):

@@ -17,7 +17,6 @@ from hypergrad.estimators.base import (
     Through,
     first_nonfinite,
     mean_and_error,
-    split_key,
 )
 from hypergrad.estimators.policies.baselines import Baseline, leave_one_out
 from hypergrad.estimators.policies.draws import (
@@ -30,7 +29,7 @@ from hypergrad.estimators.policies.draws import (
 from hypergrad.estimators.policies.policy import Policy
 from hypergrad.estimators.unrolled.base import by_unrolling
 from hypergrad.problem import Problem, check_problem, with_hparams
-from hypergrad.train import TrainState, draw_batch, earliest, init_state, unroll_losses
+from hypergrad.train import TrainState, draw_batch, earliest, init_state, split_key, unroll_losses
 
 
 class ScoreInfo(NamedTuple):

@@ -14,11 +14,10 @@ from hypergrad.estimators.base import (
     check_real,
     first_nonfinite,
     growth_rate,
-    split_key,
 )
 from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode, state_floats
 from hypergrad.problem import Problem
-from hypergrad.train import TrainState, init_state, trained
+from hypergrad.train import TrainState, init_state, split_key, trained
 
 
 class UnrollInfo(NamedTuple):

@@ -10,11 +10,19 @@ from hypergrad.core import tree
 from hypergrad.core.autodiff import depends
 from hypergrad.core.checks import check_whole, is_number
 from hypergrad.core.types import HParams, PyTree
-from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, split_key
+from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite
 from hypergrad.estimators.implicit.response import check_leaves, inner_loss
 from hypergrad.estimators.unrolled.online import check_restart, first_state, go_on, online_info
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import carried, draw_batch, init_state, trained, unroll_losses, with_parts
+from hypergrad.train import (
+    carried,
+    draw_batch,
+    init_state,
+    split_key,
+    trained,
+    unroll_losses,
+    with_parts,
+)
 
 SecondOrder: TypeAlias = Callable[
     [Callable[[PyTree], tuple[PyTree, HParams]], PyTree, PyTree], tuple[PyTree, HParams]

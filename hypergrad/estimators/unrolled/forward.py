@@ -14,12 +14,11 @@ from hypergrad.estimators.base import (
     check_real,
     first_nonfinite,
     growth_rate,
-    split_key,
 )
 from hypergrad.estimators.unrolled.base import UnrollInfo, objective_parts
 from hypergrad.estimators.unrolled.tangent import first_tangents, push_step
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import init_state, trained
+from hypergrad.train import init_state, split_key, trained
 
 
 def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Estimator:

@@ -8,7 +8,7 @@ from hypergrad.core.autodiff import depends
 from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams
-from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, split_key
+from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite
 from hypergrad.estimators.implicit.response import inner_loss
 from hypergrad.estimators.unrolled.online import (
     check_restart,
@@ -18,7 +18,15 @@ from hypergrad.estimators.unrolled.online import (
     reading_interval,
 )
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import draw_batch, init_state, step_and_grads, trained, unroll_losses, update
+from hypergrad.train import (
+    draw_batch,
+    init_state,
+    split_key,
+    step_and_grads,
+    trained,
+    unroll_losses,
+    update,
+)
 
 
 def hd(problem: Problem, interval: int = 1, *, restart_every: int | None = None) -> Estimator:

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole
 from hypergrad.core.types import Array, HParams, Key
-from hypergrad.estimators.base import split_key
 from hypergrad.problem import Problem
-from hypergrad.train import TrainState, init_state
+from hypergrad.train import TrainState, init_state, split_key
 
 NUM_READINGS = 20
 """Hypergradients that the command line takes in one run of training that goes on."""

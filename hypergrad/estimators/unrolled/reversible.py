@@ -13,13 +13,13 @@ from hypergrad.core.methods import Method
 from hypergrad.core.scans import by_step, cut, scan_segments, segment_length
 from hypergrad.core.types import Array, HParams
 from hypergrad.estimators.advice import unrolled_advice, warn_structural_zeros
-from hypergrad.estimators.base import Estimate, Estimator, check_real, split_key
+from hypergrad.estimators.base import Estimate, Estimator, check_real
 from hypergrad.estimators.unrolled.adjoint import Backward, Pulled, Run, pull_step
 from hypergrad.estimators.unrolled.base import unrolled_estimate
 from hypergrad.estimators.unrolled.integers import DIGIT, capacity, grow, real, shrink
 from hypergrad.estimators.unrolled.momentum import Coefficients, Course, Recursion, check_momentum
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import TrainState, carried, init_state, trained
+from hypergrad.train import TrainState, carried, init_state, split_key, trained
 
 MIN_DECAY = 255 / 256
 """The smallest decoupled decay D of a step that the stack has room for."""

@@ -13,7 +13,6 @@ from hypergrad.estimators.base import (
     check_real,
     first_nonfinite,
     growth_rate,
-    split_key,
 )
 from hypergrad.estimators.unrolled.base import objective_parts
 from hypergrad.estimators.unrolled.online import (
@@ -25,7 +24,7 @@ from hypergrad.estimators.unrolled.online import (
 )
 from hypergrad.estimators.unrolled.tangent import basis, first_tangents, push_step
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import trained
+from hypergrad.train import split_key, trained
 
 
 def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = None) -> Estimator:

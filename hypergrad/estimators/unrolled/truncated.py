@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
 from hypergrad.estimators.advice import warn_structural_zeros
-from hypergrad.estimators.base import Estimator, check_real, first_nonfinite, split_key
+from hypergrad.estimators.base import Estimator, check_real, first_nonfinite
 from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode
 from hypergrad.estimators.unrolled.base import unrolled_estimate
 from hypergrad.estimators.unrolled.online import (
@@ -17,7 +17,7 @@ from hypergrad.estimators.unrolled.online import (
     reading_interval,
 )
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import init_state, unroll_losses
+from hypergrad.train import init_state, split_key, unroll_losses
 
 
 def truncated(
