@@ -27,6 +27,7 @@ from hypergrad.space import (
     Real as Real,
     Sequence as Sequence,
     schedule as schedule,
+    schedules as schedules,
     select as select,
 )
 from hypergrad.study import (

@@ -1,5 +1,6 @@
 """Search spaces: dimensions, the maps to and from them, and static values."""
 
+from hypergrad.space import schedules
 from hypergrad.space.dimensions import (
     Choice,
     Dimension,
@@ -80,6 +81,7 @@ __all__ = [
     "sample",
     "sample_constant",
     "schedule",
+    "schedules",
     "select",
     "snap",
     "split",
