@@ -16,8 +16,9 @@ import pytest
 from hypergrad import study
 from hypergrad.cli import completion, main as cli
 from hypergrad.study import StudyWarning, jsonl
+from hypergrad.study.disk.description import mend_description
 from hypergrad.study.disk.files import parse_json, to_plain, write_json
-from hypergrad.study.disk.folder import create, lock, mend_study
+from hypergrad.study.disk.folder import create, lock
 from hypergrad.study.disk.journal import Journal, encode_line, read_records, scan
 from tests.test_storage import KEY, ROOT, toy
 
@@ -59,7 +60,7 @@ def test_every_flipped_bit_of_what_a_study_is_is_mended(tmp_path, name):
         bad[place] ^= 1 << place % 8
         (folder / name).write_bytes(bad)
         with pytest.warns(StudyWarning, match=f"{name}' was damaged|{name} of .* is damaged"):
-            mend_study(folder / "study.json")
+            mend_description(folder)
         assert (folder / name).read_bytes() == good
     (folder / name).unlink()
     if name == "study.json":
@@ -257,8 +258,8 @@ def test_flags_go_before_the_study_file(tmp_path, capsys):
 
 CHILD = """
 import os, sys, time
-from hypergrad import storage
-with storage.lock(sys.argv[1]):
+from hypergrad.study.disk.folder import lock
+with lock(sys.argv[1]):
     child = os.fork()
     if child == 0 and sys.argv[2] == "leaves":
         sys.exit()  # the block too

@@ -25,11 +25,14 @@ from hypergrad.cli import main as cli
 from hypergrad.report.results import load_results
 from hypergrad.searchers import Trials
 from hypergrad.study import StudyWarning
-from hypergrad.study.disk import checkpoint, records
+from hypergrad.study.disk import checkpoint
+from hypergrad.study.disk.description import decode_key, encode_key
 from hypergrad.study.disk.files import open_file, parse_json, read_json, write_json
 from hypergrad.study.disk.folder import create
 from hypergrad.study.disk.journal import Journal, encode_line, read_records, scan
+from hypergrad.study.disk.machine import describe_machine, differences
 from hypergrad.tuners import Tuner
+from hypergrad.tuning.provenance import describe_study
 from hypergrad.tuning.settings import Settings
 from tasks import quadratic
 
@@ -452,7 +455,7 @@ def test_a_checkpoint_keeps_every_kind_of_leaf(tmp_path):
 
 
 def test_weak_types_are_stripped_before_they_can_matter():
-    state = checkpoint.normal({"x": jnp.asarray(1.0), "key": KEY, "n": 1})
+    state = checkpoint.without_weak_types({"x": jnp.asarray(1.0), "key": KEY, "n": 1})
     assert not state["x"].weak_type and state["n"] == 1
 
 
@@ -491,8 +494,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(kept, whole, hurt):
 
 def test_a_second_writer_is_refused_at_once_and_told_the_process(kept):
     script = (
-        "import sys, time\nfrom hypergrad import storage\n"
-        f"with storage.lock({str(kept)!r}):\n    print('locked', flush=True)\n    time.sleep(60)\n"
+        "import sys, time\nfrom hypergrad.study.disk.folder import lock\n"
+        f"with lock({str(kept)!r}):\n    print('locked', flush=True)\n    time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT)
     try:
@@ -559,17 +562,17 @@ def test_odd_names_are_refused(tmp_path, name):
 
 
 def test_a_machine_that_cannot_repeat_the_bits_is_refused():
-    here = records.machine()
-    assert records.check_machine(here) == []
-    assert "num_devices is" in refused(records.check_machine, {**here, "num_devices": 8})
+    here = describe_machine()
+    assert differences(here) == []
+    assert "num_devices is" in refused(differences, {**here, "num_devices": 8})
     other = {**here, "cores": 99, "versions": {**here["versions"], "jax": "0.1"}}
-    notes = records.check_machine(other)
+    notes = differences(other)
     assert len(notes) == 2 and "was '0.1'" in notes[1]
 
 
 @pytest.mark.parametrize("key", [KEY, jax.random.PRNGKey(3), jax.random.key(2, impl="rbg")])
 def test_keys_survive(key):
-    found = records.decode_key(json.loads(json.dumps(records.encode_key(key))))
+    found = decode_key(json.loads(json.dumps(encode_key(key))))
     assert found.dtype == key.dtype
     same(jax.random.key_data(found), jax.random.key_data(key))
 
@@ -813,7 +816,7 @@ def tuned(tmp_path_factory):
         if index == 3:
             raise faults.Stop
 
-    about = importlib.import_module("hypergrad.tuning.tune")._describe(task, chosen, {"cost": 2})
+    about = describe_study(task, chosen, {"cost": 2})
     path = tmp_path_factory.mktemp("tuned") / "study"
     with pytest.raises(faults.Stop):
         study.run(toy(), KEY, 6, stop, storage=path, details=about, checkpoint_seconds=0.0)

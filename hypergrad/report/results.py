@@ -10,8 +10,9 @@ import numpy as np
 
 from hypergrad.report import figures as plots
 from hypergrad.report.extras import MAX_NODES
+from hypergrad.study.disk.description import check_format
 from hypergrad.study.disk.files import MAX_JSON, read_json
-from hypergrad.study.disk.folder import FORMAT, check_folder
+from hypergrad.study.disk.folder import check_folder
 
 MAX_RESULT_BYTES = MAX_JSON
 
@@ -94,12 +95,7 @@ def load_results(directory: str | os.PathLike[str]) -> Results:
     """
     folder = check_folder(directory)
     study, where = _read_json(folder / "study.json"), f"{_line(folder / 'study.json')}: "
-    if type(study.get("format")) is not int or study["format"] != FORMAT:
-        found = _line(json.dumps(study.get("format")), 40)
-        raise ValueError(
-            f"{where}format is {found}, expected {FORMAT}: "
-            "read it with the version of hypergrad that wrote it, or upgrade hypergrad-jax"
-        )
+    check_format(study, where.removesuffix(": "))
     for key in ("task", "method"):
         _field(study, key, str, where)
     study["description"] = _field(study, "description", str, where, "")

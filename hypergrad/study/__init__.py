@@ -1,20 +1,12 @@
 """A study: a tuner run on disk, step by step."""
 
 from hypergrad.study.callbacks import Callback, CallbackWarning, Listeners, Progress, jsonl
+from hypergrad.study.disk.description import begin, has_begun, read_description
 from hypergrad.study.disk.files import StudyWarning
 from hypergrad.study.export import load_schedule
 from hypergrad.study.loggers import LOGS, log, tensorboard, wandb
-from hypergrad.study.run import (
-    OnStep,
-    Run,
-    Trial,
-    begin,
-    has_begun,
-    read_description,
-    replay_trial,
-    resume_run,
-    run,
-)
+from hypergrad.study.resume import Trial, replay_trial, resume_run
+from hypergrad.study.run import OnStep, Run, run
 
 __all__ = [
     "LOGS",

@@ -15,9 +15,9 @@ import jax
 from hypergrad.core import tree
 from hypergrad.problem import Task
 from hypergrad.report.study import Study
-from hypergrad.study.disk import records
+from hypergrad.study.disk.description import FORMAT
 from hypergrad.study.disk.files import read_json, to_plain
-from hypergrad.study.disk.folder import FORMAT
+from hypergrad.study.disk.machine import describe_machine
 from hypergrad.tuning import warm_start
 from hypergrad.tuning.build import check_task, width
 from hypergrad.tuning.settings import OPTION, Settings
@@ -121,7 +121,7 @@ def describe_study(task: Task, settings: Settings, details: dict[str, Any]) -> d
         "horizon": task.horizon,
         "space": {n: repr(d) for n, d in tree.named(task.space).items()},
         "sources": sources(task),
-        "versions": records.machine()["versions"],
+        "versions": describe_machine()["versions"],
         "device": str(jax.devices()[0]),
         "command": "hypergrad.tune(...)",
         "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -8,6 +8,7 @@ The structure is never read from a file: it comes from a fresh state, and a chec
 import contextlib
 import hashlib
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.types import PyTree
-from hypergrad.study.disk.files import open_file, read_json, replacing, write_json
+from hypergrad.study.disk.files import StudyWarning, open_file, read_json, replacing, write_json
 from hypergrad.study.disk.folder import CHECKPOINT
 
 NUM_KEPT = 2
@@ -37,13 +38,13 @@ def save(folder: Path, step: int, state: PyTree) -> None:
         ValueError: where the disk refuses, or a leaf is neither an array, a number nor a PRNG key.
     """
     path = _path(folder, step)
-    leaves = [_bits(name, x) for name, x in zip(*_named(state), strict=True)]
+    leaves = _all_bits(state)
     with replacing(path) as fd, os.fdopen(os.dup(fd), "w+b") as file:
         members: dict[str, Any] = {_member(i): x for i, x in enumerate(leaves)}
         np.savez(file, **members)
         file.flush()
         size, digest = file.tell(), _digest(file)
-    manifest = {"step": step, "bytes": size, "npz": digest, "leaves": describe_state(state)}
+    manifest = {"step": step, "bytes": size, "npz": digest, "leaves": leaf_types(state)}
     write_json(path.with_suffix(".json"), manifest)
     keep = steps(folder)[:NUM_KEPT]
     for name in os.listdir(folder):  # those without a manifest too, which a crash leaves
@@ -66,9 +67,9 @@ def load(folder: Path, step: int, like: PyTree) -> PyTree:
     Raises:
         ValueError: in one line, where the checkpoint is damaged or is of another tuner.
     """
-    blanks = [_bits(name, x) for name, x in zip(*_named(like), strict=True)]
-    with _checked(folder, step, blanks) as (file, leaves):
-        if leaves != describe_state(like):
+    blanks = _all_bits(like)
+    with _opened(folder, step, blanks) as (file, leaves):
+        if leaves != leaf_types(like):
             raise ValueError(
                 f"{str(_path(folder, step))!r} is of another tuner or space; resume with the settings it has"
             )
@@ -81,15 +82,33 @@ def load(folder: Path, step: int, like: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, map(_restore, arrays, leaves))
 
 
-def check_whole_checkpoint(folder: Path, step: int, like: PyTree) -> None:
-    """Raise a `ValueError` unless the checkpoint before a step matches its manifest."""
-    blanks = [_bits(name, x) for name, x in zip(*_named(like), strict=True)]
-    with _checked(folder, step, blanks):
-        pass
+def newest(folder: Path, most: int, fresh: PyTree) -> tuple[int, PyTree]:
+    """Return the newest whole checkpoint of at most `most` steps, (0, `fresh`) where there is none.
+
+    The others are looked at, too: one that is damaged would be missed when it is needed.
+
+    Args:
+        folder: of the study.
+        most: steps that the state may be after.
+        fresh: the tuner's first state.
+    """
+    first, state = 0, fresh
+    for step in steps(folder):
+        try:
+            if step <= most and not first:
+                state = load(folder, step, fresh)
+                first = step
+            else:
+                with _opened(folder, step, _all_bits(fresh)):
+                    pass
+        except ValueError as error:
+            text = f"{error}; the state is made again from an earlier one"
+            warnings.warn(text, StudyWarning, stacklevel=5)
+    return first, state
 
 
 @contextlib.contextmanager
-def _checked(folder: Path, step: int, blanks: list[np.ndarray]) -> Iterator[tuple[BinaryIO, Any]]:
+def _opened(folder: Path, step: int, blanks: list[np.ndarray]) -> Iterator[tuple[BinaryIO, Any]]:
     """Open a checkpoint that matches its manifest, and give what that says of its leaves."""
     bound = sum(x.nbytes + _OVERHEAD for x in blanks) + _OVERHEAD
     path = _path(folder, step)
@@ -122,7 +141,7 @@ def remove(folder: Path, step: int) -> None:
         (folder / f"checkpoint-{step:010d}.{ending}").unlink(missing_ok=True)
 
 
-def normal(state: PyTree) -> PyTree:
+def without_weak_types(state: PyTree) -> PyTree:
     """Strip weak types, which no file keeps and on which the dtype of later arithmetic depends."""
 
     def strip(leaf):
@@ -132,7 +151,7 @@ def normal(state: PyTree) -> PyTree:
     return jax.tree.map(strip, state)
 
 
-def describe_state(state: PyTree) -> list[str]:
+def leaf_types(state: PyTree) -> list[str]:
     """Name the leaves of a state with their types and shapes, e.g. "best.lr float32 (1, 20)"."""
     return [f"{name} {_type(leaf)}" for name, leaf in zip(*_named(state), strict=True)]
 
@@ -159,6 +178,11 @@ def _path(folder: Path, step: int) -> Path:
 
 def _member(index: int) -> str:
     return f"{index:06d}"
+
+
+def _all_bits(state: PyTree) -> list[np.ndarray]:
+    """Return the leaves of a state as arrays that every numpy reads, in the order of the tree."""
+    return [_bits(name, leaf) for name, leaf in zip(*_named(state), strict=True)]
 
 
 def _bits(name: str, leaf: Any) -> np.ndarray:

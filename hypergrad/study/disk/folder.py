@@ -9,17 +9,11 @@ import os
 import re
 import shutil
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from hypergrad.study.disk.files import StudyWarning, open_file, read_json, sync_folder, write_json
-
-FORMAT = 2
-
-MAX_STUDY = 4 * 2**20
-"""Bytes of what says what a study is."""
+from hypergrad.study.disk.files import open_file, sync_folder
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -50,53 +44,6 @@ class Folder(NamedTuple):
     """A study's folder that this process alone may write, until the block that opened it ends."""
 
     path: Path
-
-
-def write_study(path: Path, value: dict[str, Any]) -> None:
-    """Write what a study is, twice: one flipped bit must not end it.
-
-    Args:
-        path: of `study.json`; the copy beside it is written first.
-        value: its content.
-    """
-    write_json(path.with_name("study-copy.json"), value)
-    write_json(path, value)
-
-
-def read_study(path: Path) -> dict[str, Any]:
-    """Read what `write_study` wrote, from the copy, with a `StudyWarning`, where the first is damaged.
-
-    Raises:
-        FileNotFoundError: where there is neither.
-        ValueError: for the first, where both are damaged.
-    """
-    try:
-        return read_json(path, MAX_STUDY)
-    except (ValueError, FileNotFoundError) as error:
-        try:
-            value = read_json(path.with_name("study-copy.json"), MAX_STUDY)
-        except (ValueError, FileNotFoundError):
-            raise error from None
-        text = (
-            f"{path.name} of {str(path.parent)!r} is damaged or missing; its copy is read instead"
-        )
-        warnings.warn(text, StudyWarning, stacklevel=3)
-        return value
-
-
-def mend_study(path: Path) -> None:
-    """Make `study.json` or its copy again where one of them is not whole; for the one writer."""
-    value = read_study(path)
-    for place in (path, path.with_name("study-copy.json")):
-        try:
-            whole = read_json(place, MAX_STUDY) == value
-        except (ValueError, FileNotFoundError):
-            whole = False
-        if not whole:
-            text = f"{str(place)!r} was damaged or missing; it is made again from the other one"
-            warnings.warn(text, StudyWarning, stacklevel=3)
-            place.unlink(missing_ok=True)  # a link or a pipe is replaced, never followed
-            write_json(place, value)
 
 
 def check_folder_name(name: str, argument: str) -> str:

@@ -1,9 +1,7 @@
-"""What a study writes of a step, a key and a machine, as JSON that reads back to the same bits."""
+"""What a study writes of a step, as JSON that reads back to the same bits."""
 
 import hashlib
 import json
-import os
-import platform
 from typing import Any
 
 import jax
@@ -11,23 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.core import tree
-from hypergrad.core.types import Key
-from hypergrad.populations import num_cores
 from hypergrad.searchers import Trials
-from hypergrad.study.disk.files import ADVICE
-from hypergrad.study.disk.folder import FORMAT
 
 _SPECIAL = {"nan", "inf", "-inf"}
-
-_PACKAGES = ("hypergrad-jax", "jax", "jaxlib", "flax", "optax", "numpy")
-
-_MUST_MATCH = {
-    "platform": "run it where it was started",
-    "num_devices": "give this process as many, e.g. by XLA_FLAGS=--xla_force_host_platform_device_count",
-    "x64": "set JAX_ENABLE_X64 as it was",
-    "threefry_partitionable": "set jax_threefry_partitionable as it was",
-    "prng_impl": "set jax_default_prng_impl (JAX_DEFAULT_PRNG_IMPL) as it was",
-}
 
 
 def encode(step: int, outcome: Trials) -> dict[str, Any]:
@@ -154,106 +138,6 @@ def _misfit(step: Any, name: str, wrong: str) -> ValueError:
         f"the record of step {step} has {wrong} at {name!r}, expected those of this tuner; "
         "resume with the task and the settings it was made with"
     )
-
-
-def encode_key(key: Key) -> dict[str, Any]:
-    """Turn a PRNG key into its implementation's name (None for an old-style one) and its numbers."""
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    data = np.asarray(jax.random.key_data(key) if typed else key)
-    return {"impl": str(jax.random.key_impl(key)) if typed else None, "data": data.tolist()}
-
-
-def decode_key(value: dict[str, Any]) -> Key:
-    """Turn what `encode_key` returned back into a key."""
-    data = jnp.asarray(value["data"], jnp.uint32)
-    return data if value["impl"] is None else jax.random.wrap_key_data(data, impl=value["impl"])
-
-
-def machine() -> dict[str, Any]:
-    """Describe what the bits of a run depend on beside its inputs."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    devices = jax.devices()
-    return {
-        "platform": jax.default_backend(),
-        "num_devices": len(devices),
-        "x64": bool(_config("jax_enable_x64")),
-        "prng_impl": str(_config("jax_default_prng_impl")),
-        "threefry_partitionable": bool(_config("jax_threefry_partitionable")),
-        "device": devices[0].device_kind,
-        "cores": num_cores(),
-        "processor": platform.machine(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "matmul_precision": str(_config("jax_default_matmul_precision")),
-        "versions": versions,
-    }
-
-
-def check_machine(recorded: dict[str, Any]) -> list[str]:
-    """Compare this machine with that of a study.
-
-    Returns:
-        What differs and may change bits, for a warning.
-
-    Raises:
-        ValueError: for what certainly would.
-    """
-    here = machine()
-    for name, advice in _MUST_MATCH.items():
-        if here[name] != recorded.get(name):
-            raise ValueError(
-                f"{name} is {here[name]!r}, expected {recorded.get(name)!r} as the study was started; {advice}"
-            )
-    old = recorded.get("versions")
-    flat = {**recorded, **(old if isinstance(old, dict) else {})}
-    return [
-        f"{name} is {value!r} and was {flat.get(name)!r} when the study was started; should a step that is "
-        "made again differ from its record, the study stops"
-        for name, value in {**here, **here["versions"]}.items()
-        if name != "versions" and value != flat.get(name)
-    ]
-
-
-def check_study(described: dict[str, Any], name: str) -> None:
-    """Raise a `ValueError` unless `study.json` holds what a resume needs, each of its type and range."""
-    form = described.get("format")
-    if type(form) is not int or form != FORMAT:
-        raise ValueError(
-            f"{name}: format is {form!r}, expected {FORMAT}; "
-            "resume with the version of hypergrad that wrote it"
-        )
-    num_steps, seconds = described.get("num_steps"), described.get("checkpoint_seconds")
-    key, about = described.get("key"), described.get("machine")
-    good = {
-        "num_steps": type(num_steps) is int and 0 < num_steps <= 10**6,
-        "checkpoint_seconds": isinstance(seconds, (int, float)) and 0 <= seconds < float("inf"),
-        "key": isinstance(key, dict) and _is_key(key),
-        "machine": isinstance(about, dict),
-    }
-    for entry, fine in good.items():
-        if not fine:
-            raise ValueError(f"{name}: {entry} is missing or of another kind; {ADVICE}")
-
-
-def _is_key(value: dict[str, Any]) -> bool:
-    impl, data = value.get("impl"), value.get("data")
-    known = impl is None or impl in ("threefry2x32", "rbg", "unsafe_rbg")
-    return (
-        known
-        and isinstance(data, list)
-        and len(data) == (4 if impl in ("rbg", "unsafe_rbg") else 2)
-        and all(type(x) is int and 0 <= x < 2**32 for x in data)
-    )
-
-
-def _config(name: str) -> Any:
-    return getattr(jax.config, name)
 
 
 def digest(trials: list[Trials]) -> str:
