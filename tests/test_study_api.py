@@ -22,7 +22,7 @@ import hypergrad as hg
 from hypergrad.report.table import columns
 from hypergrad.searchers import Trials
 from hypergrad.study import callbacks, export
-from hypergrad.study.disk import files, folder, journal
+from hypergrad.study.disk import description, files, folder, journal
 from hypergrad.tuning.settings import Settings
 from tasks import quadratic
 
@@ -220,7 +220,7 @@ def test_a_full_disk_at_the_start_leaves_no_dead_end(name, tmp_path, monkeypatch
             raise ValueError(f"cannot write {name}: No space left")
         write(path, value)
 
-    monkeypatch.setattr(folder, "write_json", full)
+    monkeypatch.setattr(description, "write_json", full)
     words = {"method": "random", "budget": 1, "storage": out}
     with pytest.raises(ValueError, match="No space left"):
         hg.tune(TASK, callbacks=[callbacks.jsonl(out / "log.jsonl"), recorder(heard)], **words)

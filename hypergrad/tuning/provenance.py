@@ -163,5 +163,5 @@ def _is_users(path: Path) -> bool:
     """Tell whether a source file is the user's own: not of this package, of Python, or installed."""
     if path.suffix != ".py" or {"site-packages", "dist-packages"} & set(path.parts):
         return False
-    places = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")))
+    places = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
     return not any(path.is_relative_to(place) for place in places)

@@ -140,7 +140,7 @@ def _first_bad_operation(task: Task, hparams: Any, key: Key, last: int) -> str |
     return None
 
 
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parents[1]
 
 
 def _is_code(frame: traceback.FrameSummary) -> bool:
