@@ -1,43 +1,64 @@
 """Import the user's task by the name given on the command line, and build it with its arguments."""
 
 import ast
+import contextlib
 import importlib.util
 import inspect
 import os
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hypergrad.core.checks import check_name
-from hypergrad.problem import Task
+
+if TYPE_CHECKING:
+    from hypergrad.cli.studyfile import StudyFile
+    from hypergrad.problem import Task
 
 FLAGS = ("data", "label", "horizon")
 """Arguments of tasks that have a flag of their own."""
 
-
-class ArgumentError(ValueError):
-    """An argument that a task does not take.
-
-    Attributes:
-        name: of the argument.
-    """
-
-    def __init__(self, name: str, text: str):
-        super().__init__(text)
-        self.name = name
+MOST_DEVICES = 1024
+"""Most devices that are made because a flag or a file says so; no machine has more cores."""
 
 
-def load_task(name: str, given: dict[str, Any]) -> Task:
+def arguments_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that are arguments of the task."""
+    return {**given.get("arg", {}), **{name: given[name] for name in FLAGS if name in given}}
+
+
+def take_cores(method: str, num: int | None) -> None:
+    """Make every core a device for a search, before anything computes: jax fixes its devices then."""
+    from hypergrad.populations import use_cores
+    from hypergrad.tuning.settings import BY_GRADIENT
+
+    if method in BY_GRADIENT:
+        return
+    if num is not None and num > MOST_DEVICES:
+        raise ValueError(
+            f"devices is {num}, expected at most {MOST_DEVICES}; leave it out to use every core"
+        )
+    try:
+        use_cores(num)
+    except ValueError as error:
+        raise ValueError(f"devices is {num}, which this process cannot have: {error}") from None
+
+
+def load_task(name: str, given: dict[str, Any], file: "StudyFile | None" = None) -> "Task":
     """Import the task `name` and build it.
 
     Args:
-        name: of a file in ./tasks, `file.py:attribute` or `module:attribute`.
-        given: arguments of its function.
+        name: Name of a file in ./tasks, `file.py:attribute` or `module:attribute`.
+        given: Arguments of its function.
+        file: Study file that holds some of them, for messages.
 
     Raises:
         ValueError: for an unknown task or argument, with the nearest name there is.
     """
+    from hypergrad.problem import Task
+
     factory = _resolve(name)
     if isinstance(factory, Task):
         if given:
@@ -51,7 +72,7 @@ def load_task(name: str, given: dict[str, Any]) -> Task:
             f"TASK {name!r} is {type(factory).__name__}, expected a function that returns a "
             "hypergrad.Task; see tasks/digits.py"
         )
-    _check_arguments(name, factory, given)
+    _check_arguments(name, factory, given, file)
     try:
         task = factory(**given)
     except ValueError:
@@ -69,16 +90,54 @@ def load_task(name: str, given: dict[str, Any]) -> Task:
     return task
 
 
-def _check_arguments(name: str, factory: Any, given: dict[str, Any]) -> None:
+def load_recorded(command: str, directory: str, given: dict[str, Any]) -> "Task":
+    """Build the task that the command line names, with the arguments that the study has of it.
+
+    Args:
+        command: Words of the command before its directory, for messages.
+        directory: Folder of the study.
+        given: Options of the command, `allow_changes` among them, and `task` where it is named.
+    """
+    from hypergrad.study import StudyWarning, read_description
+    from hypergrad.study.disk.files import to_plain
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StudyWarning)  # whoever reads it next warns, in a line
+        described = read_description(directory)
+    if "task" not in given:
+        trial = f" {given['trial']}" if "trial" in given else ""
+        raise ValueError(
+            f"TASK is missing, expected that of the study, {str(described.get('task'))[:80]!r} (no code is "
+            f"loaded because a file names it); name it: hypergrad {command} {directory}{trial} TASK"
+        )
+    num = described["machine"].get("num_devices")
+    if type(num) is int and 1 <= num <= MOST_DEVICES:
+        # the study says what it needs where this comes too late
+        with contextlib.suppress(ValueError):
+            take_cores(str(described.get("method")), num)
+    recorded = described.get("task_arguments")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    arguments = {**recorded, **arguments_of(given)}
+    task = load_task(given["task"], arguments)
+    other = [name for name, value in to_plain(arguments).items() if recorded.get(name) != value]
+    if other and not given["allow_changes"]:
+        raise ValueError(
+            f"{other[0]} is {arguments[other[0]]!r}, expected {recorded.get(other[0])!r} as the study has it; "
+            "leave it out, or pass --allow-changes"
+        )
+    return task
+
+
+def _check_arguments(
+    name: str, factory: Any, given: dict[str, Any], file: "StudyFile | None"
+) -> None:
     parameters = inspect.signature(factory).parameters
     kinds = {p.kind for p in parameters.values()}
-    for argument in given:
-        if argument not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
-            try:
-                known = list(parameters) or ["(no arguments)"]
-                check_name(f"argument of task {name!r}", argument, known)
-            except ValueError as error:
-                raise ArgumentError(argument, str(error)) from None
+    for argument in given if inspect.Parameter.VAR_KEYWORD not in kinds else ():
+        in_file = file is not None and argument in file.options.get("arg", {})
+        place = f"{file.place('arg', argument)}: " if file is not None and in_file else ""
+        known = list(parameters) or ["(no arguments)"]
+        check_name(f"{place}argument of task {name!r}", argument, known)
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = {n: p for n, p in parameters.items() if p.default is p.empty and p.kind not in several}
     missing = [name for name in needed if name not in given]
@@ -144,8 +203,8 @@ class Known(NamedTuple):
     """What a file in ./tasks says of its task, without being imported.
 
     Attributes:
-        summary: first line of the docstring.
-        needs: arguments without a default.
+        summary: First line of the docstring.
+        needs: Arguments without a default.
     """
 
     summary: str
@@ -153,7 +212,7 @@ class Known(NamedTuple):
 
 
 def known_tasks() -> dict[str, Known]:
-    """List the files in ./tasks that define a function `task`, by reading them; what cannot be read is none."""
+    """List the files in ./tasks that define a function `task`, by reading them; others are left out."""
     found = {}
     for path in sorted(Path("tasks").glob("*.py")):
         try:

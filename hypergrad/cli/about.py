@@ -1,0 +1,154 @@
+"""The commands that tune nothing: verify, recommend, list and completion."""
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hypergrad.cli.loading import arguments_of, known_tasks, load_task
+from hypergrad.cli.options import OF_TASK, SHELLS, Shown, command, options, word
+from hypergrad.core.checks import check_name
+
+if TYPE_CHECKING:
+    from hypergrad.estimators.verify import Row
+
+VERIFY = """Every estimator has a row; one that cannot take the task says why. The method bilevel has no row:
+it moves weights, linear system and hyperparameters together, without a hypergradient of its own. Where it
+comes to rest, its direction is that of implicit."""
+
+
+@command(
+    "verify",
+    "compare every estimator with finite differences on a task",
+    word("task"),
+    *options((*OF_TASK, "seed")),
+    epilog=VERIFY,
+)
+def _verify(shown: Shown, task: str, **given: Any) -> int:
+    os.environ["JAX_ENABLE_X64"] = "1"
+    horizon = given.pop("horizon", None)
+    built = load_task(task, arguments_of(given))
+    from hypergrad.cli.terminal import print_json
+    from hypergrad.estimators.verify import verify
+
+    rows = verify(built, horizon=horizon, seed=given.get("seed", 0))
+    bad = [
+        (row.exact and not row.refused and not row.error < 1e-4)
+        or (row.deviation is not None and not row.deviation <= 5)
+        for row in rows
+    ]
+    if shown.as_json:
+        listed = [row._asdict() for row in rows]
+        print_json({"task": built.name, "passed": not any(bad), "rows": listed})
+    else:
+        _print_rows(shown, built.name, rows, bad)
+    return int(any(bad))
+
+
+def _print_rows(shown: Shown, task: str, rows: "list[Row]", bad: list[bool]) -> None:
+    if not shown.quiet:
+        print(f"{task}: derivatives along one random direction a leaf, float64, against")
+        print("central differences (h = 1e-6)")
+    print(
+        f"{'estimator':22s} {'rel. error':>10s}  {'cosine':>7s} {'time':>7s} {'memory':>9s}  worst leaf"
+    )
+    for row, wrong in zip(rows, bad, strict=True):
+        if row.refused:
+            print(f"{row.estimator:22s} not for this task: {row.refused}")
+            continue
+        size = f"{row.num_bytes / 2**20:.1f} MiB"
+        print(
+            f"{row.estimator:22s} {row.error:10.1e}  {row.cosine:7.4f} {row.ratio:6.1f}x {size:>9s}  "
+            f"{row.worst}{_note(row, wrong)}"
+        )
+    if not shown.quiet:
+        print("time: multiples of one training run; memory: temporaries of the compiled program")
+    if any(bad):
+        print("kinks (ReLU), chaos, or an objective that is not smooth explain errors too:")
+        print("try a shorter --horizon or a smooth activation")
+
+
+def _note(row: "Row", wrong: bool) -> str:
+    """Say what an error means: it should be nothing, is by design, or is noise."""
+    look = " <- look at it" if wrong else ""
+    if row.deviation is not None:
+        return f" (noise: {row.deviation:.1f} standard errors){look}"
+    if row.exact:
+        return " <- exact in theory: look at it" if wrong else ""
+    return " (biased by design)"
+
+
+@command(
+    "recommend",
+    "say which estimator to use on a task, and why",
+    word("task"),
+    *options((*OF_TASK, "memory", "seed")),
+)
+def _recommend(shown: Shown, task: str, **given: Any) -> int:
+    built = load_task(task, arguments_of(given))
+    from hypergrad.cli.terminal import print_json
+    from hypergrad.estimators.recommend import recommend
+
+    limits = {name: given[name] for name in ("memory", "seed") if name in given}
+    found = recommend(built.problem, built.space, built.horizon, **limits)
+    if shown.as_json:
+        said = {"estimator": found.name, "call": found.call, "reasons": found.reasons}
+        print_json({"task": built.name, **said})
+    else:
+        print(found.name if shown.quiet else found)
+    return 0
+
+
+@command("list", "list the tasks, methods, schedulers, estimators and logs")
+def _list(shown: Shown) -> int:
+    tasks, groups = known_tasks(), _groups()
+    if shown.as_json:
+        listed = {name: known._asdict() for name, known in tasks.items()}
+        print(json.dumps({"tasks": listed, **groups}))
+        return 0
+    print("tasks (of ./tasks; your own: file.py:name)")
+    for name, known in tasks.items():
+        needs = f" (needs --{', --'.join(known.needs)})" if known.needs else ""
+        print(f"  {name:12s} {known.summary}{needs}")
+    if not tasks:
+        print("  none: there is no folder ./tasks here")
+    for title, texts in groups.items():
+        print(title)
+        for name, text in texts.items():
+            print(f"  {name:12s} {text}")
+    return 0
+
+
+def _groups() -> dict[str, dict[str, str]]:
+    """Return {group: {name: sentence}} of what can be named."""
+    from hypergrad.estimators import ESTIMATORS
+    from hypergrad.study import LOGS
+    from hypergrad.tuners import named
+
+    def first_line(function: Any) -> str:
+        return (function.__doc__ or "").partition("\n")[0]
+
+    return {
+        "methods": dict(named.METHODS),
+        "schedulers": dict(named.SCHEDULERS),
+        "estimators": {name: one.sentence for name, one in ESTIMATORS.items()},
+        "bilevel": {name: first_line(one) for name, one in named.BILEVEL.items()},
+        "responses": dict(named.RESPONSES),
+        "logs": {name: first_line(one) for name, one in LOGS.items()},
+    }
+
+
+@command("completion", "write the completion script of a shell", word("shell"))
+def _completion(shown: Shown, shell: str) -> int:
+    from click.shell_completion import get_completion_class
+
+    check_name("SHELL", shell, SHELLS)
+    found = get_completion_class(shell)
+    group = click.get_current_context().find_root().command
+    text = found(group, {}, "hypergrad", "_HYPERGRAD_COMPLETE").source() if found else ""
+    print(json.dumps({"shell": shell, "script": text}) if shown.as_json else text.rstrip())
+    return 0
+
+
+COMMANDS = (_verify, _recommend, _list, _completion)
