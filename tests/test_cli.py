@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.shell_completion import ShellComplete
 
 import hypergrad as hg
-from hypergrad.cli import arguments, completion, main as cli, terminal
+from hypergrad.cli import main as cli, terminal
+from hypergrad.cli.options import SHELLS, command
 from hypergrad.study import LOGS, Progress
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +76,7 @@ def test_flatness_measures_the_networks_that_were_judged(finished, tmp_path, mon
         return problem.objective(params, start, problem.valid_batch(key))
 
     monkeypatch.setattr(flatness, "MEASURES", {"objective": objective})
-    found = flatness.flatness(task, tmp_path / "copy").measures
+    found = flatness.measure_flatness(task, tmp_path / "copy").measures
     judged = json.loads((tmp_path / "copy" / "result.json").read_text())["configurations"]
     for name in ("default", "tuned", "random"):
         values = judged[name]["valid"]["values"][: flatness.MOST_SEEDS]
@@ -151,8 +153,8 @@ def test_a_study_is_not_overwritten_unasked(finished):
     assert hypergrad("report", str(out)).returncode == 0
 
 
-def test_check_compares_with_finite_differences():
-    done = hypergrad("check", "quadratic", "--horizon", "4")
+def test_verify_compares_with_finite_differences():
+    done = hypergrad("verify", "quadratic", "--horizon", "4")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [
         line.split() for line in done.stdout.splitlines() if line.startswith(("reverse", "forward"))
@@ -218,21 +220,20 @@ def test_bad_words_are_refused_in_one_line(words, fragment, capsys, monkeypatch)
     assert fragment in error and error.count("\n") == 1 and "Traceback" not in error
 
 
-@pytest.mark.parametrize("command", ["", *arguments.COMMANDS])
-def test_help_imports_the_standard_library_alone(command):
-    """It is there at once, because jax, numpy and the others are not loaded for it."""
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_help_imports_light_files_alone(command):
+    """It is there at once: of other libraries it loads click, of this package files that need no other."""
     words = [*([command] if command else []), "--help"]
     script = (
         "import sys; before = set(sys.modules); import hypergrad.cli.main as c\n"
-        f"try: c.main({words})\n"
-        "except SystemExit: pass\n"
-        "print(*{m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names)"
+        f"c.main({words})\n"
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    assert done.stdout.startswith("usage: hypergrad")
-    assert done.stdout.splitlines()[-1] == "hypergrad"
+    assert done.stdout.startswith("Usage: hypergrad")
+    assert done.stdout.splitlines()[-1] == "click hypergrad"
 
 
 def test_list_names_the_tasks():
@@ -297,11 +298,15 @@ def run_json(words, capsys, monkeypatch, status=0):
     return json.loads(out)
 
 
+def flags_of(command):
+    return [text for param in command.params for text in param.opts if text.startswith("-")]
+
+
 def test_every_command_has_the_common_flags():
-    commands = arguments.subparsers(arguments.parser())
-    assert set(commands) == set(arguments.COMMANDS) == set(cli._COMMANDS)
-    for command in commands.values():
-        assert {"--json", "--quiet", "--no-color"} <= set(command.flags())
+    names = "tune run resume replay export report flatness verify recommend list completion"
+    assert set(cli.COMMANDS) == set(names.split())
+    for one in cli.COMMANDS.values():
+        assert {"--json", "--quiet", "--no-color"} <= set(flags_of(one))
 
 
 def test_json_of_list_report_export_and_completion(finished, capsys, monkeypatch, tmp_path):
@@ -332,7 +337,7 @@ def test_json_of_an_error(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [1e-9, 0.3])
-def test_json_of_check(error, capsys, monkeypatch):
+def test_json_of_verify(error, capsys, monkeypatch):
     """What `verify` returns is written as it is; an exact estimator that is not makes the status 1."""
     monkeypatch.setenv("JAX_ENABLE_X64", "0")  # which the command sets, and this puts back
     verify = importlib.import_module("hypergrad.estimators.verify")
@@ -343,7 +348,7 @@ def test_json_of_check(error, capsys, monkeypatch):
     ]
     monkeypatch.setattr(verify, "verify", lambda task, horizon, seed: rows)
     found = run_json(
-        ["check", "quadratic", "--horizon", "4"], capsys, monkeypatch, int(error > 1e-4)
+        ["verify", "quadratic", "--horizon", "4"], capsys, monkeypatch, int(error > 1e-4)
     )
     assert found["passed"] is (error < 1e-4) and found["task"] == "quadratic"
     assert [row["estimator"] for row in found["rows"]] == ["reverse", "es", "implicit"]
@@ -351,10 +356,10 @@ def test_json_of_check(error, capsys, monkeypatch):
 
 
 def test_ctrl_c_before_there_is_a_study(capsys, monkeypatch):
-    def interrupt(*_):
+    def interrupt(**_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._COMMANDS, "list", interrupt)
+    monkeypatch.setattr(cli.COMMANDS["list"], "callback", interrupt)
     assert cli.main(["list"]) == 130
     assert "ended by Ctrl-C" in capsys.readouterr().err
 
@@ -365,11 +370,11 @@ def test_ctrl_c_before_there_is_a_study(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "fragment"),
     [
-        ([], "the following arguments are required: COMMAND; see `hypergrad --help`"),
-        (["tune"], "the following arguments are required: TASK"),
+        ([], "missing command; see `hypergrad --help`"),
+        (["tune"], "missing argument 'TASK'; see `hypergrad tune --help`"),
         (["tune", "digits", "--bugdet", "3"], "did you mean '--budget'?"),
-        (["tune", "digits", "--bud=3"], "'--bud=3' is not understood"),
-        (["tune", "digits", "more"], "'more' is not understood"),
+        (["tune", "digits", "--bud=3"], "no such option '--bud'"),
+        (["tune", "digits", "more"], "unexpected extra argument (more)"),
         (["tune", "digits", "--budget", "-3"], "--budget is -3, expected a whole number"),
         (["tune", "digits", "--budget", "3.5"], "--budget is '3.5', expected a whole number"),
         (["tune", "digits", "--learning-rate", "nan"], "--learning-rate is nan"),
@@ -404,7 +409,7 @@ def test_words_that_are_none(words, fragment, capsys, monkeypatch):
     assert fragment in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["", *arguments.COMMANDS])
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
 def test_help_is_quick(command):
     words = [*([command] if command else []), "--help"]
     seconds = []
@@ -413,7 +418,7 @@ def test_help_is_quick(command):
         done = hypergrad(*words)
         after = os.times()
         seconds.append(sum(after[2:4]) - sum(before[2:4]))
-        assert done.returncode == 0 and done.stdout.startswith("usage: hypergrad")
+        assert done.returncode == 0 and done.stdout.startswith("Usage: hypergrad")
     assert min(seconds) < 0.15, "processor seconds"
 
 
@@ -426,10 +431,14 @@ def test_version():
     [({}, [], True), ({"NO_COLOR": "1"}, [], False), ({"NO_COLOR": ""}, [], True), ({}, ["--no-color"], False)],
 )  # fmt: skip
 def test_colours(environment, words, colored, monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("NO_COLOR", "")  # which the flag sets, and this puts back
+    monkeypatch.delenv("NO_COLOR")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert terminal.use_color("--no-color" in words) is colored
+    seen = []
+    made = command("x", "a command")(lambda shown: seen.append(shown) or 0)
+    made.main(words, standalone_mode=False)
+    assert [shown.color for shown in seen] == [colored]
 
 
 def test_the_bar_without_colours_writes_no_colours(monkeypatch):
@@ -457,47 +466,65 @@ def test_the_bar_without_colours_writes_no_colours(monkeypatch):
 # completion
 
 
-def complete(words):
-    """Ask bash what may stand at the last word."""
-    script = completion.script("bash", {"--method": ["descent", "random"], "--log": list(LOGS)})
-    quoted = " ".join(map(shlex.quote, words))
-    ask = f"{script}\nCOMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _hypergrad; "
-    ask += "printf '%s\\n' \"${COMPREPLY[@]}\""
-    done = subprocess.run(
-        ["bash", "-c", ask], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert done.stderr == ""
-    return done.stdout.split()
+def complete(line):
+    """What click offers at the last word: (kind, name)."""
+    *words, begun = line.split(" ")[1:]
+    found = ShellComplete(cli.GROUP, {}, "hypergrad", "_HYPERGRAD_COMPLETE")
+    return {(one.type, one.value) for one in found.get_completions(words, begun)}
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def plain(*names):
+    return {("plain", name) for name in names}
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("hypergrad re", {"recommend", "resume", "replay", "report"}),
-        ("hypergrad tune di", {"digits"}),
-        ("hypergrad tune --budget 3 di", {"digits"}),
-        ("hypergrad tune digits --meth", {"--method"}),
-        ("hypergrad tune digits --method de", {"descent"}),
-        ("hypergrad tune digits --log ", set(LOGS)),
-        ("hypergrad completion ", {"bash", "zsh", "fish"}),
-        ("hypergrad resume hyperg", {"hypergrad"}),
-        ("hypergrad resume runs/x qua", {"quadratic"}),
+        ("hypergrad re", plain("recommend", "resume", "replay", "report")),
+        ("hypergrad tune di", {("file", "di")} | plain("digits")),
+        ("hypergrad tune --budget 3 di", {("file", "di")} | plain("digits")),
+        ("hypergrad tune digits --meth", plain("--method")),
+        ("hypergrad tune digits --method de", plain("descent")),
+        ("hypergrad tune digits --scheduler h", plain("halving", "hyperband")),
+        ("hypergrad tune digits --label ", set()),
+        ("hypergrad tune digits --log ", plain(*LOGS)),
+        ("hypergrad completion ", plain("bash", "zsh", "fish")),
+        ("hypergrad resume hyperg", {("dir", "hyperg")}),
+        ("hypergrad resume runs/x qua", {("file", "qua")} | plain("quadratic")),
         ("hypergrad report hypergrad tune", set()),
-        ("hypergrad run REA", {"README.md"}),
+        ("hypergrad run REA", {("file", "REA")}),
     ],
 )
-def test_bash_completes(line, expected):
-    assert set(complete(line.split(" "))) == expected
+def test_completion(line, expected, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert complete(line) == expected
 
 
-@pytest.mark.parametrize("shell", arguments.SHELLS)
-def test_completion_names_every_flag(shell):
-    script = completion.script(shell, {})
-    for name, command in arguments.subparsers(arguments.parser()).items():
-        assert name in script
-        for flag in command.flags():
-            assert (flag if shell != "fish" else flag.lstrip("-")) in script
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes(tmp_path):
+    script = hypergrad("completion", "bash").stdout
+    (tmp_path / "hypergrad").write_text(f'#!/bin/sh\nexec {sys.executable} -m hypergrad "$@"\n')
+    (tmp_path / "hypergrad").chmod(0o755)
+    ask = (
+        f"{script}\nCOMP_WORDS=(hypergrad tune di); COMP_CWORD=2; _hypergrad_completion hypergrad; "
+    )
+    ask += "printf '%s\\n' \"${COMPREPLY[@]}\""
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", ask],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PATH": path},
+    )
+    assert done.stdout.split() == ["digits"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_scripts_are_those_of_their_shell(shell, capsys):
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "_HYPERGRAD_COMPLETE" in script and f"{shell}_complete" in script
     if shutil.which(shell):
         options = {"bash": "-n", "zsh": "-n", "fish": "--no-execute"}[shell]
         done = subprocess.run([shell, options], input=script, capture_output=True, text=True)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hypergrad.cli import arguments, studyfile
-from hypergrad.study import LOGS
-from hypergrad.tuning.build import NAMES
+from hypergrad.cli import main as cli, studyfile
+from hypergrad.cli.options import known_names
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -77,11 +76,12 @@ def test_commands_are_understood():
     commands = re.findall(r"^hypergrad (.*?)(?:\s+#.*)?$", text, re.M)
     assert len(commands) >= 15
     for command in commands:
-        arguments.parse(shlex.split(command.partition(" > ")[0]))
+        name, *words = shlex.split(command.partition(" > ")[0])
+        cli.COMMANDS[name].make_context(name, words)
 
 
 def test_study_files_are_understood(tmp_path):
     (text,) = [code for page in PAGES for code in blocks(page, "toml")]
     (tmp_path / "study.toml").write_text(text)
-    known = {**NAMES, "log": LOGS}
+    known = known_names()
     assert studyfile.read(tmp_path / "study.toml", known).options["task"] == "digits"

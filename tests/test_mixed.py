@@ -298,7 +298,7 @@ def test_refused_in_one_line(fragment):
 
 
 def test_check_takes_policies():
-    """`hypergrad check` compares the expected problem of few combinations, whatever differentiates it."""
+    """`hypergrad verify` compares the expected problem of few combinations, whatever differentiates it."""
     problem, space = as_real(tabular.problem(), SPACE, KEY)
     got = estimate(reverse(problem, HORIZON), PHI)
     direct_part, response, value = tabular.parts(trained, PHI)

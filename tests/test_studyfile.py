@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, strategies as st
 
-from hypergrad.cli import arguments, main as cli, studyfile
+from hypergrad.cli import main as cli, studyfile
 from hypergrad.tuning.settings import OPTION, OPTIONS, Settings, check_settings
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +51,12 @@ def write(path, content):
     return path
 
 
+def flags(*words):
+    """The options that click reads off a command line."""
+    found = cli.COMMANDS[words[0]].make_context(words[0], list(words[1:])).params
+    return {name: value for name, value in found.items() if name in OPTION and value is not None}
+
+
 def refusal(tmp_path, content):
     path = write(tmp_path / "s.toml", content)
     with pytest.raises(ValueError) as caught:
@@ -84,7 +90,7 @@ def test_every_option_as_a_flag():
             words += [w for item in value for w in (option.flag, item)]
         else:
             words += [option.flag, str(value)]
-    assert arguments.options(arguments.parse(["tune", "digits", *words])) == EVERY
+    assert flags("tune", "digits", *words) == EVERY
 
 
 def test_every_setting_is_an_option():
@@ -94,7 +100,7 @@ def test_every_setting_is_an_option():
 
 def test_what_is_left_out_is_left_out(tmp_path):
     assert studyfile.read(write(tmp_path / "s", ""), KNOWN).options == {}
-    assert arguments.options(arguments.parse(["run", "s.toml"])) == {}
+    assert flags("run", "s.toml") == {}
 
 
 def test_as_editors_save_it(tmp_path):
@@ -106,7 +112,7 @@ def test_as_editors_save_it(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("bugdet = 3", "FILE, line 1: 'bugdet' is no option, expected one of"),
+        ("bugdet = 3", "FILE, line 1: 'bugdet' is not an option, expected one of"),
         ("\n\nbugdet = 3", "line 3: 'bugdet'"),
         ("bugdet = 3", "did you mean 'budget'?"),
         ("numseeds = 3", "did you mean 'num_seeds'?"),
@@ -117,11 +123,11 @@ def test_as_editors_save_it(tmp_path):
         ("budget = 0", "line 1: budget is 0, expected a whole number of at least 1"),
         ("budget = 2.0", "budget is 2.0, expected a whole number"),
         ("budget = true", "budget is True, expected a whole number"),
-        ("budget = 10_000_000_000", "expected at most 1000000000"),
+        ("budget = 10_000_000_000", "at most 1000000000"),
         ("budget = 0x" + "f" * 6000, "a number of thousands of digits"),
         ("budget = " + "1" * 5000, "cannot be read"),
         ("seed = -1", "seed is -1, expected a whole number of at least 0"),
-        ("seed = 4294967296", "expected at most 4294967295"),
+        ("seed = 4294967296", "at most 4294967295"),
         ("learning_rate = nan", "learning_rate is nan, expected a positive number"),
         ("learning_rate = inf", "expected a positive number"),
         ('memory = "lots"', "memory is 'lots', expected a size"),
@@ -142,7 +148,7 @@ def test_as_editors_save_it(tmp_path):
         ("task = 1979-05-27", "task is datetime.date(1979, 5, 27)"),
         ("[task]\nx = 1", "line 1: task is {'x': 1}"),
         ("[[method]]\nx = 1", "line 1: method is [{'x': 1}]"),
-        ('"a\\nb" = 1', r"line 1: 'a\nb' is no option"),
+        ('"a\\nb" = 1', r"line 1: 'a\nb' is not an option"),
         ("budget 3", "is not valid TOML: Expected '=' after a key in a key/value pair (at line 1"),
         ("budget = 3\nbudget = 4", "is not valid TOML: Cannot overwrite a value (at line 2"),
         ('a = 1\ntask = "digits', "(at line 2, "),
@@ -159,7 +165,7 @@ def test_refused_in_one_line(tmp_path, content, expected):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="a file that is not there"):
         studyfile.read(tmp_path / "nowhere.toml", KNOWN)
-    with pytest.raises(ValueError, match="is no regular file"):
+    with pytest.raises(ValueError, match="is not a regular file"):
         studyfile.read(tmp_path, KNOWN)
 
 

@@ -1,4 +1,4 @@
-"""What `hypergrad check` compares: the estimators of integers and choices, each with its own objective."""
+"""What `hypergrad verify` compares: the estimators of integers and choices, each with its own objective."""
 
 import importlib
 

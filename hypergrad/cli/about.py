@@ -122,21 +122,22 @@ def _list(shown: Shown) -> int:
 
 def _groups() -> dict[str, dict[str, str]]:
     """Return {group: {name: sentence}} of what can be named."""
-    from hypergrad.estimators import ESTIMATORS
     from hypergrad.study import LOGS
-    from hypergrad.tuners import named
+    from hypergrad.tuning.build import NAMES
 
-    def first_line(function: Any) -> str:
-        return (function.__doc__ or "").partition("\n")[0]
-
-    return {
-        "methods": dict(named.METHODS),
-        "schedulers": dict(named.SCHEDULERS),
-        "estimators": {name: one.sentence for name, one in ESTIMATORS.items()},
-        "bilevel": {name: first_line(one) for name, one in named.BILEVEL.items()},
-        "responses": dict(named.RESPONSES),
-        "logs": {name: first_line(one) for name, one in LOGS.items()},
+    titles = {
+        "methods": "method",
+        "schedulers": "scheduler",
+        "estimators": "estimator",
+        "bilevel": "bilevel",
+        "responses": "response",
     }
+    groups = {
+        title: {name: method.sentence for name, method in NAMES[option].items()}
+        for title, option in titles.items()
+    }
+    logs = {name: (one.__doc__ or "").partition("\n")[0] for name, one in LOGS.items()}
+    return {**groups, "logs": logs}
 
 
 @command("completion", "write the completion script of a shell", word("shell"))

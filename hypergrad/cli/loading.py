@@ -32,9 +32,9 @@ def arguments_of(given: dict[str, Any]) -> dict[str, Any]:
 def take_cores(method: str, num: int | None) -> None:
     """Make every core a device for a search, before anything computes: jax fixes its devices then."""
     from hypergrad.populations import use_cores
-    from hypergrad.tuning.settings import BY_GRADIENT
+    from hypergrad.tuners import TUNERS
 
-    if method in BY_GRADIENT:
+    if method in TUNERS:
         return
     if num is not None and num > MOST_DEVICES:
         raise ValueError(

@@ -102,7 +102,7 @@ def _option(option: Option) -> click.Option:
     default = Settings._field_defaults.get(option.name)
     return click.Option(
         [option.flag, *([option.alias] if option.alias else []), option.name],
-        is_flag=option.kind is bool,
+        is_flag=True if option.kind is bool else None,
         multiple=option.kind in (dict, list),
         metavar=option.metavar or None,
         help=option.text if default is None else f"{option.text} (default {default})",
@@ -195,7 +195,7 @@ SHELLS = ("bash", "zsh", "fish")
 def known_names() -> dict[str, Iterable[str]]:
     """Return the names that options may have, by option. It imports the methods."""
     from hypergrad.study import LOGS
-    from hypergrad.tuners.named import NAMES
+    from hypergrad.tuning.build import NAMES
 
     return {**NAMES, "log": LOGS}
 

@@ -11,6 +11,7 @@ horizon = 100
 width = 32
 """
 
+import json
 import re
 import stat
 import tomllib
@@ -24,23 +25,14 @@ from hypergrad.tuning.settings import OPTION, check_option
 MAX_STUDYFILE_BYTES = 2**18
 """Largest study file; real ones have a few hundred bytes."""
 
-# Whatever may hold a `=`, a `[` or a line break that is none: comments and the four kinds of strings.
-_OPAQUE = re.compile(
-    r'#[^\n]*|"{3}(?:\\.|[^\\])*?"{3,5}|\'{3}.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'', re.DOTALL
-)
-
-_TABLE = re.compile(r"\s*\[\[?([\w\s.\"-]+)\]\]?\s*$")
-
-_KEY = re.compile(r"([\w\s.\"-]+)=")
-
 
 class StudyFile(NamedTuple):
     """A study file as read.
 
     Attributes:
-        path: of the file.
-        options: {option: value}, every value checked; what the file leaves out is left out.
-        text: of the file.
+        path: Path of the file.
+        options: Dict {option: value}, every value checked; what the file leaves out is left out.
+        text: Text of the file.
     """
 
     path: Path
@@ -56,8 +48,8 @@ def read(path: str | Path, known: Mapping[str, Collection[str]]) -> StudyFile:
     """Read a study file.
 
     Args:
-        path: of the file, UTF-8, at most 256 KiB.
-        known: option -> the names it may have, for options whose values are names.
+        path: Path of the file, UTF-8, at most 256 KiB.
+        known: Dict {option: the names it may have}, for options whose values are names.
 
     Raises:
         ValueError: in one line that names the file, and the line in it where one is to blame.
@@ -91,7 +83,7 @@ def _check(key: str, value: Any, known: Mapping[str, Collection[str]]) -> Any:
         near = nearest(key, OPTION)
         hint = f"did you mean {near!r}?" if near else f"see the names in {', '.join(OPTION)}"
         raise ValueError(
-            f"{key!r:.80} is no option, expected one of `hypergrad tune --help`; {hint}"
+            f"{key!r:.80} is not an option, expected one of `hypergrad tune --help`; {hint}"
         )
     value = check_option(key, value)
     if key in known:
@@ -106,54 +98,70 @@ def _place(path: Path, text: str, keys: tuple[str, ...]) -> str:
 
 
 def find_line(text: str, keys: tuple[str, ...]) -> int | None:
-    """Find the line of a key or table in valid TOML; tomllib does not tell.
+    """Find the line of a key or table in valid TOML.
+
+    tomllib does not tell; but where the key is set a second time, ahead of the text, it names the line of
+    the first as the one that cannot be.
 
     Args:
-        text: of the whole file.
-        keys: the key with the tables around it, outermost first: ("arg", "width").
+        text: Text of the whole file.
+        keys: Key with the tables around it, outermost first: ("arg", "width").
 
     Returns:
         The line, from 1, of the key, or of the inline table it stands in; None where it is not found.
     """
-    strings: list[str] = []
+    lines = text.split("\n")
+    at, left = 0, keys  # the second key stands behind the header of its table, where that has one
+    while left:
+        path = ".".join(json.dumps(key, ensure_ascii=False) for key in left)
+        last = _refused_line([*lines[:at], f"{path} = 0", *lines[at:], ""])
+        if last is None or last - 1 <= at:
+            return None
+        at = _first_line(lines, last - 1)
+        if not lines[at - 1].lstrip().startswith("["):
+            return at
+        left = keys[len(_path(lines[at - 1])) :]
+    return at or None
 
-    def hide(match: re.Match) -> str:
-        if match[0].startswith("#"):
-            return ""
-        strings.append(match[0])
-        return f'"{len(strings) - 1}"' + "\n" * match[0].count("\n")
 
-    table, nearest_line = (), None
-    for number, line in enumerate(_OPAQUE.sub(hide, text).split("\n"), 1):
-        if header := _TABLE.match(line):
-            here = table = _parts(header[1], strings)
-        elif key := _KEY.match(line):
-            here = table + _parts(key[1], strings)
-        else:
+def _refused_line(lines: list[str]) -> int | None:
+    """Return the last line of what tomllib refuses, from 1; None where the text is valid."""
+    try:
+        tomllib.loads("\n".join(lines))
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"at line (\d+)", str(error))
+        return int(found[1]) if found else None
+    return None
+
+
+def _first_line(lines: list[str], last: int) -> int:
+    """Return the first line of the key and value, or of the header, that end on a line."""
+    for first in range(last, 0, -1):
+        try:
+            if tomllib.loads("\n".join(lines[first - 1 : last])):
+                return first
+        except tomllib.TOMLDecodeError:
             continue
-        if here[: len(keys)] == keys:
-            return number
-        if keys[: len(here)] == here:
-            nearest_line = number
-    return nearest_line
+    return last
 
 
-def _parts(dotted: str, strings: list[str]) -> tuple[str, ...]:
-    """Split a dotted key whose quoted parts are hidden behind their numbers."""
-
-    def part(text: str) -> str:
-        if not re.fullmatch(r'"\d+"', text):
-            return text
-        return tomllib.loads(f"key = {strings[int(text[1:-1])]}")["key"]
-
-    return tuple(part(text.strip()) for text in dotted.split("."))
+def _path(header: str) -> list[str]:
+    """Return the keys of a table's header."""
+    found, table = [], tomllib.loads(header.strip())
+    while table:
+        (key,) = table
+        found.append(key)
+        table = table[key] if isinstance(table[key], dict) else {}
+    return found
 
 
 def _text(path: Path) -> str:
     name = repr(str(path))
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise ValueError(f"{name} is no regular file, expected a study file; name a TOML file")
+            raise ValueError(
+                f"{name} is not a regular file, expected a study file; name a TOML file"
+            )
         with open(path, "rb") as file:
             content = file.read(MAX_STUDYFILE_BYTES + 1)
     except FileNotFoundError:

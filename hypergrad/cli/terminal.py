@@ -1,9 +1,10 @@
 """What the commands print: progress, tables, and one JSON object for machines."""
 
 import json
-import os
 import sys
 import time
+import warnings
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,15 @@ import numpy as np
 from hypergrad.report.study import Study
 from hypergrad.study import Callback, Progress
 from hypergrad.study.disk.files import to_plain
-from hypergrad.tuning.settings import BY_GRADIENT
+from hypergrad.tuners import TUNERS
 
 
 class Bar:
     """A progress bar with the loss, the time left and the hyperparameters; lines where rich is missing.
 
     Args:
-        quiet: show nothing.
-        color: whether colours may be used.
+        quiet: Whether to show nothing.
+        color: Whether colours may be used.
     """
 
     def __init__(self, quiet: bool, color: bool):
@@ -58,7 +59,7 @@ class Bar:
 
     def _step(self, now: Progress) -> None:
         parts = [f"loss {now.value:.4f}  best {now.best:.4f}"] if now.hparams else []
-        search = now.phase not in (*BY_GRADIENT, "judge")
+        search = now.phase not in (*TUNERS, "judge")
         if search:
             record = now.record
             parts += [f"median {record.get('median', float('nan')):.4f}"]
@@ -82,9 +83,12 @@ class Bar:
         return f", {seconds:.0f} s left"
 
 
-def use_color(no_color: bool) -> bool:
-    """Tell whether colours may be used: neither --no-color nor a NO_COLOR that is not empty."""
-    return not no_color and not os.environ.get("NO_COLOR")
+def print_warnings(caught: list[warnings.WarningMessage], known: Collection[str] = ()) -> None:
+    """Print this package's warnings in a line each, but for those that the result has, too."""
+    ours = [w for w in caught if w.category.__module__.startswith("hypergrad.")]
+    for text in dict.fromkeys(str(w.message) for w in ours):
+        if text not in known:
+            print(f"hypergrad: warning: {' '.join(text.split())}", file=sys.stderr)
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from hypergrad.report.sentences import (
     _shown,
     _text,
 )
-from hypergrad.tuning.settings import BY_GRADIENT, unread
+from hypergrad.tuners import TUNERS, is_read
 
 MAX_SHOWN = 20_000
 """Numbers that the page shows in full; more are left to `result.json`."""
@@ -252,7 +252,7 @@ def _page(results: Results, drawn: Mapping[str, tuple[str, str]]) -> str:
     study = results.study
     method = _METHODS.get(study["method"], study["method"])
     steps = results.trace["trainings"].size
-    step = "outer step" if study["method"] in BY_GRADIENT else "generation"
+    step = "outer step" if study["method"] in TUNERS else "generation"
     facts = [method, _count(steps, step), f"horizon {study.get('horizon', '?')} steps"]
     facts += [f"seed {study.get('seed', '?')}", _duration(results.seconds)]
     facts += ["interrupted"] * results.interrupted
@@ -443,7 +443,7 @@ def _about(results: Results) -> str:
         "settings": {
             name: value
             for name, value in study["settings"].items()
-            if value is not None and not unread(name, study["method"])
+            if value is not None and is_read(name, study["method"])
         },
         "space": study["space"],
         "versions": study["versions"],

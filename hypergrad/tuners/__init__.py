@@ -1,9 +1,7 @@
 """Tuners: methods, whole. One method, one file, one contract (`base.Tuner`)."""
 
-from hypergrad.core.methods import Method, by_name
-from hypergrad.searchers import SEARCHERS
 from hypergrad.tuners.base import Tuner
-from hypergrad.tuners.bilevel import BILEVEL, BilevelState, bilevel
+from hypergrad.tuners.bilevel import BilevelState, bilevel
 from hypergrad.tuners.bilevel_methods import (
     BILEVEL_METHODS,
     BilevelMethod,
@@ -14,22 +12,15 @@ from hypergrad.tuners.bilevel_methods import (
     soba,
 )
 from hypergrad.tuners.controller import (
-    CONTROLLER,
     ControllerState,
     ControllerWarning,
     clipped,
     controller,
     policy_adam,
 )
-from hypergrad.tuners.descent import DESCENT, DescentState, descent
+from hypergrad.tuners.descent import DescentState, descent
+from hypergrad.tuners.methods import METHODS, TUNERS, is_read, readers_of
 from hypergrad.tuners.search import search
-
-TUNERS: dict[str, Method] = by_name(DESCENT, BILEVEL, CONTROLLER)
-"""Tuners by name that follow hypergradients; each `make` takes (task, settings, start), and returns a tuner
-and how many estimates or steps of its own one of its steps costs."""
-
-METHODS: dict[str, Method] = TUNERS | SEARCHERS
-"""All that `--method` may name: tuners, and the searchers of a search."""
 
 __all__ = [
     "BILEVEL_METHODS",
@@ -48,7 +39,9 @@ __all__ = [
     "controller",
     "descent",
     "finite_sum",
+    "is_read",
     "policy_adam",
+    "readers_of",
     "saba",
     "search",
     "soba",

@@ -1,6 +1,6 @@
 """Build the tuner that settings ask for, and refuse what cannot work."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,9 @@ from hypergrad.report.extras import check_extras
 from hypergrad.schedulers import SCHEDULERS
 from hypergrad.searchers import SEARCHERS, warm_start
 from hypergrad.space import static
-from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, search
+from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, readers_of, search
 from hypergrad.tuners.controller import CANDIDATES
-from hypergrad.tuning.settings import BY_GRADIENT, Settings, check_settings
+from hypergrad.tuning.settings import Settings, check_settings
 from hypergrad.tuning.warm_start import held_trials, priors_of, read_trials, start_of
 from hypergrad.validation import check_step, validate
 
@@ -55,6 +55,30 @@ def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
             f"{missing} is None, expected one with a Problem; pass tune(problem, space, horizon=100)"
         )
     return Task("problem", task, space, check_whole("horizon", horizon), None, "metric", False)
+
+
+def check_used(given: Collection[str], method: str, called: Callable[[str], str] = str) -> None:
+    """Raise a `ValueError` for a setting that the method would not read: what is given must count.
+
+    Args:
+        given: Names of the settings that the user gave.
+        method: Name of the method.
+        called: Function from the name of a setting to what the user calls it.
+    """
+    for name in given:
+        readers = readers_of(name)
+        if readers and method not in readers:
+            search = readers == list(SEARCHERS)
+            wanted = "a search" if search else " or ".join(map(repr, readers))
+            raise ValueError(
+                f"{called(name)} is given with method {method!r}, which does not read it, expected {wanted}; "
+                "leave it out, or choose another method"
+            )
+    if {"budget", "population", "generations"} <= set(given):
+        raise ValueError(
+            f"{called('budget')} is given with population and generations, expected two of the three, which "
+            "make up the third; leave one out"
+        )
 
 
 def check_task(task: Task, settings: Settings) -> Settings:
@@ -141,7 +165,7 @@ def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
 
 def measured(task: Task, settings: Settings) -> Settings:
     """Return the settings with the chunk of a search that is fastest within its memory, where that is given."""
-    if settings.method in BY_GRADIENT or settings.memory is None or settings.chunk is not None:
+    if settings.method in TUNERS or settings.memory is None or settings.chunk is not None:
         return settings
     size = generations(settings)[1]
     num_devices = settings.devices or len(jax.devices())
@@ -176,7 +200,7 @@ def _generations(
 
 
 def _num_steps(settings: Settings) -> int:
-    if settings.method in BY_GRADIENT:
+    if settings.method in TUNERS:
         return settings.budget
     return generations(settings)[0]
 
@@ -191,6 +215,6 @@ def width(settings: Settings) -> int:
     """Return how many trials one compiled step makes side by side."""
     if settings.method == "controller":
         return CANDIDATES
-    if settings.method in BY_GRADIENT:
+    if settings.method in TUNERS:
         return settings.num_restarts
     return generations(settings)[1]

@@ -16,8 +16,9 @@ from hypergrad.report.study import Study
 from hypergrad.searchers import final_values
 from hypergrad.space import static
 from hypergrad.train import init_state, split_key, unroll, unroll_losses
+from hypergrad.tuners import TUNERS
 from hypergrad.tuning.provenance import _final_digest
-from hypergrad.tuning.settings import BY_GRADIENT, Settings
+from hypergrad.tuning.settings import Settings
 
 CURVE_POINTS = 25
 """Points of a validation curve."""
@@ -138,7 +139,7 @@ def _choose(
         return static.restored(task.space, jax.tree.map(np.asarray, start)), float("inf")
     trials = [
         (float(value), jax.tree.map(lambda x, m=m: x[m], o.hparams))
-        for o in (found.trials[-FINALISTS:] if method in BY_GRADIENT else found.trials)
+        for o in (found.trials[-FINALISTS:] if method in TUNERS else found.trials)
         for m, value in enumerate(final_values(o))
         if np.isfinite(value)
     ]

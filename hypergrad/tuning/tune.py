@@ -23,7 +23,7 @@ from hypergrad.study import Callback, Listeners, Progress, StudyWarning
 from hypergrad.study.disk.files import write_json
 from hypergrad.study.disk.folder import Folder, create, lock
 from hypergrad.train import init_state, unroll
-from hypergrad.tuners import ControllerWarning, Tuner
+from hypergrad.tuners import TUNERS, ControllerWarning, Tuner
 from hypergrad.tuners.descent import estimator_of
 from hypergrad.tuning.build import (
     _generations,
@@ -32,12 +32,13 @@ from hypergrad.tuning.build import (
     as_task,
     build,
     check_task,
+    check_used,
     measured,
     most_trials,
 )
 from hypergrad.tuning.judge import _choose, _result, judge
 from hypergrad.tuning.provenance import _check_result, describe_study
-from hypergrad.tuning.settings import BY_GRADIENT, Settings, check_used
+from hypergrad.tuning.settings import Settings
 
 
 def tune(
@@ -160,7 +161,7 @@ def complete(
     tuner, per_step = built
     if cost is None:
         cost = per_step
-        if settings.method in BY_GRADIENT:
+        if settings.method in TUNERS:
             one = estimator_of(task, settings) if settings.method == "descent" else tuner
             cost = per_step * measure_ratio(task, one, spaces.default(task.space))
         details = describe_study(task, settings, {**details, "cost": cost})
@@ -175,7 +176,7 @@ def complete(
         found = _run(tuner, tune_key, folder, details, show)
         earlier = found.seconds - (time.perf_counter() - running)  # in sessions before this one
         baseline = None
-        if settings.method in BY_GRADIENT and not found.interrupted:
+        if settings.method in TUNERS and not found.interrupted:
             num_trials = max(1, round(cost * len(found.trials)))
             num_steps, size = _generations(most_trials("random"), num_trials)
             show = _Steps(listeners, "random", num_steps, size)
