@@ -33,9 +33,9 @@ from hypergrad.space import Choice
 from hypergrad.study.disk import checkpoint, journal
 from hypergrad.study.disk.files import parse_json, read_json, write_json
 from hypergrad.study.disk.folder import create
-from hypergrad.tuners import METHODS, Tuner
+from hypergrad.tuners import METHODS, TUNERS, Tuner
 from hypergrad.tuning.build import build, most_trials
-from hypergrad.tuning.settings import BY_GRADIENT, Settings
+from hypergrad.tuning.settings import Settings
 from tasks import quadratic, ridge
 
 NUM_STEPS = 20
@@ -84,7 +84,7 @@ def make(method: str, num_steps: int = NUM_STEPS) -> Tuner:
     """Build the tuner of a case for a problem that trains in microseconds."""
     method, _, scheduler = method.partition("-")
     scheduler = scheduler or "full"
-    budget = num_steps * (1 if method in BY_GRADIENT else most_trials(method, scheduler))
+    budget = num_steps * (1 if method in TUNERS else most_trials(method, scheduler))
     task = quadratic.task(horizon=3, num_params=2)
     if method == "bilevel":  # which takes hyperparameters of the loss alone
         task = ridge.task(horizon=3, num_features=2)

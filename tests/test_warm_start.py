@@ -14,9 +14,10 @@ from hypergrad.cli import main as cli
 from hypergrad.searchers import SEARCHERS, Prior, Trials, first_then, prior, random
 from hypergrad.space import Choice, Integer, LogReal, Real, Sequence
 from hypergrad.study import StudyWarning
+from hypergrad.tuners import readers_of
 from hypergrad.tuning import warm_start
 from hypergrad.tuning.build import build, check_task
-from hypergrad.tuning.settings import ONLY_FOR, Settings, check_settings
+from hypergrad.tuning.settings import Settings, check_settings
 from tasks import quadratic
 
 KEY = jax.random.key(3)
@@ -69,7 +70,7 @@ def test_an_invalid_prior_is_refused(bad):
         check_settings(Settings(prior={"lr": bad}))
 
 
-@pytest.mark.parametrize("name", [n for n in ONLY_FOR["prior"] if n not in ("descent", "bilevel")])
+@pytest.mark.parametrize("name", [n for n in readers_of("prior") if n in SEARCHERS])
 def test_first_trials_are_near_the_prior(name):
     told = {"lr": Prior(1e-3, 0.05), "kind": Prior("tanh", 0.05)}
     found = {}
