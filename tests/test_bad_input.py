@@ -68,13 +68,16 @@ CASES = {
     "low is 0 in LogReal": lambda: LogReal(0, 1),
     "expected low < high": lambda: Real(2.0, 1.0),
     "low is nan in Real": lambda: Real(float("nan"), 1.0),
+    "low is 0.0 in LogReal, expected a positive": lambda: LogReal(0.0, 1, default=2e-3),
+    "default is '3' in LogReal": lambda: LogReal(0.1, 1, default="3"),
+    "low is True in Integer, expected a whole number": lambda: Integer(True, 3),
     "default is 3.0 in Real": lambda: Real(0.0, 1.0, default=3.0),
     "shape is 3 in Real": lambda: Real(0.0, 1.0, shape=3),
     "low is 0.5 in Integer": lambda: Integer(0.5, 3),
-    "options has 1 entries": lambda: Choice(("a",)),
+    "options is ('a',) in Choice, expected at least two": lambda: Choice(("a",)),
     "options is 'ab'": lambda: Choice("ab"),
-    "options has 'a' twice": lambda: Choice(("a", "b", "a")),
-    "space has two dimensions of the name 'a.b'": lambda: tune(
+    "options is ('a', 'b', 'a') in Choice, expected different": lambda: Choice(("a", "b", "a")),
+    "space['a.b'] is there twice": lambda: tune(
         GOOD, {"a": {"b": Real(0, 1)}, "a.b": Real(0, 1)}, horizon=2, method="random"
     ),
     "values has shape (3,), expected (4,)": lambda: searchers.random({"x": Real(0, 1)}).tell(

@@ -242,16 +242,16 @@ def test_values_go_both_ways():
         "depth": np.array([3, 2, 2]),
         "width": np.array([0, 0, 1]),
     }
-    named = static.named_options(MORE, given)
+    named = static.to_options(MORE, given)
     assert named["act"].tolist() == ["sin", "tanh", "sin"]
     assert named["scale"].tolist() == [0.5, 2, 2]
-    back = static.numbered(MORE, named)
+    back = static.to_numbers(MORE, named)
     assert all(np.array_equal(back[n], given[n]) for n in given)
     one = static.restored(MORE, jax.tree.map(lambda x: x[1], named))
     assert one == {"act": "tanh", "lr": 1.0, "scale": 2, "depth": 2, "width": 1}
     assert type(one["depth"]) is int and type(one["scale"]) is int
     with pytest.raises(ValueError, match=r"hparams\['act'\] has 'relu', expected one of"):
-        static.numbered(MORE, named | {"act": np.array(["relu"])})
+        static.to_numbers(MORE, named | {"act": np.array(["relu"])})
 
 
 REFUSED = {

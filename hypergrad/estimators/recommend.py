@@ -104,7 +104,7 @@ def recommend(
     """
     check_problem(problem)
     check_whole("horizon", horizon)
-    spaces.check_traceable(space)
+    spaces.check_space(space, traceable=True)
     check_bytes(memory)
     hparams = spaces.default(space)
     validate(problem, hparams, horizon)

@@ -246,7 +246,7 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
             "jax runs in float32, expected float64; set JAX_ENABLE_X64=1 before starting Python"
         )
     horizon = min(task.horizon, 50) if horizon is None else check_whole("horizon", horizon)
-    spaces.check_traceable(task.space)
+    spaces.check_space(task.space, traceable=True)
     validate(task.problem, spaces.default(task.space), horizon)
     key = jax.random.key(seed)
     base = in_float64(task.problem)

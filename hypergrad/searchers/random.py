@@ -22,7 +22,7 @@ def random(space: PyTree, draw: Callable[[PyTree, Key], HParams] = spaces.sample
     Reference:
         Bergstra, Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 13, 2012.
     """
-    spaces.check_traceable(space)
+    spaces.check_space(space, traceable=True)
 
     def ask(key, state, num):
         check_whole("num", num)

@@ -73,7 +73,7 @@ def constant(space: PyTree, make: Callable[[PyTree], Searcher], most: int = LIMI
         make: (space without long schedules) -> the searcher over it.
         most: free steps up to which a schedule is searched as it is; 0 holds every one constant.
     """
-    spaces.check_traceable(space)
+    spaces.check_space(space, traceable=True)
 
     def is_long(dim):
         return _is_long(dim, most)
@@ -141,7 +141,7 @@ def _numbered(index: int, told: Any, space: PyTree | None) -> Trials:
             f"trials[{index}] is {type(told).__name__}, expected Trials; pass e.g. study.trials"
         )
     if space is not None:
-        told = told._replace(hparams=static.numbered(space, told.hparams))
+        told = told._replace(hparams=static.to_numbers(space, told.hparams))
     for name, leaf in tree.named(told.hparams).items():
         if np.asarray(leaf).dtype.kind == "U":
             raise ValueError(

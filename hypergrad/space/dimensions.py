@@ -6,21 +6,38 @@ real line for gradients.
 """
 
 import math
-from collections.abc import Callable, Sequence as Options
+from collections.abc import Sequence as Options
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.core import tree
-from hypergrad.core.checks import is_number
+from hypergrad.core.checks import describe, is_number
 from hypergrad.core.types import Array, HParams, PyTree
 
 
 @dataclass(frozen=True)
-class Real:
+class _Interval:
+    low: float
+    high: float
+    default: float | None = None
+    shape: tuple[int, ...] = ()
+    static: ClassVar[bool] = False
+
+    def __post_init__(self):
+        _check_bounds(self)
+
+    @property
+    def coordinates_shape(self) -> tuple[int, ...]:
+        """Shape of the free coordinates."""
+        return self.shape
+
+
+@dataclass(frozen=True)
+class Real(_Interval):
     """A real number in [low, high], uniform: u = (x − low) / (high − low).
 
     Attributes:
@@ -28,14 +45,6 @@ class Real:
         default: starting value; the middle of the range where None.
         shape: shape of the value, for one number per layer, class or example.
     """
-
-    low: float
-    high: float
-    default: float | None = None
-    shape: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        _check_bounds(self)
 
     @property
     def start(self) -> float:
@@ -58,7 +67,7 @@ class Real:
 
 
 @dataclass(frozen=True)
-class LogReal:
+class LogReal(_Interval):
     """A positive number in [low, high], uniform in its logarithm: u = log(x / low) / log(high / low).
 
     Attributes:
@@ -67,18 +76,9 @@ class LogReal:
         shape: shape of the value.
     """
 
-    low: float
-    high: float
-    default: float | None = None
-    shape: tuple[int, ...] = ()
-
     def __post_init__(self):
-        if isinstance(self.low, (int, float)) and self.low <= 0:
-            raise ValueError(
-                f"low is {self.low!r} in LogReal, expected a positive number; "
-                "use Real for ranges that reach zero"
-            )
-        _check_bounds(self)
+        super().__post_init__()
+        _check(self, "low", self.low > 0, "a positive number; use Real for ranges that reach zero")
 
     @property
     def start(self) -> float:
@@ -116,16 +116,20 @@ class Integer:
     high: int
     default: int | None = None
     static: bool = False
+    shape: ClassVar[tuple[int, ...]] = ()
+    coordinates_shape: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self):
-        for name in ("low", "high", "default"):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole and not (name == "default" and value is None):
-                raise ValueError(
-                    f"{name} is {value!r} in Integer, expected a whole number; use Real for others"
-                )
-        _check_bounds(self)
+        _check_bounds(self, "a whole number; use Real for others", int)
+
+    @property
+    def num_levels(self) -> int:
+        """Number of values."""
+        return self.high - self.low + 1
+
+    def named(self, number: int) -> int:
+        """Return a number as the problem sees it where the dimension is static."""
+        return int(number)
 
     @property
     def start(self) -> int:
@@ -146,28 +150,39 @@ class Choice:
     options: Options
     default: Any = None
     static: bool = False
+    shape: ClassVar[tuple[int, ...]] = ()
+    coordinates_shape: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self):
-        if isinstance(self.options, str) or not isinstance(self.options, Options):
-            raise ValueError(
-                f"options is {self.options!r} in Choice, expected a list or tuple; pass e.g. ('relu', 'tanh')"
-            )
+        listed = isinstance(self.options, Options) and not isinstance(self.options, str)
+        _check(self, "options", listed, "a list or tuple; pass e.g. ('relu', 'tanh')")
         object.__setattr__(self, "options", tuple(self.options))
-        if len(self.options) < 2:
-            raise ValueError(
-                f"options has {len(self.options)} entries in Choice, expected at least two; "
-                "close over a value that is fixed"
-            )
+        enough = "at least two; close over a value that is fixed"
+        _check(self, "options", len(self.options) > 1, enough)
         plain = [x for x in self.options if isinstance(x, (str, int, float))]
-        if len(set(plain)) < len(plain):
-            twice = next(x for x in plain if plain.count(x) > 1)
-            raise ValueError(
-                f"options has {twice!r} twice in Choice, expected different ones; leave one out"
-            )
-        if self.default is not None and self.default not in self.options:
-            raise ValueError(
-                f"default is {self.default!r} in Choice, expected one of {self.options}; pass one of them"
-            )
+        once = len(set(plain)) == len(plain)
+        _check(self, "options", once, "different ones; leave out the one that is there twice")
+        known = self.default is None or self.default in self.options
+        _check(self, "default", known, f"one of {self.options}; pass one of them")
+
+    @property
+    def low(self) -> int:
+        """Index of the first option."""
+        return 0
+
+    @property
+    def high(self) -> int:
+        """Index of the last option."""
+        return len(self.options) - 1
+
+    @property
+    def num_levels(self) -> int:
+        """Number of options."""
+        return len(self.options)
+
+    def named(self, number: int) -> Any:
+        """Return the option with this index, as the problem sees it where the dimension is static."""
+        return self.options[int(number)]
 
     @property
     def start(self) -> int:
@@ -191,26 +206,17 @@ class Sequence:
     length: int
     knots: int | None = None
     decreasing: bool = False
+    static: ClassVar[bool] = False
 
     def __post_init__(self):
-        if not isinstance(self.element, (Real, LogReal)):
-            raise ValueError(
-                f"element is {self.element!r} in Sequence, expected Real or LogReal; "
-                "pass e.g. Sequence(LogReal(1e-3, 1.0), length=100)"
-            )
-        for name, lowest in (("length", 1), ("knots", 2)):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= lowest
-            if not whole and not (name == "knots" and value is None):
-                raise ValueError(
-                    f"{name} is {value!r} in Sequence, expected a whole number of at least {lowest}; "
-                    f"pass e.g. {name}=10"
-                )
-        if self.knots is not None and self.knots > self.length:
-            raise ValueError(
-                f"knots is {self.knots} in Sequence, expected at most length = {self.length}; "
-                "leave knots out to free every step"
-            )
+        real = "Real or LogReal; pass e.g. Sequence(LogReal(1e-3, 1.0), length=100)"
+        _check(self, "element", isinstance(self.element, (Real, LogReal)), real)
+        least = "a whole number of at least {}; pass e.g. 10"
+        _check(self, "length", type(self.length) is int and self.length >= 1, least.format(1))
+        if self.knots is not None:
+            _check(self, "knots", type(self.knots) is int and self.knots >= 2, least.format(2))
+            most = f"at most length = {self.length}; leave knots out to free every step"
+            _check(self, "knots", self.knots <= self.length, most)
 
     @property
     def start(self) -> float:
@@ -234,7 +240,9 @@ class Sequence:
         return (len(self.free_steps), *self.element.shape)
 
 
-Dimension = Real | LogReal | Integer | Choice | Sequence
+Discrete = Integer | Choice
+
+Dimension = Real | LogReal | Discrete | Sequence
 
 
 def is_dimension(leaf: Any) -> bool:
@@ -242,166 +250,115 @@ def is_dimension(leaf: Any) -> bool:
     return isinstance(leaf, Dimension)
 
 
-def check_space(space: PyTree) -> None:
-    """Raise a `ValueError` naming the first leaf of `space` that is no dimension."""
-    leaves = jax.tree.leaves(space)
+def check_space(space: PyTree, *, real: bool = False, traceable: bool = False) -> None:
+    """Raise a `ValueError` that names the first leaf of `space` that is not a dimension.
+
+    Args:
+        space: what the user passed.
+        real: whether every dimension must have a hypergradient.
+        traceable: whether the values of every dimension must share one compiled program.
+    """
+    names, leaves = tree.leaf_names(space), jax.tree.leaves(space)
     if not leaves:
         raise ValueError(
             "space has no dimensions, expected at least one; pass e.g. {'lr': LogReal(1e-4, 1.0)}"
         )
-    names = tree.leaf_names(space)
-    for name, leaf in zip(names, leaves, strict=True):
+    for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         if not is_dimension(leaf):
-            raise ValueError(
-                f"space[{name!r}] is {leaf!r}, expected a dimension (Real, LogReal, Integer, Choice, "
-                "Sequence); close over a value that is fixed"
+            wrong = f"is {describe(leaf)}, expected a dimension (Real, LogReal, Integer, Choice, Sequence); "
+            wrong += "close over a value that is fixed"
+        elif name in names[:i]:
+            wrong = "is there twice, expected different names; rename one of them"
+        elif real and isinstance(leaf, Discrete):
+            wrong = (
+                f"is {type(leaf).__name__}, expected a real dimension, because only those have a "
             )
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(
-            f"space has two dimensions of the name {twice!r}, expected different names; rename one of them"
-        )
-
-
-def check_differentiable(space: PyTree) -> None:
-    """Raise a `ValueError` naming the first dimension that has no hypergradient."""
-    check_space(space)
-    for name, leaf in zip(tree.leaf_names(space), jax.tree.leaves(space), strict=True):
-        if isinstance(leaf, (Integer, Choice)):
-            raise ValueError(
-                f"space[{name!r}] is {type(leaf).__name__}, expected a real dimension, because only those "
-                "have a hypergradient; fix its value in the problem, or search it with method 'random'"
+            wrong += (
+                "hypergradient; fix its value in the problem, or search it with method 'random'"
             )
-
-
-def check_traceable(space: PyTree) -> None:
-    """Raise a `ValueError` naming the first static dimension: its values cannot share one program."""
-    check_space(space)
-    for name, leaf in zip(tree.leaf_names(space), jax.tree.leaves(space), strict=True):
-        if getattr(leaf, "static", False):
-            raise ValueError(
-                f"space[{name!r}] is static, expected a dimension whose values share one compiled "
-                "program; fix its value in the problem, or search it with tune(method='random')"
-            )
+        elif traceable and leaf.static:
+            wrong = "is static, expected a dimension whose values share one compiled program; fix its value in "
+            wrong += "the problem, or search it with tune(method='random')"
+        else:
+            continue
+        raise ValueError(f"space[{name!r}] {wrong}")
 
 
 def dynamic(space: PyTree) -> PyTree:
     """Return the space with every static dimension traced: what a searcher of static ones is given."""
-    check_space(space)
-
-    def leaf(dim):
-        return replace(dim, static=False) if getattr(dim, "static", False) else dim
-
-    return jax.tree.map(leaf, space)
-
-
-def static_value(dim: Integer | Choice, value: int) -> Any:
-    """Return the value that a static dimension has where the dynamic one has `value`."""
-    return int(value) if isinstance(dim, Integer) else dim.options[int(value)]
+    return jax.tree.map(lambda dim: replace(dim, static=False) if dim.static else dim, space)
 
 
 def check_value(space: PyTree, hparams: HParams) -> None:
     """Raise a `ValueError` unless concrete `hparams` have the structure, shapes and bounds of `space`."""
-    check_space(space)
-    _check_shapes("hparams", space, hparams, _value_shape)
-    leaves = zip(jax.tree.leaves(space), jax.tree.leaves(hparams), strict=True)
-    for name, (dim, value) in zip(tree.leaf_names(space), leaves, strict=True):
-        _check_leaf(name, dim, value)
-
-
-def _check_leaf(name: str, dim: Dimension, value: Any) -> None:
-    if isinstance(dim, Choice) and dim.static:
-        if value not in dim.options:
-            raise ValueError(
-                f"hparams[{name!r}] is {value!r}, expected one of {dim.options}; pass one of them"
-            )
-        return
-    array = np.asarray(value, np.float64)
-    if isinstance(dim, (Choice, Integer)) and not np.all(array == np.round(array)):
+    names = tree.leaf_names(space)
+    if jax.tree.structure(space) != jax.tree.structure(hparams):
         raise ValueError(
-            f"hparams[{name!r}] holds {array.ravel()[0]:g}, expected whole numbers; round it"
+            f"hparams has the leaves {tree.leaf_names(hparams)}, expected those of the space, {names}; "
+            "start from default(space)"
         )
-    if isinstance(dim, Choice):
-        low, high = 0, len(dim.options) - 1
-    else:
-        source = dim.element if isinstance(dim, Sequence) else dim
-        low, high = source.low, source.high
+    for name, dim, value in zip(
+        names, jax.tree.leaves(space), jax.tree.leaves(hparams), strict=True
+    ):
+        wrong = _misfit(dim, value)
+        if wrong:
+            raise ValueError(f"hparams[{name!r}] {wrong}; start from default(space)")
+
+
+def _misfit(dim: Dimension, value: Any) -> str:
+    """Say why a value is not one of a dimension; nothing where it is."""
+    if isinstance(dim, Choice) and dim.static:
+        return "" if value in dim.options else f"is {value!r}, expected one of {dim.options}"
+    if np.shape(value) != dim.shape:
+        return f"has shape {np.shape(value)}, expected {dim.shape}"
+    array = np.asarray(value, np.float64)
+    if isinstance(dim, Discrete) and not np.all(array == np.round(array)):
+        return f"holds {array.ravel()[0]:g}, expected whole numbers"
+    bounds = dim.element if isinstance(dim, Sequence) else dim
+    low, high = bounds.low, bounds.high
     # a bound rounded to float32 may lie just outside the float64 one
     slack = 1e-6 * max(abs(low), abs(high))
-    if not np.all((array >= low - slack) & (array <= high + slack)):
-        worst = array.ravel()[
-            np.argmax(np.abs(np.nan_to_num(array, nan=np.inf) - (low + high) / 2))
-        ]
-        raise ValueError(
-            f"hparams[{name!r}] holds {worst:g}, expected values in [{low:g}, {high:g}]; "
-            "widen the dimension or move the value inside"
-        )
+    if np.all((array >= low - slack) & (array <= high + slack)):
+        return ""
+    distance = np.abs(np.nan_to_num(array, nan=np.inf) - (low + high) / 2)
+    worst = array.ravel()[np.argmax(distance)]
+    return f"holds {worst:g}, expected values in [{low:g}, {high:g}]"
 
 
 def default(space: PyTree) -> HParams:
-    """Return the starting value of every dimension."""
+    """Return the starting value of every dimension.
+
+    Raises:
+        ValueError: for a leaf that is not a dimension, by its name.
+    """
     check_space(space)
 
-    def start(dim):
-        if isinstance(dim, Choice):
-            return dim.options[dim.start] if dim.static else jnp.asarray(dim.start, jnp.int32)
-        if isinstance(dim, Integer):
-            return dim.start if dim.static else jnp.asarray(dim.start, jnp.int32)
-        return jnp.full(dim.shape, dim.start, jnp.result_type(float))
+    def start(dim: Dimension) -> Any:
+        if not isinstance(dim, Discrete):
+            return jnp.full(dim.shape, dim.start, jnp.result_type(float))
+        return dim.named(dim.start) if dim.static else jnp.asarray(dim.start, jnp.int32)
 
     return jax.tree.map(start, space)
 
 
-def _value_shape(dim: Dimension) -> tuple[int, ...]:
-    return getattr(dim, "shape", ())
+def _check_bounds(
+    dim: Real | LogReal | Integer, what: str = "a finite number; pass one", kind: type = float
+) -> None:
+    for name in ("low", "high", "default"):
+        value = getattr(dim, name)
+        number = is_number(value) and math.isfinite(value) and (kind is float or type(value) is int)
+        _check(dim, name, number or (name == "default" and value is None), what)
+    ordered = f"low < high = {dim.high!r}; swap them, or close over a value that is fixed"
+    _check(dim, "low", dim.low < dim.high, ordered)
+    inside = dim.default is None or dim.low <= dim.default <= dim.high
+    _check(dim, "default", inside, f"a value in [{dim.low!r}, {dim.high!r}]; move it inside")
+    sizes = isinstance(dim.shape, tuple) and all(type(n) is int and n > 0 for n in dim.shape)
+    _check(dim, "shape", sizes, "a tuple of positive sizes; pass e.g. (3,)")
 
 
-def _check_shapes(name: str, space: PyTree, values: PyTree, shape: Callable) -> None:
-    """Raise a `ValueError` unless `values` has the structure of `space` and each leaf its shape."""
-    names = tree.leaf_names(space)
-    if jax.tree.structure(space) != jax.tree.structure(values):
+def _check(dim: Any, name: str, good: bool, expected: str) -> None:
+    """Raise a `ValueError` unless an argument of a dimension is `good`."""
+    if not good:
         raise ValueError(
-            f"{name} has the leaves {tree.leaf_names(values)}, expected those of the space, {names}; "
-            "start from default(space)"
-        )
-    leaves = zip(names, jax.tree.leaves(space), jax.tree.leaves(values), strict=True)
-    for leaf, dim, value in leaves:
-        static = isinstance(dim, Choice) and dim.static
-        if not static and np.shape(value) != shape(dim):
-            raise ValueError(
-                f"{name}[{leaf!r}] has shape {np.shape(value)}, expected {shape(dim)}; "
-                "start from default(space)"
-            )
-
-
-def _coordinates_shape(dim: Dimension) -> tuple[int, ...]:
-    return getattr(dim, "coordinates_shape", getattr(dim, "shape", ()))
-
-
-def _check_bounds(dim: Real | LogReal | Integer) -> None:
-    name = type(dim).__name__
-    for argument in ("low", "high"):
-        value = getattr(dim, argument)
-        if not is_number(value) or not math.isfinite(value):
-            raise ValueError(
-                f"{argument} is {value!r} in {name}, expected a finite number; pass one"
-            )
-    if not dim.low < dim.high:
-        raise ValueError(
-            f"low = {dim.low!r} and high = {dim.high!r} in {name}, expected low < high; "
-            "swap them, or close over a value that is fixed"
-        )
-    start = dim.default
-    if start is not None:
-        if not is_number(start):
-            raise ValueError(f"default is {start!r} in {name}, expected a number or None; pass one")
-        if not dim.low <= start <= dim.high:
-            raise ValueError(
-                f"default is {start!r} in {name}, expected a value in [{dim.low!r}, {dim.high!r}]; "
-                "move it inside"
-            )
-    shape = getattr(dim, "shape", ())
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ValueError(
-            f"shape is {shape!r} in {name}, expected a tuple of positive sizes; pass e.g. (3,)"
+            f"{name} is {describe(getattr(dim, name))} in {type(dim).__name__}, expected {expected}"
         )

@@ -13,26 +13,21 @@ from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.space.dimensions import (
     Choice,
     Dimension,
-    Integer,
+    Discrete,
     LogReal,
     Real,
     Sequence,
-    _check_shapes,
-    _coordinates_shape,
-    _value_shape,
-    check_differentiable,
     check_space,
 )
 
 
 def num_coordinates(space: PyTree) -> int:
     """Return D, the number of unit coordinates."""
-    return sum(math.prod(_coordinates_shape(dim)) for dim in jax.tree.leaves(space))
+    return sum(math.prod(dim.coordinates_shape) for dim in jax.tree.leaves(space))
 
 
 def sample(space: PyTree, key: Key) -> HParams:
     """Draw one value, uniform in unit coordinates. `vmap` over keys draws many."""
-    check_space(space)
     return from_unit(space, jax.random.uniform(key, (num_coordinates(space),)))
 
 
@@ -41,12 +36,11 @@ def sample_constant(space: PyTree, key: Key) -> HParams:
 
     Independent draws for every step would be noise around the middle of the range, a straw man.
     """
-    check_space(space)
 
-    def one(dim):
+    def one(dim: Dimension) -> Dimension:
         return dim.element if isinstance(dim, Sequence) else dim
 
-    def spread(dim, value):
+    def spread(dim: Dimension, value: Any) -> Any:
         return jnp.broadcast_to(value, dim.shape) if isinstance(dim, Sequence) else value
 
     return jax.tree.map(spread, space, sample(jax.tree.map(one, space), key))
@@ -57,7 +51,6 @@ def from_unit(space: PyTree, unit: Array) -> HParams:
 
     **Limits:** static dimensions need concrete coordinates (outside `jit` and `vmap`).
     """
-    check_space(space)
     if jnp.shape(unit) != (num_coordinates(space),):
         raise ValueError(
             f"unit has shape {jnp.shape(unit)}, expected ({num_coordinates(space)},), one coordinate for "
@@ -66,9 +59,8 @@ def from_unit(space: PyTree, unit: Array) -> HParams:
     leaves, treedef = jax.tree.flatten(space)
     values, used = [], 0
     for dim in leaves:
-        shape = _coordinates_shape(dim)
-        size = math.prod(shape)
-        values.append(_from_unit(dim, unit[used : used + size].reshape(shape)))
+        size = math.prod(dim.coordinates_shape)
+        values.append(_from_unit(dim, unit[used : used + size].reshape(dim.coordinates_shape)))
         used += size
     return jax.tree.unflatten(treedef, values)
 
@@ -78,26 +70,22 @@ def to_unit(space: PyTree, hparams: HParams) -> Array:
 
     A whole number or option maps to the middle of its share of [0, 1].
     """
-    check_space(space)
-    _check_shapes("hparams", space, hparams, _value_shape)
     parts = jax.tree.map(lambda dim, value: jnp.ravel(_to_unit(dim, value)), space, hparams)
     return jnp.concatenate(jax.tree.leaves(parts))
 
 
 def _from_unit(dim: Dimension, u: Array) -> Any:
-    if isinstance(dim, (Integer, Choice)):
-        low, num = (
-            (dim.low, dim.high - dim.low + 1) if isinstance(dim, Integer) else (0, len(dim.options))
-        )
-        index = jnp.minimum(jnp.floor(u * num), num - 1).astype(jnp.int32) + low
+    if isinstance(dim, Discrete):
+        num = dim.num_levels
+        number = jnp.minimum(jnp.floor(u * num), num - 1).astype(jnp.int32) + dim.low
         if not dim.static:
-            return index
+            return number
         if isinstance(u, core.Tracer):
             raise ValueError(
                 f"space holds {dim!r}, which is static, expected traceable dimensions within jit or vmap; "
                 "call it outside, or leave static out"
             )
-        return int(index) if isinstance(dim, Integer) else dim.options[int(index)]
+        return dim.named(int(number))
     if isinstance(dim, (Real, LogReal)):
         return dim.value(u, 1 - u)
     if dim.decreasing:
@@ -109,13 +97,10 @@ def _from_unit(dim: Dimension, u: Array) -> Any:
 
 
 def _to_unit(dim: Dimension, value: Any) -> Array:
-    if isinstance(dim, (Integer, Choice)):
-        if isinstance(dim, Choice):
-            low, num = 0, len(dim.options)
-            value = dim.options.index(value) if dim.static else value
-        else:
-            low, num = dim.low, dim.high - dim.low + 1
-        return jnp.asarray((value - low + 0.5) / num, jnp.result_type(float))
+    if isinstance(dim, Discrete):
+        if isinstance(dim, Choice) and dim.static:
+            value = dim.options.index(value)
+        return jnp.asarray((value - dim.low + 0.5) / dim.num_levels, jnp.result_type(float))
     if isinstance(dim, (Real, LogReal)):
         return _lower(dim, value)
     u = _lower(dim.element, value[dim.free_steps])
@@ -164,10 +149,9 @@ def unconstrain(space: PyTree, hparams: HParams) -> PyTree:
     Raises:
         ValueError: where a dimension is not real, by its name.
     """
-    check_differentiable(space)
-    _check_shapes("hparams", space, hparams, _value_shape)
+    check_space(space, real=True)
 
-    def leaf(dim, value):
+    def leaf(dim: Real | LogReal | Sequence, value: Array) -> Array:
         if isinstance(dim, (Real, LogReal)):
             return _logit(dim.lower(value), dim.upper(value))
         value = value[dim.free_steps]
@@ -181,10 +165,8 @@ def unconstrain(space: PyTree, hparams: HParams) -> PyTree:
 
 def constrain(space: PyTree, unconstrained: PyTree) -> HParams:
     """Map unconstrained coordinates to a value; inverts `unconstrain` to the dtype's precision."""
-    check_differentiable(space)
-    _check_shapes("unconstrained", space, unconstrained, _coordinates_shape)
 
-    def leaf(dim, z):
+    def leaf(dim: Real | LogReal | Sequence, z: Array) -> Array:
         lower, upper = jax.nn.sigmoid(z), jax.nn.sigmoid(-z)
         if isinstance(dim, (Real, LogReal)):
             return dim.value(lower, upper)
@@ -207,7 +189,7 @@ def schedule(values: Array) -> Callable[..., Any]:
         values: `[length, ...]`, for example the value of a `Sequence`.
     """
 
-    def at(count):
+    def at(count: Array) -> Any:
         return values[jnp.minimum(count, values.shape[0] - 1)]
 
     return at

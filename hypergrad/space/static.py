@@ -12,20 +12,18 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.types import HParams, PyTree
-from hypergrad.space.dimensions import Choice, Integer, check_space, default, static_value
+from hypergrad.space.dimensions import Choice, Dimension, Integer, default
 
 
 def static_names(space: PyTree) -> list[str]:
     """Name the static leaves of a space."""
-    check_space(space)
-    pairs = zip(tree.leaf_names(space), jax.tree.leaves(space), strict=True)
-    return [name for name, dim in pairs if _is_static(dim)]
+    return [name for name, dim in tree.named(space).items() if dim.static]
 
 
-def check_named(space: PyTree) -> None:
+def check_recordable(space: PyTree) -> None:
     """Raise a `ValueError` that names the first static dimension whose options a study cannot record."""
     for name, dim in tree.named(space).items():
-        if _is_static(dim) and isinstance(dim, Choice) and _options(dim) is None:
+        if dim.static and isinstance(dim, Choice) and _options(dim) is None:
             raise ValueError(
                 f"space[{name!r}] is static and has the options {dim.options!s:.200}, expected numbers only or "
                 "texts only, which a study can record; name them, and look them up by name in the problem"
@@ -37,12 +35,12 @@ def corners(space: PyTree) -> list[HParams]:
 
     What the user's functions do is tried with these before training begins: all combinations may be many.
     """
-    start, names = default(space), static_names(space)
+    start = default(space)
     dims, structure = jax.tree.flatten(space)
     leaves = structure.flatten_up_to(start)
     found = [start]
-    for i, (name, dim) in enumerate(zip(tree.leaf_names(space), dims, strict=True)):
-        if name in names:
+    for i, dim in enumerate(dims):
+        if dim.static:
             values = (dim.low, dim.high) if isinstance(dim, Integer) else dim.options
             found += [
                 jax.tree.unflatten(structure, [*leaves[:i], value, *leaves[i + 1 :]])
@@ -52,11 +50,11 @@ def corners(space: PyTree) -> list[HParams]:
     return found
 
 
-def named_options(space: PyTree, hparams: HParams) -> HParams:
-    """Return hparams, arrays of any shape, with what the user named in the place of numbers."""
+def to_options(space: PyTree, hparams: HParams) -> HParams:
+    """Put what the user named in the place of the numbers of static dimensions; arrays of any shape."""
 
-    def leaf(dim, x):
-        if not _is_static(dim):
+    def leaf(dim: Dimension, x: Any) -> Any:
+        if not dim.static:
             return x
         x = np.asarray(x)
         return x if isinstance(dim, Integer) else _options(dim)[x]
@@ -64,15 +62,15 @@ def named_options(space: PyTree, hparams: HParams) -> HParams:
     return jax.tree.map(leaf, space, hparams)
 
 
-def numbered(space: PyTree, hparams: HParams) -> HParams:
-    """Invert `named`.
+def to_numbers(space: PyTree, hparams: HParams) -> HParams:
+    """Put numbers in the place of what the user named; inverts `to_options`.
 
     Raises:
-        ValueError: for a value that is no option, by its name.
+        ValueError: for a value that is not one of the options, by its name.
     """
 
-    def leaf(name, dim, x):
-        if not _is_static(dim):
+    def leaf(name: str, dim: Dimension, x: Any) -> Any:
+        if not dim.static:
             return x
         x = np.asarray(x)
         if isinstance(dim, Integer):
@@ -100,15 +98,15 @@ def split(space: PyTree, hparams: HParams) -> tuple[tuple[int, ...], HParams]:
     if not static_names(space):
         return (), hparams
     dims = jax.tree.leaves(space)
-    given = jax.tree.leaves(numbered(space, hparams))
-    label = tuple(int(x) for dim, x in zip(dims, given, strict=True) if _is_static(dim))
+    given = jax.tree.leaves(to_numbers(space, hparams))
+    label = tuple(int(x) for dim, x in zip(dims, given, strict=True) if dim.static)
     return label, free_leaves(space, given) or [jnp.zeros(())]
 
 
 def free_leaves(space: PyTree, given: list[Any]) -> list[Any]:
     """Return the leaves that are not static."""
     pairs = zip(jax.tree.leaves(space), given, strict=True)
-    return [x for dim, x in pairs if not _is_static(dim)]
+    return [x for dim, x in pairs if not dim.static]
 
 
 def join(space: PyTree, label: tuple[int, ...], free: HParams) -> HParams:
@@ -117,17 +115,13 @@ def join(space: PyTree, label: tuple[int, ...], free: HParams) -> HParams:
         return free
     fixed, others = iter(label), iter(free)
     dims, structure = jax.tree.flatten(space)
-    values = [static_value(dim, next(fixed)) if _is_static(dim) else next(others) for dim in dims]
+    values = [dim.named(next(fixed)) if dim.static else next(others) for dim in dims]
     return jax.tree.unflatten(structure, values)
 
 
 def restored(space: PyTree, hparams: HParams) -> HParams:
     """Return one value, as it was recorded, as the problem sees it."""
     return join(space, *split(space, hparams))
-
-
-def _is_static(dim: Any) -> bool:
-    return getattr(dim, "static", False)
 
 
 def _options(dim: Choice) -> Any:

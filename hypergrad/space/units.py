@@ -9,7 +9,7 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.types import Array, HParams, PyTree
-from hypergrad.space.dimensions import Choice, Dimension, Integer, check_traceable
+from hypergrad.space.dimensions import Choice, Discrete, check_space
 from hypergrad.space.maps import from_unit, to_unit
 
 
@@ -36,22 +36,16 @@ def coordinates(space: PyTree) -> Coordinates:
     """Describe the unit coordinates of a space of traceable dimensions.
 
     Raises:
-        ValueError: for a space that is empty, or holds something static or no dimension, by its name.
+        ValueError: for an empty space, and for a leaf that is static or not a dimension, by its name.
     """
-    check_traceable(space)
+    check_space(space, traceable=True)
     leaf, levels, ordered = [], [], []
     for index, dim in enumerate(jax.tree.leaves(space)):
-        size = math.prod(getattr(dim, "coordinates_shape", getattr(dim, "shape", ())))
+        size = math.prod(dim.coordinates_shape)
         leaf += [index] * size
-        levels += [_num_levels(dim)] * size
+        levels += [dim.num_levels if isinstance(dim, Discrete) else 0] * size
         ordered += [not isinstance(dim, Choice)] * size
     return Coordinates(np.array(leaf), np.array(levels), np.array(ordered))
-
-
-def _num_levels(dim: Dimension) -> int:
-    if isinstance(dim, Integer):
-        return dim.high - dim.low + 1
-    return len(dim.options) if isinstance(dim, Choice) else 0
 
 
 def from_units(space: PyTree, units: Array) -> HParams:

@@ -107,7 +107,7 @@ def bilevel(
         arXiv:2111.14580 (AmIGO).
     """
     check_problem(problem)
-    spaces.check_differentiable(space)
+    spaces.check_space(space, real=True)
     check_whole("num_iterations", num_iterations)
     check_whole("num_restarts", num_restarts)
     method = soba() if method is None else method

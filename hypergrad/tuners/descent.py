@@ -87,7 +87,7 @@ def descent(
     Raises:
         ValueError: for a dimension that is not real, by its name, and for settings out of range.
     """
-    spaces.check_differentiable(space)
+    spaces.check_space(space, real=True)
     check_whole("num_restarts", num_restarts)
     if patience is not None:
         check_whole("patience", patience)

@@ -107,9 +107,9 @@ def _check_parts(population: Any, searcher: Any, scheduler: Any) -> None:
 
 def _named(space: PyTree, outcome: Trials) -> Trials:
     """Give static dimensions the values that the user named, in the schedules that pbt notes, too."""
-    hparams, info = static.named_options(space, outcome.hparams), dict(outcome.info)
+    hparams, info = static.to_options(space, outcome.hparams), dict(outcome.info)
     for name, dim in tree.named(space).items():
         noted = f"schedule.{name}"
         if noted in info:
-            info[noted] = static.named_options(dim, info[noted])
+            info[noted] = static.to_options(dim, info[noted])
     return outcome._replace(hparams=hparams, info=info)

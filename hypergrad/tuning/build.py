@@ -93,9 +93,9 @@ def check_task(task: Task, settings: Settings) -> Settings:
         )
     priors_of(settings, task.space)
     if settings.method in ("descent", "bilevel"):
-        spaces.check_differentiable(task.space)
+        spaces.check_space(task.space, real=True)
     elif settings.method == "controller":
-        spaces.check_traceable(task.space)
+        spaces.check_space(task.space, traceable=True)
     else:
         _check_static(task, settings)
     for hparams in static.corners(task.space):
@@ -109,7 +109,7 @@ def check_task(task: Task, settings: Settings) -> Settings:
 
 def _check_static(task: Task, settings: Settings) -> None:
     """Raise a `ValueError` for what a search cannot do with static dimensions, naming the first."""
-    static.check_named(task.space)
+    static.check_recordable(task.space)
     names = static.static_names(task.space)
     if not names:
         return

@@ -57,7 +57,7 @@ def read_trials(directory: str | Path, space: PyTree) -> Trials:
         text = f"{np.sum(~inside)} of {len(inside)} trials lie outside the space and are left out"
         warnings.warn(f"{name}: {text}", StudyWarning, stacklevel=2)
     kept = jax.tree.map(lambda x: x[inside], joined)
-    numbers = static.numbered(space, kept.hparams)
+    numbers = static.to_numbers(space, kept.hparams)
     return kept._replace(hparams=numbers, parent=jnp.arange(inside.sum(), dtype=jnp.int32))
 
 
@@ -73,7 +73,7 @@ def _outcome(record: dict[str, Any], space: PyTree, name: str) -> Trials:
     num = len(values)
     default = spaces.default(spaces.dynamic(space))
     like = jax.tree.map(lambda x: jnp.zeros((num, *np.shape(x)), x.dtype), default)
-    like = static.named_options(space, like)
+    like = static.to_options(space, like)
     whole, floats = jnp.zeros(num, jnp.int32), jnp.zeros(num)
     try:
         found = records.decode(record | {"info": {}}, Trials(like, floats, whole, whole, {}))

@@ -48,7 +48,7 @@ def gaussian(sigma: float | PyTree | None, space: PyTree | None = None) -> Pertu
             real and, when traced, where sigma or space do not fit the hparams.
     """
     if space is not None:
-        spaces.check_differentiable(space)
+        spaces.check_space(space, real=True)
         sigma = 0.1 if sigma is None else sigma
     _check_sigma(sigma)
 

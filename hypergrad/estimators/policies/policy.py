@@ -79,7 +79,7 @@ def factorized(space: PyTree) -> Policy:
     Raises:
         ValueError: for a static dimension, one of more than 256 options, or a space without discrete ones.
     """
-    spaces.check_traceable(space)
+    spaces.check_space(space, traceable=True)
     dims, treedef = jax.tree.flatten(space)
     names = tree.leaf_names(space)
     if not any(map(is_discrete, dims)):
@@ -200,7 +200,7 @@ def natural(space: PyTree, damping: float = 0.0) -> Callable[[PyTree, PyTree], P
     Reference:
         Amari, "Natural gradient works efficiently in learning", Neural Computation 10, 1998.
     """
-    spaces.check_traceable(space)
+    spaces.check_space(space, traceable=True)
     if not is_number(damping) or not 0 <= damping < math.inf:
         raise ValueError(f"damping is {damping!r}, expected a number of at least 0; pass e.g. 0.01")
 

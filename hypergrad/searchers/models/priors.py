@@ -46,7 +46,7 @@ def check_priors(space: PyTree, priors: Priors | None) -> dict[str, tuple[np.nda
         ValueError: for a name that is not a leaf, a spread that is not a share, and a value outside its
             dimension.
     """
-    spaces.check_traceable(space)
+    spaces.check_space(space, traceable=True)
     dims = dict(zip(tree.leaf_names(space), jax.tree.leaves(space), strict=True))
     if priors is not None and not isinstance(priors, Mapping):
         raise ValueError(

@@ -77,7 +77,7 @@ def optuna_searcher(
         ValueError: without Optuna or what the sampler needs, for a space or a sampler that cannot be, and when
             told more trials than there is room for.
     """
-    spaces.check_traceable(space)
+    spaces.check_space(space, traceable=True)
     found = parameters(space)
     check_whole("capacity", capacity)
     if not callable(sampler):

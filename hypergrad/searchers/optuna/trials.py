@@ -49,7 +49,7 @@ def export_trials(
     trials = []
     for index, outcome in enumerate(outcomes):
         check_outcome(space, outcome)
-        outcome = outcome._replace(hparams=static.numbered(named, outcome.hparams))
+        outcome = outcome._replace(hparams=static.to_numbers(named, outcome.hparams))
         units = np.asarray(place(outcome.hparams), float)
         values, steps, parent = map(np.asarray, (outcome.values, outcome.steps, outcome.parent))
         for member, state in enumerate(trial_states(values, steps)):
