@@ -52,7 +52,7 @@ from hypergrad.estimators.policies.responses import (
     unrolled,
 )
 from hypergrad.estimators.policies.score import ScoreInfo, score, score_shared
-from hypergrad.estimators.policies.shared import SharedInfo, SharedState, cosine, shared, ways
+from hypergrad.estimators.policies.shared import SharedInfo, SharedState, shared, ways
 
 __all__ = [
     "RESPONSES",
@@ -73,7 +73,6 @@ __all__ = [
     "at_rest",
     "check_policy",
     "check_shared",
-    "cosine",
     "draw_outcomes",
     "enumerated",
     "expected",
