@@ -89,11 +89,7 @@ def factorized(space: PyTree) -> Policy:
     Raises:
         ValueError: for a static dimension, one of more than 256 options, or a space without discrete ones.
     """
-<<<<<<< HEAD
-    spaces.check_space(space, traceable=True)
-=======
     check_drawable(space)
->>>>>>> 917f828 (heads.multitask in walk, density and assembly; factorized leaf by leaf; one check of what can be drawn)
     dims, treedef = jax.tree.flatten(space)
 
     def init(key: Key) -> PyTree:
@@ -216,14 +212,8 @@ def natural(space: PyTree, damping: float = 0.0) -> Callable[[PyTree, PyTree], P
     Reference:
         Amari, "Natural gradient works efficiently in learning", Neural Computation 10, 1998.
     """
-<<<<<<< HEAD
-    spaces.check_space(space, traceable=True)
-    if not is_number(damping) or not 0 <= damping < math.inf:
-        raise ValueError(f"damping is {damping!r}, expected a number of at least 0; pass e.g. 0.01")
-=======
     spaces.check_space(space, traceable=True)
     check_least("damping", damping, example=0.01)
->>>>>>> 917f828 (heads.multitask in walk, density and assembly; factorized leaf by leaf; one check of what can be drawn)
 
     def solve(dim: spaces.Dimension, logits: Array, g: Array) -> Array:
         if not is_discrete(dim):
