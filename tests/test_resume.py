@@ -22,6 +22,7 @@ from hypergrad.space import Real
 from hypergrad.study import StudyWarning
 from hypergrad.study.disk.files import read_json, write_json
 from hypergrad.study.disk.journal import read_records
+from hypergrad.tuning.provenance import final_digest
 from hypergrad.tuning.replay import replay
 from hypergrad.tuning.resume import resume
 from hypergrad.tuning.settings import OPTION
@@ -106,9 +107,9 @@ def test_the_final_digest_covers_baseline_and_judged_values(tmp_path, finished, 
     shutil.copytree(finished / "random", path)
     before, judge = comparable(path), TUNE.judge
     parts = {"found": hg.Study(None, 0.0, [], False, 0.0), "baseline": None, "judged": {}}
-    digests = {TUNE._final_digest(**parts)}
-    digests.add(TUNE._final_digest(**{**parts, "baseline": parts["found"]}))
-    digests.add(TUNE._final_digest(**{**parts, "judged": before["configurations"]}))
+    digests = {final_digest(**parts)}
+    digests.add(final_digest(**{**parts, "baseline": parts["found"]}))
+    digests.add(final_digest(**{**parts, "judged": before["configurations"]}))
     assert len(digests) == 3
 
     def other(*args):
@@ -160,10 +161,16 @@ def test_another_task_is_refused(finished, task, fragment):
         ({"cost": -1}, "cost is -1"),
         ({"cost": "x"}, "cost is 'x'"),
         ({"settings": {"method": "__import__"}}, "method is '__import__'"),
-        ({"settings": {"metod": "random"}}, "settings of the study have 'metod'"),
-        ({"settings": {"seed": "x"}}, "settings of the study have 'seed'"),
-        ({"settings": {"estimator": ["x"]}}, "settings of the study have 'estimator'"),
-        ({"settings": {"memory": "x"}}, "settings of the study have 'memory'"),
+        (
+            {"settings": {"metod": "random"}},
+            "settings of the study cannot be used (setting of tune is 'metod'",
+        ),
+        ({"settings": {"seed": "x"}}, "settings of the study cannot be used (seed is 'x'"),
+        (
+            {"settings": {"estimator": ["x"]}},
+            "settings of the study cannot be used (estimator is ['x']",
+        ),
+        ({"settings": {"memory": "x"}}, "settings of the study cannot be used (memory is 'x'"),
     ],
 )
 def test_entries_that_cannot_be_are_refused(tmp_path, finished, entries, fragment):

@@ -238,7 +238,7 @@ def test_a_study_ended_as_the_first_listener_starts_can_be_resumed(tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         hg.tune(TASK, callbacks=[hg.Callback(start=stop)], **words)
     monkeypatch.setattr(
-        importlib.import_module("hypergrad.tuning.resume"), "complete", lambda *a: a[3]
+        importlib.import_module("hypergrad.tuning.resume"), "complete", lambda work, *_: work.folder
     )
     assert hg.resume(TASK, out).path == out
 

@@ -17,7 +17,7 @@ from hypergrad.study import StudyWarning
 from hypergrad.tuners import readers_of
 from hypergrad.tuning import warm_start
 from hypergrad.tuning.build import build, check_task
-from hypergrad.tuning.settings import Settings, check_settings
+from hypergrad.tuning.settings import check_settings
 from tasks import quadratic
 
 KEY = jax.random.key(3)
@@ -35,7 +35,7 @@ def before(tmp_path_factory):
 
 def start_of_descent(settings):
     """Where the first restart of a descent starts, as the front door builds it."""
-    chosen = check_task(TASK, Settings(num_seeds=1, **settings))
+    chosen = check_task(TASK, check_settings({"num_seeds": 1, **settings}))
     state = build(TASK, chosen)[0].init(KEY)
     return sp.constrain(TASK.space, jax.tree.map(lambda x: x[0], state.unconstrained))
 
@@ -55,9 +55,9 @@ def start_of_descent(settings):
     ],
 )
 def test_a_prior_is_kept_as_json(given, kept):
-    found = check_settings(Settings(prior={"lr": given})).prior
+    found = check_settings({"prior": {"lr": given}}).prior
     assert found == {"lr": kept} and json.loads(json.dumps(found)) == found
-    assert check_settings(Settings(prior=found)).prior == found
+    assert check_settings({"prior": found}).prior == found
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_an_invalid_prior_is_refused(bad):
     with pytest.raises(
         ValueError, match=r"prior for 'lr' is .*expected a value, or a value and its"
     ):
-        check_settings(Settings(prior={"lr": bad}))
+        check_settings({"prior": {"lr": bad}})
 
 
 @pytest.mark.parametrize("name", [n for n in readers_of("prior") if n in SEARCHERS])
@@ -190,9 +190,9 @@ def test_a_search_begins_with_earlier_trials_and_resumes(before, tmp_path):
     shutil.copytree(before[0], out)
     settings = {"method": "cross_entropy", **SMALL, "population": 16, "warm_start": out}
     told = hg.tune(TASK, storage=tmp_path / "warm", **settings)
-    state = build(TASK, check_task(TASK, Settings(**{**settings, "warm_start": str(out)})))[0].init(
-        KEY
-    )
+    state = build(TASK, check_task(TASK, check_settings({**settings, "warm_start": str(out)})))[
+        0
+    ].init(KEY)
     best = sorted(np.concatenate([o.values for o in found.trials]))
     assert int(state.step) == 1 and float(state.gamma) == best[int(state.num_elites) - 1]
     described = json.loads((tmp_path / "warm" / "study.json").read_text())

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from hypergrad.cli.loading import known_tasks
-from hypergrad.tuning.settings import OPTION, Option, Settings, check_option
+from hypergrad.tuning.settings import OPTION, Option, Settings, check_options
 
 OF_TASK = ("data", "label", "horizon", "arg")
 """Options that say which task it is, beside its name."""
@@ -117,13 +117,13 @@ def _reader(option: Option, called: str) -> Callable[[click.Context, click.Param
     def read(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
         if value is None or value is False or value == ():
             return None
-        return check_option(option.name, _read(option, value), called)
+        return check_options({option.name: _read(option, value)}, lambda _: called)[option.name]
 
     return read
 
 
 def _read(option: Option, value: Any) -> Any:
-    """Turn the words of an option into its kind; what cannot be turned is left to `check_option`."""
+    """Turn the words of an option into its kind; what cannot be turned is left to `check_options`."""
     if option.kind is dict:
         pairs = [_pair(option, text) for text in value]
         names = [name for name, _ in pairs]

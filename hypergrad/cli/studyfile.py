@@ -19,8 +19,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hypergrad.core.checks import check_name, nearest
-from hypergrad.tuning.settings import OPTION, check_option
+from hypergrad.core.checks import nearest
+from hypergrad.tuning.settings import OPTION, check_options
 
 MAX_STUDYFILE_BYTES = 2**18
 """Largest study file; real ones have a few hundred bytes."""
@@ -69,27 +69,16 @@ def read(path: str | Path, known: Mapping[str, Collection[str]]) -> StudyFile:
             f"{str(path)!r} cannot be read ({_line(error)}), expected numbers and lists of ordinary "
             "size; shorten it"
         ) from None
-    options = {}
-    for key, value in data.items():
-        try:
-            options[key] = _check(key, value, known)
-        except ValueError as error:
-            raise ValueError(f"{_place(path, text, (key,))}: {error}") from None
+    for key in data:
+        if key not in OPTION:
+            near = nearest(key, OPTION)
+            hint = f"did you mean {near!r}?" if near else f"see the names in {', '.join(OPTION)}"
+            raise ValueError(
+                f"{_place(path, text, (key,))}: {key!r:.80} is not an option, expected one of "
+                f"`hypergrad tune --help`; {hint}"
+            )
+    options = check_options(data, lambda key: f"{_place(path, text, (key,))}: {key}", known)
     return StudyFile(path, options, text)
-
-
-def _check(key: str, value: Any, known: Mapping[str, Collection[str]]) -> Any:
-    if key not in OPTION:
-        near = nearest(key, OPTION)
-        hint = f"did you mean {near!r}?" if near else f"see the names in {', '.join(OPTION)}"
-        raise ValueError(
-            f"{key!r:.80} is not an option, expected one of `hypergrad tune --help`; {hint}"
-        )
-    value = check_option(key, value)
-    if key in known:
-        for name in value if isinstance(value, list) else [value]:
-            check_name(key, name, known[key])
-    return value
 
 
 def _place(path: Path, text: str, keys: tuple[str, ...]) -> str:

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from hypergrad import space as spaces
-from hypergrad.core import checks
 from hypergrad.core.checks import check_whole
 from hypergrad.core.types import PyTree
 from hypergrad.estimators import ESTIMATORS
@@ -18,10 +17,11 @@ from hypergrad.problem import Problem, Task
 from hypergrad.report.extras import check_extras
 from hypergrad.schedulers import SCHEDULERS
 from hypergrad.searchers import SEARCHERS, warm_start
+from hypergrad.searchers.models.priors import check_priors
 from hypergrad.space import static
 from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, readers_of, search
 from hypergrad.tuners.controller import CANDIDATES
-from hypergrad.tuning.settings import Settings, check_settings
+from hypergrad.tuning.settings import Settings
 from hypergrad.tuning.warm_start import held_trials, priors_of, read_trials, start_of
 from hypergrad.validation import check_step, validate
 
@@ -82,22 +82,34 @@ def check_used(given: Collection[str], method: str, called: Callable[[str], str]
 
 
 def check_task(task: Task, settings: Settings) -> Settings:
-    """Raise a `ValueError` for a task or settings that cannot work, before anything compiles."""
-    settings = check_settings(settings)
-    for name, known in NAMES.items():
-        checks.check_name(name, getattr(settings, name), known)
+    """Return the settings, or raise a `ValueError` for what cannot work together, before anything compiles."""
     if settings.method == "prior" and not settings.prior:
         raise ValueError(
             "prior is None, expected what the method 'prior' draws trials from; pass e.g. "
             "--prior lr=1e-3, or prior={'lr': 1e-3}"
         )
-    priors_of(settings, task.space)
-    if settings.method in ("descent", "bilevel"):
-        spaces.check_space(task.space, real=True)
-    elif settings.method == "controller":
-        spaces.check_space(task.space, traceable=True)
-    else:
-        _check_static(task, settings)
+    by_gradient = settings.method in TUNERS
+    spaces.check_space(
+        task.space,
+        real=settings.method in ("descent", "bilevel"),
+        traceable=settings.method == "controller",
+    )
+    if settings.prior:
+        check_priors(spaces.dynamic(task.space), priors_of(settings))
+    names = [] if by_gradient else static.static_names(task.space)
+    if names:
+        static.check_recordable(task.space)
+    because = f"because space[{names[0]!r}] is static" if names else ""
+    if names and settings.scheduler == "pb2":
+        raise ValueError(
+            f"scheduler is 'pb2', expected another {because}: a copy goes on with weights that fit no other "
+            "shape; choose 'pbt', whose copies keep their shape, or 'full'"
+        )
+    if names and settings.memory is not None:
+        raise ValueError(
+            f"memory is {settings.memory}, expected None {because}: what fits is measured for one shape; "
+            "pass chunk, the members side by side on each device"
+        )
     for hparams in static.corners(task.space):
         label, start = static.split(task.space, hparams)
         one, start = fixed(task, label), jax.tree.map(jax.numpy.asarray, start)
@@ -107,33 +119,15 @@ def check_task(task: Task, settings: Settings) -> Settings:
     return settings
 
 
-def _check_static(task: Task, settings: Settings) -> None:
-    """Raise a `ValueError` for what a search cannot do with static dimensions, naming the first."""
-    static.check_recordable(task.space)
-    names = static.static_names(task.space)
-    if not names:
-        return
-    because = f"because space[{names[0]!r}] is static"
-    if settings.scheduler == "pb2":
-        raise ValueError(
-            f"scheduler is 'pb2', expected another {because}: a copy goes on with weights that fit no other "
-            "shape; choose 'pbt', whose copies keep their shape, or 'full'"
-        )
-    if settings.memory is not None:
-        raise ValueError(
-            f"memory is {settings.memory}, expected None {because}: what fits is measured for one shape; "
-            "pass chunk, the members side by side on each device"
-        )
-
-
 def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
     """Build the tuner, and say how many estimates, trainings or steps of its own one of its steps costs."""
     if settings.method in TUNERS:
         return TUNERS[settings.method].make(task, settings, start_of(task, settings))
-    return _search(task, settings)
+    return build_search(task, settings)
 
 
-def _search(task: Task, settings: Settings) -> tuple[Tuner, float]:
+def build_search(task: Task, settings: Settings) -> tuple[Tuner, float]:
+    """Build the tuner of a search, and say how many trainings a generation costs."""
     num_generations, size = generations(settings)
     num, told = num_generations * size, []
     if settings.warm_start is not None:
@@ -186,7 +180,7 @@ def most_trials(method: str, scheduler: str = "full") -> int:
     return SEARCHERS[method].generation if scheduler == "full" else 16
 
 
-def _generations(
+def equal_generations(
     most: int, num_trials: int, size: int | None = None, num: int | None = None
 ) -> tuple[int, int]:
     """Cut trials into equal generations of at most `most`: how many, and how large.
@@ -199,7 +193,8 @@ def _generations(
     return -(-num_trials // size) if num is None else num, size
 
 
-def _num_steps(settings: Settings) -> int:
+def num_steps(settings: Settings) -> int:
+    """Return how many steps the tuner takes."""
     if settings.method in TUNERS:
         return settings.budget
     return generations(settings)[0]
@@ -208,7 +203,7 @@ def _num_steps(settings: Settings) -> int:
 def generations(settings: Settings) -> tuple[int, int]:
     """Return how many generations a search has, and how many trials each."""
     most = most_trials(settings.method, settings.scheduler)
-    return _generations(most, settings.budget, settings.population, settings.generations)
+    return equal_generations(most, settings.budget, settings.population, settings.generations)
 
 
 def width(settings: Settings) -> int:

@@ -17,7 +17,7 @@ from hypergrad.searchers import final_values
 from hypergrad.space import static
 from hypergrad.train import init_state, split_key, unroll, unroll_losses
 from hypergrad.tuners import TUNERS
-from hypergrad.tuning.provenance import _final_digest
+from hypergrad.tuning.provenance import final_digest
 from hypergrad.tuning.settings import Settings
 
 CURVE_POINTS = 25
@@ -130,7 +130,7 @@ FINALISTS = 10
 """Settings of each method that are trained again before one of them is chosen."""
 
 
-def _choose(
+def choose(
     task: Task, settings: Settings, found: Study, method: str, key: Key
 ) -> tuple[HParams, float]:
     """Choose among the finalists of a method by their mean objective over the same seeds."""
@@ -170,7 +170,8 @@ def _trace(found: Study, cost: float) -> dict[str, Any]:
     return trace
 
 
-def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, Any]:
+def result_of(task, settings, found, baseline, judged, cost, best) -> dict[str, Any]:
+    """Return what `result.json` says of a finished study."""
     notes = []
     trace = _trace(found, cost)
     if trace.get("skipped"):
@@ -212,7 +213,7 @@ def _result(task, settings, found, baseline, judged, cost, best) -> dict[str, An
         "interrupted": found.interrupted or (baseline is not None and baseline.interrupted),
         "num_seeds": settings.eval_seeds,
         "digest": found.digest,
-        "final_digest": _final_digest(found, baseline, judged),
+        "final_digest": final_digest(found, baseline, judged),
     }
     if baseline is not None:
         result["random_trace"] = _trace(baseline, _width(baseline))

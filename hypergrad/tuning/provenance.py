@@ -12,15 +12,15 @@ from typing import Any
 
 import jax
 
+from hypergrad.core import tree
 from hypergrad.problem import Task
 from hypergrad.report.study import Study
-from hypergrad.space import describe_space
 from hypergrad.study.disk.description import FORMAT
 from hypergrad.study.disk.files import read_json, to_plain
 from hypergrad.study.disk.machine import describe_machine
 from hypergrad.tuning import warm_start
-from hypergrad.tuning.build import check_task, width
-from hypergrad.tuning.settings import OPTION, Settings
+from hypergrad.tuning.build import NAMES, check_task, width
+from hypergrad.tuning.settings import Settings, check_settings
 from hypergrad.tuning.warm_start import digest_of
 
 
@@ -33,12 +33,12 @@ def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) 
     here = {
         "task": task.name,
         "horizon": task.horizon,
-        "space": describe_space(task.space),
+        "space": {n: repr(d) for n, d in tree.named(task.space).items()},
     }
     for name, value in here.items():
         if described.get(name) != value:
             raise ValueError(
-                f"{name} is {value!r:.200}, expected {described.get(name)!r:.200} as the study has it; "
+                f"{name} is {value!r}, expected {described.get(name)!r} as the study has it; "
                 "name its task, with the same arguments"
             )
     changed = [
@@ -49,14 +49,14 @@ def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) 
             f"{', '.join(changed)} changed since the study was started, expected the same source; restore it, "
             "or pass --allow-changes"
         )
-    given, usual = _of(described, "settings"), Settings()._asdict()
-    odd = [n for n, value in given.items() if n not in usual or not _fits(n, value, usual[n])]
-    if odd:
+    try:
+        settings = check_settings(_of(described, "settings"), NAMES)
+    except ValueError as error:
         raise ValueError(
-            f"settings of the study have {odd[0]!r} = {str(given[odd[0]])[:40]!r}, expected a setting and "
-            "a kind of this version; resume with the version of hypergrad that wrote it"
-        )
-    settings = check_task(task, Settings(**given))
+            f"settings of the study cannot be used ({error}); resume with the version of hypergrad that "
+            "wrote it"
+        ) from None
+    check_task(task, settings)
     if described.get("width") != width(settings):
         raise ValueError(
             f"width is {width(settings)}, expected {described.get('width')!r} trials a step as the study has; "
@@ -66,19 +66,12 @@ def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) 
     return settings
 
 
-def _fits(name: str, value: Any, usual: Any) -> bool:
-    """Tell whether a setting from a file is of the kind of its default, or of its option where that is None."""
-    if usual is None:
-        return value is None or type(value) is OPTION[name].kind
-    return type(value) is type(usual) or (type(usual) is float and type(value) is int)
-
-
 def _of(described: dict[str, Any], name: str) -> dict[str, Any]:
     value = described.get(name)
     return value if isinstance(value, dict) else {}
 
 
-def _final_digest(found: Study, baseline: Study | None, judged: dict[str, Any]) -> str:
+def final_digest(found: Study, baseline: Study | None, judged: dict[str, Any]) -> str:
     """Return the SHA-256 of all that was trained: the method, its baseline, and the comparison of them."""
     parts = {
         "version": 1,
@@ -89,7 +82,7 @@ def _final_digest(found: Study, baseline: Study | None, judged: dict[str, Any]) 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _check_result(path: Path, result: dict[str, Any]) -> None:
+def check_same_result(path: Path, result: dict[str, Any]) -> None:
     """Raise a `ValueError` where the study is finished already, and did not come out like this.
 
     Journals are compared step by step, but the comparison at the end has no records.
@@ -119,7 +112,7 @@ def describe_study(task: Task, settings: Settings, details: dict[str, Any]) -> d
         "seed": settings.seed,
         "width": width(settings),
         "horizon": task.horizon,
-        "space": describe_space(task.space),
+        "space": {n: repr(d) for n, d in tree.named(task.space).items()},
         "sources": sources(task),
         "versions": describe_machine()["versions"],
         "device": str(jax.devices()[0]),

@@ -12,7 +12,7 @@ from hypergrad.study import Callback, Listeners
 from hypergrad.study.disk.folder import lock
 from hypergrad.tuning.build import as_task, build
 from hypergrad.tuning.provenance import check_same_task
-from hypergrad.tuning.tune import collected_warnings, complete
+from hypergrad.tuning.tune import Work, collected_warnings, complete
 
 
 def resume(
@@ -49,15 +49,9 @@ def resume(
                 "resume it with study.resume"
             )
         with collected_warnings() as caught:
+            tuner = build(task, settings)[0]
             return complete(
-                task,
-                settings,
-                build(task, settings),
-                folder,
-                described,
-                Listeners(callbacks),
-                caught,
-                cost,
+                Work(task, settings, tuner, cost, folder, described), Listeners(callbacks), caught
             )
 
 

@@ -1,9 +1,9 @@
 """How to tune: the settings, and the options by which the command line and study files give them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from hypergrad.core.checks import is_number, is_whole
+from hypergrad.core.checks import check_name, is_number, is_whole
 
 MAX_COUNT = 10**9
 """Largest count that an option may be."""
@@ -196,46 +196,53 @@ _FORMS: dict[type | str, _Form] = {
         lambda x: isinstance(x, dict) and all(isinstance(name, str) for name in x),
         'values by the names of hyperparameters; write e.g. {"lr": 1e-3}, or --prior lr=1e-3',
     ),
-    "prior for": _Form(
-        lambda x: len(x) == 2 and is_number(x[1]) and 0 < x[1] <= 1,
-        "a value, or a value and its spread, a share of the range in (0, 1]; write e.g. [1e-3, 0.15], or "
-        "--prior lr=1e-3:0.15",
-    ),
 }
 """Option by name, or by kind -> the form of its value."""
 
 
-def check_option(name: str, value: Any, called: str = "") -> Any:
-    """Return the value of an option as `tune` takes it, or raise a `ValueError`.
+def check_options(
+    given: Mapping[str, Any],
+    called: Callable[[str], str] = str,
+    known: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, Any]:
+    """Return options as `tune` takes them, or raise a `ValueError` for the first that cannot be.
 
     A `memory` may be a size such as "64M", a whole `learning_rate` becomes a float, and a `prior` becomes
     {leaf name: [value, spread]}.
 
     Args:
-        name: Name of the option.
-        value: What was given.
-        called: What the user calls the option; its name where empty.
+        given: Values by the names of options.
+        called: Function from the name of an option to what the user calls it.
+        known: Dict {option: the names it may have}, for options whose values are names.
     """
-    kind, called = OPTION[name].kind, called or name
-    read = _bytes(value) if name == "memory" else value
-    form = _FORMS.get(name) or _FORMS[kind]
-    if not form.fits(read):
-        raise ValueError(f"{called} is {_short(value)}, expected {form.expected}")
-    if name == "prior":
-        return {leaf: _pair(f"{called} for {leaf!r:.80}", one) for leaf, one in value.items()}
-    return kind(read) if kind in (int, float) else read
+    found = {}
+    for name, value in given.items():
+        kind = OPTION[name].kind
+        read = _bytes(value) if name == "memory" else value
+        form = _FORMS.get(name) or _FORMS[kind]
+        if not form.fits(read):
+            raise ValueError(f"{called(name)} is {_short(value)}, expected {form.expected}")
+        if name in (known or {}):
+            for word in read if kind is list else [read]:
+                check_name(called(name), word, (known or {})[name])
+        if name == "prior":
+            read = {
+                leaf: _pair(f"{called(name)} for {leaf!r:.80}", one) for leaf, one in read.items()
+            }
+        found[name] = kind(read) if kind in (int, float) else read
+    return found
 
 
 def _pair(called: str, given: Any) -> list:
     """Return the value and the spread of a prior, which is that of `Prior` where none is given."""
     from hypergrad.searchers.models.priors import SPREAD
 
-    pair, form = (
-        list(given) if isinstance(given, (list, tuple)) else [given, SPREAD],
-        _FORMS["prior for"],
-    )
-    if not form.fits(pair):
-        raise ValueError(f"{called} is {_short(given)}, expected {form.expected}")
+    pair = list(given) if isinstance(given, (list, tuple)) else [given, SPREAD]
+    if len(pair) != 2 or not is_number(pair[1]) or not 0 < pair[1] <= 1:
+        raise ValueError(
+            f"{called} is {_short(given)}, expected a value, or a value and its spread, a share of the range "
+            "in (0, 1]; write e.g. [1e-3, 0.15], or --prior lr=1e-3:0.15"
+        )
     value, spread = pair
     return [getattr(value, "tolist", lambda: value)(), float(spread)]  # of numpy and jax, too
 
@@ -261,12 +268,18 @@ def _short(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-def check_settings(settings: Settings) -> Settings:
-    """Return settings whose every value is possible, or raise a `ValueError` that names the field."""
+def check_settings(
+    given: Mapping[str, Any], known: Mapping[str, Collection[str]] | None = None
+) -> Settings:
+    """Return the settings that a user gives, or raise a `ValueError` that names the first that cannot be.
+
+    Args:
+        given: Values by the names of fields; a None stands for the default.
+        known: Dict {field: the names it may have}.
+    """
+    unknown = [name for name in given if name not in Settings._fields]
+    if unknown:
+        check_name("setting of tune", unknown[0], Settings._fields)
     usual = Settings._field_defaults
-    return Settings(
-        *(
-            None if value is None and usual[name] is None else check_option(name, value)
-            for name, value in settings._asdict().items()
-        )
-    )
+    chosen = {n: v for n, v in given.items() if v is not None or usual[n] is not None}
+    return Settings(**check_options(chosen, known=known))

@@ -5,13 +5,13 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from hypergrad import space as spaces, study
-from hypergrad.core import checks, tree
+from hypergrad.core import tree
 from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.estimators import Estimator
 from hypergrad.estimators.advice import StructuralZeroWarning
@@ -26,19 +26,20 @@ from hypergrad.train import init_state, unroll
 from hypergrad.tuners import TUNERS, ControllerWarning, Tuner
 from hypergrad.tuners.descent import estimator_of
 from hypergrad.tuning.build import (
-    _generations,
-    _num_steps,
-    _search,
+    NAMES,
     as_task,
     build,
+    build_search,
     check_task,
     check_used,
+    equal_generations,
     measured,
     most_trials,
+    num_steps,
 )
-from hypergrad.tuning.judge import _choose, _result, judge
-from hypergrad.tuning.provenance import _check_result, describe_study
-from hypergrad.tuning.settings import Settings
+from hypergrad.tuning.judge import choose, judge, result_of
+from hypergrad.tuning.provenance import check_same_result, describe_study
+from hypergrad.tuning.settings import Settings, check_settings
 
 
 def tune(
@@ -68,14 +69,14 @@ def tune(
     baseline, and 11 x max(num_seeds, 4) trainings of each for the choice.
 
     Args:
-        task: what to tune; a `Problem` has no test set, and needs a space and a horizon.
-        space: of a `Problem`, a pytree of dimensions.
-        horizon: of a `Problem`, its training steps.
-        storage: folder of the study; nothing is written where None.
-        overwrite: replace a study that is there.
-        callbacks: told of every step of every phase.
-        details: further entries for `study.json` (the command, the task's arguments).
-        **settings: fields of `Settings`: method="random", budget=64, ...
+        task: What to tune; a `Problem` has no test set, and needs a space and a horizon.
+        space: Space of a `Problem`, a pytree of dimensions.
+        horizon: Training steps of a `Problem`.
+        storage: Folder of the study; nothing is written where None.
+        overwrite: Whether to replace a study that is there.
+        callbacks: Callbacks, told of every step of every phase.
+        details: Further entries for `study.json` (the command, the task's arguments).
+        **settings: Fields of `Settings`: method="random", budget=64, ...
 
     Returns:
         The study, with `result` (the comparison) and the path of its `report`.
@@ -84,24 +85,26 @@ def tune(
         ValueError: for a task or settings that cannot work, before anything compiles.
     """
     task = as_task(task, space, horizon)
-    for name in settings:
-        checks.check_name("setting of tune", name, Settings._fields)
     if settings.get("warm_start") is not None:
-        settings["warm_start"] = _earlier_folder(settings["warm_start"], storage)
-    chosen = check_task(task, Settings(**settings))
+        settings["warm_start"] = _other_folder(settings["warm_start"], storage)
+    chosen = check_settings(settings, NAMES)
     check_used([name for name, value in settings.items() if value is not None], chosen.method)
+    check_task(task, chosen)
     listeners = Listeners(callbacks)
     with collected_warnings() as caught:
         chosen = measured(task, chosen)
-        built = build(task, chosen)  # what cannot work is refused before an old study is replaced
-        if storage is None:
-            return complete(task, chosen, built, None, details or {}, listeners, caught)
-        with create(storage, overwrite) as folder:
-            return complete(task, chosen, built, folder, details or {}, listeners, caught)
+        tuner, per_step = build(
+            task, chosen
+        )  # what cannot work is refused before a study is replaced
+        with contextlib.nullcontext() if storage is None else create(storage, overwrite) as folder:
+            cost = per_step * relative_cost(task, chosen, tuner)
+            described = describe_study(task, chosen, {**(details or {}), "cost": cost})
+            work = Work(task, chosen, tuner, cost, folder, described)
+            return complete(work, listeners, caught)
 
 
-def _earlier_folder(directory: Any, storage: Any) -> str:
-    """Return the whole path of an earlier study, so that this one is resumed from anywhere."""
+def _other_folder(directory: Any, storage: Any) -> str:
+    """Return the whole path of another study, so that this one is resumed from anywhere."""
     if not isinstance(directory, (str, Path)):
         raise ValueError(
             f"warm_start is {directory!r:.80}, expected the folder of a study; pass e.g. 'runs/digits'"
@@ -133,87 +136,107 @@ def collected_warnings() -> Iterator[list[warnings.WarningMessage]]:
             warnings.warn(text, category, stacklevel=4)
 
 
-def complete(
-    task: Task,
-    settings: Settings,
-    built: tuple[Tuner, float],
-    folder: Folder | None,
-    details: dict[str, Any],
-    listeners: Listeners,
-    caught: list[warnings.WarningMessage],
-    cost: float | None = None,
-) -> Study:
-    """Do what is left of a study: the method, its random baseline, the comparison and the report.
+class Work(NamedTuple):
+    """A study to be done, or what is left of it.
+
+    Attributes:
+        task: What to tune.
+        settings: How to tune it, checked.
+        tuner: Tuner that the settings ask for.
+        cost: Trainings that one step costs.
+        folder: Folder of the study, locked; a study that it holds is resumed. Nothing is written where None.
+        details: Entries of `study.json`.
+    """
+
+    task: Task
+    settings: Settings
+    tuner: Tuner
+    cost: float
+    folder: Folder | None
+    details: dict[str, Any]
+
+
+def complete(work: Work, listeners: Listeners, caught: list[warnings.WarningMessage]) -> Study:
+    """Do what is left of a study: run the method and its random baseline, judge them, write the report.
 
     Args:
-        task: what to tune.
-        settings: how, checked.
-        built: what `build` made of them.
-        folder: of the study, locked; a study that it holds is resumed. Nothing is written where None.
-        details: further entries for `study.json`; all of them where the study is resumed.
-        listeners: told of every step.
-        caught: the warnings raised so far, a list that grows.
-        cost: trainings that one step costs, as a study that is resumed has it; measured where None.
+        work: The study.
+        listeners: Callbacks, told of every step.
+        caught: Warnings raised so far, a list that grows.
     """
     began = time.perf_counter()
-    keys = jax.random.split(jax.random.key(settings.seed), 4)
-    tune_key, random_key, judge_key, choose_key = keys
-    tuner, per_step = built
-    if cost is None:
-        cost = per_step
-        if settings.method in TUNERS:
-            one = estimator_of(task, settings) if settings.method == "descent" else tuner
-            cost = per_step * measure_ratio(task, one, spaces.default(task.space))
-        details = describe_study(task, settings, {**details, "cost": cost})
-    if folder is not None and not study.has_begun(folder.path):
+    seed = jax.random.key(work.settings.seed)
+    tune_key, random_key, judge_key, choose_key = jax.random.split(seed, 4)
+    if work.folder is not None and not study.has_begun(work.folder.path):
         # before any listener writes: a folder with a log alone could be neither resumed nor started
-        details = study.begin(folder, tune_key, _num_steps(settings), details)
+        steps = num_steps(work.settings)
+        work = work._replace(details=study.begin(work.folder, tune_key, steps, work.details))
     ended = None
     try:
-        listeners.start(details)
+        listeners.start(work.details)
         running = time.perf_counter()
-        show = _Steps(listeners, settings.method, _num_steps(settings), cost)
-        found = _run(tuner, tune_key, folder, details, show)
-        earlier = found.seconds - (time.perf_counter() - running)  # in sessions before this one
-        baseline = None
-        if settings.method in TUNERS and not found.interrupted:
-            num_trials = max(1, round(cost * len(found.trials)))
-            num_steps, size = _generations(most_trials("random"), num_trials)
-            show = _Steps(listeners, "random", num_steps, size)
-            about = {"task": task.name, "method": "random"}
-            rival = _search(task, Settings("random", population=size, generations=num_steps))[0]
-            with _random_folder(folder) as inner:
-                baseline = _run(rival, random_key, inner, about, show)
-
-        listeners.step(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
-        best, best_value = _choose(task, settings, found, settings.method, choose_key)
-        configurations = {"default": spaces.default(task.space), "tuned": best}
-        if baseline is not None and baseline.best is not None:
-            configurations["random"] = _choose(task, settings, baseline, "random", choose_key)[0]
-        judged = judge(task, configurations, judge_key, settings.eval_seeds)
-        listeners.step(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
-        result = _result(task, settings, found, baseline, judged, cost, best)
+        found = _run_method(work, tune_key, listeners)
+        before = found.seconds - (time.perf_counter() - running)  # in sessions before this one
+        baseline = _run_baseline(work, found, random_key, listeners)
+        result, best = _judge_all(work, found, baseline, (judge_key, choose_key), listeners)
         result["warnings"] += _for_report(caught)
-        result["seconds"] = time.perf_counter() - began + max(0.0, earlier)
-        interrupted = result["interrupted"]
+        result["seconds"] = time.perf_counter() - began + max(0.0, before)
         if found.best is not None:
-            found = found._replace(best=best, best_value=best_value)
-        ended = found._replace(result=result, interrupted=interrupted)
-        if folder is not None:
-            _check_result(folder.path / "result.json", result)
-            write_json(folder.path / "result.json", result)
-            ended = ended._replace(report=_report(folder.path))
+            found = found._replace(best=best[0], best_value=best[1])
+        ended = found._replace(result=result, interrupted=result["interrupted"])
+        if work.folder is not None:
+            ended = ended._replace(report=_write(work.folder.path, result))
         return ended
     finally:
         listeners.end(ended)
 
 
-def _report(path: Path) -> Path | None:
-    """Write the report; a study is not lost because pictures cannot be drawn."""
-    from hypergrad.report.page import write_report as report
+def _run_method(work: Work, key: Key, listeners: Listeners) -> Study:
+    show = _Steps(listeners, work.settings.method, num_steps(work.settings), work.cost)
+    return _run(work.tuner, key, work.folder, work.details, show)
 
+
+def _run_baseline(work: Work, found: Study, key: Key, listeners: Listeners) -> Study | None:
+    """Search at random for as long as a method by gradient took; other methods have no baseline."""
+    if work.settings.method not in TUNERS or found.interrupted:
+        return None
+    num_trials = max(1, round(work.cost * len(found.trials)))
+    num, size = equal_generations(most_trials("random"), num_trials)
+    settings = Settings("random", population=size, generations=num)
+    rival = build_search(work.task, settings)[0]
+    with _random_folder(work.folder) as folder:
+        about = {"task": work.task.name, "method": "random"}
+        return _run(rival, key, folder, about, _Steps(listeners, "random", num, size))
+
+
+def _judge_all(
+    work: Work, found: Study, baseline: Study | None, keys: tuple[Key, Key], listeners: Listeners
+) -> tuple[dict[str, Any], tuple[HParams, float]]:
+    """Choose the best of each method, and judge them beside the defaults on fresh seeds.
+
+    Returns:
+        What `result.json` says, and the best hparams of the method with their value.
+    """
+    task, settings = work.task, work.settings
+    judge_key, choose_key = keys
+    listeners.step(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
+    best = choose(task, settings, found, settings.method, choose_key)
+    configurations = {"default": spaces.default(task.space), "tuned": best[0]}
+    if baseline is not None and baseline.best is not None:
+        configurations["random"] = choose(task, settings, baseline, "random", choose_key)[0]
+    judged = judge(task, configurations, judge_key, settings.eval_seeds)
+    listeners.step(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
+    return result_of(task, settings, found, baseline, judged, work.cost, best[0]), best
+
+
+def _write(path: Path, result: dict[str, Any]) -> Path | None:
+    """Write the result, and the report; a study is not lost because pictures cannot be drawn."""
+    from hypergrad.report.page import write_report
+
+    check_same_result(path / "result.json", result)
+    write_json(path / "result.json", result)
     try:
-        return report(path)
+        return write_report(path)
     except ValueError as error:
         warnings.warn(
             f"no report was written ({error}); write it later: hypergrad report {path}",
@@ -266,6 +289,14 @@ def _run(tuner: Tuner, key: Key, folder: Folder | None, details: dict, show: _St
     if folder is not None and study.has_begun(folder.path):
         return Study(*study.resume_run(tuner, folder, show))
     return Study(*study.run(tuner, key, show.num_steps, show, storage=folder, details=details))
+
+
+def relative_cost(task: Task, settings: Settings, tuner: Tuner) -> float:
+    """Return the time of an estimate, or of a step of a tuner, as a multiple of one training run."""
+    if settings.method not in TUNERS:
+        return 1
+    one = estimator_of(task, settings) if settings.method == "descent" else tuner
+    return measure_ratio(task, one, spaces.default(task.space))
 
 
 def measure_ratio(

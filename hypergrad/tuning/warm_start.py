@@ -14,7 +14,6 @@ from hypergrad.core import tree
 from hypergrad.core.types import HParams, PyTree
 from hypergrad.problem import Task
 from hypergrad.searchers import Prior, Trials, final_values
-from hypergrad.searchers.models.priors import check_priors
 from hypergrad.searchers.wrappers import is_held
 from hypergrad.space import static
 from hypergrad.study import StudyWarning
@@ -125,12 +124,9 @@ def best_trial(outcome: Trials) -> HParams:
     return jax.tree.map(lambda x: x[member], outcome.hparams)
 
 
-def priors_of(settings: Settings, space: PyTree | None = None) -> dict[str, Prior]:
-    """Return the prior of the settings, checked against a space where one is given."""
-    found = {name: Prior(*pair) for name, pair in (settings.prior or {}).items()}
-    if found and space is not None:
-        check_priors(spaces.dynamic(space), found)
-    return found
+def priors_of(settings: Settings) -> dict[str, Prior]:
+    """Return the priors of the settings by the names of leaves."""
+    return {name: Prior(*pair) for name, pair in (settings.prior or {}).items()}
 
 
 def start_of(task: Task, settings: Settings) -> HParams | None:
