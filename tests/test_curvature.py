@@ -483,11 +483,11 @@ BAD = {
     "layer has arrays of shapes": lambda p, b: cv.frobenius(
         MODEL, [p[0], {"a": p[1], "b": p[1]}], b
     ),
-    "loss failed on these params and batch": lambda p, b: cv.frobenius(MODEL, p[::-1], b),
-    r"l2 has a strength of shape \(5,\), expected one number": lambda p, b: cv.frobenius(
+    "loss failed on the given params": lambda p, b: cv.frobenius(MODEL, p[::-1], b),
+    r"l2 holds an array of shape \(5,\) .*, expected one number": lambda p, b: cv.frobenius(
         cv.mlp(jnp.tanh, l2=p), p, b
     ),
-    "l2 is nan, expected numbers": lambda p, b: cv.frobenius(
+    "l2 holds nan, expected one number": lambda p, b: cv.frobenius(
         cv.mlp(jnp.tanh, l2=float("nan")), p, b
     ),
     "params is a dict, expected a list or tuple of layers; name its layers": lambda p, b: (
@@ -497,7 +497,7 @@ BAD = {
     "params.* is used outside of dense": lambda p, b: cv.frobenius_pairs(
         cv.Layered(lambda dense, q, e: forward(jnp.tanh, q, e[0]), MODEL.loss), p, b
     ),
-    "loss is function, expected a Layered, because the norm": lambda p, b: cv.frobenius_pairs(
+    "loss is <function .*, expected a Layered, because the norm": lambda p, b: cv.frobenius_pairs(
         loss_of(PLAIN), p, b
     ),
     r"loss returned an array of shape \(12,\)": lambda p, b: cv.hvp(

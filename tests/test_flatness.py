@@ -306,11 +306,11 @@ BAD = {
     "size is 9, expected at most the 8 samples": lambda p, b: cv.m_sharpness(
         relu_loss, p, b, size=9
     ),
-    "model is function, expected a Layered": lambda p, b: cv.theorem_1(relu_loss, p, b),
-    "model is function, expected a Layered, because paths": lambda p, b: cv.path_norm(
+    "model is <function .*, expected a Layered": lambda p, b: cv.theorem_1(relu_loss, p, b),
+    "model is <function .*, expected a Layered, because paths": lambda p, b: cv.path_norm(
         relu_loss, p, b
     ),
-    "model is function, expected a Layered, because the norm": lambda p, b: cv.last_layer(
+    "model is <function .*, expected a Layered, because the norm": lambda p, b: cv.last_layer(
         relu_loss, p, b
     ),
     "loss is nan on this batch": lambda p, b: cv.gradient_variance(
@@ -324,7 +324,7 @@ BAD = {
         p,
         b,
     ),
-    r"radius is an array of shape \(3,\).*, expected one positive number": lambda p, b: cv.sam(
+    r"radius is an array of shape \(3,\).*, expected a positive number": lambda p, b: cv.sam(
         relu_loss, p, b, radius=jnp.ones(3)
     ),
     r"size is an array of shape \(2,\)": lambda p, b: cv.m_sharpness(

@@ -1,4 +1,4 @@
-"""How much the loss rises on average: expected sharpness, its PAC-Bayes width, and the volume below a level."""
+"""Average sharpness: the expected rise of the loss, its PAC-Bayes width, and the volume below a level."""
 
 import math
 from typing import NamedTuple
@@ -9,15 +9,22 @@ from jax.flatten_util import ravel_pytree
 
 from hypergrad.core.checks import check_whole
 from hypergrad.core.types import Array, Batch, Key, Params
-from hypergrad.curvature.models import Model, check_model, check_positive_or_traced, loss_of, widen
+from hypergrad.curvature.models import (
+    BatchLoss,
+    Model,
+    check_model,
+    check_positive_or_traced,
+    loss_of,
+    widen,
+)
 
 
 class Expected(NamedTuple):
     """A mean over random moves.
 
     Attributes:
-        value: `[]`.
-        std_error: `[]`.
+        value: mean `[]`.
+        std_error: its standard error `[]`.
     """
 
     value: Array
@@ -29,7 +36,7 @@ class Volume(NamedTuple):
 
     Attributes:
         log_volume: natural logarithm, `[]`.
-        radii: distance to the level along each direction `[directions]`; `largest` where it was not met.
+        radii: distance to the level along each direction `[directions]`; `largest` where no level was met.
         met: share of the directions along which the level was met, `[]`.
     """
 
@@ -52,17 +59,17 @@ def expected_sharpness(
 
     E_{v∼N(0, σ²)} L(w + v) − L(w) ≈ ½ σ² tr H;   with `relative`, v_i ∼ N(0, σ² w_i²)
 
-    The pair ±v takes the gradient out: its noise would be larger than the curvature.
+    The pair ±v cancels the gradient, whose noise would be larger than the curvature.
 
     **Cost:** 2 `num_pairs` losses, one pair after another. Differentiable.
 
     Args:
         loss: any model.
-        params: w.
-        batch: what the loss takes.
-        key: of the moves.
-        sigma: σ.
-        num_pairs: how many.
+        params: weights w.
+        batch: batch of the loss.
+        key: key of the moves.
+        sigma: standard deviation σ of the moves.
+        num_pairs: number of pairs.
         relative: whether the moves scale with the weights (magnitude-aware).
 
     Reference:
@@ -72,12 +79,23 @@ def expected_sharpness(
     if not isinstance(sigma, jax.Array):
         check_positive_or_traced("sigma", sigma)
     check_whole("num_pairs", num_pairs, 2)
-    function = loss_of(loss)
+    return _expected_rise(loss_of(loss), params, batch, key, sigma, num_pairs, relative)
+
+
+def _expected_rise(
+    function: BatchLoss,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    sigma: float | Array,
+    num_pairs: int,
+    relative: bool,
+) -> Expected:
     flat, unravel = ravel_pytree(widen(params))
     scale = jnp.abs(flat) if relative else jnp.ones_like(flat)
     here = function(unravel(flat), batch)
 
-    def rise(key):
+    def rise(key: Key) -> Array:
         move = sigma * scale * jax.random.normal(key, flat.shape, flat.dtype)
         ahead, back = (function(unravel(flat + sign * move), batch) for sign in (1, -1))
         return (ahead + back) / 2 - here
@@ -100,35 +118,37 @@ def pac_bayes(
 ) -> Array:
     """Return 1/σ² for the largest σ at which the expected rise of the loss stays below `rise`.
 
-    Sharper minima bear smaller moves: the larger, the sharper. Found by bisection of log σ, with the same
-    random directions at every σ.
+    Sharper minima bear only smaller moves: the larger the value, the sharper. It is found by bisection of
+    log σ, with the same random directions at every σ.
 
     **Cost:** 2 `num_pairs` x `num_bisections` losses. **Limits:** σ within [1e-6, 1] x `largest`.
 
     Args:
         loss: any model.
-        params: w.
-        batch: what the loss takes.
-        key: of the moves.
-        rise: of the loss; Jiang et al. take 0.1 of the accuracy.
-        largest: σ at most.
-        num_pairs: of moves.
-        num_bisections: how many.
-        relative: as in `expected_sharpness`.
+        params: weights w.
+        batch: batch of the loss.
+        key: key of the moves.
+        rise: rise of the loss that is allowed; Jiang et al. take a fall of 0.1 in accuracy.
+        largest: largest σ to try.
+        num_pairs: number of pairs of moves.
+        num_bisections: number of bisections.
+        relative: whether the moves scale with the weights, as in `expected_sharpness`.
 
     Reference:
         Jiang et al., 2020, arXiv:1912.02178, section C.3 and Algorithm 1.
     """
+    check_model(loss, params, batch)
     check_positive_or_traced("rise", rise)
     check_positive_or_traced("largest", largest)
+    check_whole("num_pairs", num_pairs, 2)
     check_whole("num_bisections", num_bisections)
+    function = loss_of(loss)
 
-    def halve(_, bounds):
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low + high) / 2
-        found = expected_sharpness(
-            loss, params, batch, key, sigma=jnp.exp(middle), num_pairs=num_pairs, relative=relative
-        )
+        sigma = jnp.exp(middle)
+        found = _expected_rise(function, params, batch, key, sigma, num_pairs, relative)
         below = found.value <= rise  # false where the loss is not finite
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
@@ -148,7 +168,7 @@ def flat_volume(
     num_directions: int = 100,
     num_points: int = 64,
 ) -> Volume:
-    """Estimate the volume of the weights around w, in straight sight, whose loss is at most L(w) + ε.
+    """Estimate the volume of the weights that w sees along straight lines of loss at most L(w) + ε.
 
     V = ω_n E_u r(u)^n,   r(u) = the first r at which L(w + r u) > L(w) + ε, u uniform on the sphere
 
@@ -156,19 +176,19 @@ def flat_volume(
 
     **Cost:** `num_points` + 30 losses a direction, one direction after another.
 
-    **Limits:** a mean of n-th powers is ruled by its largest term: in high dimensions it is a lower bound,
-    for comparing networks of one shape. Rescaling the layers changes it (Dinh et al., 2017). The first
-    crossing is looked for on a logarithmic grid of `num_points` from 1e-5 `largest` on, then bisected.
+    **Limits:** the largest term rules a mean of n-th powers: in high dimensions it is a lower bound, for
+    comparing networks of one shape. Rescaling the layers changes it (Dinh et al., 2017). The first crossing
+    is looked for on a logarithmic grid of `num_points` from 1e-5 `largest` on, then bisected.
 
     Args:
         loss: any model.
-        params: w, n numbers.
-        batch: what the loss takes.
-        key: of the directions.
-        epsilon: ε.
-        largest: r at most.
-        num_directions: how many.
-        num_points: of the grid.
+        params: weights w, n numbers.
+        batch: batch of the loss.
+        key: key of the directions.
+        epsilon: rise ε of the loss that is allowed.
+        largest: largest distance r to look at.
+        num_directions: number of directions.
+        num_points: number of points of the grid.
 
     Reference:
         Hochreiter, Schmidhuber, 1997, "Flat minima"; Dinh et al., 2017, arXiv:1703.04933, definition 1;
@@ -184,11 +204,11 @@ def flat_volume(
     size, level = flat.size, function(unravel(flat), batch) + epsilon
     grid = largest * jnp.logspace(-5, 0, num_points, dtype=flat.dtype)
 
-    def radius(key):
+    def radius(key: Key) -> tuple[Array, Array]:
         direction = jax.random.normal(key, flat.shape, flat.dtype)
         direction = direction / jnp.linalg.norm(direction)
 
-        def below(r):
+        def below(r: Array) -> Array:
             return function(unravel(flat + r * direction), batch) <= level
 
         inside = jax.lax.map(below, grid)
@@ -196,7 +216,7 @@ def flat_volume(
         met = ~jnp.all(inside)
         low = jnp.where(first > 0, grid[first - 1], 0)
 
-        def halve(_, bounds):
+        def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bounds
             middle = (low + high) / 2
             ok = below(middle)

@@ -13,18 +13,19 @@ and z_l[p] depends on the weights W̃_l[q, p] through ã_l[q], so the block is
 
     ‖H_lk‖² = (1/m²) Σ_ij Q_lk[i, j],     Q_lk[i, j] = ⟨ã_l^i, ã_l^j⟩ Σ_p ⟨G_p^i, G_p^j⟩
 
-and the inner product of two sums of outer products falls apart into products of Gram matrices:
+and the inner product of two sums of outer products becomes a sum of products of Gram matrices:
 
     ⟨G_p^i, G_p^j⟩ = ⟨B^i, B^j⟩⟨ã_k^i, ã_k^j⟩ + ⟨δ_k^i, δ_k^j⟩⟨P^i, P^j⟩ + C_ij + C_ji,
     C_ij = ⟨B^i[p], δ_k^j⟩ ⟨ã_k^i, P^j[p]⟩
 
-No array is larger than m x m or m x units, whatever the number of parameters; only rows p of B and P
-are ever made, a few at a time, by forward-over-reverse products in z_l (never in the weights).
+No array is larger than m x m or m x units, whatever the number of parameters. Only rows p of B and P
+are made, a few at a time, by forward-over-reverse products in z_l (never in the weights).
 
 **Dense tiles.** Where samples are many and layers small, the tiles of the block itself are cheaper:
 H_lk[(·, p), (·, r)] = (1/m) ã_lᵀ diag(B[p, r]) ã_k + (1/m) ã_lᵀ diag(δ_k[r]) P[p].
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -32,16 +33,16 @@ import jax.numpy as jnp
 
 from hypergrad.core.types import Array
 from hypergrad.curvature.layers import Link, Rows
-from hypergrad.curvature.models import sum_chunks
+from hypergrad.curvature.memory import sum_chunks
 
 
 class LayerNorms(NamedTuple):
     """What one pass over the units of a layer l gives.
 
     Attributes:
-        squares: ‖H_lk‖² for k ≥ l, each `[]`.
-        pairs: Σ_k Q_lk + Q_kl `[m, m]` over k ≥ l (Q_ll once), of the blocks that were made of pairs.
-        diagonal: of H_ll, `[in, units]`.
+        squares: squared norms ‖H_lk‖² for k ≥ l, each `[]`.
+        pairs: sum Σ_k Q_lk + Q_kl `[m, m]` over k ≥ l (Q_ll once), of the blocks that were made of pairs.
+        diagonal: diagonal of H_ll, `[in, units]`.
     """
 
     squares: list[Array]
@@ -53,13 +54,13 @@ def layer_norms(rows: Rows, by_pairs: list[bool], chunk: int) -> LayerNorms:
     """Return the norms of all blocks H_lk, k ≥ l.
 
     Args:
-        rows: of the layer l.
-        by_pairs: for each k ≥ l, whether by sample pairs or by tiles.
-        chunk: how many units of layer l at a time.
+        rows: rows of the layer l.
+        by_pairs: for each k ≥ l, whether the block is made by sample pairs or by tiles.
+        chunk: number of units of layer l at a time.
     """
     below, (size, units) = rows.inputs[0], rows.deltas[0].shape
 
-    def body(chosen):
+    def body(chosen: Array) -> tuple[list[Array], Array]:
         bends, moved = rows.push(chosen)
         moved, slopes, terms = iter(moved), iter(rows.slopes), []
         for k, link in enumerate(rows.links):
@@ -88,9 +89,9 @@ class Signals(NamedTuple):
         bend: rows of B `[m, chunk, units]`.
         move: rows of P `[m, chunk, in]`; None where P is zero or diagonal.
         slope: diagonal of P, `[m, chunk]`; None where it is zero or full.
-        inputs: ã_k `[m, in]`.
-        deltas: δ_k `[m, units]`.
-        chosen: p `[chunk]`.
+        inputs: inputs ã_k `[m, in]`.
+        deltas: derivatives δ_k `[m, units]`.
+        chosen: units p `[chunk]`.
     """
 
     bend: Array
@@ -118,10 +119,10 @@ def pair_terms(of: Signals) -> Array:
     return total
 
 
-def _add_cross(of: Signals):
-    """Return the step that adds a unit's ⟨B^i[p], δ^j⟩ ⟨ã^i, P^j[p]⟩: in turn, so that both stay in cache."""
+def _add_cross(of: Signals) -> Callable:
+    """Return the step that adds ⟨B^i[p], δ^j⟩ ⟨ã^i, P^j[p]⟩ of one unit: one at a time, to stay in cache."""
 
-    def add(total, of_unit):
+    def add(total: Array, of_unit: tuple[Array, Array]) -> tuple[Array, None]:
         bend, move = of_unit
         return total + (bend @ of.deltas.T) * (of.inputs @ move.T), None
 
@@ -132,15 +133,15 @@ def tile_terms(of: Signals, below: Array) -> Array:
     """Return m² ‖H_lk‖² of the units of a chunk, `[]`, one unit of layer k at a time.
 
     Args:
-        of: the parts of G.
-        below: ã_l `[m, in]`.
+        of: parts of G.
+        below: inputs ã_l `[m, in]`.
     """
     move = of.move
     if of.slope is not None:
         places = jax.nn.one_hot(of.chosen, of.inputs.shape[1], dtype=of.slope.dtype)
         move = of.slope[:, :, None] * places
 
-    def tile(total, of_unit):
+    def tile(total: Array, of_unit: tuple[Array, Array]) -> tuple[Array, None]:
         bend, delta = of_unit
         gradient = bend[:, :, None] * of.inputs[:, None]
         if move is not None:

@@ -1,4 +1,4 @@
-"""Exact Hessian norms of any model by its columns, half of them: H is symmetric."""
+"""Exact Hessian norms of any model by its columns; half of them are enough, since H is symmetric."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,29 +7,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hypergrad.core.abstract import abstract
 from hypergrad.core.checks import check_bytes, check_whole
 from hypergrad.core.types import Array, Batch, Params, PyTree
-from hypergrad.curvature.models import (
-    MEMORY,
-    Model,
-    abstract_model,
-    bytes_of_one,
-    check_model,
-    composed_of,
-    fitting,
-    loss_of,
-    names,
-    sum_chunks,
-    widen,
-)
+from hypergrad.curvature.memory import MEMORY, bytes_of_one, fitting, sum_chunks
+from hypergrad.curvature.models import Model, check_model, composed_of, loss_of, names, widen
 
 
 class Frobenius(NamedTuple):
-    """A Frobenius norm and where it sits.
+    """A Frobenius norm, and how it is made up of blocks.
 
     Attributes:
-        value: ‖H‖_F `[]`.
-        blocks: ‖H_lk‖_F² of all pairs of layers, symmetric `[layers, layers]`, in the order of
+        value: norm ‖H‖_F `[]`.
+        blocks: squares ‖H_lk‖_F² of all pairs of layers, symmetric `[layers, layers]`, in the order of
             `layer_names`; their sum is the square of `value`.
     """
 
@@ -53,7 +43,12 @@ def root(square: Array) -> Array:
 
 
 class LeafGroup(NamedTuple):
-    """The leaves of one layer: those whose paths differ in the last part only."""
+    """The leaves of one layer: those whose paths differ in the last part only.
+
+    Attributes:
+        name: name of the layer.
+        leaves: places of its leaves among those of the params.
+    """
 
     name: str
     leaves: list[int]
@@ -67,19 +62,19 @@ def group_leaves(params: Params) -> list[LeafGroup]:
     return [LeafGroup(name, leaves) for name, leaves in groups.items()]
 
 
-def choose_group(known: list[str], wanted: Sequence[str] | None) -> list[int]:
-    """Return the places of the layers of these names, in their own order; the others count as frozen."""
+def choose_layers(known: list[str], wanted: Sequence[str] | None) -> list[int]:
+    """Return the places of the wanted layers, in the order in which they are known; all where None."""
     if wanted is None:
         return list(range(len(known)))
     if isinstance(wanted, str) or len(wanted) == 0:
         raise ValueError(
             f"layers is {wanted!r}, expected a list of names among {known}; pass e.g. layers=[{known[-1]!r}]"
         )
-    for name in wanted:
-        if name not in known:
-            raise ValueError(
-                f"layers has {name!r}, expected names among {known}; see layer_names(loss, params, batch)"
-            )
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ValueError(
+            f"layers has {unknown[0]!r}, expected names among {known}; see layer_names(loss, params, batch)"
+        )
     return [index for index, name in enumerate(known) if name in wanted]
 
 
@@ -107,15 +102,16 @@ def frobenius_columns(
     `jax.custom_vjp` may have or not; for Gauss-Newton there must be none in what makes the outputs.
 
     Args:
-        loss: (params, batch) -> [], or any `Model`.
+        loss: (params, batch) -> [], `Composed` or `Layered`.
         params: any pytree of float arrays.
-        batch: what the loss takes.
-        layers: names of the layers whose blocks are wanted, the others counting as frozen; all where None.
-            A layer is all that stands in one dict or tuple below the params, and its name their path; a
-            leaf of the params themselves is one of its own.
-        gauss_newton: the Gauss-Newton matrix instead; the loss must then be `Composed` or `Layered`.
-        memory: bytes to use; decides the chunk where that is None.
-        chunk: columns at a time, whatever their memory.
+        batch: batch of the loss.
+        layers: names of the layers whose blocks are wanted; the others count as frozen; all where None.
+            A layer is all that stands in one dict or tuple below the params, and has the name of their path;
+            a leaf of the params themselves is one of its own.
+        gauss_newton: whether to take the Gauss-Newton matrix instead; the loss must then be `Composed` or
+            `Layered`.
+        memory: bytes to use; they decide the chunk where that is None.
+        chunk: number of columns at a time, whatever their memory.
 
     Returns:
         The norm and the squared norms of all blocks of layers, in the order of their first weights.
@@ -124,8 +120,11 @@ def frobenius_columns(
         ValueError: where loss, params and batch do not fit, or a column does not fit into memory.
     """
     check_model(loss, params, batch)
+    check_bytes(memory)
+    if chunk is not None:
+        check_whole("chunk", chunk)
     groups = group_leaves(params)
-    groups = [groups[i] for i in choose_group([group.name for group in groups], layers)]
+    groups = [groups[i] for i in choose_layers([group.name for group in groups], layers)]
     return column_norms(loss, params, batch, groups, gauss_newton, memory, chunk)
 
 
@@ -139,9 +138,6 @@ def column_norms(
     chunk: int | None = None,
 ) -> Frobenius:
     """Return the norm on these groups of leaves; the other leaves count as frozen."""
-    check_bytes(memory)
-    if chunk is not None:
-        check_whole("chunk", chunk)
     params = widen(params)
     squares = [
         _group_norms(loss, params, batch, groups, index, gauss_newton, memory, chunk)
@@ -165,7 +161,7 @@ def _group_norms(
     own = [leaves[i] for i in groups[index].leaves]
     above = [[leaves[i] for i in group.leaves] for group in groups[index:]]
 
-    def put(own, above):
+    def put(own: list[Array], above: list[list[Array]]) -> Params:
         """Return the params with the leaves of layer l and of those above it in their places."""
         new = list(leaves)
         for group, values in zip(groups[index:], [own, *above[1:]], strict=True):
@@ -175,8 +171,10 @@ def _group_norms(
 
     linearized = _bent if gauss_newton else _curved
     if chunk is None:
-        one = _bytes(lambda own: linearized(loss, batch, put, own, above), own)
-        advice = "a smaller batch" if gauss_newton else "a smaller batch, or chunked(loss, size)"
+        one = _column_bytes(lambda own: linearized(loss, batch, put, own, above), own)
+        advice = (
+            "a smaller batch" if gauss_newton else "a smaller batch, or chunked_loss(loss, size)"
+        )
         chunk = fitting("one column of the Hessian", one, memory, advice, most=256)
     push = linearized(loss, batch, put, own, above)
     shapes = [leaf.shape for leaf in own]
@@ -193,24 +191,24 @@ def _group_norms(
         ]
         return [jnp.sum(jnp.stack([jnp.sum(jnp.square(x)) for x in g])) for g in push(tangent)]
 
-    def body(indices):
+    def body(indices: Array) -> tuple[list[Array], tuple[()]]:
         return [jnp.sum(s) for s in jax.vmap(column)(indices)], ()
 
     return sum_chunks(body, ends[-1], chunk)[0]
 
 
 def _curved(loss: Model, batch: Batch, put: Callable, own: PyTree, above: PyTree) -> Callable:
-    """Return the product of the columns of H: a tangent of layer l -> rows of the layers above."""
+    """Return the product with columns of H: a tangent of layer l -> rows of layer l and those above."""
     function = loss_of(loss)
 
-    def gradient(own):
+    def gradient(own: list[Array]) -> list[list[Array]]:
         return jax.grad(lambda upper: function(put(upper[0], upper), batch))([own, *above[1:]])
 
     return jax.linearize(gradient, own)[1]
 
 
 def _bent(loss: Model, batch: Batch, put: Callable, own: PyTree, above: PyTree) -> Callable:
-    """Return the product of the columns of G = Jᵀ (∂²c/∂z²) J, likewise."""
+    """Return the product with columns of G = Jᵀ (∂²c/∂z²) J, likewise."""
     composed = composed_of(loss)
     made, push = jax.linearize(lambda own: composed.outputs(put(own, above), batch), own)
     pull = jax.vjp(lambda upper: composed.outputs(put(upper[0], upper), batch), above)[1]
@@ -218,8 +216,12 @@ def _bent(loss: Model, batch: Batch, put: Callable, own: PyTree, above: PyTree) 
     return lambda tangent: pull(bend(push(tangent)))[0]
 
 
-def _bytes(linearized: Callable, own: PyTree) -> int:
+def _column_bytes(linearized: Callable, own: PyTree) -> int:
     """Bound the memory of one product; run nothing."""
     sizes = []
-    abstract_model("loss", lambda own: sizes.append(bytes_of_one(linearized(own), own)), own)
+
+    def trace(own: PyTree) -> None:
+        sizes.append(bytes_of_one(linearized(own), own))
+
+    abstract("loss", trace, own, given="params")
     return sizes[0]

@@ -1,11 +1,12 @@
-"""Measures of flatness and capacity that need no neighbourhood: gradients, paths, relative flatness."""
+"""Measures of flatness and capacity at the weights alone: gradients, paths, relative flatness."""
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from hypergrad.core.checks import check_whole
-from hypergrad.core.types import Array, Batch, Params
+from hypergrad.core.types import Array, Batch, Params, PyTree
+from hypergrad.curvature.memory import sum_chunks
 from hypergrad.curvature.models import (
     Layered,
     Model,
@@ -15,24 +16,23 @@ from hypergrad.curvature.models import (
     loss_of,
     names,
     num_samples,
-    sum_chunks,
     widen,
 )
-from hypergrad.curvature.products import Product, hvp, operator
+from hypergrad.curvature.products import Product, check_product, hvp, operator
 from hypergrad.curvature.sharpness import check_mean
 
 
 def gradient_variance(loss: Model, params: Params, batch: Batch, *, chunk: int = 32) -> Array:
     """Return (1/m) Σ_i ‖g_i − ḡ‖², the variance of the gradients of single samples.
 
-    **Cost:** a gradient a sample, `chunk` at a time; memory of as many. A second pass over the samples keeps
-    what is left after the mean from cancelling.
+    **Cost:** a gradient a sample, `chunk` at a time, and memory of as many. A second pass over the samples
+    keeps the differences to the mean from cancelling.
 
     Args:
         loss: any model whose batch has the samples along its first axes.
-        params: w.
-        batch: of m samples.
-        chunk: samples side by side.
+        params: weights w.
+        batch: batch of m samples.
+        chunk: number of samples side by side.
 
     Raises:
         ValueError: where the loss is not a mean over samples.
@@ -40,12 +40,13 @@ def gradient_variance(loss: Model, params: Params, batch: Batch, *, chunk: int =
     Reference:
         Jiang et al., 2020, arXiv:1912.02178, equation 60.
     """
-    check_mean(loss, params, batch)
+    check_model(loss, params, batch)
     check_whole("chunk", chunk)
     function, wide, samples = loss_of(loss), widen(params), num_samples(batch)
+    check_mean(function, params, batch)
     mean = jax.grad(function)(wide, batch)
 
-    def square(index):
+    def square(index: Array) -> Array:
         inside = index < samples
         at = jnp.minimum(index, samples - 1)
         sample = jax.tree.map(lambda x: jnp.asarray(x)[at][None], batch)
@@ -53,7 +54,7 @@ def gradient_variance(loss: Model, params: Params, batch: Batch, *, chunk: int =
         gaps = jax.tree.map(lambda g, m: jnp.sum(jnp.square(g - m)), gradient, mean)
         return jnp.where(inside, sum(jax.tree.leaves(gaps)), 0)
 
-    def body(index):
+    def body(index: Array) -> tuple[Array, tuple[()]]:
         return jnp.sum(jax.vmap(square)(index)), ()
 
     return sum_chunks(body, samples, chunk)[0] / samples
@@ -62,25 +63,24 @@ def gradient_variance(loss: Model, params: Params, batch: Batch, *, chunk: int =
 def path_norm(model: Layered, params: Params, batch: Batch) -> Array:
     """Return the norm over all paths from inputs to outputs, √(Σ_paths Π w²) of a ReLU network.
 
-    One forward pass with squared weights on inputs of ones gives the sum, frozen layers among them. Biases
-    count as weights of a path that begins at a 1.
+    One forward pass with squared weights on inputs of ones gives the sum, frozen layers included. A bias
+    counts as the weight of a path that begins at a 1.
 
-    **Limits:** of networks whose activations leave positive numbers as they are (ReLU, the identity, max
-    pooling); with others it is the same expression, and no norm of paths. Weights that are used outside of
-    `dense` are not squared.
+    **Limits:** for networks whose activations leave positive numbers as they are (ReLU, the identity, max
+    pooling); with others it is the same expression, but not a norm of paths. Weights that are used outside
+    of `dense` are not squared.
 
     Args:
-        model: a layered network.
-        params: w.
-        batch: of whose samples only the shapes and dtypes matter.
+        model: layered network.
+        params: weights w.
+        batch: batch, of whose samples only the shapes and dtypes matter.
 
     Reference:
         Neyshabur, Salakhutdinov, Srebro, 2015, arXiv:1506.02617; Jiang et al., 2020, equation 44.
     """
-    check_layered("model", model, "paths go through")
-    check_model(model, params, batch)
+    check_layered("model", model, params, batch, "paths go through")
 
-    def squared(layer, inputs):
+    def squared(layer: PyTree, inputs: Array) -> Array:
         return dense(jax.tree.map(jnp.square, widen(layer)), inputs)
 
     ones = jax.tree.map(lambda x: jnp.ones_like(jnp.asarray(x)[0]), batch)
@@ -102,18 +102,18 @@ def relative_flatness(
     κ = Σ_{s,s'} ⟨w_s, w_s'⟩ tr H_{s,s'}
 
     with w_s the weights of unit s and H_{s,s'} the block of H between those of units s and s'. With W
-    `[in, units]` that is a sum over pairs (q, r) of inputs of V_qrᵀ H V_qr, where V_qr holds row r of W in
+    `[in, units]` this is the sum of V_qrᵀ H V_qr over pairs (q, r) of inputs, where V_qr holds row r of W in
     row q and zeros elsewhere.
 
     **Cost:** in² products, `chunk` at a time.
 
     Args:
         loss: any model that `product` takes.
-        params: w.
-        batch: what the loss takes.
+        params: weights w.
+        batch: batch of the loss.
         layer: path of the matrix `[in, units]` in the params, such as `"out.kernel"`.
         product: `hvp` or `ggn_vp`.
-        chunk: products side by side.
+        chunk: number of products side by side.
 
     Raises:
         ValueError: where there is no such matrix.
@@ -121,6 +121,7 @@ def relative_flatness(
     Reference:
         Petzka, Kamp, Adilova, Sminchisescu, Boley, 2021, arXiv:2001.00939, definition 3.
     """
+    check_product(product, loss, params, batch)
     check_whole("chunk", chunk)
     known = names(params)
     leaves, treedef = jax.tree.flatten(widen(params))
@@ -132,7 +133,7 @@ def relative_flatness(
     linear = operator(product, loss, params, batch)
     inputs = kernel.shape[0]
 
-    def term(index):
+    def term(index: Array) -> Array:
         row = jax.nn.one_hot(index // inputs, inputs, dtype=kernel.dtype)
         value = jnp.outer(row, kernel[index % inputs])
         filled = [jnp.zeros_like(leaf) for leaf in leaves]
@@ -140,7 +141,7 @@ def relative_flatness(
         vector = ravel_pytree(jax.tree.unflatten(treedef, filled))[0]
         return jnp.vdot(vector, linear.matvec(vector))
 
-    def body(index):
+    def body(index: Array) -> tuple[Array, tuple[()]]:
         return jnp.sum(jax.vmap(term)(index)), ()
 
     return sum_chunks(body, inputs * inputs, chunk)[0]

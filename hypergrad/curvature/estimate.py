@@ -7,29 +7,27 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.core.checks import check_whole
+from hypergrad.core.checks import check_share, check_whole
 from hypergrad.core.types import Array, Batch, Key, Params
 from hypergrad.curvature.columns import root
-from hypergrad.curvature.models import (
-    VECTORS,
-    Model,
-    check_positive_or_traced,
-    check_vectors,
-    size_of,
-)
-from hypergrad.curvature.products import Operator, Product, hvp, operator
+from hypergrad.curvature.memory import VECTORS, check_vectors, size_of
+from hypergrad.curvature.models import Model, check_positive_or_traced
+from hypergrad.curvature.products import Operator, Product, check_product, hvp, operator
 
 FEWEST = 30
-"""Products below which no interval is given: it would cover far less than it says."""
+"""Number of products below which no interval is given: it would cover far less than it says."""
 
 ROUNDING = 10
-"""Machine epsilons of what was added up that an interval is widened by, on both sides."""
-
-SAMPLE_ADVICE = "lower rank and chunk, or pass more memory"
+"""Number of machine epsilons of what was added up by which an interval is widened on both sides."""
 
 
 class NormInterval(NamedTuple):
-    """Where ‖H‖_F lies, with the confidence asked for."""
+    """Where ‖H‖_F lies with the confidence asked for.
+
+    Attributes:
+        low: lower end `[]`.
+        high: upper end `[]`.
+    """
 
     low: Array
     high: Array
@@ -39,10 +37,10 @@ class FrobeniusEstimate(NamedTuple):
     """An estimate of ‖H‖_F.
 
     Attributes:
-        value: `[]`.
-        std_error: of the value, `[]`; from few probes it is itself uncertain.
-        interval: None from fewer than 30 products.
-        num_products: with H that were made, int32 `[]`.
+        value: estimate `[]`.
+        std_error: standard error of the value, `[]`; from few probes it is itself uncertain.
+        interval: where ‖H‖_F lies; None from fewer than 30 products.
+        num_products: number of products with H that were made, int32 `[]`.
         converged: whether the interval is within the tolerance asked for, bool `[]`; true without one.
     """
 
@@ -54,7 +52,13 @@ class FrobeniusEstimate(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Count, mean and sum of squared deviations of what was seen."""
+    """Moments of the terms seen so far.
+
+    Attributes:
+        count: number of terms `[]`.
+        mean: their mean `[]`.
+        spread: sum of their squared deviations from it `[]`.
+    """
 
     count: Array
     mean: Array
@@ -79,31 +83,32 @@ def frobenius_estimate(
 
     ‖H‖_F² = ‖H Q‖_F² + E ‖H (I − Q Qᵀ) v‖²,   v of random signs, Q an orthonormal basis of H S
 
-    S has `rank` random columns, and costs as many products; H Q as many again and is exact; the rest of
-    the products go to the mean, whose terms are small where few directions hold most of H.
+    S has `rank` random columns and costs as many products; H Q costs as many again and is exact. The rest
+    of the products go to the mean, whose terms are small where few directions hold most of H.
 
-    The interval is that of a χ²-distributed mean, whose degrees of freedom come from the spread of the
-    terms, with Student's t for the spread being an estimate; in the cube roots in which a χ² is nearly
-    normal (Wilson-Hilferty): mean / (1 − h ± t √h)³, h = (standard error / 3 mean)². A mean ± t standard
-    errors covers less where one eigenvalue dominates. Where all terms are equal, or Q spans all of H, rounding
-    is the whole error: the interval is at least 10 ε of the value wide on both sides.
+    The interval takes the mean as χ²-distributed, with the degrees of freedom that the spread of the terms
+    gives. It is made for the cube root, in which a χ² is nearly normal (Wilson-Hilferty), and with Student's
+    t, because the spread is an estimate itself: mean / (1 − h ± t √h)³, h = (standard error / 3 mean)².
+    A mean ± t standard errors would cover less where one eigenvalue dominates. Where all terms are equal, or
+    Q spans all of H, rounding is the whole error: the interval is at least 10 ε of the value wide on both
+    sides.
 
     With a `tolerance`, probes go on, `chunk` at a time, until the interval is within it on both sides, or
-    `num_products` are spent: "to 1 % with 95 %" is `tolerance=0.01`. Stopping when the interval happens to
-    be short costs it a little of its coverage.
+    `num_products` are spent: "to 1 % with 95 %" is `tolerance=0.01`. To stop where the interval happens to
+    be short costs a little of its coverage.
 
     **Cost:** `num_products` products, memory `rank` vectors and `chunk` products.
 
     Args:
         loss: any model that `product` takes.
         params: n weights.
-        batch: what the loss takes.
-        key: of the random vectors.
-        num_products: how many, or with a tolerance, how many at most.
-        rank: of Q; a third of `num_products` where None, but at most 20 with a tolerance.
+        batch: batch of the loss.
+        key: key of the random vectors.
+        num_products: number of products, or with a tolerance, the largest number.
+        rank: number of columns of Q; a third of `num_products` where None, but at most 20 with a tolerance.
         tolerance: relative half-width of the interval of ‖H‖_F to reach.
-        confidence: of the interval.
-        chunk: products side by side.
+        confidence: confidence of the interval.
+        chunk: number of products side by side.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
         memory: bytes for the vectors.
 
@@ -115,21 +120,10 @@ def frobenius_estimate(
         Hutchinson, 1990; Meyer, Musco, Musco, Woodruff, 2021, arXiv:2010.09649 (Hutch++, of H²); Wilson,
         Hilferty, 1931.
     """
-    for name, value in (("num_products", num_products), ("chunk", chunk)):
-        check_whole(name, value)
-    if rank is None:
-        rank = num_products // 3 if tolerance is None else min(20, num_products // 3)
-    check_whole("rank", rank, 0)
-    if num_products - 2 * rank < 2:
-        raise ValueError(
-            f"rank is {rank}, expected at most {max(0, (num_products - 2) // 2)} for "
-            f"num_products={num_products}, because a basis takes 2 rank products and a mean at least 2; "
-            "lower it"
-        )
-    if not 0 < confidence < 1:
-        raise ValueError(
-            f"confidence is {confidence!r}, expected a number between 0 and 1; pass 0.95"
-        )
+    check_product(product, loss, params, batch)
+    most = num_products if tolerance is None else 20
+    rank = choose_rank(params, num_products, rank, chunk, memory, most)
+    check_share("confidence", confidence, "(0, 1)", what="a number", example=0.95)
     if tolerance is not None:
         check_positive_or_traced("tolerance", tolerance)
         if num_products < FEWEST:
@@ -137,11 +131,10 @@ def frobenius_estimate(
                 f"num_products is {num_products}, expected at least {FEWEST} with a tolerance, because no "
                 "interval is given for fewer; raise it"
             )
-    rank = min(rank, size_of(params))
-    check_vectors(2 * (rank + chunk), params, memory, SAMPLE_ADVICE)
     linear = operator(product, loss, params, batch)
     sketch_key, probe_key = jax.random.split(key)
-    basis, exact = _basis(linear, sketch_key, rank, chunk)
+    basis, images = sketch(linear, sketch_key, rank, chunk)
+    exact = jnp.sum(jnp.square(images))
 
     def probes(index: Array, alive: Array, seen: Moments) -> Moments:
         """Add the terms of one chunk, those that are alive."""
@@ -150,57 +143,88 @@ def frobenius_estimate(
         vectors = vectors - (vectors @ basis) @ basis.T
         return merge(seen, jnp.sum(jnp.square(jax.vmap(linear.matvec)(vectors)), 1), alive)
 
-    most = num_products - 2 * rank
-    least = max(2, FEWEST - 2 * rank)
+    count, least = num_products - 2 * rank, max(2, FEWEST - 2 * rank)
     zero = jnp.zeros((), linear.dtype)
     start = Moments(zero, zero, zero)
     if tolerance is None:
-        seen = _run(probes, start, most, chunk)
+        seen, converged = _run(probes, start, count, chunk), jnp.asarray(True)
     else:
 
-        def unfinished(carry):
-            seen = carry[1]
-            wide = ~_within(interval(exact, seen, confidence), exact + seen.mean, tolerance)
-            return (seen.count < most) & (wide | (seen.count < least))
+        def within(seen: Moments) -> Array:
+            value, bounds = jnp.sqrt(exact + seen.mean), interval(exact, seen, confidence)
+            low, high = (1 - tolerance) * value, (1 + tolerance) * value
+            return (bounds.high <= high) & (bounds.low >= low)
 
-        def step(carry):
-            index, seen = carry
-            return index + 1, probes(index, jnp.arange(chunk) < most - seen.count, seen)
+        def unfinished(seen: Moments) -> Array:
+            return (seen.count < count) & (~within(seen) | (seen.count < least))
 
-        seen = jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), start))[1]
-    square = exact + seen.mean
-    value = root(square)
-    error = standard_error(seen) / (2 * jnp.where(value > 0, value, 1))
-    bounds = interval(exact, seen, confidence)
-    converged = jnp.asarray(True) if tolerance is None else _within(bounds, square, tolerance)
+        seen = _run_until(probes, start, count, chunk, unfinished)
+        converged = within(seen)
+    value = root(exact + seen.mean)
     return FrobeniusEstimate(
         value=value,
-        std_error=error,
-        interval=bounds if num_products >= FEWEST else None,
+        std_error=standard_error(seen) / (2 * jnp.where(value > 0, value, 1)),
+        interval=interval(exact, seen, confidence) if num_products >= FEWEST else None,
         num_products=(seen.count + 2 * rank).astype(jnp.int32),
         converged=converged,
     )
 
 
-def _basis(linear: Operator, key: Key, rank: int, chunk: int) -> tuple[Array, Array]:
-    """Return Q `[n, rank]` and ‖H Q‖²."""
+def choose_rank(
+    params: Params, num_products: int, rank: int | None, chunk: int, memory: int, most: int
+) -> int:
+    """Return the rank of Q: what was asked for, or a third of the products and at most `most`; n at most.
+
+    Raises:
+        ValueError: for counts below 1, a rank that leaves no probes, vectors that do not fit into memory.
+    """
+    for name, value in (("num_products", num_products), ("chunk", chunk)):
+        check_whole(name, value)
+    rank = min(most, num_products // 3) if rank is None else rank
+    check_whole("rank", rank, 0)
+    if num_products - 2 * rank < 2:
+        raise ValueError(
+            f"rank is {rank}, expected at most {max(0, (num_products - 2) // 2)} for num_products="
+            f"{num_products}, because a basis takes 2 rank products and a mean at least 2; lower it"
+        )
+    rank = min(rank, size_of(params))
+    check_vectors(2 * (rank + chunk), params, memory, "lower rank and chunk, or pass more memory")
+    return rank
+
+
+def sketch(linear: Operator, key: Key, rank: int, chunk: int) -> tuple[Array, Array]:
+    """Return an orthonormal basis Q `[n, rank]` of the images of random vectors, and (H Q)ᵀ `[rank, n]`."""
     if rank == 0:
-        return jnp.zeros((linear.size, 0), linear.dtype), jnp.zeros((), linear.dtype)
+        nothing = jnp.zeros((linear.size, 0), linear.dtype)
+        return nothing, nothing.T
     signs = jax.random.rademacher(key, (rank, linear.size)).astype(linear.dtype)
     batch_size = min(chunk, rank)
     images = jax.lax.map(linear.matvec, signs, batch_size=batch_size)
-    # any Q gives the same norm, so that its own derivative, infinite where it spans all of H, is left out
+    # any Q gives the same result, so that its own derivative, infinite where it spans all of H, is left out
     basis = jax.lax.stop_gradient(jnp.linalg.qr(images.T)[0])
-    return basis, jnp.sum(jnp.square(jax.lax.map(linear.matvec, basis.T, batch_size=batch_size)))
+    return basis, jax.lax.map(linear.matvec, basis.T, batch_size=batch_size)
 
 
 def _run(probes: Callable, start: Moments, count: int, chunk: int) -> Moments:
-    """Run `count` probes in chunks; the last is filled up with some that do not count."""
+    """Run `count` probes in chunks; the last chunk is filled up with probes that do not count."""
 
-    def step(index, seen):
+    def step(index: Array, seen: Moments) -> Moments:
         return probes(index, index * chunk + jnp.arange(chunk) < count, seen)
 
     return jax.lax.fori_loop(0, -(-count // chunk), step, start)
+
+
+def _run_until(
+    probes: Callable, start: Moments, count: int, chunk: int, unfinished: Callable[[Moments], Array]
+) -> Moments:
+    """Run probes in chunks as long as the moments are unfinished, `count` at most."""
+
+    def step(carry: tuple[Array, Moments]) -> tuple[Array, Moments]:
+        index, seen = carry
+        return index + 1, probes(index, jnp.arange(chunk) < count - seen.count, seen)
+
+    begin = (jnp.zeros((), jnp.int32), start)
+    return jax.lax.while_loop(lambda carry: unfinished(carry[1]), step, begin)[1]
 
 
 def merge(seen: Moments, values: Array, alive: Array) -> Moments:
@@ -242,15 +266,10 @@ def interval(exact: Array, seen: Moments, confidence: float) -> NormInterval:
     )
 
 
-def _within(bounds: NormInterval, square: Array, tolerance: float) -> Array:
-    value = jnp.sqrt(square)
-    return (bounds.high <= (1 + tolerance) * value) & (bounds.low >= (1 - tolerance) * value)
-
-
 def student(confidence: float, freedom: Array | float) -> Array:
     """Return the two-sided quantile of Student's t, from the normal one by Cornish and Fisher's series.
 
-    Right to 2 % from three degrees of freedom on.
+    It is right to 2 % from three degrees of freedom on.
     """
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     terms = (

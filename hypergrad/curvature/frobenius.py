@@ -14,20 +14,17 @@ from hypergrad.curvature.columns import (
     Frobenius,
     LeafGroup,
     assemble,
-    choose_group,
+    choose_layers,
     column_norms,
     group_leaves,
 )
 from hypergrad.curvature.layers import Layer, Link, Unservable, links_of, rows_of, trained_layers
+from hypergrad.curvature.memory import MEMORY, NotEnoughMemory, fitting, itemsize
 from hypergrad.curvature.models import (
-    MEMORY,
     Layered,
     Model,
-    NotEnoughMemory,
     check_layered,
     check_model,
-    fitting,
-    itemsize,
     num_samples,
     one_of,
     spread,
@@ -38,27 +35,27 @@ ENTRY = 4.0
 """Cost of one entry of an array that is made and read once, in multiply-adds of a matrix product."""
 
 CACHE = 2**25
-"""Bytes beyond which a larger chunk gains nothing."""
+"""Bytes of a chunk beyond which a larger one gains nothing."""
 
 LIVE = 6
-"""Arrays of the size of a layer's rows that a linearized network has at one time."""
+"""Number of arrays of the size of a layer's rows that a linearized network has at one time."""
 
 PAIR = 5
-"""Arrays `[m, m]` that a block made of sample pairs has at one time; measured, for blocks side by side."""
+"""Number of arrays `[m, m]` that a block of sample pairs has at one time; measured for blocks side by side."""
 
 KEPT = 3
-"""Arrays `[m, m]` that a block of another layer has where all go into one matrix; measured likewise."""
+"""Number of arrays `[m, m]` that a block of another layer has where all go into one matrix; measured, too."""
 
 
 class FallbackWarning(UserWarning):
-    """A model cannot take the fast path; the message says why and which one it took."""
+    """A model cannot take the fast path; the message says why, and which path is taken."""
 
 
 def layer_names(loss: Model, params: Params, batch: Batch) -> list[str]:
     """Name the layers in the order of the blocks of `frobenius`: that of their first weights in the params.
 
-    A layer is a call of `dense` where the model is `Layered` and can be served; elsewhere what stands in one
-    dict or tuple below the params, and `frobenius_columns` always has the latter.
+    A layer is a call of `dense` where the model is `Layered` and takes the fast path. Elsewhere, and always in
+    `frobenius_columns`, it is all that stands in one dict or tuple below the params.
     """
     return [group.name for group in block_leaves(loss, params, batch)]
 
@@ -89,24 +86,24 @@ def frobenius(
     """Return ‖H‖_F and the norms of all its blocks, exactly, choosing the path by a model of the cost.
 
     A `Layered` model takes, block by block, the cheaper of sample pairs and dense tiles
-    (`curvature.blocks` has the equations); anything else goes column by column (`frobenius_columns`).
+    (`curvature.blocks` has the equations); any other model goes column by column (`frobenius_columns`).
 
     **Cost:** for L layers of w units and m samples, m L² w³ for the rows and the smaller of 4 m² w² and
     2 m w⁴ for a block, where columns take 12 m n² for n parameters. Memory within `memory`. A gradient of
-    the result works (about five times the cost) and so does `jax.vmap` over a population, with the
-    memory of each member.
+    the result works (at about five times the cost), and so does `jax.vmap` over a population, with that
+    memory for each member.
 
     **Limits:** each weight of a `Layered` model is used in one affine layer, once per sample, and outside
-    of `jax.vmap`, `lax.scan` and other transformations. Shared weights, convolutions among them, a
+    of `jax.vmap`, `lax.scan` and other transformations. Shared weights (as in convolutions), a
     `jax.custom_vjp` in the forward pass, and rows that do not fit into memory fall back to columns, with a
     `FallbackWarning`. Samples must not see each other (BatchNorm in training mode).
 
     Args:
         loss: (params, batch) -> [], `Composed` or `Layered`.
-        params: any pytree of float arrays of one dtype; computed with in at least float32.
-        batch: what the loss takes; for `Layered`, arrays with the samples along their first axis.
+        params: any pytree of float arrays of one dtype, computed with in at least float32.
+        batch: batch of the loss; for `Layered`, arrays with the samples along their first axis.
         layers: names of the layers (`layer_names`) whose blocks are wanted; all where None.
-        gauss_newton: the Gauss-Newton matrix instead of the Hessian.
+        gauss_newton: whether to take the Gauss-Newton matrix instead of the Hessian.
         memory: bytes to use.
 
     Returns:
@@ -116,19 +113,29 @@ def frobenius(
         ValueError: where loss, params and batch do not fit, or the memory is too small.
     """
     check_model(loss, params, batch)
+    return cheapest_norm(loss, params, batch, layers, gauss_newton, memory)
+
+
+def cheapest_norm(
+    loss: Model,
+    params: Params,
+    batch: Batch,
+    layers: Sequence[str] | None = None,
+    gauss_newton: bool = False,
+    memory: int = MEMORY,
+) -> Frobenius:
+    """Return `frobenius` of arguments that were checked before; a fallback warns the caller's caller."""
     reason = ""
     if isinstance(loss, Layered):
         try:
             return _layered(loss, params, batch, layers, gauss_newton, memory, None)[0]
-        except Unservable as error:
-            reason = str(error).split(", expected")[0]
-        except NotEnoughMemory as error:
-            reason = str(error).split("; ")[0]
+        except (Unservable, NotEnoughMemory) as error:
+            reason = error.reason
     groups = block_leaves(loss, params, batch)
-    groups = [groups[i] for i in choose_group([group.name for group in groups], layers)]
+    groups = [groups[i] for i in choose_layers([group.name for group in groups], layers)]
     norms = column_norms(loss, params, batch, groups, gauss_newton, memory)
     if reason:
-        warnings.warn(f"{reason}: taking frobenius_columns", FallbackWarning, stacklevel=2)
+        warnings.warn(f"{reason}: taking frobenius_columns", FallbackWarning, stacklevel=3)
     return norms
 
 
@@ -145,8 +152,7 @@ def frobenius_pairs(
 
     **Cost:** about 4 m² Σ_{l≤k} units_l (in_k + units_k), whatever the number of parameters.
     """
-    check_layered("loss", loss, "the norm is made from the inputs of")
-    check_model(loss, params, batch)
+    check_layered("loss", loss, params, batch, "the norm is made from the inputs of")
     return _layered(loss, params, batch, layers, gauss_newton, memory, True)[0]
 
 
@@ -163,39 +169,37 @@ def frobenius_dense(
 
     **Cost:** m n² multiply-adds for n parameters, in matrix products; no tile outlives its square.
     """
-    check_layered("loss", loss, "the norm is made from the inputs of")
-    check_model(loss, params, batch)
+    check_layered("loss", loss, params, batch, "the norm is made from the inputs of")
     return _layered(loss, params, batch, layers, gauss_newton, memory, False)[0]
 
 
 def sample_pairs(
     loss: Layered, params: Params, batch: Batch, *, gauss_newton: bool = False, memory: int = MEMORY
 ) -> Array:
-    """Return Q `[m, m]`, from which the norm on every part S of the batch is a sum: 1_SᵀQ1_S / |S|².
+    """Return Q `[m, m]`, from which the squared norm on every part S of the batch is a sum: 1_SᵀQ1_S / |S|².
 
-    The supremum over minibatches of flatness-guided search costs nothing beyond the whole batch.
+    So the supremum over minibatches of flatness-guided search costs no more than the whole batch.
 
-    **Limits:** of the loss without its penalty; `l2` does not enter.
+    **Limits:** it is that of the loss without its penalty; `l2` does not enter.
 
     Args:
-        loss: a layered model.
-        params: its weights.
-        batch: of m samples.
-        gauss_newton: the Gauss-Newton matrix instead.
+        loss: layered model.
+        params: weights of the model.
+        batch: batch of m samples.
+        gauss_newton: whether to take the Gauss-Newton matrix instead.
         memory: bytes to use.
     """
-    check_layered("loss", loss, "the products are of the inputs of")
-    check_model(loss, params, batch)
+    check_layered("loss", loss, params, batch, "the products are of the inputs of")
     return _layered(loss, params, batch, None, gauss_newton, memory, True, of_samples=True)[1]
 
 
 class LayerPlan(NamedTuple):
-    """How a layer l will be worked on.
+    """How the blocks of a layer l will be computed.
 
     Attributes:
-        by_pairs: for each block H_lk, k ≥ l, whether by sample pairs or by tiles.
-        chunk: units of the layer at a time.
-        num_bytes: of the largest moment.
+        by_pairs: for each block H_lk, k ≥ l, whether it is made by sample pairs or by tiles.
+        chunk: number of units of the layer at a time.
+        num_bytes: largest number of bytes at one time.
     """
 
     by_pairs: list[bool]
@@ -218,13 +222,13 @@ def plan_layer(
     Where both are allowed the cheaper is taken, and tiles where that does not fit.
 
     Args:
-        layers: those that are trained.
-        index: l.
+        layers: layers that are trained.
+        index: place l of the layer among them.
         links: how the inputs of each layer k ≥ l depend on z_l.
-        samples: m.
+        samples: number m of samples.
         width: bytes of a number.
         memory: bytes to use.
-        by_pairs: true for pairs alone, false for tiles alone, None for both.
+        by_pairs: true for pairs alone, false for tiles alone, None for the choice between them.
         kept: bytes that other layers hold at the same time.
     """
     above = layers[index:]
@@ -233,7 +237,7 @@ def plan_layer(
     if by_pairs is None:
         linked = zip(above, links, strict=True)
         plans = [[_cheaper_by_pairs(layers[index], k, link, samples) for k, link in linked], tiles]
-    needs = [_bytes(above, samples, width, pairs, kept) for pairs in plans]
+    needs = [_needed_bytes(above, samples, width, pairs, kept) for pairs in plans]
     best = next((i for i, need in enumerate(needs) if sum(need) <= memory), len(plans) - 1)
     pairs, (fixed, unit) = plans[best], needs[best]
     units = layers[index].num_units
@@ -267,10 +271,10 @@ def _cheaper_by_pairs(below: Layer, layer: Layer, link: Link, samples: int) -> b
     return samples * by_pairs <= by_tiles
 
 
-def _bytes(
+def _needed_bytes(
     above: list[Layer], samples: int, width: int, pairs: list[bool], kept: int
 ) -> tuple[int, int]:
-    """Return the bytes that a layer needs whatever the chunk, and those of each unit in it."""
+    """Return the bytes that a layer needs whatever the chunk, and those that each unit of a chunk needs."""
     below = above[0].num_inputs
     sides = sum(layer.num_inputs + layer.num_units for layer in above)
     tile = max((below + samples) * layer.num_inputs for layer in above)
@@ -290,10 +294,10 @@ def _layered(
     by_pairs: bool | None,
     of_samples: bool = False,
 ) -> tuple[Frobenius, Array]:
-    """Work through the layers; return the norm, and Q summed over the blocks that were made of pairs."""
+    """Go through the layers; return the norm, and the sum of Q over the blocks that were made of pairs."""
     params = widen(params)
     known = trained_layers(model, params, batch)
-    layers = [known[i] for i in choose_group([layer.name for layer in known], wanted)]
+    layers = [known[i] for i in choose_layers([layer.name for layer in known], wanted)]
     samples, width = num_samples(batch), itemsize(params)
     squares, total = [], jnp.zeros(())
     with jax.default_matmul_precision("highest"):

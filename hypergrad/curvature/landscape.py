@@ -1,4 +1,4 @@
-"""Slices through the landscape of a loss, along directions that are comparable between networks."""
+"""Slices through the landscape of a loss, along directions that can be compared between networks."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,11 +35,11 @@ def filter_direction(params: Params, key: Key) -> PyTree:
     """Draw a random direction whose filters are as long as those of the weights.
 
     d_f ← d_f ‖w_f‖ / ‖d_f‖ for the weights w_f into each unit (last axis of a kernel); biases and other
-    vectors do not move. Without that a network with larger weights looks flatter and is not.
+    vectors do not move. Otherwise a network with larger weights would look flatter than it is.
 
     Args:
-        params: w.
-        key: of the direction.
+        params: weights w.
+        key: key of the direction.
 
     Returns:
         A pytree like the params.
@@ -75,23 +75,24 @@ def landscape(
     num: int = 51,
     chunk: int = 16,
 ) -> Landscape:
-    """Return the loss on a line or a plane through the weights, at its middle.
+    """Return the loss on a line or a plane through the weights, which lie at its middle.
 
-    `plots.landscape` draws it. With `filter_direction` a step of one moves each filter by its own length.
+    `report.figures.landscape_figure` draws it. With `filter_direction` a step of one moves each filter by its
+    own length.
 
     **Cost:** `num` losses for one direction, num² for two, `chunk` side by side.
 
     Args:
         loss: any model.
-        params: w.
-        batch: what the loss takes.
+        params: weights w.
+        batch: batch of the loss.
         directions: one or two pytrees like the params.
-        radius: how far.
-        num: points a direction; an odd number puts one on the weights themselves.
-        chunk: points side by side.
+        radius: distance from the weights to each end.
+        num: number of points a direction; an odd number puts one on the weights themselves.
+        chunk: number of points side by side.
 
     Raises:
-        ValueError: for other than one or two directions, or those unlike the params.
+        ValueError: unless there are one or two directions like the params.
 
     Reference:
         Li, Xu, Taylor, Studer, Goldstein, 2018, arXiv:1712.09913; Goodfellow, Vinyals, Saxe, 2015.
@@ -106,8 +107,7 @@ def landscape(
         )
     wide = widen(params)
     for direction in directions:
-        same = jax.tree.structure(direction) == jax.tree.structure(wide)
-        if not same or jax.tree.map(jnp.shape, direction) != jax.tree.map(jnp.shape, wide):
+        if jax.tree.map(jnp.shape, direction) != jax.tree.map(jnp.shape, wide):
             raise ValueError(
                 "directions has a pytree unlike the params, expected the same arrays; make it with "
                 "filter_direction(params, key)"
@@ -119,7 +119,7 @@ def landscape(
     mesh = jnp.meshgrid(*[steps] * len(directions), indexing="ij")
     points = jnp.stack([m.reshape(-1) for m in mesh], 1)
 
-    def value(point):
+    def value(point: Array) -> Array:
         return function(unravel(flat + point @ basis), batch)
 
     values = jax.lax.map(value, points, batch_size=min(chunk, len(points)))

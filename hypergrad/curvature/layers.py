@@ -1,6 +1,7 @@
 """Layered networks: which params their layers hold, and the signals between the layers, sample by sample."""
 
 import enum
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,25 +9,19 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
+from hypergrad.core.abstract import abstract
 from hypergrad.core.autodiff import elementwise, equations, uses
+from hypergrad.core.checks import describe
 from hypergrad.core.types import Array, Batch, Params, PyTree
-from hypergrad.curvature.models import (
-    Layered,
-    abstract_model,
-    describe_model,
-    names,
-    num_samples,
-    one_of,
-    parts,
-)
+from hypergrad.curvature.models import Dense, Layered, names, num_samples, one_of, parts
 
 
 class Layer(NamedTuple):
     """One affine layer z = ã W̃, as the forward pass calls it.
 
     Attributes:
-        name: of its part of the params.
-        call: which call of `dense` it is.
+        name: name of its part of the params.
+        call: index of its call of `dense`.
         kernel: index of the matrix among the leaves of the params; None where it is frozen.
         bias: index of the vector; None where it is frozen or there is none.
         num_inputs: length of ã, the inputs that meet trained weights: those of the kernel, then a 1 for
@@ -43,7 +38,7 @@ class Layer(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of trained weights."""
+        """Return the number of trained weights."""
         return self.num_inputs * self.num_units
 
 
@@ -56,10 +51,13 @@ class Link(enum.Enum):
 
 
 class Unservable(ValueError):
-    """A model in which a weight is not used exactly once per sample, in an affine layer."""
+    """A model in which a weight is not used exactly once per sample in an affine layer; `reason` says how."""
 
-
-ELSE = "use frobenius_columns, which takes any loss"
+    def __init__(self, reason: str, expected: str):
+        self.reason = reason
+        super().__init__(
+            f"{reason}, expected {expected}; use frobenius_columns, which takes any loss"
+        )
 
 
 def softmax_cross_entropy(logits: Array, label: Array) -> Array:
@@ -68,19 +66,19 @@ def softmax_cross_entropy(logits: Array, label: Array) -> Array:
     With M = argmax z, −log p_y = log(1 + Σ_{c≠M} e^{z_c − z_M}) + z_M − z_y. The derivatives
     of that are sums of the *small* probabilities; 1 − p_M, which rounding spoils, never occurs.
 
-    **Limits:** NaN, with all its derivatives, where y is not from 0 to classes − 1. A class whose logit
-    is −∞ (masked) has no part in it.
+    **Limits:** the value and all its derivatives are NaN where y is not from 0 to classes − 1. A class whose
+    logit is −∞ (masked) has no part in them.
 
     Args:
-        logits: z `[classes]`.
-        label: y, a whole number `[]`.
+        logits: logits z `[classes]`.
+        label: label y, a whole number `[]`.
 
     Raises:
-        ValueError: for fewer than two classes, and for labels that are no indices of classes.
+        ValueError: for fewer than two classes, and for a label that is not the index of a class.
     """
     if jnp.shape(label) != () or not jnp.issubdtype(jnp.result_type(label), jnp.integer):
         raise ValueError(
-            f"label is {describe_model(jnp.asarray(label))}, expected the index of a class, one integer a "
+            f"label is {describe(jnp.asarray(label))}, expected the index of a class, one integer a "
             "sample; pass jnp.argmax(labels, -1) of one-hot labels, labels.astype(int) of others"
         )
     if logits.shape[-1] < 2:
@@ -102,7 +100,7 @@ def squared_error(outputs: Array, target: Array) -> Array:
     """Return ½ ‖z − t‖² of one sample.
 
     Raises:
-        ValueError: where a target has another number of entries than the outputs.
+        ValueError: where the target does not have as many entries as the outputs.
     """
     if jnp.size(outputs) != jnp.size(target):
         raise ValueError(
@@ -122,17 +120,17 @@ def mlp(
     """Make the model of a plain multilayer network on batches (inputs `[m, in]`, targets `[m, ...]`).
 
     Args:
-        activation: after every layer but the last.
+        activation: function applied after every layer but the last.
         loss: (outputs, target) -> [], of one sample.
         layers: keys of the layers in the params, first to last; all of a list or tuple where None.
-        l2: as in `Layered`.
+        l2: strengths of the penalty, as in `Layered`.
     """
 
-    def forward(dense, params, example):
+    def forward(dense: Dense, params: Params, example: Batch) -> Array:
         if layers is None and not isinstance(params, (list, tuple)):
             raise ValueError(
                 f"params is a {type(params).__name__}, expected a list or tuple of layers; name its layers in "
-                "their order, for example mlp(jax.nn.relu, layers=['hidden', 'out'])"
+                "their order, e.g. mlp(jax.nn.relu, layers=['hidden', 'out'])"
             )
         keys = range(len(params)) if layers is None else layers
         *hidden, last = (params[key] for key in keys)
@@ -150,51 +148,56 @@ def trained_layers(model: Layered, params: Params, batch: Batch) -> list[Layer]:
     **Cost:** two traces of the forward pass; nothing is compiled or run.
 
     Raises:
-        Unservable: where a weight is used twice, outside `dense`, or not at all, meets inputs that are no
-            vector, or is used within another transformation (`jax.vmap`, `lax.scan`, `jax.jit`, ...), and
-            where a `jax.custom_vjp` leaves no forward derivatives.
+        Unservable: where a weight is used twice, outside `dense`, or not at all, where it meets inputs that
+            are not a vector or is used within another transformation (`jax.vmap`, `lax.scan`, `jax.jit`,
+            ...), and where a `jax.custom_vjp` leaves no forward derivatives.
     """
-    example = one_of(batch)
+    example, known = one_of(batch), names(params)
     leaves, treedef = jax.tree.flatten(params)
     found: list[Layer] = []
 
-    def read(leaves, example):
+    def read(leaves: list[Array], example: Batch) -> PyTree:
         found.clear()
-        calls, outside = iter(range(10**6)), get_opaque_trace_state()
+        calls, outside = itertools.count(), get_opaque_trace_state()
 
-        def dense(layer, inputs):
+        def listening(layer: PyTree, inputs: Array) -> Array:
             call, (kernel, bias) = next(calls), parts(layer)
             at = [next((i for i, w in enumerate(leaves) if w is p), None) for p in (kernel, bias)]
             if at != [None, None]:
-                name = names(params)[next(i for i in at if i is not None)]
+                name = f"params[{known[next(i for i in at if i is not None)]!r}]"
                 if get_opaque_trace_state() != outside:
-                    raise Unservable(
-                        f"params[{name!r}] meets dense inside another jax transformation (vmap, scan, jit, "
-                        f"checkpoint, grad), expected a call of dense outside of all of them; {ELSE}"
-                    )
+                    inner = "another jax transformation (vmap, scan, jit, checkpoint, grad)"
+                    wanted = "a call of dense outside of all of them"
+                    raise Unservable(f"{name} meets dense inside {inner}", wanted)
                 if jnp.ndim(inputs) != 1:
-                    raise Unservable(
-                        f"params[{name!r}] meets inputs of shape {jnp.shape(inputs)} in one sample, expected "
-                        f"one vector [in]; {ELSE}"
-                    )
+                    got = f"{name} meets inputs of shape {jnp.shape(inputs)} in one sample"
+                    raise Unservable(got, "one vector [in]")
                 num_inputs = (0 if at[0] is None else kernel.shape[0]) + (at[1] is not None)
                 found.append(Layer("", call, at[0], at[1], num_inputs, kernel.shape[1]))
             return inputs @ kernel if bias is None else inputs @ kernel + bias
 
-        return model.forward(dense, jax.tree.unflatten(treedef, leaves), example)
+        return model.forward(listening, jax.tree.unflatten(treedef, leaves), example)
 
     shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
-    program = abstract_model("loss", read, shapes, example, trace=jax.make_jaxpr)
+
+    def trace(function: Callable, *args: Any) -> Any:
+        return jax.make_jaxpr(function)(*args)
+
+    program = abstract("loss", read, shapes, example, given="params", trace=trace)
     if any(eqn.primitive.name.startswith("custom_vjp") for eqn in equations(program.jaxpr)):
-        raise Unservable(
-            f"the forward pass has a jax.custom_vjp in it, expected forward derivatives; {ELSE}"
-        )
+        raise Unservable("the forward pass has a jax.custom_vjp in it", "forward derivatives")
     short = [_name(params, layer) for layer in found]
     layers = [
         layer._replace(name=_name(params, layer, whole=short.count(name) > 1))
         for layer, name in zip(found, short, strict=True)
     ]
-    _check_use(model, params, example, layers)
+    count = [sum(i in (at.kernel, at.bias) for at in layers) for i in range(len(leaves))]
+    elsewhere = _used_elsewhere(model, params, example, layers)
+    for name, times, outside in zip(known, count, elsewhere, strict=True):
+        if outside or times != 1:
+            how = "outside of dense" if outside else f"in {times} layers"
+            wanted = "one call of dense per sample (close over what is not trained)"
+            raise Unservable(f"params[{name!r}] is used {how}", wanted)
     return layers
 
 
@@ -207,37 +210,30 @@ def _name(params: Params, layer: Layer, whole: bool = False) -> str:
     return ".".join(last if len(paths) == 1 or paths[0][:-1] == paths[1][:-1] else paths[0])
 
 
-def _check_use(model: Layered, params: Params, example: Batch, layers: list[Layer]) -> None:
-    """Raise `Unservable` unless every weight is used once, as the kernel or the bias of a layer."""
+def _used_elsewhere(
+    model: Layered, params: Params, example: Batch, layers: list[Layer]
+) -> list[bool]:
+    """Tell for every leaf whether the loss uses it beside the layers: with each z free, it must use none."""
     leaves, treedef = jax.tree.flatten(params)
-    count = [sum(i in (at.kernel, at.bias) for at in layers) for i in range(len(leaves))]
+    by_call = {layer.call: layer for layer in layers}
 
-    def without(leaves, shifts, example):
-        made = iter(shifts)
-        by_call = {layer.call: layer for layer in layers}
-        calls = iter(range(10**6))
+    def without(leaves: list[Array], free: list[Array], example: Batch) -> Array:
+        made, calls = iter(free), itertools.count()
 
-        def dense(layer, inputs):
+        def freed(layer: PyTree, inputs: Array) -> Array:
             kernel, bias = parts(layer)
-            record = by_call.get(next(calls))
-            if record is None:
+            at = by_call.get(next(calls))
+            if at is None:
                 return inputs @ kernel if bias is None else inputs @ kernel + bias
-            frozen = 0 if record.kernel is not None else inputs @ kernel
-            return frozen + next(made) + (0 if record.bias is not None or bias is None else bias)
+            frozen = 0 if at.kernel is not None else inputs @ kernel
+            return frozen + next(made) + (0 if at.bias is not None or bias is None else bias)
 
-        outputs = model.forward(dense, jax.tree.unflatten(treedef, leaves), example)
+        outputs = model.forward(freed, jax.tree.unflatten(treedef, leaves), example)
         return model.loss(outputs, example)
 
     shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
     free = [jax.ShapeDtypeStruct((at.num_units,), shapes[0].dtype) for at in layers]
-    elsewhere = uses(without, shapes, free, example)[: len(leaves)]
-    for name, times, outside in zip(names(params), count, elsewhere, strict=True):
-        if outside or times != 1:
-            how = "outside of dense" if outside else f"in {times} layers"
-            raise Unservable(
-                f"params[{name!r}] is used {how}, expected one call of dense per sample; close over "
-                f"what is not trained, or {ELSE}"
-            )
+    return uses(without, shapes, free, example)[: len(leaves)]
 
 
 def signals(
@@ -246,13 +242,13 @@ def signals(
     """Run the forward pass of one sample with a shift added to every z.
 
     Returns:
-        The outputs, and the inputs of every layer that meet its kernel: none where that is frozen.
+        The outputs, and the inputs of every layer that meet its kernel, no entries where it is frozen.
     """
     by_call = {layer.call: index for index, layer in enumerate(layers)}
-    calls = iter(range(10**6))
+    calls = itertools.count()
     inputs: list[Array] = []
 
-    def dense(layer, signal):
+    def shifted(layer: PyTree, signal: Array) -> Array:
         kernel, bias = parts(layer)
         z = signal @ kernel if bias is None else signal @ kernel + bias
         index = by_call.get(next(calls))
@@ -261,7 +257,7 @@ def signals(
         inputs.append(signal if layers[index].kernel is not None else signal[:0])
         return z + shifts[index]
 
-    return model.forward(dense, params, example), inputs
+    return model.forward(shifted, params, example), inputs
 
 
 def augment(layer: Layer, signal: Array) -> Array:
@@ -270,14 +266,14 @@ def augment(layer: Layer, signal: Array) -> Array:
 
 
 class Rows(NamedTuple):
-    """What one layer l needs for its blocks H_lk, k ≥ l; `push` makes the rows of a unit of it.
+    """What a layer l needs for its blocks H_lk, k ≥ l; `push` makes the rows of some of its units.
 
     Attributes:
-        inputs: ã_k for k ≥ l, each `[m, in]`.
-        deltas: δ_k = ∂ℓ/∂z_k for k ≥ l, each `[m, units]`.
+        inputs: inputs ã_k for k ≥ l, each `[m, in]`.
+        deltas: derivatives δ_k = ∂ℓ/∂z_k for k ≥ l, each `[m, units]`.
         links: how ã_k depends on z_l, for k ≥ l.
-        slopes: ∂ã_k[p]/∂z_l[p] `[m, units]` for the diagonal links, in their order.
-        push: units p `[chunk]` of layer l -> (B_lk[p] = ∂²ℓ/∂z_l[p]∂z_k for k ≥ l, each
+        slopes: derivatives ∂ã_k[p]/∂z_l[p] `[m, units]` for the diagonal links, in their order.
+        push: (units p `[chunk]` of layer l) -> (B_lk[p] = ∂²ℓ/∂z_l[p]∂z_k for k ≥ l, each
             `[m, chunk, units]`; P_k[p] = ∂ã_k/∂z_l[p] for the full links, each `[m, chunk, in]`), zeros
             for p past the last unit.
     """
@@ -296,7 +292,7 @@ def links_of(
     dtype = jnp.result_type(*jax.tree.leaves(params))
     zeros = [jnp.zeros((layer.num_units,), dtype) for layer in layers]
 
-    def inputs(shift, example):
+    def inputs(shift: Array, example: Batch) -> list[Array]:
         shifts = [*zeros[:index], zeros[index] + shift, *zeros[index + 1 :]]
         return signals(model, params, layers, example, shifts)[1][index:]
 
@@ -322,27 +318,27 @@ def rows_of(
     """Linearize all signals of the layers k ≥ l in a shift of z_l, l = `index`, once for the whole batch.
 
     B_lk[p] is the derivative of δ_k along p, P_k[p] that of ã_k: one forward-over-reverse product of
-    the part of the network above l. For Gauss-Newton B = J_lᵀ (∂²ℓ/∂outputs²) J_k, and P is left out
-    (no links).
+    the part of the network above l. For Gauss-Newton, B = J_lᵀ (∂²ℓ/∂outputs²) J_k, and P is left out (there
+    are no links).
     """
     units, size = layers[index].num_units, num_samples(batch)
     dtype = jnp.result_type(*jax.tree.leaves(params))
     zeros = [jnp.zeros((layer.num_units,), dtype) for layer in layers]
 
-    def forward(upper, example):
+    def forward(upper: list[Array], example: Batch) -> tuple[PyTree, list[Array]]:
         outputs, inputs = signals(model, params, layers, example, zeros[:index] + upper)
         return outputs, inputs[index:]
 
-    def augmented(inputs):
+    def augmented(inputs: list[Array]) -> list[Array]:
         return [augment(layer, a) for layer, a in zip(layers[index:], inputs, strict=True)]
 
-    def shifted(shift):
+    def shifted(shift: Array) -> list[Array]:
         return [zeros[index] + shift, *zeros[index + 1 :]]
 
-    def curved(shift, example):
+    def curved(shift: Array, example: Batch) -> tuple[list[Array], list[Array]]:
         """Return δ_k and what is wanted of ã_k as functions of a shift of z_l."""
 
-        def loss(upper):
+        def loss(upper: list[Array]) -> tuple[Array, list[Array]]:
             outputs, inputs = forward(upper, example)
             return model.loss(outputs, example), inputs
 
@@ -351,17 +347,17 @@ def rows_of(
             a for a, link in zip(augmented(inputs), links, strict=True) if link is Link.FULL
         ]
 
-    def bent(shift, example):
+    def bent(shift: Array, example: Batch) -> tuple[list[Array], list[Array]]:
         """Return a function of the shift whose derivative is a row of JᵀSJ: J is held fixed."""
         pull = jax.vjp(lambda upper: forward(upper, example)[0], zeros[index:])[1]
         outputs = forward(shifted(shift), example)[0]
         return pull(jax.grad(lambda z: model.loss(z, example))(outputs))[0], []
 
-    def diagonal(shift, example):
+    def diagonal(shift: Array, example: Batch) -> list[Array]:
         inputs = forward(shifted(shift), example)[1]
         return [a for a, link in zip(inputs, links, strict=True) if link is Link.DIAGONAL]
 
-    def over_batch(function):
+    def over_batch(function: Callable) -> Callable:
         return lambda shift: jax.vmap(function)(shift, batch)
 
     start = jnp.zeros((size, units), dtype)
@@ -369,7 +365,7 @@ def rows_of(
     (deltas, _), push = jax.linearize(rows, start)
     slopes = jax.jvp(over_batch(diagonal), (start,), (jnp.ones_like(start),))[1]
 
-    def push_units(chosen):
+    def push_units(chosen: Array) -> tuple[list[Array], list[Array]]:
         basis = jax.nn.one_hot(chosen, units, dtype=dtype)
         tangents = jnp.broadcast_to(basis, (size, *basis.shape))
         return jax.vmap(push, in_axes=1, out_axes=1)(tangents)

@@ -1,21 +1,18 @@
-"""What every measure of curvature shares: the losses it takes, their checks, and work by chunks."""
+"""The losses that every measure of curvature takes, and the checks at their door."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr
-from jax.extend.core.primitives import jit_p
 
 from hypergrad.core import tree
-from hypergrad.core.abstract import traced
-from hypergrad.core.autodiff import programs
-from hypergrad.core.checks import check_bytes
+from hypergrad.core.abstract import abstract, traced
+from hypergrad.core.checks import check_positive, describe
 from hypergrad.core.types import Array, Batch, Params, PyTree
+from hypergrad.problem import check_scalar
 
 BatchLoss: TypeAlias = Callable[[Params, Batch], Array]
 """(params, batch) -> [], the mean over the samples of a batch; hyperparameters are closed over."""
@@ -23,20 +20,14 @@ BatchLoss: TypeAlias = Callable[[Params, Batch], Array]
 Dense: TypeAlias = Callable[[PyTree, Array], Array]
 """(layer, inputs [in]) -> [units]: inputs @ kernel + bias, of a layer that holds the two."""
 
-MEMORY = 2**29
-"""Bytes that one call may use, where the caller does not say."""
-
-VECTORS = 2**32
-"""Bytes that the vectors of an estimate or a spectrum may take, where the caller does not say."""
-
 
 class Composed(NamedTuple):
     """A loss in two parts, L = c(z(w)): what Gauss-Newton products need.
 
     Attributes:
-        outputs: (params, batch) -> z, a floating-point pytree; logits, say.
-        convex: (z, batch) -> c `[]`. A penalty belongs into both parts: let the outputs be
-            (logits, params), and c add it.
+        outputs: (params, batch) -> z, a floating-point pytree, for example logits.
+        convex: (z, batch) -> c `[]`. A penalty belongs to both parts: let the outputs be
+            (logits, params), and let c add it.
     """
 
     outputs: Callable[[Params, Batch], PyTree]
@@ -58,12 +49,12 @@ class Layered(NamedTuple):
             hidden = jax.nn.relu(dense(params["hidden"], example[0]))
             return dense(params["out"], hidden)
 
-        Layered(forward, lambda z, example: cross_entropy(z, example[1]))
+        Layered(forward, lambda z, example: softmax_cross_entropy(z, example[1]))
 
     Attributes:
         forward: (dense, params, example) -> outputs.
         loss: (outputs, example) -> [], of one sample.
-        l2: λ, one number or a pytree prefix of the params with a number for each.
+        l2: strengths λ, one number or a pytree prefix of the params with a number for each.
     """
 
     forward: Callable[[Dense, Params, Batch], PyTree]
@@ -72,6 +63,7 @@ class Layered(NamedTuple):
 
 
 Model: TypeAlias = BatchLoss | Composed | Layered
+"""A loss in any of its three forms; `loss_of` makes the first of each, `composed_of` the second."""
 
 
 def dense(layer: PyTree, inputs: Array) -> Array:
@@ -86,16 +78,15 @@ def parts(layer: PyTree) -> tuple[Array, Array | None]:
     kernels = [leaf for leaf in leaves if jnp.ndim(leaf) == 2]
     biases = [leaf for leaf in leaves if jnp.ndim(leaf) == 1]
     if len(kernels) != 1 or len(biases) > 1 or len(leaves) != 1 + len(biases):
-        shapes = [jnp.shape(leaf) for leaf in leaves]
         raise ValueError(
-            f"layer has arrays of shapes {shapes}, expected one matrix [in, units] and at most one "
-            "vector [units]; call dense once for each affine layer"
+            f"layer has arrays of shapes {[*map(jnp.shape, leaves)]}, expected one matrix [in, units] and at "
+            "most one vector [units]; call dense once for each affine layer"
         )
     return kernels[0], biases[0] if biases else None
 
 
 def loss_of(model: Model) -> BatchLoss:
-    """Return the loss (params, batch) -> `[]`, whatever the form in which it was given, computed precisely."""
+    """Return the loss (params, batch) -> `[]`, in whatever form it was given, computed precisely."""
     if isinstance(model, (Layered, Composed)):
         composed = composed_of(model)
         return lambda params, batch: composed.convex(composed.outputs(params, batch), batch)
@@ -103,13 +94,13 @@ def loss_of(model: Model) -> BatchLoss:
 
 
 def precise(function: Callable) -> Callable:
-    """Return the same function with matrix products in full precision, those of its derivatives too.
+    """Return the same function with matrix products in full precision, in its derivatives too.
 
     Accelerators round the factors of float32 products to 10 bits or less where nothing else is asked for.
     """
 
     @functools.wraps(function)
-    def run(*args):
+    def run(*args: Any) -> Any:
         with jax.default_matmul_precision("highest"):
             return function(*args)
 
@@ -126,14 +117,14 @@ def composed_of(model: Model) -> Composed:
         return Composed(precise(model.outputs), precise(model.convex))
     if not isinstance(model, Layered):
         raise ValueError(
-            f"loss is {describe_model(model)}, expected its two parts, because Gauss-Newton matrices are made "
-            "from the outputs; pass Composed(outputs, convex) or Layered(...)"
+            f"loss is {describe(model)}, expected its two parts, because Gauss-Newton matrices are made from "
+            "the outputs; pass Composed(outputs, convex) or Layered(...)"
         )
 
-    def outputs(params, batch):
+    def outputs(params: Params, batch: Batch) -> tuple[PyTree, Params]:
         return jax.vmap(lambda example: model.forward(dense, params, example))(batch), params
 
-    def convex(made, batch):
+    def convex(made: tuple[PyTree, Params], batch: Batch) -> Array:
         each = jax.vmap(model.loss)(made[0], batch)
         return jnp.mean(each) + penalty(model, made[1])
 
@@ -143,12 +134,6 @@ def composed_of(model: Model) -> Composed:
 def penalty(model: Layered, params: Params) -> Array:
     """Return ½ Σ_j λ_j w_j²."""
     strengths = jax.tree.leaves(spread(model.l2, params))
-    for strength in strengths:
-        if jnp.shape(strength) != ():
-            raise ValueError(
-                f"l2 has a strength of shape {jnp.shape(strength)}, expected one number for each array of the "
-                "params; write a penalty of single weights into a plain loss"
-            )
     squares = [
         strength * jnp.sum(jnp.square(leaf))
         for strength, leaf in zip(strengths, jax.tree.leaves(params), strict=True)
@@ -159,8 +144,11 @@ def penalty(model: Layered, params: Params) -> Array:
 def spread(l2: Any, params: Params) -> PyTree:
     """Return a strength for every leaf of the params from a number or a prefix of the pytree."""
     for strength in jax.tree.leaves(l2):
-        if not traced(strength) and np.isnan(np.asarray(strength, np.float64)).any():
-            raise ValueError(f"l2 is {strength!r}, expected numbers; pass e.g. l2=1e-4")
+        if jnp.shape(strength) != () or (not traced(strength) and np.isnan(float(strength))):
+            raise ValueError(
+                f"l2 holds {describe(strength)}, expected one number for each array of the params, e.g. "
+                "l2=1e-4; write a penalty of single weights into a plain loss"
+            )
     try:
         return jax.tree.broadcast(l2, params)
     except ValueError as error:
@@ -170,13 +158,6 @@ def spread(l2: Any, params: Params) -> PyTree:
         ) from error
 
 
-def describe_model(value: Any) -> str:
-    """Say what a value is, in a few words."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
-    return f"a {type(value).__name__}"
-
-
 def check_model(model: Model, params: Params, batch: Batch) -> None:
     """Raise a one-line `ValueError` where a loss, its params and its batch do not fit, before compiling.
 
@@ -184,112 +165,71 @@ def check_model(model: Model, params: Params, batch: Batch) -> None:
     """
     check_params(params)
     if isinstance(model, Layered):
-        num_samples(batch)
-        check_each(model, params, batch)
-    value = abstract_model("loss", loss_of(model), params, batch)
-    if getattr(value, "shape", None) != () or not tree.is_float(value):
-        raise ValueError(
-            f"loss returned {describe_model(value)}, expected one real number of shape (), the mean over the "
-            "samples; reduce it, for example with jnp.mean(...)"
-        )
+
+        def one(params: Params, example: Batch) -> Array:
+            return model.loss(model.forward(dense, params, example), example)
+
+        each = abstract("loss", one, params, one_of(batch), given="params")
+        check_scalar("loss of one sample", each)
+    check_scalar("loss", abstract("loss", loss_of(model), params, batch, given="params"))
 
 
-def check_each(model: Layered, params: Params, batch: Batch) -> None:
-    """Raise a `ValueError` unless the loss of one sample of a layered model is one number."""
-
-    def one(params, example):
-        return model.loss(model.forward(dense, params, example), example)
-
-    value = abstract_model("loss", one, params, one_of(batch))
-    if getattr(value, "shape", None) != () or not tree.is_float(value):
-        raise ValueError(
-            f"loss of one sample returned {describe_model(value)}, expected one real number of shape (); add "
-            "up its entries, for example with jnp.sum(...)"
-        )
-
-
-def check_layered(name: str, model: Any, made: str) -> None:
-    """Raise a `ValueError` unless a model shows its layers; `made` says what is made from them."""
+def check_layered(name: str, model: Any, params: Params, batch: Batch, made: str) -> None:
+    """Check a model as `check_model` does, if it shows its layers; `made` says what is made from them."""
     if not isinstance(model, Layered):
         raise ValueError(
-            f"{name} is {type(model).__name__}, expected a Layered, because {made} its layers; build one with "
+            f"{name} is {describe(model)}, expected a Layered, because {made} its layers; build one with "
             "curvature.mlp or curvature.Layered, or use frobenius"
         )
+    check_model(model, params, batch)
 
 
 def check_params(params: Params) -> None:
     """Raise a `ValueError` unless the params are finite floating-point arrays of one dtype."""
-    leaves = jax.tree.leaves(params)
+    leaves, dtypes = jax.tree.leaves(params), {}
     if not leaves:
         raise ValueError("params has no leaves, expected at least one array of weights")
-    dtypes = {}
     for name, leaf in zip(names(params), leaves, strict=True):
+        dtype = str(jnp.result_type(leaf))
+        dtypes.setdefault(dtype, f"{dtype} (params[{name!r}])")
         if not tree.is_float(leaf):
             raise ValueError(
-                f"params[{name!r}] has dtype {jnp.result_type(leaf)}, expected floating point; close "
-                "over what is not trained"
+                f"params[{name!r}] has dtype {dtype}, expected floating point; close over what is not trained"
             )
-        dtypes.setdefault(str(jnp.result_type(leaf)), name)
         # numpy, because within a trace jax would not tell
         if not traced(leaf) and not np.isfinite(np.asarray(leaf).astype(np.float64)).all():
             raise ValueError(
-                f"params[{name!r}] is not finite, expected finite weights; training has diverged, lower "
-                "the learning rate"
+                f"params[{name!r}] is not finite, expected finite weights; training has diverged, lower the "
+                "learning rate"
             )
     if len(dtypes) > 1:
-        got = " and ".join(f"{dtype} (params[{name!r}])" for dtype, name in dtypes.items())
         raise ValueError(
-            f"params has leaves of {got}, expected one dtype; cast them with "
+            f"params has leaves of {' and '.join(dtypes.values())}, expected one dtype; cast them with "
             "jax.tree.map(lambda w: w.astype(jnp.float32), params)"
         )
 
 
-def bytes_of_one(function: Callable, x: PyTree) -> int:
-    """Bound the memory of `function` for one of many arguments side by side: half of all that it makes.
-
-    **Cost:** a trace; nothing is run.
-    """
-    alone = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), x)
-    return num_bytes(jax.make_jaxpr(jax.vmap(function))(alone).jaxpr) // 2 + 1
+def traced_scalar(value: Any) -> bool:
+    """Tell whether a value is one number `[]` that is not known yet."""
+    return traced(value) and jnp.shape(value) == ()
 
 
-def num_bytes(jaxpr: Jaxpr) -> int:
-    """Add up the bytes of all that a program makes, what is within it included: the body of a loop once."""
-    return sum(
-        sum(map(num_bytes, inner))
-        + (0 if eqn.primitive is jit_p else sum(_bytes_of(v) for v in eqn.outvars))
-        for eqn in jaxpr.eqns
-        for inner in [programs(eqn)]
-    )
+def number_of(value: Any) -> Any:
+    """Return the number that a scalar array of any library holds, and any other value as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
-def _bytes_of(variable: Any) -> int:
-    return math.prod(variable.aval.shape) * variable.aval.dtype.itemsize
-
-
-def _shapes(function: Callable) -> Callable:
-    return lambda *args: jax.eval_shape(function, *args)
-
-
-def abstract_model(name: str, function: Callable, *args, trace: Callable = _shapes) -> Any:
-    """Evaluate a user's function abstractly; put its name before what it raises."""
-    try:
-        return trace(function)(*args)
-    except Exception as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(error, ValueError) and ", expected " in text:
-            raise
-        raise ValueError(
-            f"{name} failed on these params and batch: {text} ({type(error).__name__}), expected a "
-            "traceable function of (params, batch); run it once by itself to see where"
-        ) from error
+def check_positive_or_traced(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless `value` is a positive number of any library, or a traced scalar."""
+    if not traced_scalar(value):
+        check_positive(name, number_of(value), example=0.05)
 
 
 def num_samples(batch: Batch) -> int:
     """Return the length of the leading axis that all arrays of a batch share."""
-    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(batch)}
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    lengths = {shape[0] if shape else 0 for shape in shapes}
     if len(lengths) != 1 or 0 in lengths:
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
         raise ValueError(
             f"batch has arrays of shapes {shapes}, expected at least one sample along a leading axis "
             "that all of them share; give scalars to every sample, or close over them"
@@ -303,104 +243,16 @@ def one_of(batch: Batch) -> Batch:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
 
 
-def check_positive_or_traced(name: str, value: Any) -> None:
-    """Raise a `ValueError` unless `value` is a positive number, or traced."""
-    if getattr(value, "shape", ()) != ():
-        raise ValueError(
-            f"{name} is {describe_model(value)}, expected one positive number of shape ()"
-        )
-    if traced(value):
-        return
-    number = isinstance(value, (int, float)) or hasattr(value, "shape")
-    if isinstance(value, (bool, np.bool_)) or not number or not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value!r}, expected a positive number; pass e.g. {name}=0.05")
-
-
-class NotEnoughMemory(ValueError):
-    """More bytes are needed than there are."""
-
-
-def check_memory(what: str, needed: float, memory: int, advice: str) -> None:
-    """Raise `NotEnoughMemory`, a `ValueError`, where `what` needs more bytes than `memory`."""
-    check_bytes(memory)
-    if needed > memory:
-        raise NotEnoughMemory(
-            f"memory is {memory} bytes, expected at least {math.ceil(needed)} for {what}; {advice}"
-        )
-
-
-def fitting(what: str, one: int, memory: int, advice: str, *, most: int, beside: int = 0) -> int:
-    """Return how many pieces of `one` bytes each fit into memory beside other bytes, `most` at most.
-
-    Raises:
-        ValueError: where not one does, with the bytes that it needs and the advice.
-    """
-    needed = beside + one
-    check_memory(what, needed, memory, f"pass memory={needed}, {advice}")
-    return min(most, (memory - beside) // one)
-
-
-def check_vectors(count: int, params: Params, memory: int, advice: str) -> None:
-    """Raise a `ValueError` where that many vectors like the params need more bytes than `memory`."""
-    size = size_of(params)
-    what = f"{count} vectors of {size} numbers"
-    check_memory(what, float(count) * size * itemsize(params), memory, advice)
-
-
 def names(params: Params) -> list[str]:
     """Name every leaf of the params by its path."""
-    return ["params" if n == "hparams" else n for n in tree.leaf_names(params)]
+    return tree.leaf_names(params, bare="params")
 
 
 def widen(params: Params) -> Params:
     """Return the params as arrays of at least float32, in which every measure but the products is computed."""
 
-    def cast(leaf):
+    def cast(leaf: Any) -> Array:
         dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
         return jnp.asarray(leaf, dtype)
 
     return jax.tree.map(cast, params)
-
-
-def size_of(params: Params) -> int:
-    """Return the number of parameters."""
-    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
-
-
-def itemsize(params: Params) -> int:
-    """Return the bytes of one parameter as it is computed with."""
-    dtype = jnp.result_type(*jax.tree.leaves(params))
-    return jnp.promote_types(dtype, jnp.float32).itemsize
-
-
-def sum_chunks(
-    body: Callable[[Array], tuple[PyTree, PyTree]], count: int, chunk: int
-) -> tuple[PyTree, PyTree]:
-    """Add what `body` makes of the indices 0 … count − 1, `chunk` of them at a time.
-
-    The last chunk runs over the end: `body` must make zeros of an index ≥ count, as `jax.nn.one_hot` does.
-    Each chunk is computed again on the way back, so that a gradient stores none of them.
-
-    Args:
-        body: indices `[chunk]` -> (terms to add, rows `[chunk, ...]` to keep).
-        count: how many indices.
-        chunk: how many at a time.
-
-    Returns:
-        The sums, and the rows `[count, ...]`.
-    """
-    chunk = max(1, min(chunk, count))
-    num_chunks = max(1, -(-count // chunk))
-    indices = jnp.arange(num_chunks * chunk, dtype=jnp.int32).reshape(num_chunks, chunk)
-    if num_chunks == 1:
-        total, rows = body(indices[0])
-        return total, jax.tree.map(lambda r: r[:count], rows)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(body, indices[0])[0])
-
-    def step(total, index):
-        terms, rows = jax.checkpoint(body)(index)
-        return jax.tree.map(jnp.add, total, terms), rows
-
-    total, rows = jax.lax.scan(step, zeros, indices)
-    flat = jax.tree.map(lambda r: r.reshape((-1, *r.shape[2:]))[:count], rows)
-    return total, flat

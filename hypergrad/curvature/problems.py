@@ -1,24 +1,21 @@
 """Measures of a trained network, such as its flatness, as objectives, penalties and constraints."""
 
-import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
-from hypergrad.core import tree
-from hypergrad.core.checks import check_whole
+from hypergrad.core.checks import check_function, check_least, check_share, check_whole
 from hypergrad.core.types import Array, Batch, HParams, Params
+from hypergrad.curvature.models import BatchLoss, number_of, traced_scalar
 from hypergrad.problem import Problem, check_problem, check_scalar, split_loss
 from hypergrad.train import carried, trained, with_parts
 
 Measure: TypeAlias = Callable[[Params, HParams], Array]
 """(params, hparams) -> [], of one network: the flatter the lower."""
 
-LossCurvature: TypeAlias = Callable[[Callable[[Params, Batch], Array], Params, Batch], Array]
+LossCurvature: TypeAlias = Callable[[BatchLoss, Params, Batch], Array]
 """(loss, params, batch) -> [], such as `curvature.sam`."""
 
 
@@ -31,37 +28,34 @@ def supremum(
 ) -> Measure:
     """Return the measure sup_{x ⊂ X} μ(x; h) over minibatches of the training set.
 
-    With `batch_size`, the batches divide `problem.train_set`, those over the end left out; all members see the
-    same ones. Without, they are the first `num_batches` that a run of key 0 would be trained on.
+    With `batch_size`, the batches divide `problem.train_set`; examples beyond the last whole batch are left
+    out, and all members see the same batches. Without it, they are the first `num_batches` that a run of key
+    0 would be trained on.
 
-    **Cost:** a measure a batch, one after another.
+    **Cost:** one measurement a batch, one after another.
 
     Args:
-        problem: the training loop.
+        problem: training loop.
         curvature: (loss, params, batch) -> [], such as `curvature.sam`, or
             `lambda loss, params, batch: curvature.frobenius(model, params, batch).value`. Hyperparameters and
             carried state are closed over in `loss`, whose batches are those of the problem.
-        num_batches: so many. Where None, all of the training set with a `batch_size`, and 4 without.
-        batch_size: samples in each.
+        num_batches: number of batches. Where None, all of the training set with a `batch_size`, and 4 without.
+        batch_size: number of samples in each batch.
 
     Raises:
-        ValueError: for a batch size without a training set, or one larger than it, or more batches than it
+        ValueError: for a batch size without a training set or larger than it, and for more batches than it
             has; when measured, for a curvature that is not one number.
     """
     check_problem(problem)
-    if not callable(curvature):
-        raise ValueError(
-            f"curvature is {curvature!r:.80}, expected a function (loss, params, batch) -> []; pass e.g. "
-            "curvature.sam"
-        )
+    check_function("curvature", curvature, "curvature.sam")
     draw, num = _batches(problem, num_batches, batch_size)
 
-    def measure(params, hparams):
-        def loss(weights, batch):
+    def measure(params: Params, hparams: HParams) -> Array:
+        def loss(weights: Params, batch: Batch) -> Array:
             whole = with_parts(params, weights, carried(params))
             return split_loss(whole, problem.loss(whole, hparams, batch))[0]
 
-        def one(index):
+        def one(index: Array) -> Array:
             found = curvature(loss, trained(params), draw(index))
             check_scalar("curvature", found)
             return found
@@ -82,15 +76,16 @@ def judged_by(problem: Problem, measure: Measure) -> Problem:
 def penalized(problem: Problem, measure: Measure, weight: float) -> Problem:
     """Return the problem whose objective is f + weight · μ.
 
-    The hypergradient goes through the measure where that can be differentiated: exact norms, products, `sam`
-    and `adaptive` can, and `keskar` as far as its search has found the maximum.
+    The hypergradient goes through the measure where the measure can be differentiated: exact norms, products,
+    `sam` and `adaptive` can, and `keskar` as far as its search has found the maximum.
 
     Args:
-        problem: the training loop.
+        problem: training loop.
         measure: (params, hparams) -> [].
-        weight: at least 0.
+        weight: weight of the measure, at least 0.
     """
-    _check_number("weight", weight, 0)
+    if not traced_scalar(weight):
+        check_least("weight", number_of(weight))
     return _with(problem, measure, lambda value, found: value + weight * found)
 
 
@@ -103,23 +98,21 @@ def bounded(problem: Problem, measure: Measure, bound: float) -> Problem:
     **Limits:** of no use to a hypergradient, which does not see the bound from within.
 
     Args:
-        problem: the training loop.
+        problem: training loop.
         measure: (params, hparams) -> [].
-        bound: highest value of the measure that is allowed.
+        bound: largest value of the measure that is allowed.
     """
-    _check_number("bound", bound, -math.inf)
+    if not traced_scalar(bound):
+        check_share("bound", number_of(bound), "(-inf, inf)", what="a finite number")
     return _with(problem, measure, lambda value, found: jnp.where(found <= bound, value, jnp.inf))
 
 
 def _with(problem: Problem, measure: Measure, join: Callable[[Array, Array], Array]) -> Problem:
+    """Return the problem whose objective joins its own value and the measure."""
     check_problem(problem)
-    if not callable(measure):
-        raise ValueError(
-            f"measure is {measure!r:.80}, expected a function (params, hparams) -> []; pass e.g. "
-            "supremum(problem, curvature.sam)"
-        )
+    check_function("measure", measure, "supremum(problem, curvature.sam)")
 
-    def objective(params, hparams, batch):
+    def objective(params: Params, hparams: HParams, batch: Batch) -> Array:
         found = measure(params, hparams)
         check_scalar("measure", found)
         return join(problem.objective(params, hparams, batch), found)
@@ -152,14 +145,3 @@ def _batches(
         )
     offsets = jnp.arange(batch_size, dtype=jnp.int32)
     return lambda i: examples.at(i * batch_size + offsets), num_batches or most
-
-
-def _check_number(name: str, value: Any, least: float) -> None:
-    """Raise a `ValueError` unless `value` is a finite number of at least `least`, or traced."""
-    shape = getattr(value, "shape", None)
-    number = isinstance(value, (int, float, np.integer)) or (shape == () and tree.is_float(value))
-    inside = number and (isinstance(value, Tracer) or least <= value < math.inf)
-    if isinstance(value, bool) or not inside:
-        expected = "a finite number" if least == -math.inf else f"a number of at least {least}"
-        got = f"an array of shape {shape}" if shape else f"{value!r:.80}"
-        raise ValueError(f"{name} is {got}, expected {expected}; pass e.g. {name}=1.0")

@@ -1,7 +1,7 @@
 """Products of curvature matrices with vectors, and the matrices themselves for small networks.
 
-Each product is (loss, params, batch, vector) -> vector, linear in `vector`; the measures of this package
-that need nothing else (`trace_estimate`, `top_eigenvalues`, ...) take any of them as `product`.
+Each product is (loss, params, batch, vector) -> vector, linear in `vector`. Measures that need nothing else
+(`trace_estimate`, `top_eigenvalues`, ...) take any of them as `product`.
 """
 
 import math
@@ -12,33 +12,269 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from hypergrad.core.checks import check_whole
+from hypergrad.core.abstract import abstract
+from hypergrad.core.checks import check_whole, describe
 from hypergrad.core.types import Array, Batch, Params, PyTree
 from hypergrad.curvature.columns import group_leaves
-from hypergrad.curvature.models import (
+from hypergrad.curvature.memory import (
     MEMORY,
-    Layered,
-    Model,
-    abstract_model,
     bytes_of_one,
     check_memory,
+    fitting,
+    itemsize,
+    size_of,
+    sum_chunks,
+)
+from hypergrad.curvature.models import (
+    Layered,
+    Model,
     check_model,
     check_params,
     check_positive_or_traced,
     composed_of,
-    describe_model,
-    fitting,
-    itemsize,
     loss_of,
-    num_samples,
     precise,
-    size_of,
-    sum_chunks,
     widen,
 )
 
+Product: TypeAlias = Callable[[Model, Params, Batch, PyTree], PyTree]
+"""(loss, params, batch, vector) -> A vector, for a symmetric matrix A of the params."""
+
 INDEX = 4
 """Bytes of the place of a weight."""
+
+
+def hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
+    """Return H v = (d/dε) ∇L(w + ε v), forward over reverse.
+
+    **Cost:** two to three gradients. **Limits:** the rules of a `jax.custom_vjp` in the loss must themselves
+    have forward derivatives. The result has the dtype of the params.
+
+    Args:
+        loss: (params, batch) -> [], `Composed` or `Layered`.
+        params: weights w.
+        batch: batch of the loss.
+        vector: v, a pytree like the params.
+
+    Raises:
+        ValueError: where loss, params, batch and vector do not fit.
+
+    Reference:
+        Pearlmutter, 1994, "Fast exact multiplication by the Hessian".
+    """
+    check_product(hvp, loss, params, batch)
+    check_vector(params, vector)
+    return _hvp(loss, params, batch, vector)
+
+
+def _hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
+    function = loss_of(loss)
+    return jax.jvp(jax.grad(lambda w: function(w, batch)), (params,), (vector,))[1]
+
+
+def ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
+    """Return G v = Jᵀ (∂²c/∂z²) J v of a loss c(z(w)): the Hessian without the curvature of the network.
+
+    Positive semidefinite where c is convex. For softmax cross-entropy and squared error it is the Fisher
+    matrix, with labels drawn from the model.
+
+    **Cost:** two to three gradients. **Limits:** no `jax.custom_vjp` in what makes the outputs.
+
+    Args:
+        loss: `Composed` or `Layered`.
+        params: weights w.
+        batch: batch of the loss.
+        vector: v, a pytree like the params.
+
+    Raises:
+        ValueError: for a plain function, and where loss, params, batch and vector do not fit.
+
+    Reference:
+        Schraudolph, 2002, "Fast curvature matrix-vector products"; Martens, 2014, arXiv:1412.1193.
+    """
+    check_product(ggn_vp, loss, params, batch)
+    check_vector(params, vector)
+    return _ggn_vp(loss, params, batch, vector)
+
+
+def _ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
+    composed = composed_of(loss)
+
+    def outputs(w: Params) -> PyTree:
+        return composed.outputs(w, batch)
+
+    made, pull = jax.vjp(outputs, params)
+    moved = jax.jvp(outputs, (params,), (vector,))[1]
+    bent = jax.jvp(jax.grad(lambda z: composed.convex(z, batch)), (made,), (moved,))[1]
+    return pull(bent)[0]
+
+
+def fisher_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
+    """Return F v of the empirical Fisher matrix F = (1/m) Σ_i g_i g_iᵀ, g_i the gradient on sample i.
+
+    **Cost:** two to three gradients: J of the losses of all samples, forwards, then backwards.
+
+    **Limits:** neither the Hessian nor the Fisher matrix, whose labels are drawn from the model: draw such
+    labels and put them into the batch, or take `ggn_vp`. A penalty has no part in it.
+
+    Args:
+        loss: (params, batch) -> losses of the samples `[m]`, or `Layered`.
+        params: weights w.
+        batch: batch of the loss.
+        vector: v, a pytree like the params.
+
+    Raises:
+        ValueError: where the loss does not return one number a sample.
+
+    Reference:
+        Kunstner, Balles, Hennig, 2019, arXiv:1905.12558.
+    """
+    check_product(fisher_vp, loss, params, batch)
+    check_vector(params, vector)
+    return _fisher_vp(loss, params, batch, vector)
+
+
+def _fisher_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
+    each = each_of(loss)
+    losses, push = jax.linearize(lambda w: each(w, batch), params)
+    (pulled,) = jax.linear_transpose(push, params)(push(vector))
+    return jax.tree.map(lambda x: x / losses.shape[0], pulled)
+
+
+_TRUSTING: dict[Product, Product] = {hvp: _hvp, ggn_vp: _ggn_vp, fisher_vp: _fisher_vp}
+"""The same products of arguments that were checked before."""
+
+
+def each_of(loss: Model) -> Callable[[Params, Batch], Array]:
+    """Return (params, batch) -> the losses of the samples `[m]`, computed precisely."""
+    if not isinstance(loss, Layered):
+        return loss_of(loss)
+    composed = composed_of(loss)
+
+    def each(params: Params, batch: Batch) -> Array:
+        return jax.vmap(loss.loss)(composed.outputs(params, batch)[0], batch)
+
+    return precise(each)
+
+
+def check_product(product: Product, loss: Model, params: Params, batch: Batch) -> None:
+    """Raise a `ValueError` unless a product can be taken of this loss at these params."""
+    if product is not fisher_vp:
+        return check_model(loss, params, batch)
+    check_params(params)
+    losses = abstract("loss", each_of(loss), params, batch, given="params")
+    if getattr(losses, "ndim", None) != 1:
+        raise ValueError(
+            f"loss returned {describe(losses)}, expected the losses of the samples, of shape (m,), because "
+            "the Fisher matrix is made from their gradients; leave out the mean"
+        )
+
+
+def check_vector(params: Params, vector: PyTree) -> None:
+    """Raise a `ValueError` unless a vector has the structure, shapes and dtype of the params."""
+    wanted, got = (
+        jax.tree.map(lambda x: (jnp.shape(x), str(jnp.result_type(x))), x) for x in (params, vector)
+    )
+    if wanted != got:
+        raise ValueError(
+            "vector is unlike the params, expected a pytree of the same structure, shapes and dtype; make it "
+            "with jax.tree.map over the params, or with the unravel of jax.flatten_util.ravel_pytree"
+        )
+
+
+class Operator(NamedTuple):
+    """A curvature matrix as a linear function of flat vectors.
+
+    Attributes:
+        matvec: x `[n]` -> A x `[n]`.
+        size: number n of weights.
+        unravel: `[n]` -> a pytree like the params.
+        dtype: dtype of the vectors.
+    """
+
+    matvec: Callable[[Array], Array]
+    size: int
+    unravel: Callable[[Array], PyTree]
+    dtype: jnp.dtype
+
+
+def operator(product: Product, loss: Model, params: Params, batch: Batch) -> Operator:
+    """Return a product as a function of flat vectors, which shares what is the same for all vectors."""
+    wide, trusting = widen(params), _TRUSTING.get(product, product)
+    flat, unravel = ravel_pytree(wide)
+
+    def apply(x: Array) -> Array:
+        return ravel_pytree(trusting(loss, wide, batch, unravel(x)))[0]
+
+    # linear in x: its linearization at zero keeps gradient and activations, and no more
+    matvec = jax.linearize(apply, jnp.zeros_like(flat))[1]
+    return Operator(matvec, flat.size, unravel, flat.dtype)
+
+
+def bytes_of_product(product: Product, loss: Model, params: Params, batch: Batch) -> int:
+    """Bound the memory of one of many products side by side; run nothing."""
+    sizes = []
+
+    def trace(params: Params) -> None:
+        linear = operator(product, loss, params, batch)
+        sizes.append(bytes_of_one(linear.matvec, jnp.zeros(linear.size, linear.dtype)))
+
+    jax.eval_shape(trace, params)
+    return sizes[0]
+
+
+def hessian(
+    loss: Model, params: Params, batch: Batch, *, product: Product = hvp, memory: int = MEMORY
+) -> Array:
+    """Return the whole matrix `[n, n]` of a small network, in the order of `jax.flatten_util.ravel_pytree`.
+
+    **Cost:** n products, as many at a time as fit into memory beside 2 n² numbers (64 at most).
+
+    Args:
+        loss: any model that `product` takes.
+        params: weights w, n numbers.
+        batch: batch of the loss.
+        product: `hvp`, `ggn_vp` or `fisher_vp`.
+        memory: bytes to use.
+
+    Raises:
+        ValueError: where the matrix and one product do not fit into memory.
+    """
+    check_product(product, loss, params, batch)
+    size = size_of(params)
+    chunk = fitting(
+        f"a matrix of {size} x {size} and one product",
+        bytes_of_product(product, loss, params, batch),
+        memory,
+        "or use frobenius, top_eigenvalues or hvp, which form no matrix",
+        most=64,
+        beside=2 * itemsize(params) * size * size,
+    )
+    linear = operator(product, loss, params, batch)
+
+    def rows(indices: Array) -> tuple[tuple[()], Array]:
+        return (), jax.vmap(linear.matvec)(jax.nn.one_hot(indices, size, dtype=linear.dtype))
+
+    return sum_chunks(rows, size, chunk)[1]
+
+
+def hessian_blocks(
+    loss: Model, params: Params, batch: Batch, *, product: Product = hvp, memory: int = MEMORY
+) -> dict[tuple[str, str], Array]:
+    """Return the blocks {(layer, layer): matrix} of `hessian`; arguments and cost are the same.
+
+    A layer is all that stands in one dict or tuple below the params; a leaf of the params themselves is one
+    of its own.
+    """
+    whole = hessian(loss, params, batch, product=product, memory=memory)
+    ends = [0]
+    for leaf in jax.tree.leaves(params):
+        ends.append(ends[-1] + math.prod(jnp.shape(leaf)))
+    rows = {
+        group.name: jnp.concatenate([jnp.arange(ends[i], ends[i + 1]) for i in group.leaves])
+        for group in group_leaves(params)
+    }
+    return {(a, b): whole[rows[a]][:, rows[b]] for a in rows for b in rows}
 
 
 def difference_hessian(
@@ -65,11 +301,11 @@ def difference_hessian(
 
     Args:
         loss: any model; it need not be differentiable.
-        params: w, n numbers.
-        batch: what the loss takes.
-        epsilon: ε; eps^¼ of the dtype where None (forward: eps^⅓).
-        central: which form.
-        chunk: pairs side by side.
+        params: weights w, n numbers.
+        batch: batch of the loss.
+        epsilon: distance ε; eps^¼ of the dtype where None (forward: eps^⅓).
+        central: whether to take the central form.
+        chunk: number of pairs side by side.
         memory: bytes to use.
 
     Raises:
@@ -97,260 +333,31 @@ def difference_hessian(
     default = float(jnp.finfo(flat.dtype).eps) ** (1 / 4 if central else 1 / 3)
     step = default if epsilon is None else epsilon
     check_positive_or_traced("epsilon", step)
+    if not size:
+        return jnp.zeros((0, 0), flat.dtype)
 
-    def at(i, j, a, b):
+    def at(i: Array, j: Array, a: int, b: int) -> Array:
         move = jnp.zeros_like(flat).at[i].add(a * step).at[j].add(b * step)
         return function(unravel(flat + move), batch)
 
-    def second(pair):
+    def second(pair: tuple[Array, Array]) -> Array:
         i, j = pair
-        return (at(i, j, 1, 1) - at(i, j, 1, -1) - at(i, j, -1, 1) + at(i, j, -1, -1)) / (
-            4 * step**2
-        )
+        bend = at(i, j, 1, 1) - at(i, j, 1, -1) - at(i, j, -1, 1) + at(i, j, -1, -1)
+        return bend / (4 * step**2)
 
-    def forward(pair):
-        i, j = pair
-        return (at(i, j, 1, 1) - single[i] - single[j] + here) / step**2
-
-    if not size:
-        return jnp.zeros((0, 0), flat.dtype)
-    rows, columns = jnp.triu_indices(size)
-    pairs = (rows.astype(jnp.int32), columns.astype(jnp.int32))
-    if not central:
+    if central:
+        entry = second
+    else:
         here = function(unravel(flat), batch)
         alone = jnp.arange(size, dtype=jnp.int32)
         single = jax.lax.map(lambda i: at(i, i, 1, 0), alone, batch_size=min(chunk, size))
-    entry = second if central else forward
+
+        def entry(pair: tuple[Array, Array]) -> Array:
+            i, j = pair
+            return (at(i, j, 1, 1) - single[i] - single[j] + here) / step**2
+
+    rows, columns = jnp.triu_indices(size)
+    pairs = (rows.astype(jnp.int32), columns.astype(jnp.int32))
     entries = jax.lax.map(entry, pairs, batch_size=chunk)
     upper = jnp.zeros((size, size), flat.dtype).at[pairs].set(entries)
     return upper + jnp.triu(upper, 1).T
-
-
-Product: TypeAlias = Callable[[Model, Params, Batch, PyTree], PyTree]
-"""(loss, params, batch, vector) -> A vector, for a symmetric matrix A of the params."""
-
-
-def hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
-    """Return H v = (d/dε) ∇L(w + ε v), forward over reverse.
-
-    **Cost:** two to three gradients. **Limits:** the rules of a `jax.custom_vjp` in the loss must themselves
-    have forward derivatives. The result has the dtype of the params.
-
-    Args:
-        loss: (params, batch) -> [], `Composed` or `Layered`.
-        params: w.
-        batch: what the loss takes.
-        vector: v, a pytree like the params.
-
-    Raises:
-        ValueError: where loss, params, batch and vector do not fit.
-
-    Reference:
-        Pearlmutter, 1994, "Fast exact multiplication by the Hessian".
-    """
-    check_model(loss, params, batch)
-    check_vector(params, vector)
-    function = loss_of(loss)
-    return jax.jvp(jax.grad(lambda w: function(w, batch)), (params,), (vector,))[1]
-
-
-def check_vector(params: Params, vector: PyTree) -> None:
-    """Raise a `ValueError` unless a vector has the structure, shapes and dtype of the params."""
-    wanted, got = (
-        jax.tree.map(lambda x: (jnp.shape(x), str(jnp.result_type(x))), x) for x in (params, vector)
-    )
-    if wanted != got:
-        raise ValueError(
-            "vector is unlike the params, expected a pytree of the same structure, shapes and dtype; make it "
-            "with jax.tree.map over the params, or with the unravel of jax.flatten_util.ravel_pytree"
-        )
-
-
-def ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
-    """Return G v = Jᵀ (∂²c/∂z²) J v of a loss c(z(w)): the Hessian without the curvature of the network.
-
-    Positive semidefinite where c is convex. For softmax cross-entropy and squared error it is the Fisher
-    matrix, with labels drawn from the model.
-
-    **Cost:** two to three gradients. **Limits:** no `jax.custom_vjp` in what makes the outputs.
-
-    Args:
-        loss: `Composed` or `Layered`.
-        params: w.
-        batch: what the loss takes.
-        vector: v, a pytree like the params.
-
-    Raises:
-        ValueError: for a plain function, and where loss, params, batch and vector do not fit.
-
-    Reference:
-        Schraudolph, 2002, "Fast curvature matrix-vector products"; Martens, 2014, arXiv:1412.1193.
-    """
-    check_model(loss, params, batch)
-    check_vector(params, vector)
-    composed = composed_of(loss)
-
-    def outputs(w):
-        return composed.outputs(w, batch)
-
-    made, pull = jax.vjp(outputs, params)
-    moved = jax.jvp(outputs, (params,), (vector,))[1]
-    bent = jax.jvp(jax.grad(lambda z: composed.convex(z, batch)), (made,), (moved,))[1]
-    return pull(bent)[0]
-
-
-def fisher_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
-    """Return F v of the empirical Fisher matrix F = (1/m) Σ_i g_i g_iᵀ, g_i the gradient on sample i.
-
-    **Cost:** two to three gradients: J of the losses of all samples, forwards, then backwards.
-
-    **Limits:** not the Hessian, and not the Fisher matrix either, whose labels are the model's own: draw
-    them and put them into the batch, or take `ggn_vp`. A penalty has no part in it.
-
-    Args:
-        loss: (params, batch) -> losses of the samples `[m]`, or `Layered`.
-        params: w.
-        batch: what the loss takes.
-        vector: v, a pytree like the params.
-
-    Raises:
-        ValueError: where the loss does not return one number a sample.
-
-    Reference:
-        Kunstner, Balles, Hennig, 2019, arXiv:1905.12558.
-    """
-    check_params(params)
-    each = each_of(loss)
-    shape = abstract_model("loss", each, params, batch)
-    if getattr(shape, "ndim", None) != 1:
-        raise ValueError(
-            f"loss returned {describe_model(shape)}, expected the losses of the samples, of shape (m,), "
-            "because the Fisher matrix is made from their gradients; leave out the mean"
-        )
-    check_vector(params, vector)
-    _, push = jax.linearize(lambda w: each(w, batch), params)
-    (pulled,) = jax.linear_transpose(push, params)(push(vector))
-    return jax.tree.map(lambda x: x / shape.shape[0], pulled)
-
-
-def each_of(loss: Model) -> Callable[[Params, Batch], Array]:
-    """Return (params, batch) -> the losses of the samples `[m]`."""
-    if not isinstance(loss, Layered):
-        if not callable(loss):
-            raise ValueError(
-                f"loss is {describe_model(loss)}, expected a function (params, batch) -> losses of the samples"
-            )
-        return precise(loss)
-    composed = composed_of(loss)
-
-    def each(params, batch):
-        return jax.vmap(loss.loss)(composed.outputs(params, batch)[0], batch)
-
-    return precise(each)
-
-
-class Operator(NamedTuple):
-    """A curvature matrix as a linear function of flat vectors.
-
-    Attributes:
-        matvec: x `[n]` -> A x `[n]`.
-        size: n.
-        unravel: `[n]` -> a pytree like the params.
-        dtype: of the vectors.
-    """
-
-    matvec: Callable[[Array], Array]
-    size: int
-    unravel: Callable[[Array], PyTree]
-    dtype: jnp.dtype
-
-
-def operator(product: Product, loss: Model, params: Params, batch: Batch) -> Operator:
-    """Return a product as a function of flat vectors, with all that is the same for each made once."""
-    if product is fisher_vp:
-        check_params(params)
-    else:
-        check_model(loss, params, batch)
-    wide = widen(params)
-    flat, unravel = ravel_pytree(wide)
-
-    def apply(x):
-        return ravel_pytree(product(loss, wide, batch, unravel(x)))[0]
-
-    # linear in x: its linearization at zero keeps gradient and activations, and no more
-    matvec = jax.linearize(apply, jnp.zeros_like(flat))[1]
-    return Operator(matvec, flat.size, unravel, flat.dtype)
-
-
-def hessian(
-    loss: Model, params: Params, batch: Batch, *, product: Product = hvp, memory: int = MEMORY
-) -> Array:
-    """Return the whole matrix `[n, n]` of a small network, in the order of `jax.flatten_util.ravel_pytree`.
-
-    **Cost:** n products, as many at a time as fit into memory beside 2 n² numbers (64 at most).
-
-    Args:
-        loss: any model that `product` takes.
-        params: w, n numbers.
-        batch: what the loss takes.
-        product: `hvp`, `ggn_vp` or `fisher_vp`.
-        memory: bytes to use.
-
-    Raises:
-        ValueError: where the matrix and one product do not fit into memory.
-    """
-    one = bytes_of_product(product, loss, params, batch)
-    size = size_of(params)
-    chunk = fitting(
-        f"a matrix of {size} x {size} and one product",
-        one,
-        memory,
-        "or use frobenius, top_eigenvalues or hvp, which form no matrix",
-        most=64,
-        beside=2 * itemsize(params) * size * size,
-    )
-    linear = operator(product, loss, params, batch)
-
-    def rows(indices):
-        return (), jax.vmap(linear.matvec)(jax.nn.one_hot(indices, size, dtype=linear.dtype))
-
-    return sum_chunks(rows, size, chunk)[1]
-
-
-def bytes_of_product(product: Product, loss: Model, params: Params, batch: Batch) -> int:
-    """Bound the memory of one of many products side by side; run nothing."""
-    check_params(params)
-    sizes = []
-
-    def trace(params):
-        linear = operator(product, loss, params, batch)
-        sizes.append(bytes_of_one(linear.matvec, jnp.zeros(linear.size, linear.dtype)))
-
-    jax.eval_shape(trace, params)
-    return sizes[0]
-
-
-def hessian_blocks(
-    loss: Model, params: Params, batch: Batch, *, product: Product = hvp, memory: int = MEMORY
-) -> dict[tuple[str, str], Array]:
-    """Return the blocks {(layer, layer): matrix} of `hessian`.
-
-    A layer is what stands in one dict or tuple below the params; a leaf of the params themselves is one of
-    its own.
-    """
-    whole = hessian(loss, params, batch, product=product, memory=memory)
-    leaves = jax.tree.leaves(params)
-    ends = [0]
-    for leaf in leaves:
-        ends.append(ends[-1] + math.prod(jnp.shape(leaf)))
-    rows = {
-        group.name: jnp.concatenate([jnp.arange(ends[i], ends[i + 1]) for i in group.leaves])
-        for group in group_leaves(params)
-    }
-    return {(a, b): whole[rows[a]][:, rows[b]] for a in rows for b in rows}
-
-
-def samples_of(batch: Batch, index: Array) -> Batch:
-    """Return the samples of a batch at these places."""
-    num_samples(batch)
-    return jax.tree.map(lambda x: jnp.asarray(x)[index], batch)

@@ -1,4 +1,4 @@
-"""How much the loss rises within a ball or box around the weights: worst-case sharpness."""
+"""Worst-case sharpness: how much the loss rises at most within a ball or a box around the weights."""
 
 import math
 
@@ -35,22 +35,22 @@ def keskar(
 
     ζ = (max_{|v_i| ≤ ε (|w_i| + 1)} L(w + v) − L(w)) / (1 + L(w))
 
-    The maximum is searched by L-BFGS-B, from the corner to which the gradient points: at w itself the
-    gradient of a trained network is nearly zero, and the search would stay there.
+    L-BFGS-B searches for the maximum, from the corner to which the gradient points: at w itself the gradient
+    of a trained network is nearly zero, and the search would stay there.
 
-    **Cost:** a few gradients an iteration, memory of some twenty vectors.
+    **Cost:** a few gradients an iteration, memory of about twenty vectors.
 
-    **Limits:** a lower bound: a local maximum, after few iterations. Not scale-invariant (see `adaptive`). Its
-    derivative takes the move that was found, in units of the box, for a constant: exact at a maximum, near
-    it where the search ended before.
+    **Limits:** a lower bound: the search finds a local maximum, and ends after few iterations. It is not
+    scale-invariant (see `adaptive`). Its derivative takes the move that was found, in units of the box, as
+    constant: this is exact at a maximum, and near it where the search ended before.
 
     Args:
         loss: any model.
-        params: w.
-        batch: what the loss takes.
-        epsilon: ε.
-        max_iterations: of L-BFGS-B; ten, as in the paper.
-        percent: times 100, as Keskar et al. print it.
+        params: weights w.
+        batch: batch of the loss.
+        epsilon: size ε of the box.
+        max_iterations: largest number of iterations of L-BFGS-B; ten in the paper.
+        percent: whether to return 100 ζ, as Keskar et al. print it.
 
     Reference:
         Keskar, Mudigere, Nocedal, Smelyanskiy, Tang, 2017, arXiv:1609.04836, Metric 2.1.
@@ -62,7 +62,7 @@ def keskar(
     flat, unravel = ravel_pytree(widen(params))
     radius = epsilon * (jnp.abs(flat) + 1)
 
-    def height(move):
+    def height(move: Array) -> Array:
         return function(unravel(flat + move), batch)
 
     here, slope = jax.value_and_grad(height)(jnp.zeros_like(flat))
@@ -91,19 +91,20 @@ def sam(
     max_{‖v‖ ≤ ρ} L(w + v) − L(w),   v ← ρ ∇L(w + v) / ‖∇L(w + v)‖, `num_steps` times
 
     **Cost:** `num_steps` gradients and a loss. Differentiable. **Limits:** one step is SAM's linear guess,
-    below the maximum, and may be negative; more steps come nearer.
+    which lies below the maximum and may be negative; more steps come nearer.
 
     Args:
         loss: any model.
-        params: w.
-        batch: what the loss takes.
-        radius: ρ.
-        num_steps: of ascent.
+        params: weights w.
+        batch: batch of the loss.
+        radius: radius ρ of the ball.
+        num_steps: number of steps of ascent.
 
     Reference:
         Foret, Kleiner, Mobahi, Neyshabur, 2021, arXiv:2010.01412, equation 2.
     """
-    return _ascend(loss, params, batch, radius, num_steps, adaptive_ball=False)
+    _check_ball(loss, params, batch, radius, num_steps)
+    return _ascend(loss_of(loss), params, batch, radius, num_steps)
 
 
 def adaptive(
@@ -125,15 +126,16 @@ def adaptive(
 
     Args:
         loss: any model.
-        params: w.
-        batch: what the loss takes.
-        radius: ρ.
-        num_steps: of ascent.
+        params: weights w.
+        batch: batch of the loss.
+        radius: radius ρ of the ball.
+        num_steps: number of steps of ascent.
 
     Reference:
         Kwon, Kim, Park, Choi, 2021, arXiv:2102.11600, equation 8.
     """
-    return _ascend(loss, params, batch, radius, num_steps, adaptive_ball=True)
+    _check_ball(loss, params, batch, radius, num_steps)
+    return _ascend(loss_of(loss), params, batch, radius, num_steps, scaled=True)
 
 
 def m_sharpness(
@@ -146,7 +148,7 @@ def m_sharpness(
     num_steps: int = 1,
     chunk: int = 32,
 ) -> Array:
-    """Return the mean of `sam` over parts of `size` samples, each with a move of its own.
+    """Return the mean of `sam` over parts of the batch, each with a move of its own.
 
     **Cost:** as `sam` on each part, memory of `chunk` of them.
 
@@ -154,12 +156,12 @@ def m_sharpness(
 
     Args:
         loss: any model whose batch has the samples along its first axes.
-        params: w.
-        batch: of at least `size` samples.
-        size: m, samples in a part.
-        radius: ρ.
-        num_steps: of ascent.
-        chunk: parts side by side.
+        params: weights w.
+        batch: batch of at least `size` samples.
+        size: number m of samples in a part.
+        radius: radius ρ of the ball.
+        num_steps: number of steps of ascent.
+        chunk: number of parts side by side.
 
     Raises:
         ValueError: where the parts have no common size, or the loss is not a mean over samples.
@@ -168,79 +170,96 @@ def m_sharpness(
         Foret et al., 2021, arXiv:2010.01412, section 4.1; Andriushchenko, Flammarion, 2022,
         arXiv:2206.06232.
     """
+    _check_ball(loss, params, batch, radius, num_steps)
     check_whole("size", size)
     check_whole("chunk", chunk)
-    samples = num_samples(batch)
+    samples, function = num_samples(batch), loss_of(loss)
     if size > samples:
         raise ValueError(
             f"size is {size}, expected at most the {samples} samples of the batch; lower it"
         )
-    check_mean(loss, params, batch)
+    check_mean(function, params, batch)
     parts = jax.tree.map(
         lambda x: x[: samples // size * size].reshape(-1, size, *x.shape[1:]), batch
     )
 
-    def rise(part):
-        return sam(loss, params, part, radius=radius, num_steps=num_steps)
+    def rise(part: Batch) -> Array:
+        return _ascend(function, params, part, radius, num_steps)
 
     return jnp.mean(jax.lax.map(rise, parts, batch_size=min(chunk, samples // size)))
 
 
-def check_mean(loss: Model, params: Params, batch: Batch) -> None:
-    """Raise a `ValueError` unless the loss on a batch is finite, and the mean of those on its samples.
+def check_mean(function: BatchLoss, params: Params, batch: Batch, *, finite: bool = True) -> None:
+    """Raise a `ValueError` unless a loss on a batch is finite, and the mean of those on its two halves.
 
-    **Cost:** three evaluations of the loss. **Limits:** under `jit` and `vmap`, where there are no numbers yet,
-    nothing is compared.
+    **Limits:** under `jit` and `vmap`, where there are no numbers yet, nothing is compared.
+
+    Args:
+        function: loss to judge.
+        params: weights w.
+        batch: batch of the loss.
+        finite: whether the loss must be finite; where it need not and is not, nothing is compared.
     """
-    check_model(loss, params, batch)
-    whole = check_halves(loss_of(loss), params, batch)
-    if whole is not None and not math.isfinite(whole):
+    found = _whole_and_halves(function, params, batch)
+    if found is None:
+        return
+    whole, halves, allowed = found
+    if finite and not math.isfinite(whole):
         raise ValueError(
             f"loss is {whole} on this batch, expected a finite number; look for missing values among the "
             "inputs, or for weights that have grown too large"
         )
+    if math.isfinite(whole) and not abs(whole - halves) <= allowed:
+        raise ValueError(
+            f"loss is {whole:.6g} on {num_samples(batch)} samples and {halves:.6g} as the mean of its halves, "
+            "expected a mean over samples that do not see each other; divide a sum by the number of samples, "
+            "and use running statistics in BatchNorm"
+        )
 
 
-def check_halves(function: BatchLoss, params: Params, batch: Batch) -> float | None:
-    """Raise a `ValueError` unless the loss on a batch is the mean of those on its two halves, to a thousandth.
-
-    **Limits:** as `check_mean`; where the loss is not finite, nothing is compared.
+def _whole_and_halves(
+    function: BatchLoss, params: Params, batch: Batch
+) -> tuple[float, float, float] | None:
+    """Evaluate a loss on a batch, and as the mean of its two halves; tell how much these may differ.
 
     Returns:
-        The loss, None where nothing was evaluated: fewer than two samples, or numbers not known yet.
+        The loss, the mean, and a thousandth of the loss beside rounding; None for fewer than two samples, and
+        for numbers that are not known yet.
     """
     # within a derivative outside of a trace, the numbers are there once its tangents are dropped
     params = jax.lax.stop_gradient(params)
     samples = num_samples(batch)
-    if samples < 2 or any(traced(x) for x in jax.tree.leaves((params, batch))):
+    if samples < 2 or traced((params, batch)):
         return None
     half, wide = samples // 2, widen(params)
     parts = (slice(None), slice(half), slice(half, None))
     values = [function(wide, jax.tree.map(lambda x, p=p: x[p], batch)) for p in parts]
-    if any(traced(value) for value in values):  # of hyperparameters that are closed over
+    if traced(values):  # of hyperparameters that are closed over
         return None
     whole, first, rest = map(float, values)
-    means = (half * first + (samples - half) * rest) / samples
     eps = 10 * float(jnp.finfo(jnp.result_type(values[0])).eps)
-    if math.isfinite(whole) and not abs(whole - means) <= max(1e-3, eps) * abs(whole) + eps:
-        raise ValueError(
-            f"loss is {whole:.6g} on {samples} samples and {means:.6g} as the mean of its halves, expected a "
-            "mean over samples that do not see each other; divide a sum by the number of samples, and use "
-            "running statistics in BatchNorm"
-        )
-    return whole
+    mean = (half * first + (samples - half) * rest) / samples
+    return whole, mean, max(1e-3, eps) * abs(whole) + eps
 
 
-def _ascend(
-    loss: Model, params: Params, batch: Batch, radius: float, num_steps: int, adaptive_ball: bool
-) -> Array:
-    """Return L(w + v) − L(w) after some steps of normalized ascent."""
+def _check_ball(loss: Model, params: Params, batch: Batch, radius: float, num_steps: int) -> None:
+    """Raise a `ValueError` where the arguments that `sam` and its kin share do not fit."""
     check_model(loss, params, batch)
     check_positive_or_traced("radius", radius)
     check_whole("num_steps", num_steps)
-    function: BatchLoss = loss_of(loss)
+
+
+def _ascend(
+    function: BatchLoss,
+    params: Params,
+    batch: Batch,
+    radius: float,
+    num_steps: int,
+    scaled: bool = False,
+) -> Array:
+    """Return L(w + v) − L(w) after some steps of normalized ascent, in units of |w| where `scaled`."""
     wide = widen(params)
-    scale = jax.tree.map(jnp.abs, wide) if adaptive_ball else jax.tree.map(jnp.ones_like, wide)
+    scale = jax.tree.map(jnp.abs if scaled else jnp.ones_like, wide)
     move = jax.tree.map(jnp.zeros_like, wide)
     for _ in range(num_steps):
         gradient = jax.grad(function)(tree.add(wide, move), batch)

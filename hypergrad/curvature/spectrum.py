@@ -1,4 +1,4 @@
-"""The density of all eigenvalues of a curvature matrix, by stochastic Lanczos quadrature."""
+"""Eigenvalues of a curvature matrix at the ends of its spectrum, and the density of all of them."""
 
 from typing import NamedTuple
 
@@ -7,24 +7,19 @@ import jax.numpy as jnp
 
 from hypergrad.core.checks import check_whole
 from hypergrad.core.types import Array, Batch, Key, Params, PyTree
-from hypergrad.curvature.models import (
-    VECTORS,
-    Model,
-    check_positive_or_traced,
-    check_vectors,
-    size_of,
-)
-from hypergrad.curvature.products import Operator, Product, hvp, operator
+from hypergrad.curvature.memory import VECTORS, check_vectors, size_of
+from hypergrad.curvature.models import Model, check_positive_or_traced
+from hypergrad.curvature.products import Operator, Product, check_product, hvp, operator
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalues and what they are worth.
+    """Eigenvalues, their vectors, and how far each has converged.
 
     Attributes:
-        values: λ `[num]`, the largest first.
-        vectors: eigenvectors of unit norm, pytrees like the params with a leading axis `[num]`.
-        residuals: ‖H v − λ v‖ `[num]`: an eigenvalue lies within that of λ, beside rounding,
-            at most √n ε ‖H‖ or so.
+        values: eigenvalues λ `[num]`, the largest first.
+        vectors: eigenvectors of unit norm, a pytree like the params with a leading axis `[num]`.
+        residuals: ‖H v − λ v‖ `[num]`: an eigenvalue lies within that of λ, beside rounding, which is at
+            most about √n ε ‖H‖.
     """
 
     values: Array
@@ -32,18 +27,22 @@ class Eigenpairs(NamedTuple):
     residuals: Array
 
 
-class Tridiagonal(NamedTuple):
-    """What k steps of Lanczos' method leave.
+class SpectralDensity(NamedTuple):
+    """Where the eigenvalues of H lie.
 
     Attributes:
-        alpha: diagonal of T `[k]`.
-        beta: beside it `[k]`, 0 where a new vector was drawn; the last is the norm of what is left.
-        basis: orthonormal rows `[k, n]`.
+        nodes: eigenvalues of T for each probe `[probes, k]`.
+        weights: share of the spectrum that each node stands for `[probes, k]`; each row adds up to one. Nodes
+            that come after all that the probe reaches (see `top_eigenvalues`) have weight 0.
+        grid: places λ `[points]`.
+        density: density of the eigenvalues at these places, smoothed by a Gaussian of width σ, `[points]`;
+            its integral is one.
     """
 
-    alpha: Array
-    beta: Array
-    basis: Array
+    nodes: Array
+    weights: Array
+    grid: Array
+    density: Array
 
 
 def top_eigenvalues(
@@ -63,21 +62,22 @@ def top_eigenvalues(
     H V_k = V_k T_k + β_k v_{k+1} e_kᵀ;   the eigenvalues of T_k at the ends of the spectrum come first
 
     Every new vector is made orthogonal to all earlier ones, twice, so that no eigenvalue appears again
-    as a ghost. Where H v_k has nothing new, it goes on from a random vector orthogonal to all earlier ones.
+    as a ghost. Where H v_k has nothing new, the method goes on from a random vector orthogonal to all earlier
+    ones.
 
     **Cost:** `num_steps` products, memory `num_steps` vectors, time num_steps² n beside the products.
 
-    **Limits:** an eigenvalue of multiplicity two is found once, and again only after all that one vector
-    reaches is found; the residuals say which ones converged.
+    **Limits:** an eigenvalue of multiplicity two is found once, and a second time only after all that one
+    vector reaches; the residuals say which eigenvalues have converged.
 
     Args:
         loss: any model that `product` takes.
         params: n weights.
-        batch: what the loss takes.
-        key: of the random vectors.
-        num: how many eigenvalues.
-        num_steps: products; 4 num + 20 where None, n at most.
-        smallest: the smallest instead, most negative first.
+        batch: batch of the loss.
+        key: key of the random vectors.
+        num: number of eigenvalues.
+        num_steps: number of products; 4 num + 20 where None, n at most.
+        smallest: whether to find the smallest instead, the most negative first.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
         memory: bytes for the vectors.
 
@@ -88,14 +88,15 @@ def top_eigenvalues(
     Reference:
         Golub, Van Loan, "Matrix Computations", 4th ed., 10.1-10.3.
     """
+    check_product(product, loss, params, batch)
     check_whole("num", num)
     num_steps = 4 * num + 20 if num_steps is None else num_steps
     check_whole("num_steps", num_steps)
     num_steps = min(num_steps, size_of(params))
     if num > num_steps:
         raise ValueError(
-            f"num is {num}, expected at most {num_steps}, the steps of Lanczos' method (and no more than "
-            "there are weights); raise num_steps or lower num"
+            f"num is {num}, expected at most {num_steps}, the steps of Lanczos' method (which has no more "
+            "than there are weights); raise num_steps or lower num"
         )
     advice = "lower num_steps, pass more memory, or use power_iteration, which keeps two"
     check_vectors(num_steps, params, memory, advice)
@@ -109,59 +110,6 @@ def top_eigenvalues(
     return Eigenpairs(values, jax.vmap(linear.unravel)(vectors), residuals)
 
 
-def lanczos(linear: Operator, key: Key, num_steps: int) -> Tridiagonal:
-    """Run Lanczos' method from a random vector, with full reorthogonalization, n steps at most.
-
-    What is left of H v_k counts as nothing below 10 ε of the largest ‖H v‖ met: then β is zero, and the next
-    vector is a random one orthogonal to all earlier ones. T falls apart into blocks, of which the first
-    belongs to the first vector alone, and an eigenvalue of several vectors is found in several blocks.
-    """
-    start_key, restart_key = jax.random.split(key)
-    tiny = 10 * jnp.finfo(linear.dtype).eps
-
-    def draw(key):
-        return jax.random.normal(key, (linear.size,), linear.dtype)
-
-    def unit(vector):
-        return vector / jnp.linalg.norm(vector)
-
-    def step(index, carry):
-        alpha, beta, basis, vector, scale = carry
-        basis = basis.at[index].set(vector)
-        image = linear.matvec(vector)
-        alpha = alpha.at[index].set(jnp.vdot(vector, image))
-        rest = outside(basis, image)
-        norm = jnp.linalg.norm(rest)
-        scale = jnp.maximum(scale, jnp.linalg.norm(image))
-        alive = norm > tiny * scale
-        beta = beta.at[index].set(jnp.where(alive, norm, 0))
-        following = jax.lax.cond(
-            alive,
-            lambda: rest / norm,
-            lambda: unit(outside(basis, draw(jax.random.fold_in(restart_key, index)))),
-        )
-        return alpha, beta, basis, following, scale
-
-    zeros = jnp.zeros(num_steps, linear.dtype)
-    basis = jnp.zeros((num_steps, linear.size), linear.dtype)
-    carry = (zeros, zeros, basis, unit(draw(start_key)), jnp.zeros((), linear.dtype))
-    alpha, beta, basis, _, _ = jax.lax.fori_loop(0, num_steps, step, carry)
-    return Tridiagonal(alpha, beta, basis)
-
-
-def outside(basis: Array, vector: Array) -> Array:
-    """Return the part of a vector `[n]` orthogonal to the rows of a basis `[k, n]`, twice against rounding."""
-    for _ in range(2):
-        vector = vector - basis.T @ (basis @ vector)
-    return vector
-
-
-def tridiagonal(found: Tridiagonal) -> Array:
-    """Return T `[k, k]`."""
-    off = found.beta[:-1]
-    return jnp.diag(found.alpha) + jnp.diag(off, 1) + jnp.diag(off, -1)
-
-
 def power_iteration(
     loss: Model,
     params: Params,
@@ -172,36 +120,38 @@ def power_iteration(
     tolerance: float = 1e-4,
     product: Product = hvp,
 ) -> Eigenpairs:
-    """Return the eigenvalue of largest *size*, with its sign, by the power method.
+    """Return the eigenvalue of largest absolute value, with its sign, by the power method.
 
     v ← H v / ‖H v‖,   λ = vᵀ H v, until ‖H v − λ v‖ ≤ tolerance |λ|
 
-    **Cost:** `num_steps` products at most, memory of two vectors: where n is so large that Lanczos' basis
-    does not fit. The error shrinks by |λ₂/λ₁| a step.
+    It is for n so large that the basis of Lanczos' method does not fit.
+
+    **Cost:** `num_steps` products at most, memory of two vectors. The error shrinks by |λ₂/λ₁| a step.
 
     Args:
         loss: any model that `product` takes.
         params: n weights.
-        batch: what the loss takes.
-        key: of the first vector.
-        num_steps: at most.
-        tolerance: relative residual at which it ends.
+        batch: batch of the loss.
+        key: key of the first vector.
+        num_steps: largest number of products.
+        tolerance: relative residual at which the iteration ends.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
     """
+    check_product(product, loss, params, batch)
     check_whole("num_steps", num_steps)
     linear = operator(product, loss, params, batch)
     start = jax.random.normal(key, (linear.size,), linear.dtype)
 
-    def measure(vector):
+    def measure(vector: Array) -> tuple[Array, Array, Array]:
         image = linear.matvec(vector)
         value = jnp.vdot(vector, image)
         return image, value, jnp.linalg.norm(image - value * vector)
 
-    def unfinished(carry):
+    def unfinished(carry: tuple[Array, ...]) -> Array:
         count, _, _, value, residual = carry
         return (count < num_steps) & (residual > tolerance * jnp.abs(value))
 
-    def step(carry):
+    def step(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         count, _, image, _, _ = carry
         norm = jnp.linalg.norm(image)
         vector = image / jnp.where(norm > 0, norm, 1)
@@ -211,23 +161,6 @@ def power_iteration(
     carry = (jnp.ones((), jnp.int32), first, *measure(first))
     _, vector, _, value, residual = jax.lax.while_loop(unfinished, step, carry)
     return Eigenpairs(value[None], jax.vmap(linear.unravel)(vector[None]), residual[None])
-
-
-class SpectralDensity(NamedTuple):
-    """Where the eigenvalues of H lie.
-
-    Attributes:
-        nodes: eigenvalues of T for each probe `[probes, k]`.
-        weights: share of the spectrum that each stands for `[probes, k]`; each row adds to one. Nodes that
-            come after all that the probe reaches (see `top_eigenvalues`) have weight 0.
-        grid: λ `[points]`.
-        density: of the eigenvalues, smoothed by a Gaussian of width σ, `[points]`; its integral is one.
-    """
-
-    nodes: Array
-    weights: Array
-    grid: Array
-    density: Array
 
 
 def spectral_density(
@@ -257,12 +190,13 @@ def spectral_density(
     Args:
         loss: any model that `product` takes.
         params: n weights.
-        batch: what the loss takes.
-        key: of the probes, Gaussian vectors.
-        num_probes: how many.
-        num_steps: k, of Lanczos' method; n at most.
-        num_points: of the grid, which spans all nodes that have a weight and 5 σ on both sides.
-        width: σ; where None a hundredth of that span, or of |λ| where there is but one eigenvalue.
+        batch: batch of the loss.
+        key: key of the probes, Gaussian vectors.
+        num_probes: number of probes.
+        num_steps: steps k of Lanczos' method; n at most.
+        num_points: number of points of the grid, which spans all nodes that have a weight, and 5 σ on both
+            sides.
+        width: width σ; where None a hundredth of that span, or of |λ| where there is only one eigenvalue.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
         memory: bytes for the vectors.
 
@@ -272,6 +206,7 @@ def spectral_density(
     Reference:
         Ubaru, Chen, Saad, 2017; Ghorbani, Krishnan, Xiao, 2019, arXiv:1901.10159.
     """
+    check_product(product, loss, params, batch)
     for name, value in (("num_probes", num_probes), ("num_steps", num_steps)):
         check_whole(name, value)
     check_whole("num_points", num_points, 2)
@@ -281,7 +216,7 @@ def spectral_density(
     check_vectors(steps, params, memory, "lower num_steps, or pass more memory")
     linear = operator(product, loss, params, batch)
 
-    def probe(key):
+    def probe(key: Key) -> tuple[Array, Array]:
         found = lanczos(linear, key, steps)
         nodes, vectors = jnp.linalg.eigh(tridiagonal(found))
         return nodes, jnp.square(vectors[0])
@@ -289,10 +224,8 @@ def spectral_density(
     nodes, weights = jax.lax.map(probe, jax.random.split(key, num_probes))
     eps = jnp.finfo(linear.dtype).eps
     seen = weights > jnp.square(10 * eps)
-    low, high = (
-        jnp.min(nodes, where=seen, initial=jnp.inf),
-        jnp.max(nodes, where=seen, initial=-jnp.inf),
-    )
+    low = jnp.min(nodes, where=seen, initial=jnp.inf)
+    high = jnp.max(nodes, where=seen, initial=-jnp.inf)
     size = jnp.maximum(jnp.abs(low), jnp.abs(high))
     span = jnp.where(high - low > 100 * eps * size, high - low, jnp.maximum(size, 1))
     sigma = span / 100 if width is None else jnp.asarray(width, linear.dtype)
@@ -300,3 +233,71 @@ def spectral_density(
     bumps = jnp.exp(-0.5 * jnp.square((grid[:, None, None] - nodes) / sigma))
     density = jnp.sum(bumps * weights, (1, 2)) / (num_probes * sigma * jnp.sqrt(2 * jnp.pi))
     return SpectralDensity(nodes, weights, grid, density)
+
+
+class Tridiagonal(NamedTuple):
+    """What k steps of Lanczos' method leave.
+
+    Attributes:
+        alpha: diagonal of T `[k]`.
+        beta: entries beside the diagonal `[k]`, 0 where a new vector was drawn; the last is the norm of what
+            is left.
+        basis: orthonormal rows `[k, n]`.
+    """
+
+    alpha: Array
+    beta: Array
+    basis: Array
+
+
+def lanczos(linear: Operator, key: Key, num_steps: int) -> Tridiagonal:
+    """Run Lanczos' method from a random vector, with full reorthogonalization, n steps at most.
+
+    What is left of H v_k counts as nothing below 10 ε of the largest ‖H v‖ met. Then β is zero, and the next
+    vector is a random one orthogonal to all earlier ones. So T falls apart into blocks: the first belongs to
+    the first vector alone, and an eigenvalue of several vectors is found in several blocks.
+    """
+    start_key, restart_key = jax.random.split(key)
+    tiny = 10 * jnp.finfo(linear.dtype).eps
+
+    def draw(key: Key) -> Array:
+        return jax.random.normal(key, (linear.size,), linear.dtype)
+
+    def unit(vector: Array) -> Array:
+        return vector / jnp.linalg.norm(vector)
+
+    def step(index: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        alpha, beta, basis, vector, scale = carry
+        basis = basis.at[index].set(vector)
+        image = linear.matvec(vector)
+        alpha = alpha.at[index].set(jnp.vdot(vector, image))
+        rest = outside(basis, image)
+        norm = jnp.linalg.norm(rest)
+        scale = jnp.maximum(scale, jnp.linalg.norm(image))
+        alive = norm > tiny * scale
+        beta = beta.at[index].set(jnp.where(alive, norm, 0))
+        following = jax.lax.cond(
+            alive,
+            lambda: rest / norm,
+            lambda: unit(outside(basis, draw(jax.random.fold_in(restart_key, index)))),
+        )
+        return alpha, beta, basis, following, scale
+
+    zeros = jnp.zeros(num_steps, linear.dtype)
+    basis = jnp.zeros((num_steps, linear.size), linear.dtype)
+    carry = (zeros, zeros, basis, unit(draw(start_key)), jnp.zeros((), linear.dtype))
+    alpha, beta, basis, _, _ = jax.lax.fori_loop(0, num_steps, step, carry)
+    return Tridiagonal(alpha, beta, basis)
+
+
+def outside(basis: Array, vector: Array) -> Array:
+    """Return the part of a vector `[n]` orthogonal to the rows of a basis `[k, n]`, made twice for rounding."""
+    for _ in range(2):
+        vector = vector - basis.T @ (basis @ vector)
+    return vector
+
+
+def tridiagonal(found: Tridiagonal) -> Array:
+    """Return T `[k, k]`."""
+    off = found.beta[:-1]
+    return jnp.diag(found.alpha) + jnp.diag(off, 1) + jnp.diag(off, -1)

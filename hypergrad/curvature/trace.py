@@ -10,31 +10,26 @@ from hypergrad.core.types import Array, Batch, Key, Params, PyTree
 from hypergrad.curvature.estimate import (
     FEWEST,
     ROUNDING,
-    SAMPLE_ADVICE,
     Moments,
+    choose_rank,
     merge,
+    sketch,
     standard_error,
     student,
 )
-from hypergrad.curvature.models import (
-    MEMORY,
-    VECTORS,
-    Model,
-    check_vectors,
-    fitting,
-    size_of,
-    sum_chunks,
-)
-from hypergrad.curvature.products import Product, bytes_of_product, hvp, operator
+from hypergrad.curvature.memory import MEMORY, VECTORS, fitting, sum_chunks
+from hypergrad.curvature.models import Model
+from hypergrad.curvature.products import Product, bytes_of_product, check_product, hvp, operator
 
 
 class TraceEstimate(NamedTuple):
     """An estimate of tr H.
 
     Attributes:
-        value: `[]`.
-        std_error: `[]`.
-        interval: (low, high) that hold tr H in 95 % of all cases; None from fewer than 30 probes.
+        value: estimate `[]`.
+        std_error: standard error of the value, `[]`.
+        interval: (low, high), which hold tr H between them in 95 % of all cases; None from fewer than 30
+            products.
     """
 
     value: Array
@@ -43,11 +38,11 @@ class TraceEstimate(NamedTuple):
 
 
 class DiagonalEstimate(NamedTuple):
-    """An estimate of diag H: pytrees like the params.
+    """An estimate of diag H.
 
     Attributes:
-        value: the estimate.
-        std_error: of each entry.
+        value: estimate, a pytree like the params.
+        std_error: standard error of each entry, likewise.
     """
 
     value: PyTree
@@ -70,28 +65,29 @@ def diagonal(
     Args:
         loss: any model that `product` takes.
         params: n weights.
-        batch: what the loss takes.
+        batch: batch of the loss.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
-        memory: bytes to use; decides the chunk where that is None.
-        chunk: products side by side, whatever their memory.
+        memory: bytes to use; they decide the chunk where that is None.
+        chunk: number of products side by side, whatever their memory.
 
     Raises:
         ValueError: where loss, params and batch do not fit, or a product does not fit into memory.
     """
+    check_product(product, loss, params, batch)
     check_bytes(memory)
     if chunk is None:
         one = bytes_of_product(product, loss, params, batch)
-        part = ", chunked(loss, size)" if product is hvp else ""
+        part = ", chunked_loss(loss, size)" if product is hvp else ""
         advice = f"a smaller batch{part}, or use an estimate"
         chunk = fitting("one product", one, memory, advice, most=64)
     check_whole("chunk", chunk)
     linear = operator(product, loss, params, batch)
 
-    def entry(index):
+    def entry(index: Array) -> Array:
         unit = jax.nn.one_hot(index, linear.size, dtype=linear.dtype)
         return jnp.vdot(unit, linear.matvec(unit))
 
-    def body(indices):
+    def body(indices: Array) -> tuple[tuple[()], Array]:
         return (), jax.vmap(entry)(indices)
 
     return linear.unravel(sum_chunks(body, linear.size, chunk)[1])
@@ -127,21 +123,21 @@ def trace_estimate(
 
     tr H = tr(Qᵀ H Q) + E vᵀ (I − Q Qᵀ) H (I − Q Qᵀ) v
 
-    The interval is mean ± t standard errors, since vᵀ H v has both signs and nothing better is known of its
-    shape. Student's t has half the degrees of freedom of normal terms, for these are skewed where few
-    eigenvalues dominate: simulated on spectra from one eigenvalue to many, 95 % then covers 92 to 98 %. And
-    10 ε Σ|v_i (H v)_i| more on both sides, for rounding, the whole error where Q spans all of H.
+    The interval is mean ± t standard errors, because vᵀ H v has both signs and nothing better is known of
+    its shape. Student's t has half the degrees of freedom of normal terms, because these are skewed where few
+    eigenvalues dominate: simulated on spectra from one eigenvalue to many, 95 % then covers 92 to 98 %. It is
+    wider by 10 ε Σ|v_i (H v)_i| on both sides for rounding, the whole error where Q spans all of H.
 
     **Cost:** `num_products` products, memory `rank` vectors and `chunk` products.
 
     Args:
         loss: any model that `product` takes.
         params: n weights.
-        batch: what the loss takes.
-        key: of the random signs.
-        num_products: how many.
-        rank: of Q; a third of `num_products` where None.
-        chunk: products side by side.
+        batch: batch of the loss.
+        key: key of the random signs.
+        num_products: number of products.
+        rank: number of columns of Q; a third of `num_products` where None.
+        chunk: number of products side by side.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
         memory: bytes for the vectors.
 
@@ -151,28 +147,15 @@ def trace_estimate(
     Reference:
         Hutchinson, 1990; Meyer, Musco, Musco, Woodruff, 2021, arXiv:2010.09649.
     """
-    for name, value in (("num_products", num_products), ("chunk", chunk)):
-        check_whole(name, value)
-    rank = num_products // 3 if rank is None else rank
-    check_whole("rank", rank, 0)
-    if num_products - 2 * rank < 2:
-        raise ValueError(
-            f"rank is {rank}, expected at most {max(0, (num_products - 2) // 2)} for "
-            f"num_products={num_products}, because a mean takes at least 2 products; lower it"
-        )
-    rank = min(rank, size_of(params))
-    check_vectors(2 * (rank + chunk), params, memory, SAMPLE_ADVICE)
+    check_product(product, loss, params, batch)
+    rank = choose_rank(params, num_products, rank, chunk, memory, most=num_products)
     linear = operator(product, loss, params, batch)
     sketch_key, probe_key = jax.random.split(key)
-    basis, exact = jnp.zeros((linear.size, 0), linear.dtype), jnp.zeros((0, 0), linear.dtype)
-    if rank:
-        signs = jax.random.rademacher(sketch_key, (rank, linear.size)).astype(linear.dtype)
-        images = jax.lax.map(linear.matvec, signs, batch_size=min(chunk, rank))
-        basis = jax.lax.stop_gradient(jnp.linalg.qr(images.T)[0])  # any Q gives the same trace
-        exact = basis.T * jax.lax.map(linear.matvec, basis.T, batch_size=min(chunk, rank))
+    basis, images = sketch(linear, sketch_key, rank, chunk)
+    exact = basis.T * images
     count = num_products - 2 * rank
 
-    def term(key):
+    def term(key: Key) -> tuple[Array, Array]:
         signs = jax.random.rademacher(key, (linear.size,)).astype(linear.dtype)
         vector = signs - basis @ (signs @ basis)
         products = vector * linear.matvec(vector)
@@ -208,18 +191,19 @@ def diagonal_estimate(
     Args:
         loss: any model that `product` takes.
         params: n weights.
-        batch: what the loss takes.
-        key: of the random signs.
-        num_products: how many.
+        batch: batch of the loss.
+        key: key of the random signs.
+        num_products: number of products.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
 
     Reference:
         Bekas, Kokiopoulou, Saad, 2007, "An estimator for the diagonal of a matrix".
     """
+    check_product(product, loss, params, batch)
     check_whole("num_products", num_products, 2)
     linear = operator(product, loss, params, batch)
 
-    def step(index, carry):
+    def step(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         mean, spread = carry
         signs = jax.random.rademacher(jax.random.fold_in(key, index), (linear.size,))
         vector = signs.astype(linear.dtype)
