@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hypergrad.core.checks import check_bytes
 from hypergrad.core.types import Array, Batch, Params
 from hypergrad.curvature.blocks import LayerNorms, layer_norms
 from hypergrad.curvature.columns import (
@@ -113,6 +114,7 @@ def frobenius(
         ValueError: where loss, params and batch do not fit, or the memory is too small.
     """
     check_model(loss, params, batch)
+    check_bytes(memory)
     return cheapest_norm(loss, params, batch, layers, gauss_newton, memory)
 
 
@@ -153,6 +155,7 @@ def frobenius_pairs(
     **Cost:** about 4 m² Σ_{l≤k} units_l (in_k + units_k), whatever the number of parameters.
     """
     check_layered("loss", loss, params, batch, "the norm is made from the inputs of")
+    check_bytes(memory)
     return _layered(loss, params, batch, layers, gauss_newton, memory, True)[0]
 
 
@@ -170,6 +173,7 @@ def frobenius_dense(
     **Cost:** m n² multiply-adds for n parameters, in matrix products; no tile outlives its square.
     """
     check_layered("loss", loss, params, batch, "the norm is made from the inputs of")
+    check_bytes(memory)
     return _layered(loss, params, batch, layers, gauss_newton, memory, False)[0]
 
 
@@ -190,6 +194,7 @@ def sample_pairs(
         memory: bytes to use.
     """
     check_layered("loss", loss, params, batch, "the products are of the inputs of")
+    check_bytes(memory)
     return _layered(loss, params, batch, None, gauss_newton, memory, True, of_samples=True)[1]
 
 

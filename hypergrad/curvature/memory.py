@@ -29,7 +29,7 @@ class NotEnoughMemory(ValueError):
 
 
 def check_memory(what: str, needed: int, memory: int, advice: str) -> None:
-    """Raise `NotEnoughMemory`, a `ValueError`, where `what` needs more bytes than `memory`."""
+    """Raise a `ValueError` where `what` needs more bytes than `memory`, or that is no number of bytes."""
     check_bytes(memory)
     if needed > memory:
         raise NotEnoughMemory(what, needed, memory, advice)
@@ -46,10 +46,11 @@ def fitting(what: str, one: int, memory: int, advice: str, *, most: int, beside:
     """Return how many pieces of `one` bytes each fit into memory beside other bytes, `most` at most.
 
     Raises:
-        ValueError: where not one does, with the bytes that it needs and the advice.
+        NotEnoughMemory: where not one does, with the bytes that it needs and the advice.
     """
     needed = beside + one
-    check_memory(what, needed, memory, f"pass memory={needed}, {advice}")
+    if needed > memory:
+        raise NotEnoughMemory(what, needed, memory, f"pass memory={needed}, {advice}")
     return min(most, (memory - beside) // one)
 
 

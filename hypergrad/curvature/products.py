@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from hypergrad.core.abstract import abstract
-from hypergrad.core.checks import check_whole, describe
+from hypergrad.core.checks import check_bytes, check_whole, describe
 from hypergrad.core.types import Array, Batch, Params, PyTree
 from hypergrad.curvature.columns import group_leaves
 from hypergrad.curvature.memory import (
@@ -241,6 +241,7 @@ def hessian(
         ValueError: where the matrix and one product do not fit into memory.
     """
     check_product(product, loss, params, batch)
+    check_bytes(memory)
     size = size_of(params)
     chunk = fitting(
         f"a matrix of {size} x {size} and one product",
