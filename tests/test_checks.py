@@ -90,7 +90,7 @@ def test_a_number_of_at_least_the_least(value):
 
 def test_kinds_and_functions():
     check_kind("count", 3, int, "3")
-    with pytest.raises(ValueError, match=r"^count is 'a', expected an int; pass e.g. 3$"):
+    with pytest.raises(ValueError, match=r"^count is str 'a', expected an int; pass e.g. 3$"):
         check_kind("count", "a", int, "3")
     check_function("draw", len, "len")
     with pytest.raises(ValueError, match=r"^draw is 3, expected a function; pass e.g. len$"):

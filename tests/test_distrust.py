@@ -163,7 +163,7 @@ def test_a_lock_that_a_user_removed_still_holds(tmp_path):
 
 
 def test_an_export_says_what_the_study_warned_of(tmp_path, capsys):
-    write_json(tmp_path / "study.json", {"format": 2, "task": "t", "method": "random"})
+    write_json(tmp_path / "study.json", {"format": 3, "task": "t", "method": "random"})
     result = {
         "configurations": {"tuned": {"hparams": {"lr": 0.1}}},
         "warnings": ["no trial had a finite objective; 'tuned' shows the defaults"],

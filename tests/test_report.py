@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from hypergrad.report import figures as plots, page as report, results
+from hypergrad.space import Choice, LogReal, Real, Sequence, describe_space
+from hypergrad.study.disk.description import FORMAT
 from hypergrad.study.disk.files import write_json
 
 pytest.importorskip("matplotlib", reason="the report is an extra")
@@ -49,17 +51,16 @@ def study_files():
     cost = [4.1 * (i + 1) for i in range(STEPS)]
     value = [0.3 - 0.02 * i for i in range(STEPS)]
     study = {
-        "format": 2,
+        "format": FORMAT,
         "task": "digits",
         "task_arguments": {"width": 64},
         "method": "descent",
         "settings": {"steps": STEPS},
         "seed": 0,
         "horizon": HORIZON,
-        "space": {
-            "lr": "Sequence(element=LogReal(low=0.001, high=1.0, default=None), length=20)",
-            "decay_scale": "Real(0, 4, shape=(2,))",
-        },
+        "space": describe_space(
+            {"lr": Sequence(LogReal(0.001, 1.0), 20), "decay_scale": Real(0, 4, shape=(2,))}
+        ),
         "versions": {"jax": "0.10.0"},
         "command": "hypergrad tune digits",
         "started": "2026-11-21T10:00:00Z",
@@ -163,12 +164,18 @@ def hostile(tmp_path_factory):
         study[key] = HOSTILE
     study["settings"] = study["versions"] = study["task_arguments"] = {HOSTILE: HOSTILE}
     study["seed"] = study["horizon"] = HOSTILE
-    study["space"] = {HOSTILE: "Sequence(" + HOSTILE}
+    study["space"] = describe_space(
+        {HOSTILE: Sequence(LogReal(0.001, 1), HORIZON), HOSTILE + "4": Choice((HOSTILE, "b"))}
+    )
     result["metric"]["name"] = result["objective_name"] = HOSTILE
     result["snippet"], result["warnings"] = HOSTILE, [HOSTILE]
     for name in ("default", "tuned"):
         result["configurations"][name] = configuration(0.3, 0.9, 0.1, HOSTILE)
-        result["configurations"][name]["hparams"] |= {HOSTILE + "2": 1.0, HOSTILE + "3": HOSTILE}
+        result["configurations"][name]["hparams"] |= {
+            HOSTILE + "2": 1.0,
+            HOSTILE + "3": HOSTILE,
+            HOSTILE + "4": 0,
+        }
     result["configurations"][HOSTILE] = configuration(0.3, 0.9, 0.1)
     result["final_digest"] = "a digest"
     folder = save(tmp_path_factory.mktemp("hostile"), study, result)
@@ -357,7 +364,7 @@ def huge(study, result):
     for configuration in result["configurations"].values():
         configuration["hparams"] = {"weights": many, "lr": many}
         configuration["hparams"] |= {f"lr{i}": [0.1] * HORIZON for i in range(6)}
-    study["space"] = {"lr": "Sequence(LogReal(1e-05, 1), length=100000)"}
+    study["space"] = describe_space({"lr": Sequence(LogReal(1e-05, 1), 100_000)})
     result["snippet"] = "x" * 10_000_000
 
 
@@ -375,7 +382,9 @@ def extreme(study, result):
         "choice": 1,
         "same": [2.5] * HORIZON,
     }
-    study["space"] = {"wide": "Sequence(Real(0, 2), length=20)", "choice": "Choice(('a', 'b'))"}
+    study["space"] = describe_space(
+        {"wide": Sequence(Real(0, 2), 20), "choice": Choice(("a", "b"))}
+    )
     default["hparams"] = {"lr": [0.1] * HORIZON, "activation": "relu", "same": "text"}
 
 
@@ -414,16 +423,18 @@ def test_options_have_their_names_and_searches_their_generations(tmp_path):
         "estimator": "reverse",
         "memory": None,
     }
-    study["space"] |= {
-        "kind": "Choice(options=('none', \"it's\"), default=None, static=False)",
-        "width": "Choice(options=(4, 12, 32), default=None, static=False)",
-        "call": "Choice(options=(f(1), 2), default=None, static=False)",
-    }
+    study["space"] |= describe_space(
+        {
+            "kind": Choice(("none", "it's")),
+            "width": Choice((4, 12, 32)),
+            "call": Choice((np.tanh, 2)),
+        }
+    )
     for configuration in result["configurations"].values():
         configuration["hparams"] |= {"kind": 0, "width": 1, "call": 1}
     result["configurations"]["tuned"]["hparams"] |= {"kind": 1, "width": 2}
     text = html.unescape(text_of(report.write_report(save(tmp_path, study, result)).read_text()))
-    assert "kind: none → it's" in text and "width: 12 → 32" in text and "call: 1 → 1" in text
+    assert "kind: none → it's" in text and "width: 12 → 32" in text and "call: 2 → 2" in text
     assert f"{STEPS} generations" in text and "scheduler = full" in text
     assert "estimator" not in text and "null" not in text
 
@@ -466,9 +477,9 @@ BAD = {
         break_file("result.json", b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}"),
         "nested too deep",
     ),
-    "format": (change_file("study.json", "format", 1), "format is 1, an older one, expected 2"),
-    "format true": (change_file("study.json", "format", True), "format is True, expected 2"),
-    "no format": (change_file("study.json", "format", None), "format is None, expected 2"),
+    "format": (change_file("study.json", "format", 1), "format is 1, an older one, expected 3"),
+    "format true": (change_file("study.json", "format", True), "format is True, expected 3"),
+    "no format": (change_file("study.json", "format", None), "format is None, expected 3"),
     "task": (change_file("study.json", "task", 3), "task is a whole number, expected a string"),
     "space": (change_file("study.json", "space", []), "space is a list, expected an object"),
     "trace": (change_file("result.json", "trace", "best", [1]), "trace.best has 1 values"),

@@ -300,7 +300,7 @@ def test_a_space_of_static_dimensions_only():
 def test_the_command_line(tuned, tmp_path, capsys, monkeypatch):
     """On the study that Python made, and the words that begin one."""
     out = str(tuned[0])
-    monkeypatch.setattr("hypergrad.cli.loading.load_task", lambda name, arguments: task())
+    monkeypatch.setattr("hypergrad.cli.loading.load_task", lambda *_: task())
     monkeypatch.setattr("hypergrad.cli.loading.take_cores", lambda *_: None)
     seen = []
 

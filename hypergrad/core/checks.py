@@ -77,7 +77,8 @@ def check_kind(name: str, value: Any, kind: type, example: str) -> None:
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIOaeio" else "a"
         raise ValueError(
-            f"{name} is {describe(value)}, expected {article} {kind.__name__}; pass e.g. {example}"
+            f"{name} is {type(value).__name__} {describe(value)}, expected {article} {kind.__name__}; "
+            f"pass e.g. {example}"
         )
 
 

@@ -86,6 +86,24 @@ def norm(tree: PyTree) -> Array:
     return jnp.sqrt(total)
 
 
+def cosine_between(left: PyTree, right: PyTree) -> Array:
+    """Return the cosine of the angle between two trees, `[]`; 0 where one of them is zero."""
+    scale = norm(left) * norm(right)
+    product = dot(jax.tree.leaves(left), jax.tree.leaves(right))
+    return jnp.where(scale > 0, product / jnp.where(scale > 0, scale, 1), 0)
+
+
+def strong(tree: PyTree) -> Any:
+    """Strip weak types, so that the second call of a compiled step finds the program of the first."""
+
+    def strip(leaf: Any) -> Array:
+        dtype = jnp.result_type(leaf)
+        prng = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+        return leaf if prng else jnp.asarray(leaf, dtype)
+
+    return jax.tree.map(strip, tree)
+
+
 def add(left: PyTree, right: PyTree) -> PyTree:
     """Add two trees of the same structure leaf by leaf."""
     return jax.tree.map(jnp.add, left, right)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hypergrad.report import figures as plots
-from hypergrad.report.results import Interval, Results, flatten, load_results
+from hypergrad.report.results import Interval, Results, load_results
 from hypergrad.report.sentences import (
     _ODD,
     _bounds,
@@ -26,6 +26,7 @@ from hypergrad.report.sentences import (
     _shown,
     _text,
 )
+from hypergrad.space import Choice, Dimension, Integer, LogReal, Real, Sequence
 from hypergrad.tuners import TUNERS, is_read
 
 MAX_SHOWN = 20_000
@@ -40,12 +41,6 @@ FIGURES = (
     "curves",
     "flatness",
 )
-
-_RANGE = re.compile(
-    r"(Log)?(?:Real|Integer)\((?:low=)?([^,()]{1,40}), ?(?:high=)?([^,()]{1,40})[,)]"
-)
-
-_OPTIONS = re.compile(r"Choice\((?:options=)?\(([^()]*)\)")
 
 _METHODS = {
     "descent": "hypergradient descent",
@@ -206,46 +201,37 @@ def _figures(results: Results, width: float) -> dict[str, Any]:
 def _tuned_leaves(results: Results) -> tuple[list[plots.Leaf], list[plots.Leaf], list[str]]:
     """Split the tuned leaves into schedules, other numbers and choices (as sentences)."""
     start, best = _ends(results)
-    space: dict[str, np.ndarray | str] = {}
-    flatten(results.study["space"], "", space)
     horizon = results.study.get("horizon")
     schedules, values, choices = [], [], []
     for name, after in best.leaves.items():
-        before, dimension = start.leaves.get(name), space.get(name, "")
-        is_static = isinstance(dimension, str) and dimension.endswith("static=True)")
-        dimension = dimension[:200] if isinstance(dimension, str) else ""
-        if isinstance(after, str) or dimension.startswith("Choice"):
-            among = "" if is_static else dimension  # the others are recorded by their place
-            path = [_option(among, end) for end in (before, after) if end is not None]
+        before, dim = start.leaves.get(name), results.space.get(name)
+        if isinstance(after, str) or isinstance(dim, Choice):
+            path = [_option(dim, end) for end in (before, after) if end is not None]
             choices.append(f"{name}: {' → '.join(path)}")
             continue
         if isinstance(before, str) or (before is not None and before.shape != after.shape):
             before = None
-        leaf = plots.Leaf(name, before, after, *_range(dimension))
-        known = dimension.startswith("Sequence") if dimension else after.shape[:1] == (horizon,)
+        leaf = plots.Leaf(name, before, after, *_range(dim))
+        known = after.shape[:1] == (horizon,) if dim is None else isinstance(dim, Sequence)
         (schedules if known and after.ndim and len(after) > 1 else values).append(leaf)
     return schedules, values, choices
 
 
-def _option(dimension: str, value: Any) -> str:
-    """Name an option by its index in the repr of a choice, as in `Choice(options=('relu', 'tanh'), ...)`."""
-    among = _OPTIONS.match(dimension)
-    if isinstance(value, str) or among is None or not _plain(value).isdecimal():
-        return _plain(value)
-    options = re.findall(r"'[^']*'|\"[^\"]*\"|[^\s,]+", among[1])
-    index = int(_plain(value))
-    return options[index].strip("'\"") if index < len(options) else _plain(value)
+def _option(dim: Dimension | None, value: Any) -> str:
+    """Name an option; those that are not static are recorded by their place."""
+    shown = _plain(value)
+    by_place = isinstance(dim, Choice) and not dim.static and not isinstance(value, str)
+    if by_place and shown.isdecimal() and int(shown) < len(dim.options):
+        return str(dim.options[int(shown)])[:200]
+    return shown
 
 
-def _range(dimension: str) -> tuple[float, float, bool]:
-    """Read the bounds from the repr of a dimension, as in `LogReal(1e-05, 1.0)`; NaN if unknown."""
-    match = _RANGE.search(dimension)
-    try:
-        low, high = float(match[2]), float(match[3])  # type: ignore[index]
-    except (TypeError, ValueError):
+def _range(dim: Dimension | None) -> tuple[float, float, bool]:
+    """Return the bounds of a dimension and whether its scale is logarithmic; NaN where it has none."""
+    element = dim.element if isinstance(dim, Sequence) else dim
+    if not isinstance(element, (Real, LogReal, Integer)):
         return math.nan, math.nan, False
-    usable = math.isfinite(low) and math.isfinite(high) and low < high
-    return (low, high, bool(match[1])) if match and usable else (math.nan, math.nan, False)
+    return float(element.low), float(element.high), isinstance(element, LogReal)
 
 
 def _page(results: Results, drawn: Mapping[str, tuple[str, str]]) -> str:
@@ -445,7 +431,7 @@ def _about(results: Results) -> str:
             for name, value in study["settings"].items()
             if value is not None and is_read(name, study["method"])
         },
-        "space": study["space"],
+        "space": {name: repr(dim) for name, dim in results.space.items()},
         "versions": study["versions"],
     }
     cells = []

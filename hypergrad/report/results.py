@@ -10,6 +10,7 @@ import numpy as np
 
 from hypergrad.report import figures as plots
 from hypergrad.report.extras import MAX_NODES
+from hypergrad.space import Dimension, space_from_description
 from hypergrad.study.disk.description import check_format
 from hypergrad.study.disk.files import MAX_JSON, read_json
 from hypergrad.study.disk.folder import check_folder
@@ -66,6 +67,7 @@ class Results(NamedTuple):
     """Hold a finished study as its files tell it. `study` is the content of study.json."""
 
     study: dict[str, Any]
+    space: dict[str, Dimension]
     metric: str
     higher_is_better: bool
     objective: str
@@ -138,6 +140,7 @@ def _results(study: dict[str, Any], data: dict[str, Any], where: str) -> Results
     notes = _field(data, "warnings", list, where, [])
     return Results(
         study=study,
+        space=space_from_description(study["space"], f"{where}space"),
         metric=_field(metric, "name", str, f"{where}metric.", "metric"),
         higher_is_better=_field(metric, "higher_is_better", bool, f"{where}metric.", False),
         objective=_field(data, "objective_name", str, where, "validation loss"),

@@ -1,5 +1,6 @@
 """Search spaces: dimensions, and the maps to and from their values."""
 
+from hypergrad.space.description import describe_space, space_from_description
 from hypergrad.space.dimensions import (
     Choice,
     Dimension,
@@ -50,6 +51,7 @@ __all__ = [
     "constrain",
     "coordinates",
     "default",
+    "describe_space",
     "dynamic",
     "from_unit",
     "from_units",
@@ -61,6 +63,7 @@ __all__ = [
     "schedule",
     "select",
     "snap",
+    "space_from_description",
     "to_unit",
     "to_units",
     "unconstrain",

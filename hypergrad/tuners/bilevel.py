@@ -138,7 +138,7 @@ def bilevel(
         train = init_state(loop.problem, key, z)
         v = jax.tree.map(jnp.zeros_like, trained(train.params))
         point = Point(train, v, loop.linear(z).init(v), z, outer.init(z), speed)
-        return _strong((point, method.init(loop, point)))
+        return tree.strong((point, method.init(loop, point)))
 
     @jax.jit
     def init(key):
@@ -186,7 +186,7 @@ def bilevel(
         value = jnp.where(finite, value, jnp.nan)
         info |= {"first_nonfinite": bad, "skipped": ~finite}
         state = BilevelState(after, memory, anchor, state.num_skipped + ~finite)
-        return _strong(state), hparams, value, info
+        return tree.strong(state), hparams, value, info
 
     @jax.jit
     def step(key, state):
@@ -277,16 +277,6 @@ def _diagnose(problem: Problem, point: Point, key: Key) -> tuple[Array, dict[str
         "adjoint_growth": jnp.ones((), jnp.float32),  # nothing is unrolled that could grow
     }
     return value, info
-
-
-def _strong(state: PyTree) -> PyTree:
-    """Make arrays of strong types, so that the second step finds the first one's program."""
-
-    def strip(x):
-        dtype = jnp.result_type(x)
-        return x if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.asarray(x, dtype)
-
-    return jax.tree.map(strip, state)
 
 
 def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, float]:

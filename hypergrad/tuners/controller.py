@@ -19,7 +19,6 @@ from hypergrad.estimators.policies import (
     RESPONSES,
     Policy,
     SharedState,
-    cosine,
     draw_outcomes,
     mean_of_others,
     multitask,
@@ -195,7 +194,7 @@ def controller(
             )
         zero = jnp.zeros((), jnp.int32)
         begun = (phi, inner.init(phi), state, zero, policy.entropy(at(phi)), zero - 1)
-        return _strong(ControllerState(*begun))
+        return tree.strong(ControllerState(*begun))
 
     def moves(phi, opt_state, found, pull):
         """Move φ once, or as often as the clipping says."""
@@ -261,7 +260,7 @@ def controller(
         num_steps = jnp.sum(told["horizon"]).astype(jnp.int32)
         index = jnp.arange(num_candidates, dtype=jnp.int32)
         steps = jnp.broadcast_to(num_steps, (num_candidates,))
-        return _strong(after), Trials(hparams, values, steps, index, info)
+        return tree.strong(after), Trials(hparams, values, steps, index, info)
 
     def step(key, state):
         after, outcome = compiled(key, state)
@@ -331,7 +330,7 @@ def _summary(told: dict[str, Any]) -> dict[str, Array]:
         "hypergrad_norm": tree.norm(tree.add(direct, response)),
         "direct_norm": tree.norm(direct),
         "response_norm": tree.norm(response),
-        "cosine": cosine(direct, response),
+        "cosine": tree.cosine_between(direct, response),
         "direct_variance": variance(told["direct"], direct),
         "response_variance": variance(told["response"], response),
         "credit_norm": mean(told["credit"]),
@@ -388,16 +387,6 @@ def _warn(before: ControllerState, after: ControllerState, info: dict, num_updat
             ControllerWarning,
             stacklevel=3,
         )
-
-
-def _strong(state: PyTree) -> PyTree:
-    """Strip weak types, so that the second step finds the first one's program."""
-
-    def strip(x):
-        dtype = jnp.result_type(x)
-        return x if jnp.issubdtype(dtype, jax.dtypes.prng_key) else jnp.asarray(x, dtype)
-
-    return jax.tree.map(strip, state)
 
 
 UPDATES, WINDOW, DRAWS, CANDIDATES = 5, 10, 4, 4

@@ -133,7 +133,7 @@ def descent(
             since_best=jnp.zeros((), jnp.int32),
             key=run_key,
         )
-        return _strong(state)
+        return tree.strong(state)
 
     def one(key, z, last_finite, opt_state, estimator_state):
         """Take one step of one restart."""
@@ -183,7 +183,7 @@ def descent(
         info["key"] = jax.random.key_data(keys)  # with it, an estimate can be made again alone
         info["done"] = since_best >= (jnp.iinfo(jnp.int32).max if patience is None else patience)
         index = jnp.arange(num_restarts, dtype=jnp.int32)
-        return _strong(new), Trials(hparams, values, info["horizon"], index, info)
+        return tree.strong(new), Trials(hparams, values, info["horizon"], index, info)
 
     return Tuner(init, step)
 
@@ -193,15 +193,6 @@ def _edge(dim: spaces.Dimension) -> float:
     if isinstance(dim, spaces.Sequence) and dim.decreasing:
         return NEAR_BOUND + math.log(dim.coordinates_shape[0])
     return NEAR_BOUND
-
-
-def _strong(state: PyTree) -> PyTree:
-    """Strip weak types, so that the second step finds the first one's program."""
-
-    def strip(x):
-        return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.astype(x.dtype)
-
-    return jax.tree.map(strip, state)
 
 
 def _where(mask: Array, new: PyTree, old: PyTree) -> Any:

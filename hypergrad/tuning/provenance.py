@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from hypergrad.core import tree
 from hypergrad.problem import Task
 from hypergrad.report.study import Study
+from hypergrad.space import describe_space
 from hypergrad.study.disk.description import FORMAT
 from hypergrad.study.disk.files import read_json, to_plain
 from hypergrad.study.disk.machine import describe_machine
@@ -33,12 +33,12 @@ def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) 
     here = {
         "task": task.name,
         "horizon": task.horizon,
-        "space": {n: repr(d) for n, d in tree.named(task.space).items()},
+        "space": describe_space(task.space),
     }
     for name, value in here.items():
         if described.get(name) != value:
             raise ValueError(
-                f"{name} is {value!r}, expected {described.get(name)!r} as the study has it; "
+                f"{name} is {value!r:.200}, expected {described.get(name)!r:.200} as the study has it; "
                 "name its task, with the same arguments"
             )
     changed = [
@@ -112,7 +112,7 @@ def describe_study(task: Task, settings: Settings, details: dict[str, Any]) -> d
         "seed": settings.seed,
         "width": width(settings),
         "horizon": task.horizon,
-        "space": {n: repr(d) for n, d in tree.named(task.space).items()},
+        "space": describe_space(task.space),
         "sources": sources(task),
         "versions": describe_machine()["versions"],
         "device": str(jax.devices()[0]),

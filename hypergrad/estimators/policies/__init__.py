@@ -19,9 +19,6 @@ from hypergrad.estimators.policies.draws import (
     unboxed,
 )
 from hypergrad.estimators.policies.heads import (
-    FARTHEST_LOGIT,
-    MASKED,
-    NUM_PATHS,
     Network,
     Sizes,
     independent,
@@ -31,9 +28,6 @@ from hypergrad.estimators.policies.heads import (
 )
 from hypergrad.estimators.policies.mixed import MixedInfo, mixed, no_response
 from hypergrad.estimators.policies.policy import (
-    EDGE,
-    MAX_OPTIONS,
-    MAX_OUTCOMES,
     Policy,
     factorized,
     is_discrete,
@@ -58,15 +52,9 @@ from hypergrad.estimators.policies.responses import (
     unrolled,
 )
 from hypergrad.estimators.policies.score import ScoreInfo, score, score_shared
-from hypergrad.estimators.policies.shared import SharedInfo, SharedState, cosine, shared, ways
+from hypergrad.estimators.policies.shared import SharedInfo, SharedState, shared, ways
 
 __all__ = [
-    "EDGE",
-    "FARTHEST_LOGIT",
-    "MASKED",
-    "MAX_OPTIONS",
-    "MAX_OUTCOMES",
-    "NUM_PATHS",
     "RESPONSES",
     "Baseline",
     "Draws",
@@ -85,7 +73,6 @@ __all__ = [
     "at_rest",
     "check_policy",
     "check_shared",
-    "cosine",
     "draw_outcomes",
     "enumerated",
     "expected",

@@ -5,9 +5,9 @@ logits of a choice, and reads what came of it before the next one emits. So arch
 policy, whose interactions the shared state represents (Adam and Lorraine).
 """
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,17 @@ import numpy as np
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
-from hypergrad.core.checks import is_number
-from hypergrad.core.types import Array, Key, PyTree
+from hypergrad.core.checks import check_kind, check_share
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.policies.baselines import mean_of_others
 from hypergrad.estimators.policies.policy import (
-    EDGE,
-    MAX_OUTCOMES,
+    MAX_LOGIT,
     Policy,
+    check_drawable,
+    combinations,
     factorized,
     is_discrete,
+    lowest,
     num_options,
 )
 from hypergrad.estimators.policies.relaxations import Relaxation, relax, softmax
@@ -31,11 +33,17 @@ from hypergrad.estimators.policies.relaxations import Relaxation, relax, softmax
 NUM_PATHS = 32
 """Draws from which the entropy of a policy of several choices is estimated."""
 
-MASKED = -1e9
+MASKED_LOGIT = -1e9
 """Logit of the options that a leaf does not have."""
 
-FARTHEST_LOGIT = 16.0
+MAX_COORDINATE = 16.0
 """Bound of unconstrained values read back from hparams; at a bound of the range they would be infinite."""
+
+Settle: TypeAlias = Callable[[Array, Array, Array], Array]
+"""(what a real head is given, mean, width), each `[D]` -> unconstrained value `[D]`."""
+
+Choose: TypeAlias = Callable[[Array, Array], Array]
+"""(what a discrete head is given, log-probabilities `[K]`) -> option, int32 `[]`."""
 
 
 class Network(NamedTuple):
@@ -86,7 +94,7 @@ def sizes(space: PyTree) -> Sizes:
     Raises:
         ValueError: for a static dimension, one of more than 256 options, or a space without discrete ones.
     """
-    factorized(space)  # refuses what cannot be drawn
+    check_drawable(space)
     dims = jax.tree.leaves(space)
     reals = tuple(spaces.num_coordinates({"": dim}) for dim in dims if not is_discrete(dim))
     return Sizes(reals, tuple(num_options(dim) for dim in dims if is_discrete(dim)))
@@ -103,8 +111,40 @@ def independent(space: PyTree) -> Network:
     )
 
 
-class _Walk(NamedTuple):
-    """What came of the heads: L real and C discrete leaves, padded to D entries and K options.
+class Heads(NamedTuple):
+    """A network over the leaves of a space: L real and C discrete ones, padded to D entries and K options.
+
+    Attributes:
+        network: what emits and reads.
+        width: standard deviation of the normals where the network emits zero.
+        counts: outputs of the heads.
+        dims: of all leaves, in the order of the space.
+        treedef: of the space.
+        reals: places of the real leaves among all, `L` of them.
+        choices: places of the discrete leaves, `C` of them.
+        names: of the real leaves.
+        middle: what the outputs of a real head are added to, so that zero gives the default, `[L, D]`.
+        entries: which entries a real leaf has, bool `[L, D]`.
+        known: which options a discrete leaf has, bool `[C, K]`.
+        lowest: first value of a discrete leaf, int32 `[C]`.
+    """
+
+    network: Network
+    width: float
+    counts: Sizes
+    dims: list[spaces.Dimension]
+    treedef: Any
+    reals: list[int]
+    choices: list[int]
+    names: list[str]
+    middle: Array
+    entries: np.ndarray
+    known: Array
+    lowest: Array
+
+
+class Walk(NamedTuple):
+    """What came of the heads.
 
     Attributes:
         mean, std: of the normals, in unconstrained coordinates, `[L, D]`.
@@ -154,149 +194,174 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
         arXiv:1611.01578.
     """
     counts = sizes(space)
+    check_share("width", width, "[0, 10)", what="a number")
     network = independent(space) if network is None else network
-    if not is_number(width) or not 0 <= width < 10:
-        raise ValueError(f"width is {width!r}, expected a number in [0, 10); pass e.g. 0.5")
     _check_network(network, counts)
+    return _policy(_heads(space, counts, network, width), None)
+
+
+def _heads(space: PyTree, counts: Sizes, network: Network, width: float) -> Heads:
+    """Pad the leaves of a space to one shape for the real and one for the discrete ones."""
     dims, treedef = jax.tree.flatten(space)
     reals = [i for i, dim in enumerate(dims) if not is_discrete(dim)]
     choices = [i for i, dim in enumerate(dims) if is_discrete(dim)]
-    names = [tree.leaf_names(space)[i] for i in reals]
-    lowest = jnp.asarray([_lowest(dims[i]) for i in choices], jnp.int32)
-    longest, most, size = max(counts.reals, default=0), max(counts.options), counts.size
-    middle = jnp.stack([_pad(_middle(dims[i]), longest) for i in reals] or [jnp.zeros(0)])
-    entries = np.arange(longest) < np.array(counts.reals, int).reshape(-1, 1)
-    known = jnp.asarray(np.arange(most) < np.array(counts.options)[:, None])
+    names = tree.leaf_names(space)
+    longest, most = max(counts.reals, default=0), max(counts.options)
+    return Heads(
+        network=network,
+        width=width,
+        counts=counts,
+        dims=dims,
+        treedef=treedef,
+        reals=reals,
+        choices=choices,
+        names=[names[i] for i in reals],
+        middle=jnp.stack([_pad(_middle(dims[i]), longest) for i in reals] or [jnp.zeros(0)]),
+        entries=np.arange(longest) < np.array(counts.reals, int).reshape(-1, 1),
+        known=jnp.asarray(np.arange(most) < np.array(counts.options)[:, None]),
+        lowest=jnp.asarray([lowest(dims[i]) for i in choices], jnp.int32),
+    )
 
-    def walk(phi, settle, noise, choose, drawn):
-        """Go through the heads; `settle(noise_l, mean, std)` is z, `choose(drawn_l, log_probs)` an option."""
 
-        def real(state, x):
-            index, start, live, noise = x
-            out = network.emit(phi, state, index)
-            mean = EDGE * jnp.tanh((start + out[:longest]) / EDGE)
-            std = width * jnp.exp(2 * jnp.tanh(out[longest : 2 * longest] / 2))
-            z = jnp.where(live, settle(noise, mean, std), 0)
-            state = network.read(phi, state, index, _pad(jnp.tanh(z / 2), size))
-            return state, (mean, std, z)
+def _policy(heads: Heads, held: Key | None) -> Policy:
+    """Assemble the policy whose real leaves have the noise of the key `held`, or fresh noise where None."""
+    noisy = bool(heads.width) and bool(heads.reals)
+    return Policy(
+        init=heads.network.init,
+        sample=lambda key, phi: _draw(heads, held, key, phi)[0],
+        log_prob=lambda phi, hparams: jnp.sum(_read(heads, phi, hparams).taken),
+        entropy=partial(_entropy, heads),
+        mode=partial(_mode, heads),
+        outcomes=partial(_outcomes, heads, held),
+        given=partial(_policy, heads) if noisy else None,
+        log_density=partial(_log_density, heads) if noisy else None,
+        draw=partial(_draw, heads, held),
+    )
 
-        def discrete(state, x):
-            index, live, drawn = x
-            out = network.emit(phi, state, index)[:most]
-            log_probs = jax.nn.log_softmax(jnp.where(live, out, MASKED))
-            option = choose(drawn, log_probs)
-            value = _pad(jax.nn.one_hot(option, most, dtype=out.dtype), size)
-            return network.read(phi, state, index, value), (log_probs, option)
 
-        state, num = network.start(phi), len(reals)
-        mean = std = z = jnp.zeros((0, longest))
-        if reals:
-            inputs = (jnp.arange(num, dtype=jnp.int32), middle, jnp.asarray(entries), noise)
-            state, (mean, std, z) = jax.lax.scan(real, state, inputs)
-        after = jnp.arange(num, counts.num_heads, dtype=jnp.int32)
-        _, (log_probs, options) = jax.lax.scan(discrete, state, (after, known, drawn))
-        return _Walk(mean, std, z, log_probs, options)
+def _walk(
+    heads: Heads, phi: PyTree, reals: Array, choices: Array, settle: Settle, choose: Choose
+) -> Walk:
+    """Go through the heads, of which each is given its row of `reals` `[L, D]` or `choices` `[C, ...]`."""
+    network, (num, longest) = heads.network, heads.entries.shape
+    most, size = heads.known.shape[1], heads.counts.size
 
-    def walk_drawn(phi, real_key, choice_key):
-        """Draw everything; real leaves are their means where their key is None, as is the likeliest option."""
+    def real(state: PyTree, x: tuple[Array, ...]) -> tuple[PyTree, tuple[Array, Array, Array]]:
+        index, start, live, given = x
+        out = network.emit(phi, state, index)
+        mean = MAX_LOGIT * jnp.tanh((start + out[:longest]) / MAX_LOGIT)
+        std = heads.width * jnp.exp(2 * jnp.tanh(out[longest : 2 * longest] / 2))
+        z = jnp.where(live, settle(given, mean, std), 0)
+        state = network.read(phi, state, index, _pad(jnp.tanh(z / 2), size))
+        return state, (mean, std, z)
 
-        def settle(noise, mean, std):
-            return mean + std * noise
+    def discrete(state: PyTree, x: tuple[Array, ...]) -> tuple[PyTree, tuple[Array, Array]]:
+        index, live, given = x
+        out = network.emit(phi, state, index)[:most]
+        log_probs = jax.nn.log_softmax(jnp.where(live, out, MASKED_LOGIT))
+        option = choose(given, log_probs)
+        value = _pad(jax.nn.one_hot(option, most, dtype=out.dtype), size)
+        return network.read(phi, state, index, value), (log_probs, option)
 
-        def choose(gumbel, log_probs):
-            return jnp.argmax(log_probs + gumbel).astype(jnp.int32)
+    state = network.start(phi)
+    mean = std = z = jnp.zeros((0, longest))
+    if num:
+        inputs = (jnp.arange(num, dtype=jnp.int32), heads.middle, jnp.asarray(heads.entries), reals)
+        state, (mean, std, z) = jax.lax.scan(real, state, inputs)
+    after = jnp.arange(num, heads.counts.num_heads, dtype=jnp.int32)
+    _, (log_probs, options) = jax.lax.scan(discrete, state, (after, heads.known, choices))
+    return Walk(mean, std, z, log_probs, options)
 
-        noise = jnp.zeros((len(reals), longest))
-        if real_key is not None and width:
-            noise = jax.random.normal(real_key, noise.shape)
-        gumbels = jax.random.gumbel(choice_key, (len(choices), most))
-        return walk(phi, settle, noise, choose, gumbels)
 
-    def walk_taken(phi, hparams):
-        z, options = coordinates(hparams)
-        return walk(phi, lambda z, mean, std: z, z, lambda option, log_probs: option, options)
+def _drawn(heads: Heads, phi: PyTree, real_key: Key | None, choice_key: Key) -> Walk:
+    """Draw everything; real leaves are their means where their key is None."""
+    noise = jnp.zeros(heads.entries.shape)
+    if real_key is not None and heads.width:
+        noise = jax.random.normal(real_key, noise.shape)
+    gumbels = jax.random.gumbel(choice_key, heads.known.shape)
+    return _walk(
+        heads,
+        phi,
+        noise,
+        gumbels,
+        lambda noise, mean, std: mean + std * noise,
+        lambda gumbel, log_probs: jnp.argmax(log_probs + gumbel).astype(jnp.int32),
+    )
 
-    def coordinates(hparams):
-        """Return the unconstrained values `[L, D]` and the options `[C]` of hparams."""
-        leaves = jax.tree.leaves(hparams)
-        rows = []
-        for index in reals:
-            z = spaces.unconstrain({"": dims[index]}, {"": leaves[index]})[""]
-            rows.append(_pad(jnp.clip(jnp.ravel(z), -FARTHEST_LOGIT, FARTHEST_LOGIT), longest))
-        options = jnp.stack([jnp.asarray(leaves[i], jnp.int32) for i in choices]) - lowest
-        return jnp.stack(rows) if rows else jnp.zeros((0, 0)), options
 
-    def assemble(found):
-        """Make hparams of a walk."""
-        leaves: list = [None] * len(dims)
-        options = found.options + lowest
-        for row, (index, num) in enumerate(zip(reals, counts.reals, strict=True)):
-            z = found.z[row, :num].reshape(_coordinates(dims[index]))
-            leaves[index] = spaces.constrain({"": dims[index]}, {"": z})[""]
-        for row, index in enumerate(choices):
-            leaves[index] = options[row]
-        return treedef.unflatten(leaves)
+def _read(heads: Heads, phi: PyTree, hparams: HParams) -> Walk:
+    """Go through the heads along hparams that were drawn."""
+    leaves, longest = jax.tree.leaves(hparams), heads.entries.shape[1]
+    rows = []
+    for index in heads.reals:
+        z = spaces.unconstrain({"": heads.dims[index]}, {"": leaves[index]})[""]
+        rows.append(_pad(jnp.clip(jnp.ravel(z), -MAX_COORDINATE, MAX_COORDINATE), longest))
+    options = jnp.stack([jnp.asarray(leaves[i], jnp.int32) for i in heads.choices]) - heads.lowest
+    z = jnp.stack(rows) if rows else jnp.zeros((0, 0))
+    return _walk(heads, phi, z, options, lambda z, mean, std: z, lambda option, log_probs: option)
 
-    def log_prob(phi, hparams):
-        return jnp.sum(walk_taken(phi, hparams).taken)
 
-    def log_density(phi, hparams):
-        found = walk_taken(phi, jax.lax.stop_gradient(hparams))
-        each = -(((found.z - found.mean) / found.std) ** 2) / 2 - jnp.log(found.std)
-        return {name: jnp.sum(jnp.where(entries[i], each[i], 0)) for i, name in enumerate(names)}
+def _assemble(heads: Heads, found: Walk) -> HParams:
+    """Make hparams of a walk."""
+    leaves: list[Array] = [jnp.zeros(())] * len(heads.dims)
+    options = found.options + heads.lowest
+    for row, (index, num) in enumerate(zip(heads.reals, heads.counts.reals, strict=True)):
+        dim = heads.dims[index]
+        z = found.z[row, :num].reshape(_coordinates(dim))
+        leaves[index] = spaces.constrain({"": dim}, {"": z})[""]
+    for row, index in enumerate(heads.choices):
+        leaves[index] = options[row]
+    return heads.treedef.unflatten(leaves)
 
-    def entropy(phi):
-        def one(key):
-            found = walk_drawn(phi, *jax.random.split(key))
-            # of each choice given those before it, and how likely these were
-            each = -jnp.sum(jnp.exp(found.log_probs) * found.log_probs, 1)
-            return each, jnp.cumsum(found.taken) - found.taken
 
-        each, before = jax.vmap(one)(jax.random.split(jax.random.key(0), NUM_PATHS))
-        box = jnp.exp(before - jax.lax.stop_gradient(before))
-        return jnp.mean(jnp.sum(each + (box - 1) * (each - mean_of_others(each)), 1))
+def _draw(heads: Heads, held: Key | None, key: Key, phi: PyTree) -> tuple[HParams, Array]:
+    """Return hparams and the log-probability of their choices, `[]`."""
+    real_key, choice_key = jax.random.split(key)
+    found = _drawn(heads, phi, real_key if held is None else held, choice_key)
+    return _assemble(heads, found), jnp.sum(found.taken)
 
-    def mode(phi):
-        def likeliest(_, log_probs):
-            return jnp.argmax(log_probs).astype(jnp.int32)
 
-        nothing = jnp.zeros((len(reals), longest))
-        mean = lambda noise, mean, std: mean  # noqa: E731
-        return assemble(walk(phi, mean, nothing, likeliest, jnp.zeros(len(choices))))
+def _log_density(heads: Heads, phi: PyTree, hparams: HParams) -> dict[str, Array]:
+    """Return log N(z_l; μ_l, σ_l²) up to a constant for each real leaf."""
+    found = _read(heads, phi, jax.lax.stop_gradient(hparams))
+    each = -(((found.z - found.mean) / found.std) ** 2) / 2 - jnp.log(found.std)
+    return {
+        name: jnp.sum(jnp.where(heads.entries[i], each[i], 0)) for i, name in enumerate(heads.names)
+    }
 
-    def made(held):
-        """The policy whose real leaves have the noise of the key `held`, or fresh noise where None."""
 
-        def draw(key, phi):
-            real_key, choice_key = jax.random.split(key)
-            found = walk_drawn(phi, real_key if held is None else held, choice_key)
-            return assemble(found), jnp.sum(found.taken)
+def _entropy(heads: Heads, phi: PyTree) -> Array:
+    """Estimate the entropy of the choices from a few fixed draws, with the derivative of its mean."""
 
-        def sample(key, phi):
-            return draw(key, phi)[0]
+    def along(key: Key) -> tuple[Array, Array]:
+        found = _drawn(heads, phi, *jax.random.split(key))
+        # of each choice given those before it, and how likely these were
+        each = -jnp.sum(jnp.exp(found.log_probs) * found.log_probs, 1)
+        return each, jnp.cumsum(found.taken) - found.taken
 
-        def outcomes(phi):
-            num = math.prod(counts.options)
-            if num > MAX_OUTCOMES:
-                raise ValueError(
-                    f"space has {num} combinations of integers and choices, expected at most {MAX_OUTCOMES} to "
-                    "enumerate; draw some: sampled(num_samples)"
-                )
-            index = np.indices(counts.options).reshape(len(counts.options), -1).astype(np.int32)
-            reals_alone = walk_drawn(phi, held, jax.random.key(0))
+    each, before = jax.vmap(along)(jax.random.split(jax.random.key(0), NUM_PATHS))
+    box = jnp.exp(before - jax.lax.stop_gradient(before))
+    return jnp.mean(jnp.sum(each + (box - 1) * (each - mean_of_others(each)), 1))
 
-            def one(options):
-                return assemble(reals_alone._replace(options=options))
 
-            return jax.vmap(one)(jnp.asarray(index.T))
+def _mode(heads: Heads, phi: PyTree) -> HParams:
+    """Follow the means and the likeliest options."""
+    found = _walk(
+        heads,
+        phi,
+        jnp.zeros(heads.entries.shape),
+        jnp.zeros(len(heads.choices)),
+        lambda nothing, mean, std: mean,
+        lambda nothing, log_probs: jnp.argmax(log_probs).astype(jnp.int32),
+    )
+    return _assemble(heads, found)
 
-        noisy = bool(width) and bool(reals)
-        density = log_density if noisy else None
-        given = made if noisy else None
-        parts = (network.init, sample, log_prob, entropy, mode, outcomes)
-        return Policy(*parts, given=given, log_density=density, draw=draw)
 
-    return made(None)
+def _outcomes(heads: Heads, held: Key | None, phi: PyTree) -> HParams:
+    """Return every combination of choices over one draw of the real leaves."""
+    index = jnp.asarray(combinations(heads.counts.options))
+    reals = _drawn(heads, phi, held, jax.random.key(0))
+    return jax.vmap(lambda options: _assemble(heads, reals._replace(options=options)))(index)
 
 
 def mixture(space: PyTree, relaxation: Relaxation | None = None) -> Policy:
@@ -317,7 +382,7 @@ def mixture(space: PyTree, relaxation: Relaxation | None = None) -> Policy:
     plain = factorized(space)
     relaxation = softmax() if relaxation is None else relaxation
 
-    def outcomes(phi):
+    def outcomes(phi: PyTree) -> HParams:
         raise ValueError(
             "policy is a mixture, which has no outcomes, expected draws=sampled(1); pass it, or another policy"
         )
@@ -332,8 +397,8 @@ def mixture(space: PyTree, relaxation: Relaxation | None = None) -> Policy:
 def _middle(dim: spaces.Dimension) -> Array:
     """Return what the outputs of a head are added to, so that zero gives the default."""
     z = jnp.ravel(spaces.unconstrain({"": dim}, spaces.default({"": dim}))[""])
-    inside = 0.86 * EDGE  # a thousandth of the range from a bound
-    return EDGE * jnp.arctanh(jnp.clip(z, -inside, inside) / EDGE)
+    inside = 0.86 * MAX_LOGIT  # a thousandth of the range from a bound
+    return MAX_LOGIT * jnp.arctanh(jnp.clip(z, -inside, inside) / MAX_LOGIT)
 
 
 def _pad(x: Array, size: int) -> Array:
@@ -344,18 +409,11 @@ def _coordinates(dim: spaces.Dimension) -> tuple[int, ...]:
     return dim.coordinates_shape if isinstance(dim, spaces.Sequence) else dim.shape  # pyright: ignore
 
 
-def _lowest(dim: spaces.Dimension) -> int:
-    return dim.low if isinstance(dim, spaces.Integer) else 0
-
-
 def _check_network(network: Network, counts: Sizes) -> None:
     """Raise a `ValueError` unless a network emits what a space needs, and keeps the shapes of its state."""
-    if not isinstance(network, Network):
-        raise ValueError(
-            f"network is {type(network).__name__}, expected a Network; pass e.g. heads.independent(space)"
-        )
+    check_kind("network", network, Network, "heads.independent(space)")
 
-    def once(key, index):
+    def once(key: Key, index: Array) -> tuple[PyTree, Array, PyTree]:
         phi = network.init(key)
         state = network.start(phi)
         out = network.emit(phi, state, index)

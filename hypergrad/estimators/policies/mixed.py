@@ -125,18 +125,15 @@ def mixed(
         direct, response = found.info.direct, found.info.response
         if precondition is not None:
             direct, response = precondition(phi, direct), precondition(phi, response)
-        norms = tree.norm(direct), tree.norm(response)
-        product = tree.dot(jax.tree.leaves(direct), jax.tree.leaves(response))
-        scale = norms[0] * norms[1]
         info = MixedInfo(
             direct=direct,
             response=response,
             horizon=found.info.horizon,
             growth=found.info.growth,
             first_nonfinite=found.info.first_nonfinite,
-            direct_norm=norms[0],
-            response_norm=norms[1],
-            cosine=jnp.where(scale > 0, product / jnp.where(scale > 0, scale, 1), 0),
+            direct_norm=tree.norm(direct),
+            response_norm=tree.norm(response),
+            cosine=tree.cosine_between(direct, response),
             entropy=policy.entropy(phi),
             inner=found.info,
         )

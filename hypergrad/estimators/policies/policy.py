@@ -6,7 +6,7 @@ differentiable function of φ (pathwise).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
-from hypergrad.core.checks import is_number
+from hypergrad.core.checks import check_least
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.space import Choice, Integer
 
@@ -25,7 +25,7 @@ MAX_OPTIONS = 256
 MAX_OUTCOMES = 1024
 """Most combinations that are enumerated."""
 
-EDGE = 8.0
+MAX_LOGIT = 8.0
 """Bound of the logits in a policy's space: no option falls below a probability of about e⁻¹⁶."""
 
 
@@ -65,6 +65,16 @@ def is_discrete(dim: spaces.Dimension) -> bool:
     return isinstance(dim, (Integer, Choice))
 
 
+def num_options(dim: Integer | Choice) -> int:
+    """Count the values of a discrete dimension."""
+    return dim.high - dim.low + 1 if isinstance(dim, Integer) else len(dim.options)
+
+
+def lowest(dim: Integer | Choice) -> int:
+    """Return the first value of a discrete dimension."""
+    return dim.low if isinstance(dim, Integer) else 0
+
+
 def factorized(space: PyTree) -> Policy:
     """Draw every integer and choice independently, from logits of its own; pass real leaves through.
 
@@ -79,103 +89,105 @@ def factorized(space: PyTree) -> Policy:
     Raises:
         ValueError: for a static dimension, one of more than 256 options, or a space without discrete ones.
     """
-    spaces.check_space(space, traceable=True)
+    check_drawable(space)
     dims, treedef = jax.tree.flatten(space)
-    names = tree.leaf_names(space)
-    if not any(map(is_discrete, dims)):
+
+    def init(key: Key) -> PyTree:
+        return jax.tree.map(_first, space, spaces.default(space))
+
+    def sample(key: Key, phi: PyTree) -> HParams:
+        keys = treedef.unflatten(list(jax.random.split(key, len(dims))))
+        return jax.tree.map(_draw, space, keys, phi)
+
+    def log_prob(phi: PyTree, hparams: HParams) -> Array:
+        return _total(jax.tree.map(_log_prob, space, phi, hparams))
+
+    def entropy(phi: PyTree) -> Array:
+        return _total(jax.tree.map(_entropy, space, phi))
+
+    def mode(phi: PyTree) -> HParams:
+        return jax.tree.map(_likeliest, space, phi)
+
+    def outcomes(phi: PyTree) -> HParams:
+        index = combinations([num_options(dim) for dim in dims if is_discrete(dim)])
+        columns = iter(index.T)
+
+        def leaf(dim: spaces.Dimension, x: Array) -> Array:
+            if is_discrete(dim):
+                return lowest(dim) + jnp.asarray(next(columns))
+            return jnp.broadcast_to(x, (len(index), *jnp.shape(x)))
+
+        return jax.tree.map(leaf, space, phi)
+
+    return Policy(init, sample, log_prob, entropy, mode, outcomes, jax.tree.map(_range, space))
+
+
+def _first(dim: spaces.Dimension, default: Array) -> Array:
+    """Return what a leaf of φ starts from."""
+    return jnp.zeros(num_options(dim), jnp.result_type(float)) if is_discrete(dim) else default
+
+
+def _draw(dim: spaces.Dimension, key: Key, leaf: Array) -> Array:
+    if not is_discrete(dim):
+        return leaf
+    return lowest(dim) + jax.random.categorical(key, leaf).astype(jnp.int32)
+
+
+def _log_prob(dim: spaces.Dimension, leaf: Array, value: Array) -> Array:
+    return jax.nn.log_softmax(leaf)[value - lowest(dim)] if is_discrete(dim) else jnp.zeros(())
+
+
+def _entropy(dim: spaces.Dimension, leaf: Array) -> Array:
+    if not is_discrete(dim):
+        return jnp.zeros(())
+    return jnp.sum(jax.scipy.special.entr(jax.nn.softmax(leaf)))
+
+
+def _likeliest(dim: spaces.Dimension, leaf: Array) -> Array:
+    return lowest(dim) + jnp.argmax(leaf).astype(jnp.int32) if is_discrete(dim) else leaf
+
+
+def _range(dim: spaces.Dimension) -> spaces.Dimension:
+    """Return the dimension of a leaf of φ."""
+    if not is_discrete(dim):
+        return dim
+    return spaces.Real(-MAX_LOGIT, MAX_LOGIT, 0.0, (num_options(dim),))
+
+
+def _total(each: PyTree) -> Array:
+    return sum(jax.tree.leaves(each), jnp.zeros(()))
+
+
+def combinations(counts: Sequence[int]) -> np.ndarray:
+    """Return every combination of options as indices, int32 `[N, len(counts)]`.
+
+    Raises:
+        ValueError: where they are too many to enumerate.
+    """
+    num = math.prod(counts)
+    if num > MAX_OUTCOMES:
         raise ValueError(
-            f"space has only real leaves ({', '.join(names)}), expected an Integer or a Choice; "
+            f"space has {num} combinations of integers and choices, expected at most {MAX_OUTCOMES} to "
+            "enumerate; draw some: sampled(num_samples)"
+        )
+    return np.indices(counts).reshape(len(counts), -1).astype(np.int32).T
+
+
+def check_drawable(space: PyTree) -> None:
+    """Raise a `ValueError` for a space that a policy cannot draw from, or need not."""
+    spaces.check_space(space, traceable=True)
+    dims = tree.named(space)
+    if not any(map(is_discrete, dims.values())):
+        raise ValueError(
+            f"space has only real leaves ({', '.join(dims)}), expected an Integer or a Choice; "
             "use estimators.reverse(...), which differentiates real leaves"
         )
-    for name, dim in zip(names, dims, strict=True):
+    for name, dim in dims.items():
         if is_discrete(dim) and num_options(dim) > MAX_OPTIONS:
             raise ValueError(
                 f"space[{name!r}] has {num_options(dim)} values, expected at most {MAX_OPTIONS}, because each "
                 "has a logit; use fewer, or a Real that the problem rounds, searched with method 'random'"
             )
-
-    def leafwise(function, *trees):
-        return [
-            function(*leaves) for leaves in zip(dims, *map(jax.tree.leaves, trees), strict=True)
-        ]
-
-    def init(key):
-        def start(dim, value):
-            return (
-                jnp.zeros(num_options(dim), jnp.result_type(float)) if is_discrete(dim) else value
-            )
-
-        return treedef.unflatten(leafwise(start, spaces.default(space)))
-
-    def sample(key, phi):
-        keys = jax.random.split(key, len(dims))
-        leaves = [
-            _lowest(dim) + jax.random.categorical(k, leaf).astype(jnp.int32)
-            if is_discrete(dim)
-            else leaf
-            for dim, k, leaf in zip(dims, keys, jax.tree.leaves(phi), strict=True)
-        ]
-        return treedef.unflatten(leaves)
-
-    def log_prob(phi, hparams):
-        def one(dim, leaf, value):
-            return (
-                jax.nn.log_softmax(leaf)[value - _lowest(dim)]
-                if is_discrete(dim)
-                else jnp.zeros(())
-            )
-
-        return sum(leafwise(one, phi, hparams), jnp.zeros(()))
-
-    def entropy(phi):
-        def one(dim, leaf):
-            return (
-                jnp.sum(jax.scipy.special.entr(jax.nn.softmax(leaf)))
-                if is_discrete(dim)
-                else jnp.zeros(())
-            )
-
-        return sum(leafwise(one, phi), jnp.zeros(()))
-
-    def mode(phi):
-        def one(dim, leaf):
-            if not is_discrete(dim):
-                return leaf
-            return _lowest(dim) + jnp.argmax(leaf).astype(jnp.int32)
-
-        return treedef.unflatten(leafwise(one, phi))
-
-    def outcomes(phi):
-        sizes = [num_options(dim) for dim in dims if is_discrete(dim)]
-        num = math.prod(sizes)
-        if num > MAX_OUTCOMES:
-            raise ValueError(
-                f"space has {num} combinations of integers and choices, expected at most {MAX_OUTCOMES} to "
-                "enumerate; draw some: sampled(num_samples)"
-            )
-        index = iter(np.indices(sizes).reshape(len(sizes), -1).astype(np.int32))
-
-        def one(dim, leaf):
-            if is_discrete(dim):
-                return _lowest(dim) + jnp.asarray(next(index))
-            return jnp.broadcast_to(leaf, (num, *jnp.shape(leaf)))
-
-        return treedef.unflatten(leafwise(one, phi))
-
-    logits = [
-        spaces.Real(-EDGE, EDGE, 0.0, (num_options(dim),)) if is_discrete(dim) else dim
-        for dim in dims
-    ]
-    return Policy(init, sample, log_prob, entropy, mode, outcomes, treedef.unflatten(logits))
-
-
-def num_options(dim: Integer | Choice) -> int:
-    """Count the values of a discrete dimension."""
-    return dim.high - dim.low + 1 if isinstance(dim, Integer) else len(dim.options)
-
-
-def _lowest(dim: Integer | Choice) -> int:
-    return dim.low if isinstance(dim, Integer) else 0
 
 
 def natural(space: PyTree, damping: float = 0.0) -> Callable[[PyTree, PyTree], PyTree]:
@@ -201,10 +213,9 @@ def natural(space: PyTree, damping: float = 0.0) -> Callable[[PyTree, PyTree], P
         Amari, "Natural gradient works efficiently in learning", Neural Computation 10, 1998.
     """
     spaces.check_space(space, traceable=True)
-    if not is_number(damping) or not 0 <= damping < math.inf:
-        raise ValueError(f"damping is {damping!r}, expected a number of at least 0; pass e.g. 0.01")
+    check_least("damping", damping, example=0.01)
 
-    def solve(dim, logits, g):
+    def solve(dim: spaces.Dimension, logits: Array, g: Array) -> Array:
         if not is_discrete(dim):
             return g
         p = jax.nn.softmax(logits)

@@ -220,7 +220,7 @@ def shared(
             first_nonfinite=jnp.where(bad < 0, bad, bad + run.train.step).astype(jnp.int32),
             direct_norm=tree.norm(direct),
             response_norm=tree.norm(answer),
-            cosine=cosine(direct, answer),
+            cosine=tree.cosine_between(direct, answer),
             step=window.state.step,
             values=values,
             samples=samples,
@@ -233,13 +233,6 @@ def shared(
         return after, Estimate(value, tree.add(direct, answer), info)
 
     return Estimator(init, estimate)
-
-
-def cosine(left: PyTree, right: PyTree) -> Array:
-    """Return the cosine between two trees, `[]`; 0 where one is zero."""
-    scale = tree.norm(left) * tree.norm(right)
-    product = tree.dot(jax.tree.leaves(left), jax.tree.leaves(right))
-    return jnp.where(scale > 0, product / jnp.where(scale > 0, scale, 1), 0)
 
 
 def _bound(first: Array, far: float) -> Array:

@@ -14,7 +14,7 @@ from hypergrad.study.disk.folder import Folder
 from hypergrad.study.disk.journal import MAX_STEPS
 from hypergrad.study.disk.machine import describe_machine
 
-FORMAT = 2
+FORMAT = 3
 """Of the files of a study; a study of another format is refused."""
 
 _NAMES = ("study.json", "study-copy.json")
