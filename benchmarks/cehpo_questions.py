@@ -21,7 +21,8 @@ from benchmarks.functions import Function, levy, logs, rastrigin, rosenbrock
 from benchmarks.record import Figure, Results, markdown
 from hypergrad.populations import chunked, population
 from hypergrad.problem import Problem
-from hypergrad.report import figures as plots
+from hypergrad.report import style as plots
+from hypergrad.report.text import number
 from hypergrad.schedulers import full
 from hypergrad.searchers import (
     Searcher,
@@ -351,7 +352,7 @@ def on_images(optimizer: str, data: str, quick: bool) -> list[Figure]:
 
 
 def median(values: list) -> str:
-    return plots.number(float(np.median([np.inf if v is None else v for v in values])), 2)
+    return number(float(np.median([np.inf if v is None else v for v in values])), 2)
 
 
 def across(results: Results, prefix: str, start: str, title: str) -> str:
@@ -444,8 +445,8 @@ COLORS = ("#0072B2", "#D55E00", "#007D5C", "#CC79A7")
 
 def draw(results: Results) -> Any:
     """Draw regret by c, evaluations by dimension, the likelihood of the elites, and the searches on MNIST."""
-    with plots._style():
-        figure, ((first, second), (third, fourth)) = plots._grid(plots.WIDE, 0.62, 2, 2)
+    with plots.styled():
+        figure, (first, second, third, fourth) = plots.panels(plots.WIDE, 0.62, 2, 2)
         cases = {n.split(", ", 1)[1]: f for n, f in results.cases.items() if n.startswith("c,")}
         for color, (name, found) in zip(COLORS, cases.items(), strict=False):
             regrets = [np.median(found[f"c = {c}"]["regret"]) for c in SMOOTHINGS]
@@ -488,5 +489,5 @@ def draw(results: Results) -> Any:
         else:
             fourth.set_axis_off()
         fourth.set(title="lowest loss on MNIST-10k (dashed: AMSGrad)", xlabel="evaluations")
-        plots._legend(figure, first, plots.WIDE)
+        plots.legend_above(figure, first, plots.WIDE)
     return figure

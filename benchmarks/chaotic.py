@@ -20,7 +20,7 @@ from benchmarks.record import Figure, Results, markdown
 from hypergrad.estimators import Estimator, advice, es, nres, pes, reverse, truncated
 from hypergrad.estimators.advice import exploded_step
 from hypergrad.problem import Problem
-from hypergrad.report import figures as plots
+from hypergrad.report import style as plots
 from hypergrad.space import LogReal, Sequence, constrain, default, schedule, unconstrain
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import descent
@@ -223,8 +223,8 @@ summary = table
 
 def draw(results: Results) -> Any:
     """Draw the landscape, the descents and the adjoint, from the results alone."""
-    with plots._style():
-        figure, ((land, walk, back),) = plots._grid(plots.WIDE, 0.4, 1, 3)
+    with plots.styled():
+        figure, (land, walk, back) = plots.panels(plots.WIDE, 0.4, 1, 3)
         scene = results.cases["landscape"]
         lines = {
             name: (np.array(found["learning rate"], float), np.array(found["objective"], float))
@@ -235,8 +235,8 @@ def draw(results: Results) -> Any:
         land.plot(*lines["smoothed"], color="#333333", linewidth=1.4, label="smoothed")
         land.axvline(RATES.start, color="#333333", linewidth=0.8, linestyle=(0, (1.5, 1.5)))
         land.set_xscale("log")
-        plots._log_ticks(land.xaxis, math.log10(rates[-1] / rates[0]))
-        plots._scale(land, jagged, log=True)
+        plots.log_ticks(land.xaxis, math.log10(rates[-1] / rates[0]))
+        plots.fit_scale(land, jagged, log=True)
         land.set(title="objective along the rate", xlabel="learning rate, constant")
         land.legend(loc="upper left")
         shown = []
@@ -244,10 +244,10 @@ def draw(results: Results) -> Any:
             traces = np.array(results.cases[f"descent by {name}"][name]["objective"], float)
             steps = np.arange(traces.shape[1])
             curve = plots.Curve(steps, *np.quantile(traces, [0.5, 0, 1], axis=0))
-            plots._band(walk, curve, style["color"])
+            plots.draw_band(walk, curve, style["color"])
             walk.plot(steps, curve.mean, label=name, **style)
             shown.append(traces.ravel())
-        plots._scale(walk, np.concatenate(shown), log=True)
+        plots.fit_scale(walk, np.concatenate(shown), log=True)
         walk.set(title="objective, descending", xlabel="step of the descent")
         shown = []
         ends = {"start": ("at the start", "#333333"), "tuned": ("where nres arrived", "#007D5C")}
@@ -255,8 +255,8 @@ def draw(results: Results) -> Any:
             norms = np.array(results.cases["adjoint"][name]["sensitivity"], float)
             back.plot(np.arange(norms.size), norms, color=color, linewidth=1.4, label=label)
             shown.append(norms[np.isfinite(norms)])
-        plots._scale(back, np.concatenate(shown), log=True)
+        plots.fit_scale(back, np.concatenate(shown), log=True)
         back.set(title="norm of the adjoint", xlabel="step of training")
         back.legend(loc="upper right")
-        plots._legend(figure, walk, plots.WIDE)
+        plots.legend_above(figure, walk, plots.WIDE)
         return figure

@@ -409,10 +409,10 @@ def mean_and_half(values: list) -> tuple[float, float]:
 
 def draw(results: Results) -> Any:
     """Draw cosine and norms of direct and response over training, from the results alone."""
-    from hypergrad.report import figures as plots
+    from hypergrad.report import style as plots
 
-    with plots._style():
-        figure, ((angle, norms),) = plots._grid(plots.WIDE, 0.42, 1, 2)
+    with plots.styled():
+        figure, (angle, norms) = plots.panels(plots.WIDE, 0.42, 1, 2)
         shown = []
         styles = ({"color": "#0072B2"}, {"color": "#D55E00", "linestyle": (0, (5, 1.5))})
         for name, style in zip(("ENAS + unrolled", "ENAS + implicit"), styles, strict=True):
@@ -425,7 +425,7 @@ def draw(results: Results) -> Any:
             half = student.ppf(0.975, len(cosines) - 1) * np.nanstd(cosines, 0, ddof=1)
             half = half / np.sqrt(len(cosines))
             band = plots.Curve(steps, middle, middle - half, middle + half)
-            plots._band(angle, band, style["color"])
+            plots.draw_band(angle, band, style["color"])
             angle.plot(steps, middle, label=name, **style)
             for part, width in (("direct_norm", 0.8), ("response_norm", 1.8)):
                 # a seed whose shared weights diverged would be all of a mean
@@ -439,5 +439,5 @@ def draw(results: Results) -> Any:
         angle.legend(loc="lower left")
         norms.legend(loc="lower left")
         if shown:
-            plots._scale(norms, np.concatenate(shown), log=True)
+            plots.fit_scale(norms, np.concatenate(shown), log=True)
         return figure

@@ -21,7 +21,8 @@ import numpy as np
 
 from benchmarks.functions import HORIZON, NETWORKS, SYNTHETIC, Function, members, trained
 from benchmarks.record import Figure, Results, markdown
-from hypergrad.report import figures as plots
+from hypergrad.report import style as plots
+from hypergrad.report.text import number
 from hypergrad.schedulers import Scheduler, hyperband, pbt, perturb
 from hypergrad.schedulers.base import spent
 from hypergrad.schedulers.hyperband import brackets, num_trials
@@ -352,7 +353,7 @@ def table(results: Results) -> str:
             for found in results.cases.values():
                 has = name in found and budget in found[name].get("evaluations", ())
                 values = at_budget(found, name, budget) if has else None
-                cells.append("" if values is None else plots.number(float(np.median(values)), 2))
+                cells.append("" if values is None else number(float(np.median(values)), 2))
             if any(cells):
                 rows.append([name, *cells])
         cases = [case.split(",")[0] for case in results.cases]
@@ -379,9 +380,8 @@ def draw(results: Results) -> Any:
     """Draw the median regret by evaluations, one panel a case, from the results alone."""
     columns = 4
     rows = -(-len(results.cases) // columns)
-    with plots._style():
-        figure, axes = plots._grid(plots.WIDE, 0.27 * rows, rows, columns)
-        panels = axes.ravel()
+    with plots.styled():
+        figure, panels = plots.panels(plots.WIDE, 0.27 * rows, rows, columns)
         for panel, (case, found) in zip(panels, results.cases.items(), strict=False):
             shown = []
             for name, style in STYLES.items():
@@ -392,7 +392,7 @@ def draw(results: Results) -> Any:
                 shown.append(median)
             # a median at the minimum itself has no place on the axis
             flat = np.concatenate(shown)
-            plots._scale(panel, np.maximum(flat, 1e-5), log=True)
+            plots.fit_scale(panel, np.maximum(flat, 1e-5), log=True)
             panel.set_xscale("log", base=2)
             panel.set_xticks([16, 64, 256], ["16", "64", "256"])
             panel.set_title(case)

@@ -29,7 +29,7 @@ from hypergrad.estimators.policies import (
     sizes,
     unrolled,
 )
-from hypergrad.report import extras, figures as plots
+from hypergrad.report import diagrams, extras, style
 from hypergrad.space import Choice, LogReal, default
 from hypergrad.study.disk import files
 from hypergrad.testing import assert_close
@@ -332,8 +332,8 @@ def test_the_diagram():
     graph = diagram(ARCHITECTURE, 2, (2, 3, 5))
     assert graph["nodes"][1] == ["layer 0", "bottleneck", "3 tanh"]
     assert graph["edges"] == [[0, 1], [0, 2], [1, 2], [2, 3]]
-    for width in (plots.WIDE, plots.NARROW):
-        drawn = plots.svg(plots.architecture(plots.Diagram(**graph), width=width))
+    for width in (style.WIDE, style.NARROW):
+        drawn = style.svg(diagrams.architecture(diagrams.Diagram(**graph), width=width))
         assert "bottleneck" in drawn
     with pytest.raises(ValueError, match=r"task.diagram failed on the given hparams"):
         extras.check_diagram(lambda h: {"nodes": 3}, {})

@@ -7,7 +7,8 @@ import pytest
 
 from hypergrad import curvature as cv
 from hypergrad.curvature.models import loss_of
-from hypergrad.report import figures as plots
+from hypergrad.report.diagrams import landscape_figure
+from hypergrad.report.style import png
 from tests.networks import data, entropy, fast, forward, network
 
 WEIGHTS = np.array([0.5, -1.0, 2.0])
@@ -294,9 +295,9 @@ def test_landscapes():
         moved = jax.tree.map(lambda w, a, b: w - 0.25 * a + 0.5 * b, layers, *directions)
         np.testing.assert_allclose(plane.values[1, 4], loss_of(model)(moved, batch))
         for values, surface in ((line.values, False), (plane.values, False), (plane.values, True)):
-            figure = plots.landscape_figure(plane.steps, values, surface=surface)
-            assert len(plots.png(figure)) > 2000
-        assert plots.landscape_figure(plane.steps, np.full(5, np.nan)) is None
+            figure = landscape_figure(plane.steps, values, surface=surface)
+            assert len(png(figure)) > 2000
+        assert landscape_figure(plane.steps, np.full(5, np.nan)) is None
 
 
 BAD = {

@@ -12,12 +12,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from hypergrad.report import figures as plots, page as report, results
+from hypergrad.report import figures, page as report, results, style
+from hypergrad.report.text import number
 from hypergrad.space import Choice, LogReal, Real, Sequence, describe_space
 from hypergrad.study.disk.description import FORMAT
-from hypergrad.study.disk.files import write_json
+from hypergrad.study.disk.files import write_bytes, write_json
 
 pytest.importorskip("matplotlib", reason="the report is an extra")
+pytest.importorskip("jinja2", reason="the report is an extra")
 
 HORIZON, STEPS = 20, 8
 DRAWN = {*report.FIGURES} - {"architecture"}
@@ -223,7 +225,7 @@ def test_page_is_whole_and_has_every_part(healthy):
 def test_pasted_json_is_the_tuned_hyperparameters(healthy):
     shown = re.search(r"(?s)<details>.*?<pre>(.*?)</pre>", healthy.read_text())
     assert shown
-    pasted = json.loads(shown[1].replace("&quot;", '"'))
+    pasted = json.loads(html.unescape(shown[1]))
     assert pasted == study_files()[1]["configurations"]["tuned"]["hparams"]
 
 
@@ -255,7 +257,7 @@ def test_hostile_names_are_text_in_the_page(hostile):
     page = hostile.read_text(encoding="utf-8")
     parse(page)
     assert "<script" not in page
-    assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;$\\frac{a}{$&#x27;" in page
+    assert "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&amp;$\\frac{a}{$&#39;" in page
     assert not re.search("[\x00-\x08\u202e]", page)
 
 
@@ -291,8 +293,8 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone(healthy):
 
     before = dict(matplotlib.rcParams)
     trace = results.load_results(healthy.parent).trace
-    figure = plots.objective(trace, None, 0.3, "validation loss")
-    assert figure is not None and plots.svg(figure) and plots.png(figure)
+    figure = figures.objective(trace, None, 0.3, "validation loss")
+    assert figure is not None and style.svg(figure) and style.png(figure)
     assert dict(matplotlib.rcParams) == before
 
 
@@ -302,7 +304,7 @@ def headline(change):
     read = results._results(
         study | {"space": {}, "settings": {}, "versions": {}, "task_arguments": {}}, result, "f: "
     )
-    return re.sub("<[^>]*>", "", " ".join(report._headline(read)))
+    return text_of(report.render(read, {}).partition("<table>")[0])
 
 
 def test_headline_is_honest():
@@ -389,7 +391,7 @@ def extreme(study, result):
 
 
 @pytest.mark.parametrize(
-    ("change", "expected", "figures"),
+    ("change", "expected", "drawn"),
     [
         (only_random, "random search", {"objective", "schedules", "values", "curves"}),
         (no_steps, "No tuned configuration was recorded", set()),
@@ -398,8 +400,8 @@ def extreme(study, result):
         (extreme, "activation: relu → gelu", DRAWN - {"flatness"}),
     ],
 )
-def test_unusual_studies_are_reported(change, expected, figures, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "MAX_PANELS", 4)
+def test_unusual_studies_are_reported(change, expected, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "MAX_PANELS", 4)
     study, result = study_files()
     change(study, result)
     folder = save(tmp_path, study, result)
@@ -410,7 +412,7 @@ def test_unusual_studies_are_reported(change, expected, figures, tmp_path, monke
     page = path.read_text()
     parse(page)
     assert expected in text_of(page)
-    assert {p.stem for p in (folder / "figures").iterdir()} == figures
+    assert {p.stem for p in (folder / "figures").iterdir()} == drawn
     assert len(page) < 1_000_000
 
 
@@ -556,7 +558,7 @@ def test_any_damage_is_read_or_refused(wrong):
         except ValueError as error:
             refused.append(str(error))
         else:
-            parse(report._page(read, {}))
+            parse(report.render(read, {}))
     assert all(line.startswith("result.json: ") and "\n" not in line for line in refused)
 
 
@@ -567,8 +569,8 @@ def test_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "fsync", full)
-    monkeypatch.setattr(report, "_figures", lambda *_: {})
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(report, "_draw", lambda *_: {})
     with pytest.raises(ValueError, match=r"cannot write .*No space left"):
         report.write_report(folder)
     assert (folder / "report.html").read_text() == "old"
@@ -590,33 +592,34 @@ def test_blocked_figures_folder_is_an_error(tmp_path):
 def test_page_appears_by_renaming_and_is_readable_by_others(tmp_path, monkeypatch):
     replaced = []
     real = os.replace
-    monkeypatch.setattr(
-        report.os, "replace", lambda a, b: (replaced.append((str(a), str(b))), real(a, b))
-    )
-    report._write(tmp_path / "report.html", b"whole")
+    monkeypatch.setattr(os, "replace", lambda a, b: (replaced.append((str(a), str(b))), real(a, b)))
+    write_bytes(tmp_path / "report.html", b"whole")
     assert len(replaced) == 1 and replaced[0][1].endswith("report.html")
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "report.html").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert sorted(p.name for p in tmp_path.iterdir()) == ["plain", "report.html"]
 
 
-def test_missing_matplotlib_says_what_to_install(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["matplotlib", "jinja2"])
+def test_a_missing_library_says_what_to_install(name, tmp_path, monkeypatch):
     folder = save(tmp_path, *study_files())
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=re.escape('pip install "hypergrad-jax[report]"')):
+    monkeypatch.setitem(sys.modules, name, None)
+    report._template.cache_clear()
+    with pytest.raises(ValueError, match=rf"needs {name}.*pip install 'hypergrad-jax\[report\]'$"):
         report.write_report(folder)
+    assert not (folder / "report.html").exists()
 
 
 def test_numbers_are_short_and_exact_enough():
     cases = {0.0: "0", 0.9: "0.9", 0.12345: "0.123", 1234.5: "1234", 1e-5: "1e\u22125", 2e7: "2e7"}
     cases |= {float("nan"): "not finite", -0.05: "\u22120.05", 99.96: "100", 1e-4: "0.0001"}
-    assert {value: plots.number(value) for value in cases} == cases
+    assert {value: number(value) for value in cases} == cases
 
 
 def test_thinning_keeps_every_spike():
     x = np.arange(100_000.0)
     y = np.sin(x)
     y[77_777], y[5] = 50.0, np.nan
-    kept_x, kept_y = plots._thin(x, y)
-    assert kept_x.size <= plots.MAX_POINTS + 2
+    kept_x, kept_y = style.thinned(x, y)
+    assert kept_x.size <= style.MAX_POINTS + 2
     assert 50.0 in kept_y and kept_x[0] == 0 and kept_x[-1] == x[-1]

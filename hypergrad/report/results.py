@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hypergrad.report import figures as plots
+from hypergrad.report.diagrams import Diagram
 from hypergrad.report.extras import MAX_NODES
+from hypergrad.report.style import Curve
+from hypergrad.report.text import clean
 from hypergrad.space import Dimension, space_from_description
 from hypergrad.study.disk.description import check_format
 from hypergrad.study.disk.files import MAX_JSON, read_json
@@ -52,7 +54,7 @@ class Configuration(NamedTuple):
     leaves: dict[str, np.ndarray | str]
     valid: Interval
     test: Interval
-    curves: dict[str, plots.Curve]
+    curves: dict[str, Curve]
 
 
 class FlatnessTable(NamedTuple):
@@ -75,7 +77,7 @@ class Results(NamedTuple):
     trace: dict[str, np.ndarray]
     random_trace: dict[str, np.ndarray] | None
     snippet: str | None
-    diagram: plots.Diagram | None
+    diagram: Diagram | None
     warnings: list[str]
     interrupted: bool
     seconds: float
@@ -141,9 +143,9 @@ def _results(study: dict[str, Any], data: dict[str, Any], where: str) -> Results
     return Results(
         study=study,
         space=space_from_description(study["space"], f"{where}space"),
-        metric=_field(metric, "name", str, f"{where}metric.", "metric"),
+        metric=_line(_field(metric, "name", str, f"{where}metric.", "metric"), 200),
         higher_is_better=_field(metric, "higher_is_better", bool, f"{where}metric.", False),
-        objective=_field(data, "objective_name", str, where, "validation loss"),
+        objective=_line(_field(data, "objective_name", str, where, "validation loss"), 200),
         configurations={
             name: _configuration(
                 _typed(value, dict, f"{where}configurations.{_line(name, 40)}"), where, name
@@ -174,14 +176,14 @@ def _configuration(data: dict[str, Any], where: str, name: str) -> Configuration
     for key in ("train_curve", "valid_curve"):
         fields = _field(data, key, dict, where, None)
         if fields is not None:
-            curves[key] = plots.Curve(*_columns(fields, plots.Curve._fields, f"{where}{key}."))
+            curves[key] = Curve(*_columns(fields, Curve._fields, f"{where}{key}."))
     valid, test = (
         _interval(_field(data, key, dict, where, {}), f"{where}{key}.") for key in ("valid", "test")
     )
     return Configuration(raw, leaves, valid, test, curves)
 
 
-def _diagram(data: dict[str, Any] | None, where: str) -> plots.Diagram | None:
+def _diagram(data: dict[str, Any] | None, where: str) -> Diagram | None:
     """Read the graph of an architecture: nodes of a few lines each, and pairs of their numbers."""
     if data is None:
         return None
@@ -198,7 +200,7 @@ def _diagram(data: dict[str, Any] | None, where: str) -> plots.Diagram | None:
             f"{where} is no graph of at most {MAX_NODES} nodes, expected lines of text and pairs of their "
             "numbers; write it again with the task's diagram"
         )
-    return plots.Diagram([[_line(x, 40) for x in node[:4]] for node in nodes], edges)
+    return Diagram([[_line(x, 40) for x in node[:4]] for node in nodes], edges)
 
 
 def _interval(data: dict[str, Any], where: str) -> Interval:
@@ -300,4 +302,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _line(value: Any, limit: int = 300) -> str:
-    return plots.clean(str(value), limit)
+    return clean(str(value), limit)

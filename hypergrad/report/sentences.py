@@ -1,74 +1,102 @@
-"""The sentences of a report, made from its numbers."""
+"""What a report says about a study: values as they are written, and sentences made from the numbers."""
 
-import html
 import math
-import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from hypergrad.report import figures as plots
 from hypergrad.report.results import Configuration, Interval, Results
+from hypergrad.report.text import capitalized, number
 
-_ODD = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
-)
+Show = Callable[[float], str]
+"""How a number is written."""
 
 
-def _ends(results: Results) -> tuple[Configuration, Configuration]:
+class Value(NamedTuple):
+    """A mean and its interval as the page writes them; `bounds` is empty where there is no interval."""
+
+    mean: str
+    bounds: str = ""
+
+
+class Change(NamedTuple):
+    """What tuning did to one quantity; `verb` is "fell", "rose", "went" or "stayed"."""
+
+    name: str
+    verb: str
+    before: Value
+    after: Value
+
+
+class Rival(NamedTuple):
+    """What random search reached, and where the tuned hyperparameters are against it."""
+
+    budget: str
+    valid: Value
+    test: Value
+    standing: str
+
+
+class Headline(NamedTuple):
+    """What tuning changed, and what the numbers do not show.
+
+    Attributes:
+        changes: of the validation objective and of the test metric; empty where nothing can be compared.
+        about: what the intervals of the test metric are.
+        sentences: the verdict.
+        rival: random search, where it was run.
+    """
+
+    changes: list[Change]
+    about: str
+    sentences: list[str]
+    rival: Rival | None = None
+
+
+def ends(results: Results) -> tuple[Configuration, Configuration]:
     """Return where the study started and the best it found, empty where the file has none."""
     empty = Configuration(None, {}, Interval(), Interval(), {})
     found = results.configurations
     return found.get("default", empty), found.get("tuned", found.get("random", empty))
 
 
-def _headline(results: Results) -> list[str]:
-    """Say in sentences what tuning changed, and what the numbers do not show."""
-    start, best = _ends(results)
-    found, score = results.configurations, _score(results)
+def headline(results: Results) -> Headline:
+    """Say what tuning changed, and what the numbers do not show."""
+    start, best = ends(results)
+    found = results.configurations
     if not {"default", "tuned"} <= set(found) and not {"default", "random"} <= set(found):
-        return ["No tuned configuration was recorded, so there is nothing to compare."]
-    test = _change(f"test {results.metric}", start.test, best.test, score, _bounds)
+        nothing = "No tuned configuration was recorded, so there is nothing to compare."
+        return Headline([], "", [nothing])
+    score = score_format(results)
     kind = "bootstrap 95 % intervals" if math.isfinite(best.test.low) else ""
     size = f"n = {best.test.num}" if best.test.num else ""
     about = ", ".join(part for part in (kind, size) if part)
-    lines = [
-        f"{_change(_capital(results.objective), start.valid, best.valid, _four)}; {test}"
-        + (f' <span class="bounds">({about})</span>.' if about else ".")
+    plain = [Interval(end.valid.mean) for end in (start, best)]
+    changes = [
+        _change(capitalized(results.objective), *plain, four_digits),
+        _change(f"test {results.metric}", start.test, best.test, score),
     ]
     if not results.trace["trainings"].size:
-        return [*lines, "No outer step was finished, so there is no descent to show."]
+        stopped = "No outer step was finished, so there is no descent to show."
+        return Headline(changes, about, [stopped])
     learned = _ahead(start.valid, best.valid, False) == 1 or (
         math.isfinite(best.valid.mean) and math.isnan(start.valid.mean)
     )
     verdict = _verdict(start.test, best.test, results.higher_is_better, learned)
     if not learned:
-        verdict = f"Tuning did not improve the {_text(results.objective)}. {verdict}"
-    lines.append(verdict)
+        verdict = f"Tuning did not improve the {results.objective}. {verdict}"
     if "random" in found and "tuned" in found:
-        lines.append(_against_random(results))
-    elif results.study["method"] != "random":
-        lines.append(
-            "Random search at equal cost was not run, so the default is the only rival here."
-        )
-    return lines
+        return Headline(changes, about, [verdict], _rival(results))
+    alone = "Random search at equal cost was not run, so the default is the only rival here."
+    return Headline(changes, about, [verdict] + [alone] * (results.study["method"] != "random"))
 
 
-def _change(
-    name: str,
-    before: Interval,
-    after: Interval,
-    show: Callable[[float], str],
-    bounds: Callable[..., str] = lambda *_: "",
-) -> str:
-    old, new = show(before.mean), show(after.mean)
-    if old == new:
-        return f"{_text(name)} stayed at <b>{old}</b>{bounds(after, show)}"
+def _change(name: str, before: Interval, after: Interval, show: Show) -> Change:
+    old, new = written(before, show), written(after, show)
     finite = math.isfinite(before.mean) and math.isfinite(after.mean)
     verb = "went" if not finite else "fell" if after.mean < before.mean else "rose"
-    start = f"{_text(name)} {verb} from <b>{old}</b>{bounds(before, show)}"
-    return f"{start} to <b>{new}</b>{bounds(after, show)}"
+    return Change(name, "stayed" if old.mean == new.mean else verb, old, new)
 
 
 def _verdict(before: Interval, after: Interval, higher: bool, learned: bool) -> str:
@@ -78,7 +106,6 @@ def _verdict(before: Interval, after: Interval, higher: bool, learned: bool) -> 
         return "The test metric is not known for both, so nothing can be said about new data."
     if sign == 0:
         return "On the test set nothing was won or lost."
-    size = f"{after.num} examples" if after.num else "one test set"
     if sign > 0 and overlap is False:
         return "The test intervals do not overlap: the gain holds on data that tuning has not seen."
     if sign > 0:
@@ -90,32 +117,30 @@ def _verdict(before: Interval, after: Interval, higher: bool, learned: bool) -> 
         return f"{said}; without intervals this may be chance."
     if not overlap:
         return f"{said}."
+    size = f"{after.num} examples" if after.num else "one test set"
     return (
         f"{said}; the intervals overlap, so {size} cannot settle whether that is more than chance."
     )
 
 
-def _against_random(results: Results) -> str:
+def _rival(results: Results) -> Rival:
     random, tuned = results.configurations["random"], results.configurations["tuned"]
-    score, cost = _score(results), _cost(results.trace)
+    cost = _cost(results.trace)
     spent = _cost(results.random_trace) if results.random_trace else math.nan
-    equal = abs(spent - cost) <= 0.1 * cost
-    budget = f" with {_four(spent)} trainings" if math.isfinite(spent) else ""
-    budget = f" at equal cost ({_four(spent)} trainings)" if equal else budget
+    budget = f" with {four_digits(spent)} trainings" if math.isfinite(spent) else ""
+    if abs(spent - cost) <= 0.1 * cost:
+        budget = f" at equal cost ({four_digits(spent)} trainings)"
     places = {1: "ahead", 0: "level", -1: "behind", None: "not comparable"}
     valid = places[_ahead(random.valid, tuned.valid, False)]
     test = places[_ahead(random.test, tuned.test, results.higher_is_better)]
-    joined = (
-        f"{valid} on validation and on test"
-        if valid == test
-        else f"{valid} on validation and {test} on test"
-    )
-    reached = f"{_text(results.objective)} <b>{_four(random.valid.mean)}</b>"
-    tested = f"test {_text(results.metric)} <b>{score(random.test.mean)}</b>"
+    both = f"{valid} on validation and on test"
+    standing = both if valid == test else f"{valid} on validation and {test} on test"
     overlap = "; the test intervals overlap" if _overlap(random.test, tuned.test) else ""
-    return (
-        f"Random search{budget} reached {reached} and {tested}{_bounds(random.test, score)}. "
-        f"Against it the tuned hyperparameters are {joined}{overlap}."
+    return Rival(
+        budget,
+        written(random.valid, four_digits),
+        written(random.test, score_format(results)),
+        standing + overlap,
     )
 
 
@@ -131,64 +156,31 @@ def _overlap(one: Interval, other: Interval) -> bool | None:
     return one.low <= other.high and other.low <= one.high
 
 
-def _shown(count: int) -> str:
-    return (
-        f" The first {plots.MAX_PANELS} of {count} are shown." if count > plots.MAX_PANELS else ""
-    )
+def _cost(trace: Mapping[str, np.ndarray]) -> float:
+    cost = trace["trainings"][np.isfinite(trace["trainings"])]
+    return float(cost.max()) if cost.size else math.nan
 
 
-def _score(results: Results) -> Callable[[float], str]:
+def score_format(results: Results) -> Show:
     """Return how the metric is written: an accuracy in percent, to 0.01 % where n deserves it."""
     known = [found.test for found in results.configurations.values()]
     means = [test.mean for test in known if math.isfinite(test.mean)]
     if "accuracy" not in results.metric.lower() or not all(0 <= mean <= 1 for mean in means):
-        return _four
+        return four_digits
     decimals = 2 if max((test.num or 0 for test in known), default=0) >= 5000 else 1
     return lambda value: (
         f"{100 * value:.{decimals}f}\u00a0%" if math.isfinite(value) else "not finite"
     )
 
 
-def _bounds(value: Interval, show: Callable[[float], str]) -> str:
+def written(value: Interval, show: Show) -> Value:
+    """Write a mean and its interval; a unit is not repeated within the interval."""
     if not (math.isfinite(value.low) and math.isfinite(value.high)):
-        return ""
-    low, high = show(value.low), show(value.high)
-    if low.endswith("\u00a0%") and high.endswith("\u00a0%"):
-        low, high = low[:-2], high[:-2]
-    return f' <span class="bounds">[{low}, {high}]</span>'
+        return Value(show(value.mean))
+    low, high = (show(end).removesuffix("\u00a0%") for end in (value.low, value.high))
+    return Value(show(value.mean), f"[{low}, {high}]")
 
 
-def _four(value: float) -> str:
-    return plots.number(value, 4)
-
-
-def _cost(trace: Mapping[str, np.ndarray]) -> float:
-    cost = trace["trainings"][np.isfinite(trace["trainings"])]
-    return float(cost.max()) if cost.size else math.nan
-
-
-def _duration(seconds: float) -> str:
-    if not math.isfinite(seconds) or seconds < 0:
-        return ""
-    if seconds < 120:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _text(value: Any, limit: int = 200, *, lines: bool = False) -> str:
-    """Escape anything for a page; with `lines`, keep its line breaks and its spaces."""
-    text = str(value)
-    if lines:
-        text = "\n".join(_ODD.sub("\ufffd", line) for line in text[:limit].splitlines())
-    else:
-        text = plots.clean(text, limit)
-    return html.escape(text, quote=True)
+def four_digits(value: float) -> str:
+    """Write a number in four significant digits."""
+    return number(value, 4)

@@ -1,0 +1,183 @@
+"""What stands on the page of a report, as plain data for its template."""
+
+from typing import Any
+
+import numpy as np
+
+from hypergrad.report import figures
+from hypergrad.report.leaves import plain_text, tuned_leaves
+from hypergrad.report.results import Configuration, Interval, Results
+from hypergrad.report.sentences import (
+    Value,
+    ends,
+    four_digits,
+    headline,
+    score_format,
+    written,
+)
+from hypergrad.report.text import capitalized, clean, counted, duration, readable_json
+from hypergrad.tuners import METHODS, TUNERS, is_read
+
+MAX_NUMBERS = 20_000
+"""Numbers that the page shows in full; more are left to `result.json`."""
+
+MAX_SNIPPET = 200_000
+"""Characters of a snippet that the page shows; a longer one is left to `result.json`."""
+
+
+def page_contents(results: Results) -> dict[str, Any]:
+    """Return what the template of the page reads, all but its figures."""
+    study, best = results.study, ends(results)[1]
+    by_gradient = study["method"] in TUNERS
+    facts = [
+        study["method"] if by_gradient else f"{study['method']} search",
+        counted(results.trace["trainings"].size, "outer step" if by_gradient else "generation"),
+        f"horizon {study.get('horizon', '?')} steps",
+        f"seed {study.get('seed', '?')}",
+        duration(results.seconds),
+        "interrupted" if results.interrupted else "",
+    ]
+    sizes = [found.test.num for found in results.configurations.values() if found.test.num]
+    return {
+        "study": study,
+        "facts": [clean(fact, 80) for fact in facts if fact],
+        "headline": headline(results),
+        "objective": results.objective,
+        "metric": results.metric,
+        "seeds": _seeds(results),
+        "num_examples": sizes[0] if sizes else None,
+        "rows": _rows(results),
+        "flatness": _flatness(results),
+        "warnings": _warnings(results),
+        "choices": _choices(results),
+        "snippet": results.snippet,
+        "max_snippet": MAX_SNIPPET,
+        "tuned": None if best.raw is None else _tuned(best),
+        "about": _about(results),
+    }
+
+
+def captions(results: Results) -> dict[str, str]:
+    """Return what each figure shows, by its name."""
+    schedules, values, _ = tuned_leaves(results)
+    skipped = int(results.trace["skipped"])
+    many_columns = any(leaf.after.ndim > 1 for leaf in schedules)
+    return {
+        "objective": f"{capitalized(results.objective)} against cost; the unit is one full training. "
+        "As seen while tuning: a point of a descent is a mean over its seeds, one of random search a "
+        "single training, so the best of many is a lucky one. The table judges all on equal seeds.",
+        "architecture": "The tuned architecture, as it was trained again from scratch for the table; arrows "
+        "past a layer are skips.",
+        "schedules": "Learned schedules against their start."
+        + " Columns run from dark to light." * many_columns
+        + _shown(len(schedules)),
+        "values": "Other hyperparameters against their start, each on its searched range."
+        + _shown(len(values)),
+        "hypergradient": "Norms of the hypergradient's two terms, and adjoint growth; "
+        f"{counted(skipped, 'step')} skipped as not finite.",
+        "flatness": "Training loss along a random direction whose filters are as long as the network's own, "
+        "for one network of each configuration.",
+        "curves": f"Training before and after tuning: mean over {_seeds(results)} with its band.",
+    }
+
+
+def _shown(count: int) -> str:
+    most = figures.MAX_PANELS
+    return f" The first {most} of {count} are shown." if count > most else ""
+
+
+def _seeds(results: Results) -> str:
+    return counted(results.num_seeds, "seed") if results.num_seeds else "the seeds"
+
+
+def _rows(results: Results) -> list[tuple[str, Value, Value]]:
+    """Return name, validation objective and test metric of each configuration, the known ones first."""
+    found, score = results.configurations, score_format(results)
+    names = [name for name in ("default", "random", "tuned") if name in found]
+    names += [name for name in found if name not in names]
+    return [
+        (name, written(found[name].valid, four_digits), written(found[name].test, score))
+        for name in names[:20]
+    ]
+
+
+def _flatness(results: Results) -> dict[str, Any] | None:
+    """Return the measures of flatness, a column a configuration: mean over seeds with their range."""
+    if results.flatness is None or not results.flatness.measures:
+        return None
+    found = dict(list(results.flatness.measures.items())[:20])
+    labels = list(dict.fromkeys(label for values in found.values() for label in values))[:40]
+    nothing = np.zeros(0)
+    return {
+        "names": list(found),
+        "rows": [(x, [_range_of(v.get(x, nothing)) for v in found.values()]) for x in labels],
+        "seeds": counted(max(len(x) for v in found.values() for x in v.values()), "seed"),
+    }
+
+
+def _range_of(values: np.ndarray) -> Value:
+    """Write the mean of values and their range; of a network that diverged there is none."""
+    if not values.size or not np.isfinite(values).all():
+        return Value("not finite")
+    mean, low, high = (float(end) for end in (values.mean(), values.min(), values.max()))
+    return written(Interval(mean, low, high), four_digits)
+
+
+def _warnings(results: Results) -> list[str]:
+    notes = results.warnings[:100]
+    if len(results.warnings) > 100:
+        notes.append(f"and {len(results.warnings) - 100} more, in result.json")
+    skipped = int(results.trace["skipped"])
+    if skipped:
+        notes.append(f"{counted(skipped, 'outer step')} skipped: the hypergradient was not finite.")
+    if results.interrupted:
+        notes.append(
+            "The study was interrupted; these are the best hyperparameters found until then."
+        )
+    return notes
+
+
+def _choices(results: Results) -> list[str]:
+    choices = tuned_leaves(results)[2]
+    return choices[:50] + [f"and {len(choices) - 50} more"] * (len(choices) > 50)
+
+
+def _tuned(best: Configuration) -> dict[str, str]:
+    """Return the tuned hyperparameters as JSON, one a line, and how many there are."""
+    numbers = sum(leaf.size if isinstance(leaf, np.ndarray) else 1 for leaf in best.leaves.values())
+    size = f"{counted(len(best.leaves), 'hyperparameter')}, {counted(numbers, 'number')}"
+    shown = readable_json(best.raw) if numbers <= MAX_NUMBERS else ""
+    if shown and isinstance(best.raw, dict):
+        items = (f"  {readable_json(k)}: {readable_json(v)}" for k, v in best.raw.items())
+        shown = "{\n" + ",\n".join(items) + "\n}"
+    return {"size": size, "json": shown if len(shown) <= 100 * MAX_NUMBERS else ""}
+
+
+def _about(results: Results) -> list[tuple[str, list[str]]]:
+    """Return how the study was made, as names with lines of text."""
+    study = results.study
+    method = METHODS.get(study["method"])
+    rows = {
+        "command": study.get("command"),
+        "method": method and f"{method.name}: {method.sentence}",
+        "started": study.get("started"),
+        "took": duration(results.seconds),
+        "seed": study.get("seed"),
+        "seeds to compare": results.num_seeds or None,
+        "task arguments": study["task_arguments"],
+        "settings": {
+            name: value
+            for name, value in study["settings"].items()
+            if value is not None and is_read(name, study["method"])
+        },
+        "space": {name: repr(dim) for name, dim in results.space.items()},
+        "versions": study["versions"],
+    }
+    return [(name, _lines(value)) for name, value in rows.items() if value not in (None, "", {})]
+
+
+def _lines(value: Any) -> list[str]:
+    if not isinstance(value, dict):
+        return [clean(plain_text(value), 1000)]
+    pairs = list(value.items())[:100]
+    return [f"{clean(name, 80)} = {clean(plain_text(item), 200)}" for name, item in pairs]

@@ -1,0 +1,162 @@
+"""Figures beside those of every study: an architecture, and slices through a landscape."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from hypergrad.report.style import (
+    DEFAULT,
+    DIRECT,
+    INK,
+    NARROW,
+    RANDOM,
+    RESPONSE,
+    TUNED,
+    WIDE,
+    drawable,
+    fit_scale,
+    legend_above,
+    panels,
+    scale_ceiling,
+    styled,
+)
+from hypergrad.report.text import clean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_ACROSS = 7
+"""Boxes of an architecture in a row; more are drawn in a column."""
+
+
+class Diagram(NamedTuple):
+    """Hold an architecture: the lines of text of each node, and pairs of nodes, from and to."""
+
+    nodes: list[list[str]]
+    edges: list[list[int]]
+
+
+def architecture(diagram: Diagram, *, width: float = WIDE) -> "Figure | None":
+    """Draw an architecture as boxes in their order, in a row or on a phone in a column, with arrows.
+
+    Args:
+        diagram: What to draw; an arrow past a box is bent around it.
+        width: Inches.
+    """
+    num, across = len(diagram.nodes), width >= WIDE and len(diagram.nodes) <= MAX_ACROSS
+    if not num:
+        return None
+    lines = max(len(node) for node in diagram.nodes)
+    far = max((abs(b - a) for a, b in diagram.edges), default=1) - 1
+    with styled():
+        tall = 0.24 * lines + 0.3 + 0.3 * far if across else num * (0.22 * lines + 0.45)
+        figure, (axes,) = panels(width, tall / width)
+        axes.set_axis_off()
+        if across:
+            axes.set(xlim=(-0.5, num - 0.5), ylim=(-0.5, 0.5 + 0.5 * far))
+        else:
+            axes.set(xlim=(-1, 1), ylim=(0.5 - num, 0.5))
+        boxes = []
+        for index, node in enumerate(diagram.nodes):
+            x, y = (index, 0) if across else (0, -index)
+            box = {"boxstyle": "round,pad=0.5", "facecolor": "#f1f6fa", "edgecolor": TUNED["color"]}
+            text = "\n".join(clean(line, 24) for line in node)
+            drawn = axes.text(x, y, text, ha="center", va="center", fontsize=8.5, bbox=box)
+            boxes.append(drawn.get_bbox_patch())
+        for start, end in diagram.edges:
+            first, last = ((i, 0) if across else (0, -i) for i in (start, end))
+            skip = abs(end - start) > 1
+            bend = 0.0 if not skip else -0.28 if across else 0.5
+            style = f"arc3,rad={bend}"
+            arrow = {"arrowstyle": "-|>", "color": RESPONSE["color"] if skip else INK, "zorder": 0}
+            arrow |= {"patchA": boxes[start], "patchB": boxes[end], "shrinkA": 2.0, "shrinkB": 2.0}
+            arrow["connectionstyle"] = style
+            axes.annotate("", last, first, arrowprops=arrow)
+        return figure
+
+
+def slices(
+    steps: np.ndarray, values: Mapping[str, np.ndarray], *, width: float = WIDE
+) -> "Figure | None":
+    """Draw the training loss along a direction through the network of each configuration.
+
+    Args:
+        steps: Distances along the direction `[num]`.
+        values: Configuration to its loss `[num]`; what is not finite is left out.
+        width: Inches.
+    """
+    styles = {"default": DEFAULT, "random": RANDOM, "tuned": TUNED}
+    drawn = {
+        name: drawable(np.asarray(line, float))
+        for name, line in values.items()
+        if np.isfinite(np.asarray(line, float)).any()
+    }
+    if not drawn:
+        return None
+    with styled():
+        figure, (axes,) = panels(width, 0.72 if width < WIDE else 0.4)
+        for name, line in drawn.items():
+            axes.plot(steps, line, label=clean(name), **styles.get(name, DIRECT))
+        fit_scale(axes, np.concatenate(list(drawn.values())))
+        axes.set_title("training loss")
+        axes.set_xlabel("distance, in lengths of the filters")
+        axes.margins(x=0.01)
+        legend_above(figure, axes, width)
+        return figure
+
+
+def landscape_figure(
+    steps: np.ndarray,
+    values: np.ndarray,
+    name: str = "loss",
+    *,
+    surface: bool = False,
+    ceiling: float | None = None,
+    width: float = NARROW,
+) -> "Figure | None":
+    """Draw a slice through the loss: a curve, or of a plane contour lines or the surface itself.
+
+    Args:
+        steps: Distances along the directions `[num]`, as in `curvature.Landscape`.
+        values: Of the loss, `[num]` or `[num, num]`; what is not finite is left out.
+        name: What is drawn.
+        surface: Draw a plane as a surface.
+        ceiling: Where the scale ends; so that two networks can be compared, give both the same.
+        width: Inches.
+    """
+    steps, values = np.asarray(steps, float), np.asarray(values, float)
+    if not np.isfinite(values).any():
+        return None
+    top = scale_ceiling(values) if ceiling is None else ceiling
+    shown = np.where(np.isfinite(values), np.minimum(drawable(values), top), np.nan)
+    with styled():
+        if values.ndim == 1:
+            figure, (axes,) = panels(width, 0.7)
+            axes.plot(steps, shown, **TUNED)
+            axes.set_xlabel("distance along the direction")
+            axes.set_ylabel(name)
+            axes.margins(x=0.01)
+            return figure
+        figure, axes = _plane(width, surface)
+        if surface:
+            grid = np.meshgrid(steps, steps, indexing="ij")
+            axes.plot_surface(*grid, shown, cmap="viridis", linewidth=0, antialiased=True)
+            axes.set_zlabel(name)
+        else:
+            levels = 16 if np.nanmax(shown) > np.nanmin(shown) else None
+            lines = axes.contourf(steps, steps, shown.T, levels, cmap="viridis")
+            figure.colorbar(lines, ax=axes, label=name, shrink=0.9)
+            axes.plot(0, 0, "+", color="white", markersize=8)
+            axes.set_aspect("equal")
+            axes.grid(visible=False)
+        axes.set_xlabel("first direction")
+        axes.set_ylabel("second direction")
+    return figure
+
+
+def _plane(width: float, surface: bool) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 0.85 * width), layout="constrained")
+    return figure, figure.add_subplot(projection="3d" if surface else None)
