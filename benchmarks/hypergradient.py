@@ -19,8 +19,8 @@ import optax
 from benchmarks.record import Figure, Results, interleave, markdown, timed
 from benchmarks.worker import Worker
 from hypergrad.estimators import drift, forward, mixed_mode, plain, reverse, reversible
+from hypergrad.estimators.base import temporary_bytes
 from hypergrad.estimators.unrolled.adjoint import nested_checkpoint, sqrt_checkpoint
-from hypergrad.estimators.unrolled.base import temporary_bytes
 from hypergrad.estimators.verify import in_float64
 from hypergrad.problem import Problem
 from hypergrad.train import init_state, unroll

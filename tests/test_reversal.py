@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from hypergrad.estimators import advice, average, drift, reverse, reversible
-from hypergrad.estimators.unrolled.base import temporary_bytes
+from hypergrad.estimators.base import temporary_bytes
 from hypergrad.estimators.unrolled.integers import DIGIT, capacity, grow, shrink
 from hypergrad.estimators.verify import in_float64
 from hypergrad.problem import Problem
@@ -374,7 +374,9 @@ ARGUMENTS = {
     "min_momentum is 0,": lambda: drift(PROBLEM, 5, min_momentum=0),
     "min_momentum is 1.0,": lambda: reversible(PROBLEM, 5, min_momentum=1.0),
     "min_momentum is 1.2,": lambda: drift(PROBLEM, 5, min_momentum=1.2),
-    "min_momentum is 0.1, expected at least 0.25": lambda: reversible(PROBLEM, 5, min_momentum=0.1),
+    "min_momentum is 0.1, expected the smallest momentum of the run in [0.25, 1)": lambda: (
+        reversible(PROBLEM, 5, min_momentum=0.1)
+    ),
     "min_momentum is None": lambda: reversible(PROBLEM, 5, min_momentum=None),
     "tolerance is 0": lambda: drift(PROBLEM, 5, tolerance=0),
     "limit is -1": lambda: reversible(PROBLEM, 5, limit=-1),

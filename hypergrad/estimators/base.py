@@ -1,4 +1,4 @@
-"""The contract of every hypergradient estimator, and what those that unroll training share."""
+"""The contract of every hypergradient estimator, and what the members of the family share."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -39,32 +39,27 @@ class Estimator(NamedTuple):
 
 
 Through: TypeAlias = Callable[[Problem, int], Estimator]
-"""(problem, horizon) -> how a run is differentiated in real hyperparameters, such as `reverse`."""
+"""(problem, horizon) -> an estimator of real hyperparameters, such as `reverse`."""
 
 Precondition: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 """(hparams, gradient) -> gradient, linear in the gradient."""
 
 
 def check_real(problem: Problem, hparams: HParams) -> None:
-    """Raise a one-line `ValueError` where problem and hparams do not fit, or a leaf has no hypergradient.
+    """Raise a `ValueError` where problem and hparams do not fit, or a leaf has no hypergradient.
 
-    **Cost:** abstract evaluation of one step, once a trace.
+    This is the door of every `estimate`, where its hparams are first seen.
+
+    **Cost:** abstract evaluation of one step, once a trace; nothing runs when the compiled estimate does.
     """
     check_floating(hparams)
     validate(problem, hparams)
     check_step(problem, hparams)
 
 
-def growth_rate(first: Array, norms: Array) -> Array:
-    """Return the geometric mean growth a step along `first` and `norms`.
-
-    From the first that is not zero up to where they overflow; 1 where there was nothing to grow.
-    """
-    norms = jnp.append(first, norms)
-    begin, end = jnp.argmax(norms > 0), jnp.sum(jnp.cumprod(jnp.isfinite(norms[1:])))
-    alive = (norms[begin] > 0) & (norms[end] > 0) & (end > begin)
-    ratio = jnp.log(jnp.where(alive, norms[end], 1)) - jnp.log(jnp.where(alive, norms[begin], 1))
-    return jnp.exp(ratio / jnp.maximum(end - begin, 1))
+def no_state(key: Key, hparams: HParams) -> tuple[()]:
+    """Return the state of an estimator that carries nothing from one estimate to the next."""
+    return ()
 
 
 def first_nonfinite(losses: Array, value: Array) -> Array:
@@ -80,3 +75,14 @@ def mean_and_error(each: PyTree) -> tuple[PyTree, PyTree]:
         return jnp.std(x, 0, ddof=1) / jnp.sqrt(x.shape[0])
 
     return jax.tree.map(lambda x: jnp.mean(x, 0), each), jax.tree.map(error, each)
+
+
+def temporary_bytes(compiled: Any) -> int:
+    """Return the temporary memory of a compiled program in bytes, as the compiler states it."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise ValueError(
+            "this backend states no memory of its programs, expected memory_analysis(); choose the backward "
+            "pass by hand: reverse(..., backward=mixed_mode(checkpoint))"
+        )
+    return int(analysis.temp_size_in_bytes)

@@ -13,7 +13,7 @@ from hypergrad.core import tree
 from hypergrad.core.checks import check_bytes, check_whole
 from hypergrad.core.types import HParams, PyTree
 from hypergrad.estimators.advice import EXPLODED, StructuralZeroWarning, structural_zeros
-from hypergrad.estimators.base import Estimator, first_nonfinite
+from hypergrad.estimators.base import Estimator, first_nonfinite, temporary_bytes
 from hypergrad.estimators.evolution.evolution import PES, quarter
 from hypergrad.estimators.implicit.response import (
     check_implicit,
@@ -29,7 +29,6 @@ from hypergrad.estimators.policies import (
     own_leaves,
     sampled,
 )
-from hypergrad.estimators.unrolled.base import temporary_bytes
 from hypergrad.estimators.unrolled.momentum import Recursion
 from hypergrad.estimators.unrolled.reverse import Plan
 from hypergrad.problem import Problem, check_problem

@@ -13,7 +13,7 @@ from hypergrad.core import tree
 from hypergrad.core.autodiff import depends
 from hypergrad.core.checks import check_whole
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators.base import Estimator
+from hypergrad.estimators.base import Estimator, temporary_bytes
 from hypergrad.estimators.evolution.evolution import es, nres, pes, quarter
 from hypergrad.estimators.implicit.implicit import implicit
 from hypergrad.estimators.policies import (
@@ -31,7 +31,6 @@ from hypergrad.estimators.policies import (
     score_shared,
 )
 from hypergrad.estimators.unrolled.adjoint import mixed_mode, plain
-from hypergrad.estimators.unrolled.base import temporary_bytes
 from hypergrad.estimators.unrolled.darts import darts
 from hypergrad.estimators.unrolled.drift import drift
 from hypergrad.estimators.unrolled.forward import forward
@@ -42,7 +41,11 @@ from hypergrad.estimators.unrolled.reversible import reversible
 from hypergrad.estimators.unrolled.rtho import rtho
 from hypergrad.estimators.unrolled.truncated import one_step, truncated
 from hypergrad.problem import Problem, Task
-from hypergrad.train import init_state, split_key, unroll
+from hypergrad.train import (
+    init_state,
+    split_key,
+    unroll,
+)
 from hypergrad.validation import validate
 
 STEP = 1e-6

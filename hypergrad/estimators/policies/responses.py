@@ -11,9 +11,9 @@ from hypergrad.core.checks import check_whole, is_number
 from hypergrad.core.methods import Method, by_name
 from hypergrad.core.solve import Solve, cg, positive
 from hypergrad.core.types import Array, Key, PyTree
-from hypergrad.estimators.base import growth_rate
 from hypergrad.estimators.implicit.response import default_batch, hessian_of_loss, inner_loss
 from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode
+from hypergrad.estimators.unrolled.base import growth_rate
 from hypergrad.problem import Problem
 from hypergrad.train import TrainState, carried, draw_batch, trained, unroll_losses
 

@@ -15,20 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.autodiff import uses
 from hypergrad.core.scans import check_checkpoint, nested_scan
-from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.core.types import Array, HParams
+from hypergrad.estimators.unrolled.pull_step import Adjoint, pull_step
 from hypergrad.problem import Problem
 from hypergrad.train import (
     TrainState,
-    carried,
-    draw_batch,
-    evaluate_loss,
     step,
     step_and_grads,
     trained,
-    update,
-    with_parts,
 )
 
 
@@ -39,7 +34,7 @@ class Pulled(NamedTuple):
         hparams: cotangent of the hparams' float leaves.
         state: adjoint of the first state's float leaves.
         norms: norm of the adjoint of the weights before each step `[num_steps]`.
-        certificate: what a pass that reconstructs states says of them; `()` where all were stored.
+        certificate: how well a pass reconstructed states; `()` where all were stored.
     """
 
     hparams: list[Array]
@@ -48,7 +43,7 @@ class Pulled(NamedTuple):
     certificate: Any = ()
 
 
-class Run(NamedTuple):
+class DifferentiableRun(NamedTuple):
     """A training run that can be pulled back.
 
     Attributes:
@@ -65,7 +60,8 @@ class Run(NamedTuple):
 MAX_STORED = 32 * 2**20
 """Bytes up to which `mixed_mode()` keeps every step; beyond the caches, computing again is as fast."""
 
-Backward: TypeAlias = Callable[[Problem, HParams, TrainState, int], Run]
+Backward: TypeAlias = Callable[[Problem, HParams, TrainState, int], DifferentiableRun]
+"""(problem, hparams, first state, num_steps) -> the run, ready to be pulled back."""
 
 
 def state_floats(state: TrainState) -> tuple[list[Array], Callable[[list[Array]], TrainState]]:
@@ -130,9 +126,9 @@ def mixed_mode(checkpoint: tuple[int, ...] | None = None) -> Backward:
     `num_steps` states and gradients, for `checkpoint=()`; about one training more for each nested level,
     with O(√num_steps) of them for one level, O(∛num_steps) for two (`benchmarks/README.md`).
 
-    **Limits:** the gradient of the loss must have forward derivatives; that of a `jax.custom_vjp` has where
-    its backward rule has. No loop of unknown length (`lax.while_loop`, as in line searches): use the
-    estimator `forward`. For second derivatives of the run use `unroll`.
+    **Limits:** the gradient of the loss must have forward derivatives; that of a `jax.custom_vjp` has them
+    where its backward rule has. A loop of unknown length (`lax.while_loop`, as in line searches) needs the
+    estimator `forward`. Second derivatives of the run need `unroll`.
 
     Args:
         checkpoint: lengths of nested segments, outermost first; None means `choose_checkpoint`: none
@@ -145,29 +141,31 @@ def mixed_mode(checkpoint: tuple[int, ...] | None = None) -> Backward:
     if checkpoint is not None:
         check_checkpoint(checkpoint)
 
-    def backward(problem, hparams, state, num_steps):
+    def backward(
+        problem: Problem, hparams: HParams, state: TrainState, num_steps: int
+    ) -> DifferentiableRun:
         levels = choose_checkpoint(state, num_steps) if checkpoint is None else checkpoint
         final, losses, stored = _store(problem, hparams, state, num_steps, levels)
 
-        def pullback(adjoint):
+        def pullback(adjoint: list[Array]) -> Pulled:
             zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
             (total, adjoint), norms = _sweep(problem, hparams, stored, (zeros, adjoint), levels)
             return Pulled(total, adjoint, norms)
 
-        return Run(final, losses, pullback)
+        return DifferentiableRun(final, losses, pullback)
 
     return backward
 
 
 class _Stored(NamedTuple):
-    """What is kept on the way forward.
+    """States kept on the way forward.
 
     Attributes:
-        starts: the state before every whole segment, leading axis `[num_segments]`; where a segment is a
-            single step, with that step's loss and gradient: (state, value, grads).
-        tail: the state before the shorter last segment.
-        size: steps in a whole segment.
-        rest: steps in the shorter last segment, or 0.
+        starts: state before every whole segment, leading axis `[num_segments]`; where a segment is a single
+            step, (state, value, grads) with that step's loss and gradient.
+        tail: state before the shorter last segment.
+        size: number of steps in a whole segment.
+        rest: number of steps in the shorter last segment, or 0.
     """
 
     starts: Any
@@ -176,14 +174,17 @@ class _Stored(NamedTuple):
     rest: int
 
 
-def _store(problem, hparams, state, num_steps, levels) -> tuple[TrainState, Array, _Stored]:
+def _store(
+    problem: Problem, hparams: HParams, state: TrainState, num_steps: int, levels: tuple[int, ...]
+) -> tuple[TrainState, Array, _Stored]:
+    """Train; return the last state, the losses `[num_steps]`, and what the outermost level keeps."""
     size = min(levels[0], num_steps) if levels else 1
     num_segments, rest = divmod(num_steps, size)
 
-    def train(start, length):
+    def train(start: TrainState, length: int) -> tuple[TrainState, Array]:
         return jax.lax.scan(lambda s, _: step(problem, hparams, s), start, None, length=length)
 
-    def advance(start, _):
+    def advance(start: TrainState, _: None) -> tuple[TrainState, tuple[Any, Array]]:
         if size > 1:
             end, losses = train(start, size)
             return end, (start, losses)
@@ -196,14 +197,20 @@ def _store(problem, hparams, state, num_steps, levels) -> tuple[TrainState, Arra
     return final, jnp.concatenate([losses, last]), _Stored(starts, tail, size, rest)
 
 
-def _sweep(problem, hparams, stored: _Stored, adjoint, levels) -> tuple[Any, Array]:
-    """Pull (hparams cotangent, state adjoint) back over all stored segments, last one first."""
+def _sweep(
+    problem: Problem,
+    hparams: HParams,
+    stored: _Stored,
+    adjoint: Adjoint,
+    levels: tuple[int, ...],
+) -> tuple[Adjoint, Array]:
+    """Pull the adjoint back over all stored segments, the last one first; return it and the norms."""
 
-    def segment(adjoint, start, length):
+    def segment(adjoint: Adjoint, start: TrainState, length: int) -> tuple[Adjoint, Array]:
         inner = _store(problem, hparams, start, length, levels[1:])[2]
         return _sweep(problem, hparams, inner, adjoint, levels[1:])
 
-    def pull(adjoint, start):
+    def pull(adjoint: Adjoint, start: Any) -> tuple[Adjoint, Array]:
         if stored.size == 1:
             return pull_step(problem, hparams, start, adjoint)
         return segment(adjoint, start, stored.size)
@@ -213,77 +220,6 @@ def _sweep(problem, hparams, stored: _Stored, adjoint, levels) -> tuple[Any, Arr
         adjoint, tail_norms = segment(adjoint, stored.tail, stored.rest)
     adjoint, norms = jax.lax.scan(pull, adjoint, stored.starts, reverse=True)
     return adjoint, jnp.concatenate([norms.reshape(-1), tail_norms])
-
-
-def pull_step(
-    problem: Problem,
-    hparams: HParams,
-    kept: tuple[TrainState, Array, PyTree],
-    adjoint: tuple[list[Array], list[Array]],
-) -> tuple[tuple[list[Array], list[Array]], Array]:
-    """Pull the adjoint back over one step of training, whose loss and gradient were kept.
-
-    Args:
-        problem: the training loop.
-        hparams: hyperparameters.
-        kept: the state before the step, its loss `[]`, the gradient of its weights.
-        adjoint: cotangent of the hparams' float leaves so far, adjoint of the state after the step.
-
-    Returns:
-        Both before the step, and the norm of the adjoint of the weights there, float32 `[]`.
-    """
-    state, value, grads = kept
-    total, state_bar = adjoint
-    batch = draw_batch(problem, state)
-    weights = trained(state.params)
-    h, join_h = tree.split_float(hparams)
-    c, join_c = tree.split_float(carried(state.params))
-    o, join_o = tree.split_float(state.opt_state)
-    num_w, num_c = len(jax.tree.leaves(weights)), len(c)
-    w_bar, c_bar, o_bar = _cut(state_bar, num_w, num_c)
-
-    def apply(grads, o, weights, h, value, c):
-        params = with_parts(state.params, weights, join_c(c))
-        here = state._replace(params=params, opt_state=join_o(o))
-        return [tree.floats(x) for x in update(problem, join_h(h), here, batch, value, grads)]
-
-    # most optimizers see neither the loss nor, through value_fn, the carried state
-    live = uses(apply, grads, o, weights, h, value, c)
-    extra = any(live[len(live) - 1 - len(c) :])
-    late = (value, c) if extra else ()
-    fixed = () if extra else (value, c)
-    inputs = (grads, o, weights, h, *late)
-    _, pull_update = jax.vjp(lambda *args: apply(*args, *fixed), *inputs)
-    v, o_new, w_new, h_new, *late_bar = pull_update([w_bar, o_bar])
-
-    # The new carried state s(w, c, λ) has an adjoint too. Adding κ⟨s̄, s⟩ to the loss makes the one
-    # derivative along (v, κ̇ = 1) at κ = 0 return Hv + ∂⟨s̄, s⟩ together.
-    def gradient(weights, kappa):
-        def lagrangian(weights, c, h):
-            params = with_parts(state.params, weights, join_c(c))
-            value, new = evaluate_loss(problem, params, join_h(h), batch)
-            return value + kappa * tree.dot(tree.floats(new), c_bar) if c else value
-
-        return jax.grad(lagrangian, (0, 1, 2))(weights, c, h)
-
-    zero, one = jnp.zeros(()), jnp.ones(())
-    direct, (w_hess, c_new, h_cross) = jax.jvp(gradient, (weights, zero), (v, one))
-    w_new = jax.tree.leaves(tree.add(w_new, w_hess))
-    h_new = tree.add(h_new, h_cross)
-    if extra:
-        value_bar, c_late = late_bar
-        w_new, c_new, h_new = (
-            [a + value_bar * b for a, b in zip(bar, jax.tree.leaves(slope), strict=True)]
-            for bar, slope in zip((w_new, tree.add(c_new, c_late), h_new), direct, strict=True)
-        )
-    bars = tree.cast_like([*w_new, *c_new, *o_new], state_bar)
-    norm = tree.norm(bars[:num_w]).astype(jnp.float32)
-    return (tree.cast_like(tree.add(total, h_new), total), bars), norm
-
-
-def _cut(leaves: list, num_weights: int, num_carried: int) -> tuple[list, list, list]:
-    middle = num_weights + num_carried
-    return leaves[:num_weights], leaves[num_weights:middle], leaves[middle:]
 
 
 def plain(checkpoint: tuple[int, ...] = (1,)) -> Backward:
@@ -296,14 +232,18 @@ def plain(checkpoint: tuple[int, ...] = (1,)) -> Backward:
     """
     check_checkpoint(checkpoint)
 
-    def backward(problem, hparams, state, num_steps):
+    def backward(
+        problem: Problem, hparams: HParams, state: TrainState, num_steps: int
+    ) -> DifferentiableRun:
         h, join_h = tree.split_float(hparams)
         s, join_s = state_floats(state)
         num_w = len(jax.tree.leaves(trained(state.params)))
 
-        def run(h, s, probes):
+        def run(
+            h: list[Array], s: list[Array], probes: Array
+        ) -> tuple[list[Array], tuple[TrainState, Array]]:
             # a probe is a zero whose cotangent is, by rule, the norm of the adjoint at its step
-            def body(state, probe):
+            def body(state: TrainState, probe: Array) -> tuple[TrainState, Array]:
                 leaves, join = state_floats(state)
                 tapped = _tap(leaves[:num_w], probe)
                 return step(problem, join_h(h), join([*tapped, *leaves[num_w:]]))
@@ -313,7 +253,7 @@ def plain(checkpoint: tuple[int, ...] = (1,)) -> Backward:
 
         probes = jnp.zeros((num_steps,), jnp.float32)
         _, pull, (final, losses) = jax.vjp(run, h, s, probes, has_aux=True)
-        return Run(final, losses, lambda adjoint: Pulled(*pull(adjoint)))
+        return DifferentiableRun(final, losses, lambda adjoint: Pulled(*pull(adjoint)))
 
     return backward
 

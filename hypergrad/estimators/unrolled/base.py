@@ -1,4 +1,4 @@
-"""What the estimators that differentiate through every step share."""
+"""What the estimators share that differentiate through every step of training."""
 
 from typing import Any, NamedTuple
 
@@ -8,16 +8,15 @@ import jax.numpy as jnp
 from hypergrad.core import tree
 from hypergrad.core.types import Array, HParams, Key
 from hypergrad.estimators.advice import warn_structural_zeros
-from hypergrad.estimators.base import (
-    Estimate,
-    Estimator,
-    check_real,
-    first_nonfinite,
-    growth_rate,
-)
+from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, no_state
 from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode, state_floats
 from hypergrad.problem import Problem
-from hypergrad.train import TrainState, init_state, split_key, trained
+from hypergrad.train import (
+    TrainState,
+    init_state,
+    split_key,
+    trained,
+)
 
 
 class UnrollInfo(NamedTuple):
@@ -54,11 +53,23 @@ def objective_parts(
     leaves, join = state_floats(state)
     batch = problem.valid_batch(key)
 
-    def objective(leaves, hparams):
+    def objective(leaves: list[Array], hparams: HParams) -> Array:
         return problem.objective(join(leaves).params, hparams, batch)
 
     value, (adjoint, direct) = jax.value_and_grad(objective, (0, 1))(leaves, hparams)
     return value, direct, adjoint
+
+
+def growth_rate(first: Array, norms: Array) -> Array:
+    """Return the geometric mean growth a step of the norms `first` `[]`, `norms` `[T]`.
+
+    It is taken from the first norm above zero to the last before an overflow; 1 where nothing could grow.
+    """
+    norms = jnp.append(first, norms)
+    begin, end = jnp.argmax(norms > 0), jnp.sum(jnp.cumprod(jnp.isfinite(norms[1:])))
+    alive = (norms[begin] > 0) & (norms[end] > 0) & (end > begin)
+    ratio = jnp.log(jnp.where(alive, norms[end], 1)) - jnp.log(jnp.where(alive, norms[begin], 1))
+    return jnp.exp(ratio / jnp.maximum(end - begin, 1))
 
 
 def unrolled_estimate(
@@ -77,8 +88,8 @@ def unrolled_estimate(
         key: draws the validation batch, and (with `through_init`) drew `start`: see `split_key`.
         hparams: real hyperparameters.
         start: the state before the first step differentiated.
-        num_steps: how many.
-        backward: the pass to use (`adjoint.mixed_mode`, `adjoint.plain`).
+        num_steps: number of steps.
+        backward: the backward pass (`adjoint.mixed_mode`, `adjoint.plain`).
         through_init: whether `start` is the run's first state and depends on the hparams.
 
     Returns:
@@ -94,8 +105,8 @@ def unrolled_estimate(
         if "Reverse-mode differentiation does not work" not in str(error):
             raise
         raise ValueError(
-            "problem has a loop of unknown length (lax.while_loop; the line searches of optax.lbfgs are such), "
-            "expected loops that reverse mode can take back; use the estimator 'forward', or lax.scan"
+            "problem has a loop of unknown length (lax.while_loop, or a line search as in optax.lbfgs), "
+            "expected loops that reverse mode can go back through; use the estimator 'forward', or lax.scan"
         ) from error
     if through_init:
         _, pull_init = jax.vjp(lambda h: state_floats(init_state(problem, init_key, h))[0], hparams)
@@ -115,22 +126,11 @@ def by_unrolling(problem: Problem, horizon: int, backward: Backward | None = Non
     """Make the estimator that differentiates through the whole run; see `estimators.reverse`."""
     backward = mixed_mode() if backward is None else backward
 
-    def estimate(key, state, hparams):
+    def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:
         check_real(problem, hparams)
         warn_structural_zeros(problem, hparams, horizon)
         start = init_state(problem, split_key(key)[0], hparams)
         result, *_ = unrolled_estimate(problem, key, hparams, start, horizon, backward)
         return state, result
 
-    return Estimator(lambda key, hparams: (), estimate)
-
-
-def temporary_bytes(compiled: Any) -> int:
-    """Return the temporary memory of a compiled program in bytes, as the compiler states it."""
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        raise ValueError(
-            "this backend states no memory of its programs, expected memory_analysis(); choose the backward "
-            "pass by hand: reverse(..., backward=mixed_mode(checkpoint))"
-        )
-    return int(analysis.temp_size_in_bytes)
+    return Estimator(no_state, estimate)

@@ -8,11 +8,17 @@ import jax.numpy as jnp
 
 from hypergrad.core import tree
 from hypergrad.core.autodiff import depends
-from hypergrad.core.checks import check_whole, is_number
-from hypergrad.core.types import HParams, PyTree
+from hypergrad.core.checks import check_least, check_positive, check_whole
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite
 from hypergrad.estimators.implicit.response import check_leaves, inner_loss
-from hypergrad.estimators.unrolled.online import check_restart, first_state, go_on, online_info
+from hypergrad.estimators.unrolled.online import (
+    OnlineState,
+    check_restart,
+    first_state,
+    go_on,
+    online_info,
+)
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import (
     carried,
@@ -24,18 +30,19 @@ from hypergrad.train import (
     with_parts,
 )
 
-SecondOrder: TypeAlias = Callable[
-    [Callable[[PyTree], tuple[PyTree, HParams]], PyTree, PyTree], tuple[PyTree, HParams]
-]
+Gradients: TypeAlias = Callable[[PyTree], tuple[PyTree, HParams]]
+"""w -> (∇_w L, ∇_λ L)."""
+
+SecondOrderProduct: TypeAlias = Callable[[Gradients, PyTree, PyTree], tuple[PyTree, HParams]]
 """(w -> (∇_w L, ∇_λ L), w, v) -> (Hv, (∂²L/∂w∂λ)ᵀ v)."""
 
 
-def exact_product(gradient: Callable, weights: PyTree, v: PyTree) -> tuple[PyTree, HParams]:
+def exact_product(gradient: Gradients, weights: PyTree, v: PyTree) -> tuple[PyTree, HParams]:
     """Differentiate the gradient along v, in forward mode."""
     return jax.jvp(gradient, (weights,), (v,))[1]
 
 
-def central_difference(scale: float = 0.01) -> SecondOrder:
+def central_difference(scale: float = 0.01) -> SecondOrderProduct:
     """Approximate the product by gradients at two points: (∇L(w + εv) − ∇L(w − εv)) / 2ε.
 
     For losses whose gradient has no forward derivative; the error is O(ε²), and rounding divided by ε.
@@ -43,14 +50,13 @@ def central_difference(scale: float = 0.01) -> SecondOrder:
     Args:
         scale: ε = scale / ‖v‖, as DARTS has it.
     """
-    if not is_number(scale) or not 0 < scale < 1e30:
-        raise ValueError(f"scale is {scale!r}, expected a positive number; pass e.g. scale=0.01")
+    check_positive("scale", scale)
 
-    def product(gradient, weights, v):
+    def product(gradient: Gradients, weights: PyTree, v: PyTree) -> tuple[PyTree, HParams]:
         norm = tree.norm(v)
         size = scale / jnp.where(norm > 0, norm, 1)
 
-        def at(sign):
+        def at(sign: int) -> tuple[PyTree, HParams]:
             moved = jax.tree.map(lambda w, d: (w + sign * size * d).astype(w.dtype), weights, v)
             return gradient(moved)
 
@@ -64,29 +70,29 @@ def darts(
     step_size: float,
     interval: int = 1,
     *,
-    product: SecondOrder = exact_product,
+    product: SecondOrderProduct = exact_product,
     restart_every: int | None = None,
 ) -> Estimator:
     """Differentiate the objective after one virtual step of gradient descent.
 
     w' = w − ξ ∇_w L(w, λ),   hypergrad = ∂f(w', λ)/∂λ − ξ (∂²L(w, λ)/∂w∂λ)ᵀ ∇_w' f(w', λ)
 
-    Each estimate trains `interval` steps with the problem's own optimizer, and then looks one step of
-    size ξ ahead on the minibatch that comes next; that step is not kept.
+    Each estimate trains `interval` steps with the problem's own optimizer. Then it looks one step of size ξ
+    ahead, on the minibatch that comes next, and does not keep that step.
 
     **Cost:** `interval` steps of training and about four gradients.
 
     **Limits:** a horizon of one step, with its bias: the response is ξ times the first term of the
-    Neumann series for the implicit one. It sees the loss alone, whatever the optimizer: a leaf that acts
-    through the optimizer or the initial weights alone is refused by name; of one that the loss reads too, that
-    part is left out, with a `StructuralZeroWarning`. `one_step` serves both.
+    Neumann series for the implicit one. It sees the loss alone, whatever the optimizer. A leaf that acts
+    through the optimizer or the initial weights alone is an error, which names it. Where the loss reads it
+    too, that part is left out, with a `StructuralZeroWarning`. `one_step` sees both.
 
     Args:
         problem: the training loop.
         step_size: ξ, usually the learning rate; 0 leaves the direct gradient (first-order DARTS).
         interval: number of inner steps trained by an estimate.
         product: `exact_product`, or `central_difference()` as in the paper.
-        restart_every: start a new run after so many steps; None: never.
+        restart_every: number of steps after which a new run begins; None: never.
 
     Returns:
         An estimator whose state is an `OnlineState`; `info` is an `OnlineInfo` with a horizon of 1 and
@@ -102,15 +108,12 @@ def darts(
     check_problem(problem)
     check_whole("interval", interval)
     check_restart(restart_every)
-    if not is_number(step_size) or not 0 <= step_size < 1e30:
-        raise ValueError(
-            f"step_size is {step_size!r}, expected a number of at least 0; pass the learning rate"
-        )
+    check_least("step_size", step_size, example=0.1)
 
-    def init(key, hparams):
+    def init(key: Key, hparams: HParams) -> OnlineState:
         return first_state(problem, key, hparams)
 
-    def estimate(key, state, hparams):
+    def estimate(key: Key, state: OnlineState, hparams: HParams) -> tuple[OnlineState, Estimate]:
         check_real(problem, hparams)
         _check_reads(problem, hparams)
         before = go_on(state, first_state(problem, key, hparams), restart_every)
@@ -119,10 +122,10 @@ def darts(
         params, weights = train.params, trained(train.params)
         loss = inner_loss(problem, params, draw_batch(problem, train))
 
-        def gradient(weights):
+        def gradient(weights: PyTree) -> tuple[PyTree, HParams]:
             return jax.grad(loss, (0, 1))(weights, hparams)
 
-        def objective(weights, hparams):
+        def objective(weights: PyTree, hparams: HParams) -> Array:
             whole = with_parts(params, weights, carried(params))
             return problem.objective(whole, hparams, problem.valid_batch(split_key(key)[1]))
 

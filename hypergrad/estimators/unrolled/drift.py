@@ -1,30 +1,37 @@
 """Reverse-mode hypergradients that undo training in floating point, from one stored state to the next."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.checks import check_positive, check_share, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.scans import by_step, cut, scan_segments, segment_length
-from hypergrad.core.types import Array, HParams
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import unrolled_advice, warn_structural_zeros
-from hypergrad.estimators.base import Estimate, Estimator, check_real
+from hypergrad.estimators.base import Estimate, Estimator, check_real, no_state
 from hypergrad.estimators.unrolled.adjoint import (
     Backward,
+    DifferentiableRun,
     Pulled,
-    Run,
     mixed_mode,
-    pull_step,
     sqrt_checkpoint,
 )
 from hypergrad.estimators.unrolled.base import unrolled_estimate
-from hypergrad.estimators.unrolled.momentum import Recursion, check_momentum
+from hypergrad.estimators.unrolled.momentum import MOMENTUM_SPAN, Coefficients, Course, Recursion
+from hypergrad.estimators.unrolled.pull_step import Adjoint, pull_step
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import TrainState, carried, init_state, split_key, step, trained
+from hypergrad.train import (
+    TrainState,
+    carried,
+    init_state,
+    split_key,
+    step,
+    trained,
+)
 
 
 class DriftInfo(NamedTuple):
@@ -38,10 +45,10 @@ class DriftInfo(NamedTuple):
         growth: geometric mean growth of `sensitivity` a step towards the start, `[]`.
         first_nonfinite: first step whose training loss was not finite, the number of steps if only the
             objective was not, -1 if none; int32 `[]`.
-        mismatch: largest relative distance, over all segments and leaves, between the state that the segment
-            came back to and the one stored there, `[]`.
-        num_recomputed: how many segments missed it by more than `tolerance` and were computed again from
-            checkpoints, int32 `[]`; 0 where `tolerance` is infinite.
+        mismatch: largest relative distance, over all segments and leaves, between the state that undoing the
+            segment came to and the one stored there, `[]`.
+        num_recomputed: number of segments that missed it by more than `tolerance` and were computed again
+            from checkpoints, int32 `[]`; 0 where `tolerance` is infinite.
     """
 
     direct: HParams
@@ -75,9 +82,9 @@ def drift(
 
     w_t = (w_{t+1} + η v_{t+1}) / D,   v_t = (v_{t+1} − G(∇L(w_t), w_t)) / m
 
-    are the states that the adjoint meets on its way back, so that they need not be stored. Undoing a step
-    multiplies rounding errors by 1/m; therefore one state in S is stored and taken up again, with
-    min_momentum^(−S) = 1/(30√ε). Where a segment misses the state stored at its start by more than
+    are the states that the adjoint meets on its way back, so they need not be stored. Undoing a step
+    multiplies rounding errors by 1/m. Therefore one state in S is stored and taken up again, with
+    min_momentum^(−S) = 1/(30√ε). Where undoing a segment misses the state stored at its start by more than
     `tolerance`, its part of the hypergradient is computed again by `mixed_mode`, from that state.
 
     **Cost:** 3 to 4 x training with memory of horizon/S states (in float32 S is 43 at momentum 0.9, 20 at
@@ -107,17 +114,12 @@ def drift(
     """
     check_problem(problem)
     check_whole("horizon", horizon)
-    check_momentum(min_momentum)
-    if tolerance is not None and not (is_number(tolerance) and tolerance > 0):
-        raise ValueError(
-            f"tolerance is {tolerance!r}, expected a positive number or None; pass e.g. 1e-3"
-        )
+    check_share("min_momentum", min_momentum, "(0, 1)", what=MOMENTUM_SPAN, example=0.8)
+    if tolerance is not None and tolerance != math.inf:
+        check_positive("tolerance", tolerance, example=1e-3)
     backward = undo_by_drift(min_momentum, tolerance)
 
-    def init(key, hparams):
-        return ()
-
-    def estimate(key, state, hparams):
+    def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:
         check_real(problem, hparams)
         warn_structural_zeros(problem, hparams, horizon)
         start = init_state(problem, split_key(key)[0], hparams)
@@ -126,7 +128,7 @@ def drift(
         )
         return state, found._replace(info=DriftInfo(*found.info, *certificate))
 
-    return Estimator(init, estimate)
+    return Estimator(no_state, estimate)
 
 
 DRIFT = Method(
@@ -137,10 +139,19 @@ DRIFT = Method(
 )
 
 
+_Parts: TypeAlias = tuple[list[Array], list[Array]]
+"""Leaves of the weights, and the velocity of each."""
+
+_Back: TypeAlias = tuple[_Parts, Adjoint]
+"""What travels back from segment to segment."""
+
+
 def undo_by_drift(min_momentum: float, tolerance: float | None) -> Backward:
     """Return the backward pass of `drift`; it certifies (mismatch, number of segments recomputed)."""
 
-    def backward(problem, hparams, state, num_steps):
+    def backward(
+        problem: Problem, hparams: HParams, state: TrainState, num_steps: int
+    ) -> DifferentiableRun:
         recursion = Recursion(problem, hparams, state, num_steps)
         epsilon = _epsilon(recursion)
         limit = 3 * math.sqrt(epsilon) if tolerance is None else tolerance
@@ -148,11 +159,11 @@ def undo_by_drift(min_momentum: float, tolerance: float | None) -> Backward:
         course, first, _ = recursion.course(hparams, num_steps)
         course = cut(course, num_steps, size)
 
-        def advance(state, _):
+        def advance(state: TrainState, _: None) -> tuple[TrainState, tuple[Array, PyTree]]:
             after, loss = step(problem, hparams, state)
             return after, (loss, carried(state.params))
 
-        def segment(start, _, length):
+        def segment(start: TrainState, _: None, length: int) -> tuple[TrainState, tuple]:
             end, (losses, loss_states) = jax.lax.scan(advance, start, None, length=length)
             return end, (losses, (start, loss_states))
 
@@ -160,10 +171,10 @@ def undo_by_drift(min_momentum: float, tolerance: float | None) -> Backward:
         losses = by_step([part for part, _ in ys])
         stored = [(*kept, at) for (_, kept), at in zip(ys, course, strict=True)]
 
-        def back(carry, stored, length):
+        def back(carry: _Back, stored: tuple, length: int) -> tuple[_Back, tuple]:
             return _undo_segment(recursion, hparams, first, limit, carry, stored, length)
 
-        def pullback(adjoint):
+        def pullback(adjoint: list[Array]) -> Pulled:
             zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
             carry = (_parts(recursion, final), (zeros, adjoint))
             carry, ys = scan_segments(back, carry, stored, num_steps, size, reverse=True)
@@ -173,7 +184,7 @@ def undo_by_drift(min_momentum: float, tolerance: float | None) -> Backward:
             certificate = (jnp.max(distances), jnp.sum(missed, dtype=jnp.int32))
             return Pulled(total, first_adjoint, norms, certificate)
 
-        return Run(final, losses, pullback)
+        return DifferentiableRun(final, losses, pullback)
 
     return backward
 
@@ -181,18 +192,31 @@ def undo_by_drift(min_momentum: float, tolerance: float | None) -> Backward:
 def longest_segment(min_momentum: float, epsilon: float) -> int:
     """Return the number of steps S with min_momentum^(−S) = 1/(30√ε), at least 1.
 
-    Rounding alone would allow ten times that, but the first steps of a network undo worse than 1/m a step:
-    longer segments missed the first state, and had to be computed again.
+    Rounding alone would allow ten times that. But undoing the first steps of a network loses more than 1/m a
+    step: longer segments missed the first state, and had to be computed again.
     """
     return max(1, int(math.log(30 * math.sqrt(epsilon)) / math.log(min_momentum)))
 
 
-def _undo_segment(recursion, hparams, coefficients, limit, carry, stored, length):
-    """Pull the adjoint back over a segment, from the state at its end; go on from the one at its start."""
-    end, adjoint = carry
-    start, *kept = stored
+def _undo_segment(
+    recursion: Recursion,
+    hparams: HParams,
+    coefficients: Coefficients,
+    limit: float,
+    carry: _Back,
+    stored: tuple[TrainState, PyTree, Course],
+    length: int,
+) -> tuple[_Back, tuple[Array, Array, Array]]:
+    """Pull the adjoint back over a segment, from the state at its end.
 
-    def undo_step(carry, kept):
+    Returns:
+        The stored state at its start and the adjoint there; the norms `[length]`, the mismatch `[]` and
+        whether the segment was computed again `[]`.
+    """
+    end, adjoint = carry
+    start, loss_states, course = stored
+
+    def undo_step(carry: tuple, kept: tuple[PyTree, Course]) -> tuple[tuple, Array]:
         (weights, velocity, adjoint), (loss_state, at) = carry, kept
         momenta, rates, decays = at.coefficients or coefficients
         weights = [w + rate * v for w, v, rate in zip(weights, velocity, rates, strict=True)]
@@ -205,7 +229,9 @@ def _undo_segment(recursion, hparams, coefficients, limit, carry, stored, length
         adjoint, norm = pull_step(recursion.problem, hparams, (before, value, grads), adjoint)
         return (weights, velocity, adjoint), norm
 
-    (*reached, moved), norms = jax.lax.scan(undo_step, (*end, adjoint), tuple(kept), reverse=True)
+    (*reached, moved), norms = jax.lax.scan(
+        undo_step, (*end, adjoint), (loss_states, course), reverse=True
+    )
     anchor = _parts(recursion, start)
     distances = [_distance(*x) for x in zip(reached, anchor, end, strict=True)]
     distance = jnp.max(jnp.stack(distances))
@@ -213,7 +239,7 @@ def _undo_segment(recursion, hparams, coefficients, limit, carry, stored, length
     if math.isinf(limit):
         return (anchor, moved), (norms, distance, jnp.zeros_like(missed))
 
-    def recompute(carry):
+    def recompute(_: tuple) -> tuple[Array, Adjoint, Array]:
         again = mixed_mode(sqrt_checkpoint(length))(recursion.problem, hparams, start, length)
         pulled = again.pullback(adjoint[1])
         total = tree.add(adjoint[0], pulled.hparams)
@@ -225,7 +251,8 @@ def _undo_segment(recursion, hparams, coefficients, limit, carry, stored, length
     return (anchor, moved), (norms, distance, missed)
 
 
-def _parts(recursion: Recursion, state: TrainState) -> tuple[list[Array], list[Array]]:
+def _parts(recursion: Recursion, state: TrainState) -> _Parts:
+    """Return the weights and velocities of a state."""
     return jax.tree.leaves(trained(state.params)), recursion.split(state.opt_state)[0]
 
 
@@ -235,7 +262,7 @@ def _distance(reached: list[Array], anchor: list[Array], end: list[Array]) -> Ar
     By leaf, so that a small one is not lost beside a large one; `end`, because a first velocity is 0.
     """
 
-    def relative(reached, anchor, end):
+    def relative(reached: Array, anchor: Array, end: Array) -> Array:
         scale = jnp.maximum(tree.norm(anchor), tree.norm(end))
         return tree.norm(reached - anchor) / jnp.where(scale == 0, 1, scale)
 
@@ -243,7 +270,7 @@ def _distance(reached: list[Array], anchor: list[Array], end: list[Array]) -> Ar
 
 
 def _epsilon(recursion: Recursion) -> float:
-    """Return the rounding unit of the params; narrow ones forget too much to be undone."""
+    """Return the rounding unit of the params; in a narrow dtype, steps cannot be undone."""
     kinds = sorted({str(leaf.dtype) for leaf in recursion.leaves})
     if len(kinds) > 1:
         raise ValueError(

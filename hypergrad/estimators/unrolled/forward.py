@@ -7,18 +7,17 @@ from jax.flatten_util import ravel_pytree
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
+from hypergrad.core.types import Array, HParams, Key
 from hypergrad.estimators.advice import warn_structural_zeros
-from hypergrad.estimators.base import (
-    Estimate,
-    Estimator,
-    check_real,
-    first_nonfinite,
-    growth_rate,
-)
-from hypergrad.estimators.unrolled.base import UnrollInfo, objective_parts
+from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, no_state
+from hypergrad.estimators.unrolled.base import UnrollInfo, growth_rate, objective_parts
 from hypergrad.estimators.unrolled.tangent import first_tangents, push_step
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import init_state, split_key, trained
+from hypergrad.train import (
+    init_state,
+    split_key,
+    trained,
+)
 
 
 def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Estimator:
@@ -29,13 +28,13 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
     **Cost:** about (1 + 1.5 num_hparams) x training, memory `chunk` states; independent of the horizon.
     Against `reverse` it breaks even near two hyperparameters.
 
-    **Limits:** exact but for rounding; needs forward derivatives of the loss.
+    **Limits:** exact but for rounding. The loss and its gradient must have forward derivatives.
 
     Args:
         problem: the training loop.
         horizon: number of inner steps.
-        chunk: how many tangents travel together; None: all. A chunk that does not divide the number of
-            hyperparameters is filled with zeros. Each chunk trains once more.
+        chunk: number of tangents that travel together; None: all of them. The last chunk is filled up with
+            zeros where it is shorter. Each chunk trains once more.
 
     Returns:
         A stateless estimator; `info` is an `UnrollInfo` whose `sensitivity` is ‖Z‖ after each step.
@@ -51,18 +50,15 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
     if chunk is not None:
         check_whole("chunk", chunk)
 
-    def init(key, hparams):
-        return ()
-
-    def estimate(key, state, hparams):
+    def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:
         check_real(problem, hparams)
         warn_structural_zeros(problem, hparams, horizon)
         run_key, valid_key = split_key(key)
 
-        def push(directions):
-            """Train with one block of tangents; return what is shared, the response and ‖Z_t‖²."""
+        def push(directions: HParams) -> tuple[tuple[Array, HParams, Array], Array, Array]:
+            """Train with one block of tangents; return (value, direct, losses), the response and ‖Z_t‖²."""
 
-            def body(carry, _):
+            def body(carry: tuple, _: None) -> tuple[tuple, tuple[Array, Array]]:
                 state, tangents = carry
                 state, tangents, loss = push_step(problem, hparams, state, tangents, directions)
                 weights = tangents[: len(jax.tree.leaves(trained(state.params)))]
@@ -98,7 +94,7 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
         )
         return state, Estimate(value, tree.add(direct, response), info)
 
-    return Estimator(init, estimate)
+    return Estimator(no_state, estimate)
 
 
 FORWARD = Method(

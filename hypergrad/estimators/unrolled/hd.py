@@ -7,10 +7,11 @@ from hypergrad.core import tree
 from hypergrad.core.autodiff import depends
 from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
-from hypergrad.core.types import HParams
+from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite
 from hypergrad.estimators.implicit.response import inner_loss
 from hypergrad.estimators.unrolled.online import (
+    OnlineState,
     check_restart,
     first_state,
     go_on,
@@ -47,7 +48,7 @@ def hd(problem: Problem, interval: int = 1, *, restart_every: int | None = None)
     Args:
         problem: the training loop.
         interval: number of inner steps trained by an estimate.
-        restart_every: start a new run after so many steps; None: never.
+        restart_every: number of steps after which a new run begins; None: never.
 
     Returns:
         An estimator whose state is an `OnlineState`; `info` is an `OnlineInfo` with a horizon of 1. Its
@@ -65,17 +66,17 @@ def hd(problem: Problem, interval: int = 1, *, restart_every: int | None = None)
     check_whole("interval", interval)
     check_restart(restart_every)
 
-    def init(key, hparams):
+    def init(key: Key, hparams: HParams) -> OnlineState:
         return first_state(problem, key, hparams)
 
-    def estimate(key, state, hparams):
+    def estimate(key: Key, state: OnlineState, hparams: HParams) -> tuple[OnlineState, Estimate]:
         check_real(problem, hparams)
         _check_optimizer_alone(problem, hparams)
         before = go_on(state, first_state(problem, key, hparams), restart_every)
         last, losses = unroll_losses(problem, hparams, before.train, interval - 1)
         train, loss, grads = step_and_grads(problem, hparams, last)
 
-        def updated(hparams):
+        def updated(hparams: HParams) -> PyTree:
             return update(problem, hparams, last, draw_batch(problem, last), loss, grads)[0]
 
         _, pull = jax.vjp(updated, hparams)

@@ -5,7 +5,7 @@ One step of it is, for every leaf of the weights,
     v ← m v + G(g, w),   w ← D w − η v,
 
 with a momentum m, a rate η and a decay D that may depend on the step, the leaf and the hyperparameters, and
-any stateless G (clipping, an L2 term). Whoever knows (w, v) after a step finds w, then g and G, then v.
+any stateless G (clipping, an L2 term). From (w, v) after a step follow w before it, then g and G, then v.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,27 @@ import numpy as np
 from hypergrad.core import tree
 from hypergrad.core.abstract import abstract
 from hypergrad.core.autodiff import uses
-from hypergrad.core.checks import is_number
 from hypergrad.core.types import Array, HParams, PyTree
 from hypergrad.problem import Problem
 from hypergrad.train import TrainState, carried, step_and_grads, trained, with_parts
 
-MOMENTUM_ADVICE = (
-    "use optax.sgd(rate, momentum=...) without nesterov, or estimators.reverse for any optimizer"
-)
+MOMENTUM_SPAN = "the smallest momentum of the run"
+"""What `min_momentum` of `drift` and `reversible` is, in words."""
+
+
+class NotMomentum(ValueError):
+    """The optimizer is not SGD with momentum.
+
+    Args:
+        got: what it does or has instead, after "problem.optimizer".
+        expected: what SGD with momentum does or has there.
+    """
+
+    def __init__(self, got: str, expected: str = "SGD with momentum"):
+        super().__init__(
+            f"problem.optimizer {got}, expected {expected}; use optax.sgd(rate, momentum=...) without "
+            "nesterov, or estimators.reverse for any optimizer"
+        )
 
 
 class Coefficients(NamedTuple):
@@ -43,12 +56,12 @@ class Coefficients(NamedTuple):
 
 
 class Course(NamedTuple):
-    """What of the states of a run depends on no gradient, and is known before it starts.
+    """The part of a run's states that depends on no gradient, and is known before the run starts.
 
     Attributes:
         step: index of each step `[T]`.
         fixed: counters and keys in the optimizer's state before each step, leading axis `[T]`.
-        coefficients: of each step; None where they are those of every step.
+        coefficients: those of each step `[T, L]`; None where all steps have the same.
     """
 
     step: Array
@@ -59,16 +72,16 @@ class Course(NamedTuple):
 class Recursion:
     """The momentum recursion in `problem.optimizer`, found by asking the optimizer itself.
 
-    Its updates of weights of one entry a leaf, for a unit gradient, a unit velocity and a unit weight, are
-    the coefficients. That other updates follow from them is checked with numbers, at 0.5 for every
-    hyperparameter, before anything else compiles: of random entries, of three sizes, at up to 66 steps of the
-    run from the first to the last, and once of weights as large as they are.
+    The optimizer updates weights of one entry a leaf. Its answers to a unit gradient, a unit velocity and a
+    unit weight are the coefficients. Whether other updates follow from them is tested with numbers, at 0.5
+    for every hyperparameter, before anything else compiles: random entries of three sizes, at up to 66 steps
+    from the first to the last, and one update of weights of the real shapes.
 
-    **Cost:** once a trace, a compiled program of some 200 updates of as many numbers as there are leaves and
-    one of the weights.
+    **Cost:** once a trace, one compiled program: some 200 updates of one number a leaf, and one update of
+    the weights.
 
-    **Limits:** an optimizer that is another one only at steps between those, or only at other
-    hyperparameters, passes.
+    **Limits:** the test does not see an optimizer that differs only at other steps, or only at other
+    hyperparameters.
 
     Attributes:
         decays: whether a step may have a decoupled decay: whether updates read the weights.
@@ -79,11 +92,12 @@ class Recursion:
         problem: the training loop.
         hparams: hyperparameters, traced or not.
         state: the state before the first step.
-        num_steps: of the run.
+        num_steps: length of the run.
 
     Raises:
-        ValueError: for an optimizer that is not this recursion, or whose momentum is 0, or 1 and more,
-            whatever the hparams.
+        NotMomentum: for an optimizer that is not this recursion.
+        ValueError: for a recursion that cannot be undone: a constant momentum of 0, or of 1 and more, a
+            velocity in another dtype than its weights, and rates or momenta of several numbers a leaf.
     """
 
     def __init__(self, problem: Problem, hparams: HParams, state: TrainState, num_steps: int):
@@ -92,9 +106,22 @@ class Recursion:
         self.names = tree.leaf_names(weights, bare="params")
         self.leaves, self.treedef = jax.tree.flatten(weights)
         self.places = self._find_velocity(hparams)
-        self.decays, self.scheduled = True, True  # until the check has seen
-        constant = self._check(hparams)
-        self.constant = None if constant is None else float(constant.min())
+        self.decays, self.scheduled = True, True  # the measurement allows for both
+        errors, momenta = self._measure(hparams)
+        worst = int(np.argmax(errors))
+        if errors[worst] > 1e-4:
+            raise NotMomentum(
+                f"departs from v ← m v + G(g, w), w ← D w − rate v by {errors[worst]:.0e} on "
+                f"params[{self.names[worst]!r}]"
+            )
+        moving = self._classify(hparams)
+        self.constant = None if moving else float(momenta[0].min())
+        bad = ~((momenta[0] > 0) & (momenta[0] < 1))
+        if not moving and np.any(bad):
+            raise ValueError(
+                f"the momentum of problem.optimizer is {momenta[0][bad][0]:.3g}, expected a number above 0 and "
+                "below 1, because a step is undone by dividing by it; use estimators.reverse"
+            )
 
     def split(self, opt_state: PyTree) -> tuple[list[Array], list[Array]]:
         """Split an optimizer state into the velocity of each leaf of the weights, and the rest."""
@@ -124,7 +151,7 @@ class Recursion:
         return Coefficients(momenta, rates, decays)
 
     def course(self, hparams: HParams, num_steps: int) -> tuple[Course, Coefficients, list[Array]]:
-        """Go through the counters and coefficients of a run without its gradients.
+        """Run through the counters and coefficients of a run without its gradients.
 
         Returns:
             The course, the coefficients of the first step, and the counters after the last one.
@@ -141,8 +168,8 @@ class Recursion:
         """Return the counters after a number of steps, and those before each of them `[T]`."""
         zero = np.zeros(len(self.leaves))
 
-        def advance(fixed, _):
-            _, _, after = self._respond(hparams, fixed, zero, zero, zero)
+        def advance(fixed: list[Array], _: None) -> tuple[list[Array], list[Array]]:
+            after = self._respond(hparams, fixed, zero, zero, zero)[2]
             return tree.cast_like(after, fixed), fixed
 
         return jax.lax.scan(advance, fixed, None, length=num_steps)
@@ -167,12 +194,11 @@ class Recursion:
         leaves = jax.tree.leaves(self.start.opt_state)
         num_floats, num = sum(map(tree.is_float, leaves)), len(self.leaves)
         if num_floats != num:
-            raise ValueError(
-                f"problem.optimizer keeps {num_floats} float arrays for the {num} of params, expected one "
-                f"velocity for each; {MOMENTUM_ADVICE}"
+            raise NotMomentum(
+                f"keeps {num_floats} float arrays for the {num} of params", "one velocity for each"
             )
 
-        def init(hparams, weights):
+        def init(hparams: HParams, weights: PyTree) -> PyTree:
             return self.problem.optimizer(hparams).init(weights)
 
         # weights of other shapes, each with a size of its own, find themselves in the state
@@ -185,10 +211,7 @@ class Recursion:
         )
         places = [m.shape[0] - 2 if tree.is_float(m) and m.shape else None for m in marks]
         if sorted(i for i in places if i is not None) != list(range(num)):
-            raise ValueError(
-                "problem.optimizer keeps floats that are no velocity of params, expected one for each; "
-                f"{MOMENTUM_ADVICE}"
-            )
+            raise NotMomentum("keeps floats that are no velocity of params", "one for each")
         for leaf, i in zip(leaves, places, strict=True):
             if i is not None and leaf.dtype != self.leaves[i].dtype:
                 raise ValueError(
@@ -224,49 +247,31 @@ class Recursion:
         wide = jnp.result_type(jnp.float32, *(w.dtype for w in self.leaves))
         return jnp.stack([x.reshape(()).astype(wide) for x in values])
 
-    def _check(self, hparams: HParams) -> np.ndarray | None:
-        """Compare the optimizer with the recursion; return the momenta where nothing changes them."""
+    def _measure(self, hparams: HParams) -> tuple[np.ndarray, np.ndarray]:
+        """Return the largest departure from the recursion of each leaf `[L]`, and momenta `[updates, L]`."""
         example = jax.tree.map(lambda h: np.full(jnp.shape(h), 0.5, jnp.result_type(h)), hparams)
         try:
             with jax.ensure_compile_time_eval():
-                examined = [np.asarray(x) for x in jax.jit(self._examine)(example)]
+                errors, momenta = (np.asarray(x) for x in jax.jit(self._examine)(example))
         except TypeError as error:  # an update that insists on the loss, for example
-            raise ValueError(
-                f"problem.optimizer failed on gradients alone ({error}), expected SGD with momentum; "
-                f"{MOMENTUM_ADVICE}"
-            ) from error
-        errors, momenta = examined
-        errors = np.where(np.isnan(errors), np.inf, errors).max(0)
-        worst = int(np.argmax(errors))
-        if errors[worst] > 1e-4:
-            raise ValueError(
-                f"problem.optimizer departs from v ← m v + G(g, w), w ← D w − rate v by {errors[worst]:.0e} on "
-                f"params[{self.names[worst]!r}], expected SGD with momentum; "
-                f"{MOMENTUM_ADVICE}"
-            )
+            raise NotMomentum(f"failed on gradients alone ({error})") from error
+        return np.where(np.isnan(errors), np.inf, errors).max(0), momenta
+
+    def _classify(self, hparams: HParams) -> bool:
+        """Find out what the coefficients depend on; return whether anything changes a momentum.
+
+        Read off the program, not the numbers: a decay may begin late, or at other hparams.
+        """
         fixed, zero = self.split(self.start.opt_state)[1], np.zeros(len(self.leaves))
-        # whether there is a decay must not depend on the numbers: one may begin late, or at other hparams
         self.decays = any(uses(lambda w: self._respond(hparams, fixed, zero, zero, w)[0], zero))
         if any(uses(lambda *x: self._respond(hparams, fixed, *x)[2], zero, zero, zero)):
-            raise ValueError(
-                "problem.optimizer counts by what the gradients are, expected counters of steps alone; "
-                f"{MOMENTUM_ADVICE}"
-            )
-        num_fixed = len(fixed)
+            raise NotMomentum("counts by what the gradients are", "counters of steps alone")
         live = uses(self.coefficients, hparams, fixed)
-        self.scheduled = any(live[len(live) - num_fixed :])
-        if any(uses(lambda *x: self.coefficients(*x).momenta, hparams, fixed)):
-            return None
-        bad = ~((momenta[0] > 0) & (momenta[0] < 1))
-        if np.any(bad):
-            raise ValueError(
-                f"the momentum of problem.optimizer is {momenta[0][bad][0]:.3g}, expected a number above 0 and "
-                "below 1, because a step is undone by dividing by it; use estimators.reverse"
-            )
-        return momenta[0]
+        self.scheduled = any(live[len(live) - len(fixed) :])
+        return any(uses(lambda *x: self.coefficients(*x).momenta, hparams, fixed))
 
     def _examine(self, hparams: HParams) -> list[Array]:
-        """Return how far updates depart from the recursion, and the m of most of them, `[updates, L]`."""
+        """Return how far updates depart from the recursion, and the m of those with one entry a leaf."""
         num, last = len(self.leaves), self.num_steps - 1
         weights = self.treedef.unflatten(self._small(np.zeros(num)))
         fixed = self.split(self.problem.optimizer(hparams).init(weights))[1]
@@ -276,7 +281,9 @@ class Recursion:
         sizes = np.resize([1e-3, 1.0, 1e3], len(steps))
         entries = np.random.default_rng(0).normal(size=(3, len(steps), num)) * sizes[:, None]
 
-        def examine(fixed, grads, velocity, weights):
+        def examine(
+            fixed: list[Array], grads: Array, velocity: Array, weights: Array
+        ) -> tuple[Array, Array]:
             momenta, rates, decays = self.coefficients(hparams, fixed)
             assert decays is not None
             _, driven, _ = self._respond(hparams, fixed, grads, np.zeros(num), weights)
@@ -300,7 +307,7 @@ class Recursion:
             for key in keys
         )
 
-        def update(velocity):
+        def update(velocity: list[Array]) -> tuple[list[Array], list[Array]]:
             trees = self.treedef.unflatten(grads), self.treedef.unflatten(weights)
             updates, opt_state = optimizer.update(trees[0], self.join(velocity, fixed), trees[1])
             return jax.tree.leaves(updates), self.split(opt_state)[0]
@@ -324,12 +331,3 @@ def _departure(total: Array, *parts: Array) -> Array:
 def _random(key: Array, weights: Array) -> Array:
     """Draw normal numbers in the shape of a leaf, in float32 at least."""
     return jax.random.normal(key, weights.shape, jnp.promote_types(weights.dtype, jnp.float32))
-
-
-def check_momentum(value: Any) -> None:
-    """Raise a `ValueError` unless `min_momentum` is a number between 0 and 1, without them."""
-    if not is_number(value) or not 0 < value < 1:
-        raise ValueError(
-            f"min_momentum is {value!r}, expected a number above 0 and below 1; pass the smallest momentum "
-            "that the run will meet, or use estimators.reverse for one without momentum"
-        )

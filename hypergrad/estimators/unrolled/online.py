@@ -1,4 +1,4 @@
-"""What the estimators that take hypergradients while training goes on share."""
+"""What the estimators share that take hypergradients while training goes on."""
 
 from typing import Any, NamedTuple
 
@@ -25,16 +25,17 @@ class OnlineInfo(NamedTuple):
 
     Attributes:
         direct: ∂f/∂λ, a pytree like `hparams`.
-        response: what is known of (∂f/∂w)(dw/dλ), a pytree like `hparams`; hypergrad = direct + response.
+        response: the part of (∂f/∂w)(dw/dλ) that is known, a pytree like `hparams`; hypergrad = direct +
+            response.
         horizon: number of training steps whose derivative is in the response, int32 `[]`. Where it is less than
             `step`, the hypergradient has short-horizon bias: the terms of earlier steps are missing.
         growth: geometric mean growth a step of the adjoint or, in forward mode, of Z, `[]`. In reverse mode
             with growth ρ < 1, what is missing is about ρ^horizon of the whole.
         first_nonfinite: first training step of the run whose loss was not finite, `step` if only the
             objective was not, -1 if none; int32 `[]`. The next estimate then starts a new run.
-        step: where training stands: steps since its run started, int32 `[]`.
-        moved: how far the hparams have moved since then, ‖λ − λ_start‖, `[]`. Above zero the weights, and Z
-            in forward mode, are those of a path of hparams, not of the last ones.
+        step: number of steps since the run of training started, int32 `[]`.
+        moved: distance of the hparams from those at that start, ‖λ − λ_start‖, `[]`. Above zero the weights,
+            and Z in forward mode, come from a path of hparams, not from the last ones.
     """
 
     direct: HParams
@@ -50,8 +51,8 @@ class OnlineState(NamedTuple):
     """Training that goes on from estimate to estimate.
 
     Attributes:
-        train: where it stands.
-        first: the hparams with which its run started.
+        train: the state that training is in.
+        first: hparams with which its run started.
         tangents: in forward mode, Z of the state's float leaves, leading axis `[num_hparams]`; else `()`.
     """
 
@@ -69,7 +70,7 @@ def first_state(problem: Problem, key: Key, hparams: HParams) -> OnlineState:
 def go_on(state: OnlineState, fresh: OnlineState, restart_every: int | None) -> OnlineState:
     """Return `state` with the minibatches of `fresh`, or `fresh` where the run is over or not finite.
 
-    With one and the same key, estimates after one another are one run: that of `init_state`.
+    Estimates in turn with one and the same key are one run: that of `init_state`.
     """
     everything = [x.astype(jnp.float32) for x in tree.floats((state.train.params, state.tangents))]
     over = ~jnp.isfinite(tree.norm(everything))
@@ -93,13 +94,13 @@ def online_info(
     """Make the diagnostics of an estimate.
 
     Args:
-        before: where its training began.
-        after: and ended.
-        hparams: of this estimate.
+        before: training as this estimate found it.
+        after: training as this estimate leaves it.
+        hparams: hyperparameters of this estimate.
         parts: direct and response.
-        horizon: steps differentiated through.
-        growth: of the adjoint or of Z.
-        bad: what `first_nonfinite` says of the losses of this estimate.
+        horizon: number of steps differentiated through.
+        growth: growth a step of the adjoint or of Z.
+        bad: first non-finite step of this estimate (`first_nonfinite`).
     """
     return OnlineInfo(
         *parts,

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import jax
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_bytes, check_whole
+from hypergrad.core.checks import check_bytes, check_function, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams
-from hypergrad.estimators.base import Estimator, check_real
+from hypergrad.estimators.base import Estimator, check_real, temporary_bytes
 from hypergrad.estimators.unrolled import adjoint
 from hypergrad.estimators.unrolled.adjoint import (
     Backward,
@@ -16,7 +16,7 @@ from hypergrad.estimators.unrolled.adjoint import (
     num_stored,
     sqrt_checkpoint,
 )
-from hypergrad.estimators.unrolled.base import by_unrolling, temporary_bytes
+from hypergrad.estimators.unrolled.base import by_unrolling
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import init_state
 
@@ -31,8 +31,8 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
     budget in bytes.
 
     **Limits:** exact but for rounding. Where training is chaotic the exact gradient is useless: watch
-    `info.growth`. Signs and roundings in the optimizer give zeros, which are warned of by name. Loops of
-    unknown length (the line searches of `optax.lbfgs`) have no reverse mode: an error sends to `forward`.
+    `info.growth`. Signs and roundings in the optimizer give zeros; a warning names the leaves. Loops of
+    unknown length (the line searches of `optax.lbfgs`) have no reverse mode; use `forward` for them.
 
     Args:
         problem: the training loop.
@@ -52,10 +52,8 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
     """
     check_problem(problem)
     check_whole("horizon", horizon)
-    if backward is not None and not callable(backward):
-        raise ValueError(
-            f"backward is {backward!r}, expected a backward pass; pass mixed_mode(...) or plain(...)"
-        )
+    if backward is not None:
+        check_function("backward", backward, "mixed_mode(...) or plain(...)")
     return by_unrolling(problem, horizon, backward)
 
 
@@ -74,8 +72,8 @@ class Plan(NamedTuple):
         backward: what to pass to `reverse` or `truncated`.
         checkpoint: its segment lengths.
         num_bytes: temporary memory of the compiled estimate.
-        tried: (checkpoint, bytes) of each pass looked at, fastest first; for one whose states alone
-            exceed the budget, the bytes of those.
+        tried: (checkpoint, bytes) of each pass considered, fastest first; where the states alone exceed the
+            budget, their bytes.
     """
 
     backward: Backward
@@ -90,16 +88,16 @@ def plan(
     """Choose the fastest backward pass whose compiled program stays within `memory`.
 
     Passes are tried from the fastest to the leanest: every state stored, then one, two and three
-    levels of segments. The compiler is asked, nothing is run.
+    levels of segments. The compiler states their memory; nothing is run.
 
     **Cost:** one compilation for each pass tried, up to four.
 
     Args:
         problem: the training loop.
-        hparams: of the shapes to be used.
+        hparams: hyperparameters of the shapes to be used.
         horizon: number of inner steps.
         memory: budget in bytes for the temporaries of the estimates.
-        num_seeds: how many estimates are made side by side, under `vmap`.
+        num_seeds: number of estimates made side by side, under `vmap`.
 
     Raises:
         ValueError: where even the leanest pass needs more, with the number of bytes it needs.
@@ -112,7 +110,7 @@ def plan(
     ladder = [(), sqrt_checkpoint(horizon), *(nested_checkpoint(horizon, n) for n in (2, 3))]
     one = jax.eval_shape(lambda h: init_state(problem, jax.random.key(0), h), hparams)
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in tree.floats(one))
-    # the states alone bound the memory from below: what cannot fit is not compiled
+    # the states alone bound the memory from below: a pass that cannot fit is not compiled
     state_bytes *= num_seeds
     lowest = {c: state_bytes * num_stored(horizon, c) for c in dict.fromkeys(ladder)}
     tried = []

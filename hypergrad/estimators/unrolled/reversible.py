@@ -1,25 +1,36 @@
 """Reverse-mode hypergradients that run training backwards exactly, in integers."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.checks import check_share, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.scans import by_step, cut, scan_segments, segment_length
-from hypergrad.core.types import Array, HParams
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import unrolled_advice, warn_structural_zeros
-from hypergrad.estimators.base import Estimate, Estimator, check_real
-from hypergrad.estimators.unrolled.adjoint import Backward, Pulled, Run, pull_step
+from hypergrad.estimators.base import Estimate, Estimator, check_real, no_state
+from hypergrad.estimators.unrolled.adjoint import (
+    Backward,
+    DifferentiableRun,
+    Pulled,
+)
 from hypergrad.estimators.unrolled.base import unrolled_estimate
 from hypergrad.estimators.unrolled.integers import DIGIT, capacity, grow, real, shrink
-from hypergrad.estimators.unrolled.momentum import Coefficients, Course, Recursion, check_momentum
+from hypergrad.estimators.unrolled.momentum import MOMENTUM_SPAN, Coefficients, Course, Recursion
+from hypergrad.estimators.unrolled.pull_step import Adjoint, pull_step
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import TrainState, carried, init_state, split_key, trained
+from hypergrad.train import (
+    TrainState,
+    carried,
+    init_state,
+    split_key,
+    trained,
+)
 
 MIN_DECAY = 255 / 256
 """The smallest decoupled decay D of a step that the stack has room for."""
@@ -73,7 +84,7 @@ class Integers(NamedTuple):
     Attributes:
         weights: w / unit.
         velocity: v / unit.
-        rest: what multiplications left over, a stack of digits that undoing them takes off again.
+        rest: remainders of the multiplications, a stack of digits that undoing them takes off again.
     """
 
     weights: Array
@@ -89,9 +100,9 @@ def reversible(
     V ← m V + G(∇L(w), w)/u,   W ← D W − η V,   w = u W,   undone in the opposite order,
 
     with integers V and W of unit u. Sums of integers are undone by differences. A product by m < 1 forgets
-    log₂(1/m) bits, which go on a stack of digits, one word a parameter (`shrink`); it is stored and
-    emptied before it can overflow, after a number of steps that follows from `min_momentum` and not from
-    the data. Nothing else is stored of weights and velocities.
+    log₂(1/m) bits, which go on a stack of digits, one word a parameter (`shrink`). The stack is stored and
+    emptied before it can overflow, after a number of steps that depends on `min_momentum` alone, not on the
+    data. Nothing else is stored of weights and velocities.
 
     **Cost:** 4 to 5 x training; memory of `info.bits` a parameter and step (0.26 at momentum 0.9, 0.5 at
     0.8, where two float32 states take 64), and of a few numbers a step.
@@ -100,17 +111,17 @@ def reversible(
     with the leaf of the params, rate x decay at most 1/256; clipping or an L2 term may come before the
     momentum. Training is optax's but for rounding, to `limit`·2⁻³⁰ (float64 params: 2⁻⁶²) whatever the size of
     a gradient. Carried state is stored at every step. The gradient computed again must be the same to
-    the bit, which compilers were seen to keep to but do not promise. Where `info.exact` is false (other
-    bits, a momentum below the declared one) the hypergradient is NaN rather than a wrong number; where a
-    number left the range, so is the value, and `info.first_nonfinite` is the step. The estimate itself has no
-    derivative (integers have none), and asking for it is an error.
+    the bit: compilers do that, but do not promise it. Where `info.exact` is false (other bits, or a momentum
+    below the declared one) the hypergradient is NaN rather than a wrong number. Where a number left the
+    range, the value is NaN too, and `info.first_nonfinite` is the step. The estimate itself has no derivative,
+    since integers have none; taking it is an error.
 
     Args:
         problem: the training loop.
         horizon: number of inner steps.
         min_momentum: the smallest momentum that the run will meet, in [0.25, 1).
-        limit: magnitude that no weight, update, gradient or velocity may reach; half of it rounds half as
-            coarsely.
+        limit: magnitude that no weight, update, gradient or velocity may reach; with half of it, rounding is
+            half as coarse.
 
     Returns:
         A stateless estimator; `info` is a `ReversibleInfo`.
@@ -124,23 +135,13 @@ def reversible(
     """
     check_problem(problem)
     check_whole("horizon", horizon)
-    check_momentum(min_momentum)
-    if min_momentum < 0.25:
-        raise ValueError(
-            f"min_momentum is {min_momentum}, expected at least 0.25, because a smaller one forgets more bits "
-            "than there is use in storing; use estimators.reverse"
-        )
-    if not (is_number(limit) and 0 < limit < 2**20):
-        raise ValueError(
-            f"limit is {limit!r}, expected a number above 0 and below 2**20; pass a magnitude that no "
-            "weight and no velocity reaches"
-        )
+    # below 0.25 a step forgets more bits than there is use in storing
+    check_share("min_momentum", min_momentum, "[0.25, 1)", what=MOMENTUM_SPAN, example=0.8)
+    what = "a magnitude that no weight and no velocity reaches"
+    check_share("limit", limit, f"(0, {2**20})", what=what, example=8.0)
     backward = undo_exactly(min_momentum, limit)
 
-    def init(key, hparams):
-        return ()
-
-    def estimate(key, state, hparams):
+    def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:
         check_real(problem, hparams)
         hparams = _once(hparams)
         warn_structural_zeros(problem, hparams, horizon)
@@ -151,14 +152,14 @@ def reversible(
         exact, largest, _ = certificate
         inside = largest < limit
 
-        def vouched(parts, sound):
+        def vouched(parts: PyTree, sound: Array) -> PyTree:
             return jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), parts)
 
         response, hypergrad = vouched((found.info.response, found.hypergrad), exact & inside)
         info = ReversibleInfo(*found.info._replace(response=response), *certificate)
         return state, Estimate(vouched(found.value, inside), hypergrad, info)
 
-    return Estimator(init, estimate)
+    return Estimator(no_state, estimate)
 
 
 REVERSIBLE = Method(
@@ -171,118 +172,26 @@ REVERSIBLE = Method(
 
 @jax.custom_jvp
 def _once(hparams: HParams) -> HParams:
-    """Return the hparams; refuse to be differentiated, because through integers the answer would be zero."""
+    """Return the hparams; raise where they are differentiated: through integers the answer would be zero."""
     return hparams
 
 
 @_once.defjvp
-def _refuse(primals, tangents):
+def _refuse(primals: tuple, tangents: tuple) -> tuple:
     raise ValueError(
-        "an estimate of reversible is to be differentiated, expected its values alone, because integers have "
+        "an estimate of reversible is being differentiated, expected its values alone, because integers have "
         "no derivative; use estimators.forward or reverse for second derivatives"
     )
-
-
-def undo_exactly(min_momentum: float, limit: float) -> Backward:
-    """Return the backward pass of `reversible`; it certifies (exact, largest, bits)."""
-
-    def backward(problem, hparams, state, num_steps):
-        recursion = Recursion(problem, hparams, state, num_steps)
-        scheme = _scheme(recursion, min_momentum, limit)
-        size = segment_length(num_steps, scheme.interval)
-        course, first, counters = recursion.course(hparams, num_steps)
-        course = cut(course, num_steps, size)
-
-        def advance(carry, at):
-            return _advance(recursion, scheme, hparams, first, carry, at)
-
-        def segment(carry, at, length):
-            (integers, loss_state), ys = jax.lax.scan(advance, carry, at)
-            emptied = integers._replace(rest=integers.rest & DIGIT)
-            return (emptied, loss_state), (ys, integers.rest)
-
-        begin = scheme.encode_all(state)
-        carry = (begin, carried(state.params))
-        (end, loss_state), ys = scan_segments(segment, carry, course, num_steps, size)
-        losses, largest = by_step([(value, most) for (value, most, _), _ in ys])
-        stored = [(at, kept, rest) for at, ((_, _, kept), rest) in zip(course, ys, strict=True)]
-        after = Course(state.step + num_steps, counters, None)
-        final = recursion.state(after, loss_state, *scheme.decode_all(end))
-
-        def back(carry, stored, length):
-            return _undo_segment(recursion, scheme, hparams, first, carry, stored)
-
-        def pullback(adjoint):
-            zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
-            carry = (end, (zeros, adjoint), jnp.asarray(True))
-            carry, norms = scan_segments(back, carry, stored, num_steps, size, reverse=True)
-            integers, (total, first_adjoint), exact = carry
-            for found, expected in zip(integers, begin, strict=True):
-                exact &= jnp.all(found == expected)
-            bits = 8 * begin.rest.dtype.itemsize * -(-num_steps // size) / num_steps
-            certificate = (exact, jnp.max(largest), jnp.asarray(bits, jnp.float32))
-            return Pulled(total, first_adjoint, by_step(norms), certificate)
-
-        # a number that left the range counts as one that is not finite
-        return Run(final, jnp.where(largest < limit, losses, jnp.nan), pullback)
-
-    return backward
-
-
-def _advance(recursion, scheme, hparams, first, carry, at):
-    """Make one step of training in integers."""
-    (weights, velocity, rest), loss_state = carry
-    m, rate, decay = scheme.spread(at.coefficients or first)
-    reals = scheme.leaves(weights)
-    drive, new_loss_state, value, _ = recursion.drive(hparams, at, loss_state, reals)
-    drive = scheme.join(drive)
-    velocity, rest = shrink(velocity, rest, m)
-    velocity = velocity + scheme.encode(drive)
-    if decay is not None:
-        weights, rest = shrink(weights, rest, decay)
-    update = rate * scheme.decode(velocity)
-    weights = weights - scheme.encode(update)
-    largest = jnp.maximum(jnp.abs(drive), jnp.abs(update))
-    for integers in (velocity, weights):
-        largest = jnp.maximum(largest, jnp.abs(scheme.decode(integers)))
-    new = Integers(weights, velocity, rest)
-    return (new, new_loss_state), (value, jnp.max(largest).astype(jnp.float32), loss_state)
-
-
-def _undo_segment(recursion, scheme, hparams, first, carry, stored):
-    """Undo a segment to the bit, and pull the adjoint back over it."""
-    (weights, velocity, emptied), adjoint, exact = carry
-    course, loss_states, full = stored
-    # going back, the stack that was emptied here must come to what emptying left
-    exact &= jnp.all(emptied == full & DIGIT)
-
-    def undo_step(carry, kept):
-        ((weights, velocity, rest), adjoint), (at, loss_state) = carry, kept
-        m, rate, decay = scheme.spread(at.coefficients or first)
-        weights = weights + scheme.encode(rate * scheme.decode(velocity))
-        if decay is not None:
-            weights, rest = grow(weights, rest, decay)
-        reals = scheme.leaves(weights)
-        drive, _, value, grads = recursion.drive(hparams, at, loss_state, reals)
-        velocity = velocity - scheme.encode(scheme.join(drive))
-        velocity, rest = grow(velocity, rest, m)
-        before = recursion.state(at, loss_state, reals, scheme.leaves(velocity))
-        adjoint, norm = pull_step(recursion.problem, hparams, (before, value, grads), adjoint)
-        return (Integers(weights, velocity, rest), adjoint), norm
-
-    carry = (Integers(weights, velocity, full), adjoint)
-    carry, norms = jax.lax.scan(undo_step, carry, (course, loss_states), reverse=True)
-    return (*carry, exact), norms
 
 
 class _Scheme(NamedTuple):
     """How the params are laid out in integers.
 
     Attributes:
-        recursion: whose leaves they are.
+        recursion: the momentum recursion, which knows the leaves.
         word: dtype of the integers.
         unit: value of the integer 1, a power of two.
-        interval: steps after which the stack must be stored.
+        interval: number of steps after which the stack must be stored.
     """
 
     recursion: Recursion
@@ -316,23 +225,148 @@ class _Scheme(NamedTuple):
         """Return m, η and D of each entry `[P]`."""
         momenta, rates, decays = coefficients
 
-        def each(numbers):
+        def each(numbers: Array) -> Array:
             pairs = zip(numbers, self.recursion.leaves, strict=True)
             return jnp.concatenate([jnp.full((leaf.size,), x) for x, leaf in pairs])
 
         return each(momenta), each(rates), None if decays is None else each(1 + decays)
 
     def encode_all(self, state: TrainState) -> Integers:
+        """Round the weights and velocities of a state to integers, with an empty stack."""
         velocity, _ = self.recursion.split(state.opt_state)
         weights = self.encode(self.join(jax.tree.leaves(trained(state.params))))
         velocity = self.encode(self.join(velocity))
         return Integers(weights, velocity, jnp.zeros_like(weights))
 
     def decode_all(self, integers: Integers) -> tuple[list[Array], list[Array]]:
+        """Return the leaves of the weights and of the velocities."""
         return self.leaves(integers.weights), self.leaves(integers.velocity)
 
 
+_Back: TypeAlias = tuple[Integers, Adjoint, Array]
+"""What travels back from segment to segment: integers, adjoint, and whether all came back to the bit."""
+
+_Kept: TypeAlias = tuple[Course, PyTree, Array]
+"""What is stored of a segment: its part of the course, the carried states, and the full stack."""
+
+
+def undo_exactly(min_momentum: float, limit: float) -> Backward:
+    """Return the backward pass of `reversible`; it certifies (exact, largest, bits)."""
+
+    def backward(
+        problem: Problem, hparams: HParams, state: TrainState, num_steps: int
+    ) -> DifferentiableRun:
+        recursion = Recursion(problem, hparams, state, num_steps)
+        scheme = _scheme(recursion, min_momentum, limit)
+        size = segment_length(num_steps, scheme.interval)
+        course, first, counters = recursion.course(hparams, num_steps)
+        course = cut(course, num_steps, size)
+
+        def advance(carry: tuple, at: Course) -> tuple[tuple, tuple]:
+            return _advance(recursion, scheme, hparams, first, carry, at)
+
+        def segment(carry: tuple, at: Course, length: int) -> tuple[tuple, tuple]:
+            (integers, loss_state), ys = jax.lax.scan(advance, carry, at)
+            emptied = integers._replace(rest=integers.rest & DIGIT)
+            return (emptied, loss_state), (ys, integers.rest)
+
+        begin = scheme.encode_all(state)
+        carry = (begin, carried(state.params))
+        (end, loss_state), ys = scan_segments(segment, carry, course, num_steps, size)
+        losses, largest = by_step([(value, most) for (value, most, _), _ in ys])
+        stored = [(at, kept, rest) for at, ((_, _, kept), rest) in zip(course, ys, strict=True)]
+        after = Course(state.step + num_steps, counters, None)
+        final = recursion.state(after, loss_state, *scheme.decode_all(end))
+
+        def back(carry: _Back, stored: _Kept, length: int) -> tuple[_Back, Array]:
+            return _undo_segment(recursion, scheme, hparams, first, carry, stored)
+
+        def pullback(adjoint: list[Array]) -> Pulled:
+            zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
+            carry = (end, (zeros, adjoint), jnp.asarray(True))
+            carry, norms = scan_segments(back, carry, stored, num_steps, size, reverse=True)
+            integers, (total, first_adjoint), exact = carry
+            for found, expected in zip(integers, begin, strict=True):
+                exact &= jnp.all(found == expected)
+            bits = 8 * begin.rest.dtype.itemsize * -(-num_steps // size) / num_steps
+            certificate = (exact, jnp.max(largest), jnp.asarray(bits, jnp.float32))
+            return Pulled(total, first_adjoint, by_step(norms), certificate)
+
+        # a number that left the range counts as one that is not finite
+        return DifferentiableRun(final, jnp.where(largest < limit, losses, jnp.nan), pullback)
+
+    return backward
+
+
+def _advance(
+    recursion: Recursion,
+    scheme: _Scheme,
+    hparams: HParams,
+    first: Coefficients,
+    carry: tuple[Integers, PyTree],
+    at: Course,
+) -> tuple[tuple[Integers, PyTree], tuple[Array, Array, PyTree]]:
+    """Make one step of training in integers.
+
+    Returns:
+        Integers and carried state after it; its loss `[]`, the largest magnitude in it `[]`, and the carried
+        state before it.
+    """
+    (weights, velocity, rest), loss_state = carry
+    m, rate, decay = scheme.spread(at.coefficients or first)
+    reals = scheme.leaves(weights)
+    drive, new_loss_state, value, _ = recursion.drive(hparams, at, loss_state, reals)
+    drive = scheme.join(drive)
+    velocity, rest = shrink(velocity, rest, m)
+    velocity = velocity + scheme.encode(drive)
+    if decay is not None:
+        weights, rest = shrink(weights, rest, decay)
+    update = rate * scheme.decode(velocity)
+    weights = weights - scheme.encode(update)
+    largest = jnp.maximum(jnp.abs(drive), jnp.abs(update))
+    for integers in (velocity, weights):
+        largest = jnp.maximum(largest, jnp.abs(scheme.decode(integers)))
+    new = Integers(weights, velocity, rest)
+    return (new, new_loss_state), (value, jnp.max(largest).astype(jnp.float32), loss_state)
+
+
+def _undo_segment(
+    recursion: Recursion,
+    scheme: _Scheme,
+    hparams: HParams,
+    first: Coefficients,
+    carry: _Back,
+    stored: _Kept,
+) -> tuple[_Back, Array]:
+    """Undo a segment to the bit, and pull the adjoint back over it; return the norms `[length]` too."""
+    (weights, velocity, emptied), adjoint, exact = carry
+    course, loss_states, full = stored
+    # on the way back, the stack must come to what was left when it was emptied here
+    exact &= jnp.all(emptied == full & DIGIT)
+
+    def undo_step(
+        carry: tuple[Integers, Adjoint], kept: tuple[Course, PyTree]
+    ) -> tuple[tuple[Integers, Adjoint], Array]:
+        ((weights, velocity, rest), adjoint), (at, loss_state) = carry, kept
+        m, rate, decay = scheme.spread(at.coefficients or first)
+        weights = weights + scheme.encode(rate * scheme.decode(velocity))
+        if decay is not None:
+            weights, rest = grow(weights, rest, decay)
+        reals = scheme.leaves(weights)
+        drive, _, value, grads = recursion.drive(hparams, at, loss_state, reals)
+        velocity = velocity - scheme.encode(scheme.join(drive))
+        velocity, rest = grow(velocity, rest, m)
+        before = recursion.state(at, loss_state, reals, scheme.leaves(velocity))
+        adjoint, norm = pull_step(recursion.problem, hparams, (before, value, grads), adjoint)
+        return (Integers(weights, velocity, rest), adjoint), norm
+
+    end = (Integers(weights, velocity, full), adjoint)
+    (integers, adjoint), norms = jax.lax.scan(undo_step, end, (course, loss_states), reverse=True)
+    return (integers, adjoint, exact), norms
+
+
 def _scheme(recursion: Recursion, min_momentum: float, limit: float) -> _Scheme:
+    """Choose the word, the unit and the interval."""
     if recursion.constant is not None and recursion.constant < min_momentum:
         raise ValueError(
             f"min_momentum is {min_momentum}, expected at most {recursion.constant:.3g}, the momentum of "

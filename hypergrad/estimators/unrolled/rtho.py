@@ -6,16 +6,12 @@ from jax.flatten_util import ravel_pytree
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
+from hypergrad.core.types import Array, HParams, Key
 from hypergrad.estimators.advice import warn_structural_zeros
-from hypergrad.estimators.base import (
-    Estimate,
-    Estimator,
-    check_real,
-    first_nonfinite,
-    growth_rate,
-)
-from hypergrad.estimators.unrolled.base import objective_parts
+from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite
+from hypergrad.estimators.unrolled.base import growth_rate, objective_parts
 from hypergrad.estimators.unrolled.online import (
+    OnlineState,
     check_restart,
     first_state,
     go_on,
@@ -24,7 +20,10 @@ from hypergrad.estimators.unrolled.online import (
 )
 from hypergrad.estimators.unrolled.tangent import basis, first_tangents, push_step
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import split_key, trained
+from hypergrad.train import (
+    split_key,
+    trained,
+)
 
 
 def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = None) -> Estimator:
@@ -32,8 +31,8 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
 
     Z_{t+1} = (∂Φ_t/∂w)(w_t, λ_t) Z_t + (∂Φ_t/∂λ)(w_t, λ_t),   hypergrad_t = ∂f/∂λ + (∂f/∂w) Z_t
 
-    Each estimate trains `interval` more steps with the hparams it is given and reads the hypergradient
-    there, so that the hparams are updated many times in one run of training.
+    Each estimate trains `interval` more steps with the hparams that it gets, and reads the hypergradient
+    at their end. So the hparams are updated many times in one run of training.
 
     **Cost:** about (1 + 1.5 num_hparams) x `interval` steps of training; memory of num_hparams states,
     whatever the horizon.
@@ -45,7 +44,7 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
     Args:
         problem: the training loop.
         interval: number of inner steps between two hypergradients.
-        restart_every: start a new run, with Z_0 = dw_0/dλ, after so many steps; None: never.
+        restart_every: number of steps after which a new run begins, with Z_0 = dw_0/dλ; None: never.
 
     Returns:
         An estimator whose state is an `OnlineState` with Z; `info` is an `OnlineInfo` whose horizon is
@@ -61,23 +60,26 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
     check_whole("interval", interval)
     check_restart(restart_every)
 
-    def init(key, hparams):
-        check_real(problem, hparams)
+    def begin(key: Key, hparams: HParams) -> OnlineState:
         tangents = first_tangents(problem, split_key(key)[0], hparams, basis(hparams))
         return first_state(problem, key, hparams)._replace(tangents=tangents)
 
-    def estimate(key, state, hparams):
+    def init(key: Key, hparams: HParams) -> OnlineState:
+        check_real(problem, hparams)
+        return begin(key, hparams)
+
+    def estimate(key: Key, state: OnlineState, hparams: HParams) -> tuple[OnlineState, Estimate]:
         check_real(problem, hparams)
         warn_structural_zeros(problem, hparams, interval)
         directions = basis(hparams)
-        before = go_on(state, init(key, hparams), restart_every)
+        before = go_on(state, begin(key, hparams), restart_every)
 
         num_weights = len(jax.tree.leaves(trained(before.train.params)))
 
-        def size(tangents):
+        def size(tangents: list[Array]) -> Array:
             return tree.norm(tangents[:num_weights])
 
-        def body(carry, _):
+        def body(carry: tuple, _: None) -> tuple[tuple, tuple[Array, Array]]:
             train, tangents = carry
             train, tangents, loss = push_step(problem, hparams, train, tangents, directions)
             return (train, tangents), (loss, size(tangents))

@@ -1,15 +1,19 @@
 """Truncated reverse-mode hypergradients: exact training, differentiated through its last steps only."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
+from hypergrad.core.types import Array, HParams, Key
 from hypergrad.estimators.advice import warn_structural_zeros
-from hypergrad.estimators.base import Estimator, check_real, first_nonfinite
+from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite
 from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode
 from hypergrad.estimators.unrolled.base import unrolled_estimate
 from hypergrad.estimators.unrolled.online import (
+    OnlineState,
     check_restart,
     first_state,
     go_on,
@@ -17,7 +21,12 @@ from hypergrad.estimators.unrolled.online import (
     reading_interval,
 )
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import init_state, split_key, unroll_losses
+from hypergrad.train import (
+    TrainState,
+    init_state,
+    split_key,
+    unroll_losses,
+)
 
 
 def truncated(
@@ -43,10 +52,10 @@ def truncated(
     Args:
         problem: the training loop.
         horizon: number of inner steps trained by an estimate.
-        window: number of last steps differentiated, at most `horizon`.
+        window: number of steps differentiated, the last ones; at most `horizon`.
         backward: as in `reverse`.
         warm_start: go on from where the last estimate's training ended, instead of from the start.
-        restart_every: with `warm_start`, start a new run after so many steps, such as the length of a
+        restart_every: number of steps after which a warm start begins a new run, such as the length of a
             schedule; None: never.
 
     Returns:
@@ -70,16 +79,18 @@ def truncated(
     check_restart(restart_every)
     if restart_every is not None and not warm_start:
         raise ValueError(
-            f"restart_every is {restart_every} without warm_start, expected None, because every estimate "
-            "starts a new run; pass warm_start=True"
+            f"restart_every is {restart_every} without warm_start, expected None, because each estimate starts "
+            "a new run; pass warm_start=True"
         )
     backward = mixed_mode() if backward is None else backward
 
-    def init(key, hparams):
+    def init(key: Key, hparams: HParams) -> OnlineState | tuple[()]:
         return first_state(problem, key, hparams) if warm_start else ()
 
-    def through_window(key, hparams, start):
-        """Train from `start`; return the estimate, the losses and the state after the last step."""
+    def through_window(
+        key: Key, hparams: HParams, start: TrainState
+    ) -> tuple[Estimate, Array, TrainState]:
+        """Train from `start`; return the estimate, its first bad step, and the state at the end."""
         frozen = jax.lax.stop_gradient(hparams)
         start, early = unroll_losses(problem, frozen, start, horizon - window)
         result, late, _, final = unrolled_estimate(
@@ -88,7 +99,7 @@ def truncated(
         bad = first_nonfinite(jnp.concatenate([early, late]), result.value)
         return result, bad, final
 
-    def estimate(key, state, hparams):
+    def estimate(key: Key, state: Any, hparams: HParams) -> tuple[Any, Estimate]:
         check_real(problem, hparams)
         warn_structural_zeros(problem, hparams, window, through_init=False)
         if not warm_start:
@@ -110,9 +121,9 @@ def one_step(problem: Problem, interval: int = 1, *, restart_every: int | None =
 
     w' = Φ_t(w, λ),   hypergrad ≈ ∂f(w', λ)/∂λ + (∂f/∂w') ∂Φ_t(w, λ)/∂λ
 
-    The step is that of the problem's own optimizer, with everything in it that depends on λ: it serves
-    learning rates and momenta as well as penalties and weights of examples. `darts` is the cheaper form
-    that sees the loss alone.
+    The step is that of the problem's own optimizer, with all that depends on λ in it: learning rates and
+    momenta get a hypergradient as well as penalties and weights of examples. `darts` is a cheaper form that
+    sees the loss alone.
 
     **Cost:** `interval` steps of training and one step's reverse pass.
 
@@ -123,7 +134,7 @@ def one_step(problem: Problem, interval: int = 1, *, restart_every: int | None =
     Args:
         problem: the training loop.
         interval: number of inner steps trained by an estimate.
-        restart_every: start a new run after so many steps; None: never.
+        restart_every: number of steps after which a new run begins; None: never.
 
     Returns:
         `truncated` with a window of 1 and a warm start.

@@ -1,0 +1,214 @@
+"""One step of the backward pass: the adjoint goes back through the optimizer and through the gradient."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from hypergrad.core import tree
+from hypergrad.core.autodiff import uses
+from hypergrad.core.types import Array, Batch, HParams, Params, PyTree
+from hypergrad.problem import Problem
+from hypergrad.train import (
+    TrainState,
+    carried,
+    draw_batch,
+    evaluate_loss,
+    trained,
+    update,
+    with_parts,
+)
+
+Adjoint: TypeAlias = tuple[list[Array], list[Array]]
+"""Cotangent of the hparams' float leaves so far, adjoint of the state's float leaves."""
+
+Join: TypeAlias = Callable[[list[Array]], PyTree]
+"""Float leaves -> the pytree that they were taken from."""
+
+
+class _Step(NamedTuple):
+    """One step of training, Φ(w, c, o, λ), cut into what carries a derivative.
+
+    Attributes:
+        problem: the training loop.
+        state: the state before the step.
+        batch: what the step is trained on.
+        weights: w, a pytree.
+        carried: c, float leaves of the state that the loss carries along.
+        opt_state: o, float leaves of the optimizer's state.
+        hparams: λ, float leaves.
+        joins: the ways back from `carried`, `opt_state` and `hparams` to the whole of each.
+    """
+
+    problem: Problem
+    state: TrainState
+    batch: Batch
+    weights: PyTree
+    carried: list[Array]
+    opt_state: list[Array]
+    hparams: list[Array]
+    joins: tuple[Join, Join, Join]
+
+    def at(self, weights: PyTree, carried: list[Array]) -> Params:
+        """Return params with these weights and this carried state."""
+        return with_parts(self.state.params, weights, self.joins[0](carried))
+
+    def apply(
+        self,
+        grads: PyTree,
+        opt_state: list[Array],
+        weights: PyTree,
+        hparams: list[Array],
+        value: Array,
+        carried: list[Array],
+    ) -> list[list[Array]]:
+        """Apply the optimizer; return the new weights and the float leaves of its new state."""
+        _, join_opt_state, join_hparams = self.joins
+        here = self.state._replace(
+            params=self.at(weights, carried), opt_state=join_opt_state(opt_state)
+        )
+        new = update(self.problem, join_hparams(hparams), here, self.batch, value, grads)
+        return [tree.floats(x) for x in new]
+
+    def evaluate(
+        self, weights: PyTree, carried: list[Array], hparams: list[Array]
+    ) -> tuple[Array, list[Array]]:
+        """Return the loss `[]` and the float leaves of the new carried state."""
+        params = self.at(weights, carried)
+        value, new = evaluate_loss(self.problem, params, self.joins[2](hparams), self.batch)
+        return value, tree.floats(new)
+
+
+class _Bars(NamedTuple):
+    """Adjoints of what a step reads.
+
+    Attributes:
+        weights: w̄, a pytree.
+        carried: c̄.
+        opt_state: ō.
+        hparams: λ̄.
+    """
+
+    weights: PyTree
+    carried: list[Array]
+    opt_state: list[Array]
+    hparams: list[Array]
+
+
+class _UpdateBars(NamedTuple):
+    """Adjoints of what the optimizer reads.
+
+    Attributes:
+        grads: v, the adjoint of the gradient, a pytree.
+        opt_state: ō.
+        weights: w̄ through the optimizer, a pytree.
+        hparams: λ̄ through the optimizer.
+        loss: adjoints of the loss and of the carried state that it is evaluated at, where the optimizer
+            reads it, else `()`.
+    """
+
+    grads: PyTree
+    opt_state: list[Array]
+    weights: PyTree
+    hparams: list[Array]
+    loss: tuple[Array, list[Array]] | tuple[()]
+
+
+def pull_step(
+    problem: Problem,
+    hparams: HParams,
+    kept: tuple[TrainState, Array, PyTree],
+    adjoint: Adjoint,
+) -> tuple[Adjoint, Array]:
+    """Pull the adjoint back over one step of training, whose loss and gradient were kept.
+
+    Args:
+        problem: the training loop.
+        hparams: hyperparameters.
+        kept: the state before the step, its loss `[]`, the gradient of its weights.
+        adjoint: cotangent of the hparams' float leaves so far, adjoint of the state after the step.
+
+    Returns:
+        Both before the step, and the norm of the adjoint of the weights there, float32 `[]`.
+    """
+    state, value, grads = kept
+    total, state_bar = adjoint
+    step = _open(problem, hparams, state)
+    num_w, num_c = len(jax.tree.leaves(step.weights)), len(step.carried)
+    middle = num_w + num_c
+    w_bar, c_bar, o_bar = state_bar[:num_w], state_bar[num_w:middle], state_bar[middle:]
+    optimizer = _pull_update(step, value, grads, w_bar, o_bar)
+    slopes, through = _pull_gradient(step, optimizer.grads, c_bar)
+    bars = _Bars(
+        jax.tree.leaves(tree.add(optimizer.weights, through.weights)),
+        through.carried,
+        optimizer.opt_state,
+        tree.add(optimizer.hparams, through.hparams),
+    )
+    if optimizer.loss:
+        bars = _pull_loss(bars, slopes, *optimizer.loss)
+    before = tree.cast_like([*bars.weights, *bars.carried, *bars.opt_state], state_bar)
+    norm = tree.norm(before[:num_w]).astype(jnp.float32)
+    return (tree.cast_like(tree.add(total, bars.hparams), total), before), norm
+
+
+def _open(problem: Problem, hparams: HParams, state: TrainState) -> _Step:
+    batch = draw_batch(problem, state)
+    h, join_h = tree.split_float(hparams)
+    c, join_c = tree.split_float(carried(state.params))
+    o, join_o = tree.split_float(state.opt_state)
+    joins = (join_c, join_o, join_h)
+    return _Step(problem, state, batch, trained(state.params), c, o, h, joins)
+
+
+def _pull_update(
+    step: _Step, value: Array, grads: PyTree, w_bar: list[Array], o_bar: list[Array]
+) -> _UpdateBars:
+    """Pull the adjoints of the new weights and optimizer state back through the optimizer."""
+    inputs = (grads, step.opt_state, step.weights, step.hparams)
+    loss = (value, step.carried)
+    # most optimizers see neither the loss nor, through value_fn, the carried state
+    live = uses(step.apply, *inputs, *loss)
+    if any(live[len(live) - 1 - len(step.carried) :]):
+        _, pull = jax.vjp(step.apply, *inputs, *loss)
+        v, o, w, h, value_bar, c_bar = pull([w_bar, o_bar])
+        return _UpdateBars(v, o, w, h, (value_bar, c_bar))
+    _, pull = jax.vjp(lambda g, o, w, h: step.apply(g, o, w, h, *loss), *inputs)
+    v, o, w, h = pull([w_bar, o_bar])
+    return _UpdateBars(v, o, w, h, ())
+
+
+def _pull_gradient(step: _Step, v: PyTree, c_bar: list[Array]) -> tuple[_Bars, _Bars]:
+    """Pull v, the adjoint of the gradient, and c̄ back through the gradient and the carried state.
+
+    The new carried state s(w, c, λ) has an adjoint too. Adding κ⟨c̄, s⟩ to the loss makes the one derivative
+    along (v, κ̇ = 1) at κ = 0 return Hv + ∂⟨c̄, s⟩ together.
+
+    Returns:
+        The gradient of the loss in all that it reads, and the adjoints.
+    """
+
+    def gradient(weights: PyTree, kappa: Array) -> tuple[PyTree, list[Array], list[Array]]:
+        def lagrangian(weights: PyTree, carried: list[Array], hparams: list[Array]) -> Array:
+            value, new = step.evaluate(weights, carried, hparams)
+            return value + kappa * tree.dot(new, c_bar) if carried else value
+
+        return jax.grad(lagrangian, (0, 1, 2))(weights, step.carried, step.hparams)
+
+    zero, one = jnp.zeros(()), jnp.ones(())
+    (w, c, h), (w_bar, c_bar, h_bar) = jax.jvp(gradient, (step.weights, zero), (v, one))
+    return _Bars(w, c, [], h), _Bars(w_bar, c_bar, [], h_bar)
+
+
+def _pull_loss(bars: _Bars, slopes: _Bars, value_bar: Array, c_bar: list[Array]) -> _Bars:
+    """Add what the optimizer reads of the loss: its adjoint times the gradient of the loss."""
+
+    def add(bar: list[Array], slope: PyTree) -> list[Array]:
+        return [a + value_bar * b for a, b in zip(bar, jax.tree.leaves(slope), strict=True)]
+
+    return bars._replace(
+        weights=add(bars.weights, slopes.weights),
+        carried=add(tree.add(bars.carried, c_bar), slopes.carried),
+        hparams=add(bars.hparams, slopes.hparams),
+    )
