@@ -77,7 +77,7 @@ def landscape(
 ) -> Landscape:
     """Return the loss on a line or a plane through the weights, which lie at its middle.
 
-    `report.figures.landscape_figure` draws it. With `filter_direction` a step of one moves each filter by its
+    `report.diagrams.landscape_figure` draws it. With `filter_direction` a step of one moves each filter by its
     own length.
 
     **Cost:** `num` losses for one direction, num² for two, `chunk` side by side.

@@ -1,5 +1,6 @@
 """Search spaces: dimensions, and the maps to and from their values."""
 
+from hypergrad.space import schedules
 from hypergrad.space.description import describe_space, space_from_description
 from hypergrad.space.dimensions import (
     Choice,
@@ -61,6 +62,7 @@ __all__ = [
     "sample",
     "sample_constant",
     "schedule",
+    "schedules",
     "select",
     "snap",
     "space_from_description",
