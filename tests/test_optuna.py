@@ -376,7 +376,7 @@ def test_trials_go_to_optuna_and_come_back(tmp_path):
     np.testing.assert_array_equal(back.values, np.concatenate([o.values for o in outcomes]))
     np.testing.assert_array_equal(back.steps, np.concatenate([o.steps for o in outcomes]))
     told = jax.eval_shape(warm_start(bayes(MIXED, 16), [back]).init, KEY)
-    assert told.history.units.shape == (16, 10)
+    assert told.memory.units.shape == (16, 10)
 
 
 def test_trials_of_others_are_read_where_they_fit():

@@ -580,7 +580,7 @@ def test_warm_starts_are_told_before_the_first():
     expected = evolution(space).tell(evolution(space).init(KEY), told)
     for a, b in zip(jax.tree.leaves(searcher.init(KEY)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(ValueError, match=r"trials\[0\] is dict"):
+    with pytest.raises(ValueError, match=r"trials\[0\] is {}, expected a Trials"):
         warm_start(searcher, [{}])
     with pytest.raises(ValueError, match="hparams has the leaves"):
         warm_start(evolution({"z": Real(0, 1)}), [told]).init(KEY)
@@ -685,7 +685,7 @@ BAD = {
     "c": (lambda: distribution(ONE, smoothing=Smoothing(c=0.0)), "c is 0.0"),
     "tables": (lambda: distribution(ONE, smoothing=Smoothing(tables=1.5)), "tables is 1.5"),
     "floor": (lambda: distribution(ONE, floor=1.5), "floor is 1.5"),
-    "stop": (lambda: cross_entropy(ONE, stop=Stop(sigma=-1)), "sigma is -1 in Stop"),
+    "stop": (lambda: cross_entropy(ONE, stop=Stop(sigma=-1)), "stop.sigma is -1"),
     "atoms": (lambda: distribution(ONE, atoms=1), "atoms is 1 for 'x'"),
     "atoms name": (lambda: distribution(ONE, atoms={"y": 3}), "leaf of atoms is 'y'"),
     "atoms counted": (
@@ -701,14 +701,14 @@ BAD = {
     ),
     "spread": (lambda: prior(ONE, {"x": Prior(0.5, 0)}), "spread is 0"),
     "uniform": (lambda: prior(ONE, {}, uniform=2), "uniform is 2"),
-    "levels": (lambda: grid(ONE, 0), "num_levels is 0 for 'x'"),
+    "levels": (lambda: grid(ONE, 0), "num_levels is 0, expected a whole number of at least 1"),
     "grid too large": (lambda: grid({"x": Real(0, 1, shape=(40,))}, 3), "expected at most 1048576"),
     "members": (lambda: evolution(ONE, 3), "num_members is 3"),
     "mutation": (lambda: evolution(ONE, mutation=(0.9, 0.1)), "mutation is"),
     "crossover": (lambda: evolution(ONE, crossover=1.1), "crossover is 1.1"),
     "lambda": (lambda: cma_es(ONE, 3), "num_members is 3"),
     "sigma": (lambda: cma_es(ONE, sigma=0), "sigma is 0"),
-    "options": (lambda: cma_es({"k": Choice(("a", "b"))}), "space holds options alone"),
+    "options": (lambda: cma_es({"k": Choice(("a", "b"))}), "space has options alone"),
     "capacity": (lambda: bayes(ONE, 2), "capacity is 2"),
     "num_initial": (lambda: bayes(ONE, num_initial=0), "num_initial is 0"),
     "region": (lambda: bayes(ONE, trust_region=0.5), "trust_region is 0.5"),

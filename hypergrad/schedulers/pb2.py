@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, PyTree
 from hypergrad.populations import count
@@ -20,7 +21,6 @@ from hypergrad.searchers.models.gaussian_process import (
     fit_covariance,
     prior_kernel,
 )
-from hypergrad.searchers.models.memory import check_capacity
 from hypergrad.searchers.models.targets import power
 from hypergrad.space import Coordinates, Sequence, coordinates, from_units, to_units
 
@@ -59,7 +59,7 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
         Population-Based Bandits" (PB2), NeurIPS 2020, arXiv:2002.02518.
     """
     bound = confidence_bound(kappa)
-    check_capacity(capacity)
+    check_whole("capacity", capacity, 4, example=1024)
     dims = jax.tree.map(lambda dim: dim.element if isinstance(dim, Sequence) else dim, space)
     plain = coordinates(dims)
     whole = Coordinates(  # the last coordinate is the time

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 from jax.scipy.special import ndtri
 
-from hypergrad.core.checks import check_whole
+from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.methods import Method
-from hypergrad.core.types import Array, Key, PyTree
-from hypergrad.searchers.base import Searcher, observe
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.searchers.base import Searcher, Trials, checked, observe
 from hypergrad.searchers.models.gaussian_process import (
     Acquisition,
     Covariance,
@@ -27,7 +27,7 @@ from hypergrad.searchers.models.gaussian_process import (
     predict,
     prior_kernel,
 )
-from hypergrad.searchers.models.memory import Memory, check_capacity, empty, remember
+from hypergrad.searchers.models.memory import Memory, empty, remember
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, points, scramble
 from hypergrad.searchers.models.targets import power
@@ -39,23 +39,24 @@ SMALLEST = 64
 """Rows of the smallest table that a process is fitted to; larger ones are powers of two."""
 
 NUM_CANDIDATES = 768
+"""Candidates for each suggestion: half of them all over the box, half near the best trials."""
 
 NUM_REFINED = 8
-"""Of the candidates all over the box, and as many of those near the best trials."""
+"""Candidates of either half that are refined."""
 
 NUM_STEPS = 40
-"""Of Adam, from each of them."""
+"""Steps of Adam that refine each of them."""
 
 
 class TrustRegion(NamedTuple):
     """A box around the best trial that grows with success and shrinks with failure (TuRBO).
 
     Attributes:
-        length: of its sides at first, of the range; each is stretched by its length scale.
-        shortest: at which the search forgets its trials and begins again.
-        longest: at most.
-        successes: generations in a row that improve, until it doubles.
-        failures: trials in a row that do not, until it halves; as many as coordinates where None.
+        length: first length of its sides, as a share of the range; each is stretched by its length scale.
+        shortest: length at which the search forgets its trials and begins again.
+        longest: greatest length.
+        successes: generations in a row that improve, until the length doubles.
+        failures: trials in a row that do not improve, until it halves; as many as coordinates where None.
     """
 
     length: float = 0.8
@@ -77,19 +78,29 @@ class BayesState(NamedTuple):
     """State of `bayes`.
 
     Attributes:
-        history: the trials that the process is conditioned on.
-        kernel: as fitted to them.
-        vectors, shift: of the Sobol sequence that the first trials come from.
+        memory: trials that the process is conditioned on.
+        kernel: kernel fitted to them.
+        vectors, shift: scrambled Sobol sequence that the first trials come from.
         told: trials told so far, int32.
-        region: the trust region; its length does not change where there is none.
+        region: trust region; its length does not change where there is none.
     """
 
-    history: Memory
+    memory: Memory
     kernel: Kernel
     vectors: Array
     shift: Array
     told: Array
     region: Region
+
+
+class Surrogate(NamedTuple):
+    """What a suggestion needs beside the state; the fields are arguments of `bayes`."""
+
+    coords: Coordinates
+    covariance: Covariance
+    acquisition: Acquisition
+    transform: Callable[[Array, Array], Array]
+    trust_region: TrustRegion | None
 
 
 def bayes(
@@ -118,12 +129,14 @@ def bayes(
 
     Args:
         space: a pytree of traceable dimensions.
-        capacity: trials that are remembered.
-        num_initial: scrambled Sobol trials before the process is used; 2 D, from 4 to 20, where None.
-        acquisition: (mean, std, best) -> score, such as those of `hypergrad.acquisition`.
-        transform: of the scores before they are fitted, such as those of `hypergrad.outputs`.
-        warp: fit a warping of each coordinate too.
-        trust_region: search in a box around the best; None: everywhere.
+        capacity: number of trials that are remembered, at least 4.
+        num_initial: number of scrambled Sobol trials before the process is used; 2 D, from 4 to 20, where
+            None.
+        acquisition: (mean, std, best) -> score, such as those of `models.gaussian_process`.
+        transform: (scores, filled) -> targets that the process is fitted to, such as those of
+            `models.targets`.
+        warp: whether a warping of each coordinate is fitted too.
+        trust_region: box around the best trial to search in; everywhere where None.
 
     Returns:
         A searcher. Its info has the noise, the shortest and longest length scale, and the side of the region.
@@ -137,82 +150,48 @@ def bayes(
         NeurIPS 2019; Cowen-Rivers et al., "HEBO", JAIR 74, 2022 (warping and output transforms).
     """
     coords = coordinates(space)
-    check_capacity(capacity)
     begin = min(20, max(4, 2 * coords.num)) if num_initial is None else num_initial
+    check_whole("capacity", capacity, 4, example=256)
     check_whole("num_initial", begin)
     box = TrustRegion() if trust_region is None else trust_region
-    _check_region(box)
-    first, covariance = directions(coords.num), matern(coords.ordered)
+    if trust_region is not None:
+        _check_region(trust_region)
+    first = directions(coords.num)
+    surrogate = Surrogate(coords, matern(coords.ordered), acquisition, transform, trust_region)
     sizes = _sizes(capacity)
 
-    def init(key):
+    def init(key: Key) -> BayesState:
         zero = jnp.zeros((), jnp.int32)
         region = Region(jnp.asarray(box.length, jnp.result_type(float)), zero, zero)
         vectors, shift = scramble(key, first)
-        trials, start = empty(capacity, coords.num), prior_kernel(coords.num)
-        return BayesState(trials, start, vectors, shift, zero, region)
+        memory, start = empty(capacity, coords.num), prior_kernel(coords.num)
+        return BayesState(memory, start, vectors, shift, zero, region)
 
-    def fitted(state, size):
-        history = jax.tree.map(lambda x: x[:size] if x.ndim else x, state.history)
-        targets = transform(history.scores, history.filled)
-        return fit_covariance(
-            state.kernel, covariance, history.units, targets, history.filled, warp=warp
-        )
+    def branch(memory: Memory) -> Array:
+        """Return 0 for the first trials, then 1 more than the index of the size that has room for them."""
+        index = jnp.sum(memory.count > jnp.array(sizes), dtype=jnp.int32)
+        return jnp.where(memory.count >= min(begin, capacity), 1 + index, 0)
 
-    def tell(state, outcome):
-        units, scores = observe(space, outcome)
-        before = jnp.min(state.history.scores)
-        history = remember(state.history, units, scores)
+    def tell(state: BayesState, trials: Trials) -> BayesState:
+        units, scores = observe(space, trials)
+        memory, region = remember(state.memory, units, scores), state.region
         if trust_region is not None:
-            improved = jnp.min(scores) < before - 1e-3 * jnp.abs(before)
-            region = _resize(box, state.region, improved, len(scores), coords.num)
-            again = region.length < box.shortest
-            history = history._replace(
-                scores=jnp.where(again, jnp.inf, history.scores),
-                count=jnp.where(again, 0, history.count),
-            )
-            region = region._replace(length=jnp.where(again, box.length, region.length))
-            state = state._replace(region=region)
+            memory, region = _moved(box, state, memory, scores)
         told = jnp.minimum(state.told + len(scores), 2**30)
-        state = state._replace(history=history, told=told)
-        branches = [lambda s: s.kernel, *(lambda s, n=n: fitted(s, n) for n in sizes)]
-        enough = history.count >= min(begin, capacity)
-        branch = jnp.where(enough, 1 + _index(sizes, history.count), 0)
-        return state._replace(kernel=jax.lax.switch(branch, branches, state))
+        state = state._replace(memory=memory, told=told, region=region)
+        fits = [lambda s, n=n: fitted(surrogate, s, n, warp) for n in sizes]
+        kernel = jax.lax.switch(branch(memory), [lambda s: s.kernel, *fits], state)
+        return state._replace(kernel=kernel)
 
-    def suggest(key, state, num, size):
-        """Return `num` suggestions from the first `size` rows and as many for what is believed."""
-        rows = jax.tree.map(lambda x: x[:size] if x.ndim else x, state.history)
-        room = empty(num, coords.num)
-        units = jnp.concatenate([rows.units, room.units])
-        filled = jnp.concatenate([rows.filled, room.filled])
-        targets = transform(jnp.concatenate([rows.scores, room.scores]), filled)
-        posterior = condition(state.kernel, covariance, units, targets, filled)
-        order = jnp.argsort(jnp.where(filled, targets, jnp.inf))
-        leaders = units[order[:NUM_REFINED]]
-        low, high = _box(leaders[0], state, coords, trust_region is not None)
-
-        def one(posterior, step):
-            key, row = step
-            unit = maximise(key, posterior, covariance, coords, acquisition, (leaders, low, high))
-            return believe(posterior, covariance, unit, row), unit
-
-        steps = jax.random.split(key, num), size + jnp.arange(num)
-        return jax.lax.scan(one, posterior, steps)[1]
-
-    def ask(key, state, num):
-        check_whole("num", num)
-
-        def beginning(key, state):
+    def ask(key: Key, state: BayesState, num: int) -> HParams:
+        def beginning(key: Key, state: BayesState) -> Array:
             return points(state.vectors, state.shift, state.told, num)
 
-        branches = [beginning]
-        branches += [lambda k, s, n=n: suggest(k, s, num, n) for n in sizes]
-        enough = state.history.count >= min(begin, capacity)
-        branch = jnp.where(enough, 1 + _index(sizes, state.history.count), 0)
-        return from_units(space, jax.lax.switch(branch, branches, key, state))
+        searches = [lambda k, s, n=n: suggest(k, surrogate, s, num, n) for n in sizes]
+        branches = [beginning, *searches]
+        return from_units(space, jax.lax.switch(branch(state.memory), branches, key, state))
 
-    def info(state):
+    def info(state: BayesState) -> dict[str, Array]:
         return {
             "noise": jnp.exp(state.kernel.noise),
             "shortest_scale": jnp.exp(jnp.min(state.kernel.scale)),
@@ -220,7 +199,7 @@ def bayes(
             "region": state.region.length,
         }
 
-    return Searcher(init, ask, tell, info)
+    return checked(space, Searcher(init, ask, tell, info))
 
 
 def _sizes(capacity: int) -> list[int]:
@@ -229,9 +208,41 @@ def _sizes(capacity: int) -> list[int]:
     return [*powers, capacity]
 
 
-def _index(sizes: list[int], count: Array) -> Array:
-    """Return which of the sizes is the first that has room for `count` trials."""
-    return jnp.sum(count > jnp.array(sizes), dtype=jnp.int32)
+def _first_rows(memory: Memory, size: int) -> Memory:
+    return jax.tree.map(lambda x: x[:size] if x.ndim else x, memory)
+
+
+def fitted(surrogate: Surrogate, state: BayesState, size: int, warp: bool) -> Kernel:
+    """Return the kernel that is likeliest for the first `size` rows."""
+    rows = _first_rows(state.memory, size)
+    targets = surrogate.transform(rows.scores, rows.filled)
+    return fit_covariance(
+        state.kernel, surrogate.covariance, rows.units, targets, rows.filled, warp=warp
+    )
+
+
+def suggest(key: Key, surrogate: Surrogate, state: BayesState, num: int, size: int) -> Array:
+    """Return `num` suggestions from the first `size` rows, and from those that they believe, `[num, D]`."""
+    rows = _first_rows(state.memory, size)
+    room = empty(num, surrogate.coords.num)
+    units = jnp.concatenate([rows.units, room.units])
+    filled = jnp.concatenate([rows.filled, room.filled])
+    targets = surrogate.transform(jnp.concatenate([rows.scores, room.scores]), filled)
+    posterior = condition(state.kernel, surrogate.covariance, units, targets, filled)
+    order = jnp.argsort(jnp.where(filled, targets, jnp.inf))
+    leaders = units[order[:NUM_REFINED]]
+    low, high = _box(leaders[0], state, surrogate)
+
+    def one(posterior: Posterior, step: tuple[Key, Array]) -> tuple[Posterior, Array]:
+        key, row = step
+        where = (leaders, low, high)
+        unit = maximise(
+            key, posterior, surrogate.covariance, surrogate.coords, surrogate.acquisition, where
+        )
+        return believe(posterior, surrogate.covariance, unit, row), unit
+
+    steps = jax.random.split(key, num), size + jnp.arange(num)
+    return jax.lax.scan(one, posterior, steps)[1]
 
 
 def maximise(
@@ -245,18 +256,18 @@ def maximise(
     """Return the unit coordinates with the highest acquisition found within a box, `[D]`.
 
     Args:
-        key: draws the candidates.
-        posterior: what is known.
-        covariance: of its process.
-        coords: of the units.
-        acquisition: what is maximised.
+        key: seed of the candidates.
+        posterior: process conditioned on the trials.
+        covariance: covariance of that process.
+        coords: coordinates that the units are of.
+        acquisition: function that is maximised.
         where: units to look near, `[L, D]`, and the lower and upper bounds of the box, `[D]`.
     """
     leaders, low, high = where
     means = predict(posterior, covariance, posterior.units)[0]
     best = jnp.min(jnp.where(posterior.mask, means, jnp.inf))
 
-    def score(units):
+    def score(units: Array) -> Array:
         return acquisition(*predict(posterior, covariance, units), best)
 
     candidates = snap(coords.levels, _candidates(key, coords, leaders, low, high))
@@ -268,7 +279,7 @@ def maximise(
     optimizer = optax.adam(optax.linear_schedule(0.05, 0.0, NUM_STEPS))
     moving = coords.levels == 0
 
-    def step(carry, _):
+    def step(carry: tuple[Array, PyTree], _: None) -> tuple[tuple[Array, PyTree], None]:
         units, moments = carry
         slope = jax.grad(lambda u: jnp.sum(score(u)))(units)
         slope = jnp.where(moving & jnp.isfinite(slope), -slope, 0)
@@ -297,12 +308,10 @@ def _candidates(key: Key, coords: Coordinates, leaders: Array, low: Array, high:
     return jnp.concatenate([free, jnp.clip(near, low, high)])
 
 
-def _box(
-    centre: Array, state: BayesState, coords: Coordinates, bounded: bool
-) -> tuple[Array, Array]:
+def _box(centre: Array, state: BayesState, surrogate: Surrogate) -> tuple[Array, Array]:
     """Return the bounds of the trust region, `[D]` each; the whole cube where there is none."""
-    low, high = jnp.zeros_like(centre), jnp.ones_like(centre)
-    if not bounded:
+    low, high, coords = jnp.zeros_like(centre), jnp.ones_like(centre), surrogate.coords
+    if surrogate.trust_region is None:
         return low, high
     scale = state.kernel.scale
     numbers = np.flatnonzero(coords.ordered)
@@ -314,7 +323,21 @@ def _box(
     return jnp.where(coords.ordered, inside[0], low), jnp.where(coords.ordered, inside[1], high)
 
 
-def _resize(box: TrustRegion, region: Region, improved: Array, num: int, dim: int) -> Region:
+def _moved(
+    box: TrustRegion, state: BayesState, memory: Memory, scores: Array
+) -> tuple[Memory, Region]:
+    """Resize the region after a generation; where it is too short, forget the trials and begin again."""
+    before = jnp.min(state.memory.scores)
+    improved = jnp.min(scores) < before - 1e-3 * jnp.abs(before)
+    region = _resized(box, state.region, improved, len(scores), memory.units.shape[1])
+    again = region.length < box.shortest
+    memory = memory._replace(
+        scores=jnp.where(again, jnp.inf, memory.scores), count=jnp.where(again, 0, memory.count)
+    )
+    return memory, region._replace(length=jnp.where(again, box.length, region.length))
+
+
+def _resized(box: TrustRegion, region: Region, improved: Array, num: int, dim: int) -> Region:
     """Double the region after successes in a row, halve it after failures in a row."""
     patience = dim if box.failures is None else box.failures
     successes = jnp.where(improved, region.successes + 1, 0)
@@ -327,18 +350,13 @@ def _resize(box: TrustRegion, region: Region, improved: Array, num: int, dim: in
 
 
 def _check_region(box: Any) -> None:
-    if not isinstance(box, TrustRegion):
-        raise ValueError(
-            f"trust_region is {box!r:.80}, expected a TrustRegion or None; pass e.g. TrustRegion()"
-        )
+    check_kind("trust_region", box, TrustRegion, "TrustRegion()")
     if not 0 < box.shortest < box.length <= box.longest:
         raise ValueError(
-            f"trust_region has shortest = {box.shortest!r}, length = {box.length!r} and longest = "
-            f"{box.longest!r}, expected 0 < shortest < length <= longest; pass e.g. TrustRegion()"
+            f"trust_region is {box}, expected 0 < shortest < length <= longest; pass e.g. TrustRegion()"
         )
-    check_whole("successes", box.successes)
-    if box.failures is not None:
-        check_whole("failures", box.failures)
+    check_whole("trust_region.successes", box.successes)
+    check_whole("trust_region.failures", 1 if box.failures is None else box.failures)
 
 
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole, is_number, is_whole
+from hypergrad.core.checks import check_kind, check_least, check_share, check_whole
 from hypergrad.core.methods import Method
-from hypergrad.core.types import Array, PyTree
-from hypergrad.searchers.base import Searcher, Trials, observe
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.searchers.base import Searcher, Trials, checked, observe
 from hypergrad.searchers.models.distribution import distribution
 from hypergrad.searchers.models.families import Family
 from hypergrad.searchers.models.priors import Priors
@@ -31,10 +31,10 @@ class Stop(NamedTuple):
     """When a study of cross-entropy search is done, beside its budget.
 
     Attributes:
-        generations: γ_t has not changed for so many generations.
-        tolerance: change of γ_t that counts as none, relative to γ_t.
-        sigma, epsilon: every standard deviation is below `sigma`, of the range, and every table gives one
-            value at least 1 − `epsilon`.
+        generations: number of generations in a row in which γ_t does not change.
+        tolerance: relative change of γ_t up to which it counts as unchanged.
+        sigma, epsilon: the distribution has settled when every standard deviation is below `sigma`, a share of
+            the range, and every table gives one value at least 1 − `epsilon`.
     """
 
     generations: int = 5
@@ -47,15 +47,15 @@ class CrossEntropyState(NamedTuple):
     """State of `cross_entropy`.
 
     Attributes:
-        params: of the distribution.
-        step: generations told, int32.
-        kept: the best trials so far in unit coordinates, `[keep, D]`.
-        kept_scores: their scores, `[keep]`; infinite where there is none yet.
-        gamma: score of the last elite, γ_t.
+        params: parameters v_t of the distribution.
+        step: generations told so far, int32.
+        kept: best trials so far in unit coordinates, `[keep, D]`.
+        kept_scores: their scores, `[keep]`; infinite where there is no trial yet.
+        gamma: score γ_t of the last elite.
         unchanged: generations in which γ_t has not changed, int32.
-        num_elites: of the last generation, int32.
-        before, after: mean log-likelihood of its elites under the distribution it was drawn from, and
-            under that fitted to them.
+        num_elites: number of elites of the last generation, int32.
+        before, after: mean log-likelihood of those elites under the distribution that they were drawn from,
+            and under the one that was fitted to them.
         stopped: which rule has stopped the search, int32.
     """
 
@@ -72,16 +72,16 @@ class CrossEntropyState(NamedTuple):
 
 
 def steps_to(target: float) -> Callable[[Trials], Array]:
-    """Score trials by the training steps they took to reach an objective of at most `target`.
+    """Score trials by the training steps that they took to reach an objective of at most `target`.
 
     Trials that did not reach it follow those that did, by their objective. `schedulers.reach` notes when a
-    trial was there (`info["reached"]`); of another scheduler it is where the trial ended, `steps`.
+    trial was there (`info["reached"]`); with other schedulers, a trial was there when it ended, at `steps`.
     """
 
-    def score(outcome):
-        values = jnp.where(jnp.isfinite(outcome.values), outcome.values, jnp.inf)
-        taken = outcome.info.get("reached", jnp.where(values <= target, outcome.steps, -1))
-        last = jnp.max(outcome.steps) + 1
+    def score(trials: Trials) -> Array:
+        values = jnp.where(jnp.isfinite(trials.values), trials.values, jnp.inf)
+        taken = trials.info.get("reached", jnp.where(values <= target, trials.steps, -1))
+        last = jnp.max(trials.steps) + 1
         place = jnp.argsort(jnp.argsort(values))
         return jnp.where(jnp.isfinite(values), jnp.where(taken < 0, last + place, taken), jnp.inf)
 
@@ -111,17 +111,17 @@ def cross_entropy(
     **Cost:** O(M D) a generation, beside the training of M trials; D³ more with `correlated`.
 
     **Limits:** it takes some ten generations of some 30 trials to learn anything. The mean log-likelihood
-    of the elites rises from `before` to `after` by definition, that of later elites need not. With new
+    of the elites rises from `before` to `after` by definition; that of later elites need not. With new
     initial weights for each trial, `keep` holds on to lucky ones.
 
     Args:
         space: a pytree of traceable dimensions.
-        rho: share of a generation that is elite.
-        keep: how many of the best trials so far compete again in every generation.
+        rho: share ρ of a generation that is elite.
+        keep: number of the best trials so far that compete again in every generation.
         family: (space) -> the family of f; `functools.partial(distribution, ...)` for tables, Markov
             tables, correlations, a prior, other smoothing and floor.
-        score: (outcome) -> `[M]`, what is minimised; the objective where None; see `steps_to`.
-        stop: when `info["done"]` becomes true.
+        score: (trials) -> scores to be minimised, `[M]`; the objectives where None; see `steps_to`.
+        stop: rule by which `info["done"]` becomes true.
 
     Returns:
         A searcher. Its info has γ_t (`gamma`), the elites' log-likelihood `before` and `after` the update,
@@ -138,25 +138,24 @@ def cross_entropy(
     """
     num_dims = coordinates(space).num
     rule = Stop() if stop is None else stop
-    _check_settings(rho, keep, rule)
+    check_share("rho", rho, "(0, 1]", example=0.1)
+    check_whole("keep", keep, 0, example=1)
+    if stop is not None:
+        _check_stop(stop)
     directions(num_dims)
     law = family(space)
 
-    def init(key):
-        dtype = jnp.result_type(float)
-        zero, infinite = jnp.zeros((), jnp.int32), jnp.asarray(jnp.inf, dtype)
-        nan = jnp.asarray(jnp.nan, dtype)
-        kept = jnp.zeros((keep, num_dims), dtype), jnp.full(keep, jnp.inf, dtype)
-        return CrossEntropyState(law.start, zero, *kept, infinite, zero, zero, nan, nan, zero)
+    def init(key: Key) -> CrossEntropyState:
+        return _start(law, keep, num_dims)
 
-    def ask(key, state, num):
+    def ask(key: Key, state: CrossEntropyState, num: int) -> HParams:
         _check_generation(num, rho, keep)
         return from_units(space, law.transform(state.params, uniforms(key, num, num_dims)))
 
-    def tell(state, outcome):
-        units, scores = observe(space, outcome)
+    def tell(state: CrossEntropyState, trials: Trials) -> CrossEntropyState:
+        units, scores = observe(space, trials)
         if score is not None:
-            scores = _finite(score(outcome), scores)
+            scores = _finite(score(trials), scores)
         num_elites = math.ceil(rho * len(scores))
         units = jnp.concatenate([state.kept, units])
         scores = jnp.concatenate([state.kept_scores, scores])
@@ -170,41 +169,62 @@ def cross_entropy(
         blended = law.blend(state.params, fitted, state.step + 1)
         params = tree.choose(some, blended, state.params)
 
-        def likelihood(params):
+        def likelihood(params: PyTree) -> Array:
             logs = jnp.where(elite, law.log_density(params, units), 0)
             return jnp.sum(logs) / jnp.sum(weights)
 
-        change = jnp.abs(gamma - state.gamma)
-        same = (gamma == state.gamma) | (change <= rule.tolerance * jnp.abs(gamma))
-        unchanged = jnp.where(same & some, state.unchanged + 1, 0)
+        unchanged = jnp.where(_is_same(gamma, state.gamma, rule) & some, state.unchanged + 1, 0)
         stopped = jnp.where(law.settled(params, rule.sigma, rule.epsilon), SETTLED, GOING_ON)
         stopped = jnp.where(unchanged >= rule.generations, UNCHANGED, stopped)
-        best = order[:keep]
         return CrossEntropyState(
-            params,
-            state.step + 1,
-            units[best],
-            scores[best],
-            gamma,
-            unchanged,
-            jnp.sum(elite, dtype=jnp.int32),
-            likelihood(state.params),
-            likelihood(params),
-            stopped.astype(jnp.int32),
+            params=params,
+            step=state.step + 1,
+            kept=units[order[:keep]],
+            kept_scores=scores[order[:keep]],
+            gamma=gamma,
+            unchanged=unchanged,
+            num_elites=jnp.sum(elite, dtype=jnp.int32),
+            before=likelihood(state.params),
+            after=likelihood(params),
+            stopped=stopped.astype(jnp.int32),
         )
 
-    def info(state):
-        return {
-            "gamma": state.gamma,
-            "num_elites": state.num_elites,
-            "log_likelihood_before": state.before,
-            "log_likelihood_after": state.after,
-            **law.info(state.params),
-            "stopped": state.stopped,
-            "done": state.stopped != GOING_ON,
-        }
+    return checked(space, Searcher(init, ask, tell, partial(_info, law)))
 
-    return Searcher(init, ask, tell, info)
+
+def _start(law: Family, keep: int, num_dims: int) -> CrossEntropyState:
+    dtype = jnp.result_type(float)
+    zero, nan = jnp.zeros((), jnp.int32), jnp.asarray(jnp.nan, dtype)
+    return CrossEntropyState(
+        params=law.start,
+        step=zero,
+        kept=jnp.zeros((keep, num_dims), dtype),
+        kept_scores=jnp.full(keep, jnp.inf, dtype),
+        gamma=jnp.asarray(jnp.inf, dtype),
+        unchanged=zero,
+        num_elites=zero,
+        before=nan,
+        after=nan,
+        stopped=zero,
+    )
+
+
+def _info(law: Family, state: CrossEntropyState) -> dict[str, Array]:
+    return {
+        "gamma": state.gamma,
+        "num_elites": state.num_elites,
+        "log_likelihood_before": state.before,
+        "log_likelihood_after": state.after,
+        **law.info(state.params),
+        "stopped": state.stopped,
+        "done": state.stopped != GOING_ON,
+    }
+
+
+def _is_same(gamma: Array, before: Array, rule: Stop) -> Array:
+    """Tell whether γ has not changed, but for the tolerance; two infinite ones are the same."""
+    change = jnp.abs(gamma - before)
+    return (gamma == before) | (change <= rule.tolerance * jnp.abs(gamma))
 
 
 def _finite(scores: Array, like: Array) -> Array:
@@ -212,27 +232,21 @@ def _finite(scores: Array, like: Array) -> Array:
     if jnp.shape(scores) != like.shape:
         raise ValueError(
             f"score returned the shape {jnp.shape(scores)}, expected {like.shape}, one number a trial; "
-            "return e.g. outcome.values"
+            "return e.g. trials.values"
         )
     scores = jnp.asarray(scores, like.dtype)
     return jnp.where(jnp.isfinite(scores) & jnp.isfinite(like), scores, jnp.inf)
 
 
-def _check_settings(rho: float, keep: int, stop: Stop) -> None:
-    if not is_number(rho) or not 0 < rho <= 1:
-        raise ValueError(f"rho is {rho!r}, expected a share in (0, 1]; pass e.g. 0.1")
-    if not is_whole(keep) or keep < 0:
-        raise ValueError(f"keep is {keep!r}, expected a whole number of trials; pass e.g. 1")
-    check_whole("generations", stop.generations)
+def _check_stop(stop: Stop) -> None:
+    check_kind("stop", stop, Stop, "Stop(generations=5)")
+    check_whole("stop.generations", stop.generations)
     for name in ("tolerance", "sigma", "epsilon"):
-        value = getattr(stop, name)
-        if not is_number(value) or not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value!r} in Stop, expected a number >= 0; pass e.g. 1e-3")
+        check_least(f"stop.{name}", getattr(stop, name), example=1e-3)
 
 
 def _check_generation(num: int, rho: float, keep: int) -> None:
     """Raise a `ValueError` where a generation has fewer elites than a distribution can be fitted to."""
-    check_whole("num", num)
     elites = math.ceil(rho * num)
     if elites < 2:
         raise ValueError(
@@ -241,8 +255,7 @@ def _check_generation(num: int, rho: float, keep: int) -> None:
         )
     if keep >= elites:
         raise ValueError(
-            f"keep is {keep}, expected fewer than the {elites} elites of {num} trials; lower it, raise rho, "
-            "or ask for more trials"
+            f"keep is {keep}, expected fewer than the {elites} elites of {num} trials; lower it, or raise rho"
         )
 
 
@@ -252,7 +265,7 @@ def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Se
             f"population is {size} with method 'cross_entropy', expected at least {LEAST_GENERATION}, so that "
             f"two trials are elite; pass population={LEAST_GENERATION} or more, or a larger budget"
         )
-    # a few elites are needed to fit a distribution to, also where generations are small
+    # a distribution is fitted to a few elites at least, in small generations too
     rho = min(0.5, max(0.1, 4 / size))
     family = partial(distribution, prior=prior)
     return constant(space, partial(cross_entropy, rho=rho, family=family))

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.checks import check_share, check_whole, is_number
 from hypergrad.core.methods import Method
-from hypergrad.core.types import Array, PyTree
-from hypergrad.searchers.base import Searcher, observe
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.searchers.base import Searcher, Trials, checked, observe
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, points, scramble
 from hypergrad.searchers.prior import prior_first
@@ -20,10 +20,10 @@ class EvolutionState(NamedTuple):
     """State of `evolution`.
 
     Attributes:
-        units: the members in unit coordinates, `[P, D]`.
-        scores: theirs, `[P]`; infinite before the first, and where a trial failed.
-        vectors, shift: of the Sobol sequence that the first members come from.
-        count: trials told, int32.
+        units: members in unit coordinates, `[P, D]`.
+        scores: their scores, `[P]`; infinite before the first trial, and where a trial failed.
+        vectors, shift: scrambled Sobol sequence that the first members come from.
+        count: trials told so far, int32.
     """
 
     units: Array
@@ -50,7 +50,7 @@ def evolution(
 
     and u takes the place of x_i where its score is no worse. A coordinate that leaves [0, 1] goes half way
     from x_i to the bound. An option, which has no differences, is that of x_b or x_r. The first
-    `num_members` trials are scrambled Sobol points. With hyperband this is DEHB's search.
+    `num_members` trials are scrambled Sobol points. With hyperband this is the search of DEHB.
 
     **Cost:** O(num D) a generation.
 
@@ -59,10 +59,13 @@ def evolution(
 
     Args:
         space: a pytree of traceable dimensions.
-        num_members: P, at least 4.
-        mutation: bounds of F, one draw a trial.
-        crossover: probability of each coordinate to be the mutant's; one always is.
+        num_members: size P of the population, at least 4.
+        mutation: bounds of F, which is drawn once for each trial.
+        crossover: probability that a coordinate is the mutant's; one coordinate always is.
         best: share of the population that x_b is drawn from.
+
+    Raises:
+        ValueError: for an invalid space, and for settings out of range.
 
     Reference:
         Storn, Price, "Differential Evolution", J. Global Optim. 11, 1997; Zhang, Sanderson, "JADE:
@@ -70,83 +73,69 @@ def evolution(
         bounds); Awad, Mallik, Hutter, "DEHB", IJCAI 2021.
     """
     coords = coordinates(space)
-    _check_settings(num_members, mutation, crossover, best)
+    check_whole("num_members", num_members, 4, example=32)
+    check_share("crossover", crossover, example=0.9)
+    check_share("best", best, example=0.15)
+    bounds = mutation if isinstance(mutation, tuple) and len(mutation) == 2 else (0, 0)
+    if not all(map(is_number, bounds)) or not 0 < bounds[0] <= bounds[1] <= 2:
+        raise ValueError(
+            f"mutation is {mutation!r:.80}, expected two bounds in (0, 2], the lower first; pass (0.4, 0.9)"
+        )
     first = directions(coords.num)
     num_best = max(1, round(best * num_members))
 
-    def init(key):
+    def init(key: Key) -> EvolutionState:
         dtype = jnp.result_type(float)
         units = jnp.full((num_members, coords.num), 0.5, dtype)
         scores = jnp.full(num_members, jnp.inf, dtype)
         return EvolutionState(units, scores, *scramble(key, first), jnp.zeros((), jnp.int32))
 
-    def mutants(key, state, x):
+    def mutants(key: Key, state: EvolutionState, x: Array) -> Array:
         """Make a trial from each of the members x, `[num, D]`."""
-        num = len(x)
-        draws = jax.random.uniform(key, (num, 5 + 2 * coords.num), x.dtype)
+        draws = jax.random.uniform(key, (len(x), 5 + 2 * coords.num), x.dtype)
         few, options, crossing = jnp.split(draws, (5, 5 + coords.num), axis=1)
 
-        def whole(column, below):
+        def whole(column: int, below: int) -> Array:
             return jnp.floor(few[:, column] * below).astype(jnp.int32)
 
         units = state.units
         f = (mutation[0] + (mutation[1] - mutation[0]) * few[:, 0])[:, None]
-        leader = units[jnp.argsort(state.scores)[whole(1, num_best)]]
-        one = whole(2, num_members)
-        other = (one + 1 + whole(3, num_members - 1)) % num_members
-        v = x + f * (leader - x) + f * (units[one] - units[other])
+        x_b = units[jnp.argsort(state.scores)[whole(1, num_best)]]
+        r = whole(2, num_members)
+        s = (r + 1 + whole(3, num_members - 1)) % num_members
+        v = x + f * (x_b - x) + f * (units[r] - units[s])
         v = jnp.where(v < 0, x / 2, jnp.where(v > 1, (1 + x) / 2, v))
-        v = jnp.where(coords.ordered, v, jnp.where(options < f, leader, units[one]))
+        v = jnp.where(coords.ordered, v, jnp.where(options < f, x_b, units[r]))
         surely = jnp.arange(coords.num) == whole(4, coords.num)[:, None]
         return jnp.where((crossing < crossover) | surely, v, x)
 
-    def ask(key, state, num):
-        check_whole("num", num)
+    def ask(key: Key, state: EvolutionState, num: int) -> HParams:
         trial = state.count + jnp.arange(num)
-        made = mutants(key, state, state.units[trial % num_members])
+        u = mutants(key, state, state.units[trial % num_members])
         begin = points(state.vectors, state.shift, state.count, num)
-        return from_units(space, jnp.where((trial < num_members)[:, None], begin, made))
+        return from_units(space, jnp.where((trial < num_members)[:, None], begin, u))
 
-    def tell(state, outcome):
-        units, scores = observe(space, outcome)
-        num = len(scores)
-        target = (state.count + jnp.arange(num)) % num_members
-        # several trials may stand for one member: its best, and the first of those, takes part
-        lowest = jax.ops.segment_min(scores, target, num_members)
-        is_lowest = scores == lowest[target]
-        winner = jax.ops.segment_min(
-            jnp.where(is_lowest, jnp.arange(num), num), target, num_members
-        )
-        told = winner < num
-        better = told & (lowest <= state.scores)
-        units = jnp.where(better[:, None], units[jnp.minimum(winner, num - 1)], state.units)
-        scores = jnp.where(better, lowest, state.scores)
-        # the count wraps long before it overflows, to the same members
-        count = jnp.where(state.count > 2**30, num_members + state.count % num_members, state.count)
-        return state._replace(units=units, scores=scores, count=count + num)
+    def tell(state: EvolutionState, trials: Trials) -> EvolutionState:
+        return _select(state, *observe(space, trials))
 
-    return Searcher(init, ask, tell)
+    return checked(space, Searcher(init, ask, tell))
 
 
-def _check_settings(num_members, mutation, crossover, best) -> None:
-    check_whole("num_members", num_members)
-    if num_members < 4:
-        raise ValueError(
-            f"num_members is {num_members}, expected at least 4, because a mutant is made of four; "
-            "pass e.g. 32"
-        )
-    for name, share in (("crossover", crossover), ("best", best)):
-        if not is_number(share) or not 0 <= share <= 1:
-            raise ValueError(f"{name} is {share!r}, expected a share in [0, 1]; pass e.g. 0.9")
-    if (
-        not isinstance(mutation, tuple)
-        or len(mutation) != 2
-        or not 0 < mutation[0] <= mutation[1] <= 2
-    ):
-        raise ValueError(
-            f"mutation is {mutation!r}, expected two bounds in (0, 2], the lower first; "
-            "pass e.g. (0.4, 0.9)"
-        )
+def _select(state: EvolutionState, u: Array, scores: Array) -> EvolutionState:
+    """Let each trial u, `[N, D]`, take the place of the member that it stands for, where it is no worse."""
+    num, num_members = len(scores), len(state.scores)
+    target = (state.count + jnp.arange(num)) % num_members
+    # several trials may stand for one member: the best of them takes part, and the first of equals
+    lowest = jax.ops.segment_min(scores, target, num_members)
+    is_lowest = scores == lowest[target]
+    place = jnp.where(is_lowest, jnp.arange(num), num)
+    winner = jax.ops.segment_min(place, target, num_members)
+    better = (winner < num) & (lowest <= state.scores)
+    units = jnp.where(better[:, None], u[jnp.minimum(winner, num - 1)], state.units)
+    scores = jnp.where(better, lowest, state.scores)
+    # the count wraps long before it overflows, to the same members
+    count = jnp.where(state.count > 2**30, num_members + state.count % num_members, state.count)
+    return state._replace(units=units, scores=scores, count=count + num)
 
 
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:

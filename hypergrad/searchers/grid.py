@@ -9,24 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_name, check_whole, is_whole
+from hypergrad.core.checks import check_name, check_whole
 from hypergrad.core.methods import Method
-from hypergrad.core.types import Array, PyTree
-from hypergrad.searchers.base import Searcher, check_outcome
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.searchers.base import Searcher, Trials, checked
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.wrappers import constant
 from hypergrad.space import coordinates, from_units
 
 MAX_GRID = 2**20
-"""Most points of a grid, whose order is kept in memory."""
+"""Most points of a grid: the order in which they are tried is held in memory."""
 
 
 class GridState(NamedTuple):
     """State of `grid`.
 
     Attributes:
-        order: the points in the order they are tried, int32 `[num_points]`.
-        count: points told so far, int32.
+        order: points in the order in which they are tried, int32 `[num_points]`.
+        count: trials told so far, int32.
     """
 
     order: Array
@@ -38,67 +38,64 @@ def grid(
 ) -> Searcher:
     """Try all combinations; the study is done when each was told once.
 
-    A real dimension has `num_levels` values from bound to bound, evenly spread in unit coordinates; an
-    `Integer` as many, rounded, but none twice; a `Choice` all its options; a schedule those of its element
-    at each free step.
+    A real dimension has `num_levels` values from bound to bound, evenly spread in unit coordinates. An
+    `Integer` has as many, rounded, but none twice; a `Choice` has all its options. A schedule has the values
+    of its element at each free step.
 
     **Cost:** num_levels^D trials for D real coordinates. A generation that is larger than what is left
     begins the grid again.
 
     Args:
         space: a pytree of traceable dimensions.
-        num_levels: values of each dimension, for all of them or by leaf name.
-        shuffle: try the points in an order drawn by the key of `init`, so that a grid that is cut short
-            is not one corner of it.
+        num_levels: number of values of each dimension: one for all of them, or by leaf name (3 for others).
+        shuffle: whether the points are tried in an order that the key of `init` draws; a grid that is cut
+            short is then not one corner of it.
 
     Raises:
-        ValueError: for levels that are none, and for a grid of more than 2^20 points.
+        ValueError: for an invalid number of values, and for a grid of more than 2^20 points.
     """
     coords = coordinates(space)
     names = tree.leaf_names(space)
     if isinstance(num_levels, Mapping):
-        for name in num_levels:
+        for name, num in num_levels.items():
             check_name("leaf of num_levels", name, names)
-    levels = []
-    for leaf, cells, ordered in zip(*coords, strict=True):
-        num = num_levels.get(names[leaf], 3) if isinstance(num_levels, Mapping) else num_levels
-        if not is_whole(num) or num < 1:
-            raise ValueError(
-                f"num_levels is {num!r} for {names[leaf]!r}, expected a whole number of at least 1; "
-                "pass e.g. 3"
-            )
-        levels.append(_levels(num, int(cells), bool(ordered)))
+            check_whole(f"num_levels[{name!r}]", num, example=3)
+        nums = [num_levels.get(name, 3) for name in names]
+    else:
+        nums = [check_whole("num_levels", num_levels, example=3)] * len(names)
+    levels = [
+        _levels(nums[leaf], int(cells), bool(ordered))
+        for leaf, cells, ordered in zip(*coords, strict=True)
+    ]
     sizes = [len(level) for level in levels]
     total = math.prod(sizes)
     if total > MAX_GRID:
         raise ValueError(
             f"num_levels make a grid of {total:.3g} points, expected at most {MAX_GRID}; "
-            "pass fewer, search fewer dimensions, or use 'sobol'"
+            "pass fewer levels, search fewer dimensions, or use 'sobol'"
         )
     # [D, most levels]: padded, because a table is indexed faster than a list
     table = np.stack([np.pad(level, (0, max(sizes) - len(level))) for level in levels])
     strides = np.cumprod([1, *sizes[:0:-1]])[::-1].astype(np.int32)
 
-    def init(key):
+    def init(key: Key) -> GridState:
         index = jnp.arange(total, dtype=jnp.int32)
         order = jax.random.permutation(key, index) if shuffle else index
         return GridState(order, jnp.zeros((), jnp.int32))
 
-    def ask(key, state, num):
-        check_whole("num", num)
+    def ask(key: Key, state: GridState, num: int) -> HParams:
         point = state.order[(state.count + jnp.arange(num)) % total]
         digits = (point[:, None] // strides) % np.array(sizes)
         units = jnp.asarray(table, jnp.result_type(float))[np.arange(coords.num), digits]
         return from_units(space, units)
 
-    def tell(state, outcome):
-        check_outcome(space, outcome)
-        return state._replace(count=jnp.minimum(state.count + len(outcome.values), total))
+    def tell(state: GridState, trials: Trials) -> GridState:
+        return state._replace(count=jnp.minimum(state.count + len(trials.values), total))
 
-    def info(state):
+    def info(state: GridState) -> dict[str, Array]:
         return {"grid_done": state.count / total, "done": state.count >= total}
 
-    return Searcher(init, ask, tell, info)
+    return checked(space, Searcher(init, ask, tell, info))
 
 
 def _levels(num: int, cells: int, ordered: bool) -> np.ndarray:
@@ -112,10 +109,10 @@ def _levels(num: int, cells: int, ordered: bool) -> np.ndarray:
 
 
 def levels_within(space: PyTree, num_trials: int) -> int:
-    """Return the most levels whose grid has no more points than trials, and 2 at least."""
+    """Return the most levels, at least 2, whose grid has no more points than there are trials."""
     coords = coordinates(space)
 
-    def size(num):
+    def size(num: int) -> int:
         pairs = zip(coords.levels, coords.ordered, strict=True)
         return math.prod(len(_levels(num, int(cells), bool(o))) for cells, o in pairs)
 

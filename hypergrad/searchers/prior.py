@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.checks import check_share
 from hypergrad.core.methods import Method
-from hypergrad.core.types import PyTree
-from hypergrad.searchers.base import Searcher, check_outcome
+from hypergrad.core.types import HParams, Key, PyTree
+from hypergrad.searchers.base import Searcher, Trials, checked
 from hypergrad.searchers.models.distribution import distribution
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.wrappers import constant, first_then
@@ -35,24 +35,21 @@ def prior(space: PyTree, prior: Priors, *, uniform: float = 0.25) -> Searcher:
         Mallik et al., "PriorBand: Practical Hyperparameter Optimization in the Age of Deep Learning",
         NeurIPS 2023.
     """
-    if not is_number(uniform) or not 0 <= uniform <= 1:
-        raise ValueError(f"uniform is {uniform!r}, expected a share in [0, 1]; pass e.g. 0.25")
+    check_share("uniform", uniform, example=0.25)
     num_dims = coordinates(space).num
     law = distribution(space, prior=prior, floor=0.0)
 
-    def ask(key, state, num):
-        check_whole("num", num)
+    def ask(key: Key, state: PyTree, num: int) -> HParams:
         draw_key, free_key = jax.random.split(key)
         uniforms = jax.random.uniform(draw_key, (num, num_dims), minval=1e-7)
         free = jax.random.bernoulli(free_key, uniform, (num, 1))
         near = law.transform(law.start, uniforms)
         return from_units(space, jnp.where(free, uniforms, near))
 
-    def tell(state, outcome):
-        check_outcome(space, outcome)
+    def tell(state: PyTree, trials: Trials) -> PyTree:
         return state
 
-    return Searcher(lambda key: (), ask, tell)
+    return checked(space, Searcher(lambda key: (), ask, tell))
 
 
 def prior_first(searcher: Searcher, space: PyTree, priors: Priors | None, size: int) -> Searcher:

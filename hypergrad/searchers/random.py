@@ -5,10 +5,9 @@ from collections.abc import Callable
 import jax
 
 from hypergrad import space as spaces
-from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams, Key, PyTree
-from hypergrad.searchers.base import Searcher, check_outcome
+from hypergrad.searchers.base import Searcher, Trials, checked
 from hypergrad.searchers.models.priors import Priors
 
 
@@ -24,15 +23,13 @@ def random(space: PyTree, draw: Callable[[PyTree, Key], HParams] = spaces.sample
     """
     spaces.check_space(space, traceable=True)
 
-    def ask(key, state, num):
-        check_whole("num", num)
+    def ask(key: Key, state: PyTree, num: int) -> HParams:
         return jax.vmap(lambda k: draw(space, k))(jax.random.split(key, num))
 
-    def tell(state, outcome):
-        check_outcome(space, outcome)
+    def tell(state: PyTree, trials: Trials) -> PyTree:
         return state
 
-    return Searcher(lambda key: (), ask, tell)
+    return checked(space, Searcher(lambda key: (), ask, tell))
 
 
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:

@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
-from hypergrad.core.types import Array, PyTree
-from hypergrad.searchers.base import Searcher, check_outcome
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.searchers.base import Searcher, Trials, checked
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import LOG_POINTS, directions, points, scramble
 from hypergrad.searchers.wrappers import constant
@@ -18,8 +17,8 @@ class SobolState(NamedTuple):
     """State of `sobol`.
 
     Attributes:
-        vectors, shift: the scrambled direction numbers and the digital shift.
-        count: points told so far, int32.
+        vectors, shift: scrambled direction numbers, and the digital shift.
+        count: trials told so far, int32.
     """
 
     vectors: Array
@@ -39,23 +38,21 @@ def sobol(space: PyTree) -> Searcher:
     Reference:
         Sobol, "On the distribution of points in a cube", USSR Comput. Math. 7, 1967; Joe, Kuo,
         "Constructing Sobol sequences with better two-dimensional projections", SIAM J. Sci. Comput. 30,
-        2008 (direction numbers, as scipy has them).
+        2008 (direction numbers, as in scipy).
     """
     vectors = directions(coordinates(space).num)
 
-    def init(key):
+    def init(key: Key) -> SobolState:
         return SobolState(*scramble(key, vectors), jnp.zeros((), jnp.int32))
 
-    def ask(key, state, num):
-        check_whole("num", num)
+    def ask(key: Key, state: SobolState, num: int) -> HParams:
         return from_units(space, points(state.vectors, state.shift, state.count, num))
 
-    def tell(state, outcome):
-        check_outcome(space, outcome)
-        count = (state.count + len(outcome.values)) % 2**LOG_POINTS
+    def tell(state: SobolState, trials: Trials) -> SobolState:
+        count = (state.count + len(trials.values)) % 2**LOG_POINTS
         return state._replace(count=count)
 
-    return Searcher(init, ask, tell)
+    return checked(space, Searcher(init, ask, tell))
 
 
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:

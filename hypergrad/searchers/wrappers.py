@@ -9,14 +9,17 @@ import numpy as np
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole
-from hypergrad.core.types import Array, HParams, PyTree
-from hypergrad.searchers.base import Searcher, Trials, check_outcome
+from hypergrad.core.checks import check_kind, check_whole
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.searchers.base import Searcher, Trials, check_trials
 from hypergrad.space import Sequence, static
+
+MAX_FREE = 8
+"""Most free steps of a schedule that is searched step by step."""
 
 
 class FirstThenState(NamedTuple):
-    """State of `first_then`: those of both searchers, and the trials told, int32."""
+    """State of `first_then`: those of both searchers, and the trials told so far, int32."""
 
     searcher: PyTree
     first: PyTree
@@ -31,7 +34,7 @@ def first_then(first: Searcher, searcher: Searcher, num: int) -> Searcher:
     Args:
         first: a searcher, e.g. `prior(space, {"lr": Prior(1e-3)})`.
         searcher: another over the same space; the trials that it would begin with are left out.
-        num: trials that `first` is asked for.
+        num: number of trials that `first` is asked for.
 
     Raises:
         ValueError: for a searcher that works on the host, and an invalid number.
@@ -42,61 +45,58 @@ def first_then(first: Searcher, searcher: Searcher, num: int) -> Searcher:
             "searcher works on the host, expected two that can be traced; choose by hand which one to ask"
         )
 
-    def init(key):
+    def init(key: Key) -> FirstThenState:
         keys = jax.random.split(key)
         return FirstThenState(searcher.init(keys[0]), first.init(keys[1]), jnp.zeros((), jnp.int32))
 
-    def ask(key, state, size):
+    def ask(key: Key, state: FirstThenState, size: int) -> HParams:
         return jax.lax.cond(
             state.told < num,
             lambda: first.ask(key, state.first, size),
             lambda: searcher.ask(key, state.searcher, size),
         )
 
-    def tell(state, outcome):
-        told = jnp.minimum(state.told + len(outcome.values), num)
-        after = searcher.tell(state.searcher, outcome), first.tell(state.first, outcome)
+    def tell(state: FirstThenState, trials: Trials) -> FirstThenState:
+        told = jnp.minimum(state.told + len(trials.values), num)
+        after = searcher.tell(state.searcher, trials), first.tell(state.first, trials)
         return FirstThenState(*after, told)
 
     return Searcher(init, ask, tell, lambda state: searcher.info(state.searcher))
 
 
-LIMITED = 8
-"""Most free steps of a schedule that is searched step by step."""
-
-
-def constant(space: PyTree, make: Callable[[PyTree], Searcher], most: int = LIMITED) -> Searcher:
+def constant(space: PyTree, make: Callable[[PyTree], Searcher], most: int = MAX_FREE) -> Searcher:
     """Search over a space whose long schedules have one value for all steps.
 
     Args:
         space: a pytree of dimensions without static ones.
         make: (space without long schedules) -> the searcher over it.
-        most: free steps up to which a schedule is searched as it is; 0 holds every one constant.
+        most: free steps up to which a schedule is searched as it is; 0 holds every schedule constant.
     """
-    spaces.check_space(space, traceable=True)
 
-    def is_long(dim):
+    def is_long(dim: Any) -> bool:
         return _is_long(dim, most)
 
+    if not any(map(is_long, jax.tree.leaves(space))):
+        return make(space)
     inner = make(jax.tree.map(lambda dim: dim.element if is_long(dim) else dim, space))
 
-    def spread(dim, values):
+    def spread(dim: Any, values: Array) -> Array:
         if not is_long(dim):
             return values
         return jnp.broadcast_to(values[:, None], (values.shape[0], *dim.shape))
 
-    def ask(key, state, num):
+    def ask(key: Key, state: PyTree, num: int) -> HParams:
         return jax.tree.map(spread, space, inner.ask(key, state, num))
 
-    def tell(state, outcome):
-        check_outcome(space, outcome)
-        hparams = jax.tree.map(lambda d, x: x[:, 0] if is_long(d) else x, space, outcome.hparams)
-        return inner.tell(state, outcome._replace(hparams=hparams))
+    def tell(state: PyTree, trials: Trials) -> PyTree:
+        check_trials(space, trials)
+        hparams = jax.tree.map(lambda d, x: x[:, 0] if is_long(d) else x, space, trials.hparams)
+        return inner.tell(state, trials._replace(hparams=hparams))
 
     return Searcher(inner.init, ask, tell, inner.info, inner.host)
 
 
-def is_held(space: PyTree, hparams: HParams, most: int = LIMITED) -> np.ndarray:
+def is_held(space: PyTree, hparams: HParams, most: int = MAX_FREE) -> np.ndarray:
     """Tell which members have one value for all steps of every long schedule, `[N]`."""
     dims, leaves = jax.tree.leaves(space), jax.tree.leaves(hparams)
     held = np.ones(len(leaves[0]), bool)
@@ -116,16 +116,16 @@ def warm_start(searcher: Searcher, trials: Many[Trials], space: PyTree | None = 
     Args:
         searcher: any searcher over the space of those trials.
         trials: earlier generations, such as `Study.trials`, whose values were measured alike.
-        space: the space of those trials, where it has static dimensions: their values are then those that the
+        space: space of those trials, where it has static dimensions: their values are then those that the
             user named, as `tune` has them.
 
     Raises:
         ValueError: for anything but trials, and (from the searcher) for those of another space.
     """
-    earlier = [_numbered(index, told, space) for index, told in enumerate(trials)]
+    earlier = [_numbered(f"trials[{i}]", told, space) for i, told in enumerate(trials)]
     tell = searcher.tell if searcher.host else jax.jit(searcher.tell)
 
-    def init(key):
+    def init(key: Key) -> PyTree:
         state = searcher.init(key)
         for told in earlier:
             state = tell(state, told)
@@ -134,18 +134,14 @@ def warm_start(searcher: Searcher, trials: Many[Trials], space: PyTree | None = 
     return searcher._replace(init=init)
 
 
-def _numbered(index: int, told: Any, space: PyTree | None) -> Trials:
+def _numbered(called: str, told: Any, space: PyTree | None) -> Trials:
     """Return a generation of earlier trials with numbers for the static values that the user named."""
-    if not isinstance(told, Trials):
-        raise ValueError(
-            f"trials[{index}] is {type(told).__name__}, expected Trials; pass e.g. study.trials"
-        )
+    check_kind(called, told, Trials, "study.trials")
     if space is not None:
         told = told._replace(hparams=static.to_numbers(space, told.hparams))
     for name, leaf in tree.named(told.hparams).items():
         if np.asarray(leaf).dtype.kind == "U":
             raise ValueError(
-                f"trials[{index}] has texts at {name!r}, expected numbers; pass the space, whose static "
-                "dimension it is, too"
+                f"{called} has texts at {name!r}, expected numbers; pass its space, too"
             )
     return told

@@ -17,7 +17,7 @@ from hypergrad.problem import Problem, Task
 from hypergrad.report.extras import check_extras
 from hypergrad.schedulers import SCHEDULERS
 from hypergrad.searchers import SEARCHERS, warm_start
-from hypergrad.searchers.models.priors import check_priors
+from hypergrad.searchers.models.priors import in_units
 from hypergrad.space import static
 from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, readers_of, search
 from hypergrad.tuners.controller import CANDIDATES
@@ -95,7 +95,7 @@ def check_task(task: Task, settings: Settings) -> Settings:
         traceable=settings.method == "controller",
     )
     if settings.prior:
-        check_priors(spaces.dynamic(task.space), priors_of(settings))
+        in_units(spaces.dynamic(task.space), priors_of(settings))
     names = [] if by_gradient else static.static_names(task.space)
     if names:
         static.check_recordable(task.space)

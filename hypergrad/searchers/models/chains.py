@@ -15,7 +15,7 @@ class Chain(NamedTuple):
     """Tables of S sequences of L steps over K atoms.
 
     Attributes:
-        first: `[S, K]`, of the first step.
+        first: probabilities of the first step, `[S, K]`.
         moves: T_l(j → j'), `[L − 1, S, K, K]`, upper triangular: atoms are in descending order.
     """
 
@@ -31,96 +31,99 @@ def chains(
     floor: float,
     near: tuple[np.ndarray, float] | None = None,
 ) -> Family:
-    """S sequences of L atoms each, drawn as b_1 ~ P, b_{l+1} ~ T_l(b_l → ·); never rising.
+    """Draw S sequences of L atoms each that never rise: b_1 ~ P, b_{l+1} ~ T_l(b_l → ·).
 
     The atoms divide the range (in the logarithm, for `LogReal`) evenly, from its upper bound to its lower
     one. The first distribution gives every sequence that never rises the same probability: that of a
     first atom j is then proportional to the number C(K − 1 − j + r, r) of ways to go on for r steps.
-    P and T_l are fitted by the elites' counts, the minimiser of the Kullback-Leibler divergence; a row from
-    where no elite went on stays as it was.
+    P and T_l are fitted by the elites' counts, which minimise the Kullback-Leibler divergence; the row of an
+    atom that no elite was at stays as it was.
 
     Args:
-        name: of the leaf.
+        name: name of the leaf.
         shape: (L, S).
-        num_atoms: K.
-        smoothing: of the tables.
+        num_atoms: number K of atoms.
+        smoothing: smoothing of the tables.
         floor: share of the first tables in what is drawn.
-        near: unit coordinates `[L · S]` of the sequence of a prior and its spread, or None.
+        near: value of a prior in unit coordinates, `[L · S]`, and its spread; None where there is no prior.
     """
     length, num = shape
-    dtype = jnp.result_type(float)
     share = 1 - np.arange(num_atoms) / (num_atoms - 1)
     start = _start(shape, num_atoms, share, near)
-    sequences = np.arange(num)
 
-    def drawn(params):
+    def drawn(params: Chain) -> Chain:
         return jax.tree.map(lambda p, p0: (1 - floor) * p + floor * p0, params, start)
 
-    def transform(params, uniforms):
-        tables = drawn(params)
-        uniforms = uniforms.reshape(-1, length, num)
+    def transform(params: Chain, uniforms: Array) -> Array:
+        atoms = _walk(drawn(params), uniforms.reshape(-1, length, num))
+        return _units(jnp.moveaxis(jnp.asarray(share, jnp.result_type(float))[atoms], 0, 1))
 
-        def go(atom, step):
-            moves, uniform = step
-            after = draw(moves[sequences, atom], uniform)
-            return after, after
-
-        begin = draw(tables.first, uniforms[:, 0])
-        rest = jax.lax.scan(go, begin, (tables.moves, jnp.moveaxis(uniforms[:, 1:], 1, 0)))[1]
-        atoms = jnp.concatenate([begin[None], rest])
-        return _units(jnp.moveaxis(jnp.asarray(share, dtype)[atoms], 0, 1))
-
-    def index(units):
-        """Return the atoms of units, `[N, L, S]`; of schedules between atoms, the nearest."""
+    def index(units: Array) -> Array:
+        """Return the atoms of units, `[N, L, S]`; for schedules between atoms, the nearest."""
         found = jnp.round((1 - _shares(units.reshape(-1, length, num))) * (num_atoms - 1))
         return jnp.clip(found.astype(jnp.int32), 0, num_atoms - 1)
 
-    def log_density(params, units):
+    def log_density(params: Chain, units: Array) -> Array:
         tables, atoms = drawn(params), index(units)
+        sequences, steps = np.arange(num), np.arange(length - 1)[:, None]
         begin = tables.first[sequences, atoms[:, 0]]
-        steps = np.arange(length - 1)[:, None]
         went = tables.moves[steps, sequences, atoms[:, :-1], atoms[:, 1:]]
         logs = jnp.log(jnp.maximum(begin, SMALL)), jnp.log(jnp.maximum(went, SMALL))
         return jnp.sum(logs[0], -1) + jnp.sum(logs[1], (1, 2))
 
-    def fit(params, units, weights):
-        hot = jax.nn.one_hot(index(units), num_atoms, dtype=dtype)
+    def fit(params: Chain, units: Array, weights: Array) -> Chain:
+        hot = jax.nn.one_hot(index(units), num_atoms, dtype=jnp.result_type(float))
         total = jnp.maximum(jnp.sum(weights), 1)
         counts = jnp.einsum("n,nlsj,nlsk->lsjk", weights, hot[:, :-1], hot[:, 1:])
         visits = jnp.sum(counts, -1, keepdims=True)
         moves = jnp.where(visits > 0, counts / jnp.maximum(visits, SMALL), params.moves)
         return Chain(jnp.einsum("n,nsk->sk", weights, hot[:, 0]) / total, moves)
 
-    def blend(old, new, step):
+    def blend(old: Chain, new: Chain, step: Array) -> Chain:
         c = smoothing.tables
         return jax.tree.map(lambda a, b: c * b + (1 - c) * a, old, new)
 
-    def marginals(params):
-        """Return the distribution of every step, `[L, S, K]`."""
+    def settled(params: Chain, sigma: float, epsilon: float) -> Array:
+        return jnp.all(jnp.max(_marginals(params), -1) >= 1 - epsilon)
 
-        def go(now, moves):
-            after = jnp.einsum("sj,sjk->sk", now, moves)
-            return after, after
-
-        rest = jax.lax.scan(go, params.first, params.moves)[1]
-        return jnp.concatenate([params.first[None], rest])
-
-    def settled(params, sigma, epsilon):
-        return jnp.all(jnp.max(marginals(params), -1) >= 1 - epsilon)
-
-    def info(params):
-        # of step l given the one before it: their sum is the entropy of the whole sequence
-        given = jnp.sum(marginals(params)[:-1] * entropy(params.moves), -1)
+    def info(params: Chain) -> dict[str, Array]:
+        # entropy of step l given the one before it; their sum is the entropy of the whole sequence
+        given = jnp.sum(_marginals(params)[:-1] * entropy(params.moves), -1)
         every = jnp.concatenate([entropy(params.first)[None], given]).sum(-1)
         return {f"entropy.{name}.{step}": every[step] for step in range(length)}
 
     return Family(start, transform, log_density, fit, blend, settled, info)
 
 
+def _walk(tables: Chain, uniforms: Array) -> Array:
+    """Return the atoms that uniforms `[N, L, S]` fall on, one step after another, `[L, N, S]`."""
+    sequences = np.arange(uniforms.shape[2])
+
+    def go(atom: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        moves, uniform = step
+        after = draw(moves[sequences, atom], uniform)
+        return after, after
+
+    begin = draw(tables.first, uniforms[:, 0])
+    rest = jax.lax.scan(go, begin, (tables.moves, jnp.moveaxis(uniforms[:, 1:], 1, 0)))[1]
+    return jnp.concatenate([begin[None], rest])
+
+
+def _marginals(tables: Chain) -> Array:
+    """Return the distribution of every step, `[L, S, K]`."""
+
+    def go(now: Array, moves: Array) -> tuple[Array, Array]:
+        after = jnp.einsum("sj,sjk->sk", now, moves)
+        return after, after
+
+    rest = jax.lax.scan(go, tables.first, tables.moves)[1]
+    return jnp.concatenate([tables.first[None], rest])
+
+
 def _start(
     shape: tuple[int, int], num_atoms: int, share: np.ndarray, near: tuple[np.ndarray, float] | None
 ) -> Chain:
-    """Return the tables under which all sequences that never rise are alike, or those near a prior."""
+    """Return the tables under which all sequences that never rise are equally likely, or those of a prior."""
     length, num = shape
     # ways to go on from atom j for the steps that are left; divided by the largest, they are floats
     last = num_atoms - 1
@@ -144,7 +147,7 @@ def _start(
 
 
 def _left(length: int) -> np.ndarray:
-    """Return how many steps are left at each, `[L, 1]`: the powers of `space` for sequences that never rise."""
+    """Return how many steps are left at each, `[L, 1]`: the powers that `space` has for such sequences."""
     return (length - np.arange(length))[:, None]
 
 

@@ -8,16 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_name, is_number, is_whole
+from hypergrad.core.checks import check_kind, check_name, check_positive, check_share, is_whole
 from hypergrad.core.types import PyTree
 from hypergrad.searchers.models import truncnorm
 from hypergrad.searchers.models.chains import chains
 from hypergrad.searchers.models.families import Family, Smoothing, normals, product, tables
-from hypergrad.searchers.models.priors import Priors, check_priors
+from hypergrad.searchers.models.priors import Priors, in_units
 from hypergrad.space import Choice, Integer, Sequence, coordinates
 
 TABLE = 16
-"""Integers of at most so many values have a table; of more, a normal over their order."""
+"""Most values of an integer that has a table; one of more values has a normal over their order."""
+
+MAX_ATOMS = 1024
+"""Most atoms of a dimension."""
 
 _UNIFORM = (0.5, math.sqrt(1 / 12))
 
@@ -33,28 +36,31 @@ def distribution(
 ) -> Family:
     """Build the family of distributions over the unit coordinates of a mixed space.
 
-    Choices and short integers have tables, what is continuous has truncated normals. With `atoms`, real
+    Choices and short integers have tables; continuous dimensions have truncated normals. With `atoms`, real
     dimensions are cut into that many values from bound to bound, and have tables, too; sequences that never
-    rise then have Markov tables. Without, such a sequence is continuous: its unit coordinates are
+    rise then have Markov tables. Without it, such a sequence is continuous: its unit coordinates are
     (powers of) the ratios of its successive shares of the range, log b_{l+1} = log b_l − g_l, g_l ≥ 0.
 
     Args:
         space: a pytree of traceable dimensions.
-        atoms: values a real dimension is cut into, for all of them or by leaf name; None: continuous.
-        correlated: join the continuous coordinates by their correlation (`families.normals`).
+        atoms: number of values that a real dimension is cut into, for all of them or by leaf name; continuous
+            where None.
+        correlated: whether the continuous coordinates are joined by their correlation (`families.normals`).
         prior: {leaf name: `Prior(value, spread)`}, the first distribution; uniform where there is none.
-        smoothing: of every update.
+        smoothing: smoothing of every update.
         floor: share of the first distribution in what is drawn from a table.
 
     Raises:
         ValueError: for an invalid space, atoms, prior, smoothing or floor, naming the argument.
     """
-    smoothing = Smoothing() if smoothing is None else smoothing
-    check_smoothing(smoothing, floor)
     coords = coordinates(space)
-    given = check_priors(space, prior)
+    if smoothing is not None:
+        _check_smoothing(smoothing)
+    check_share("floor", floor, example=0.01)
+    smoothing = Smoothing() if smoothing is None else smoothing
+    given = in_units(space, prior) if prior else {}
+    cuts = {} if atoms is None else _cuts(space, atoms)
     names, dims = tree.leaf_names(space), jax.tree.leaves(space)
-    cuts = _check_atoms(names, dims, atoms)
     continuous: list[int] = []
     counted: list[int] = []
     start = np.tile(np.array(_UNIFORM), (coords.num, 1))
@@ -114,41 +120,27 @@ def _first_table(
     return table / table.sum()
 
 
-def check_smoothing(smoothing: Smoothing, floor: float) -> None:
-    """Raise a `ValueError` unless the numbers are those of a smoothing and a floor."""
-    for name, value, low in (
-        ("c", smoothing.c, 0),
-        ("beta", smoothing.beta, 0),
-        ("tables", smoothing.tables, 0),
-        ("floor", floor, -1),
-    ):
-        if not is_number(value) or not low < value <= 1 or value < 0:
-            span = "[0, 1]" if low < 0 else "(0, 1]"
-            raise ValueError(f"{name} is {value!r}, expected a share in {span}; pass e.g. 0.7")
-    if not smoothing.q > 0:
-        raise ValueError(f"q is {smoothing.q!r}, expected a positive number; pass e.g. 5.0")
+def _check_smoothing(smoothing: Smoothing) -> None:
+    check_kind("smoothing", smoothing, Smoothing, "Smoothing(c=0.9)")
+    for name in ("c", "beta", "tables"):
+        check_share(f"smoothing.{name}", getattr(smoothing, name), "(0, 1]", example=0.7)
+    check_positive("smoothing.q", smoothing.q, example=5.0)
 
 
-def _check_atoms(
-    names: list[str], dims: list, atoms: int | Mapping[str, int] | None
-) -> dict[str, int]:
+def _cuts(space: PyTree, atoms: int | Mapping[str, int]) -> dict[str, int]:
     """Return {leaf name: number of atoms} of the real dimensions that are cut."""
-    counted = {n for n, dim in zip(names, dims, strict=True) if isinstance(dim, (Integer, Choice))}
-    if atoms is None:
-        return {}
-    if isinstance(atoms, Mapping):
-        for name in atoms:
-            check_name("leaf of atoms", name, names)
-            if name in counted:
-                raise ValueError(
-                    f"atoms has {name!r}, which is counted, expected a real dimension; leave it out"
-                )
-        cuts = dict(atoms)
-    else:
-        cuts = {name: atoms for name in names if name not in counted}
-    for name, num in cuts.items():
-        if not is_whole(num) or not 2 <= num <= 1024:
+    dims = tree.named(space)
+    counted = {name for name, dim in dims.items() if isinstance(dim, (Integer, Choice))}
+    if not isinstance(atoms, Mapping):
+        atoms = {name: atoms for name in dims if name not in counted}
+    for name, num in atoms.items():
+        check_name("leaf of atoms", name, dims)
+        if name in counted:
             raise ValueError(
-                f"atoms is {num!r} for {name!r}, expected a whole number from 2 to 1024; pass e.g. 10"
+                f"atoms has {name!r}, which is counted, expected a real dimension; leave it out"
             )
-    return cuts
+        if not is_whole(num) or not 2 <= num <= MAX_ATOMS:
+            raise ValueError(
+                f"atoms is {num!r:.80} for {name!r}, expected a whole number from 2 to {MAX_ATOMS}; pass 10"
+            )
+    return dict(atoms)

@@ -1,21 +1,20 @@
-"""The trials that a searcher remembers: a table of fixed size, as a checkpoint and a compiled program need."""
+"""The trials that a searcher remembers: a table of fixed size, as checkpoints and compiled programs need it."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hypergrad.core.checks import check_whole
 from hypergrad.core.types import Array
 
 
 class Memory(NamedTuple):
-    """Trials in the order they were told.
+    """Trials in the order in which they were told.
 
     Attributes:
         units: unit coordinates, `[C, D]`; rows from `count` on are empty.
         scores: what is minimised, `[C]`; infinite for trials that failed, and for empty rows.
-        count: trials remembered, int32.
+        count: number of trials remembered, int32.
     """
 
     units: Array
@@ -29,7 +28,7 @@ class Memory(NamedTuple):
 
 
 def empty(capacity: int, num_coordinates: int) -> Memory:
-    """Return a history without trials."""
+    """Return a memory without trials."""
     dtype = jnp.result_type(float)
     return Memory(
         jnp.full((capacity, num_coordinates), 0.5, dtype),
@@ -38,12 +37,12 @@ def empty(capacity: int, num_coordinates: int) -> Memory:
     )
 
 
-def remember(history: Memory, units: Array, scores: Array) -> Memory:
+def remember(memory: Memory, units: Array, scores: Array) -> Memory:
     """Add trials; where there is no room, keep the better half of the table and the newest of the others."""
-    capacity, num = history.scores.shape[0], scores.shape[0]
-    units = jnp.concatenate([history.units, units])
-    scores = jnp.concatenate([history.scores, scores])
-    filled = jnp.concatenate([history.filled, jnp.ones(num, bool)])
+    capacity, num = memory.scores.shape[0], scores.shape[0]
+    units = jnp.concatenate([memory.units, units])
+    scores = jnp.concatenate([memory.scores, scores])
+    filled = jnp.concatenate([memory.filled, jnp.ones(num, bool)])
     index = jnp.arange(capacity + num)
     rank = jnp.argsort(jnp.argsort(jnp.where(filled, scores, jnp.inf)))
     # a trial's place in time is its worth, unless it is among the best
@@ -53,13 +52,5 @@ def remember(history: Memory, units: Array, scores: Array) -> Memory:
     return Memory(
         units[chosen],
         jnp.where(filled[chosen], scores[chosen], jnp.inf),
-        jnp.minimum(history.count + num, capacity).astype(jnp.int32),
+        jnp.minimum(memory.count + num, capacity).astype(jnp.int32),
     )
-
-
-def check_capacity(capacity: int) -> int:
-    """Return `capacity` if it is a whole number of at least 4 trials, or raise a `ValueError`."""
-    check_whole("capacity", capacity)
-    if capacity < 4:
-        raise ValueError(f"capacity is {capacity}, expected at least 4 trials; pass e.g. 1024")
-    return capacity

@@ -9,7 +9,7 @@ import numpy as np
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
-from hypergrad.core.checks import check_name, is_number
+from hypergrad.core.checks import check_kind, check_name, check_share
 from hypergrad.core.types import PyTree
 from hypergrad.space import Choice, Integer
 
@@ -21,7 +21,7 @@ class Prior(NamedTuple):
     """The best value of one dimension is held to be near `value`.
 
     Attributes:
-        value: of the dimension: a number, an option of a `Choice`, a number or one for each step of a
+        value: value of the dimension: a number, an option of a `Choice`, a number or one for each step of a
             `Sequence`.
         spread: standard deviation as a share of the range (of its logarithm for `LogReal`), in (0, 1]; for a
             `Choice`, the probability of all other options together.
@@ -35,37 +35,22 @@ Priors = Mapping[str, Prior]
 """Leaf name -> its prior; dimensions without one stay uniform."""
 
 
-def check_priors(space: PyTree, priors: Priors | None) -> dict[str, tuple[np.ndarray, float]]:
-    """Return {leaf name: (unit coordinates, spread)} of the priors of a space.
-
-    Args:
-        space: a pytree of traceable dimensions.
-        priors: what the user passes as `prior`.
+def in_units(space: PyTree, priors: Priors) -> dict[str, tuple[np.ndarray, float]]:
+    """Return {leaf name: (value in unit coordinates, spread)} of the priors of a traceable space.
 
     Raises:
         ValueError: for a name that is not a leaf, a spread that is not a share, and a value outside its
             dimension.
     """
-    spaces.check_space(space, traceable=True)
-    dims = dict(zip(tree.leaf_names(space), jax.tree.leaves(space), strict=True))
-    if priors is not None and not isinstance(priors, Mapping):
-        raise ValueError(
-            f"prior is {type(priors).__name__}, expected a dict by leaf name; "
-            "pass e.g. {'lr': Prior(1e-3)}"
-        )
-    found = {}
-    for name, prior in (priors or {}).items():
+    check_kind("prior", priors, Mapping, "{'lr': Prior(1e-3)}")
+    dims, found = tree.named(space), {}
+    for name, prior in priors.items():
         check_name("leaf of prior", name, dims)
-        if not isinstance(prior, Prior):
-            raise ValueError(
-                f"prior[{name!r}] is {prior!r:.80}, expected a Prior; pass e.g. Prior(1e-3)"
-            )
-        if not is_number(prior.spread) or not 0 < prior.spread <= 1:
-            raise ValueError(
-                f"spread is {prior.spread!r} in prior[{name!r}], expected a share of the range in (0, 1]; "
-                "pass e.g. 0.15"
-            )
-        found[name] = (_unit(name, dims[name], prior.value), float(prior.spread))
+        called = f"prior[{name!r}]"
+        check_kind(called, prior, Prior, "Prior(1e-3)")
+        spread = prior.spread
+        check_share(f"{called}.spread", spread, "(0, 1]", what="a share of the range", example=0.15)
+        found[name] = (_unit(name, dims[name], prior.value), float(spread))
     return found
 
 

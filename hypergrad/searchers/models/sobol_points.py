@@ -9,22 +9,13 @@ import numpy as np
 from hypergrad.core.types import Array, Key
 
 BITS = 23
-"""Bits of a coordinate: the middles (i + ½) / 2^23 are float32 numbers, and none is 0 or 1."""
+"""Bits of a coordinate: the middles (i + ½) / 2^23 are float32 numbers, and never 0 or 1."""
 
 LOG_POINTS = 20
 """The sequence has 2^20 points, and begins again after them."""
 
 MAX_COORDINATES = 21201
-"""Dimensions that scipy has direction numbers for."""
-
-
-def check_num_coordinates(num: int) -> None:
-    """Raise a `ValueError` where there are no direction numbers for a space."""
-    if num > MAX_COORDINATES:
-        raise ValueError(
-            f"space has {num} coordinates, expected at most {MAX_COORDINATES} for Sobol points; "
-            "use knots or 'random'"
-        )
+"""Most dimensions: scipy has direction numbers for as many."""
 
 
 @functools.cache
@@ -32,10 +23,17 @@ def directions(num: int) -> np.ndarray:
     """Return the direction numbers of `num` dimensions, uint32 `[num, LOG_POINTS]` with BITS bits each.
 
     Point 2^k of the sequence in Gray-code order is v_k xor v_{k−1}, which is how they are read off.
+
+    Raises:
+        ValueError: for more dimensions than there are direction numbers for.
     """
     from scipy.stats import qmc  # comes with jax; half a second to import
 
-    check_num_coordinates(num)
+    if num > MAX_COORDINATES:
+        raise ValueError(
+            f"space has {num} coordinates, expected at most {MAX_COORDINATES} for Sobol points; "
+            "use knots or 'random'"
+        )
     engine = qmc.Sobol(num, scramble=False)
     found, before, position = [], np.zeros(num, np.uint32), 0
     for k in range(LOG_POINTS):

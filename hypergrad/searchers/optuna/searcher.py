@@ -15,7 +15,7 @@ from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_whole, library
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, PyTree
-from hypergrad.searchers.base import Searcher, check_outcome
+from hypergrad.searchers.base import Searcher, check_trials
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.optuna.parameters import (
     Parameter,
@@ -127,7 +127,7 @@ def optuna_searcher(
 
     def tell(state, outcome):
         _check_host((state, outcome))
-        check_outcome(space, outcome)
+        check_trials(space, outcome)
         count, num = int(state.count), len(outcome.values)
         if count + num > capacity:
             raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 from hypergrad import space as spaces
 from hypergrad.core.checks import is_number
 from hypergrad.core.types import PyTree
-from hypergrad.searchers.base import Trials, check_outcome
+from hypergrad.searchers.base import Trials, check_trials
 from hypergrad.searchers.optuna.parameters import (
     Parameter,
     frozen_trial,
@@ -48,7 +48,7 @@ def export_trials(
     place = jax.jit(lambda hparams: to_units(space, hparams))
     trials = []
     for index, outcome in enumerate(outcomes):
-        check_outcome(space, outcome)
+        check_trials(space, outcome)
         outcome = outcome._replace(hparams=static.to_numbers(named, outcome.hparams))
         units = np.asarray(place(outcome.hparams), float)
         values, steps, parent = map(np.asarray, (outcome.values, outcome.steps, outcome.parent))
