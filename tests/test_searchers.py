@@ -711,7 +711,10 @@ BAD = {
     "options": (lambda: cma_es({"k": Choice(("a", "b"))}), "space has options alone"),
     "capacity": (lambda: bayes(ONE, 2), "capacity is 2"),
     "num_initial": (lambda: bayes(ONE, num_initial=0), "num_initial is 0"),
-    "region": (lambda: bayes(ONE, trust_region=0.5), "trust_region is float 0.5, expected a TrustRegion"),
+    "region": (
+        lambda: bayes(ONE, trust_region=0.5),
+        "trust_region is float 0.5, expected a TrustRegion",
+    ),
     "region sizes": (lambda: bayes(ONE, trust_region=TrustRegion(length=2.0)), "expected 0 <"),
     "share": (lambda: tpe(ONE, share=1.0), "share is 1.0"),
     "score": (
