@@ -208,7 +208,7 @@ def test_a_study_is_killed_and_resumed(tmp_path):
     members = population(task.problem, layout=vectorized())
 
     def tuner():
-        searcher = hg.searchers.constant(
+        searcher = hg.searchers.held_constant(
             task.space, partial(optuna_searcher, sampler=partial(TPE, n_startup_trials=3))
         )
         return hg.tuners.search(members, searcher, hg.schedulers.halving(5, eta=2), 4)

@@ -23,11 +23,11 @@ from hypergrad.searchers import (
     TrustRegion,
     bayes,
     cma_es,
-    constant,
     cross_entropy,
     distribution,
     evolution,
     grid,
+    held_constant,
     prior,
     random,
     sobol,
@@ -592,7 +592,7 @@ def test_long_schedules_are_held_constant():
         "short": Sequence(Real(0, 1), 3),
         "x": Real(0, 1),
     }
-    searcher = programs(constant(space, cross_entropy))
+    searcher = programs(held_constant(space, cross_entropy))
     hparams = searcher.ask(KEY, searcher.init(KEY), 20)
     assert hparams["long"].shape == (20, 50, 2)
     assert jnp.all(hparams["long"] == hparams["long"][:, :1])

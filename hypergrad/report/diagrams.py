@@ -10,7 +10,7 @@ from hypergrad.report.style import (
     DIRECT,
     INK,
     NARROW,
-    RANDOM,
+    RANDOM_STYLE,
     RESPONSE,
     TUNED,
     WIDE,
@@ -86,7 +86,7 @@ def slices(
         values: Configuration to its loss `[num]`; what is not finite is left out.
         width: Inches.
     """
-    styles = {"default": DEFAULT, "random": RANDOM, "tuned": TUNED}
+    styles = {"default": DEFAULT, "random": RANDOM_STYLE, "tuned": TUNED}
     drawn = {
         name: drawable(np.asarray(line, float))
         for name, line in values.items()

@@ -15,7 +15,7 @@ from hypergrad.report.style import (
     DEFAULT,
     DIRECT,
     INK,
-    RANDOM,
+    RANDOM_STYLE,
     RESPONSE,
     TUNED,
     WIDE,
@@ -82,7 +82,7 @@ def objective(
         return None
     with styled():
         figure, (axes,) = panels(width, 0.46 if width >= WIDE else 0.8)
-        own = RANDOM if method == "random" else TUNED
+        own = RANDOM_STYLE if method == "random" else TUNED
         ceiling = scale_ceiling(np.concatenate([trace["best"], rival, [default]]))
         cost, value = trace["trainings"], trace["value"]
         if value.size:
@@ -97,7 +97,9 @@ def objective(
                 axes.plot(*thinned(cost[over], top), marker="^", label="off the scale", **high)
         if random_trace is not None:
             line = thinned(random_trace["trainings"], random_trace["best"])
-            axes.plot(*line, drawstyle="steps-post", label="random search, best so far", **RANDOM)
+            axes.plot(
+                *line, drawstyle="steps-post", label="random search, best so far", **RANDOM_STYLE
+            )
         if math.isfinite(default):
             axes.axhline(float(drawable(np.array(default))), label="default", **DEFAULT)
         label = "best so far" if method == "random" else "tuned, best so far"

@@ -33,7 +33,7 @@ MAX_POINTS = 600
 # Okabe and Ito's palette, safe for the common colour blindnesses; styles differ for grey print.
 TUNED: dict[str, Any] = {"color": "#0072B2", "linewidth": 1.8, "zorder": 3}
 
-RANDOM: dict[str, Any] = {"color": "#D55E00", "linewidth": 1.5, "linestyle": (0, (5, 1.5))}
+RANDOM_STYLE: dict[str, Any] = {"color": "#D55E00", "linewidth": 1.5, "linestyle": (0, (5, 1.5))}
 
 DEFAULT: dict[str, Any] = {"color": "#6e6e6e", "linewidth": 1.4, "linestyle": (0, (1.5, 1.5))}
 

@@ -15,7 +15,7 @@ from hypergrad.searchers.prior import PRIOR, prior
 from hypergrad.searchers.random import RANDOM, random
 from hypergrad.searchers.sobol import SOBOL, sobol
 from hypergrad.searchers.tpe import TPE, tpe
-from hypergrad.searchers.wrappers import constant, first_then, warm_start
+from hypergrad.searchers.wrappers import first_then, held_constant, warm_start
 
 SEARCHERS: dict[str, Method] = by_name(
     RANDOM,
@@ -48,13 +48,13 @@ __all__ = [
     "TrustRegion",
     "bayes",
     "cma_es",
-    "constant",
     "cross_entropy",
     "distribution",
     "evolution",
     "final_values",
     "first_then",
     "grid",
+    "held_constant",
     "prior",
     "random",
     "sobol",

@@ -32,7 +32,7 @@ from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, points, scramble
 from hypergrad.searchers.models.targets import power
 from hypergrad.searchers.prior import prior_first
-from hypergrad.searchers.wrappers import constant
+from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import Coordinates, coordinates, from_units, snap
 
 SMALLEST = 64
@@ -365,7 +365,7 @@ def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Se
     def make(space):
         return prior_first(bayes(space, capacity), space, prior, size)
 
-    return constant(space, make)
+    return held_constant(space, make)
 
 
 BAYES = Method(

@@ -16,7 +16,7 @@ from hypergrad.searchers.models.families import Family, Smoothing, tables
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, uniforms
 from hypergrad.searchers.prior import prior_first
-from hypergrad.searchers.wrappers import constant
+from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import Coordinates, cell, coordinates, from_units, names_of
 
 STILL = 0.25
@@ -266,7 +266,7 @@ def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Se
     def make(space):
         return prior_first(cma_es(space, max(4, size)), space, prior, size)
 
-    return constant(space, make)
+    return held_constant(space, make)
 
 
 CMA_ES = Method(

@@ -16,7 +16,7 @@ from hypergrad.searchers.models.distribution import distribution
 from hypergrad.searchers.models.families import Family
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, uniforms
-from hypergrad.searchers.wrappers import constant
+from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import coordinates, from_units
 
 GOING_ON, UNCHANGED, SETTLED = 0, 1, 2
@@ -268,7 +268,7 @@ def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Se
     # a distribution is fitted to a few elites at least, in small generations too
     rho = min(0.5, max(0.1, 4 / size))
     family = partial(distribution, prior=prior)
-    return constant(space, partial(cross_entropy, rho=rho, family=family))
+    return held_constant(space, partial(cross_entropy, rho=rho, family=family))
 
 
 CROSS_ENTROPY = Method(

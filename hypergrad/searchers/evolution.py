@@ -12,7 +12,7 @@ from hypergrad.searchers.base import Searcher, Trials, checked, observe
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, points, scramble
 from hypergrad.searchers.prior import prior_first
-from hypergrad.searchers.wrappers import constant
+from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import coordinates, from_units
 
 
@@ -142,7 +142,7 @@ def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Se
     def make(space):
         return prior_first(evolution(space, max(4, size)), space, prior, size)
 
-    return constant(space, make)
+    return held_constant(space, make)
 
 
 EVOLUTION = Method("evolution", "differential evolution", ("prior", "warm_start"), _make)

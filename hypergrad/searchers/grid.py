@@ -14,7 +14,7 @@ from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.searchers.base import Searcher, Trials, checked
 from hypergrad.searchers.models.priors import Priors
-from hypergrad.searchers.wrappers import constant
+from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import coordinates, from_units
 
 MAX_GRID = 2**20
@@ -123,7 +123,7 @@ def levels_within(space: PyTree, num_trials: int) -> int:
 
 
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
-    return constant(space, lambda space: grid(space, levels_within(space, num_trials)))
+    return held_constant(space, lambda space: grid(space, levels_within(space, num_trials)))
 
 
 GRID = Method(

@@ -9,7 +9,7 @@ from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.searchers.base import Searcher, Trials, checked
 from hypergrad.searchers.models.distribution import distribution
 from hypergrad.searchers.models.priors import Priors
-from hypergrad.searchers.wrappers import constant, first_then
+from hypergrad.searchers.wrappers import first_then, held_constant
 from hypergrad.space import coordinates, from_units
 
 LEAST_FIRST = 8
@@ -60,7 +60,7 @@ def prior_first(searcher: Searcher, space: PyTree, priors: Priors | None, size: 
 
 
 def _make(space: PyTree, num_trials: int, size: int, priors: Priors | None) -> Searcher:
-    return constant(space, lambda space: prior(space, priors or {}))
+    return held_constant(space, lambda space: prior(space, priors or {}))
 
 
 PRIOR = Method(

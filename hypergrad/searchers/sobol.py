@@ -9,7 +9,7 @@ from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.searchers.base import Searcher, Trials, checked
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import LOG_POINTS, directions, points, scramble
-from hypergrad.searchers.wrappers import constant
+from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import coordinates, from_units
 
 
@@ -56,7 +56,7 @@ def sobol(space: PyTree) -> Searcher:
 
 
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
-    return constant(space, sobol)
+    return held_constant(space, sobol)
 
 
 SOBOL = Method(

@@ -15,7 +15,7 @@ from hypergrad.searchers.models.parzen import Parzen, draw_parzen, log_parzen, p
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, points, scramble
 from hypergrad.searchers.prior import prior_first
-from hypergrad.searchers.wrappers import constant
+from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import Coordinates, coordinates, from_units
 
 MOST_GOOD = 25
@@ -151,7 +151,7 @@ def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Se
     def make(space):
         return prior_first(tpe(space, capacity), space, prior, size)
 
-    return constant(space, make)
+    return held_constant(space, make)
 
 
 TPE = Method(

@@ -64,7 +64,9 @@ def first_then(first: Searcher, searcher: Searcher, num: int) -> Searcher:
     return Searcher(init, ask, tell, lambda state: searcher.info(state.searcher))
 
 
-def constant(space: PyTree, make: Callable[[PyTree], Searcher], most: int = MAX_FREE) -> Searcher:
+def held_constant(
+    space: PyTree, make: Callable[[PyTree], Searcher], most: int = MAX_FREE
+) -> Searcher:
     """Search over a space whose long schedules have one value for all steps.
 
     Args:

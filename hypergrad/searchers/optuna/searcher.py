@@ -25,7 +25,7 @@ from hypergrad.searchers.optuna.parameters import (
     quiet,
     trial_states,
 )
-from hypergrad.searchers.wrappers import constant
+from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import from_units, to_units
 
 
@@ -159,7 +159,7 @@ def _by_name(name: str, sentence: str, sampler: Callable[[], Any], generation: i
 
     def make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
         search = partial(optuna_searcher, sampler=sampler(), capacity=num_trials)
-        return constant(space, search)
+        return held_constant(space, search)
 
     return Method(name, sentence, ("warm_start",), make, generation)
 
