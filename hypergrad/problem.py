@@ -1,11 +1,9 @@
-"""What the user writes: a training loop as pure functions of its hyperparameters, and its checks."""
+"""What the user writes: a training loop as pure functions of its hyperparameters."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-
-from hypergrad.core import tree
 from hypergrad.core.checks import describe
 from hypergrad.core.types import (
     Array,
@@ -21,6 +19,7 @@ from hypergrad.core.types import (
     ValidBatchFn,
     Variables,
 )
+from hypergrad.space import static
 
 
 class Examples(NamedTuple):
@@ -105,48 +104,34 @@ def with_hparams(problem: Problem, change: Callable[[HParams], HParams]) -> Prob
     )
 
 
+def fixed(task: Task, label: tuple[int, ...]) -> Task:
+    """Return the task at one label of `static.split`: its functions take the hparams that are left."""
+    if not label:
+        return task
+    change = partial(static.join, task.space, label)
+    test, snippet, diagram = task.test, task.snippet, task.diagram
+    return task._replace(
+        problem=with_hparams(task.problem, change),
+        test=test and (lambda params, h: test(params, change(h))),
+        snippet=snippet and (lambda h: snippet(change(h))),
+        diagram=diagram and (lambda h: diagram(change(h))),
+    )
+
+
+def split_loss(params: Params, out: Any) -> tuple[Array, PyTree]:
+    """Split what `loss` returned into its value `[]` and the new carried state (None without one)."""
+    return out if isinstance(params, Variables) else (out, None)
+
+
 def check_problem(problem: Any) -> None:
-    """Raise a `ValueError` unless `problem` is a `Problem`."""
+    """Raise a `ValueError` unless `problem` is a `Problem` of functions."""
     if not isinstance(problem, Problem):
         raise ValueError(
             f"problem is {describe(problem)}, expected a hypergrad.Problem; "
             "build one with Problem(init=..., loss=..., ...)"
         )
-
-
-def check_scalar(name: str, value: Any) -> None:
-    """Raise a `ValueError` unless what the user's function `name` returned is one float `[]`."""
-    shape = getattr(value, "shape", None)
-    if shape is None and isinstance(value, float):
-        return
-    if shape != () or not tree.is_float(value):
-        raise ValueError(
-            f"{name} returned {describe(value)}, expected one real number of shape (); "
-            "reduce it, for example with jnp.mean(...)"
-        )
-
-
-def split_loss(params: Params, out: Any) -> tuple[Array, PyTree]:
-    """Split what `loss` returned into its value `[]` and the new carried state (None without one)."""
-    if not isinstance(params, Variables):
-        if isinstance(out, tuple):
+    for name, function in problem._asdict().items():
+        if name != "train_set" and not callable(function):
             raise ValueError(
-                f"problem.loss returned a tuple of {len(out)}, expected one real number; to carry state "
-                "from step to step, return hypergrad.Variables(params, state) from problem.init"
+                f"problem.{name} is {describe(function)}, expected a function; see help(Problem)"
             )
-        check_scalar("problem.loss", out)
-        return out, None
-    if not (isinstance(out, tuple) and len(out) == 2):
-        raise ValueError(
-            f"problem.loss returned {describe(out)}, expected (value, new_state), because "
-            "problem.init returned Variables; return the carried state beside the loss"
-        )
-    value, state = out
-    check_scalar("problem.loss", value)
-    got, expected = jax.tree.structure(state), jax.tree.structure(params.state)
-    if got != expected:
-        raise ValueError(
-            f"problem.loss returned a state of structure {got}, expected {expected} as problem.init "
-            "made it; return every part of the carried state, changed or not"
-        )
-    return value, state

@@ -45,16 +45,20 @@ def split_key(key: Key) -> tuple[Key, Key]:
 def init_state(problem: Problem, key: Key, hparams: HParams) -> TrainState:
     """Make the state before the first step; differentiable in `hparams`."""
     init_key, run_key = split_key(key)
-    params = problem.init(init_key, hparams)
+    return start_state(problem, problem.init(init_key, hparams), hparams, run_key)
 
-    def begin(hparams, weights):
+
+def start_state(problem: Problem, params: Params, hparams: HParams, key: Key) -> TrainState:
+    """Make the state before the first step from params; the key draws the batches."""
+
+    def begin(hparams: HParams, weights: PyTree) -> PyTree:
         return problem.optimizer(hparams).init(weights)
 
     # DoG takes the norm of the first weights, whose derivative is singular at zero
     opt_state = smooth(begin)(hparams, trained(params))
     # optax keeps some counters as Python numbers; a scan's carry wants arrays of a fixed type
     params, opt_state = jax.tree.map(_as_array, (params, opt_state))
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, run_key)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key)
 
 
 def _as_array(leaf: Any) -> Array:

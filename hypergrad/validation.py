@@ -1,137 +1,162 @@
 """Check that the functions of a problem fit one another, before anything compiles."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
 from hypergrad.core.abstract import abstract
 from hypergrad.core.checks import check_whole, describe
-from hypergrad.core.types import Batch, HParams, Params, PyTree, Variables
-from hypergrad.problem import Problem, check_problem, check_scalar, split_loss
-from hypergrad.train import init_state, step, trained
+from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree, Variables
+from hypergrad.problem import Problem, Task, check_problem, fixed, split_loss
+from hypergrad.space import check_space, static
+from hypergrad.train import carried, start_state, trained, update, with_parts
 
 
-def validate(problem: Problem, hparams: HParams, horizon: int = 1) -> None:
+def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1) -> None:
     """Check that the functions of a problem fit one another, before anything compiles.
 
-    **Cost:** abstract evaluation of one training step; no arithmetic, no compilation.
+    **Cost:** abstract evaluation of one training step; no arithmetic, no compilation. For a task with static
+    dimensions, one for each of their bounds and options.
 
     Args:
-        problem: what to check.
-        hparams: hyperparameters of the structure and shapes to be used.
-        horizon: number of inner steps to be run.
+        problem: Problem to check, or a task, which brings the defaults of its space and its horizon.
+        hparams: Hyperparameters of the structure and shapes to be used.
+        horizon: Number of inner steps to be run.
 
     Raises:
         ValueError: in one line, naming the argument, what was got, what was expected and what to do.
     """
-    check_problem(problem)
-    for name, function in problem._asdict().items():
-        if name != "train_set" and not callable(function):
-            raise ValueError(
-                f"problem.{name} is {describe(function)}, expected a function; see help(Problem)"
-            )
-    check_whole("horizon", horizon)
-    check_hparams(hparams)
-    key = jax.eval_shape(jax.random.key, 0)
-    step = jax.ShapeDtypeStruct((), jnp.int32)
+    if not isinstance(problem, Task):
+        check_problem(problem)
+        check_whole("horizon", horizon)
+        check_step(problem, hparams)
+        return
+    check_space(problem.space)
+    for corner in static.corners(problem.space):
+        label, free = static.split(problem.space, corner)
+        validate(fixed(problem, label).problem, free, problem.horizon)
+
+
+def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> None:
+    """Raise a `ValueError` unless one step of training and its objective can be evaluated.
+
+    **Cost:** abstract evaluation of both; nothing is compiled or run.
+
+    Args:
+        problem: Training loop.
+        hparams: Hyperparameters of the structure and shapes to be used.
+        real: Whether every leaf of the hyperparameters must have a derivative.
+    """
+    check_hparams(hparams, real=real)
+    key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
     params = abstract("problem.init", problem.init, key, hparams)
-    trained = params.params if isinstance(params, Variables) else params
-    _check_trained(trained)
-    batch = abstract("problem.train_batch", problem.train_batch, key, step)
-    _check_loss(problem, params, hparams, batch)
-    valid = abstract("problem.valid_batch", problem.valid_batch, key)
-    value = abstract("problem.objective", problem.objective, params, hparams, valid)
-    check_scalar("problem.objective", value)
-    _check_optimizer(problem, hparams, trained)
-
-
-def check_floating(hparams: HParams) -> None:
-    """Raise a `ValueError` that names the first leaf of `hparams` that has no derivative."""
-    check_hparams(hparams)
-    for name, leaf in tree.named(hparams).items():
-        if not tree.is_float(leaf):
-            raise ValueError(
-                f"hparams[{name!r}] has dtype {jnp.result_type(leaf)}, expected floating point, because "
-                "integers and choices have no hypergradient; close over it, use mixed(...) or score(...) "
-                "with a policy over it, or search it with method 'random'"
-            )
-
-
-def check_hparams(hparams: HParams) -> None:
-    """Raise a `ValueError` that names the first leaf of `hparams` that is no number or array."""
-    leaves = jax.tree.leaves(hparams)
-    if not leaves:
-        raise ValueError(
-            "hparams has no leaves, expected at least one array; pass e.g. {'lr': 0.1}"
-        )
-    for name, leaf in zip(tree.leaf_names(hparams), leaves, strict=True):
-        try:
-            jnp.result_type(leaf)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"hparams[{name!r}] is {describe(leaf)}, expected a number or an array; "
-                "keep names and functions outside hparams"
-            ) from None
-
-
-def _check_trained(trained: PyTree) -> None:
-    leaves = jax.tree.leaves(trained)
-    if not leaves:
+    weights = trained(params)
+    if not jax.tree.leaves(weights):
         raise ValueError(
             "problem.init returned params without leaves, expected at least one array to train"
         )
-    for name, leaf in zip(tree.leaf_names(trained, bare="params"), leaves, strict=True):
+    names = tree.leaf_names(weights, bare="params")
+    for name, leaf in zip(names, jax.tree.leaves(weights), strict=True):
         if not tree.is_float(leaf):
             raise ValueError(
                 f"params[{name!r}] has dtype {leaf.dtype}, expected floating point; carry what is not "
                 "trained in Variables(params, state)"
             )
+    batch = abstract("problem.train_batch", problem.train_batch, key, index)
+    slope = jax.value_and_grad(partial(_loss, problem), has_aux=True)
+    found = abstract("problem.loss", slope, weights, params, hparams, batch)
+    (value, state), grads = found
+    constant = "keep the shapes of carried state constant"
+    _check_same("problem.loss returned state", carried(params), state, constant)
+    valid = abstract("problem.valid_batch", problem.valid_batch, key)
+    judged = abstract("problem.objective", problem.objective, params, hparams, valid)
+    check_scalar("problem.objective", judged)
+    step = partial(_update, problem)
+    moved = abstract("problem.optimizer", step, hparams, params, key, batch, value, grads)
+    advice = "read one value a step from a schedule, with schedule(hparams[...])"
+    _check_same("problem.optimizer returned an update to params", weights, moved, advice)
 
 
-def _check_loss(problem: Problem, params: Params, hparams: HParams, batch: Batch) -> None:
-    def loss(params, hparams, batch):
-        return split_loss(params, problem.loss(params, hparams, batch))
-
-    _, state = abstract("problem.loss", loss, params, hparams, batch)
-    if not isinstance(params, Variables):
-        return
-    names = tree.leaf_names(params.state, bare="state")
-    pairs = zip(names, jax.tree.leaves(params.state), jax.tree.leaves(state), strict=True)
-    for name, before, after in pairs:
-        if before.shape != after.shape:
-            raise ValueError(
-                f"problem.loss returned state[{name!r}] of shape {after.shape}, expected {before.shape} "
-                "as problem.init made it; keep the shapes of carried state constant"
-            )
-
-
-def _check_optimizer(problem: Problem, hparams: HParams, trained: PyTree) -> None:
-    def init(hparams, trained):
-        optimizer = problem.optimizer(hparams)
-        if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-            raise ValueError(
-                f"problem.optimizer returned {describe(optimizer)}, expected an "
-                "optax.GradientTransformation; return e.g. optax.sgd(hparams['lr'])"
-            )
-        return optimizer.init(trained)
-
-    abstract("problem.optimizer", init, hparams, trained)
+def _loss(
+    problem: Problem, weights: PyTree, params: Params, hparams: HParams, batch: Batch
+) -> tuple[Array, PyTree]:
+    """Return the loss and the new carried state, or raise a `ValueError` for anything else."""
+    out = problem.loss(with_parts(params, weights, carried(params)), hparams, batch)
+    stateful, is_tuple = isinstance(params, Variables), isinstance(out, tuple)
+    if stateful != is_tuple or (is_tuple and len(out) != 2):
+        got = f"a tuple of {len(out)}" if is_tuple else describe(out)
+        wanted = (
+            "(value, new_state), because problem.init returned Variables; return the carried state beside "
+            "the loss"
+            if stateful
+            else "one real number; to carry state from step to step, return "
+            "hypergrad.Variables(params, state) from problem.init"
+        )
+        raise ValueError(f"problem.loss returned {got}, expected {wanted}")
+    value, state = split_loss(params, out)
+    check_scalar("problem.loss", value)
+    return value, state
 
 
-def check_step(problem: Problem, hparams: HParams) -> None:
-    """Raise a one-line `ValueError` where one step of training fails or changes the shape of a weight.
+def _update(
+    problem: Problem, hparams: HParams, params: Params, key: Key, batch: Batch, *gradient: Any
+) -> PyTree:
+    """Return the weights after the first step, or raise a `ValueError` for no optimizer."""
+    optimizer = problem.optimizer(hparams)
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(
+            f"problem.optimizer returned {describe(optimizer)}, expected an "
+            "optax.GradientTransformation; return e.g. optax.sgd(hparams['lr'])"
+        )
+    return update(problem, hparams, start_state(problem, params, hparams, key), batch, *gradient)[0]
 
-    **Cost:** abstract evaluation of one step; nothing is compiled or run.
-    """
-    key = jax.eval_shape(jax.random.key, 0)
-    start = jax.eval_shape(lambda key, h: init_state(problem, key, h), key, hparams)
-    end, _ = abstract("problem.optimizer", lambda h, s: step(problem, h, s), hparams, start)
-    before, after = trained(start.params), trained(end.params)
-    for name, a, b in zip(
-        tree.leaf_names(before), jax.tree.leaves(before), jax.tree.leaves(after), strict=True
-    ):
+
+def _check_same(what: str, before: PyTree, after: PyTree, advice: str) -> None:
+    """Raise a `ValueError` unless two trees have the same structure and shapes."""
+    structure, wanted = jax.tree.structure(after), jax.tree.structure(before)
+    if structure != wanted:
+        raise ValueError(f"{what} of structure {structure}, expected {wanted}; return all of it")
+    names = tree.leaf_names(before, bare=what.split()[-1])
+    for name, a, b in zip(names, *map(jax.tree.leaves, (before, after)), strict=True):
         if a.shape != b.shape:
+            raise ValueError(f"{what}[{name!r}] of shape {b.shape}, expected {a.shape}; {advice}")
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless what the user's function `name` returned is one float `[]`."""
+    real = isinstance(value, float) or (hasattr(value, "shape") and tree.is_float(value))
+    if not real or jnp.shape(value):
+        raise ValueError(
+            f"{name} returned {describe(value)}, expected one real number of shape (); "
+            "reduce it, for example with jnp.mean(...)"
+        )
+
+
+def check_hparams(hparams: HParams, *, real: bool = False) -> None:
+    """Raise a `ValueError` that names the first leaf of `hparams` that no method can work with.
+
+    Args:
+        hparams: Hyperparameters that the user passed.
+        real: Whether every leaf must have a derivative.
+    """
+    if not jax.tree.leaves(hparams):
+        raise ValueError(
+            "hparams has no leaves, expected at least one array; pass e.g. {'lr': 0.1}"
+        )
+    for name, leaf in tree.named(hparams).items():
+        try:
+            dtype = jnp.result_type(leaf)
+        except (TypeError, ValueError):
             raise ValueError(
-                f"problem.optimizer returned an update that makes params[{name!r}] of shape {b.shape}, "
-                f"expected {a.shape}; read one value a step from a schedule, with schedule(hparams[...])"
+                f"hparams[{name!r}] is {describe(leaf)}, expected a number or an array; "
+                "keep names and functions outside hparams"
+            ) from None
+        if real and not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"hparams[{name!r}] has dtype {dtype}, expected floating point, because integers and choices "
+                "have no hypergradient; close over it, use mixed(...) or score(...) with a policy over it, or "
+                "search it with method 'random'"
             )

@@ -116,7 +116,7 @@ CASES = {
     "expected (value, new_state)": lambda: validate(
         STATEFUL._replace(loss=lambda p, h, b: p.params.sum()), H
     ),
-    "problem.loss returned a state of structure": lambda: validate(
+    "problem.loss returned state of structure": lambda: validate(
         STATEFUL._replace(loss=lambda p, h, b: (p.params.sum(), {})), H
     ),
     "problem.loss returned state['n'] of shape (3,)": lambda: validate(

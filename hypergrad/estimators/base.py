@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.problem import Problem
-from hypergrad.validation import check_floating, check_step, validate
+from hypergrad.validation import check_step
 
 
 class Estimate(NamedTuple):
@@ -52,9 +52,7 @@ def check_real(problem: Problem, hparams: HParams) -> None:
 
     **Cost:** abstract evaluation of one step, once a trace; nothing runs when the compiled estimate does.
     """
-    check_floating(hparams)
-    validate(problem, hparams)
-    check_step(problem, hparams)
+    check_step(problem, hparams, real=True)
 
 
 def no_state(key: Key, hparams: HParams) -> tuple[()]:

@@ -33,7 +33,7 @@ from hypergrad.estimators.unrolled.momentum import Recursion
 from hypergrad.estimators.unrolled.reverse import Plan
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import init_state, split_key, trained, unroll_losses
-from hypergrad.validation import check_step, validate
+from hypergrad.validation import validate
 
 REST = 1e-2
 """‖∇_w L‖ after training, as a share of that before, below which training is taken to have come to rest."""
@@ -107,7 +107,6 @@ def recommend(
     check_bytes(memory)
     hparams = spaces.default(space)
     validate(problem, hparams, horizon)
-    check_step(problem, hparams)
     if any(map(is_discrete, jax.tree.leaves(space))):
         return _drawn(problem, space, horizon, memory)
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
 """Members and configurations that do not share one compiled program: one for each shape, compiled once."""
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from hypergrad.core.checks import check_whole
 from hypergrad.core.types import Array, HParams, PyTree
 from hypergrad.populations.base import Population, count, population
 from hypergrad.populations.layouts import vectorized
-from hypergrad.problem import Problem, Task, check_problem, with_hparams
+from hypergrad.problem import Problem, Task, check_problem, fixed, with_hparams
 from hypergrad.space import static
 
 Cost = Callable[[tuple[int, ...]], float]
@@ -290,20 +290,6 @@ def alike(problem: Problem, space: PyTree) -> Population:
         return members.measure(lambda params, h: function(params, change(h)), hparams, states)
 
     return members._replace(measure=measure)
-
-
-def fixed(task: Task, label: tuple[int, ...]) -> Task:
-    """Return the task at one label of `static.split`: its functions take the hparams that are left."""
-    if not label:
-        return task
-    change = partial(static.join, task.space, label)
-    test, snippet, diagram = task.test, task.snippet, task.diagram
-    return task._replace(
-        problem=with_hparams(task.problem, change),
-        test=test and (lambda params, h: test(params, change(h))),
-        snippet=snippet and (lambda h: snippet(change(h))),
-        diagram=diagram and (lambda h: diagram(change(h))),
-    )
 
 
 def per_shape(task: Task, build: Callable[[Task], Callable[..., Any]]) -> Callable[..., Any]:

@@ -29,7 +29,7 @@ from hypergrad.tuners.bilevel_methods import (
     outer_terms,
     soba,
 )
-from hypergrad.validation import check_step, validate
+from hypergrad.validation import validate
 
 
 class BilevelState(NamedTuple):
@@ -217,7 +217,6 @@ def _check(problem: Problem, hparams: HParams, linear) -> None:
     """Raise a `ValueError` where the problem has no implicit hypergradient, or v no optimizer."""
     hparams = jax.tree.map(jnp.asarray, hparams)
     validate(problem, hparams)
-    check_step(problem, hparams)
     check_implicit(problem, hparams, 3, default_batch(problem))
 
     def move(hparams):

@@ -11,8 +11,7 @@ from hypergrad import study
 from hypergrad.core import tree
 from hypergrad.core.types import Key, PyTree
 from hypergrad.estimators import ONLINE
-from hypergrad.populations import fixed
-from hypergrad.problem import Problem, Task
+from hypergrad.problem import Problem, Task, fixed
 from hypergrad.schedulers import BY_COPIES
 from hypergrad.searchers import Trials
 from hypergrad.space import static

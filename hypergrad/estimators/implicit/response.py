@@ -29,7 +29,7 @@ from hypergrad.train import (
     unroll,
     with_parts,
 )
-from hypergrad.validation import check_floating, validate
+from hypergrad.validation import check_step
 
 Curvature: TypeAlias = Callable[[Problem, Params, HParams, Batch], MatVec]
 """(problem, params, hparams, batch) -> the product of a curvature matrix with a direction of the weights."""
@@ -193,8 +193,7 @@ def best_response(
         return jax.lax.custom_linear_solve(linear, y, lambda a, b: solve(a, b)[0], symmetric=True)
 
     def respond(hparams, key):
-        check_floating(hparams)
-        validate(problem, hparams, horizon)
+        check_step(problem, hparams, real=True)
         check_implicit(problem, hparams, horizon, choose)
         frozen = jax.lax.stop_gradient(hparams)
         final = unroll(problem, frozen, init_state(problem, key, frozen), horizon)

@@ -20,7 +20,7 @@ from hypergrad.estimators.policies.baselines import mean_of_others
 from hypergrad.estimators.policies.policy import Policy
 from hypergrad.problem import Examples, Problem
 from hypergrad.train import init_state, step
-from hypergrad.validation import check_hparams, check_step, validate
+from hypergrad.validation import check_hparams, check_step
 
 Draws: TypeAlias = Callable[[Policy, Key, PyTree], tuple[HParams, Callable[[Array], Array]]]
 """(policy, key, φ) -> hparams `[S]`, and their mean, values `[S, ...]` -> `[...]`, differentiable in φ."""
@@ -179,7 +179,6 @@ def check_policy(
                 f"{b.shape} and {b.dtype}, a parameter of the policy; start from policy.init(key)"
             )
     drawn = jax.eval_shape(policy.sample, key, phi)
-    validate(problem, drawn)
     check_step(problem, drawn)
     if must_draw and not any(
         depends(lambda phi: policy.log_prob(phi, policy.sample(key, phi)), phi)

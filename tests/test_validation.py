@@ -1,0 +1,117 @@
+"""`validate`: the functions of a problem or a task are tried once, abstractly, before anything runs."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from hypergrad.core.types import Variables
+from hypergrad.problem import Problem, Task
+from hypergrad.space import Choice, Integer, LogReal
+from hypergrad.validation import check_step, validate
+
+PROBLEM = Problem(
+    init=lambda key, h: jax.random.normal(key, (2, 3)),
+    loss=lambda p, h, b: jnp.sum(jnp.square(p - b)),
+    objective=lambda p, h, b: jnp.sum(p),
+    optimizer=lambda h: optax.sgd(h["lr"], momentum=0.9),
+    train_batch=lambda key, step: jax.random.normal(key),
+    valid_batch=lambda key: (),
+)
+H = {"lr": jnp.float32(0.1)}
+
+
+def a_task(**parts):
+    made = Task("small", PROBLEM, {"lr": LogReal(1e-3, 1.0)}, 5, None, "", False)
+    return made._replace(**parts)
+
+
+def test_each_function_is_traced_once_and_nothing_is_compiled():
+    called, compiled = Counter(), []
+
+    def counted(name, function):
+        def call(*args):
+            called[name] += 1
+            return function(*args)
+
+        return call
+
+    names = ("init", "loss", "objective", "train_batch", "valid_batch")
+    watched = PROBLEM._replace(**{n: counted(n, getattr(PROBLEM, n)) for n in names})
+
+    def listen(event, seconds, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        validate(watched, H, 10**9)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert called == dict.fromkeys(names, 1)
+    assert not compiled
+
+
+def test_state_is_carried():
+    def loss(params, h, batch):
+        return jnp.sum(params.params), {"n": params.state["n"] + 1}
+
+    init = lambda key, h: Variables(jnp.ones(3), {"n": jnp.zeros((), jnp.int32)})  # noqa: E731
+    problem = PROBLEM._replace(
+        init=init, loss=loss, objective=lambda p, h, b: jnp.sum(p.params) * p.state["n"]
+    )
+    validate(problem, H)
+
+
+def test_a_task_brings_its_defaults_and_every_static_option():
+    validate(a_task())
+    space = {
+        "lr": LogReal(1e-3, 1.0),
+        "width": Integer(1, 3, static=True),
+        "act": Choice(["a", "b"]),
+    }
+    seen = set()
+
+    def init(key, h):
+        seen.add(h["width"])
+        return jnp.ones((h["width"], 2))
+
+    validate(a_task(space=space, problem=PROBLEM._replace(init=init)))
+    assert seen == {1, 2, 3}
+
+
+BAD = {
+    "horizon is 0": a_task(horizon=0),
+    "space['lr'] is 0.1": a_task(space={"lr": 0.1}),
+    "problem is 3": a_task(problem=3),
+    "problem.valid_batch is None": a_task(problem=PROBLEM._replace(valid_batch=None)),
+    "problem.optimizer failed on the given hparams: hparams or batch has no entry 'lr'": a_task(
+        space={"rate": LogReal(1e-3, 1.0)}
+    ),
+    "problem.optimizer returned an update to params['params'] of shape (4, 2, 3), expected (2, 3)": a_task(
+        problem=PROBLEM._replace(optimizer=lambda h: optax.sgd(jnp.ones((4, 1, 1)) * h["lr"]))
+    ),
+    "problem.train_batch failed on the given hparams: division": a_task(
+        problem=PROBLEM._replace(train_batch=lambda key, step: 1 / 0)
+    ),
+    "problem.loss failed": a_task(
+        space={"lr": LogReal(1e-3, 1.0), "act": Choice(("sin", "sine"), static=True)},
+        problem=PROBLEM._replace(loss=lambda p, h, b: jnp.sum(getattr(jnp, h["act"])(p))),
+    ),
+}
+
+
+@pytest.mark.parametrize("fragment", list(BAD))
+def test_what_does_not_fit_is_said_in_one_line(fragment):
+    with pytest.raises(ValueError) as caught:
+        validate(BAD[fragment])
+    message = str(caught.value)
+    assert fragment in message and ", expected " in message and "\n" not in message
+
+
+def test_hyperparameters_without_a_derivative():
+    check_step(PROBLEM, H | {"num": 3})
+    with pytest.raises(ValueError, match=r"hparams\['num'\] has dtype int32, expected floating"):
+        check_step(PROBLEM, H | {"num": 3}, real=True)
