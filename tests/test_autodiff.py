@@ -1,4 +1,5 @@
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -167,3 +168,24 @@ def test_depends():
 
     tree = dict.fromkeys("abcde", jnp.float32(0.3))
     assert autodiff.depends(function, tree) == [True, False, False, False, False]
+
+
+def test_curvature_products_are_those_of_the_matrices():
+    w = {"a": jnp.asarray([0.3, -0.2]), "b": jnp.asarray(0.7)}
+    v = {"a": jnp.asarray([1.0, 2.0]), "b": jnp.asarray(-1.0)}
+
+    def outputs(w):
+        return jnp.stack([jnp.sin(w["a"][0] * w["b"]), w["a"][1] ** 2, w["b"] * w["a"][1]])
+
+    def convex(z):
+        return jnp.sum(jnp.exp(z))
+
+    flat, unravel = jax.flatten_util.ravel_pytree(w)
+    flat_v = jax.flatten_util.ravel_pytree(v)[0]
+    whole = jax.hessian(lambda x: convex(outputs(unravel(x))))(flat)
+    found = autodiff.hessian_product(lambda w: convex(outputs(w)), w)(v)
+    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(found)[0], whole @ flat_v, rtol=1e-5)
+    jacobian = jax.jacobian(lambda x: outputs(unravel(x)))(flat)
+    matrix = jacobian.T @ jax.hessian(convex)(outputs(w)) @ jacobian
+    found = autodiff.gauss_newton_product(outputs, convex, w)(v)
+    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(found)[0], matrix @ flat_v, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Finite derivatives where autodiff makes none, who depends on whom, and a walk through programs."""
+"""Derivatives: finite ones where autodiff makes none, curvature products, who depends on whom."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from jax.extend.core.primitives import (
     sqrt_p,
 )
 
-from hypergrad.core.types import Array
+from hypergrad.core.types import Array, PyTree
 
 PARTIALS: dict[Any, tuple[Callable[..., Array], ...]] = {
     sqrt_p: (lambda x: 0.5 / jnp.sqrt(x),),
@@ -70,6 +70,43 @@ def smooth(function: Callable) -> Callable:
         return jax.tree.unflatten(jax.tree.structure(shape), outs)
 
     return smoothed
+
+
+def hessian_product(function: Callable[[PyTree], Array], x: PyTree) -> Callable[[PyTree], PyTree]:
+    """Return u -> H u with H = ∂²f/∂x², linearized once at `x`.
+
+    **Cost:** a gradient to build, keeping its activations, and about one a product.
+
+    **Limits:** the function must have forward derivatives (no `jax.custom_vjp` in it).
+
+    Args:
+        function: x -> `[]`.
+        x: Floating-point arrays.
+    """
+    return jax.linearize(jax.grad(function), x)[1]
+
+
+def gauss_newton_product(
+    outputs: Callable[[PyTree], PyTree], convex: Callable[[PyTree], Array], x: PyTree
+) -> Callable[[PyTree], PyTree]:
+    """Return u -> Jᵀ (∂²c/∂z²) J u of a function c(z(x)), with J = ∂z/∂x, linearized once at `x`.
+
+    Positive semidefinite where c is convex.
+
+    **Cost:** a pass forwards to build, keeping its activations, and about one gradient a product.
+
+    Args:
+        outputs: x -> z, floating point.
+        convex: z -> c `[]`.
+        x: Floating-point arrays.
+
+    Reference:
+        Schraudolph, 2002, "Fast curvature matrix-vector products".
+    """
+    made, push = jax.linearize(outputs, x)
+    pull = jax.linear_transpose(push, x)
+    bend = hessian_product(convex, made)
+    return lambda u: pull(bend(push(u)))[0]
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
