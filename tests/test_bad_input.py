@@ -158,7 +158,7 @@ CASES = {
     "space is None, expected one with a Problem": lambda: tune(GOOD),
     "horizon is None, expected one with a Problem": lambda: tune(GOOD, {"l2": Real(0, 1)}),
     "seed is -1": lambda: tune(RIDGE, seed=-1),
-    "callbacks holds builtin_function_or_method": lambda: tune(RIDGE, callbacks=[print]),
+    "callbacks[0] is builtin_function_or_method": lambda: tune(RIDGE, callbacks=[print]),
     "batch_size is 5000": lambda: digits.task(batch_size=5000),
     "width is 0": lambda: digits.task(width=0),
     "num_params is 0": lambda: quadratic.task(num_params=0),

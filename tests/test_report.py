@@ -16,7 +16,7 @@ from hypergrad.report import figures, page as report, results, style
 from hypergrad.report.text import number
 from hypergrad.space import Choice, LogReal, Real, Sequence, describe_space
 from hypergrad.study.disk.description import FORMAT
-from hypergrad.study.disk.files import write_bytes, write_json
+from hypergrad.study.disk.files import MAX_BYTES, write_bytes, write_json
 
 pytest.importorskip("matplotlib", reason="the report is an extra")
 pytest.importorskip("jinja2", reason="the report is an extra")
@@ -519,7 +519,7 @@ def test_missing_directory(tmp_path):
 
 def test_file_too_large_is_refused_unread(tmp_path):
     folder = save(tmp_path, *study_files())
-    os.truncate(folder / "result.json", results.MAX_RESULT_BYTES + 1)
+    os.truncate(folder / "result.json", MAX_BYTES + 1)
     with pytest.raises(ValueError, match="expected at most 64 MB"):
         results.load_results(folder)
 

@@ -408,9 +408,10 @@ def test_schedules_that_are_none(tuned):
 @pytest.mark.parametrize(
     ("content", "fragment"),
     [
-        ("", "is no JSON file"),
-        ("[" * 100_000, "is no JSON file"),
-        ("[]", "is no file of tuned hyperparameters"),
+        ("", "is not valid JSON"),
+        ("[" * 100_000, "is nested too deep"),
+        ("{}", "is no file of tuned hyperparameters"),
+        ("[]", "the whole is a list, expected an object"),
         ('{"format": "hypergrad.hparams", "version": 2}', "version 1"),
         ('{"format": "hypergrad.hparams", "version": 1}', "has no hparams"),
         ("[1, [2]]", "something else than finite numbers"),

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hypergrad.report.study import Study
-from hypergrad.study import Callback, Progress
+from hypergrad.study import Callback, Ended, Progress
 from hypergrad.study.disk.files import to_plain
 from hypergrad.tuners import TUNERS
 
@@ -53,7 +52,7 @@ class Bar:
         if self.progress is not None:
             self.progress.start()
 
-    def _end(self, study: Study | None) -> None:
+    def _end(self, study: Ended | None) -> None:
         if self.progress is not None:
             self.progress.stop()
 

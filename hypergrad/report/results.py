@@ -14,10 +14,8 @@ from hypergrad.report.style import Curve
 from hypergrad.report.text import clean
 from hypergrad.space import Dimension, space_from_description
 from hypergrad.study.disk.description import check_format
-from hypergrad.study.disk.files import MAX_JSON, read_json
+from hypergrad.study.disk.files import read_json
 from hypergrad.study.disk.folder import check_folder
-
-MAX_RESULT_BYTES = MAX_JSON
 
 FLATNESS_FILE = "flatness.json"
 """What `hypergrad flatness` leaves in a study's folder."""
@@ -293,7 +291,7 @@ def _typed(value: Any, kind: type, where: str) -> Any:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path, MAX_RESULT_BYTES)
+        return read_json(path)
     except FileNotFoundError:
         raise ValueError(
             f"{_line(path)} does not exist: give the directory of a finished study, "

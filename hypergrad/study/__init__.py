@@ -1,6 +1,6 @@
 """A study: a tuner run on disk, step by step."""
 
-from hypergrad.study.callbacks import Callback, CallbackWarning, Listeners, Progress, jsonl
+from hypergrad.study.callbacks import Callback, CallbackWarning, Ended, Listeners, Progress, jsonl
 from hypergrad.study.disk.description import begin, has_begun, read_description
 from hypergrad.study.disk.files import StudyWarning
 from hypergrad.study.export import load_schedule
@@ -12,6 +12,7 @@ __all__ = [
     "LOGS",
     "Callback",
     "CallbackWarning",
+    "Ended",
     "Listeners",
     "OnStep",
     "Progress",

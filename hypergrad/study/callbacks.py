@@ -1,14 +1,17 @@
-"""What is told of a study as it runs: progress bars, logs, trackers. One protocol for all of them."""
+"""Who is told of a study as it runs: progress bars, logs, trackers. One protocol for all of them."""
 
 import json
 import os
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from hypergrad.core.checks import check_kind
+from hypergrad.core.types import HParams
+from hypergrad.searchers import Trials
 from hypergrad.study.disk.files import open_file, to_plain
 
 
@@ -17,8 +20,8 @@ class Progress(NamedTuple):
 
     Attributes:
         phase: name of the method ("descent"), "random" for the baseline, or "judge".
-        done: steps done in this phase.
-        total: steps in all.
+        done: number of steps done in this phase.
+        total: number of steps of this phase in all.
         value: lowest objective of this step.
         best: lowest objective so far.
         hparams: {leaf name: value} of this step's best member; empty while judging.
@@ -34,7 +37,40 @@ class Progress(NamedTuple):
     record: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
-def _nothing(_: Any) -> None:
+class Ended(Protocol):
+    """What a callback is told at the end: fields of the `hypergrad.Study` that `tune` returns."""
+
+    @property
+    def best(self) -> HParams | None:
+        """The hparams with the lowest objective; None if no trial had a finite one."""
+        ...
+
+    @property
+    def best_value(self) -> float:
+        """That objective; infinity if no trial had a finite one."""
+        ...
+
+    @property
+    def trials(self) -> list[Trials]:
+        """The trials of every step, in order."""
+        ...
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the study."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time over all sessions."""
+        ...
+
+    def hparams(self) -> dict[str, Any]:
+        """Return the best hparams as {leaf name: array}."""
+        ...
+
+
+def _ignore(_: Any) -> None:
     pass
 
 
@@ -44,12 +80,12 @@ class Callback(NamedTuple):
     Attributes:
         start: (description) -> None, before the first step; the content of `study.json`.
         step: (Progress) -> None, after every step of every phase. The step is on disk by then.
-        end: (Study or None) -> None, once, however it ended; None if it ended by an error.
+        end: (what `tune` returns, or None) -> None, once, however the study ended; None after an error.
     """
 
-    start: Callable[[dict[str, Any]], Any] = _nothing
-    step: Callable[[Progress], Any] = _nothing
-    end: Callable[[Any], Any] = _nothing
+    start: Callable[[dict[str, Any]], Any] = _ignore
+    step: Callable[[Progress], Any] = _ignore
+    end: Callable[[Ended | None], Any] = _ignore
 
 
 class CallbackWarning(UserWarning):
@@ -57,7 +93,7 @@ class CallbackWarning(UserWarning):
 
 
 class Listeners:
-    """The callbacks of one study. One that raises is warned of and called no more: the study goes on.
+    """The callbacks of one study. One that raises is called no more, with a warning: the study goes on.
 
     Args:
         callbacks: any number of `Callback`s.
@@ -65,12 +101,8 @@ class Listeners:
 
     def __init__(self, callbacks: Iterable[Callback]):
         self._callbacks = list(callbacks)
-        for callback in self._callbacks:
-            if not isinstance(callback, Callback):
-                raise ValueError(
-                    f"callbacks holds {type(callback).__name__}, expected Callbacks; pass e.g. "
-                    "Callback(step=print)"
-                )
+        for index, callback in enumerate(self._callbacks):
+            check_kind(f"callbacks[{index}]", callback, Callback, "Callback(step=print)")
 
     def start(self, description: dict[str, Any]) -> None:
         """Say that a study begins."""
@@ -80,7 +112,7 @@ class Listeners:
         """Say that a step is done."""
         self._call("step", now)
 
-    def end(self, study: Any) -> None:
+    def end(self, study: Ended | None) -> None:
         """Say that the study has ended."""
         self._call("end", study)
 
@@ -115,7 +147,7 @@ def jsonl(path: str | Path) -> Callback:
                 line = "\n" + line
             file.write(line.encode() + b"\n")
 
-    def end(study: Any) -> None:
+    def end(study: Ended | None) -> None:
         if study is None:
             return write("end", {"failed": True})
         return write("end", {"best_value": study.best_value, "interrupted": study.interrupted})

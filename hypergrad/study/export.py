@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 import os
 import secrets
 from collections.abc import Callable
@@ -16,13 +15,11 @@ import numpy as np
 
 from hypergrad import space as spaces
 from hypergrad.core.checks import check_name
-from hypergrad.study.disk.files import to_plain, write_bytes
+from hypergrad.study.disk.files import MAX_BYTES, parse_json, to_plain, write_bytes
 
 HPARAMS_FORMAT = "hypergrad.hparams"
 
 VERSION = 1
-
-MAX_HPARAMS_BYTES = 2**26
 
 
 def document(hparams: dict[str, Any]) -> dict[str, Any]:
@@ -36,8 +33,7 @@ def document(hparams: dict[str, Any]) -> dict[str, Any]:
             array.dtype.kind == "f" and not np.isfinite(array).all()
         ):
             raise ValueError(
-                f"hparams[{name!r}] holds {array.dtype} that JSON cannot say, expected finite numbers; "
-                "export others"
+                f"hparams[{name!r}] holds {array.dtype} that JSON lacks, expected finite numbers; export others"
             )
     return {"format": HPARAMS_FORMAT, "version": VERSION, "hparams": to_plain(hparams)}
 
@@ -80,27 +76,16 @@ def read_hparams(path: str | Path) -> dict[str, Any]:
     name = repr(str(path))
     try:
         with open(path, "rb") as file:
-            content = file.read(MAX_HPARAMS_BYTES + 1)
-        if len(content) > MAX_HPARAMS_BYTES:
-            raise ValueError(f"over {MAX_HPARAMS_BYTES} bytes")
-        data = json.loads(content.decode(), parse_constant=lambda word: math.nan)
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ValueError(f"{name} cannot be read ({error.strerror}); check the path") from None
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
+    found = parse_json(content, name)
+    hparams = found.get("hparams")
+    if (found.get("format"), found.get("version")) != (HPARAMS_FORMAT, VERSION):
         raise ValueError(
-            f"{name} is no JSON file ({reason}), expected one of Study.export"
-        ) from None
-    if (
-        not isinstance(data, dict)
-        or data.get("format") != HPARAMS_FORMAT
-        or data.get("version") != VERSION
-    ):
-        raise ValueError(
-            f"{name} is no file of tuned hyperparameters, expected format {HPARAMS_FORMAT!r}, "
-            f"version {VERSION}; write it with Study.export or `hypergrad export`"
+            f"{name} is no file of tuned hyperparameters, expected {HPARAMS_FORMAT!r}, version {VERSION}; "
+            "write it with Study.export or `hypergrad export`"
         )
-    hparams = data.get("hparams")
     if not isinstance(hparams, dict):
         raise ValueError(f"{name} has no hparams, expected an object of them; write it again")
     return {leaf: _leaf(f"{name}, hparams[{leaf!r:.80}]", value) for leaf, value in hparams.items()}
@@ -115,9 +100,7 @@ def _leaf(whose: str, value: Any) -> Any:
     except (ValueError, OverflowError):  # lists of different lengths
         good = False
     if not good:
-        raise ValueError(
-            f"{whose} holds something else than finite numbers, expected only those; mend it"
-        )
+        raise ValueError(f"{whose} holds something else than finite numbers; write it again")
     return array
 
 

@@ -1,4 +1,4 @@
-"""Trackers and Optuna. Each needs a library of its own, which is imported when it is first used."""
+"""Logs for trackers. Each needs a library of its own, which is imported when the log is made."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hypergrad.core.checks import library
-from hypergrad.study.callbacks import Callback, Progress, jsonl, scalars
+from hypergrad.study.callbacks import Callback, Ended, Progress, jsonl, scalars
 from hypergrad.study.disk.files import to_plain
 
 
@@ -32,7 +32,7 @@ def tensorboard(directory: str | Path) -> Callback:
         for name, value in scalars(now).items():
             writers[0].add_scalar(name, value, now.done)
 
-    def end(study: Any) -> None:
+    def end(study: Ended | None) -> None:
         best = {} if study is None or study.best is None else study.hparams()
         for name, value in best.items():
             for index, item in enumerate(value if np.ndim(value) == 1 else []):
@@ -70,7 +70,7 @@ def wandb(directory: str | Path, *, project: str = "hypergrad", mode: str = "off
     def step(now: Progress) -> None:
         runs[0].log(scalars(now))
 
-    def end(study: Any) -> None:
+    def end(study: Ended | None) -> None:
         if study is not None:
             runs[0].summary["best_value"] = study.best_value
         runs[0].finish(exit_code=1 if study is None else 0)

@@ -119,10 +119,10 @@ def _opened(folder: Path, step: int, blanks: list[np.ndarray]) -> Iterator[tuple
         raise ValueError(f"{str(error.filename)!r} is not there, expected a checkpoint") from None
     with open(fd, "rb") as file:
         size = os.fstat(fd).st_size
-        if size > bound:
-            raise ValueError(f"{str(path)!r} has {size} bytes, expected at most {bound}")
-        if (manifest.get("step"), manifest.get("bytes")) != (step, size):
-            raise ValueError(f"{str(path)!r} is not of the step and size that its manifest says")
+        if size > bound or (manifest.get("step"), manifest.get("bytes")) != (step, size):
+            raise ValueError(
+                f"{str(path)!r} has {size} bytes, expected at most {bound} and what its manifest says of it"
+            )
         if _digest(file) != manifest.get("npz"):
             raise ValueError(f"{str(path)!r} does not match its checksum")
         file.seek(0)
@@ -215,25 +215,20 @@ def _read_members(file: BinaryIO, blanks: list[np.ndarray]) -> list[np.ndarray]:
     """Read the arrays of an npz file, each of the dtype and shape of its blank and stored as it is."""
     with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
-        names = [f"{_member(i)}.npy" for i in range(len(blanks))]
-        if [info.filename for info in infos] != names:
-            raise ValueError("its members differ")
+        found = [(info.filename, info.compress_type) for info in infos]
+        if found != [(f"{_member(i)}.npy", zipfile.ZIP_STORED) for i in range(len(blanks))]:
+            raise ValueError("it has other members, or compressed ones")
         return [_read_array(archive, *pair) for pair in zip(infos, blanks, strict=True)]
 
 
 def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, blank: np.ndarray) -> np.ndarray:
-    stored = info.compress_type == zipfile.ZIP_STORED
-    if not stored or info.file_size > blank.nbytes + _OVERHEAD:
-        raise ValueError(f"{info.filename} is compressed or too large")
     with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        if version != (1, 0):
-            raise ValueError(f"{info.filename} has version {version}")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
-        if shape != blank.shape or fortran or dtype != blank.dtype:
-            raise ValueError(f"{info.filename} is {dtype} of shape {shape}")
-        data = member.read(blank.nbytes + 1)
-    return np.frombuffer(data, dtype).reshape(shape)
+        fits = info.file_size <= blank.nbytes + _OVERHEAD
+        fits = fits and np.lib.format.read_magic(member) == (1, 0)
+        expected = (blank.shape, False, blank.dtype)
+        if not fits or np.lib.format.read_array_header_1_0(member) != expected:
+            raise ValueError(f"{info.filename} is not an array of {blank.dtype} {blank.shape}")
+        return np.frombuffer(member.read(blank.nbytes + 1), blank.dtype).reshape(blank.shape)
 
 
 def _digest(file: Any) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-MAX_JSON = 64 * 2**20
+MAX_BYTES = 64 * 2**20
+"""Most room that JSON may take: its bytes, and 64 for each list or object, which two characters make."""
 
 MAX_DEPTH = 32
-
-MAX_CONTAINERS = 10**6
+"""Most lists and objects within one another."""
 
 ADVICE = "the file is damaged or was edited; restore it from a copy, or start a new study"
 
@@ -61,9 +61,7 @@ def open_file(path: Path, flags: int) -> int:
         raise
     except OSError as error:
         if path.is_symlink():
-            raise ValueError(
-                f"{str(path)!r} is a symbolic link, expected a file; copy what it points to"
-            ) from None
+            raise is_link(path) from None
         raise failed("open", path, error) from error
     status = os.fstat(fd)
     wrong = None
@@ -75,25 +73,6 @@ def open_file(path: Path, flags: int) -> int:
         os.close(fd)
         raise ValueError(f"{str(path)!r} {wrong}")
     return fd
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """Read a file of at most `limit` bytes.
-
-    Raises:
-        FileNotFoundError: where there is none.
-        ValueError: where it is larger, and as `open_file`.
-    """
-    with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise ValueError(
-                f"{str(path)!r} has {size / 2**20:.1f} MB, expected at most {limit / 2**20:.0f} MB; {ADVICE}"
-            )
-        try:
-            return file.read(limit)
-        except OSError as error:
-            raise failed("read", path, error) from error
 
 
 def sync(fd: int) -> None:
@@ -167,24 +146,30 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_bytes(path, b'{\n "sha256": "%s",%s' % (seal, body))
 
 
-def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read what `write_json` wrote, after its size, its depth and its checksum have been checked.
 
     Raises:
         FileNotFoundError: where there is none.
         ValueError: in one line that names the file, for anything else.
     """
-    data = read_bytes(path, limit)
-    value = parse_json(data, repr(str(path)))
+    name = repr(str(path))
+    with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+        check_room(name, os.fstat(file.fileno()).st_size)
+        try:
+            data = file.read(MAX_BYTES)
+        except OSError as error:
+            raise failed("read", path, error) from error
+    value = parse_json(data, name)
     seal = _SEAL.match(data)
     if not seal or hashlib.sha256(data[seal.end() :]).hexdigest() != seal[1].decode():
-        raise ValueError(f"{str(path)!r} does not match its checksum; {ADVICE}")
+        raise ValueError(f"{name} does not match its checksum; {ADVICE}")
     del value["sha256"]
     return value
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """Parse one JSON object of bounded depth and number of parts; NaN and infinities become null.
+    """Parse one JSON object of bounded size and depth; NaN and infinities become null.
 
     Raises:
         ValueError: in one line that begins with `name`.
@@ -199,25 +184,34 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
         depths = depth + np.cumsum(np.where(opens[start : start + 2**20], 1, -1), dtype=np.int32)
         depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))
     if deepest > MAX_DEPTH:
-        raise ValueError(f"{name} is nested too deep, expected at most {MAX_DEPTH}: {ADVICE}")
-    if opens.sum() > MAX_CONTAINERS:
-        raise ValueError(
-            f"{name} has {opens.sum()} lists and objects, expected at most {MAX_CONTAINERS}; {ADVICE}"
-        )
+        raise ValueError(f"{name} is nested too deep, expected at most {MAX_DEPTH}; {ADVICE}")
+    check_room(name, len(data), int(opens.sum()))
     try:
         value = json.loads(data.decode(), parse_constant=lambda _: None)
-    except UnicodeDecodeError:
-        raise ValueError(f"{name} is not UTF-8 text: {ADVICE}") from None
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{name} is not valid JSON ({reason}): {ADVICE}") from None
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason
+        raise ValueError(f"{name} is not valid JSON ({reason}); {ADVICE}") from None
     if not isinstance(value, dict):
         kind = "a list" if isinstance(value, list) else "no object"
-        raise ValueError(f"{name}: the whole is {kind}, expected an object: {ADVICE}")
+        raise ValueError(f"{name}: the whole is {kind}, expected an object; {ADVICE}")
     return value
 
 
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def check_room(name: str, num_bytes: int, num_lists: int = 0, advice: str = ADVICE) -> None:
+    """Raise a `ValueError` where JSON takes more than `MAX_BYTES`, as a text or as lists and objects."""
+    room, most = (num_bytes + 64 * num_lists) / 2**20, MAX_BYTES / 2**20
+    if room > most:
+        raise ValueError(f"{name} takes {room:.1f} MB, expected at most {most:.0f} MB; {advice}")
+
+
+def is_link(path: str | Path) -> ValueError:
+    """Say in one line that a file is a link."""
+    text = f"{str(path)!r} is a symbolic link, expected a file; copy what it points to"
+    return ValueError(text)
 
 
 def failed(action: str, path: Path, error: OSError) -> ValueError:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hypergrad.study.disk.files import open_file, sync_folder
+from hypergrad.study.disk.files import is_link, open_file, sync_folder
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -50,8 +50,7 @@ def check_folder_name(name: str, argument: str) -> str:
     """Return `name` if it can name a study's folder anywhere, or raise a `ValueError`."""
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"{argument} is named {name[:140]!r}, expected up to 128 letters, digits, dots, dashes and "
-            "underscores, the first no dot or dash; rename it"
+            f"{argument} is named {name[:140]!r}, expected up to 128 of A-Z a-z 0-9 . _ -, not led by . or -"
         )
     return name
 
@@ -61,14 +60,11 @@ def check_folder(directory: str | os.PathLike[str]) -> Path:
     path = Path(directory)
     if not path.is_dir():
         raise ValueError(
-            f"directory {str(path)!r} does not exist or is no directory: "
-            "give the directory of a study, as `hypergrad tune --out` wrote it"
+            f"directory {str(path)!r} does not exist or is no directory; name the directory of a study"
         )
     for entry in os.scandir(path):
         if entry.is_symlink():
-            raise ValueError(
-                f"{entry.path!r} is a symbolic link, expected a file; copy what it points to"
-            )
+            raise is_link(entry.path)
     return path
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from hypergrad.study.disk.files import (
-    MAX_CONTAINERS,
+    ADVICE,
+    MAX_BYTES,
+    check_room,
     failed,
     open_file,
     parse_json,
@@ -28,9 +30,8 @@ from hypergrad.study.disk.files import (
 )
 from hypergrad.study.disk.folder import DAMAGED
 
-MAX_LINE = 64 * 2**20
-
 MAX_STEPS = 10**6
+"""Most steps of a study."""
 
 _HEAD = re.compile(rb'\{"crc": "([0-9a-f]{8})", (?="step": (0|[1-9][0-9]{0,7}), )')
 
@@ -57,21 +58,13 @@ def encode_line(record: dict[str, Any]) -> bytes:
     """Write one record, whose first entry is its step, as a line with its checksum.
 
     Raises:
-        ValueError: where the line is longer, or has more lists, than a reader takes.
+        ValueError: where the line takes more room than a reader grants.
     """
     body = json.dumps(record, allow_nan=False).encode()[1:] + b"\n"
-    num_lists = body.count(b"[") + body.count(b"{")
-    if num_lists >= MAX_CONTAINERS:
-        raise ValueError(
-            f"one step makes a record of {num_lists} lists, expected fewer than {MAX_CONTAINERS}; take fewer "
-            "trials a step, or a smaller space"
-        )
-    if len(body) > MAX_LINE - 32:
-        raise ValueError(
-            f"one step makes a record of {len(body) / 2**20:.0f} MB, expected at most "
-            f"{MAX_LINE / 2**20:.0f} MB; take fewer trials a step, or a smaller space"
-        )
-    return b'{"crc": "%08x", %s' % (zlib.crc32(body), body)
+    line = b'{"crc": "%08x", %s' % (zlib.crc32(body), body)
+    advice = "take fewer trials a step, or a smaller space"
+    check_room("the record of a step", len(line), line.count(b"[") + line.count(b"{"), advice)
+    return line
 
 
 def step_of(line: bytes) -> int | None:
@@ -98,12 +91,11 @@ def scan(file: BinaryIO, name: str) -> Scan:
     later: dict[int, tuple[int, int]] = {}
     damage, start, end, number = None, 0, 0, 0
     size = os.fstat(file.fileno()).st_size
-    while line := file.readline(min(MAX_LINE + 1, size - start)):
+    while line := file.readline(min(MAX_BYTES + 1, size - start)):
         number += 1
-        if len(line) > MAX_LINE or number > MAX_STEPS:
+        if len(line) > MAX_BYTES or number > MAX_STEPS:
             raise ValueError(
-                f"line {number} of {name!r} is beyond {MAX_LINE} bytes or {MAX_STEPS} lines, "
-                "expected a journal as a study writes it; restore it from a copy"
+                f"line {number} of {name!r} is over {MAX_BYTES} bytes or {MAX_STEPS} lines; {ADVICE}"
             )
         step = step_of(line)
         if damage is None and step == len(whole):
@@ -238,10 +230,8 @@ class Journal:
         """Write the record of the next step and wait for the disk.
 
         Raises:
-            ValueError: where the disk refuses; nothing of the record is left then.
+            ValueError: where the record is too large or the disk refuses; nothing of it is left then.
         """
-        if record["step"] != len(self._whole):
-            raise ValueError(f"step is {record['step']}, expected {len(self._whole)}, the next")
         line, start = encode_line(record), self._end
         self._write(line)
         self._whole.append((start, len(line)))
