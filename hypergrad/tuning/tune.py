@@ -185,7 +185,9 @@ def complete(work: Work, listeners: Listeners, caught: list[warnings.WarningMess
             found = found._replace(best=best[0], best_value=best[1])
         ended = found._replace(result=result, interrupted=result["interrupted"])
         if work.folder is not None:
-            ended = ended._replace(report=_write(work.folder.path, result))
+            check_same_result(work.folder.path / "result.json", result)
+            write_json(work.folder.path / "result.json", result)
+            ended = ended._replace(report=_report(work.folder.path))
         return ended
     finally:
         listeners.end(ended)
@@ -229,12 +231,10 @@ def _judge_all(
     return result_of(task, settings, found, baseline, judged, work.cost, best[0]), best
 
 
-def _write(path: Path, result: dict[str, Any]) -> Path | None:
-    """Write the result, and the report; a study is not lost because pictures cannot be drawn."""
+def _report(path: Path) -> Path | None:
+    """Write the report; a study is not lost because pictures cannot be drawn."""
     from hypergrad.report.page import write_report
 
-    check_same_result(path / "result.json", result)
-    write_json(path / "result.json", result)
     try:
         return write_report(path)
     except ValueError as error:
