@@ -12,7 +12,7 @@ RULE = (
 )
 FLOOR = {room.strip(): i for i, rooms in enumerate(RULE.split("<")) for room in rooms.split(",")}
 FLOOR |= {"testing": FLOOR["train"], "__main__": len(FLOOR), "__init__": len(FLOOR)}
-ONLY_IN = {"flax": "core/flax.py", "jaxopt": "core/solve.py"}
+ONLY_IN = {"flax": "core/flax.py", "jaxopt": "core/jaxopt.py"}
 
 
 def modules_of(source):

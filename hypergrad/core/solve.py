@@ -12,6 +12,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from hypergrad.core.checks import check_positive, check_whole
+from hypergrad.core.jaxopt import biconjugate_gradients, gmres_cycle
+from hypergrad.core.krylov import FlatMatVec, Solved, begin_from, conjugate_gradients, richardson
 from hypergrad.core.types import Array, PyTree
 
 MatVec: TypeAlias = Callable[[PyTree], PyTree]
@@ -55,15 +57,6 @@ class Solve(Protocol):
         ...
 
 
-class _Solved(NamedTuple):
-    """What a method returns: x, iterations, smallest and largest curvature met."""
-
-    x: Array
-    iterations: int | Array
-    low: float | Array = float("inf")
-    high: float | Array = float("-inf")
-
-
 def cg(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
     """Solve by conjugate gradients; stop where the curvature p·Ap is not positive.
 
@@ -83,7 +76,9 @@ def cg(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
         matrix from α and β).
     """
     check_whole("max_iterations", max_iterations)
-    return _solver(lambda a, b, x, tol: _cg(a, b, x, tol, max_iterations), tolerance)
+    return _solver(
+        lambda a, b, x, tol: conjugate_gradients(a, b, x, tol, max_iterations), tolerance
+    )
 
 
 def normal_cg(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
@@ -97,12 +92,13 @@ def normal_cg(max_iterations: int = 100, tolerance: float | None = None) -> Solv
     """
     check_whole("max_iterations", max_iterations)
 
-    def method(apply, b, x, tol):
+    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solved:
         transpose = jax.linear_transpose(apply, b)
-        solved = _cg(lambda p: transpose(apply(p))[0], transpose(b)[0], x, tol, max_iterations)
-        return _Solved(
-            solved.x, solved.iterations
-        )  # the curvatures are those of AᵀA: of no use here
+        solved = conjugate_gradients(
+            lambda p: transpose(apply(p))[0], transpose(b)[0], x, tol, max_iterations
+        )
+        # the curvatures are those of AᵀA: of no use here
+        return Solved(solved.x, solved.iterations)
 
     return _solver(method, tolerance)
 
@@ -124,24 +120,22 @@ def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = N
     check_whole("restart", restart)
     check_whole("max_restarts", max_restarts)
 
-    def method(apply, b, x, tol):
-        from jaxopt import linear_solve
-
-        first, gap = _begin(apply, b, x)
+    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solved:
+        first, gap = begin_from(apply, b, x)
         limit = tol * jnp.linalg.norm(b)
 
-        def unfinished(carry):
+        def unfinished(carry: tuple) -> Array:
             _, residual, count = carry
             return (residual > limit) & (count < max_restarts)
 
-        def again(carry):
+        def again(carry: tuple) -> tuple:
             x, _, count = carry
-            x = linear_solve.solve_gmres(apply, b, init=x, tol=tol, restart=restart, maxiter=1)
+            x = gmres_cycle(apply, b, x, tol, restart)
             return x, jnp.linalg.norm(b - apply(x)), count + 1
 
         before = (first, jnp.linalg.norm(gap), jnp.zeros((), jnp.int32))
         x, _, count = jax.lax.while_loop(unfinished, again, before)
-        return _Solved(x, count)
+        return Solved(x, count)
 
     return _solver(method, tolerance)
 
@@ -161,11 +155,8 @@ def bicgstab(max_iterations: int = 100, tolerance: float | None = None) -> Solve
     """
     check_whole("max_iterations", max_iterations)
 
-    def method(apply, b, x, tol):
-        from jaxopt import linear_solve
-
-        x = linear_solve.solve_bicgstab(apply, b, init=x, tol=tol, maxiter=max_iterations)
-        return _Solved(x, -1)
+    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solved:
+        return Solved(biconjugate_gradients(apply, b, x, tol, max_iterations), -1)
 
     return _solver(method, tolerance)
 
@@ -188,8 +179,13 @@ def neumann(num_terms: int = 20, step_size: float | None = None) -> Solve:
         Lorraine, Vicol, Duvenaud, 2020, arXiv:1911.02590, Algorithm 3.
     """
     check_whole("num_terms", num_terms)
-    _check_step_size(step_size)
-    return _solver(lambda a, b, x, tol: _richardson(a, b, x, -1.0, num_terms, step_size), None)
+    if step_size is not None:
+        check_positive("step_size", step_size)
+
+    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solved:
+        return richardson(apply, b, x, -jnp.ones_like(tol), num_terms, step_size)
+
+    return _solver(method, None)
 
 
 def fixed_point(
@@ -210,9 +206,10 @@ def fixed_point(
         Grazzi, Franceschi, Pontil, Salzo, 2020, arXiv:2006.16218, Algorithm 1 (AID with a fixed point).
     """
     check_whole("max_iterations", max_iterations)
-    _check_step_size(step_size)
+    if step_size is not None:
+        check_positive("step_size", step_size)
     return _solver(
-        lambda a, b, x, tol: _richardson(a, b, x, tol, max_iterations, step_size), tolerance
+        lambda a, b, x, tol: richardson(a, b, x, tol, max_iterations, step_size), tolerance
     )
 
 
@@ -235,14 +232,14 @@ def nystrom(rank: int = 20, damping: float = 0.01, seed: int = 0) -> Solve:
     check_whole("rank", rank)
     check_positive("damping", damping)
 
-    def method(apply, b, x, tol):
+    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solved:
         size = min(rank, b.size)
         rows = np.sort(np.random.default_rng(seed).choice(b.size, size, replace=False))
         chosen = jax.nn.one_hot(rows, b.size, dtype=b.dtype)
         c = jax.vmap(apply)(chosen)
         m = c[:, rows]
         inner = jnp.linalg.solve(m + c @ c.T / damping, c @ b)
-        return _Solved(
+        return Solved(
             b / damping - c.T @ inner / damping**2, 0, jnp.diag(m).min(), jnp.diag(m).max()
         )
 
@@ -255,10 +252,10 @@ def direct() -> Solve:
     **Cost:** D products side by side, memory D², time D³ for D unknowns: up to a few thousand.
     """
 
-    def method(apply, b, x, tol):
+    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solved:
         matrix = jax.vmap(apply)(jnp.eye(b.size, dtype=b.dtype)).T
         spectrum = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)
-        return _Solved(jnp.linalg.solve(matrix, b), 0, spectrum[0], spectrum[-1])
+        return Solved(jnp.linalg.solve(matrix, b), 0, spectrum[0], spectrum[-1])
 
     return _solver(method, None)
 
@@ -273,7 +270,7 @@ def identity(scale: float = 1.0) -> Solve:
         Luketina, Berglund, Greff, Raiko, 2016, arXiv:1511.06727 (T1-T2).
     """
     check_positive("scale", scale)
-    return _solver(lambda a, b, x, tol: _Solved(scale * b, 0), None)
+    return _solver(lambda a, b, x, tol: Solved(scale * b, 0), None)
 
 
 def damped(solve: Solve, damping: float) -> Solve:
@@ -287,14 +284,23 @@ def damped(solve: Solve, damping: float) -> Solve:
     """
     check_positive("damping", damping)
 
-    def solve_damped(matvec, b, start=None, tolerance=None):
+    def solve_damped(
+        matvec: MatVec, b: PyTree, start: PyTree = None, tolerance: Array | None = None
+    ) -> tuple[PyTree, SolveInfo]:
         return _solve_damped(solve, matvec, b, start, tolerance, damping)
 
     return solve_damped
 
 
-def _solve_damped(solve: Solve, matvec: MatVec, b, start, tolerance, damping):
-    def apply(x):
+def _solve_damped(
+    solve: Solve,
+    matvec: MatVec,
+    b: PyTree,
+    start: PyTree,
+    tolerance: Array | None,
+    damping: float | Array,
+) -> tuple[PyTree, SolveInfo]:
+    def apply(x: PyTree) -> PyTree:
         return jax.tree.map(lambda y, x: (y + damping * x).astype(y.dtype), matvec(x), x)
 
     x, info = solve(apply, b, start, tolerance)
@@ -326,16 +332,18 @@ def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
     check_positive("floor", floor)
     check_whole("max_raises", max_raises)
 
-    def solve_positive(matvec, b, start=None, tolerance=None):
-        def attempt(damping):
+    def solve_positive(
+        matvec: MatVec, b: PyTree, start: PyTree = None, tolerance: Array | None = None
+    ) -> tuple[PyTree, SolveInfo]:
+        def attempt(damping: Array) -> tuple[PyTree, SolveInfo]:
             return _solve_damped(solve, matvec, b, start, tolerance, damping)
 
-        def unfit(carry):
+        def unfit(carry: tuple) -> Array:
             count, _, (_, info) = carry
             # a NaN is no curvature either
             return ~(info.smallest_curvature >= floor) & (count <= max_raises)
 
-        def again(carry):
+        def again(carry: tuple) -> tuple:
             count, damping, _ = carry
             x, info = attempt(damping)
             lacking = floor - info.smallest_curvature
@@ -351,24 +359,25 @@ def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
     return solve_positive
 
 
-def _solver(method: Callable[..., _Solved], own_tolerance: float | None) -> Solve:
+def _solver(method: Callable[..., Solved], own_tolerance: float | None) -> Solve:
     """Make a solver of pytrees from a method on flat vectors, and judge what it returns."""
     if own_tolerance is not None:
         check_positive("tolerance", own_tolerance)
 
-    def solve(matvec, b, start=None, tolerance=None):
+    def solve(
+        matvec: MatVec, b: PyTree, start: PyTree = None, tolerance: Array | None = None
+    ) -> tuple[PyTree, SolveInfo]:
         narrow, unravel = ravel_pytree(b)
         flat = narrow.astype(jnp.promote_types(narrow.dtype, jnp.float32))
         dtype = flat.dtype
 
-        def apply(x):
+        def apply(x: Array) -> Array:
             return ravel_pytree(matvec(unravel(x.astype(narrow.dtype))))[0].astype(dtype)
 
-        if tolerance is None:
-            tolerance = jnp.finfo(dtype).eps ** 0.75 if own_tolerance is None else own_tolerance
-        tolerance = jnp.asarray(tolerance, dtype)
+        own = jnp.finfo(dtype).eps ** 0.75 if own_tolerance is None else own_tolerance
+        limit = jnp.asarray(own if tolerance is None else tolerance, dtype)
         first = None if start is None else ravel_pytree(start)[0].astype(dtype)
-        x, iterations, low, high = method(apply, flat, first, tolerance)
+        x, iterations, low, high = method(apply, flat, first, limit)
         product, size = apply(x), jnp.linalg.norm(flat)
         x = jnp.where(jnp.isfinite(size), x, jnp.nan)  # a NaN in b must not end as a finite answer
         residual = jnp.linalg.norm(flat - product) / jnp.where(size > 0, size, 1)
@@ -382,120 +391,9 @@ def _solver(method: Callable[..., _Solved], own_tolerance: float | None) -> Solv
             iterations=jnp.asarray(iterations, jnp.int32),
             smallest_curvature=jnp.asarray(low, dtype),
             condition=condition.astype(dtype),
-            converged=residual <= 10 * tolerance,
+            converged=residual <= 10 * limit,
             damping=jnp.zeros((), dtype),
         )
         return unravel(x.astype(narrow.dtype)), info
 
     return solve
-
-
-def _begin(apply: MatVec, b: Array, x: Array | None) -> tuple[Array, Array]:
-    """Return where to start, and the residual there: from zero, where the given start is worse than that."""
-    if x is None:
-        return jnp.zeros_like(b), b
-    first = b - apply(x)
-    helps = jnp.linalg.norm(first) <= jnp.linalg.norm(b)
-    return jnp.where(helps, x, 0), jnp.where(helps, first, b)
-
-
-def _cg(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: int) -> _Solved:
-    """Run conjugate gradients and keep the coefficients of the Lanczos matrix."""
-    start, first = _begin(apply, b, x)
-    limit = jnp.square(tol * jnp.linalg.norm(b))
-    num_kept = min(max_iterations, 64)
-
-    def unfinished(carry):
-        count, _, _, _, square, _, _, positive = carry
-        return (count < max_iterations) & (square > limit) & positive
-
-    def body(carry):
-        count, x, r, p, square, coefficients, low, _ = carry
-        q = apply(p)
-        curvature = p @ q
-        positive = curvature > 0
-        alpha = jnp.where(positive, square / curvature, 0)
-        x, r = x + alpha * p, r - alpha * q
-        new = r @ r
-        beta = new / square
-        pair = jnp.where(positive, jnp.stack([alpha, beta]), 0)
-        coefficients = coefficients.at[count].set(pair, mode="drop")
-        low = jnp.minimum(low, curvature / (p @ p))
-        return count + 1, x, r, r + beta * p, new, coefficients, low, positive
-
-    kept = jnp.zeros((num_kept, 2), b.dtype)
-    infinite = jnp.asarray(jnp.inf, b.dtype)
-    carry = (jnp.zeros((), jnp.int32), start, first, first, first @ first, kept, infinite, True)
-    count, x, _, _, _, coefficients, low, _ = jax.lax.while_loop(unfinished, body, carry)
-    ritz_low, ritz_high = _ritz(coefficients)
-    return _Solved(x, count, jnp.minimum(low, ritz_low), ritz_high)
-
-
-def _ritz(coefficients: Array) -> tuple[Array, Array]:
-    """Return the extreme eigenvalues of the Lanczos matrix of conjugate gradients.
-
-    T_kk = 1/α_k + β_{k−1}/α_{k−1},   T_{k,k+1} = √β_k / α_k
-    """
-    alpha, beta = coefficients.T
-    known = alpha > 0
-    safe = jnp.where(known, alpha, 1)
-    carried = jnp.concatenate([jnp.zeros_like(beta[:1]), (beta / safe)[:-1]])
-    # where nothing was met, T repeats its first entry, which lies within its spectrum
-    diagonal = jnp.where(known, 1 / safe + carried, 1 / safe[0])
-    off = jnp.where(known[1:], (jnp.sqrt(beta) / safe)[:-1], 0)
-    spectrum = jnp.linalg.eigvalsh(jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1))
-    met = known[0]
-    return jnp.where(met, spectrum[0], jnp.inf), jnp.where(met, spectrum[-1], -jnp.inf)
-
-
-def _richardson(apply: MatVec, b: Array, x: Array | None, tol, max_iterations: int, step_size):
-    """Run x ← x + α r, r ← (I − αA) r until ‖r‖ is within the tolerance or has outgrown the dtype."""
-    start, first = _begin(apply, b, x)
-    size = jnp.linalg.norm(b)
-    seen = _Solved(b, 0)
-    if step_size is None:
-        seen = _cg(apply, b, None, 0.0, 10)
-        step_size = jnp.where(seen.high > 0, 1 / seen.high, 1)
-    step = jnp.asarray(step_size, b.dtype)
-    largest = size / jnp.finfo(b.dtype).eps
-
-    def unfinished(carry):
-        count, _, r = carry
-        norm = jnp.linalg.norm(r)
-        return (count < max_iterations) & (norm > tol * size) & (norm <= largest)
-
-    def body(carry):
-        count, x, r = carry
-        return count + 1, x + step * r, r - step * apply(r)
-
-    carry = (jnp.zeros((), jnp.int32), start, first)
-    count, x, _ = jax.lax.while_loop(unfinished, body, carry)
-    return _Solved(x, count, seen.low, seen.high)
-
-
-def _check_step_size(step_size: float | None) -> None:
-    if step_size is not None:
-        check_positive("step_size", step_size)
-
-
-def box_minimum(
-    function: Callable[[Array], Array], start: Array, low: Array, high: Array, max_iterations: int
-) -> Array:
-    """Return where L-BFGS-B (jaxopt's) finds the smallest value of `function` in a box.
-
-    **Cost:** a few gradients an iteration. **Limits:** a local minimum; not differentiable.
-
-    Args:
-        function: x `[n]` -> [].
-        start: x to begin with.
-        low: bounds `[n]`.
-        high: bounds `[n]`.
-        max_iterations: at most.
-
-    Reference:
-        Byrd, Lu, Nocedal, Zhu, 1995.
-    """
-    from jaxopt import LBFGSB
-
-    solver = LBFGSB(function, maxiter=max_iterations, implicit_diff=False)
-    return solver.run(start, bounds=(low, high)).params

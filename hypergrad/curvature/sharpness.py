@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from hypergrad.core import tree
 from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_whole
-from hypergrad.core.solve import box_minimum
+from hypergrad.core.jaxopt import box_minimum
 from hypergrad.core.types import Array, Batch, Params, PyTree
 from hypergrad.curvature.models import (
     BatchLoss,

@@ -342,7 +342,7 @@ def default(space: PyTree) -> HParams:
 
 
 def _check_bounds(
-    dim: Real | LogReal | Integer, what: str = "a finite number; pass one", kind: type = float
+    dim: "_Interval | Integer", what: str = "a finite number; pass one", kind: type = float
 ) -> None:
     for name in ("low", "high", "default"):
         value = getattr(dim, name)

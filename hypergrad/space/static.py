@@ -57,7 +57,7 @@ def to_options(space: PyTree, hparams: HParams) -> HParams:
         if not dim.static:
             return x
         x = np.asarray(x)
-        return x if isinstance(dim, Integer) else _options(dim)[x]
+        return _options(dim)[x] if isinstance(dim, Choice) else x
 
     return jax.tree.map(leaf, space, hparams)
 
@@ -73,7 +73,7 @@ def to_numbers(space: PyTree, hparams: HParams) -> HParams:
         if not dim.static:
             return x
         x = np.asarray(x)
-        if isinstance(dim, Integer):
+        if not isinstance(dim, Choice):
             return x.astype(np.int32)
         same = _options(dim) == x[..., None]
         if not np.all(np.any(same, -1)):
