@@ -198,7 +198,8 @@ def test_a_missing_library_is_said(monkeypatch):
     monkeypatch.undo()
     searcher = optuna_searcher({"a": Real(0, 1)}, needy)
     with pytest.raises(
-        ValueError, match=r"needy needs what is not installed .Tried to import 'torch' but"
+        ValueError,
+        match=r"needy needs a library that is not installed .Tried to import 'torch' but",
     ):
         searcher.ask(KEY, searcher.init(KEY), 2)
 
@@ -251,7 +252,7 @@ def test_by_name_from_the_command_line(method, tmp_path, capsys):
 def test_a_sampler_without_torch_is_refused_before_the_study(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     task = quadratic.task(horizon=4, num_params=2)
-    with pytest.raises(ValueError, match="GPSampler needs what is not installed"):
+    with pytest.raises(ValueError, match="GPSampler needs a library that is not installed"):
         hg.tune(task, method="optuna_gp", storage=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

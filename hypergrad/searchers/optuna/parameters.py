@@ -1,8 +1,8 @@
-"""What integrations share: the scalars of a step, spaces and trials as Optuna has them.
+"""Spaces and trials as Optuna has them.
 
 A parameter of Optuna is a unit coordinate of the space in the user's units: `lr` for a scalar, `scales.0`,
 `scales.1`, ... for each entry of an array and each free step of a schedule. Those of a sequence that never
-rises are its unit coordinates, from 0 to 1, because any values of these make a sequence that never rises.
+rises are its unit coordinates, from 0 to 1: whatever their values, the sequence never rises.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class Parameter(NamedTuple):
     """A unit coordinate as a parameter of Optuna.
 
     Attributes:
-        name: of the leaf, and the place in it where it has several coordinates.
+        name: name of the leaf, and the place in it where the leaf has several coordinates.
         distribution: an `optuna.distributions.BaseDistribution`.
         value: unit coordinate -> value of the parameter.
         unit: value of the parameter -> unit coordinate.
@@ -45,7 +45,7 @@ def parameters(space: PyTree) -> list[Parameter]:
     """Return the parameters that a space has in Optuna, one for each unit coordinate, in their order.
 
     Raises:
-        ValueError: without Optuna, and for a space that is empty or holds no dimension.
+        ValueError: without Optuna, and for an invalid space.
     """
     space = spaces.dynamic(space)
     leaf = coordinates(space).leaf

@@ -23,7 +23,7 @@ from hypergrad.space import from_units, static, to_units
 
 
 def export_trials(
-    outcomes: Many[Trials], space: PyTree, *, storage: Any = None, name: str = "hypergrad"
+    trials: Many[Trials], space: PyTree, *, storage: Any = None, name: str = "hypergrad"
 ) -> Any:
     """Write trials into a new study of Optuna, which its dashboard and its plots can show.
 
@@ -31,47 +31,47 @@ def export_trials(
     numbers of `info` that every trial has for itself.
 
     Args:
-        outcomes: such as `Study.trials`; static dimensions have the values that the user named.
-        space: they are of.
-        storage: as `optuna.create_study` takes it, e.g. "sqlite:///runs/optuna.db"; in memory where None.
-        name: of the study.
+        trials: generations such as `Study.trials`; static dimensions have the values that the user named.
+        space: space of those trials.
+        storage: storage as `optuna.create_study` takes it, e.g. "sqlite:///runs/optuna.db"; memory where None.
+        name: name of the study.
 
     Returns:
         The `optuna.Study`, to be minimised.
 
     Raises:
-        ValueError: without Optuna, for outcomes of another space, and for a name that is taken.
+        ValueError: without Optuna, for trials of another space, and for a name that is taken.
     """
     optuna = optuna_module()
     named, space = space, spaces.dynamic(space)
     found = parameters(space)
     place = jax.jit(lambda hparams: to_units(space, hparams))
-    trials = []
-    for index, outcome in enumerate(outcomes):
-        check_trials(space, outcome)
-        outcome = outcome._replace(hparams=static.to_numbers(named, outcome.hparams))
-        units = np.asarray(place(outcome.hparams), float)
-        values, steps, parent = map(np.asarray, (outcome.values, outcome.steps, outcome.parent))
+    written = []
+    for index, told in enumerate(trials):
+        check_trials(space, told)
+        told = told._replace(hparams=static.to_numbers(named, told.hparams))
+        units = np.asarray(place(told.hparams), float)
+        values, steps, parent = map(np.asarray, (told.values, told.steps, told.parent))
         for member, state in enumerate(trial_states(values, steps)):
             about = {"step": index, "member": member, "steps": int(steps[member])}
-            about |= {"parent": int(parent[member])} | _numbers(outcome, member)
+            about |= {"parent": int(parent[member])} | _numbers(told, member)
             one = float(values[member]), int(steps[member])
-            trials.append(frozen_trial(found, units[member], state, *one, user_attrs=about))
+            written.append(frozen_trial(found, units[member], state, *one, user_attrs=about))
     with quiet(optuna):
         try:
             study = optuna.create_study(storage=storage, study_name=name)
         except optuna.exceptions.DuplicatedStudyError:
             raise ValueError(
-                f"name is {name!r:.80}, which the storage has already, expected a new one; pass another name"
+                f"name is {name!r:.80}, which the storage has already, expected a new name; pass another"
             ) from None
-        study.add_trials(trials)
+        study.add_trials(written)
     return study
 
 
-def _numbers(outcome: Trials, member: int) -> dict[str, Any]:
+def _numbers(told: Trials, member: int) -> dict[str, Any]:
     """Return what `info` has of one trial: single numbers that are finite."""
-    num, found = len(outcome.values), {}
-    for name, x in outcome.info.items():
+    num, found = len(told.values), {}
+    for name, x in told.info.items():
         x = np.asarray(x)
         if x.shape == (num,) and np.isfinite(x[member]):
             found[name] = x[member].item()
@@ -79,7 +79,7 @@ def _numbers(outcome: Trials, member: int) -> dict[str, Any]:
 
 
 def import_trials(study: Any, space: PyTree) -> Trials:
-    """Read the finished trials of an Optuna study, for `warm_start` or to look at.
+    """Read the finished trials of an Optuna study, for `warm_start` or for people.
 
     The parameters are those of `parameters(space)`: `study.best_params["lr"]` is the leaf `lr`. Values of a
     study that maximises are negated. Trials without one of the parameters, or with a value outside the
@@ -87,7 +87,7 @@ def import_trials(study: Any, space: PyTree) -> Trials:
 
     Args:
         study: an `optuna.Study` of one objective.
-        space: to read them in.
+        space: space that the parameters are read in.
 
     Raises:
         ValueError: without Optuna, for several objectives, and where no trial is of the space.
@@ -109,17 +109,7 @@ def import_trials(study: Any, space: PyTree) -> Trials:
             "bounds; pass the space it searched"
         )
     units = np.array([[one.unit(t.params[one.name]) for one in found] for t in trials])
-    last = [0 if t.last_step is None else max(t.last_step, 0) for t in trials]
-    pruned = [s for s, t in zip(last, trials, strict=True) if t.state == state.PRUNED]
-    longest = max([1, *last, *(s + 1 for s in pruned)])
-    values = [
-        t.value if t.state == state.COMPLETE else t.intermediate_values.get(t.last_step, np.nan)
-        for t in trials
-    ]
-    values = [
-        np.nan if t.state == state.FAIL else sign * v for v, t in zip(values, trials, strict=True)
-    ]
-    steps = [s if t.state == state.PRUNED else longest for s, t in zip(last, trials, strict=True)]
+    values, steps = _results(trials, sign, state)
     draw = jax.jit(lambda units: from_units(space, units))
     return Trials(
         draw(jnp.asarray(units, jnp.result_type(float))),
@@ -128,6 +118,23 @@ def import_trials(study: Any, space: PyTree) -> Trials:
         jnp.arange(len(trials), dtype=jnp.int32),
         {},
     )
+
+
+def _results(trials: Many[Any], sign: float, state: Any) -> tuple[list[float], list[int]]:
+    """Return the objective of each finished trial, and its steps: a pruned one has those of its last report."""
+    last = [0 if t.last_step is None else max(t.last_step, 0) for t in trials]
+    pruned = [t.state == state.PRUNED for t in trials]
+    longest = max([1, *last, *(s + 1 for s, cut in zip(last, pruned, strict=True) if cut)])
+    steps = [s if cut else longest for s, cut in zip(last, pruned, strict=True)]
+
+    def value(trial: Any) -> float:
+        if trial.state == state.FAIL:
+            return np.nan
+        if trial.state == state.COMPLETE:
+            return sign * trial.value
+        return sign * trial.intermediate_values.get(trial.last_step, np.nan)
+
+    return [value(t) for t in trials], steps
 
 
 def _is_of(found: Many[Parameter], trial: Any) -> bool:
