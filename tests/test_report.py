@@ -14,7 +14,7 @@ import pytest
 
 from hypergrad.report import figures, page as report, results, style
 from hypergrad.report.text import number
-from hypergrad.space import Choice, LogReal, Real, Sequence, describe_space
+from hypergrad.space import Choice, LogReal, Real, Sequence, describe_space, space_from_description
 from hypergrad.study.disk.description import FORMAT
 from hypergrad.study.disk.files import MAX_BYTES, write_bytes, write_json
 
@@ -301,9 +301,8 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone(healthy):
 def headline(change):
     study, result = study_files()
     change(study, result)
-    read = results._results(
-        study | {"space": {}, "settings": {}, "versions": {}, "task_arguments": {}}, result, "f: "
-    )
+    study |= {"settings": {}, "versions": {}, "task_arguments": {}}
+    read = results.read_result(study, {}, results._Entries(result, "f: "))
     return text_of(report.render(read, {}).partition("<table>")[0])
 
 
@@ -553,8 +552,9 @@ def test_any_damage_is_read_or_refused(wrong):
         if path:
             inner[path[-1]] = wrong
         study = study_files()[0]
+        space = space_from_description(study["space"])
         try:
-            read = results._results(study, data, "result.json: ")
+            read = results.read_result(study, space, results._Entries(data, "result.json: "))
         except ValueError as error:
             refused.append(str(error))
         else:

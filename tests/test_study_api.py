@@ -1,6 +1,5 @@
 """`tune` from Python: what a study gives back, as tables, as schedules, and to callbacks."""
 
-import builtins
 import errno
 import importlib
 import json
@@ -20,6 +19,7 @@ import pytest
 
 import hypergrad as hg
 from hypergrad.report.table import columns
+from hypergrad.report.text import number
 from hypergrad.searchers import Trials
 from hypergrad.study import callbacks, export
 from hypergrad.study.disk import description, files, folder, journal
@@ -56,6 +56,10 @@ def test_tune_returns_a_study(tuned):
     assert study.report == out / "report.html" and study.report.is_file()
     on_disk = json.loads((out / "result.json").read_text())
     assert on_disk["digest"] == study.digest == study.result["digest"]
+    shown = repr(study)
+    assert shown.startswith(f"<Study: best value {number(study.best_value, 4)} of 3 trials in ")
+    assert shown.endswith(f"; report: {study.report}>") and "\n" not in shown
+    assert "no finite value of 0 trials" in repr(hg.Study(None, np.inf, [], False, 1.0))
 
 
 def test_a_problem_with_a_space_is_tuned_like_its_task(tuned):
@@ -343,20 +347,9 @@ def test_trials_are_a_frame(tuned):
 
 def test_trials_without_pandas(tuned, monkeypatch):
     _, _, study = tuned
-    without(monkeypatch, "pandas")
+    monkeypatch.setitem(sys.modules, "pandas", None)
     table = study.table()
     assert isinstance(table, dict) and table["lr"].shape == (3, HORIZON)
-
-
-def without(monkeypatch, name):
-    found = builtins.__import__
-
-    def refuse(module, *args, **kwargs):
-        if module == name:
-            raise ImportError(name)
-        return found(module, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
 
 
 def test_to_xarray(tuned):
@@ -369,7 +362,7 @@ def test_to_xarray(tuned):
 
 
 def test_to_xarray_without_it(tuned, monkeypatch):
-    without(monkeypatch, "xarray")
+    monkeypatch.setitem(sys.modules, "xarray", None)
     with pytest.raises(ValueError, match=r"pip install 'hypergrad-jax\[xarray\]'"):
         tuned[2].to_xarray()
 

@@ -26,15 +26,30 @@ from hypergrad.report.text import clean
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MAX_NODES = 40
+"""Most nodes of a diagram."""
+
 MAX_ACROSS = 7
 """Boxes of an architecture in a row; more are drawn in a column."""
 
 
 class Diagram(NamedTuple):
-    """Hold an architecture: the lines of text of each node, and pairs of nodes, from and to."""
+    """An architecture: the lines of text of each node, and pairs of nodes, from and to."""
 
     nodes: list[list[str]]
     edges: list[list[int]]
+
+
+def is_graph(nodes: list[Any], edges: list[Any]) -> bool:
+    """Tell whether there are 1 to `MAX_NODES` nodes, and every edge is a pair of their numbers."""
+    pairs = (isinstance(edge, list) and len(edge) == 2 for edge in edges)
+    ends = (end for edge in edges if isinstance(edge, list) for end in edge)
+    return (
+        1 <= len(nodes) <= MAX_NODES
+        and len(edges) <= MAX_NODES**2
+        and all(pairs)
+        and all(type(end) is int and 0 <= end < len(nodes) for end in ends)
+    )
 
 
 def architecture(diagram: Diagram, *, width: float = WIDE) -> "Figure | None":

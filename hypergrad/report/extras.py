@@ -1,4 +1,4 @@
-"""A task's own code snippet and diagram for the report, and their checks."""
+"""What a task adds to its report: test scores, a code snippet, a diagram of its architecture."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ from hypergrad.core.abstract import abstract
 from hypergrad.core.checks import describe
 from hypergrad.core.types import HParams
 from hypergrad.problem import Task
+from hypergrad.report.diagrams import MAX_NODES, is_graph
 
 
 def check_extras(task: Task, hparams: HParams) -> None:
@@ -18,30 +19,22 @@ def check_extras(task: Task, hparams: HParams) -> None:
     **Cost:** `test` is evaluated abstractly; `snippet` and `diagram` run once.
 
     Args:
-        task: what to check; its problem fits together.
-        hparams: a value of its space, to call them with.
+        task: Task whose problem has been checked.
+        hparams: Value of its space, to call the functions with.
 
     Raises:
-        ValueError: in one line, where one of them fails or returns something else than is documented.
+        ValueError: If a function fails, or returns something other than documented.
     """
     for name in ("test", "snippet", "diagram"):
         function = getattr(task, name)
         if function is not None and not callable(function):
-            raise ValueError(
-                f"task.{name} is {describe(function)}, expected a function or None; see help(Task)"
-            )
+            got = describe(function)
+            raise ValueError(f"task.{name} is {got}, expected a function or None; see help(Task)")
     if task.test is not None:
         key = jax.eval_shape(jax.random.key, 0)
         params = abstract("problem.init", task.problem.init, key, hparams)
         scores = abstract("task.test", task.test, params, hparams)
-        shape = getattr(scores, "shape", None)
-        real = (jnp.floating, jnp.integer, jnp.bool_)
-        if (
-            shape is None
-            or len(shape) != 1
-            or not shape[0]
-            or not any(jnp.issubdtype(scores.dtype, kind) for kind in real)
-        ):
+        if not _is_real_vector(scores):
             raise ValueError(
                 f"task.test returned {describe(scores)}, expected one real score an example, of shape "
                 "(num_test,); return e.g. jnp.square(predictions - labels), without its mean"
@@ -52,40 +45,54 @@ def check_extras(task: Task, hparams: HParams) -> None:
         check_diagram(task.diagram, hparams)
 
 
+def _is_real_vector(scores: Any) -> bool:
+    if not hasattr(scores, "dtype") or len(scores.shape) != 1 or not scores.shape[0]:
+        return False
+    return any(jnp.issubdtype(scores.dtype, kind) for kind in (jnp.floating, jnp.integer, bool))
+
+
 def check_snippet(snippet: Callable[[HParams], str], hparams: HParams) -> str:
-    """Return the text of a task's `snippet`, or raise a `ValueError` in one line."""
-    try:
-        text = snippet(hparams)
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise ValueError(
-            f"task.snippet failed on the given hparams: {lines[0] if lines else ''} ({type(error).__name__}); "
-            "expected a text; run it once by itself to see where"
-        ) from error
+    """Return the text of a task's `snippet`.
+
+    Raises:
+        ValueError: If the function fails, or returns something other than a text.
+    """
+    text = _called("task.snippet", snippet, hparams, "a text")
     if not isinstance(text, str):
         raise ValueError(f"task.snippet returned {describe(text)}, expected a text; return one")
     return text
 
 
 def check_diagram(diagram: Callable[[HParams], dict[str, Any]], hparams: HParams) -> dict[str, Any]:
-    """Return the graph of a task's `diagram`, or raise a `ValueError` in one line."""
-    try:
-        graph = diagram(hparams)
-        nodes = [[str(line) for line in node] for node in graph["nodes"]]
-        edges = [[int(a), int(b)] for a, b in graph["edges"]]
-    except Exception as error:
-        lines = str(error).strip().splitlines()
+    """Return the graph of a task's `diagram`.
+
+    Raises:
+        ValueError: If the function fails, or returns something other than a graph.
+    """
+    wanted = '{"nodes": [[text, ...], ...], "edges": [[0, 1], ...]}'
+    graph = _called("task.diagram", lambda h: _graph(diagram(h)), hparams, wanted)
+    if not is_graph(**graph):
+        found = f"{len(graph['nodes'])} nodes and the edges {str(graph['edges'])[:80]}"
         raise ValueError(
-            f"task.diagram failed on the given hparams: {lines[0] if lines else ''} ({type(error).__name__}); "
-            'expected {"nodes": [[text, ...], ...], "edges": [[0, 1], ...]}; run it once by itself to see where'
-        ) from error
-    if not 1 <= len(nodes) <= MAX_NODES or any(not 0 <= i < len(nodes) for e in edges for i in e):
-        raise ValueError(
-            f"task.diagram returned {len(nodes)} nodes and the edges {str(edges)[:80]}, expected 1 to "
-            f"{MAX_NODES} nodes and edges between them by their number from 0; leave out what is not there"
+            f"task.diagram returned {found}, expected 1 to {MAX_NODES} nodes and edges between them by their "
+            "number from 0; leave out what is not there"
         )
-    return {"nodes": nodes, "edges": edges}
+    return graph
 
 
-MAX_NODES = 40
-"""Most nodes of a task's diagram."""
+def _graph(found: dict[str, Any]) -> dict[str, Any]:
+    """Return nodes as lines of text, and edges as pairs of whole numbers."""
+    nodes = [[str(line) for line in node] for node in found["nodes"]]
+    return {"nodes": nodes, "edges": [[int(start), int(end)] for start, end in found["edges"]]}
+
+
+def _called(name: str, function: Callable, hparams: HParams, wanted: str) -> Any:
+    """Call a function of a task, and put its name before the error that it raises."""
+    try:
+        return function(hparams)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"{name} failed on the given hparams: {reason} ({type(error).__name__}); expected {wanted}; run it "
+            "once by itself to see where"
+        ) from error

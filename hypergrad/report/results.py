@@ -1,4 +1,4 @@
-"""Read a finished study from its directory, checking every type and shape on the way."""
+"""Read a finished study from its folder, and check every type and shape on the way."""
 
 import json
 import math
@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hypergrad.report.diagrams import Diagram
-from hypergrad.report.extras import MAX_NODES
+from hypergrad.report.diagrams import MAX_NODES, Diagram, is_graph
 from hypergrad.report.style import Curve
 from hypergrad.report.text import clean
 from hypergrad.space import Dimension, space_from_description
@@ -33,7 +32,7 @@ _KINDS: dict[type, str] = {
 
 
 class Interval(NamedTuple):
-    """Hold a mean with its interval and how many values it stands on; NaN where unknown."""
+    """A mean with its interval, and the number of values it was taken over; NaN where unknown."""
 
     mean: float = math.nan
     low: float = math.nan
@@ -42,10 +41,14 @@ class Interval(NamedTuple):
 
 
 class Configuration(NamedTuple):
-    """Hold what one choice of hyperparameters reached.
+    """What one choice of hyperparameters reached.
 
-    `raw` is the pytree as the file has it, `leaves` its leaves by dotted name: arrays, or text for
-    a choice.
+    Attributes:
+        raw: The hparams as the file has them.
+        leaves: The hparams by dotted name: arrays, or text for a choice.
+        valid: The validation objective over seeds.
+        test: The test metric over examples.
+        curves: Training and validation curves, by "train_curve" and "valid_curve".
     """
 
     raw: Any
@@ -55,8 +58,14 @@ class Configuration(NamedTuple):
     curves: dict[str, Curve]
 
 
-class FlatnessTable(NamedTuple):
-    """Hold what `hypergrad flatness` measured: values over seeds, and slices through the training loss."""
+class Flatness(NamedTuple):
+    """How flat the networks of a study are.
+
+    Attributes:
+        measures: Configuration -> measure -> values over seeds `[S]`, NaN where training diverged.
+        steps: Steps along the slices, in lengths of the filters, `[P]`.
+        slices: Configuration -> training loss along a direction through its first network, `[P]`.
+    """
 
     measures: dict[str, dict[str, np.ndarray]]
     steps: np.ndarray
@@ -64,7 +73,26 @@ class FlatnessTable(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Hold a finished study as its files tell it. `study` is the content of study.json."""
+    """A finished study as its files tell it.
+
+    Attributes:
+        study: The content of `study.json`.
+        space: The dimensions of its space by name.
+        metric: Name of the test metric.
+        higher_is_better: Whether a higher test metric is better.
+        objective: Name of the validation objective.
+        configurations: What "default", "tuned" and "random" reached on fresh seeds.
+        trace: Columns with one value a step: "trainings", "value", "best", ...; "skipped" is one number.
+        random_trace: The same for random search; None where it was not run.
+        snippet: The task's code for the tuned hparams.
+        diagram: The tuned architecture, for tasks that search for one.
+        warnings: Sentences about the study.
+        interrupted: Whether Ctrl-C ended the study.
+        seconds: Wall-clock time; NaN where unknown.
+        num_seeds: Fresh seeds that every configuration was judged on; zero where unknown.
+        digest: SHA-256 of all that was trained.
+        flatness: What `hypergrad flatness` measured of this result.
+    """
 
     study: dict[str, Any]
     space: dict[str, Dimension]
@@ -81,164 +109,174 @@ class Results(NamedTuple):
     seconds: float
     num_seeds: int
     digest: str | None = None
-    flatness: FlatnessTable | None = None
+    flatness: Flatness | None = None
+
+
+class _Entries(NamedTuple):
+    """An object of a JSON file, and its place in the file, which errors name."""
+
+    found: dict[str, Any]
+    where: str
+
+    def get(self, key: str, kind: type, *default: Any) -> Any:
+        """Return an entry of the type `kind`; an absent one or null is the default, if there is one."""
+        value = self.found.get(key)
+        if value is None and default:
+            return math.nan if kind is float else default[0]
+        return _typed(value, kind, self.place(key))
+
+    def entries(self, key: str, *default: Any) -> "_Entries":
+        """Return an entry that is an object itself."""
+        return _Entries(self.get(key, dict, *default), f"{self.place(key)}.")
+
+    def array(self, key: str, like: np.ndarray | None = None) -> np.ndarray:
+        """Return a flat list of numbers and nulls as an array, as long as `like`; null is an empty list."""
+        array, place = _numbers(self.get(key, list, [])), self.place(key)
+        if array is None or array.ndim != 1:
+            raise ValueError(f"{place} holds something else than numbers and nulls: {_ADVICE}")
+        if like is not None and array.size != like.size:
+            found = f"{array.size} values, expected {like.size} as in the column before it"
+            raise ValueError(f"{place} has {found}: {_ADVICE}")
+        return array
+
+    def place(self, key: str) -> str:
+        return self.where + clean(key, 60)
 
 
 def load_results(directory: str | os.PathLike[str]) -> Results:
-    """Read `study.json` and `result.json` of a study and check every type and shape on the way.
+    """Read `study.json`, `result.json` and `flatness.json` of a study.
 
     **Limits:** a file of at most 64 MB, nested at most 32 deep. Null, NaN and infinity become NaN.
 
     Args:
-        directory: Where the study was written.
+        directory: Folder that the study was written to.
 
     Raises:
-        ValueError: One line that names the file, says what is wrong with it and what to do.
+        ValueError: If a file is missing, damaged or of another version; the line names the file.
     """
     folder = check_folder(directory)
-    study, where = _read_json(folder / "study.json"), f"{_line(folder / 'study.json')}: "
-    check_format(study, where.removesuffix(": "))
-    for key in ("task", "method"):
-        _field(study, key, str, where)
-    study["description"] = _field(study, "description", str, where, "")
-    for key in ("space", "settings", "versions", "task_arguments"):
-        study[key] = _field(study, key, dict, where, {})
-    result = _read_json(folder / "result.json")
-    found = _results(study, result, f"{_line(folder / 'result.json')}: ")
-    return found._replace(flatness=_flatness(folder / FLATNESS_FILE, found.digest))
-
-
-def _flatness(path: Path, digest: str | None) -> FlatnessTable | None:
-    """Read what was measured of a study; None where nothing was, or the study has gone on since."""
-    if not path.exists():
-        return None
-    data, where = _read_json(path), f"{_line(path)}: "
-    if data.get("of") != digest:
-        return None
-    steps = _array(data.get("steps"), f"{where}steps")
-    slices = _field(data, "slices", dict, where, {})
-    drawn = {
-        name: _array(values, f"{where}slices.{_line(name, 40)}") for name, values in slices.items()
+    study = _read(folder / "study.json")
+    check_format(study.found, study.where.removesuffix(": "))
+    whole = {key: study.get(key, str) for key in ("task", "method")}
+    whole["description"] = study.get("description", str, "")
+    whole |= {
+        k: study.get(k, dict, {}) for k in ("space", "settings", "versions", "task_arguments")
     }
-    for name, values in drawn.items():
-        _same_length(values, steps, f"{where}slices.{_line(name, 40)}", "steps")
-    measures = {}
-    for name, found in _field(data, "measures", dict, where).items():
-        place = f"{where}measures.{_line(name, 40)}"
-        measures[name] = {
-            label: _array(values, f"{place}.{_line(label, 60)}")
-            for label, values in _typed(found, dict, place).items()
-        }
-    return FlatnessTable(measures, steps, drawn)
+    space = space_from_description(whole["space"], study.place("space"))
+    results = read_result(study.found | whole, space, _read(folder / "result.json"))
+    return results._replace(flatness=_flatness(folder / FLATNESS_FILE, results.digest))
 
 
-def _results(study: dict[str, Any], data: dict[str, Any], where: str) -> Results:
-    metric = _field(data, "metric", dict, where, {})
-    configurations = _field(data, "configurations", dict, where)
-    trace = _trace(_field(data, "trace", dict, where, {}), f"{where}trace.")
-    random_trace = _field(data, "random_trace", dict, where, None)
-    notes = _field(data, "warnings", list, where, [])
+def _read(path: Path) -> _Entries:
+    try:
+        return _Entries(read_json(path), f"{clean(str(path), 300)}: ")
+    except FileNotFoundError:
+        raise ValueError(
+            f"{clean(str(path), 300)} does not exist: give the directory of a finished study, or finish this "
+            "one with `hypergrad resume`"
+        ) from None
+
+
+def read_result(study: dict[str, Any], space: dict[str, Dimension], result: _Entries) -> Results:
+    """Read the content of `result.json`."""
+    metric, configurations = result.entries("metric", {}), result.entries("configurations")
+    random_trace = result.get("random_trace", dict, None)
+    notes = result.get("warnings", list, [])
     return Results(
         study=study,
-        space=space_from_description(study["space"], f"{where}space"),
-        metric=_line(_field(metric, "name", str, f"{where}metric.", "metric"), 200),
-        higher_is_better=_field(metric, "higher_is_better", bool, f"{where}metric.", False),
-        objective=_line(_field(data, "objective_name", str, where, "validation loss"), 200),
+        space=space,
+        metric=clean(metric.get("name", str, "metric"), 200),
+        higher_is_better=metric.get("higher_is_better", bool, False),
+        objective=clean(result.get("objective_name", str, "validation loss"), 200),
         configurations={
-            name: _configuration(
-                _typed(value, dict, f"{where}configurations.{_line(name, 40)}"), where, name
-            )
-            for name, value in configurations.items()
+            name: _configuration(configurations.entries(name)) for name in configurations.found
         },
-        trace=trace,
-        random_trace=None
-        if random_trace is None
-        else _trace(random_trace, f"{where}random_trace."),
-        snippet=_field(data, "snippet", str, where, None),
-        diagram=_diagram(_field(data, "diagram", dict, where, None), f"{where}diagram"),
-        warnings=[_typed(note, str, f"{where}warnings[{i}]") for i, note in enumerate(notes)],
-        interrupted=_field(data, "interrupted", bool, where, False),
-        seconds=_field(data, "seconds", float, where, None),
-        num_seeds=_field(data, "num_seeds", int, where, 0),
-        digest=_field(data, "final_digest", str, where, None),
+        trace=_trace(result.entries("trace", {})),
+        random_trace=None if random_trace is None else _trace(result.entries("random_trace")),
+        snippet=result.get("snippet", str, None),
+        diagram=_diagram(result),
+        warnings=[_typed(x, str, result.place(f"warnings[{i}]")) for i, x in enumerate(notes)],
+        interrupted=result.get("interrupted", bool, False),
+        seconds=result.get("seconds", float, None),
+        num_seeds=result.get("num_seeds", int, 0),
+        digest=result.get("final_digest", str, None),
     )
 
 
-def _configuration(data: dict[str, Any], where: str, name: str) -> Configuration:
-    where = f"{where}configurations.{_line(name, 40)}."
+def _configuration(data: _Entries) -> Configuration:
     leaves: dict[str, np.ndarray | str] = {}
-    raw = data.get("hparams")
+    raw = data.found.get("hparams")
     if raw is not None:
-        flatten(raw, "", leaves)
-    curves = {}
-    for key in ("train_curve", "valid_curve"):
-        fields = _field(data, key, dict, where, None)
-        if fields is not None:
-            curves[key] = Curve(*_columns(fields, Curve._fields, f"{where}{key}."))
-    valid, test = (
-        _interval(_field(data, key, dict, where, {}), f"{where}{key}.") for key in ("valid", "test")
-    )
+        _flatten(raw, "", leaves)
+    curves = {
+        key: _curve(data.entries(key))
+        for key in ("train_curve", "valid_curve")
+        if data.found.get(key) is not None
+    }
+    valid, test = (_interval(data.entries(key, {})) for key in ("valid", "test"))
     return Configuration(raw, leaves, valid, test, curves)
 
 
-def _diagram(data: dict[str, Any] | None, where: str) -> Diagram | None:
-    """Read the graph of an architecture: nodes of a few lines each, and pairs of their numbers."""
-    if data is None:
-        return None
-    nodes, edges = (_field(data, key, list, f"{where}.") for key in ("nodes", "edges"))
-    texts = all(isinstance(n, list) and all(isinstance(x, str) for x in n) for n in nodes)
-    pairs = all(
-        isinstance(e, list)
-        and len(e) == 2
-        and all(type(i) is int and 0 <= i < len(nodes) for i in e)
-        for e in edges
-    )
-    if not (texts and pairs and 1 <= len(nodes) <= MAX_NODES and len(edges) <= MAX_NODES**2):
-        raise ValueError(
-            f"{where} is no graph of at most {MAX_NODES} nodes, expected lines of text and pairs of their "
-            "numbers; write it again with the task's diagram"
-        )
-    return Diagram([[_line(x, 40) for x in node[:4]] for node in nodes], edges)
+def _curve(data: _Entries) -> Curve:
+    step = data.array("step")
+    return Curve(step, *(data.array(key, step) for key in ("mean", "low", "high")))
 
 
-def _interval(data: dict[str, Any], where: str) -> Interval:
-    mean, low, high = (_field(data, key, float, where, None) for key in ("mean", "low", "high"))
-    num = _field(data, "num", int, where, None)
-    values = _field(data, "values", list, where, None)
-    return Interval(mean, low, high, len(values) if num is None and values is not None else num)
+def _interval(data: _Entries) -> Interval:
+    num, values = data.get("num", int, None), data.get("values", list, None)
+    if num is None and values is not None:
+        num = len(values)
+    return Interval(*(data.get(key, float, None) for key in ("mean", "low", "high")), num)
 
 
-def _trace(data: dict[str, Any], where: str) -> dict[str, np.ndarray]:
+def _trace(data: _Entries) -> dict[str, np.ndarray]:
     """Read a trace; a column that a method does not have is NaN throughout."""
-    cost = _array(data.get("trainings"), f"{where}trainings")
+    cost = data.array("trainings")
     trace = {"trainings": cost}
     for key in ("value", "best", "direct_norm", "response_norm", "adjoint_growth"):
-        trace[key] = _array(data.get(key) or [None] * cost.size, f"{where}{key}")
-        _same_length(trace[key], cost, f"{where}{key}", "trainings")
-    skipped = _field(data, "skipped", int, where, 0)
-    return {**trace, "skipped": np.array(skipped)}
+        trace[key] = data.array(key, cost) if data.found.get(key) else np.full(cost.shape, np.nan)
+    return {**trace, "skipped": np.array(data.get("skipped", int, 0))}
 
 
-def _columns(data: dict[str, Any], keys: tuple[str, ...], where: str) -> list[np.ndarray]:
-    arrays = [_array(data.get(key), f"{where}{key}") for key in keys]
-    for key, array in zip(keys, arrays, strict=True):
-        _same_length(array, arrays[0], f"{where}{key}", keys[0])
-    return arrays
-
-
-def _same_length(array: np.ndarray, other: np.ndarray, where: str, name: str) -> None:
-    if array.size != other.size:
+def _diagram(result: _Entries) -> Diagram | None:
+    """Read the graph of an architecture: nodes of a few lines each, and pairs of their numbers."""
+    if result.found.get("diagram") is None:
+        return None
+    data = result.entries("diagram")
+    nodes, edges = data.get("nodes", list), data.get("edges", list)
+    texts = all(isinstance(n, list) and all(isinstance(x, str) for x in n) for n in nodes)
+    if not (texts and is_graph(nodes, edges)):
         raise ValueError(
-            f"{where} has {array.size} values, expected {other.size} as in {name}: {_ADVICE}"
+            f"{result.place('diagram')} is no graph of at most {MAX_NODES} nodes, expected lines of text and "
+            "pairs of their numbers; write it again with the task's diagram"
         )
+    return Diagram([[clean(line, 40) for line in node[:4]] for node in nodes], edges)
 
 
-def _array(value: Any, where: str) -> np.ndarray:
-    """Read a flat list of numbers and nulls; null itself is an empty list."""
-    array = _numbers(_typed([] if value is None else value, list, where))
-    if array is None or array.ndim != 1:
-        raise ValueError(f"{where} holds something else than numbers and nulls: {_ADVICE}")
-    return array
+def _flatness(path: Path, digest: str | None) -> Flatness | None:
+    """Read what was measured of a study; None where nothing was, or the study has gone on since."""
+    if not path.exists():
+        return None
+    data = _read(path)
+    if data.found.get("of") != digest:
+        return None
+    steps, slices = data.array("steps"), data.entries("slices", {})
+    measures = data.entries("measures")
+    named = {name: measures.entries(name) for name in measures.found}
+    return Flatness(
+        {name: {x: found.array(x) for x in found.found} for name, found in named.items()},
+        steps,
+        {name: slices.array(name, steps) for name in slices.found},
+    )
+
+
+def _typed(value: Any, kind: type, where: str) -> Any:
+    if kind is float and type(value) in (int, float):
+        return _finite(value)
+    if type(value) is not kind:
+        found = "missing or null" if value is None else _KINDS.get(type(value), "something else")
+        raise ValueError(f"{where} is {found}, expected {_KINDS[kind]}: {_ADVICE}")
+    return value
 
 
 def _numbers(value: Any) -> np.ndarray | None:
@@ -260,44 +298,13 @@ def _finite(value: float | None) -> float:
         return math.nan
 
 
-def flatten(value: Any, name: str, leaves: dict[str, np.ndarray | str]) -> None:
+def _flatten(value: Any, name: str, leaves: dict[str, np.ndarray | str]) -> None:
     """Collect the leaves of a pytree by dotted name; lists of numbers are leaves, too."""
     array = None if isinstance(value, dict | str | bool) else _numbers(value)
     if array is not None:
         leaves[name or "value"] = array
     elif isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            flatten(item, f"{name}.{key}" if name else str(key), leaves)
+            _flatten(item, f"{name}.{key}" if name else str(key), leaves)
     else:
         leaves[name or "value"] = value if isinstance(value, str) else json.dumps(value)
-
-
-def _field(data: dict[str, Any], key: str, kind: type, where: str, *default: Any) -> Any:
-    """Return a field of the type `kind`; absent or null is the default, if there is one."""
-    value = data.get(key)
-    if value is None and default:
-        return math.nan if kind is float else default[0]
-    return _typed(value, kind, where + key)
-
-
-def _typed(value: Any, kind: type, where: str) -> Any:
-    if kind is float and type(value) in (int, float):
-        return _finite(value)
-    if type(value) is not kind:
-        found = "missing or null" if value is None else _KINDS.get(type(value), "something else")
-        raise ValueError(f"{where} is {found}, expected {_KINDS[kind]}: {_ADVICE}")
-    return value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        raise ValueError(
-            f"{_line(path)} does not exist: give the directory of a finished study, "
-            "or finish this one with `hypergrad resume`"
-        ) from None
-
-
-def _line(value: Any, limit: int = 300) -> str:
-    return clean(str(value), limit)

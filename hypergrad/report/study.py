@@ -1,4 +1,4 @@
-"""What a user holds of a study."""
+"""The study that a user holds: what was found, its trials as a table, its schedules, its report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from hypergrad.core import tree
 from hypergrad.core.types import HParams
 from hypergrad.report import table
+from hypergrad.report.text import counted, duration, number
 from hypergrad.searchers import Trials
 from hypergrad.study import export
 from hypergrad.study.disk import records
@@ -16,14 +17,14 @@ class Study(NamedTuple):
     """What a tuner found.
 
     Attributes:
-        best: the hparams with the lowest finite objective among those trained longest in their step, as
-            numpy arrays; None if there was none.
-        best_value: that objective; infinity if there was none.
-        trials: those of every step, as numpy arrays, in order.
-        interrupted: whether Ctrl-C ended it.
-        seconds: wall-clock time, compilation included, over all its sessions.
-        result: the comparison with the defaults and random search, as `result.json` has it; None from `run`.
-        report: path of the report; None where nothing was written.
+        best: The hparams with the lowest finite objective among the trials that were trained longest in their
+            step, as numpy arrays. None if no objective was finite.
+        best_value: The objective of `best`; infinity if no objective was finite.
+        trials: The trials of every step, in order, as numpy arrays.
+        interrupted: Whether Ctrl-C ended the study.
+        seconds: Wall-clock time over all sessions of the study, compilation included.
+        result: The comparison with the defaults and with random search, as `result.json` has it.
+        report: Path of the report. None where nothing was written.
     """
 
     best: HParams | None
@@ -34,11 +35,21 @@ class Study(NamedTuple):
     result: dict[str, Any] | None = None
     report: Path | None = None
 
+    def __repr__(self) -> str:
+        num = sum(len(step.values) for step in self.trials)
+        best = (
+            "no finite value" if self.best is None else f"best value {number(self.best_value, 4)}"
+        )
+        ended = ", interrupted" if self.interrupted else ""
+        place = f"; report: {self.report}" if self.report else ""
+        spent = duration(self.seconds)
+        return f"<Study: {best} of {counted(num, 'trial')} in {spent}{ended}{place}>"
+
     @property
     def digest(self) -> str:
-        """SHA-256 of the method's trials to the bit: equal for two runs that are the same.
+        """SHA-256 of the trials, bit by bit: two equal runs have the same digest.
 
-        `result["final_digest"]` covers the random baseline and the judged values, too.
+        `result["final_digest"]` also covers the random baseline and the values that were judged.
         """
         return records.digest(self.trials)
 
@@ -46,7 +57,7 @@ class Study(NamedTuple):
         """Return the best hparams as {leaf name: array}.
 
         Raises:
-            ValueError: where no trial had a finite objective.
+            ValueError: If no trial had a finite objective.
         """
         if self.best is None:
             raise ValueError(
@@ -56,21 +67,32 @@ class Study(NamedTuple):
         return tree.named(self.best)
 
     def table(self) -> Any:
-        """Return all trials, one row each: a pandas frame, or a dict of arrays where pandas is missing."""
+        """Return all trials, one row each: a pandas frame, or a dict of arrays without pandas."""
         return table.frame(self.trials)
 
     def to_xarray(self) -> Any:
-        """Return all trials as an `xarray.Dataset`; xarray is an extra."""
+        """Return all trials as an `xarray.Dataset`; xarray is an extra.
+
+        Raises:
+            ValueError: If xarray is not installed.
+        """
         return table.dataset(self.trials)
 
     def schedule(self, name: str) -> Callable[..., Any]:
-        """Return the best value of the leaf `name` as an `optax.Schedule`; the last value holds past its end.
+        """Return a tuned schedule as an `optax.Schedule`; its last value holds past its end.
+
+        Args:
+            name: Name of a leaf of the hparams, such as "lr".
 
         Raises:
-            ValueError: for a name that is none, with the nearest, and for a leaf that is no schedule.
+            ValueError: If no leaf has this name, or the leaf is one value.
         """
         return export.as_schedule(self.hparams(), name)
 
     def export(self, path: str | Path) -> None:
-        """Write the best hparams as JSON; `load_schedule(path, name)` reads a schedule back, bit by bit."""
+        """Write the best hparams as JSON; `load_schedule(path, name)` reads a schedule back, bit by bit.
+
+        Args:
+            path: The file to write, which is replaced if it exists.
+        """
         export.write(path, self.hparams())

@@ -2,31 +2,32 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from hypergrad.core import tree
+from hypergrad.core.checks import library
 from hypergrad.searchers import Trials
 
 
-def columns(outcomes: list[Trials]) -> dict[str, np.ndarray]:
-    """Join outcomes into columns with one row a trial, `[N, ...]`.
+def columns(steps: list[Trials]) -> dict[str, np.ndarray]:
+    """Join the trials of all steps into columns with one row a trial, `[N, ...]`.
 
-    `trial` counts all of them, `step` is the tuner's and `member` the place in it; `value` is NaN where a
-    trial diverged. Then come the hparams by leaf name, and what `info` has for every trial; NaN for steps
-    that have none of it. A name that is taken gets an underscore behind it.
+    `trial` numbers all trials, `step` is the tuner's step and `member` the place of the trial in it; `value`
+    is NaN where a trial diverged. Then come the hparams by leaf name, and the entries of `info` that have a
+    value for every trial; they are NaN in steps without this entry. A name that is already in use gets an
+    underscore at its end.
     """
-    sizes = [len(outcome.values) for outcome in outcomes]
+    sizes = [len(trials.values) for trials in steps]
     table = {
         "trial": np.arange(sum(sizes)),
         "step": np.repeat(np.arange(len(sizes)), sizes),
         "member": np.concatenate([np.arange(n) for n in sizes]) if sizes else np.zeros(0, int),
-        "value": _join([outcome.values for outcome in outcomes], sizes),
-        "steps": _join([outcome.steps for outcome in outcomes], sizes),
-        "parent": _join([outcome.parent for outcome in outcomes], sizes),
+        "value": _join([trials.values for trials in steps], sizes),
+        "steps": _join([trials.steps for trials in steps], sizes),
+        "parent": _join([trials.parent for trials in steps], sizes),
     }
-    leaves = [hparam_columns(outcome) for outcome in outcomes]
-    infos = [_info_columns(outcome) for outcome in outcomes]
+    leaves = [_hparam_columns(trials) for trials in steps]
+    infos = [_info_columns(trials) for trials in steps]
     for parts in (leaves, infos):
         for name in dict.fromkeys(name for part in parts for name in part):
             free = name
@@ -36,21 +37,20 @@ def columns(outcomes: list[Trials]) -> dict[str, np.ndarray]:
     return table
 
 
-def hparam_columns(outcome: Trials) -> dict[str, np.ndarray]:
-    """Return the hparams of an outcome by leaf name, `[N, ...]` each."""
-    names, leaves = tree.leaf_names(outcome.hparams), jax.tree.leaves(outcome.hparams)
-    return {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
+def _hparam_columns(trials: Trials) -> dict[str, np.ndarray]:
+    """Return the hparams of trials by leaf name, `[N, ...]` each."""
+    return {name: np.asarray(leaf) for name, leaf in tree.named(trials.hparams).items()}
 
 
-def _info_columns(outcome: Trials) -> dict[str, np.ndarray]:
-    """Return what `info` has for each trial by itself; the rest is of the step as a whole."""
-    num = len(outcome.values)
-    arrays = {name: np.asarray(value) for name, value in outcome.info.items()}
+def _info_columns(trials: Trials) -> dict[str, np.ndarray]:
+    """Return the entries of `info` that have a value for each trial; the others describe the whole step."""
+    num = len(trials.values)
+    arrays = {name: np.asarray(value) for name, value in trials.info.items()}
     return {name: x for name, x in arrays.items() if x.shape[:1] == (num,) and x.dtype != object}
 
 
 def _join(parts: list[Any], sizes: list[int]) -> np.ndarray:
-    """Concatenate the parts that are there; those of another shape or missing are NaN, of their size."""
+    """Concatenate the parts of all steps; a part that is missing or has another shape becomes NaN."""
     there = [np.asarray(part) for part in parts if part is not None]
     if not there:
         return np.zeros(0)
@@ -62,12 +62,12 @@ def _join(parts: list[Any], sizes: list[int]) -> np.ndarray:
     return np.concatenate(full)
 
 
-def frame(outcomes: list[Trials]) -> Any:
-    """Return `columns` as a pandas frame where pandas is installed, else as they are.
+def frame(steps: list[Trials]) -> Any:
+    """Return the columns as a pandas frame where pandas is installed, else as a dict of arrays.
 
     A column of schedules holds one array a row.
     """
-    table = columns(outcomes)
+    table = columns(steps)
     try:
         import pandas
     except ImportError:
@@ -76,22 +76,16 @@ def frame(outcomes: list[Trials]) -> Any:
     return pandas.DataFrame(rows).set_index("trial")
 
 
-def dataset(outcomes: list[Trials]) -> Any:
-    """Return `columns` as an `xarray.Dataset` over the dimension `trial`.
+def dataset(steps: list[Trials]) -> Any:
+    """Return the columns as an `xarray.Dataset` over the dimension `trial`.
 
     The axes of a leaf `lr` are called `lr_0`, `lr_1`, ...
 
     Raises:
-        ValueError: without xarray.
+        ValueError: If xarray is not installed.
     """
-    try:
-        import xarray
-    except ImportError:
-        raise ValueError(
-            "to_xarray needs xarray, which is not installed; "
-            "install the extra: pip install 'hypergrad-jax[xarray]'"
-        ) from None
-    table = columns(outcomes)
+    xarray = library("xarray", "xarray", "extra")
+    table = columns(steps)
     variables = {
         name: (("trial", *(f"{name}_{axis}" for axis in range(x.ndim - 1))), x)
         for name, x in table.items()
