@@ -98,7 +98,7 @@ def members(table: Table) -> Population:
 
 
 def by_measure(name: str, ranking: Callable = flattest, *, space: Any = None) -> Callable:
-    """Return Algorithm 1 with this column as the measure: (table, key) -> outcomes."""
+    """Return Algorithm 1 with this column as the measure: (table, key) -> trials."""
     drawn = random(SPACE if space is None else space)
 
     def run(table, key):
@@ -112,7 +112,7 @@ def by_measure(name: str, ranking: Callable = flattest, *, space: Any = None) ->
 
 
 def searched(table, key, searcher, scheduler, num, generations):
-    """Return the outcomes of some generations, as one program."""
+    """Return the trials of some generations, as one program."""
     tuner = search(members(table), searcher, scheduler, num)
 
     def body(state, key):
@@ -139,7 +139,7 @@ def bohb_brackets() -> tuple[tuple[Rung, ...], ...]:
 
 
 def bohb(first: Callable, later: Callable) -> Callable:
-    """Return hyperband whose first bracket is drawn, the others suggested by what came of those before."""
+    """Return hyperband whose first bracket is drawn, the others suggested by the trials of those before."""
 
     def run(table, key):
         num = sum(rungs[0].num for rungs in bohb_brackets())
@@ -150,7 +150,7 @@ def bohb(first: Callable, later: Callable) -> Callable:
 
 
 def sharpest(ranking: Callable) -> Callable:
-    """Turn a ranking round: of two settings it prefers the sharper; a measure of 0 is discarded as before."""
+    """Turn a ranking round: of two settings it prefers the sharper, and still discards a measure of 0."""
     return lambda measures, values: ranking(1 / measures, values)
 
 
@@ -193,7 +193,7 @@ def learning(space: Any, given: Callable = lambda searcher: searcher) -> dict[st
 
 
 METHODS: dict[str, Callable] = drawing(SPACE) | learning(SPACE)
-"""Name -> (table, key) -> outcomes."""
+"""Name -> (table, key) -> trials."""
 COLUMNS = (
     "auc_valid_1", "loss_valid_1", "loss_train_1", *(f"{name}_1" for name in MEASURES),
 )  # fmt: skip
@@ -219,16 +219,14 @@ def run(results: Results, options: argparse.Namespace) -> None:
             print(f"{name} on {case} ...", flush=True)
             rows = {n: jnp.asarray(values[seeds]) for n, values in tables[case].items()}
             found, epochs = map(np.asarray, program(rows, keys))
-            record(results, case, name, found, epochs, seeds, tables[case], tests[case])
+            keep(results, case, name, found, epochs, seeds, tables[case], tests[case])
     for case in cases:
         curve = tables[case]["curve"]
         if "TPE (Optuna)" not in results.cases[case]:
             found = [optuna_tpe(curve[s], i) for i, s in enumerate(seeds)]
             if None not in found:
                 epochs = np.full(repeats, TRIALS * EPOCHS)
-                record(
-                    results, case, "TPE (Optuna)", found, epochs, seeds, tables[case], tests[case]
-                )
+                keep(results, case, "TPE (Optuna)", found, epochs, seeds, tables[case], tests[case])
 
 
 def trained_grid(quick: bool) -> Results:
@@ -254,13 +252,13 @@ def tables_of(trained: Results, case: str) -> dict[str, np.ndarray]:
 
 def chosen(method: Callable, table: Table, key: Any) -> tuple[Any, Any]:
     """Return the row of the best setting that was trained to the end, and the epochs it took."""
-    outcomes = method(table, key)
-    ends = jnp.where(outcomes.steps == EPOCHS, outcomes.values, jnp.inf).reshape(-1)
+    trials = method(table, key)
+    ends = jnp.where(trials.steps == EPOCHS, trials.values, jnp.inf).reshape(-1)
     best = jnp.argmin(jnp.where(jnp.isfinite(ends), ends, jnp.inf))
-    return place(outcomes.hparams).reshape(-1)[best], jnp.sum(outcomes.steps)
+    return place(trials.hparams).reshape(-1)[best], jnp.sum(trials.steps)
 
 
-def record(results, case, name, found, epochs, seeds, tables, test) -> None:
+def keep(results, case, name, found, epochs, seeds, tables, test) -> None:
     """Keep the test and validation AUC of what was chosen, repeat by repeat, and what it cost."""
     metrics = {
         SCORE: [test[seed, row % test.shape[1]] for row, seed in zip(found, seeds, strict=True)],
@@ -416,11 +414,11 @@ def compared(cases: dict[str, Any], alike: list[str] | None = None) -> str:
     methods = methods_in(next(iter(cases.values()), {}))
     rows = []
     for method in methods:
-        outcome = [0, 0, 0]
+        score = [0, 0, 0]
         control = [0, 0, 0]
         for name in cases:
             found = [signs[name][method, m] for m in methods if m != method]
-            outcome[0 if min(found) == 1 else 2 if min(found) == -1 else 1] += 1
+            score[0 if min(found) == 1 else 2 if min(found) == -1 else 1] += 1
             control[1 - signs[name].get((method, CONTROL), 0)] += 1
         same = [cases[name] for name in (cases if alike is None else alike)]
         gaps = np.array([gaps_to_control(case, method) for case in same])
@@ -428,7 +426,7 @@ def compared(cases: dict[str, Any], alike: list[str] | None = None) -> str:
             [
                 method,
                 *(f"{100 * np.median(case[method][SCORE]):.1f}" for case in cases.values()),
-                " / ".join(map(str, outcome)),
+                " / ".join(map(str, score)),
                 "" if method == CONTROL else " / ".join(map(str, control)),
                 "" if method == CONTROL else with_interval(gaps),
                 "" if method == CONTROL else written(interval(gaps, other_sets=True)),

@@ -252,7 +252,7 @@ def search(results, trained, own, case, name, program) -> None:
     rows = {n: jnp.asarray(values[seeds]) for n, values in tables.items()}
     found, epochs = map(np.asarray, program(rows, keys))
     tests = column(trained, case, "auc_test")
-    fghpo.record(results, case, name, found, epochs, seeds, tables, tests)
+    fghpo.keep(results, case, name, found, epochs, seeds, tables, tests)
 
 
 def ranks(x: np.ndarray) -> np.ndarray:

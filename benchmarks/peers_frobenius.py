@@ -1,7 +1,7 @@
 """The PyTorch peers of `frobenius`, run as a script by a Python that has torch: one JSON request a line.
 
 First {"peer", "data", "layers"}, then "norm" or "time" any number of times. The answer of a peer that goes
-column by column is that of its first `columns` columns; the parent scales the time.
+column by column holds for its first `columns` columns; the parent scales the time.
 """
 
 import time
@@ -63,7 +63,7 @@ class Case:
         import pyhessian
         from pyhessian.utils import hessian_vector_product
 
-        self.model.zero_grad()  # a second object on one model is twice wrong: gradients add up
+        self.model.zero_grad()  # a second object on one model adds its gradients to those of the first
         made = pyhessian.hessian(self.model, self.criterion, data=self.batch, cuda=False)
         total = torch.zeros(())
         shapes = [p.shape for p in made.params]

@@ -51,12 +51,17 @@ CASES = [
     Case("relu", (6, 4), 300, wide=False),
     Case("relu", (3, 5, 4, 4, 2), 12, frozen=(2,), wide=False),
 ]
+CASES = {f"{c.activation}-{len(c.widths) - 1}-m{c.samples}": c for c in CASES}
 
 
-@pytest.mark.parametrize(
-    "case", CASES, ids=lambda c: f"{c.activation}-{len(c.widths) - 1}-m{c.samples}"
-)
-def test_every_path_is_exact(case):
+def marked(names, slow):
+    """Return the parameters of a test, those that are covered in kind by the others as slow ones."""
+    return [pytest.param(n, marks=pytest.mark.slow if n in slow else ()) for n in names]
+
+
+@pytest.mark.parametrize("name", marked(CASES, ["relu-4-m12"]))
+def test_every_path_is_exact(name):
+    case = CASES[name]
     with jax.enable_x64(True):
         dtype = jnp.float64 if case.wide else jnp.float32
         activation, labels = (
@@ -262,7 +267,13 @@ def bounded(model, size=32):
     }
 
 
-@pytest.mark.parametrize("name", bounded(cv.mlp(jnp.tanh)))
+@pytest.mark.parametrize(
+    "name",
+    marked(
+        bounded(cv.mlp(jnp.tanh)),
+        ["columns of jit", "columns of checkpoint", "columns of chunked jit"],
+    ),
+)
 def test_memory_is_a_bound(name):
     # whatever grows fastest is large: the samples side by side, their pairs, or the pairs of weights
     shapes = {
@@ -447,7 +458,9 @@ def read_by(how):
     return cv.Layered(run, lambda z, example: cv.softmax_cross_entropy(z, example[1]))
 
 
-@pytest.mark.parametrize("how", ["matrix", "vmap", "scan", "jit", "checkpoint"])
+@pytest.mark.parametrize(
+    "how", marked(["matrix", "vmap", "scan", "jit", "checkpoint"], ["scan", "checkpoint"])
+)
 def test_a_layer_within_another_transformation_falls_back(how):
     with jax.enable_x64(True):
         read, out = network((4, 4, 3))
