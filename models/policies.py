@@ -13,7 +13,7 @@ class Recurrent(nn.Module):
 
     outputs_l = h_l W_l + b_l,   h_{l+1} = tanh(h_l U + value_l V_l + c_l)
 
-    The methods are those of `hypergrad.heads.Network`; heads have matrices of their own and share U and the
+    The methods are those of `policies.Network`; each head has matrices of its own, and all share U and the
     state. Outputs are small at first: near the defaults, and near uniform.
 
     Attributes:
@@ -50,7 +50,7 @@ class Recurrent(nn.Module):
 
 
 def functions(module: nn.Module) -> tuple[Callable[..., Any], ...]:
-    """Return a module's (init, start, emit, read), as `hypergrad.heads.Network` takes them."""
+    """Return a module's (init, start, emit, read), as `policies.Network` takes them."""
 
     def method(name):
         return lambda params, *args: module.apply({"params": params}, *args, method=name)

@@ -230,12 +230,12 @@ def test_the_gradient_of_a_policy_is_cut_as_a_whole():
 
 
 CASES = {
-    "policy is {'op': Choice": lambda: build(policy=SPACE),
-    "estimator is 5, expected an Estimator": lambda: controller(tabular.problem(), POLICY, 5),
+    "policy is dict": lambda: build(policy=SPACE),
+    "estimator is int": lambda: controller(tabular.problem(), POLICY, 5),
     "num_updates is 0": lambda: build(num=0),
     "num_candidates is 0": lambda: build(num_candidates=0),
     "entropy_bonus is -1": lambda: build(entropy_bonus=-1),
-    "clipping is 0.2, expected a Clipping": lambda: build(clipping=0.2),
+    "clipping is float": lambda: build(clipping=0.2),
     "epsilon is 1.5": lambda: clipped(1.5),
     "num_epochs is 0": lambda: clipped(0.2, 0),
     "estimator keeps no shared weights": lambda: controller(

@@ -271,7 +271,7 @@ def test_descent_on_logits_and_reals():
 
 
 CASES = {
-    "policy is {'op': Choice": lambda: mixed(tabular.problem(), 3, SPACE),
+    "policy is dict": lambda: mixed(tabular.problem(), 3, SPACE),
     "draws is 8": lambda: mixed(tabular.problem(), 3, POLICY, draws=8),
     "num_samples is 0": lambda: sampled(0),
     "num_runs is 0": lambda: score_shared(tabular.problem(), 3, POLICY, num_runs=0),

@@ -292,10 +292,8 @@ CASES = {
     "space['n'] has 1000 values": lambda: factorized({"n": Integer(1, 1000)}),
     "space['n'] is static": lambda: factorized({"n": Integer(1, 3, static=True)}),
     "num_samples is 0": lambda: score(tabular.problem(), 3, POLICY, num_samples=0),
-    "policy is {'op': Choice": lambda: score(tabular.problem(), 3, SPACE),
-    "baseline is 0.9, expected a Baseline": lambda: score(
-        tabular.problem(), 3, POLICY, baseline=0.9
-    ),
+    "policy is dict": lambda: score(tabular.problem(), 3, SPACE),
+    "baseline is float": lambda: score(tabular.problem(), 3, POLICY, baseline=0.9),
     "decay is 1.0": lambda: policies.running_mean(1.0),
     "damping is -1": lambda: natural(SPACE, -1),
     "temperature is 0": lambda: policies.gumbel_softmax(0),

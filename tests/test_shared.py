@@ -504,14 +504,14 @@ def _network(out=3, state=()):
 
 
 CASES = {
-    "policy is {'op': Choice": lambda: shared(tabular.problem(), 3, SPACE),
+    "policy is dict": lambda: shared(tabular.problem(), 3, SPACE),
     "draws is 8": lambda: shared(tabular.problem(), 3, POLICY, draws=8),
-    "response is 'none', expected a Response": lambda: shared(tabular.problem(), 3, POLICY, response="none"),
+    "response is str": lambda: shared(tabular.problem(), 3, POLICY, response="none"),
     "num_samples is 0": lambda: shared(tabular.problem(), 3, POLICY, draws=sampled(0)),
     "horizon is 0": lambda: shared(tabular.problem(), 0, POLICY),
     "scale is -1": lambda: shared(tabular.problem(), 3, POLICY, scale=-1),
     "far is 0": lambda: shared(tabular.problem(), 3, POLICY, far=0),
-    "credit is 0.9, expected a Baseline": lambda: shared(tabular.problem(), 3, POLICY, credit=0.9),
+    "credit is float": lambda: shared(tabular.problem(), 3, POLICY, credit=0.9),
     "window is 5, expected at most horizon = 3": lambda: _est(response=unrolled(5)),
     "window is 0": lambda: unrolled(0),
     "solve is 5": lambda: at_rest(5),
@@ -530,7 +530,7 @@ CASES = {
     "problem.init returned Variables": lambda: _est(_stateful(), response=at_rest()),
     "hparams has the leaves ['op']": lambda: _est(phi={"op": PHI["op"]}),
     "use estimators.reverse(...)": lambda: multitask({"l2": SPACE["l2"]}),
-    "network is 5, expected a Network": lambda: multitask(SPACE, 5),
+    "network is int": lambda: multitask(SPACE, 5),
     "width is -1": lambda: multitask(SPACE, width=-1),
     "network emits (3,), expected outputs of shape (2,)": lambda: multitask(CHOICE, _network()),
     "network reads into a state of shapes (5,)": lambda: multitask(CHOICE, _network(2, 5)),

@@ -122,7 +122,7 @@ def controller(
     w ← training under settings and architectures of π_φ,   φ ← φ − optimizer(direct + response − β ∇H(π_φ))
 
     Which response, and on how many draws, is the estimator's: `shared(problem, horizon, policy, ...)`. With
-    `left_out()` this is ENAS, with a `heads.mixture` DARTS.
+    `left_out()` this is ENAS, with a `policies.mixture` DARTS.
 
     **Cost:** `num_updates` estimates and `num_candidates` objectives a step; memory of one set of weights and,
     for the variances, of `num_updates` gradients of φ.
@@ -164,7 +164,7 @@ def controller(
         2018, arXiv:1802.03268 (ENAS); Liu, Simonyan, Yang, 2019, arXiv:1806.09055 (DARTS).
     """
     check_problem(problem)
-    check_kind("policy", policy, Policy, "heads.multitask(space)")
+    check_kind("policy", policy, Policy, "policies.multitask(space)")
     check_kind("estimator", estimator, Estimator, "shared(problem, 10, policy)")
     check_whole("num_updates", num_updates)
     check_whole("num_candidates", num_candidates)
@@ -401,7 +401,7 @@ def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, floa
     policy = multitask(task.space) if task.policy is None else task.policy
     if not isinstance(policy, Policy):
         raise ValueError(
-            f"task.policy is {type(policy).__name__}, expected a Policy or None; pass heads.multitask(space)"
+            f"task.policy is {type(policy).__name__}, expected a Policy or None; pass policies.multitask(space)"
         )
     credited = settings.response != "unrolled" and policy.log_density is not None
     scheduled = any(isinstance(d, spaces.Sequence) for d in jax.tree.leaves(task.space))

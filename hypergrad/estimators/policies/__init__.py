@@ -22,7 +22,6 @@ from hypergrad.estimators.policies.heads import (
     Network,
     Sizes,
     independent,
-    mixture,
     multitask,
     sizes,
 )
@@ -37,6 +36,7 @@ from hypergrad.estimators.policies.policy import (
 from hypergrad.estimators.policies.relaxations import (
     Relaxation,
     gumbel_softmax,
+    mixture,
     relax,
     softmax,
     straight_through,
@@ -50,9 +50,10 @@ from hypergrad.estimators.policies.responses import (
     at_rest,
     left_out,
     unrolled,
+    ways,
 )
 from hypergrad.estimators.policies.score import ScoreInfo, score, score_shared
-from hypergrad.estimators.policies.shared import SharedInfo, SharedState, shared, ways
+from hypergrad.estimators.policies.shared import SharedInfo, SharedState, shared
 
 __all__ = [
     "RESPONSES",

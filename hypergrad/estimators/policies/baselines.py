@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from hypergrad.core.checks import is_number
+from hypergrad.core.checks import check_share
 from hypergrad.core.types import Array, PyTree
 
 
@@ -14,8 +14,8 @@ class Baseline(NamedTuple):
 
     Attributes:
         init: () -> state.
-        advantages: (state, values `[S]`) -> (state, advantages `[S]`). That of a value must not depend on
-            the value itself but by the value: what is subtracted comes from others.
+        advantages: (state, values `[S]`) -> (state, advantages `[S]`). What is subtracted from a value must
+            come from other values.
     """
 
     init: Callable[[], PyTree]
@@ -40,13 +40,12 @@ def running_mean(decay: float = 0.9) -> Baseline:
 
     m ← decay m + (1 − decay) mean(f),   A_s = f_s − m / (1 − decayⁿ)   with m before the update
     """
-    if not is_number(decay) or not 0 <= decay < 1:
-        raise ValueError(f"decay is {decay!r}, expected a number in [0, 1); pass e.g. 0.9")
+    check_share("decay", decay, "[0, 1)", what="a number", example=0.9)
 
-    def init():
+    def init() -> PyTree:
         return jnp.zeros(()), jnp.zeros(())
 
-    def advantages(state, values):
+    def advantages(state: PyTree, values: Array) -> tuple[PyTree, Array]:
         mean, weight = state
         learned = mean / jnp.where(weight > 0, weight, 1)
         now = jnp.mean(values)

@@ -7,7 +7,7 @@ draws are made differentiable in φ inside the loss, to the order that the respo
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from hypergrad.core import tree
 from hypergrad.core.autodiff import depends, uses
 from hypergrad.core.checks import check_whole
-from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
 from hypergrad.estimators.policies.baselines import mean_of_others
 from hypergrad.estimators.policies.policy import Policy
 from hypergrad.problem import Examples, Problem
@@ -29,7 +29,7 @@ Draws: TypeAlias = Callable[[Policy, Key, PyTree], tuple[HParams, Callable[[Arra
 def draw_outcomes(policy: Policy, key: Key, phi: PyTree, num_samples: int) -> tuple[HParams, Array]:
     """Draw hparams `[num_samples]` and their log-probabilities, differentiable in φ."""
 
-    def one(key):
+    def one(key: Key) -> tuple[HParams, Array]:
         if policy.draw is not None:
             return policy.draw(key, phi)
         hparams = policy.sample(key, phi)
@@ -53,11 +53,11 @@ def sampled(num_samples: int = 8) -> Draws:
     """
     check_whole("num_samples", num_samples)
 
-    def draws(policy, key, phi):
+    def draws(policy: Policy, key: Key, phi: PyTree) -> tuple[HParams, Callable]:
         hparams, log_probs = draw_outcomes(policy, key, phi, num_samples)
         box = jnp.exp(log_probs - jax.lax.stop_gradient(log_probs))
 
-        def expect(values):
+        def expect(values: Array) -> Array:
             zero = (box - 1).reshape((-1,) + (1,) * (values.ndim - 1))
             return jnp.mean(values + zero * (values - mean_of_others(values)), 0)
 
@@ -70,7 +70,7 @@ def unboxed(num_samples: int = 8) -> Draws:
     """Draw like `sampled`, with the pathwise derivative of real leaves and none of the draws."""
     check_whole("num_samples", num_samples)
 
-    def draws(policy, key, phi):
+    def draws(policy: Policy, key: Key, phi: PyTree) -> tuple[HParams, Callable]:
         return draw_outcomes(policy, key, phi, num_samples)[0], lambda values: jnp.mean(values, 0)
 
     return draws
@@ -82,11 +82,11 @@ def enumerated() -> Draws:
     E[x] = Σ_a π_φ(a) x_a
     """
 
-    def draws(policy, key, phi):
+    def draws(policy: Policy, key: Key, phi: PyTree) -> tuple[HParams, Callable]:
         hparams = policy.outcomes(phi)
         probs = jnp.exp(jax.vmap(policy.log_prob, (None, 0))(phi, hparams))
 
-        def expect(values):
+        def expect(values: Array) -> Array:
             return jnp.tensordot(probs, values, 1)
 
         return hparams, expect
@@ -112,24 +112,24 @@ def expected(problem: Problem, policy: Policy, draws: Draws, key: Key) -> Proble
         key: of the one draw that the optimizer and the initial weights read, and of the draws over `train_set`.
     """
 
-    def over(function, phi, key):
+    def over(function: Callable[[HParams], PyTree], phi: PyTree, key: Key) -> PyTree:
         hparams, expect = draws(policy, key, phi)
         each = jax.vmap(function)(hparams)
         return jax.tree.map(lambda x: expect(x) if tree.is_float(x) else x[0], each)
 
-    def loss(params, phi, batch):
+    def loss(params: Params, phi: PyTree, batch: Batch) -> Any:
         data, key = batch
         return over(lambda h: problem.loss(params, h, data), phi, key)
 
-    def objective(params, phi, batch):
+    def objective(params: Params, phi: PyTree, batch: Batch) -> Array:
         data, key = batch
         return over(lambda h: problem.objective(params, h, data), phi, key)
 
-    def train_batch(key, step):
+    def train_batch(key: Key, step: Array) -> Batch:
         data_key, draw_key = jax.random.split(key)
         return problem.train_batch(data_key, step), draw_key
 
-    def valid_batch(key):
+    def valid_batch(key: Key) -> Batch:
         data_key, draw_key = jax.random.split(key)
         return problem.valid_batch(data_key), draw_key
 
@@ -147,10 +147,8 @@ def expected(problem: Problem, policy: Policy, draws: Draws, key: Key) -> Proble
     )
 
 
-def check_policy(
-    problem: Problem, policy: Policy, phi: PyTree, must_draw: bool = True
-) -> list[str]:
-    """Check that problem, policy and φ fit; return the names of the leaves of φ with a pathwise derivative.
+def check_policy(problem: Problem, policy: Policy, phi: PyTree, *, must_draw: bool = True) -> None:
+    """Check that problem, policy and φ fit.
 
     **Cost:** abstract evaluation of one step, and two traces of the policy.
 
@@ -166,29 +164,32 @@ def check_policy(
     check_hparams(phi)
     key = jax.random.key(0)
     like = jax.eval_shape(policy.init, key)
-    names = tree.leaf_names(phi)
+    got, want = tree.named(phi), tree.named(like)
     if jax.tree.structure(like) != jax.tree.structure(phi):
         raise ValueError(
-            f"hparams has the leaves {names}, expected those of the policy, {tree.leaf_names(like)}; "
+            f"hparams has the leaves {list(got)}, expected those of the policy, {list(want)}; "
             "start from policy.init(key)"
         )
-    for name, a, b in zip(names, jax.tree.leaves(phi), jax.tree.leaves(like), strict=True):
-        if jnp.shape(a) != b.shape or not tree.is_float(a):
+    for name, leaf in got.items():
+        if jnp.shape(leaf) != want[name].shape or not tree.is_float(leaf):
             raise ValueError(
-                f"hparams[{name!r}] has shape {jnp.shape(a)} and dtype {jnp.result_type(a)}, expected "
-                f"{b.shape} and {b.dtype}, a parameter of the policy; start from policy.init(key)"
+                f"hparams[{name!r}] has shape {jnp.shape(leaf)} and dtype {jnp.result_type(leaf)}, expected "
+                f"{want[name].shape} and {want[name].dtype}, as of the policy; start from policy.init(key)"
             )
     drawn = jax.eval_shape(policy.sample, key, phi)
     check_step(problem, drawn)
-    if must_draw and not any(
-        depends(lambda phi: policy.log_prob(phi, policy.sample(key, phi)), phi)
-    ):
+    if must_draw and not any(depends(lambda f: policy.log_prob(f, policy.sample(key, f)), phi)):
         raise ValueError(
             "policy has a log_prob that does not depend on its parameters, expected discrete leaves that are "
             "drawn; use reverse(...), which differentiates real leaves"
         )
+
+
+def pathwise_leaves(policy: Policy, phi: PyTree) -> list[str]:
+    """Name the leaves of φ that real leaves of the hparams are functions of; one trace of the policy."""
+    key = jax.random.key(0)
     alive = depends(lambda phi: tree.floats(policy.sample(key, phi)), phi)
-    return [name for name, lives in zip(names, alive, strict=True) if lives]
+    return [name for name, lives in zip(tree.leaf_names(phi), alive, strict=True) if lives]
 
 
 def check_shared(problem: Problem, policy: Policy, phi: PyTree) -> None:
@@ -212,7 +213,7 @@ def own_leaves(problem: Problem, hparams: HParams) -> list[str]:
     other = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), hparams)
     blind = problem._replace(loss=lambda params, h, batch: problem.loss(params, other, batch))
 
-    def run(hparams):
+    def run(hparams: HParams) -> PyTree:
         after, _ = step(blind, hparams, init_state(blind, jax.random.key(0), hparams))
         return after.params, after.opt_state
 

@@ -23,12 +23,10 @@ from hypergrad.estimators.policies.policy import (
     Policy,
     check_drawable,
     combinations,
-    factorized,
     is_discrete,
     lowest,
     num_options,
 )
-from hypergrad.estimators.policies.relaxations import Relaxation, relax, softmax
 
 NUM_PATHS = 32
 """Draws from which the entropy of a policy of several choices is estimated."""
@@ -111,7 +109,7 @@ def independent(space: PyTree) -> Network:
     )
 
 
-class Heads(NamedTuple):
+class _Heads(NamedTuple):
     """A network over the leaves of a space: L real and C discrete ones, padded to D entries and K options.
 
     Attributes:
@@ -143,7 +141,7 @@ class Heads(NamedTuple):
     lowest: Array
 
 
-class Walk(NamedTuple):
+class _Walk(NamedTuple):
     """What came of the heads.
 
     Attributes:
@@ -200,14 +198,14 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
     return _policy(_heads(space, counts, network, width), None)
 
 
-def _heads(space: PyTree, counts: Sizes, network: Network, width: float) -> Heads:
+def _heads(space: PyTree, counts: Sizes, network: Network, width: float) -> _Heads:
     """Pad the leaves of a space to one shape for the real and one for the discrete ones."""
     dims, treedef = jax.tree.flatten(space)
     reals = [i for i, dim in enumerate(dims) if not is_discrete(dim)]
     choices = [i for i, dim in enumerate(dims) if is_discrete(dim)]
     names = tree.leaf_names(space)
     longest, most = max(counts.reals, default=0), max(counts.options)
-    return Heads(
+    return _Heads(
         network=network,
         width=width,
         counts=counts,
@@ -223,7 +221,7 @@ def _heads(space: PyTree, counts: Sizes, network: Network, width: float) -> Head
     )
 
 
-def _policy(heads: Heads, held: Key | None) -> Policy:
+def _policy(heads: _Heads, held: Key | None) -> Policy:
     """Assemble the policy whose real leaves have the noise of the key `held`, or fresh noise where None."""
     noisy = bool(heads.width) and bool(heads.reals)
     return Policy(
@@ -240,8 +238,8 @@ def _policy(heads: Heads, held: Key | None) -> Policy:
 
 
 def _walk(
-    heads: Heads, phi: PyTree, reals: Array, choices: Array, settle: Settle, choose: Choose
-) -> Walk:
+    heads: _Heads, phi: PyTree, reals: Array, choices: Array, settle: Settle, choose: Choose
+) -> _Walk:
     """Go through the heads, of which each is given its row of `reals` `[L, D]` or `choices` `[C, ...]`."""
     network, (num, longest) = heads.network, heads.entries.shape
     most, size = heads.known.shape[1], heads.counts.size
@@ -270,10 +268,10 @@ def _walk(
         state, (mean, std, z) = jax.lax.scan(real, state, inputs)
     after = jnp.arange(num, heads.counts.num_heads, dtype=jnp.int32)
     _, (log_probs, options) = jax.lax.scan(discrete, state, (after, heads.known, choices))
-    return Walk(mean, std, z, log_probs, options)
+    return _Walk(mean, std, z, log_probs, options)
 
 
-def _drawn(heads: Heads, phi: PyTree, real_key: Key | None, choice_key: Key) -> Walk:
+def _drawn(heads: _Heads, phi: PyTree, real_key: Key | None, choice_key: Key) -> _Walk:
     """Draw everything; real leaves are their means where their key is None."""
     noise = jnp.zeros(heads.entries.shape)
     if real_key is not None and heads.width:
@@ -289,7 +287,7 @@ def _drawn(heads: Heads, phi: PyTree, real_key: Key | None, choice_key: Key) -> 
     )
 
 
-def _read(heads: Heads, phi: PyTree, hparams: HParams) -> Walk:
+def _read(heads: _Heads, phi: PyTree, hparams: HParams) -> _Walk:
     """Go through the heads along hparams that were drawn."""
     leaves, longest = jax.tree.leaves(hparams), heads.entries.shape[1]
     rows = []
@@ -301,7 +299,7 @@ def _read(heads: Heads, phi: PyTree, hparams: HParams) -> Walk:
     return _walk(heads, phi, z, options, lambda z, mean, std: z, lambda option, log_probs: option)
 
 
-def _assemble(heads: Heads, found: Walk) -> HParams:
+def _assemble(heads: _Heads, found: _Walk) -> HParams:
     """Make hparams of a walk."""
     leaves: list[Array] = [jnp.zeros(())] * len(heads.dims)
     options = found.options + heads.lowest
@@ -314,14 +312,14 @@ def _assemble(heads: Heads, found: Walk) -> HParams:
     return heads.treedef.unflatten(leaves)
 
 
-def _draw(heads: Heads, held: Key | None, key: Key, phi: PyTree) -> tuple[HParams, Array]:
+def _draw(heads: _Heads, held: Key | None, key: Key, phi: PyTree) -> tuple[HParams, Array]:
     """Return hparams and the log-probability of their choices, `[]`."""
     real_key, choice_key = jax.random.split(key)
     found = _drawn(heads, phi, real_key if held is None else held, choice_key)
     return _assemble(heads, found), jnp.sum(found.taken)
 
 
-def _log_density(heads: Heads, phi: PyTree, hparams: HParams) -> dict[str, Array]:
+def _log_density(heads: _Heads, phi: PyTree, hparams: HParams) -> dict[str, Array]:
     """Return log N(z_l; μ_l, σ_l²) up to a constant for each real leaf."""
     found = _read(heads, phi, jax.lax.stop_gradient(hparams))
     each = -(((found.z - found.mean) / found.std) ** 2) / 2 - jnp.log(found.std)
@@ -330,7 +328,7 @@ def _log_density(heads: Heads, phi: PyTree, hparams: HParams) -> dict[str, Array
     }
 
 
-def _entropy(heads: Heads, phi: PyTree) -> Array:
+def _entropy(heads: _Heads, phi: PyTree) -> Array:
     """Estimate the entropy of the choices from a few fixed draws, with the derivative of its mean."""
 
     def along(key: Key) -> tuple[Array, Array]:
@@ -344,7 +342,7 @@ def _entropy(heads: Heads, phi: PyTree) -> Array:
     return jnp.mean(jnp.sum(each + (box - 1) * (each - mean_of_others(each)), 1))
 
 
-def _mode(heads: Heads, phi: PyTree) -> HParams:
+def _mode(heads: _Heads, phi: PyTree) -> HParams:
     """Follow the means and the likeliest options."""
     found = _walk(
         heads,
@@ -357,41 +355,11 @@ def _mode(heads: Heads, phi: PyTree) -> HParams:
     return _assemble(heads, found)
 
 
-def _outcomes(heads: Heads, held: Key | None, phi: PyTree) -> HParams:
+def _outcomes(heads: _Heads, held: Key | None, phi: PyTree) -> HParams:
     """Return every combination of choices over one draw of the real leaves."""
     index = jnp.asarray(combinations(heads.counts.options))
     reals = _drawn(heads, phi, held, jax.random.key(0))
     return jax.vmap(lambda options: _assemble(heads, reals._replace(options=options)))(index)
-
-
-def mixture(space: PyTree, relaxation: Relaxation | None = None) -> Policy:
-    """Mix all options instead of drawing one: DARTS as a policy, differentiable pathwise.
-
-    The hparams hold weights softmax(φ_l) `[K]` for a Choice, which `hypergrad.select` reads, and the weighted
-    mean for an Integer. Nothing is drawn, so one sample is enough: `sampled(1)`.
-
-    **Limits:** the objective at mixed options is not its expectation over options; `mode` picks the likeliest.
-
-    Args:
-        space: a pytree of dimensions, none static, at least one of them Integer or Choice.
-        relaxation: `policies.softmax()` where None, as in DARTS; `gumbel_softmax(τ)` draws.
-
-    Reference:
-        Liu, Simonyan, Yang, 2019, arXiv:1806.09055.
-    """
-    plain = factorized(space)
-    relaxation = softmax() if relaxation is None else relaxation
-
-    def outcomes(phi: PyTree) -> HParams:
-        raise ValueError(
-            "policy is a mixture, which has no outcomes, expected draws=sampled(1); pass it, or another policy"
-        )
-
-    return plain._replace(
-        sample=lambda key, phi: relax(space, relaxation, key, phi),
-        log_prob=lambda phi, hparams: jnp.zeros(()),
-        outcomes=outcomes,
-    )
 
 
 def _middle(dim: spaces.Dimension) -> Array:
@@ -411,7 +379,7 @@ def _coordinates(dim: spaces.Dimension) -> tuple[int, ...]:
 
 def _check_network(network: Network, counts: Sizes) -> None:
     """Raise a `ValueError` unless a network emits what a space needs, and keeps the shapes of its state."""
-    check_kind("network", network, Network, "heads.independent(space)")
+    check_kind("network", network, Network, "policies.independent(space)")
 
     def once(key: Key, index: Array) -> tuple[PyTree, Array, PyTree]:
         phi = network.init(key)
@@ -424,7 +392,7 @@ def _check_network(network: Network, counts: Sizes) -> None:
     if getattr(out, "shape", None) != (counts.size,):
         raise ValueError(
             f"network emits {getattr(out, 'shape', type(out).__name__)}, expected outputs of shape "
-            f"({counts.size},) from each of its {counts.num_heads} heads; build it with heads.sizes(space)"
+            f"({counts.size},) from each of its {counts.num_heads} heads; build it with policies.sizes(space)"
         )
     if jax.tree.map(jnp.shape, state) != jax.tree.map(jnp.shape, after):
         raise ValueError(

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_kind, check_whole
-from hypergrad.core.types import Array, PyTree
+from hypergrad.core.checks import check_function, check_kind, check_whole
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import advice
 from hypergrad.estimators.base import (
     Estimate,
@@ -85,7 +85,7 @@ def mixed(
         problem: the training loop, a function of the policy's hparams.
         horizon: number of inner steps.
         policy: how hparams are drawn, e.g. `policies.factorized(space)`.
-        draws: `expected.sampled(num_samples)` or `expected.enumerated()`; `sampled(8)` where None.
+        draws: `policies.sampled(num_samples)` or `policies.enumerated()`; `sampled(8)` where None.
         through: (problem, horizon) -> how the response is found: `implicit`, `truncated`, `forward`, ...;
             `no_response` for ENAS; as `reverse` where None. What it refuses it refuses by the leaf's name.
         precondition: (φ, gradient) -> gradient, linear: `policies.natural(space)` makes the natural gradient.
@@ -106,17 +106,14 @@ def mixed(
     check_kind("policy", policy, Policy, "policies.factorized(space)")
     draws = sampled() if draws is None else draws
     through = by_unrolling if through is None else through
-    for name, function in (("draws", draws), ("through", through)):
-        if not callable(function):
-            raise ValueError(
-                f"{name} is {function!r}, expected a function; see help(hypergrad.estimators.mixed)"
-            )
+    check_function("draws", draws, "policies.sampled(8)")
+    check_function("through", through, "hypergrad.estimators.reverse")
 
-    def init(key, phi):
+    def init(key: Key, phi: PyTree) -> PyTree:
         once_key, key = jax.random.split(key)
         return through(expected(problem, policy, draws, once_key), horizon).init(key, phi)
 
-    def estimate(key, state, phi):
+    def estimate(key: Key, state: PyTree, phi: PyTree) -> tuple[PyTree, Estimate]:
         check_policy(problem, policy, phi)
         check_shared(problem, policy, phi)
         once_key, key = jax.random.split(key)
@@ -155,7 +152,7 @@ def no_response(problem: Problem, horizon: int) -> Estimator:
     check_problem(problem)
     check_whole("horizon", horizon)
 
-    def estimate(key, state, hparams):
+    def estimate(key: Key, state: PyTree, hparams: HParams) -> tuple[PyTree, Estimate]:
         check_real(problem, hparams)
         init_key, valid_key = split_key(key)
         frozen = jax.lax.stop_gradient(hparams)

@@ -6,10 +6,10 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from hypergrad.core.checks import check_positive
+from hypergrad.core.checks import check_function, check_positive
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators.policies.policy import is_discrete
-from hypergrad.space import Choice
+from hypergrad.estimators.policies.policy import Policy, factorized, is_discrete
+from hypergrad.space import Choice, Dimension
 
 Relaxation: TypeAlias = Callable[[Key, Array], Array]
 """(key, logits `[K]`) -> weights `[K]` that sum to 1, differentiable in the logits."""
@@ -37,7 +37,7 @@ def gumbel_softmax(temperature: float = 1.0) -> Relaxation:
     """
     check_positive("temperature", temperature, example=0.5)
 
-    def relax(key, logits):
+    def relax(key: Key, logits: Array) -> Array:
         return jax.nn.softmax(
             (logits + jax.random.gumbel(key, logits.shape, logits.dtype)) / temperature
         )
@@ -53,7 +53,7 @@ def straight_through(temperature: float = 1.0) -> Relaxation:
     """
     soft = gumbel_softmax(temperature)
 
-    def relax(key, logits):
+    def relax(key: Key, logits: Array) -> Array:
         weights = soft(key, logits)
         hard = jax.nn.one_hot(jnp.argmax(weights), logits.size, dtype=logits.dtype)
         return hard + (weights - jax.lax.stop_gradient(weights))
@@ -69,7 +69,7 @@ def relax(space: PyTree, relaxation: Relaxation, key: Key, phi: PyTree) -> HPara
     dims, treedef = jax.tree.flatten(space)
     keys = jax.random.split(key, len(dims))
 
-    def one(dim, k, leaf):
+    def one(dim: Dimension, k: Key, leaf: Array) -> Array:
         if not is_discrete(dim):
             return leaf
         weights = relaxation(k, leaf)
@@ -79,3 +79,34 @@ def relax(space: PyTree, relaxation: Relaxation, key: Key, phi: PyTree) -> HPara
 
     leaves = zip(dims, keys, jax.tree.leaves(phi), strict=True)
     return treedef.unflatten([one(*each) for each in leaves])
+
+
+def mixture(space: PyTree, relaxation: Relaxation | None = None) -> Policy:
+    """Mix all options instead of drawing one: DARTS as a policy, differentiable pathwise.
+
+    The hparams hold weights softmax(φ_l) `[K]` for a Choice, which `hypergrad.select` reads, and the weighted
+    mean for an Integer. Nothing is drawn, so one sample is enough: `sampled(1)`.
+
+    **Limits:** the objective at mixed options is not its expectation over options; `mode` picks the likeliest.
+
+    Args:
+        space: a pytree of dimensions, none of them static, at least one of them Integer or Choice.
+        relaxation: `softmax()` where None, as in DARTS; `gumbel_softmax(τ)` draws.
+
+    Reference:
+        Liu, Simonyan, Yang, 2019, arXiv:1806.09055.
+    """
+    plain = factorized(space)
+    relaxation = softmax() if relaxation is None else relaxation
+    check_function("relaxation", relaxation, "policies.softmax()")
+
+    def outcomes(phi: PyTree) -> HParams:
+        raise ValueError(
+            "policy is a mixture, which has no outcomes, expected draws=sampled(1); pass it, or another policy"
+        )
+
+    return plain._replace(
+        sample=lambda key, phi: relax(space, relaxation, key, phi),
+        log_prob=lambda phi, hparams: jnp.zeros(()),
+        outcomes=outcomes,
+    )

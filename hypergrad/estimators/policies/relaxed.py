@@ -1,14 +1,13 @@
 """Relaxed hypergradients: choices mixed instead of made, so that any estimator differentiates them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hypergrad import space as spaces
 from hypergrad.core import tree
-from hypergrad.core.checks import check_kind, check_whole
-from hypergrad.core.types import Array, PyTree
+from hypergrad.core.checks import check_function, check_kind, check_whole
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.base import Estimate, Estimator, mean_and_error
 from hypergrad.estimators.policies.policy import factorized
 from hypergrad.estimators.policies.relaxations import Relaxation, gumbel_softmax, relax
@@ -78,27 +77,23 @@ def relaxed(
     """
     check_kind("estimator", estimator, Estimator, "reverse(problem, 100)")
     check_whole("num_samples", num_samples)
-    spaces.check_space(space)
     policy = factorized(space)
     relaxation = gumbel_softmax() if relaxation is None else relaxation
-    if not callable(relaxation):
-        raise ValueError(
-            f"relaxation is {relaxation!r}, expected a function; pass e.g. policies.gumbel_softmax(0.5)"
-        )
+    check_function("relaxation", relaxation, "policies.gumbel_softmax(0.5)")
 
-    def soften(key, phi):
+    def soften(key: Key, phi: PyTree) -> HParams:
         return relax(space, relaxation, key, phi)
 
-    def init(key, phi):
+    def init(key: Key, phi: PyTree) -> PyTree:
         start, draw = jax.random.split(key)
         return jax.vmap(lambda k: estimator.init(start, soften(k, phi)))(
             jax.random.split(draw, num_samples)
         )
 
-    def estimate(key, state, phi):
+    def estimate(key: Key, state: PyTree, phi: PyTree) -> tuple[PyTree, Estimate]:
         run_key, draw_key = jax.random.split(key)
 
-        def one(key, state):
+        def one(key: Key, state: PyTree) -> tuple[PyTree, tuple[PyTree, ...], Any]:
             hparams, pull = jax.vjp(lambda phi: soften(key, phi), phi)
             state, found = estimator.estimate(run_key, state, hparams)
             parts = pull(found.info.direct)[0], pull(found.info.response)[0]

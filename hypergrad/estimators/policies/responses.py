@@ -7,15 +7,23 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.autodiff import depends
+from hypergrad.core.checks import check_function, check_share, check_whole
 from hypergrad.core.methods import Method, by_name
 from hypergrad.core.solve import Solve, cg, positive
-from hypergrad.core.types import Array, Key, PyTree
-from hypergrad.estimators.implicit.response import default_batch, hessian_of_loss, inner_loss
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.estimators.implicit.response import (
+    default_batch,
+    hessian_of_loss,
+    inner_loss,
+    past_the_loss,
+)
+from hypergrad.estimators.policies.baselines import Baseline
+from hypergrad.estimators.policies.policy import Policy
 from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode
 from hypergrad.estimators.unrolled.base import growth_rate
 from hypergrad.problem import Problem
-from hypergrad.train import TrainState, carried, draw_batch, trained, unroll_losses
+from hypergrad.train import TrainState, carried, draw_batch, init_state, trained, unroll_losses
 
 
 class Pull(NamedTuple):
@@ -79,10 +87,12 @@ def left_out() -> Response:
         Pham, Guan, Zoph, Le, Dean, 2018, arXiv:1802.03268.
     """
 
-    def follow(whole, problem, phi, start, horizon):
+    def follow(
+        whole: Problem, problem: Problem, phi: PyTree, start: TrainState, horizon: int
+    ) -> ResponseWindow:
         state, losses = _train(whole, phi, start, horizon)
 
-        def pull(key, adjoint, solution):
+        def pull(key: Key, adjoint: list[Array], solution: PyTree) -> Pull:
             zero = jax.tree.map(jnp.zeros_like, phi)
             return _unsolved(zero, solution, jnp.ones(()))
 
@@ -97,7 +107,7 @@ def unrolled(window: int | None = None, *, backward: Backward | None = None) -> 
     response = Σ_t ᾱ_{t+1} ∂Φ_t/∂φ,   Φ_t an optimizer's step on (1/S) Σ_s □_s L(w_t, a_s)
 
     It sees whatever acts in these steps: losses, learning rates, momenta, decays. With a window and horizon of
-    one step of SGD and a `heads.mixture` this is DARTS of second order.
+    one step of SGD and a `policies.mixture` this is DARTS of second order.
 
     **Limits:** the steps before the window are dropped (short-horizon bias). With S draws a step the weights at
     the end are those of the draws and f is not linear in them: biased by O(1/S).
@@ -110,7 +120,9 @@ def unrolled(window: int | None = None, *, backward: Backward | None = None) -> 
         check_whole("window", window)
     backward = mixed_mode() if backward is None else backward
 
-    def follow(whole, problem, phi, start, horizon):
+    def follow(
+        whole: Problem, problem: Problem, phi: PyTree, start: TrainState, horizon: int
+    ) -> ResponseWindow:
         depth = horizon if window is None else window
         if depth > horizon:
             raise ValueError(
@@ -120,7 +132,7 @@ def unrolled(window: int | None = None, *, backward: Backward | None = None) -> 
         run = backward(whole, phi, start, depth)
         num_weights = len(jax.tree.leaves(trained(run.state.params)))
 
-        def pull(key, adjoint, solution):
+        def pull(key: Key, adjoint: list[Array], solution: PyTree) -> Pull:
             total, _, norms, _ = run.pullback(adjoint)
             response = jax.tree.unflatten(jax.tree.structure(phi), total)
             growth = growth_rate(tree.norm(adjoint[:num_weights]), norms[::-1])
@@ -162,15 +174,13 @@ def at_rest(
         Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Pedregosa, 2016,
         arXiv:1602.02355; Lorraine, Vicol, Duvenaud, 2020, arXiv:1911.02590.
     """
-    if solve is not None and not callable(solve):
-        raise ValueError(f"solve is {solve!r}, expected a solver; pass e.g. hypergrad.solve.cg()")
-    if not is_number(max_residual) or not max_residual > 0:
-        raise ValueError(
-            f"max_residual is {max_residual!r}, expected a positive number; pass e.g. 1.0, or math.inf for any"
-        )
     solve = positive(cg()) if solve is None else solve
+    check_function("solve", solve, "hypergrad.core.solve.cg()")
+    check_share("max_residual", max_residual, "(0, inf]", what="a number", example=1.0)
 
-    def follow(whole, problem, phi, start, horizon):
+    def follow(
+        whole: Problem, problem: Problem, phi: PyTree, start: TrainState, horizon: int
+    ) -> ResponseWindow:
         state, losses = _train(whole, phi, start, horizon)
         if tree.floats(carried(state.params)):
             raise ValueError(
@@ -178,7 +188,7 @@ def at_rest(
                 "response at rest; use response=unrolled(...)"
             )
 
-        def pull(key, adjoint, solution):
+        def pull(key: Key, adjoint: list[Array], solution: PyTree) -> Pull:
             curve_key, cross_key = jax.random.split(key)
             data = default_batch(problem)(problem, state) if full else draw_batch(problem, state)
             weights = trained(state.params)
@@ -189,7 +199,7 @@ def at_rest(
             v, solved = solve(product, target, solution)
             loss = inner_loss(whole, state.params, (data, cross_key))
 
-            def slope(phi):
+            def slope(phi: PyTree) -> Array:
                 return jax.jvp(lambda w: loss(w, phi), (weights,), (v,))[1]
 
             response = jax.tree.map(jnp.negative, jax.grad(slope)(phi))
@@ -198,7 +208,7 @@ def at_rest(
 
         return ResponseWindow(state, losses, pull)
 
-    def solution(weights):
+    def solution(weights: PyTree) -> PyTree:
         return jax.tree.map(jnp.zeros_like, weights)
 
     return Response(follow, ("objective", "loss"), solution)
@@ -208,6 +218,80 @@ def _train(
     whole: Problem, phi: PyTree, start: TrainState, num_steps: int
 ) -> tuple[TrainState, Array]:
     return unroll_losses(whole, jax.lax.stop_gradient(phi), start, num_steps)
+
+
+def ways(problem: Problem, hparams: HParams, horizon: int) -> dict[str, tuple[str, ...]]:
+    """Tell by which ways each real leaf reaches the objective: "objective", "loss", "optimizer", "init".
+
+    **Cost:** four traces; nothing is compiled or run.
+    """
+    leaves, join = tree.split_float(hparams)
+    names = [n for n, leaf in tree.named(hparams).items() if tree.is_float(leaf)]
+    key = jax.random.key(0)
+
+    def part(function: Callable[[HParams], PyTree]) -> Callable[[list[Array]], PyTree]:
+        return lambda leaves: function(join(leaves))
+
+    def start(hparams: HParams) -> TrainState:
+        return init_state(problem, key, jax.lax.stop_gradient(hparams))
+
+    def slope(hparams: HParams) -> PyTree:
+        state = start(hparams)
+        loss = inner_loss(problem, state.params, draw_batch(problem, state))
+        return jax.grad(loss)(trained(state.params), hparams)
+
+    def objective(hparams: HParams) -> Array:
+        return problem.objective(start(hparams).params, hparams, problem.valid_batch(key))
+
+    only_reals = problem._replace(
+        init=lambda key, h: problem.init(key, join(h)),
+        loss=lambda params, h, batch: problem.loss(params, join(h), batch),
+        optimizer=lambda h: problem.optimizer(join(h)),
+    )
+    later = only_reals._replace(init=lambda k, h: only_reals.init(k, jax.lax.stop_gradient(h)))
+    found = {
+        "objective": depends(part(objective), leaves),
+        "loss": depends(part(slope), leaves),
+        "optimizer": past_the_loss(later, leaves, horizon),
+        "init": depends(lambda x: tree.floats(only_reals.init(key, x)), leaves),
+    }
+    return {name: tuple(w for w in found if found[w][i]) for i, name in enumerate(names)}
+
+
+def credited(
+    problem: Problem,
+    policy: Policy,
+    phi: PyTree,
+    response: Response,
+    credit: Baseline | None,
+    horizon: int,
+) -> list[str]:
+    """Name the real leaves that learn by credit; raise a `ValueError` for one that could not learn at all."""
+    hparams = jax.eval_shape(policy.sample, jax.random.key(0), phi)
+    hparams = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), hparams)
+    found = []
+    for name, reached in ways(problem, hparams, horizon).items():
+        trains = [way for way in reached if way in ("loss", "optimizer")]
+        if "objective" in reached:
+            continue
+        if not trains:
+            where = "problem.init alone" if "init" in reached else "nothing"
+            raise ValueError(
+                f"hparams[{name!r}] acts through {where}, expected a leaf of the loss, the optimizer or the "
+                "objective, because the shared weights go on from window to window; close over it"
+            )
+        unseen = [way for way in trains if way not in response.sees]
+        if not unseen:
+            continue
+        if credit is None or policy.log_density is None or len(unseen) < len(trains):
+            way = f"problem.{unseen[0]}"
+            raise ValueError(
+                f"hparams[{name!r}] acts through {way}, which this response does not see, expected one that "
+                "the response, the objective or a credit can teach; pass response=unrolled(...), or "
+                "credit=policies.running_mean() with a policy of noisy real leaves, or close over it"
+            )
+        found.append(name)
+    return found
 
 
 def _implicit() -> Response:

@@ -24,6 +24,7 @@ from hypergrad.estimators.policies.draws import (
     check_shared,
     draw_outcomes,
     expected,
+    pathwise_leaves,
     unboxed,
 )
 from hypergrad.estimators.policies.policy import Policy
@@ -133,11 +134,12 @@ def score(
     check_kind("baseline", baseline, Baseline, "policies.leave_one_out()")
     through = by_unrolling if through is None else through
 
-    def estimate(key, state, phi):
-        pathwise = check_policy(problem, policy, phi)
+    def estimate(key: Key, state: PyTree, phi: PyTree) -> tuple[PyTree, Estimate]:
+        check_policy(problem, policy, phi)
+        pathwise = pathwise_leaves(policy, phi)
         draw_key, run_key = jax.random.split(key)
 
-        def one(key):
+        def one(key: Key) -> _Runs:
             samples = policy.sample(key, phi)
             slope = jax.grad(lambda phi: policy.log_prob(phi, policy.sample(key, phi)))(phi)
             zero = jax.tree.map(jnp.zeros_like, slope)
@@ -205,22 +207,23 @@ def score_shared(
     baseline = leave_one_out() if baseline is None else baseline
     check_kind("baseline", baseline, Baseline, "policies.leave_one_out()")
 
-    def estimate(key, state, phi):
-        pathwise = check_policy(problem, policy, phi)
+    def estimate(key: Key, state: PyTree, phi: PyTree) -> tuple[PyTree, Estimate]:
+        check_policy(problem, policy, phi)
         check_shared(problem, policy, phi)
+        pathwise = pathwise_leaves(policy, phi)
 
-        def one(key):
+        def one(key: Key) -> _Runs:
             once_key, run_key = jax.random.split(key)
             whole = expected(problem, policy, unboxed(num_samples), once_key)
             init_key, valid_key = split_key(run_key)
 
-            def log_prob(phi, key):
+            def log_prob(phi: PyTree, key: Key) -> Array:
                 return jnp.sum(draw_outcomes(policy, key, phi, num_samples)[1])
 
-            def training(phi):
+            def training(phi: PyTree) -> Array:
                 start = init_state(whole, init_key, jax.lax.stop_gradient(phi))
 
-                def at(total, step):
+                def at(total: Array, step: Array) -> tuple[Array, None]:
                     return total + log_prob(phi, _draw_key(whole, start, step)), None
 
                 return jax.lax.scan(at, jnp.zeros(()), jnp.arange(horizon, dtype=jnp.int32))[0]
@@ -258,8 +261,8 @@ def _combine(
     error = _jackknife(runs, state, baseline, precondition, phi)
     state, advantages = baseline.advantages(state, runs.value)
 
-    def weighed(scores, paths):
-        def scale(x):
+    def weighed(scores: PyTree, paths: PyTree) -> PyTree:
+        def scale(x: Array) -> Array:
             return x * advantages.reshape((-1,) + (1,) * (x.ndim - 1)).astype(x.dtype)
 
         terms = jax.tree.map(scale, scores)
@@ -300,7 +303,7 @@ def _jackknife(
     weights = jnp.zeros((num, num), without.dtype).at[np.arange(num)[:, None], others].set(without)
     apart = (1 - np.eye(num)).astype(without.dtype)
 
-    def mean(weights):
+    def mean(weights: Array) -> Callable[[Array], Array]:
         return lambda x: jnp.tensordot(weights.astype(x.dtype), x, 1) / (num - 1)
 
     each = jax.tree.map(mean(weights), tree.add(runs.direct_score, runs.response_score))
@@ -327,7 +330,7 @@ def _part(whole: PyTree, names: list[str]) -> tuple[dict[str, Array], Callable[[
     leaves, treedef = jax.tree.flatten(whole)
     named = dict(zip(tree.leaf_names(whole), leaves, strict=True))
 
-    def join(part):
+    def join(part: dict[str, Array]) -> PyTree:
         return treedef.unflatten([part.get(name, leaf) for name, leaf in named.items()])
 
     return {name: named[name] for name in names}, join

@@ -1,24 +1,29 @@
 """One policy for architecture and optimizer over weights that go on training: direct gradient and response."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.autodiff import depends
-from hypergrad.core.checks import check_kind, check_whole, is_number
-from hypergrad.core.types import Array, HParams, Params, PyTree
+from hypergrad.core.checks import (
+    check_function,
+    check_kind,
+    check_least,
+    check_share,
+    check_whole,
+)
+from hypergrad.core.types import Array, HParams, Key, Params, PyTree
 from hypergrad.estimators.base import Estimate, Estimator, first_nonfinite
-from hypergrad.estimators.implicit.response import inner_loss, past_the_loss
 from hypergrad.estimators.policies.baselines import Baseline
 from hypergrad.estimators.policies.draws import Draws, check_policy, check_shared, expected, sampled
 from hypergrad.estimators.policies.policy import Policy
-from hypergrad.estimators.policies.responses import Response, unrolled
+from hypergrad.estimators.policies.responses import Response, credited, unrolled
 from hypergrad.estimators.unrolled.adjoint import state_floats
 from hypergrad.estimators.unrolled.online import OnlineState, check_restart, first_state, go_on
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import TrainState, draw_batch, init_state, trained
+from hypergrad.train import TrainState, trained
 
 
 class SharedState(NamedTuple):
@@ -126,9 +131,9 @@ def shared(
     Args:
         problem: the training loop, a function of the policy's hparams.
         horizon: steps of training an estimate.
-        policy: how hparams are drawn, e.g. `heads.multitask(space, network)`.
+        policy: how hparams are drawn, e.g. `policies.multitask(space, network)`.
         response: `left_out()`, `unrolled(window)` or `at_rest(solve)`; `unrolled()` where None.
-        draws: `expected.sampled(S)` or `expected.enumerated()`; `sampled(8)` where None.
+        draws: `policies.sampled(S)` or `policies.enumerated()`; `sampled(8)` where None.
         scale: of the response; 0 follows the direct part and still reports the other.
         credit: a baseline, e.g. `policies.running_mean()`, with which real leaves that the response does not
             see (learning rates at rest, say) learn by the score function from how much the window lowered the
@@ -148,100 +153,184 @@ def shared(
         Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Pham et al., 2018,
         arXiv:1802.03268; Foerster et al., 2018, arXiv:1802.05098 (DiCE).
     """
+    check_problem(problem)
+    check_whole("horizon", horizon)
+    check_kind("policy", policy, Policy, "policies.multitask(space)")
     response = unrolled() if response is None else response
+    check_kind("response", response, Response, "unrolled()")
     draws = sampled() if draws is None else draws
-    _check(problem, horizon, policy, response, draws, scale, credit, restart_every, far)
-
-    def window_of(key, phi):
-        """The policy of one window, and its expected problem."""
-        real_key, once_key = jax.random.split(key)
-        held = policy if policy.given is None else policy.given(real_key)
-        return held, expected(problem, held, draws, once_key), once_key
-
-    def judge(leaves, phi, at, held, key):
-        """The expected objective of a state with these float leaves; aux: of each draw, and the draws."""
-        data_key, draw_key = jax.random.split(key)
-        data = problem.valid_batch(data_key)
-        hparams, expect = draws(held, draw_key, phi)
-        params = state_floats(at)[1](leaves).params
-        values = jax.vmap(lambda h: problem.objective(params, h, data))(hparams)
-        return expect(values), (values, hparams)
-
-    def init(key, phi):
-        check_policy(problem, policy, phi, must_draw=False)
-        held, whole, _ = window_of(key, phi)
-        run = first_state(whole, key, phi)
-        weights = trained(run.train.params)
-        first = judge(state_floats(run.train)[0], phi, run.train, held, key)[0]
-        memory = credit.init() if credit else ()
-        return SharedState(run, response.solution(weights), memory, first, first)
-
-    def estimate(key, state, phi):
-        check_policy(problem, policy, phi, must_draw=False)
-        check_shared(problem, policy, phi)
-        credited = _credited(problem, policy, phi, response, credit, horizon)
-        window_key, run_key, judge_key, pull_key = jax.random.split(key, 4)
-        held, whole, once_key = window_of(window_key, phi)
-        fresh = first_state(whole, run_key, phi)
-        run = go_on(state.run, fresh, restart_every)
-        window = response.follow(whole, problem, phi, run.train, horizon)
-        leaves = state_floats(window.state)[0]
-        judged = jax.value_and_grad(judge, (0, 1), has_aux=True)
-        found = judged(leaves, phi, window.state, held, judge_key)
-        (value, (values, samples)), (adjoint, direct) = found
-        bound = _bound(state.first, far)
-        diverged = ~jnp.isfinite(value) | (value > bound)
-        direct = _kept(direct, ~diverged)
-        pull = window.pull(pull_key, adjoint, state.solution)
-        sound = pull.sound & jnp.isfinite(tree.norm((pull.response, pull.solution)))
-        told = ~diverged | (jnp.isfinite(value) & ("optimizer" in response.sees))
-        answer, solution = _kept((pull.response, pull.solution), sound & told)
-        memory, size = state.credit, jnp.zeros(())
-        density = policy.log_density
-        if credit is not None and density is not None and credited:
-            before = judge(state_floats(run.train)[0], phi, run.train, held, judge_key)[0]
-            gain = jnp.where(diverged, bound, value) - before
-            memory, advantage = credit.advantages(state.credit, gain[None])
-            once = held.sample(once_key, phi)
-            term = jax.grad(lambda phi: _total(density(phi, once), credited))(phi)
-            term = jax.tree.map(lambda x: (advantage[0] * x).astype(x.dtype), term)
-            answer, size = tree.add(answer, term), scale * tree.norm(term)
-        answer = jax.tree.map(lambda x: scale * x, answer)
-        bad = first_nonfinite(window.losses, value)
-        info = SharedInfo(
-            direct=direct,
-            response=answer,
-            horizon=jnp.asarray(horizon, jnp.int32),
-            growth=pull.growth.astype(jnp.float32),
-            residual=pull.residual.astype(jnp.float32),
-            damping=pull.damping.astype(jnp.float32),
-            refused=~sound,
-            diverged=diverged,
-            first_nonfinite=jnp.where(bad < 0, bad, bad + run.train.step).astype(jnp.int32),
-            direct_norm=tree.norm(direct),
-            response_norm=tree.norm(answer),
-            cosine=tree.cosine_between(direct, answer),
-            step=window.state.step,
-            values=values,
-            samples=samples,
-            credit=size,
-        )
-        train, last = _go_on(
-            diverged, (window.state, value), (run.train, state.last), (fresh.train, state.first)
-        )
-        after = SharedState(run._replace(train=train), solution, memory, state.first, last)
-        return after, Estimate(value, tree.add(direct, answer), info)
-
-    return Estimator(init, estimate)
+    check_function("draws", draws, "hypergrad.estimators.policies.sampled(8)")
+    check_least("scale", scale)
+    if credit is not None:
+        check_kind("credit", credit, Baseline, "policies.running_mean()")
+    check_restart(restart_every)
+    check_share("far", far, "(0, inf]", what="a number", example=10.0)
+    parts = _Parts(problem, horizon, policy, response, draws, scale, credit, restart_every, far)
+    return Estimator(partial(_init, parts), partial(_estimate, parts))
 
 
-def _bound(first: Array, far: float) -> Array:
-    """Return the objective above which weights have diverged; infinity where nothing can be compared."""
+class _Parts(NamedTuple):
+    """The arguments of `shared`, none of them None but `credit` and `restart_every`."""
+
+    problem: Problem
+    horizon: int
+    policy: Policy
+    response: Response
+    draws: Draws
+    scale: float
+    credit: Baseline | None
+    restart_every: int | None
+    far: float
+
+
+class _Drawn(NamedTuple):
+    """What a window draws once, before its first step.
+
+    Attributes:
+        policy: whose real leaves all draws of the window share.
+        problem: the expected one, of which the weights are trained.
+        key: of the draw that optimizer and initial weights read.
+    """
+
+    policy: Policy
+    problem: Problem
+    key: Key
+
+
+class _Verdict(NamedTuple):
+    """What the weights after a window are worth.
+
+    Attributes:
+        value: expected objective, `[]`.
+        bound: above which weights have diverged, `[]`.
+        diverged: whether these have, bool `[]`.
+    """
+
+    value: Array
+    bound: Array
+    diverged: Array
+
+    @property
+    def counted(self) -> Array:
+        """The value, or the bound in its place where the weights diverged, `[]`."""
+        return jnp.where(self.diverged, self.bound, self.value)
+
+
+def _init(parts: _Parts, key: Key, phi: PyTree) -> SharedState:
+    check_policy(parts.problem, parts.policy, phi, must_draw=False)
+    drawn = _draw_once(parts, key, phi)
+    run = first_state(drawn.problem, key, phi)
+    first = _judge(parts, drawn, key, run.train, state_floats(run.train)[0], phi)[0]
+    memory = parts.credit.init() if parts.credit else ()
+    solution = parts.response.solution(trained(run.train.params))
+    return SharedState(run, solution, memory, first, first)
+
+
+def _estimate(
+    parts: _Parts, key: Key, state: SharedState, phi: PyTree
+) -> tuple[SharedState, Estimate]:
+    """Take the three steps of `shared`, then add credit and drop what diverged."""
+    check_policy(parts.problem, parts.policy, phi, must_draw=False)
+    check_shared(parts.problem, parts.policy, phi)
+    names = credited(parts.problem, parts.policy, phi, parts.response, parts.credit, parts.horizon)
+    window_key, run_key, judge_key, pull_key = jax.random.split(key, 4)
+    drawn = _draw_once(parts, window_key, phi)
+    fresh = first_state(drawn.problem, run_key, phi)
+    run = go_on(state.run, fresh, parts.restart_every)
+    window = parts.response.follow(drawn.problem, parts.problem, phi, run.train, parts.horizon)
+
+    def judge(leaves: list[Array], phi: PyTree, at: TrainState) -> tuple[Array, tuple]:
+        return _judge(parts, drawn, judge_key, at, leaves, phi)
+
+    leaves = state_floats(window.state)[0]
+    judged = jax.value_and_grad(judge, (0, 1), has_aux=True)
+    (value, (values, samples)), (adjoint, direct) = judged(leaves, phi, window.state)
+    verdict = _verdict(value, state.first, parts.far)
+    direct = _kept(direct, ~verdict.diverged)
+    pull = window.pull(pull_key, adjoint, state.solution)
+    sound = pull.sound & jnp.isfinite(tree.norm((pull.response, pull.solution)))
+    seen = jnp.isfinite(value) & ("optimizer" in parts.response.sees)
+    told = ~verdict.diverged | seen
+    answer, solution = _kept((pull.response, pull.solution), sound & told)
+    memory, size = state.credit, jnp.zeros(())
+    if names:
+        before = judge(state_floats(run.train)[0], phi, run.train)[0]
+        gain = verdict.counted - before
+        memory, term = _credit(parts, drawn, names, state.credit, gain, phi)
+        answer, size = tree.add(answer, term), parts.scale * tree.norm(term)
+    answer = jax.tree.map(lambda x: parts.scale * x, answer)
+    bad = first_nonfinite(window.losses, value)
+    info = SharedInfo(
+        direct=direct,
+        response=answer,
+        horizon=jnp.asarray(parts.horizon, jnp.int32),
+        growth=pull.growth.astype(jnp.float32),
+        residual=pull.residual.astype(jnp.float32),
+        damping=pull.damping.astype(jnp.float32),
+        refused=~sound,
+        diverged=verdict.diverged,
+        first_nonfinite=jnp.where(bad < 0, bad, bad + run.train.step).astype(jnp.int32),
+        direct_norm=tree.norm(direct),
+        response_norm=tree.norm(answer),
+        cosine=tree.cosine_between(direct, answer),
+        step=window.state.step,
+        values=values,
+        samples=samples,
+        credit=size,
+    )
+    train, last = _next_start(
+        verdict.diverged,
+        (window.state, value),
+        (run.train, state.last),
+        (fresh.train, state.first),
+    )
+    after = SharedState(run._replace(train=train), solution, memory, state.first, last)
+    return after, Estimate(value, tree.add(direct, answer), info)
+
+
+def _draw_once(parts: _Parts, key: Key, phi: PyTree) -> _Drawn:
+    real_key, once_key = jax.random.split(key)
+    policy = parts.policy if parts.policy.given is None else parts.policy.given(real_key)
+    return _Drawn(policy, expected(parts.problem, policy, parts.draws, once_key), once_key)
+
+
+def _judge(
+    parts: _Parts, drawn: _Drawn, key: Key, at: TrainState, leaves: list[Array], phi: PyTree
+) -> tuple[Array, tuple[Array, HParams]]:
+    """Return the expected objective `[]` of a state with these float leaves; that of each draw, the draws."""
+    data_key, draw_key = jax.random.split(key)
+    data = parts.problem.valid_batch(data_key)
+    hparams, expect = parts.draws(drawn.policy, draw_key, phi)
+    params = state_floats(at)[1](leaves).params
+    values = jax.vmap(lambda h: parts.problem.objective(params, h, data))(hparams)
+    return expect(values), (values, hparams)
+
+
+def _verdict(value: Array, first: Array, far: float) -> _Verdict:
+    """Say whether weights of this expected objective have diverged: J > J₀ + far |J₀|, or not finite."""
     bound = first + jnp.where(first == 0, 0, far * jnp.abs(first))
-    return jnp.where(jnp.isfinite(first) & (far < jnp.inf), bound, jnp.inf)
+    bound = jnp.where(jnp.isfinite(first) & (far < jnp.inf), bound, jnp.inf)
+    return _Verdict(value, bound, ~jnp.isfinite(value) | (value > bound))
 
 
-def _go_on(
+def _credit(
+    parts: _Parts, drawn: _Drawn, names: list[str], memory: PyTree, gain: Array, phi: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Return the baseline's memory, and A ∇_φ log π_φ of the named leaves that the window drew."""
+    density, credit = parts.policy.log_density, parts.credit
+    assert density is not None and credit is not None  # `credited` has named no leaf otherwise
+    memory, advantage = credit.advantages(memory, gain[None])
+    once = drawn.policy.sample(drawn.key, phi)
+
+    def total(phi: PyTree) -> Array:
+        densities = density(phi, once)
+        return sum((densities[name] for name in names), jnp.zeros(()))
+
+    term = jax.tree.map(lambda x: (advantage[0] * x).astype(x.dtype), jax.grad(total)(phi))
+    return memory, term
+
+
+def _next_start(
     diverged: Array,
     after: tuple[TrainState, Array],
     before: tuple[TrainState, Array],
@@ -261,99 +350,3 @@ def _go_on(
 def _kept(tree: PyTree, keep: Array) -> PyTree:
     """Return a tree, or zeros in its place."""
     return jax.tree.map(lambda x: jnp.where(keep, x, 0).astype(x.dtype), tree)
-
-
-def _total(densities: dict[str, Array], names: list[str]) -> Array:
-    return sum((densities[name] for name in names), jnp.zeros(()))
-
-
-def ways(problem: Problem, hparams: HParams, horizon: int) -> dict[str, tuple[str, ...]]:
-    """Tell by which ways each real leaf reaches the objective: "objective", "loss", "optimizer", "init".
-
-    **Cost:** four traces; nothing is compiled or run.
-    """
-    leaves, join = tree.split_float(hparams)
-    names = [n for n, leaf in tree.named(hparams).items() if tree.is_float(leaf)]
-    key = jax.random.key(0)
-
-    def part(function):
-        return lambda leaves: function(join(leaves))
-
-    def start(hparams):
-        return init_state(problem, key, jax.lax.stop_gradient(hparams))
-
-    def slope(hparams):
-        state = start(hparams)
-        loss = inner_loss(problem, state.params, draw_batch(problem, state))
-        return jax.grad(loss)(trained(state.params), hparams)
-
-    def objective(hparams):
-        return problem.objective(start(hparams).params, hparams, problem.valid_batch(key))
-
-    only_reals = problem._replace(
-        init=lambda key, h: problem.init(key, join(h)),
-        loss=lambda params, h, batch: problem.loss(params, join(h), batch),
-        optimizer=lambda h: problem.optimizer(join(h)),
-    )
-    later = only_reals._replace(init=lambda k, h: only_reals.init(k, jax.lax.stop_gradient(h)))
-    found = {
-        "objective": depends(part(objective), leaves),
-        "loss": depends(part(slope), leaves),
-        "optimizer": past_the_loss(later, leaves, horizon),
-        "init": depends(lambda x: tree.floats(only_reals.init(key, x)), leaves),
-    }
-    return {name: tuple(w for w in found if found[w][i]) for i, name in enumerate(names)}
-
-
-def _credited(
-    problem: Problem,
-    policy: Policy,
-    phi: PyTree,
-    response: Response,
-    credit: Baseline | None,
-    horizon: int,
-) -> list[str]:
-    """Name the real leaves that learn by credit; raise a `ValueError` for one that could not learn at all."""
-    hparams = jax.eval_shape(policy.sample, jax.random.key(0), phi)
-    hparams = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), hparams)
-    found = []
-    for name, reached in ways(problem, hparams, horizon).items():
-        trains = [way for way in reached if way in ("loss", "optimizer")]
-        if "objective" in reached:
-            continue
-        if not trains:
-            where = "problem.init alone" if "init" in reached else "nothing"
-            raise ValueError(
-                f"hparams[{name!r}] acts through {where}, expected a leaf of the loss, the optimizer or the "
-                "objective, because the shared weights go on from window to window; close over it"
-            )
-        unseen = [way for way in trains if way not in response.sees]
-        if not unseen:
-            continue
-        if credit is None or policy.log_density is None or len(unseen) < len(trains):
-            way = f"problem.{unseen[0]}"
-            raise ValueError(
-                f"hparams[{name!r}] acts through {way}, which this response does not see, expected one that "
-                "the response, the objective or a credit can teach; pass response=unrolled(...), or "
-                "credit=policies.running_mean() with a policy of noisy real leaves, or close over it"
-            )
-        found.append(name)
-    return found
-
-
-def _check(problem, horizon, policy, response, draws, scale, credit, restart_every, far) -> None:
-    check_problem(problem)
-    check_whole("horizon", horizon)
-    check_kind("policy", policy, Policy, "heads.multitask(space)")
-    check_kind("response", response, Response, "unrolled()")
-    check_restart(restart_every)
-    if credit is not None:
-        check_kind("credit", credit, Baseline, "policies.running_mean()")
-    if not callable(draws):
-        raise ValueError(f"draws is {draws!r}, expected a function; pass e.g. hypergrad.sampled(8)")
-    if not is_number(scale) or not 0 <= scale < float("inf"):
-        raise ValueError(f"scale is {scale!r}, expected a number of at least 0; pass e.g. 1.0")
-    if not is_number(far) or not far > 0:
-        raise ValueError(
-            f"far is {far!r}, expected a positive number; pass e.g. 10.0, or math.inf for any finite objective"
-        )
