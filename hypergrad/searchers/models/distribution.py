@@ -1,4 +1,4 @@
-"""A distribution over the trials of a space: what each dimension is drawn from, and how a prior shapes it."""
+"""The distribution that trials of a space are drawn from, dimension by dimension, and how a prior shapes it."""
 
 import math
 from collections.abc import Mapping

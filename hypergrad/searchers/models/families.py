@@ -1,7 +1,7 @@
 """Families of distributions over unit coordinates, to draw trials from and to fit to the best of them.
 
-Truncated normals for what is continuous, tables for what is counted, Markov tables for sequences that
-never rise, and their product over a mixed space.
+Continuous coordinates have truncated normals, counted ones have tables, and a mixed space has the product
+of both; `models.chains` has Markov tables for sequences that never rise.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.models import truncnorm
 
 SMALL = 1e-30
-"""Keeps logarithms of probabilities finite; a float32 number."""
+"""Least probability, a float32 number: its logarithm is finite."""
 
 
 class Family(NamedTuple):
     """A family of distributions over d unit coordinates; `params` is a pytree that names one of them.
 
     Attributes:
-        start: the params of the first distribution.
+        start: params of the first distribution.
         transform: (params, uniforms `[N, d]`) -> units `[N, d]`, the draws that uniforms in (0, 1) become.
         log_density: (params, units `[N, d]`) -> `[N]`, of what `transform` draws.
         fit: (params, units `[N, d]`, weights `[N]`) -> params that minimise the Kullback-Leibler
-            divergence from the weighted units; where they say nothing, the params as they were.
+            divergence from the weighted units; where those say nothing, the params as they were.
         blend: (old params, new params, step) -> params, smoothing; steps count from 1.
         settled: (params, sigma, epsilon) -> whether every standard deviation is below `sigma` and every
             table gives one value at least 1 − `epsilon`.
@@ -48,10 +48,10 @@ class Smoothing(NamedTuple):
     """How far a distribution follows the elites of one generation.
 
     Attributes:
-        c: of means and correlations: new = c · fitted + (1 − c) · old.
-        beta: of standard deviations at first, β_t = β − β (1 − 1/t)^q of generation t.
-        q: how fast that falls; a distribution whose β_t falls cannot collapse early.
-        tables: of probabilities, as c; less, because a table has no width that could fall late.
+        c: share of the fit in means and correlations: new = c · fitted + (1 − c) · old.
+        beta: share β of the fit in standard deviations at first; β_t = β − β (1 − 1/t)^q in generation t.
+        q: how fast β_t falls; a distribution whose β_t falls cannot collapse early.
+        tables: share of the fit in probabilities; less, because a table has no width that could fall late.
 
     The defaults are for generations of 16: a c near 1 did best in docs/cehpo.md; q and `tables`
     were chosen on the functions and tests at hand.
@@ -63,7 +63,7 @@ class Smoothing(NamedTuple):
     tables: float = 0.7
 
     def share(self, step: Array) -> Array:
-        """Return β_t."""
+        """Return β_t of generation `step`, which counts from 1."""
         return self.beta - self.beta * (1 - 1 / step) ** self.q
 
 
@@ -83,7 +83,7 @@ class Normals(NamedTuple):
 
 
 def normals(mean: np.ndarray, std: np.ndarray, smoothing: Smoothing, correlated: bool) -> Family:
-    """Truncated normals on [0, 1]: x = quantile(Φ(g)), with g ~ N(0, I) or, `correlated`, N(0, R).
+    """Build truncated normals on [0, 1]: x = quantile(Φ(g)), with g ~ N(0, I) or, `correlated`, N(0, R).
 
     The marginals have the mean and standard deviation of the elites (`truncnorm.fit`), which minimises the
     Kullback-Leibler divergence among independent truncated normals. Correlated ones are joined by a Gaussian
@@ -98,18 +98,18 @@ def normals(mean: np.ndarray, std: np.ndarray, smoothing: Smoothing, correlated:
     eye = jnp.eye(dim if correlated else 0, dtype=dtype)
     start = Normals(jnp.asarray(mean, dtype), jnp.asarray(std, dtype), eye)
 
-    def scores(params, units):
+    def scores(params: Normals, units: Array) -> tuple[Array, Array]:
         loc, scale = truncnorm.fit(params.mean, params.std)
         inside = jnp.clip(truncnorm.cdf(units, loc, scale), 1e-6, 1 - 1e-6)
         return ndtri(inside), jnp.sum(truncnorm.log_density(units, loc, scale), -1)
 
-    def transform(params, uniforms):
+    def transform(params: Normals, uniforms: Array) -> Array:
         if correlated:
             root = jnp.linalg.cholesky(params.correlation)
             uniforms = norm.cdf(ndtri(uniforms) @ root.T)
         return truncnorm.quantile(uniforms, *truncnorm.fit(params.mean, params.std))
 
-    def log_density(params, units):
+    def log_density(params: Normals, units: Array) -> Array:
         g, marginal = scores(params, units)
         if not correlated:
             return marginal
@@ -118,11 +118,11 @@ def normals(mean: np.ndarray, std: np.ndarray, smoothing: Smoothing, correlated:
         volume = jnp.sum(jnp.log(jnp.diagonal(root)))
         return marginal + jnp.sum(g**2 - white**2, -1) / 2 - volume
 
-    def fit(params, units, weights):
+    def fit(params: Normals, units: Array, weights: Array) -> Normals:
         total = jnp.maximum(jnp.sum(weights), 1)
         mean = weights @ units / total
         std = jnp.sqrt(weights @ (units - mean) ** 2 / total)
-        # one elite has a place, and no width
+        # one elite alone has a place, and no width
         std = jnp.where(jnp.sum(weights > 0) > 1, std, params.std)
         if not correlated:
             return Normals(mean, std, params.correlation)
@@ -134,17 +134,17 @@ def normals(mean: np.ndarray, std: np.ndarray, smoothing: Smoothing, correlated:
         correlation = jnp.where(eye > 0, 1, keep * covariance / (size[:, None] * size))
         return Normals(mean, std, correlation)
 
-    def blend(old, new, step):
+    def blend(old: Normals, new: Normals, step: Array) -> Normals:
         return Normals(
             _mix(smoothing.c, new.mean, old.mean),
             _mix(smoothing.share(step), new.std, old.std),
             _mix(smoothing.c, new.correlation, old.correlation),
         )
 
-    def settled(params, sigma, epsilon):
+    def settled(params: Normals, sigma: float, epsilon: float) -> Array:
         return jnp.all(params.std < sigma)
 
-    def info(params):
+    def info(params: Normals) -> dict[str, Array]:
         return {"largest_std": jnp.max(params.std)}
 
     return Family(start, transform, log_density, fit, blend, settled, info)
@@ -153,17 +153,17 @@ def normals(mean: np.ndarray, std: np.ndarray, smoothing: Smoothing, correlated:
 def tables(
     first: list[np.ndarray], names: list[str], ends: np.ndarray, smoothing: Smoothing, floor: float
 ) -> Family:
-    """Tables of probabilities, one a coordinate: P_{d,k}, drawn as (1 − floor) P + floor P_0.
+    """Build tables of probabilities, one for each coordinate: P_{d,k}, drawn as (1 − floor) P + floor P_0.
 
     Q_{d,k} = Σ_m w_m 1{x_{m,d} = k} / Σ_m w_m is the elites' share of value k, the minimiser of the
-    Kullback-Leibler divergence. The table itself is kept without the floor: with it, none would ever settle.
+    Kullback-Leibler divergence. The table itself is kept without the floor: with it, no table would settle.
 
     Args:
         first: P_0 of each coordinate, `[K_d]`.
-        names: of each coordinate.
-        ends: `[d]`; true where the K values stand at k / (K − 1), on the bounds of a range cut into atoms;
-            false where they are the middles (k + ½) / K of counted values.
-        smoothing: of P.
+        names: name of each coordinate.
+        ends: where the K values of each coordinate stand, `[d]`; true: at k / (K − 1), on the bounds of a range
+            cut into atoms; false: at the middles (k + ½) / K of counted values.
+        smoothing: smoothing of P.
         floor: share of P_0 in what is drawn.
     """
     dtype = jnp.result_type(float)
@@ -172,30 +172,30 @@ def tables(
     start = jnp.asarray(np.stack([np.pad(t, (0, widest - len(t))) for t in first]), dtype)
     scale, offset = np.where(ends, sizes - 1, sizes), np.where(ends, 0.0, 0.5)
 
-    def drawn(params):
+    def drawn(params: Array) -> Array:
         return _mix(1 - floor, params, start)
 
-    def index(units):
+    def index(units: Array) -> Array:
         return jnp.clip(jnp.floor(units * scale + (0.5 - offset)).astype(jnp.int32), 0, sizes - 1)
 
-    def transform(params, uniforms):
+    def transform(params: Array, uniforms: Array) -> Array:
         return ((draw(drawn(params), uniforms) + offset) / scale).astype(dtype)
 
-    def log_density(params, units):
+    def log_density(params: Array, units: Array) -> Array:
         chosen = jnp.take_along_axis(drawn(params)[None], index(units)[..., None], -1)[..., 0]
         return jnp.sum(jnp.log(jnp.maximum(chosen, SMALL)), -1)
 
-    def fit(params, units, weights):
+    def fit(params: Array, units: Array, weights: Array) -> Array:
         counts = jnp.einsum("n,ndk->dk", weights, jax.nn.one_hot(index(units), widest, dtype=dtype))
         return counts / jnp.maximum(jnp.sum(weights), 1)
 
-    def settled(params, sigma, epsilon):
+    def settled(params: Array, sigma: float, epsilon: float) -> Array:
         return jnp.all(jnp.max(params, -1) >= 1 - epsilon)
 
-    def info(params):
+    def info(params: Array) -> dict[str, Array]:
         return {f"entropy.{n}": e for n, e in zip(names, entropy(params), strict=True)}
 
-    def blend(old, new, step):
+    def blend(old: Array, new: Array, step: Array) -> Array:
         return _mix(smoothing.tables, new, old)
 
     return Family(start, transform, log_density, fit, blend, settled, info)
@@ -214,32 +214,32 @@ def entropy(table: Array) -> Array:
 
 
 def product(parts: list[tuple[np.ndarray, Family]], num: int) -> Family:
-    """Join families, each over the coordinates at its indices, to one over all `num` of them."""
+    """Join families, each over the coordinates at its indices, into one over all `num` coordinates."""
     order = np.argsort(np.concatenate([where for where, _ in parts]))
 
-    def each(method, *args):
+    def each(method: str, *args: Any) -> tuple:
         return tuple(getattr(f, method)(*(a[i] for a in args)) for i, (_, f) in enumerate(parts))
 
-    def slices(units):
+    def slices(units: Array) -> tuple[Array, ...]:
         return tuple(units[:, where] for where, _ in parts)
 
-    def transform(params, uniforms):
+    def transform(params: PyTree, uniforms: Array) -> Array:
         return jnp.concatenate(each("transform", params, slices(uniforms)), -1)[:, order]
 
-    def log_density(params, units):
+    def log_density(params: PyTree, units: Array) -> Array:
         return sum(each("log_density", params, slices(units)), jnp.zeros(units.shape[0]))
 
-    def fit(params, units, weights):
+    def fit(params: PyTree, units: Array, weights: Array) -> PyTree:
         return each("fit", params, slices(units), (weights,) * len(parts))
 
-    def blend(old, new, step):
+    def blend(old: PyTree, new: PyTree, step: Array) -> PyTree:
         return each("blend", old, new, (step,) * len(parts))
 
-    def settled(params, sigma, epsilon):
+    def settled(params: PyTree, sigma: float, epsilon: float) -> Array:
         pairs = ((sigma,) * len(parts), (epsilon,) * len(parts))
         return jnp.all(jnp.stack(each("settled", params, *pairs)))
 
-    def info(params):
+    def info(params: PyTree) -> dict[str, Array]:
         return {name: x for part in each("info", params) for name, x in part.items()}
 
     start = tuple(family.start for _, family in parts)

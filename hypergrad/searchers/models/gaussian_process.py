@@ -1,4 +1,9 @@
-"""A Gaussian process over unit coordinates, for tables that are padded to a fixed number of rows."""
+"""A Gaussian process over unit coordinates, for tables that are padded to a fixed number of rows.
+
+In the order of use: the kernel and its covariance (`matern`), the fit of the kernel to trials
+(`fit_covariance`), the process conditioned on them (`condition`, `predict`, `believe`), and the acquisitions
+that say where to try next, all for an objective that is minimised.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -10,57 +15,8 @@ import optax
 from jax.scipy.special import log_ndtr
 from jax.scipy.stats import norm
 
-from hypergrad.core.checks import is_number
-from hypergrad.core.types import Array
-
-Acquisition: TypeAlias = Callable[[Array, Array, Array], Array]
-
-
-def expected_improvement(mean: Array, std: Array, best: Array) -> Array:
-    """Return E max(best − f, 0) = std (φ(z) + z Φ(z)), z = (best − mean) / std."""
-    z = (best - mean) / std
-    return std * (norm.pdf(z) + z * norm.cdf(z))
-
-
-def log_expected_improvement(mean: Array, std: Array, best: Array) -> Array:
-    """Return log E max(best − f, 0), which has a slope where the improvement itself rounds to 0.
-
-    log(φ(z) + z Φ(z)) for z > −1, φ taken out for z ≤ −1, and φ(z) / z² (1 − 3/z² + 15/z⁴) below −8.
-
-    Reference:
-        Ament et al., "Unexpected Improvements to Expected Improvement for Bayesian Optimization",
-        NeurIPS 2023.
-    """
-    z = (best - mean) / std
-    near = jnp.maximum(z, -1)
-    middle = jnp.clip(z, -8, -1)
-    far = jnp.minimum(z, -8)
-    log_pdf = -(middle**2) / 2 - 0.5 * np.log(2 * np.pi)
-    below = log_pdf + jnp.log1p(middle * jnp.exp(log_ndtr(middle) - log_pdf))
-    tail = -(far**2) / 2 - 0.5 * np.log(2 * np.pi) - 2 * jnp.log(-far)
-    tail = tail + jnp.log1p(-3 / far**2 + 15 / far**4)
-    above = jnp.log(norm.pdf(near) + near * norm.cdf(near))
-    return jnp.log(std) + jnp.where(z > -1, above, jnp.where(z > -8, below, tail))
-
-
-def probability_of_improvement(mean: Array, std: Array, best: Array) -> Array:
-    """Return log P(f < best) = log Φ((best − mean) / std)."""
-    return log_ndtr((best - mean) / std)
-
-
-def confidence_bound(kappa: float = 2.0) -> Acquisition:
-    """Return the score −(mean − κ std): the lower confidence bound of an objective to be minimised.
-
-    Raises:
-        ValueError: for a κ that is no number of at least 0.
-    """
-    if not is_number(kappa) or not 0 <= kappa < float("inf"):
-        raise ValueError(f"kappa is {kappa!r}, expected a number of at least 0; pass e.g. 2.0")
-
-    def bound(mean, std, best):
-        return kappa * std - mean
-
-    return bound
+from hypergrad.core.checks import check_least
+from hypergrad.core.types import Array, PyTree
 
 
 class Kernel(NamedTuple):
@@ -87,8 +43,8 @@ class Posterior(NamedTuple):
     """A process conditioned on n rows, of which some are empty.
 
     Attributes:
-        kernel: its numbers.
-        units: `[n, D]`.
+        kernel: kernel of the process.
+        units: trials in unit coordinates, `[n, D]`.
         mask: which rows hold a trial, `[n]`.
         root: R = L⁻¹ with L Lᵀ = K + noise I; rows of the identity where empty, `[n, n]`.
         white: R y, `[n]`.
@@ -102,7 +58,7 @@ class Posterior(NamedTuple):
 
 
 def prior_kernel(num_coordinates: int) -> Kernel:
-    """Return the kernel that is likeliest before any trial: length scales grow with √D."""
+    """Return the mode of the prior of kernels: length scales grow with √D."""
     dtype = jnp.result_type(float)
     scale = jnp.full(num_coordinates, 0.35 * np.sqrt(num_coordinates) + 0.15, dtype)
     number = jnp.zeros((), dtype)
@@ -110,11 +66,11 @@ def prior_kernel(num_coordinates: int) -> Kernel:
 
 
 _SPREAD = Kernel(0.8, 0.7, 2.5, 0.4)  # type: ignore[arg-type]
-"""Standard deviations of the logarithms around those of `prior_kernel`."""
+"""Standard deviations of the prior of kernels: of their logarithms, around `prior_kernel`."""
 
 
 def noise_floor() -> float:
-    """Return the least variance of noise, by precision: with less, few Cholesky factors succeed."""
+    """Return the least variance of the noise by precision: with less, few Cholesky factors succeed."""
     return 1e-6 if jnp.finfo(jnp.result_type(float)).bits == 32 else 1e-9
 
 
@@ -127,11 +83,11 @@ def matern(ordered: np.ndarray) -> Covariance:
     over options c and all other coordinates d.
 
     Args:
-        ordered: `[D]`; false for options.
+        ordered: whether the order of each coordinate means something, `[D]`; false for options.
     """
     numbers = np.flatnonzero(ordered)
 
-    def covariance(kernel, left, right):
+    def covariance(kernel: Kernel, left: Array, right: Array) -> Array:
         result = jnp.exp(kernel.amplitude)
         if len(numbers):
             apart = _warp(kernel, left)[:, None, numbers] - _warp(kernel, right)[:, numbers]
@@ -170,7 +126,7 @@ def _gram(kernel: Kernel, covariance: Covariance, units: Array, mask: Array) -> 
 
 
 def _penalty(kernel: Kernel) -> Array:
-    """Return −log of the prior, but for a constant."""
+    """Return −log p(kernel), but for a constant."""
     centre = prior_kernel(kernel.scale.shape[0])
     pulls = [jnp.sum(((a - b) / s) ** 2) for a, b, s in zip(kernel, centre, _SPREAD, strict=True)]
     return sum(pulls[1:], pulls[0]) / 2
@@ -207,23 +163,24 @@ def fit_covariance(
 ) -> Kernel:
     """Maximise the marginal likelihood times the prior, from the given kernel and from a noisy one.
 
-    What is noise to the one start may be short length scales to the other: the likelier of the two is returned.
+    One start may explain by noise what the other explains by short length scales: the likelier of the two
+    ends is returned.
 
     **Cost:** 2 · num_steps factors and inverses, O(n³) each.
 
     Args:
-        start: the kernel of the last fit.
-        covariance: of the process, e.g. `matern(ordered)`.
-        units: `[n, D]`.
-        targets: standardized, `[n]`; zero where empty.
-        mask: `[n]`.
-        warp: fit the input warping too.
-        num_steps: of Adam, from each of the two starts.
+        start: kernel of the last fit.
+        covariance: covariance of the process, e.g. `matern(ordered)`.
+        units: trials in unit coordinates, `[n, D]`.
+        targets: standardized scores, `[n]`; zero where rows are empty.
+        mask: which rows hold a trial, `[n]`.
+        warp: whether the input warping is fitted too.
+        num_steps: steps of Adam from each of the two starts.
     """
     optimizer = optax.adam(0.15)
     centre = prior_kernel(units.shape[1])
 
-    def step(carry, _):
+    def step(carry: PyTree, _: None) -> tuple[PyTree, tuple[Kernel, Array]]:
         kernel, moments = carry
         loss, grads = loss_and_grads(kernel, covariance, units, targets, mask)
         if not warp:
@@ -238,7 +195,7 @@ def fit_covariance(
             jnp.where(fine, loss, jnp.inf),
         )
 
-    def descend(kernel):
+    def descend(kernel: Kernel) -> tuple[Kernel, Array]:
         kernels, losses = jax.lax.scan(step, (kernel, optimizer.init(kernel)), None, num_steps)[1]
         best = jnp.argmin(losses)
         return jax.tree.map(lambda x: x[best], kernels), losses[best]
@@ -254,21 +211,21 @@ def condition(
 ) -> Posterior:
     """Condition a process on the rows that are not empty.
 
-    Where rounding leaves K + noise I without a Cholesky factor, its noise is multiplied by 10 until it has one,
-    and once more: the first factor that exists is of the size of its rounding errors.
+    Where rounding leaves K + noise I without a Cholesky factor, the noise is multiplied by 10 until there is
+    one, and once more: the first factor that exists is of the size of its rounding errors.
 
-    **Cost:** O(n³), and as much again for each time.
+    **Cost:** O(n³), and as much again each time that the noise is multiplied.
     """
 
-    def factor(kernel):
+    def factor(kernel: Kernel) -> tuple[Kernel, Array, Array]:
         lower = jnp.linalg.cholesky(_gram(kernel, covariance, units, mask))
         return kernel, lower, ~jnp.all(jnp.isfinite(lower))
 
-    def fails(carry):
+    def fails(carry: PyTree) -> Array:
         (kernel, _, failed), failed_before = carry
         return (failed | failed_before) & (kernel.noise < kernel.amplitude)
 
-    def louder(carry):
+    def louder(carry: PyTree) -> PyTree:
         kernel, _, failed = carry[0]
         noise = jnp.maximum(kernel.noise, np.log(noise_floor())) + np.log(10.0)
         return factor(kernel._replace(noise=noise.astype(kernel.noise.dtype))), failed
@@ -309,3 +266,56 @@ def believe(posterior: Posterior, covariance: Covariance, unit: Array, row: Arra
         root=posterior.root.at[row].set((unit_row - v @ posterior.root) / d),
         white=posterior.white.at[row].set(0),
     )
+
+
+Acquisition: TypeAlias = Callable[[Array, Array, Array], Array]
+"""(mean, standard deviation, best value so far) of the objective at points -> scores, to be maximised."""
+
+
+def expected_improvement(mean: Array, std: Array, best: Array) -> Array:
+    """Return E max(best − f, 0) = std (φ(z) + z Φ(z)), z = (best − mean) / std."""
+    z = (best - mean) / std
+    return std * (norm.pdf(z) + z * norm.cdf(z))
+
+
+def log_expected_improvement(mean: Array, std: Array, best: Array) -> Array:
+    """Return log E max(best − f, 0), which still has a slope where the improvement itself rounds to 0.
+
+    log(φ(z) + z Φ(z)) for z > −1, φ taken out for z ≤ −1, and φ(z) / z² (1 − 3/z² + 15/z⁴) below −8.
+
+    Reference:
+        Ament et al., "Unexpected Improvements to Expected Improvement for Bayesian Optimization",
+        NeurIPS 2023.
+    """
+    z = (best - mean) / std
+    near = jnp.maximum(z, -1)
+    middle = jnp.clip(z, -8, -1)
+    far = jnp.minimum(z, -8)
+    log_pdf = -(middle**2) / 2 - 0.5 * np.log(2 * np.pi)
+    below = log_pdf + jnp.log1p(middle * jnp.exp(log_ndtr(middle) - log_pdf))
+    tail = -(far**2) / 2 - 0.5 * np.log(2 * np.pi) - 2 * jnp.log(-far)
+    tail = tail + jnp.log1p(-3 / far**2 + 15 / far**4)
+    above = jnp.log(norm.pdf(near) + near * norm.cdf(near))
+    return jnp.log(std) + jnp.where(z > -1, above, jnp.where(z > -8, below, tail))
+
+
+def probability_of_improvement(mean: Array, std: Array, best: Array) -> Array:
+    """Return log P(f < best) = log Φ((best − mean) / std)."""
+    return log_ndtr((best - mean) / std)
+
+
+def confidence_bound(kappa: float = 2.0) -> Acquisition:
+    """Return the score −(mean − κ std): the lower confidence bound of an objective to be minimised.
+
+    Args:
+        kappa: number κ of standard deviations, at least 0.
+
+    Raises:
+        ValueError: for an invalid κ.
+    """
+    check_least("kappa", kappa, example=2.0)
+
+    def bound(mean: Array, std: Array, best: Array) -> Array:
+        return kappa * std - mean
+
+    return bound

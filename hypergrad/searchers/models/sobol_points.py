@@ -74,7 +74,7 @@ def points(vectors: Array, shift: Array, start: Array | int, num: int) -> Array:
     index = jnp.asarray(start, jnp.uint32) + jnp.arange(num, dtype=jnp.uint32)
     gray = index ^ (index >> 1)
 
-    def add(k, state):
+    def add(k: Array, state: Array) -> Array:
         one = (gray >> k.astype(jnp.uint32)) & 1
         return state ^ (one[:, None] * vectors[:, k])
 

@@ -1,6 +1,6 @@
-"""What a Gaussian process is shown: (scores `[n]`, filled `[n]`) -> targets of mean 0 and variance 1.
+"""What a Gaussian process is fitted to: (scores `[n]`, filled `[n]`) -> targets of mean 0 and variance 1.
 
-Scores of failed trials are infinite; they become the worst of the others, and so do those of trials that broke
+Scores of failed trials are infinite; they become the worst of the others. So do those of trials that broke
 a constraint, unless all did: then the least violation is the best. Empty rows get 0.
 """
 
@@ -12,7 +12,7 @@ from jax.scipy.special import ndtri
 from hypergrad.core.types import Array
 
 BROKEN = 1e30
-"""Scores from here on are of trials that broke a constraint."""
+"""Least score of a trial that broke a constraint."""
 
 
 def behind(scores: Array, violation: Array) -> Array:
@@ -26,12 +26,12 @@ def behind(scores: Array, violation: Array) -> Array:
 
 
 def standardize(scores: Array, filled: Array) -> Array:
-    """Subtract the mean, divide by the standard deviation."""
+    """Subtract the mean, and divide by the standard deviation."""
     return _standard(_without_failures(scores, filled), filled)
 
 
 def normal_scores(scores: Array, filled: Array) -> Array:
-    """Replace scores by the normal quantiles of their ranks: nothing but the order counts; ties share one."""
+    """Replace scores by the normal quantiles of their ranks, so that only the order counts; ties share one."""
     values = jnp.where(filled, _without_failures(scores, filled), jnp.inf)
     below = jnp.sum(values[:, None] > values, -1)
     ties = jnp.sum((values[:, None] == values) & filled, -1)
@@ -48,7 +48,7 @@ def power(scores: Array, filled: Array) -> Array:
     """
     x = jnp.clip(_standard(_without_failures(scores, filled), filled), -50, 50)
 
-    def transform(exponent):
+    def transform(exponent: Array) -> Array:
         positive = jnp.expm1(exponent * jnp.log1p(jnp.maximum(x, 0)))
         positive = jnp.where(
             jnp.abs(exponent) < 1e-6, jnp.log1p(jnp.maximum(x, 0)), positive / exponent
@@ -60,7 +60,7 @@ def power(scores: Array, filled: Array) -> Array:
         )
         return jnp.where(x >= 0, positive, negative)
 
-    def likelihood(exponent):
+    def likelihood(exponent: Array) -> Array:
         y = transform(exponent)
         num = jnp.maximum(jnp.sum(filled), 1)
         mean = jnp.sum(jnp.where(filled, y, 0)) / num

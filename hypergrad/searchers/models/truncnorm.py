@@ -11,7 +11,7 @@ WIDEST = 10.0
 """Largest scale: a normal as wide as that is uniform on [0, 1] to a thousandth."""
 
 FARTHEST = 12.0
-"""Most scales that the location lies outside: its tail is exponential there, and Φ a float32 number."""
+"""Farthest location outside [0, 1], in scales: the tail is exponential there, and Φ still a float32 number."""
 
 _GAUSS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 
@@ -70,12 +70,12 @@ def fit(mean: Array, std: Array, num_steps: int = 24) -> tuple[Array, Array]:
     std = jnp.maximum(std, jnp.sqrt(jnp.finfo(dtype).tiny) * 1e6)
     low, high = -mean / std, (1 - mean) / std
 
-    def most(a, b):
-        """The largest b (the widest scale) that is allowed, for the slope that a has at the mode."""
+    def most(a: Array, b: Array) -> Array:
+        """Return the largest b (the widest scale) that is allowed, for the slope that a has at the mode."""
         slope = jnp.maximum(jnp.maximum(-(a + 2 * b * low), a + 2 * b * high), 0)
         return -jnp.maximum((std / WIDEST) ** 2 / 2, (slope / FARTHEST) ** 2 / 2)
 
-    def newton(_, state):
+    def newton(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         a, b = state
         width = 1 / jnp.sqrt(-2 * b)
         first, second, h_aa, h_ab, h_bb = _mean_square(a * width**2, width, low, high)
@@ -101,7 +101,7 @@ def fit(mean: Array, std: Array, num_steps: int = 24) -> tuple[Array, Array]:
 def _mirrored(loc: Array, scale: Array) -> tuple[Array, Array, Array, Array]:
     """Return the sign that puts the interval into the lower tail of Φ, and Φ at its ends.
 
-    In the upper tail Φ rounds to 1; there are numbers enough near 0.
+    In the upper tail Φ rounds to 1; near 0 there are enough numbers.
     """
     sign = jnp.where(loc < 0.5, -1.0, 1.0).astype(jnp.result_type(loc))
     ends = (-loc / scale, (1 - loc) / scale)

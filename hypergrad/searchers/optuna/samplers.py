@@ -28,7 +28,7 @@ from hypergrad.searchers.sobol import sobol
 from hypergrad.space import Choice, Dimension, Integer, Real
 
 CELLS = 16
-"""Most values of a parameter that is searched as a whole number; more are cells of a range."""
+"""Most values of a parameter that is searched as a whole number; more values are cells of a range."""
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -39,10 +39,10 @@ class Axis(NamedTuple):
     Parameters that differ only in their bounds are the same dimension, and share compiled programs.
 
     Attributes:
-        name: of the parameter.
-        dim: what is searched.
-        value: what was asked for -> value of the parameter.
-        place: value of the parameter -> what is told.
+        name: name of the parameter.
+        dim: dimension that is searched.
+        value: value of the dimension -> value of the parameter.
+        place: value of the parameter -> value of the dimension.
     """
 
     name: str
@@ -63,11 +63,11 @@ def axis(name: str, kind: Any) -> Axis:
     if not kind.log and kind.step is not None:
         step, num = kind.step, round((high - low) / kind.step) + 1
 
-        def value(i):
+        def value(i: Any) -> int | float:
             x = min(low + int(i) * step, high)
             return int(x) if whole else float(x)
 
-        def index(x):
+        def index(x: Any) -> int:
             return round((x - low) / step)
 
         if num <= CELLS:
@@ -83,7 +83,7 @@ def axis(name: str, kind: Any) -> Axis:
     to, back = (math.log, math.exp) if kind.log else (float, float)
     start, span = to(first), to(last) - to(first)
 
-    def real(u):
+    def real(u: Any) -> int | float:
         x = back(start + float(u) * span)
         return int(min(max(round(x), low), high)) if whole else float(min(max(x, low), high))
 
@@ -130,10 +130,11 @@ class _Model:
                 self.seen.add(trial.number)
         while len(self.waiting) >= self.size and len(self.seen) >= self.num_initial:
             now, self.waiting = self.waiting[: self.size], self.waiting[self.size :]
-            self.state = self.searcher.tell(self.state, self.outcome(now, sign))
+            self.state = self.searcher.tell(self.state, self.trials_of(now, sign))
             self.queue = []
 
-    def outcome(self, trials: Many[FrozenTrial], sign: float) -> Trials:
+    def trials_of(self, trials: Many[FrozenTrial], sign: float) -> Trials:
+        """Return trials of Optuna as a searcher is told of them."""
         values, steps = [], []
         for trial in trials:
             value, step = trial.value, 2**30
@@ -186,9 +187,9 @@ class SearcherSampler(optuna.samplers.BaseSampler):
 
     Args:
         make: (space) -> searcher; one function for all samplers that may share compiled programs.
-        size: trials that the searcher is asked for and told at once.
-        num_initial: scrambled Sobol trials before the searcher is asked.
-        seed: of everything; of the system's own where None.
+        size: number of trials that the searcher is asked for and told at once.
+        num_initial: number of scrambled Sobol trials before the searcher is asked.
+        seed: seed of every draw; drawn from the system where None.
     """
 
     def __init__(
@@ -245,16 +246,16 @@ class CrossEntropySampler(SearcherSampler):
 
     **Cost:** about a millisecond a generation, once compiled.
 
-    **Limits:** learns nothing from less than a generation; some ten of them are needed. Whole numbers with
-    more than 16 values, and steps, are cells of a range.
+    **Limits:** nothing is learned from less than a generation, and some ten of them are needed. Whole numbers
+    with more than 16 values, and steps, are cells of a range.
 
     Args:
-        generation: trials after each of which the distribution is fitted to the best.
+        generation: number of trials after which the distribution is fitted to the best of them.
         rho: share of a generation that is elite.
-        keep: how many of the best trials so far compete again in every generation.
-        correlated: join continuous parameters by their correlation.
-        smoothing: of every update.
-        seed: of everything.
+        keep: number of the best trials so far that compete again in every generation.
+        correlated: whether continuous parameters are joined by their correlation.
+        smoothing: smoothing of every update.
+        seed: seed of every draw; drawn from the system where None.
 
     Raises:
         ValueError: for settings out of range.
@@ -273,7 +274,7 @@ class CrossEntropySampler(SearcherSampler):
         check_whole("generation", generation)
         smoothing = Smoothing() if smoothing is None else smoothing
         make = _cross_entropy(rho, keep, correlated, smoothing)
-        # what cannot be is refused here, not at the first trial
+        # invalid settings are refused here, not at the first trial
         searcher = make([Real(0.0, 1.0)])
         jax.eval_shape(
             lambda key: searcher.ask(key, searcher.init(key), generation), jax.random.key(0)
@@ -290,13 +291,13 @@ class BayesSampler(SearcherSampler):
     **Limits:** those of `searchers.bayes`; trials that run at the same time do not know of one another.
 
     Args:
-        num_initial: scrambled Sobol trials before the process is used.
-        capacity: trials that are remembered.
-        acquisition: (mean, std, best) -> score, such as those of `hypergrad.acquisition`.
-        transform: of the values before they are fitted, such as those of `hypergrad.outputs`.
-        warp: fit a warping of each parameter too.
-        trust_region: search in a box around the best; None: everywhere.
-        seed: of everything.
+        num_initial: number of scrambled Sobol trials before the process is used.
+        capacity: number of trials that are remembered.
+        acquisition: (mean, std, best) -> score, such as those of `models.gaussian_process`.
+        transform: (values, filled) -> targets that the process is fitted to, such as those of `models.targets`.
+        warp: whether a warping of each parameter is fitted too.
+        trust_region: box around the best trial to search in; everywhere where None.
+        seed: seed of every draw; drawn from the system where None.
 
     Raises:
         ValueError: for settings out of range.
@@ -315,7 +316,7 @@ class BayesSampler(SearcherSampler):
     ):
         check_whole("num_initial", num_initial)
         make = _bayes(num_initial, capacity, acquisition, transform, warp, trust_region)
-        make([Real(0.0, 1.0)])  # what cannot be is refused here, not at the first trial
+        make([Real(0.0, 1.0)])  # invalid settings are refused here, not at the first trial
         super().__init__(make, size=1, num_initial=num_initial, seed=seed)
 
 
