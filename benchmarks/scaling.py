@@ -49,7 +49,8 @@ def setup(quick: bool, scheduler, num_devices: int):
         SETTINGS,
         make_problem,
     )  # make keys, so only now
-    from hypergrad.populations import CPU_WIDTH, chunked, devices, population, sharded
+    from hypergrad.populations import chunked, devices, population, sharded
+    from hypergrad.populations.layouts import CPU_WIDTH
 
     setting = (QUICK if quick else SETTINGS)[0]
     problem, start, _ = make_problem(setting)

@@ -408,7 +408,7 @@ def refused():
     one = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("a", "b"))
     divided = vectorized()._replace(multiple=3)
     return {
-        "layout is int, expected a Layout": lambda: population(PROBLEM, layout=3),
+        "layout is int 3, expected a Layout": lambda: population(PROBLEM, layout=3),
         "num_seeds is 0": lambda: population(PROBLEM, num_seeds=0),
         "order is 3, expected a PRNG key": lambda: population(PROBLEM, order=3),
         "width is 0": lambda: chunked(0),
@@ -451,13 +451,12 @@ def test_refused_in_one_line_before_compilation(fragment, compilations):
 
 SPREAD = """
 import json, sys
-from hypergrad import devices
+from hypergrad.populations import devices
 assert devices.use_cores(4) == 4
 import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, {tests!r})
 from hypergrad import schedulers, searchers, space
-from hypergrad.layout import chunked, sharded
-from hypergrad.population import population
+from hypergrad.populations import chunked, population, sharded
 from hypergrad.tuners import search
 import test_population as t
 

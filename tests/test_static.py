@@ -218,7 +218,7 @@ def test_a_search_begins_with_trials_of_shapes(tuned, tmp_path):
     warm_start(random(dynamic(SPACE)), found.trials, SPACE).init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"trials\[0\] has texts at 'act'"):
         warm_start(random(dynamic(SPACE)), found.trials)
-    tuner = tuner_of(method="tpe", warm_start=str(out), prior={"act": "sin"})
+    tuner = tuner_of(method="tpe", warm_start=str(out), prior={"act": ["sin"]})
     asked = study.run(tuner, jax.random.key(2), 1).trials[0].hparams["act"].tolist()
     assert asked.count("sin") > 3, "a prior is in the user's words"
 

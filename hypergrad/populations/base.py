@@ -8,15 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole
+from hypergrad.core.checks import check_kind, check_whole, describe
 from hypergrad.core.types import Array, HParams, Key, Params, PyTree
-from hypergrad.populations.layouts import Layout, default_layout
+from hypergrad.populations.layouts import Layout, Mapped, default_layout
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import TrainState, init_state, step
-from hypergrad.validation import check_hparams
 
 NEVER = 2**31 - 1
-"""The step at which a member diverged that has not."""
+"""Step of divergence of a member that has not diverged."""
 
 
 class Member(NamedTuple):
@@ -37,11 +36,11 @@ def take(states: PyTree, index: Array) -> PyTree:
 
 
 @jax.jit
-def _take(states, index):
+def _take(states: PyTree, index: Array) -> PyTree:
     return tree.rows(states, index)
 
 
-def _no_measure(function, hparams, states):
+def _no_measure(function: Callable, hparams: HParams, states: PyTree) -> PyTree:
     raise ValueError(
         "population has no `measure`, expected one to look at the weights of its members; build it with "
         "population(problem), partitioned(...) or bucketed(...)"
@@ -62,7 +61,7 @@ class Population(NamedTuple):
         host: whether it works on the host between compiled calls, so that it cannot be traced.
         measure: (function, hparams, states) -> what `function(params, hparams)` returns for each member, a mean
             over its seeds, `[N, ...]`.
-        whole: (tree) -> the same arrays, whole on every device: what a process may read.
+        whole: (tree) -> the same arrays, whole on every device, so that every process may read them.
     """
 
     init: Callable[[Key, HParams], PyTree]
@@ -88,13 +87,13 @@ def population(
     steps are traced: others never recompile.
 
     Args:
-        problem: the training loop.
-        layout: how members are computed (`hypergrad.layout`; `sizing.fastest_layout` measures which). All
-            devices where None, on a CPU in chunks of four.
-        num_seeds: runs a member; its value is their mean, NaN if one of them diverged, and `judge` adds
+        problem: Training loop.
+        layout: Layout that computes the members (`fastest_layout` measures which is fastest). All devices
+            where None, on a CPU in chunks of four.
+        num_seeds: Runs a member; its value is their mean, NaN if one of them diverged, and `judge` adds
             their standard deviation as `spread`.
-        order: draws the minibatches of every member, which then see the same ones and draw them once;
-            each member draws its own where None.
+        order: Key that draws the minibatches of every member, which then see the same ones and draw them
+            once; each member draws its own where None.
 
     Raises:
         ValueError: for arguments that cannot work and, when called, for keys and hparams of different
@@ -102,17 +101,17 @@ def population(
     """
     check_problem(problem)
     check_whole("num_seeds", num_seeds)
-    check_order(order)
-    layout = default_layout() if layout is None else layout
-    if not isinstance(layout, Layout):
+    if order is not None and not hasattr(order, "dtype"):
         raise ValueError(
-            f"layout is {type(layout).__name__}, expected a Layout; pass e.g. layout.chunked(4)"
+            f"order is {describe(order)}, expected a PRNG key; pass e.g. jax.random.key(0)"
         )
+    layout = default_layout() if layout is None else layout
+    check_kind("layout", layout, Layout, "populations.chunked(4)")
     many = num_seeds > 1
     orders = jax.random.split(order, num_seeds) if many and order is not None else order
     order_axis = None if order is None else 0
 
-    def each(function, *axes, gather=False):
+    def each(function: Callable, *axes: Any, gather: bool = False) -> Mapped:
         return layout.each(jax.vmap(function, axes) if many else function, gather)
 
     run = _run_of(problem)
@@ -121,13 +120,13 @@ def population(
     apart_each = each(run.apart, None, None, 0, None)
     value_each = each(run.objective, None, None, 0, gather=True)
 
-    def init(keys, hparams):
+    def init(keys: Key, hparams: HParams) -> PyTree:
         _check_members(layout, keys, hparams)
         if many:
             keys = jax.vmap(lambda key: jax.random.split(key, num_seeds))(keys)
         return start_each(orders, keys, hparams)
 
-    def advance(hparams, states, num_steps):
+    def advance(hparams: HParams, states: PyTree, num_steps: int | Array) -> PyTree:
         num_steps = jnp.asarray(num_steps, jnp.int32)
         if num_steps.ndim == 0:
             clock = None if order is None else states.train.step.reshape(-1)[0]
@@ -139,7 +138,7 @@ def population(
             )
         return apart_each(None, hparams, states, num_steps)
 
-    def judge(hparams, states):
+    def judge(hparams: HParams, states: PyTree) -> tuple[Array, dict[str, Array]]:
         values, diverged = value_each(None, hparams, states)
         first = jnp.min(diverged, axis=1) if many else diverged
         info = {"diverged": jnp.where(first == NEVER, -1, first)}
@@ -147,16 +146,17 @@ def population(
             return values, info
         return jnp.mean(values, axis=1), info | {"spread": jnp.std(values, axis=1, ddof=1)}
 
-    def value(hparams, states):
+    def value(hparams: HParams, states: PyTree) -> Array:
         return judge(hparams, states)[0]
 
     @lru_cache(maxsize=32)  # a layout on the host compiles what it is given
-    def measure_each(function):
-        return each(
-            lambda _, h, member: function(member.train.params, h), None, None, 0, gather=True
-        )
+    def measure_each(function: Callable) -> Mapped:
+        def one(_: None, hparams: HParams, member: Member) -> PyTree:
+            return function(member.train.params, hparams)
 
-    def measure(function, hparams, states):
+        return each(one, None, None, 0, gather=True)
+
+    def measure(function: Callable, hparams: HParams, states: PyTree) -> PyTree:
         found = measure_each(function)(None, hparams, states)
         return jax.tree.map(lambda x: jnp.mean(x, axis=1), found) if many else found
 
@@ -180,21 +180,21 @@ class _Run(NamedTuple):
 
 
 def _run_of(problem: Problem) -> _Run:
-    def start(order, key, hparams):
+    def start(order: Key | None, key: Key, hparams: HParams) -> Member:
         state = init_state(problem, key, hparams)
         state = state if order is None else state._replace(key=order)
         return Member(state, jnp.full((), NEVER, jnp.int32))
 
-    def apart(_, hparams, member, num_steps):
+    def apart(_: None, hparams: HParams, member: Member, num_steps: Array) -> Member:
         return jax.lax.fori_loop(0, num_steps, lambda _, m: _step(problem, hparams, m), member)
 
-    def together(shared, hparams, member):
+    def together(shared: tuple, hparams: HParams, member: Member) -> Member:
         num_steps, clock, order = shared
         if order is not None:  # the same for all members, so that `vmap` draws each batch once
             member = member._replace(train=member.train._replace(step=clock, key=order))
         return apart(None, hparams, member, num_steps)
 
-    def objective(_, hparams, member):
+    def objective(_: None, hparams: HParams, member: Member) -> tuple[Array, Array]:
         state = member.train
         value = problem.objective(state.params, hparams, problem.valid_batch(state.key))
         late = jnp.where(jnp.isfinite(value), NEVER, state.step)
@@ -211,32 +211,22 @@ def _step(problem: Problem, hparams: HParams, member: Member) -> Member:
     return Member(state, jnp.minimum(member.diverged, bad))
 
 
-def check_order(order: Any) -> None:
-    """Raise a `ValueError` unless `order` is None or one PRNG key."""
-    if order is not None and not hasattr(order, "dtype"):
-        raise ValueError(
-            f"order is {order!r:.80}, expected a PRNG key; pass e.g. jax.random.key(0)"
-        )
-
-
 def count(hparams: HParams) -> int:
     """Return N, the leading axis that all leaves of the hparams share.
 
     Raises:
-        ValueError: naming the first leaf that has another, or none.
+        ValueError: naming the first leaf of another length, or without a leading axis.
     """
-    check_hparams(hparams)
-    leaves = tree.named(hparams)
-    num = None
-    for name, leaf in leaves.items():
+    num = 0
+    for name, leaf in tree.named(hparams).items():
         shape = jnp.shape(leaf)
-        if not shape or shape[0] == 0 or (num is not None and shape[0] != num):
-            wanted = "one row a member" if num is None else f"{num} rows, one a member"
+        if not shape or shape[0] == 0 or shape[0] != (num or shape[0]):
+            wanted = f"{num} rows, one a member" if num else "one row a member"
             raise ValueError(
                 f"hparams[{name!r}] has shape {shape}, expected {wanted}; stack the settings of all members"
             )
         num = shape[0]
-    return num or 0
+    return num
 
 
 def _check_members(layout: Layout, keys: Key, hparams: HParams) -> None:

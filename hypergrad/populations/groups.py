@@ -1,7 +1,7 @@
 """Members and configurations that do not share one compiled program: one for each shape, compiled once."""
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole
-from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.populations.base import Population, count, population
 from hypergrad.populations.layouts import vectorized
 from hypergrad.problem import Problem, Task, check_problem, fixed, with_hparams
@@ -42,7 +42,6 @@ class Buckets(NamedTuple):
         Raises:
             ValueError: naming the first row that fits none.
         """
-        sizes = check_sizes(sizes)
         fits = np.all(sizes[:, None, :] <= np.asarray(self.shapes)[None], axis=2)
         if not np.all(fits.any(1)):
             row = int(np.argmin(fits.any(1)))
@@ -72,9 +71,14 @@ def plan_buckets(sizes: Any, cost: Cost, *, most: int = 3, price: float = 0.0) -
         price: of one bucket more, in units of a member's cost.
 
     Raises:
-        ValueError: for sizes that are none.
+        ValueError: for invalid sizes, or a cost that is not positive.
     """
-    sizes = check_sizes(sizes)
+    sizes = np.asarray(sizes)
+    if sizes.ndim != 2 or sizes.size == 0 or sizes.dtype.kind not in "iu" or sizes.min() < 1:
+        raise ValueError(
+            f"sizes has shape {sizes.shape} and dtype {sizes.dtype}, expected whole numbers of at least 1, a "
+            "row for each member; pass e.g. [[32, 2], [64, 3]] for width and depth"
+        )
     most = check_whole("most", most, example=3)
     distinct, counts = np.unique(sizes, axis=0, return_counts=True)
     alone = np.array([_price(cost, row) for row in distinct])
@@ -108,17 +112,6 @@ def plan_buckets(sizes: Any, cost: Cost, *, most: int = 3, price: float = 0.0) -
     return found._replace(cost=mean)
 
 
-def check_sizes(sizes: Any) -> np.ndarray:
-    """Return sizes as whole numbers `[N, D]` of at least 1, or raise a `ValueError`."""
-    array = np.asarray(sizes)
-    if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "iu" or array.min() < 1:
-        raise ValueError(
-            f"sizes has shape {array.shape} and dtype {array.dtype}, expected whole numbers of at least 1, a "
-            "row for each member; pass e.g. [[32, 2], [64, 3]] for width and depth"
-        )
-    return array
-
-
 def _price(cost: Cost, row: np.ndarray) -> float:
     found = cost(tuple(row.tolist()))
     if not np.isfinite(found) or found <= 0:
@@ -150,7 +143,7 @@ def grouped(
 ) -> Population:
     """Build a population out of others, one for each label.
 
-    **Limits:** works on the host: labels are read from concrete hparams. States are a list of `Group`.
+    **Limits:** works on the host: labels are read from concrete hparams. States are a list of `ShapeGroup`.
 
     Args:
         assign: hparams `[N]` -> the label of each member.
@@ -158,70 +151,74 @@ def grouped(
         strip: hparams -> those that the populations are given.
         restore: (label, what a member was given) -> its hparams as they were before `strip`.
     """
-    built: dict[Hashable, Population] = {}
+    of = cache(build)
 
-    def of(label):
-        if label not in built:
-            built[label] = build(label)
-        return built[label]
-
-    @lru_cache(
-        maxsize=128
-    )  # the same function again for the same label, so that nothing compiles twice
-    def view(label, function):
+    # the same function again for the same label, so that nothing compiles twice
+    @lru_cache(maxsize=128)
+    def view(label: Hashable, function: Callable) -> Callable:
         return lambda params, given: function(params, restore(label, given))
 
-    def init(keys, hparams):
+    def given(hparams: HParams, group: ShapeGroup) -> HParams:
+        return tree.rows(strip(hparams), group.index)
+
+    def init(keys: Key, hparams: HParams) -> list[ShapeGroup]:
         count(hparams)
         labels = assign(hparams)
         groups = []
         for label in dict.fromkeys(labels):
             index = np.flatnonzero([other == label for other in labels])
-            states = of(label).init(keys[index], tree.rows(strip(hparams), index))
-            groups.append(ShapeGroup(label, index, states))
+            empty = ShapeGroup(label, index, ())
+            states = of(label).init(keys[index], given(hparams, empty))
+            groups.append(empty._replace(states=states))
         return groups
 
-    def advance(hparams, groups, num_steps):
-        def one(group):
+    def advance(hparams: HParams, groups: list[ShapeGroup], num_steps: Any) -> list[ShapeGroup]:
+        def one(group: ShapeGroup) -> ShapeGroup:
             num = num_steps[group.index] if np.ndim(num_steps) else num_steps
-            given = tree.rows(strip(hparams), group.index)
-            return group._replace(states=of(group.label).advance(given, group.states, num))
+            states = of(group.label).advance(given(hparams, group), group.states, num)
+            return group._replace(states=states)
 
         return [one(group) for group in groups]
 
-    def per_group(function, hparams, groups):
-        num = sum(len(group.index) for group in groups)
-        places = np.concatenate([group.index for group in groups])
-        back = np.empty(num, int)
-        back[places] = np.arange(num)
-        parts = [function(g, tree.rows(strip(hparams), g.index)) for g in groups]
-        return jax.tree.map(lambda *xs: jnp.concatenate(xs)[back], *parts)
+    def judge(hparams: HParams, groups: list[ShapeGroup]) -> tuple[Array, dict[str, Array]]:
+        parts = [of(g.label).judge(given(hparams, g), g.states) for g in groups]
+        return _in_places(groups, parts)
 
-    def judge(hparams, groups):
-        return per_group(lambda g, given: of(g.label).judge(given, g.states), hparams, groups)
+    def measure(function: Callable, hparams: HParams, groups: list[ShapeGroup]) -> PyTree:
+        parts = [
+            of(g.label).measure(view(g.label, function), given(hparams, g), g.states)
+            for g in groups
+        ]
+        return _in_places(groups, parts)
 
-    def measure(function, hparams, groups):
-        def one(group, given):
-            return of(group.label).measure(view(group.label, function), given, group.states)
-
-        return per_group(one, hparams, groups)
-
-    def take(groups, index):
-        index = np.asarray(index)
+    def take(groups: list[ShapeGroup], index: Array) -> list[ShapeGroup]:
         found = []
         for group in groups:
-            place = {int(member): row for row, member in enumerate(group.index)}
-            new = np.flatnonzero([int(member) in place for member in index])
+            new, rows = _rows_of(group, np.asarray(index))
             if len(new):
-                chosen = np.array([place[int(member)] for member in index[new]])
-                states = of(group.label).take(group.states, jnp.asarray(chosen))
+                states = of(group.label).take(group.states, jnp.asarray(rows))
                 found.append(ShapeGroup(group.label, new, states))
         return found
 
-    def value(hparams, groups):
+    def value(hparams: HParams, groups: list[ShapeGroup]) -> Array:
         return judge(hparams, groups)[0]
 
     return Population(init, advance, value, judge, take, True, measure=measure)
+
+
+def _in_places(groups: list[ShapeGroup], parts: list[PyTree]) -> PyTree:
+    """Join what was found for each group in the order of the members."""
+    places = np.concatenate([group.index for group in groups])
+    back = np.empty(len(places), int)
+    back[places] = np.arange(len(places))
+    return jax.tree.map(lambda *xs: jnp.concatenate(xs)[back], *parts)
+
+
+def _rows_of(group: ShapeGroup, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of the asked members are of a group, and the row of each in it."""
+    place = {int(member): row for row, member in enumerate(group.index)}
+    new = np.flatnonzero([int(member) in place for member in index])
+    return new, np.array([place[int(member)] for member in index[new]])
 
 
 def partitioned(
@@ -242,9 +239,9 @@ def partitioned(
     check_problem(problem)
     spaces.check_space(space)
     leaves, structure = jax.tree.flatten(space)
-    places = [i for i, dim in enumerate(leaves) if getattr(dim, "static", False)]
+    places = [i for i, dim in enumerate(leaves) if dim.static]
 
-    def flat(hparams) -> list[Any]:
+    def flat(hparams: HParams) -> list[Any]:
         if jax.tree.structure(hparams) != structure:
             raise ValueError(
                 f"hparams has the leaves {tree.leaf_names(hparams)}, expected {tree.leaf_names(space)}; ask a "
@@ -252,22 +249,22 @@ def partitioned(
             )
         return jax.tree.leaves(hparams)
 
-    def assign(hparams):
+    def assign(hparams: HParams) -> list[tuple]:
         given = flat(hparams)
         columns = [np.asarray(given[i]).tolist() for i in places]
         num = count(hparams)
         return list(zip(*columns, strict=True)) if columns else [()] * num
 
-    def strip(hparams):
+    def strip(hparams: HParams) -> list[Any]:
         # where all are static, one number a member still says how many there are
         return static.free_leaves(space, flat(hparams)) or [jnp.zeros(count(hparams))]
 
-    def restore(label, hparams):
+    def restore(label: tuple, hparams: HParams) -> HParams:
         if not label:
             return jax.tree.unflatten(structure, hparams)
         return static.join(space, label, hparams)
 
-    def make(label):
+    def make(label: tuple) -> Population:
         return build(with_hparams(problem, lambda hparams: restore(label, hparams)))
 
     return grouped(assign, make, strip, restore)
@@ -281,12 +278,12 @@ def alike(problem: Problem, space: PyTree) -> Population:
     """
     label, _ = static.split(space, spaces.default(space))
 
-    def change(hparams):
+    def change(hparams: HParams) -> HParams:
         return static.join(space, label, static.free_leaves(space, jax.tree.leaves(hparams)))
 
     members = population(with_hparams(problem, change), layout=vectorized())
 
-    def measure(function, hparams, states):
+    def measure(function: Callable, hparams: HParams, states: PyTree) -> PyTree:
         return members.measure(lambda params, h: function(params, change(h)), hparams, states)
 
     return members._replace(measure=measure)
@@ -301,7 +298,7 @@ def per_shape(task: Task, build: Callable[[Task], Callable[..., Any]]) -> Callab
     """
     programs: dict[tuple[int, ...], Callable[..., Any]] = {}
 
-    def call(hparams, *args):
+    def call(hparams: HParams, *args: Any) -> Any:
         label, free = static.split(task.space, hparams)
         if label not in programs:
             programs[label] = jax.jit(build(fixed(task, label)))
@@ -323,7 +320,7 @@ def bucketed(
         buckets: the padded sizes, from `buckets.plan`.
     """
 
-    def assign(hparams):
+    def assign(hparams: HParams) -> list[tuple[int, ...]]:
         return [buckets.shapes[b] for b in buckets.assign(np.asarray(sizes(hparams)))]
 
     return grouped(assign, build)

@@ -72,7 +72,7 @@ def chunked(width: int = CPU_WIDTH) -> Layout:
 
     **Cost:** memory of `width` runs beside the N states; when the device runs out, as for `vectorized`.
     """
-    check_width(width)
+    check_whole("width", width, example=4)
 
     def each(function, gather=False):
         return _backing_off(lambda w: _one_device(function, w), width)
@@ -92,7 +92,7 @@ def looped(width: int = 1, mesh: Mesh | None = None) -> Layout:
         width: members of a call; on a mesh, of each device.
         mesh: of one axis, among whose devices the members of a call are divided; one device where None.
     """
-    check_width(width)
+    check_whole("width", width, example=4)
     members = width if mesh is None else width * mesh.devices.size
 
     def each(function, gather=False):
@@ -172,7 +172,6 @@ def layout_for(
     if width is None:
         cpu = 1 if groups else min(CPU_WIDTH, share)
         width = cpu if devices[0].platform == "cpu" else share
-    check_width(width)
     used = min(len(devices), -(-num // width))
     if groups:
         return looped(width, make_mesh(devices[:used]) if used > 1 else None)
@@ -180,11 +179,6 @@ def layout_for(
     if used == 1 and devices[0] == jax.devices()[0]:
         return inner
     return sharded(make_mesh(devices[:used]), inner, pad=True)
-
-
-def check_width(width: Any) -> None:
-    """Raise a `ValueError` unless `width` is a whole number of at least one member."""
-    check_whole("width", width, example=4)
 
 
 def num_members(parts: PyTree) -> int:

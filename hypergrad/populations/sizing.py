@@ -11,10 +11,10 @@ import numpy as np
 from hypergrad.core import tree
 from hypergrad.core.checks import check_bytes, check_whole
 from hypergrad.core.types import HParams, Key, PyTree
-from hypergrad.populations.base import Population, check_order, count, population
+from hypergrad.populations.base import Population, count, population
 from hypergrad.populations.devices import mesh
 from hypergrad.populations.layouts import Layout, chunked, looped, sharded, vectorized
-from hypergrad.problem import Problem, check_problem
+from hypergrad.problem import Problem
 
 GROWTH = 4
 """Factor between the widths that are tried."""
@@ -91,14 +91,13 @@ def fastest_layout(
         The fastest layout of one device (on several, `sharded` over them), and what was tried.
 
     Raises:
-        ValueError: for bounds that are none, or that not even the leanest layout keeps.
+        ValueError: for an invalid bound, or one that not even the leanest layout keeps.
     """
-    check_problem(problem)
+    population(problem, layout=vectorized(), num_seeds=num_seeds, order=order)  # which checks them
     check_whole("num_devices", num_devices)
-    check_whole("num_seeds", num_seeds)
-    check_order(order)
-    memory = _device_memory() if memory is None else memory
-    if memory is not None:
+    if memory is None:
+        memory = _device_memory()
+    else:
         check_bytes(memory)
     share = -(-count(hparams) // num_devices)
     first = jax.tree.map(lambda x: jnp.asarray(x)[:share], hparams)
