@@ -380,7 +380,7 @@ def test_ctrl_c_before_there_is_a_study(capsys, monkeypatch):
         (["tune", "digits", "--learning-rate", "nan"], "--learning-rate is nan"),
         (["tune", "digits", "--seed", "-1"], "--seed is -1"),
         (["tune", "digits", "--log", "tensorbord"], "did you mean 'tensorboard'?"),
-        (["replay", "x", "three"], "x"),
+        (["replay", "x", "three"], "'three' is not a valid integer"),
         (
             ["tune", "quadratic", "--method", "random", "--learning-rate", ".1"],
             "--learning-rate is given with method 'random', which does not read it",
@@ -391,13 +391,13 @@ def test_ctrl_c_before_there_is_a_study(capsys, monkeypatch):
         ),
         (
             ["tune", "quadratic", "--method", "random", "--devices", "5000"],
-            "devices is 5000, expected at most 1024",
+            "--devices is 5000, expected a whole number of at least 1 and at most 1024",
         ),
         (["tune", "quadratic", "--bilevel", "saba"], "--bilevel is given with method 'descent'"),
         (["tune", "quadratic", "--method", "radnom"], "did you mean 'random'?"),
         (["export", "x", "--out=-y"], "--out is '-y', expected a file whose name begins with no"),
         (["export", "x", "--out="], "--out is '', expected a file"),
-        (["tune", "quadratic", "--method", "random", "--out=-y"], "the first no dot or dash"),
+        (["tune", "quadratic", "--method", "random", "--out=-y"], "not led by . or -"),
         (["completion", "tcsh"], "SHELL is 'tcsh', expected one of bash, zsh, fish"),
     ],
 )

@@ -112,11 +112,11 @@ def test_as_editors_save_it(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("bugdet = 3", "FILE, line 1: 'bugdet' is not an option, expected one of"),
-        ("\n\nbugdet = 3", "line 3: 'bugdet'"),
+        ("bugdet = 3", "FILE, line 1: key is 'bugdet', expected one of task, data,"),
+        ("\n\nbugdet = 3", "line 3: key is 'bugdet'"),
         ("bugdet = 3", "did you mean 'budget'?"),
         ("numseeds = 3", "did you mean 'num_seeds'?"),
-        ("zzz = 1", "see the names in task, data,"),
+        ("zzz = 1", "key is 'zzz', expected one of task, data,"),
         ('method = "descnet"', "line 1: method is 'descnet'"),
         ('method = "descnet"', "did you mean 'descent'?"),
         ('log = [\n "jsonl",\n "wndb",\n]', "line 1: log is 'wndb'"),
@@ -148,7 +148,7 @@ def test_as_editors_save_it(tmp_path):
         ("task = 1979-05-27", "task is datetime.date(1979, 5, 27)"),
         ("[task]\nx = 1", "line 1: task is {'x': 1}"),
         ("[[method]]\nx = 1", "line 1: method is [{'x': 1}]"),
-        ('"a\\nb" = 1', r"line 1: 'a\nb' is not an option"),
+        ('"a\\nb" = 1', r"line 1: key is 'a\nb', expected one of"),
         ("budget 3", "is not valid TOML: Expected '=' after a key in a key/value pair (at line 1"),
         ("budget = 3\nbudget = 4", "is not valid TOML: Cannot overwrite a value (at line 2"),
         ('a = 1\ntask = "digits', "(at line 2, "),

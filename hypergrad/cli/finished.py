@@ -20,28 +20,24 @@ ALLOW_CHANGES = "go on although the task's source files have changed"
     "replay",
     "train one trial of a study again and show where it went wrong",
     word("directory"),
-    word("trial"),
+    click.Argument(["trial"], type=int),
     word("task", required=False),
     *options(OF_TASK),
     flag("--allow-changes", ALLOW_CHANGES),
     flag("--debug-nans", "name the operation that made the first NaN"),
 )
-def _replay(shown: Shown, directory: str, trial: str, **given: Any) -> int:
+def _replay(shown: Shown, directory: str, trial: int, **given: Any) -> int:
     task = load_recorded("replay", directory, {**given, "trial": trial})
     from hypergrad.cli import terminal
     from hypergrad.tuning.replay import replay
 
-    if not trial.isdecimal():
-        raise ValueError(
-            f"TRIAL is {trial!r:.80}, expected a whole number of at least 0; pass e.g. 17"
-        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         how = {name: given[name] for name in ("debug_nans", "allow_changes")}
-        found = replay(task, directory, int(trial), **how)
+        found = replay(task, directory, trial, **how)
     terminal.print_warnings(caught)
     if shown.as_json:
-        terminal.print_json({"trial": int(trial), **_summary(found)})
+        terminal.print_json({"trial": trial, **_summary(found)})
     else:
         _print_replayed(trial, found, given["debug_nans"])
     return 0
@@ -60,7 +56,7 @@ def _summary(found: "Replayed") -> dict[str, Any]:
     }
 
 
-def _print_replayed(trial: str, found: "Replayed", debug_nans: bool) -> None:
+def _print_replayed(trial: int, found: "Replayed", debug_nans: bool) -> None:
     from hypergrad.cli.terminal import brief
 
     value, losses, first = (

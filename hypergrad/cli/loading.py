@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hypergrad.core.checks import check_name
+from hypergrad.core.checks import check_function, check_kind, check_name
+from hypergrad.tuning.settings import MAX_DEVICES
 
 if TYPE_CHECKING:
     from hypergrad.cli.studyfile import StudyFile
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 FLAGS = ("data", "label", "horizon")
 """Arguments of tasks that have a flag of their own."""
-
-MOST_DEVICES = 1024
-"""Most devices that are made because a flag or a file says so; no machine has more cores."""
 
 
 def arguments_of(given: dict[str, Any]) -> dict[str, Any]:
@@ -36,10 +34,6 @@ def take_cores(method: str, num: int | None) -> None:
 
     if method in TUNERS:
         return
-    if num is not None and num > MOST_DEVICES:
-        raise ValueError(
-            f"devices is {num}, expected at most {MOST_DEVICES}; leave it out to use every core"
-        )
     try:
         use_cores(num)
     except ValueError as error:
@@ -67,11 +61,9 @@ def load_task(name: str, given: dict[str, Any], file: "StudyFile | None" = None)
                 "write a function that returns it"
             )
         return factory
-    if not callable(factory):
-        raise ValueError(
-            f"TASK {name!r} is {type(factory).__name__}, expected a function that returns a "
-            "hypergrad.Task; see tasks/digits.py"
-        )
+    check_function(
+        f"TASK {name!r}", factory, "one that returns a hypergrad.Task, as tasks/digits.py does"
+    )
     _check_arguments(name, factory, given, file)
     try:
         task = factory(**given)
@@ -82,11 +74,7 @@ def load_task(name: str, given: dict[str, Any], file: "StudyFile | None" = None)
             f"TASK {name!r} could not be made ({_reason(error)}); "
             "set HYPERGRAD_TRACEBACK=1 to see where"
         ) from error
-    if not isinstance(task, Task):
-        raise ValueError(
-            f"TASK {name!r} made {type(task).__name__}, expected a hypergrad.Task; "
-            "see tasks/digits.py"
-        )
+    check_kind(f"what TASK {name!r} made", task, Task, "what tasks/digits.py makes")
     return task
 
 
@@ -111,7 +99,7 @@ def load_recorded(command: str, directory: str, given: dict[str, Any]) -> "Task"
             f"loaded because a file names it); name it: hypergrad {command} {directory}{trial} TASK"
         )
     num = described["machine"].get("num_devices")
-    if type(num) is int and 1 <= num <= MOST_DEVICES:
+    if type(num) is int and 1 <= num <= MAX_DEVICES:
         # the study says what it needs where this comes too late
         with contextlib.suppress(ValueError):
             take_cores(str(described.get("method")), num)

@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hypergrad.core.checks import nearest
+from hypergrad.core.checks import check_name
 from hypergrad.tuning.settings import OPTION, check_options
 
 MAX_STUDYFILE_BYTES = 2**18
@@ -71,12 +71,7 @@ def read(path: str | Path, known: Mapping[str, Collection[str]]) -> StudyFile:
         ) from None
     for key in data:
         if key not in OPTION:
-            near = nearest(key, OPTION)
-            hint = f"did you mean {near!r}?" if near else f"see the names in {', '.join(OPTION)}"
-            raise ValueError(
-                f"{_place(path, text, (key,))}: {key!r:.80} is not an option, expected one of "
-                f"`hypergrad tune --help`; {hint}"
-            )
+            check_name(f"{_place(path, text, (key,))}: key", key, OPTION)
     options = check_options(data, lambda key: f"{_place(path, text, (key,))}: {key}", known)
     return StudyFile(path, options, text)
 
@@ -103,7 +98,7 @@ def find_line(text: str, keys: tuple[str, ...]) -> int | None:
     at, left = 0, keys  # the second key stands behind the header of its table, where that has one
     while left:
         path = ".".join(json.dumps(key, ensure_ascii=False) for key in left)
-        last = _refused_line([*lines[:at], f"{path} = 0", *lines[at:], ""])
+        last = _clash([*lines[:at], f"{path} = 0", *lines[at:], ""])
         if last is None or last - 1 <= at:
             return None
         at = _first_line(lines, last - 1)
@@ -113,7 +108,7 @@ def find_line(text: str, keys: tuple[str, ...]) -> int | None:
     return at or None
 
 
-def _refused_line(lines: list[str]) -> int | None:
+def _clash(lines: list[str]) -> int | None:
     """Return the last line of what tomllib refuses, from 1; None where the text is valid."""
     try:
         tomllib.loads("\n".join(lines))
@@ -145,34 +140,29 @@ def _path(header: str) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    name = repr(str(path))
+    content, wrong = b"", None
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise ValueError(
-                f"{name} is not a regular file, expected a study file; name a TOML file"
-            )
-        with open(path, "rb") as file:
-            content = file.read(MAX_STUDYFILE_BYTES + 1)
+        if stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            with open(path, "rb") as file:
+                content = file.read(MAX_STUDYFILE_BYTES + 1)
+        else:
+            wrong = " is not a regular file, expected a study file; name a TOML file"
     except FileNotFoundError:
-        raise ValueError(
-            f"{name} is a file that is not there, expected a study file; check the path"
-        ) from None
+        wrong = " is a file that is not there, expected a study file; check the path"
     except OSError as error:
-        raise ValueError(
-            f"{name} cannot be read ({error.strerror}); check its permissions"
-        ) from None
+        wrong = f" cannot be read ({error.strerror}); check its permissions"
     if len(content) > MAX_STUDYFILE_BYTES:
-        raise ValueError(
-            f"{name} has over {MAX_STUDYFILE_BYTES} bytes, expected a study file of a few lines; name another"
-        )
+        most = f"over {MAX_STUDYFILE_BYTES} bytes"
+        wrong = f" has {most}, expected a study file of a few lines; name another"
     try:
         # as editors save it: with or without a byte order mark, with either line end
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{name}, line {line}: not UTF-8, expected UTF-8 text; convert it"
-        ) from None
+        text, wrong = "", wrong or f", line {line}: not UTF-8, expected UTF-8 text; convert it"
+    if wrong:
+        raise ValueError(f"{str(path)!r}{wrong}")
+    return text
 
 
 def _line(error: Exception) -> str:

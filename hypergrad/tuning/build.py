@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from hypergrad import space as spaces
-from hypergrad.core.checks import check_whole
+from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.types import PyTree
 from hypergrad.estimators import ESTIMATORS
 from hypergrad.estimators.policies import RESPONSES
@@ -37,24 +37,19 @@ NAMES: dict[str, Mapping[str, Any]] = {
 
 def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
     """Return a task as it is, and a problem with its space and horizon as a task without a test set."""
-    if isinstance(task, Task):
-        for name, value in (("space", space), ("horizon", horizon)):
-            if value is not None:
-                raise ValueError(
-                    f"{name} is given with a Task, expected None, because the task has its own; leave it out"
-                )
-        return task
-    if not isinstance(task, Problem):
-        raise ValueError(
-            f"task is {type(task).__name__}, expected a hypergrad.Task or a Problem; "
-            "build one as tasks/digits.py does"
-        )
-    if space is None or horizon is None:
-        missing = "space" if space is None else "horizon"
-        raise ValueError(
-            f"{missing} is None, expected one with a Problem; pass tune(problem, space, horizon=100)"
-        )
-    return Task("problem", task, space, check_whole("horizon", horizon), None, "metric", False)
+    own = {"space": space, "horizon": horizon}
+    if isinstance(task, Problem):
+        missing = [name for name, value in own.items() if value is None]
+        if missing:
+            raise ValueError(
+                f"{missing[0]} is None, expected one with a Problem; pass tune(problem, space, horizon=100)"
+            )
+        return Task("problem", task, space, check_whole("horizon", horizon), None, "metric", False)
+    check_kind("task", task, Task, "one that tasks/digits.py makes, or a hypergrad.Problem")
+    given = [name for name, value in own.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]} is given with a Task, which has its own; leave it out")
+    return task
 
 
 def check_used(given: Collection[str], method: str, called: Callable[[str], str] = str) -> None:

@@ -17,7 +17,7 @@ from hypergrad.problem import Problem, Task, split_loss
 from hypergrad.report.results import FLATNESS_FILE, load_results
 from hypergrad.study.disk import files, folder
 from hypergrad.train import carried, init_state, trained, unroll, with_parts
-from hypergrad.tuning.provenance import check_same_task
+from hypergrad.tuning.provenance import settings_of
 
 MOST_SAMPLES = 256
 """Training examples that everything is measured on."""
@@ -84,7 +84,7 @@ def measure_flatness(task: Task, directory: str | Path, *, allow_changes: bool =
         ValueError: where there is no finished study, or it is of another task.
     """
     described = study.read_description(folder.check_folder(directory))
-    settings = check_same_task(task, described, allow_changes)
+    settings = settings_of(task, described, allow_changes)
     found = load_results(directory)
     judge_key = jax.random.split(jax.random.key(settings.seed), 4)[2]
     keys = jax.random.split(judge_key, settings.eval_seeds)[:MOST_SEEDS]

@@ -77,7 +77,9 @@ def judge(
     return judged
 
 
-def validate(task: Task, configurations: list[HParams], key: Key, num_seeds: int) -> np.ndarray:
+def mean_objectives(
+    task: Task, configurations: list[HParams], key: Key, num_seeds: int
+) -> np.ndarray:
     """Train every configuration on the same seeds; return its mean validation objective, `[N]`."""
 
     def one(problem: Problem, hparams: HParams, key: Key) -> Array:
@@ -145,7 +147,7 @@ def choose(
     ]
     finalists = [h for _, h in sorted(trials, key=lambda t: t[0])[:FINALISTS]]
     finalists.append(found.best)
-    values = validate(task, finalists, key, max(settings.num_seeds, 4))
+    values = mean_objectives(task, finalists, key, max(settings.num_seeds, 4))
     if not np.any(np.isfinite(values)):
         return static.restored(task.space, found.best), found.best_value
     best = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))

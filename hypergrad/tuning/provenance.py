@@ -18,22 +18,28 @@ from hypergrad.space import describe_space
 from hypergrad.study.disk.description import FORMAT
 from hypergrad.study.disk.files import read_json, to_plain
 from hypergrad.study.disk.machine import describe_machine
-from hypergrad.tuning import warm_start
 from hypergrad.tuning.build import NAMES, check_task, width
 from hypergrad.tuning.settings import Settings, check_settings
 from hypergrad.tuning.warm_start import digest_of
 
 
-def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) -> Settings:
-    """Return the settings of a study after comparing its task with `task`.
+def settings_of(task: Task, described: dict[str, Any], allow_changes: bool) -> Settings:
+    """Return the settings of a study, whose task must be `task`.
 
     Raises:
         ValueError: in one line, for the first difference.
     """
+    try:
+        settings = check_settings(_of(described, "settings"), NAMES)
+    except ValueError as error:
+        raise ValueError(
+            f"settings of the study cannot be used ({error}); resume it with the hypergrad that wrote it"
+        ) from None
     here = {
         "task": task.name,
         "horizon": task.horizon,
         "space": describe_space(task.space),
+        "width": width(settings),
     }
     for name, value in here.items():
         if described.get(name) != value:
@@ -41,28 +47,20 @@ def check_same_task(task: Task, described: dict[str, Any], allow_changes: bool) 
                 f"{name} is {value!r:.200}, expected {described.get(name)!r:.200} as the study has it; "
                 "name its task, with the same arguments"
             )
-    changed = [
-        f for f, digest in sources(task).items() if _of(described, "sources").get(f) != digest
-    ]
+    known = _of(described, "sources")
+    changed = [f for f, digest in sources(task).items() if known.get(f) != digest]
     if changed and not allow_changes:
         raise ValueError(
             f"{', '.join(changed)} changed since the study was started, expected the same source; restore it, "
             "or pass --allow-changes"
         )
-    try:
-        settings = check_settings(_of(described, "settings"), NAMES)
-    except ValueError as error:
-        raise ValueError(
-            f"settings of the study cannot be used ({error}); resume with the version of hypergrad that "
-            "wrote it"
-        ) from None
     check_task(task, settings)
-    if described.get("width") != width(settings):
+    digest = digest_of(task, settings)
+    if digest != {name: described.get(name) for name in digest}:
         raise ValueError(
-            f"width is {width(settings)}, expected {described.get('width')!r} trials a step as the study has; "
-            "resume with the version of hypergrad that wrote it"
+            f"the trials in {settings.warm_start!r:.200} are not those that the study began with, "
+            "expected the same; restore that folder"
         )
-    warm_start.check_unchanged(task, settings, described)
     return settings
 
 

@@ -17,8 +17,9 @@ from hypergrad.searchers import Trials
 from hypergrad.space import static
 from hypergrad.study.disk.folder import check_folder
 from hypergrad.train import TrainState, init_state, split_key, step, unroll, unroll_losses
+from hypergrad.tuners import TUNERS
 from hypergrad.tuning.build import build
-from hypergrad.tuning.provenance import check_same_task
+from hypergrad.tuning.provenance import settings_of
 from hypergrad.tuning.resume import _as_task
 from hypergrad.tuning.settings import Settings
 
@@ -69,18 +70,11 @@ def replay(
     folder = check_folder(directory)
     described = study.read_description(folder)
     task = _as_task(task, space, described)
-    settings = check_same_task(task, described, allow_changes)
-    online = settings.method == "descent" and settings.estimator in ONLINE
-    if online or settings.method in ("bilevel", "controller"):
-        how = settings.estimator if online else settings.method
+    settings = settings_of(task, described, allow_changes)
+    if how := _goes_on(settings):
         raise ValueError(
-            f"the study is by {how!r}, whose training goes on from trial to trial, expected one that trains "
-            "every trial from its start; use hypergrad.study.replay, which makes the steps again"
-        )
-    if settings.scheduler in BY_COPIES:
-        raise ValueError(
-            f"the study is by {settings.scheduler!r}, whose members go on from one another, expected one "
-            "that trains every trial from its start; use hypergrad.study.replay, which makes the steps again"
+            f"the study is by {how}, expected one that trains every trial from its start; use "
+            "hypergrad.study.replay_trial, which makes the steps again"
         )
     found = study.replay_trial(build(task, settings)[0], folder, trial)
     label, free = static.split(task.space, found.outcome.hparams)
@@ -103,6 +97,17 @@ def replay(
         last = num_steps if first is None else first
         where = _first_bad_operation(task, hparams, keys[run], last)
     return Replayed(found, tree.named(found.outcome.hparams), losses, first, where)
+
+
+def _goes_on(settings: Settings) -> str | None:
+    """Say what makes trials go on from the weights of others; None where each is trained from its start."""
+    by_descent = settings.method == "descent"
+    if settings.scheduler in BY_COPIES:
+        return f"{settings.scheduler!r}, whose members go on from one another"
+    if settings.method not in TUNERS or (by_descent and settings.estimator not in ONLINE):
+        return None
+    how = settings.estimator if by_descent else settings.method
+    return f"{how!r}, whose training goes on from trial to trial"
 
 
 def _training_keys(outcome: Trials, settings: Settings) -> list[Key]:

@@ -11,7 +11,7 @@ from hypergrad.report.study import Study
 from hypergrad.study import Callback, Listeners
 from hypergrad.study.disk.folder import lock
 from hypergrad.tuning.build import as_task, build
-from hypergrad.tuning.provenance import check_same_task
+from hypergrad.tuning.provenance import settings_of
 from hypergrad.tuning.tune import Work, collected_warnings, complete
 
 
@@ -41,7 +41,7 @@ def resume(
     with lock(directory) as folder:
         described = study.read_description(folder.path)
         task = _as_task(task, space, described)
-        settings = check_same_task(task, described, allow_changes)
+        settings = settings_of(task, described, allow_changes)
         cost = described.get("cost")
         if not isinstance(cost, (int, float)) or not 0 < cost < float("inf"):
             raise ValueError(

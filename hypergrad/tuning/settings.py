@@ -8,6 +8,9 @@ from hypergrad.core.checks import check_name, is_number, is_whole
 MAX_COUNT = 10**9
 """Largest count that an option may be."""
 
+MAX_DEVICES = 1024
+"""Most devices that are made because a flag or a file says so; no machine has more cores."""
+
 MAX_SEED = 2**32 - 1
 """Largest seed that fits into a key of jax."""
 
@@ -180,6 +183,10 @@ _FORMS: dict[type | str, _Form] = {
     "seed": _Form(
         lambda x: is_whole(x) and 0 <= x <= MAX_SEED,
         f"a whole number of at least 0 and at most {MAX_SEED}; pass e.g. 0",
+    ),
+    "devices": _Form(
+        lambda x: is_whole(x) and 1 <= x <= MAX_DEVICES,
+        f"a whole number of at least 1 and at most {MAX_DEVICES}; leave it out to use all",
     ),
     "memory": _Form(
         lambda x: is_whole(x) and 0 < x < 2**63, "a size in bytes; pass e.g. 64M or 2G"

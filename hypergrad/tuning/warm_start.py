@@ -1,5 +1,6 @@
-"""What a study begins with: the trials of an earlier one, and the user's prior."""
+"""What a study begins with: the trials of another study, and the user's prior."""
 
+import contextlib
 import hashlib
 import warnings
 from pathlib import Path
@@ -24,14 +25,14 @@ from hypergrad.tuning.settings import Settings
 
 
 def read_trials(directory: str | Path, space: PyTree) -> Trials:
-    """Read the trials of a study as one outcome of `space.dynamic`, without its code and its settings.
+    """Read the trials of a study as trials of `space.dynamic`, without its code and its settings.
 
     Trials with a value outside the space are left out, with a `StudyWarning`: the bounds may have been
     moved since.
 
     Args:
-        directory: of the study, which may be running.
-        space: of the study to come, with the same leaves and shapes.
+        directory: Folder of the study, which may be running.
+        space: Space of the study to come, with the same leaves and shapes.
 
     Raises:
         ValueError: in one line, where there is no study, it is of other hyperparameters, or no trial of it
@@ -40,7 +41,7 @@ def read_trials(directory: str | Path, space: PyTree) -> Trials:
     path = check_folder(directory)
     name = f"warm_start is {str(path)!r:.200}"
     try:
-        found = [_outcome(record, space, name) for record in read_records(path / "journal.jsonl")]
+        found = [_read(record, space, name) for record in read_records(path / "journal.jsonl")]
     except FileNotFoundError:
         found = []
     if not found:
@@ -49,8 +50,7 @@ def read_trials(directory: str | Path, space: PyTree) -> Trials:
     inside = np.array([_is_inside(space, joined.hparams, m) for m in range(len(joined.values))])
     if not inside.any():
         raise ValueError(
-            f"{name}, none of whose {len(inside)} trials is within the space, expected one that is; widen the "
-            "space, or name another study"
+            f"{name}, none of whose {len(inside)} trials is within the space; widen the space"
         )
     if not inside.all():
         text = f"{np.sum(~inside)} of {len(inside)} trials lie outside the space and are left out"
@@ -60,30 +60,30 @@ def read_trials(directory: str | Path, space: PyTree) -> Trials:
     return kept._replace(hparams=numbers, parent=jnp.arange(inside.sum(), dtype=jnp.int32))
 
 
-def _outcome(record: dict[str, Any], space: PyTree, name: str) -> Trials:
+def _read(record: dict[str, Any], space: PyTree, name: str) -> Trials:
     """Return the trials of one record, without what only people read."""
     names, hparams, values = tree.leaf_names(space), record.get("hparams"), record.get("values")
     leaves = list(hparams) if isinstance(hparams, dict) else None
-    if leaves != names or not isinstance(values, list):
+    wrong = f"the leaves {leaves!s:.200}, expected those of the space, {names}"
+    found = like = None
+    if leaves == names and isinstance(values, list):
+        wrong = f"other shapes or kinds of numbers in step {record.get('step')}, expected those of the space"
+        like = _like(space, len(values))
+        with contextlib.suppress(ValueError):
+            found = records.decode(record | {"info": {}}, like)
+    if found is None or jax.tree.map(np.shape, found) != jax.tree.map(np.shape, like):
         raise ValueError(
-            f"{name}, whose trials have the leaves {leaves!s:.200}, expected those of the space, "
-            f"{names}; name a study of the same hyperparameters"
-        )
-    num = len(values)
-    default = spaces.default(spaces.dynamic(space))
-    like = jax.tree.map(lambda x: jnp.zeros((num, *np.shape(x)), x.dtype), default)
-    like = static.to_options(space, like)
-    whole, floats = jnp.zeros(num, jnp.int32), jnp.zeros(num)
-    try:
-        found = records.decode(record | {"info": {}}, Trials(like, floats, whole, whole, {}))
-    except ValueError:
-        found = None
-    if found is None or jax.tree.map(np.shape, found.hparams) != jax.tree.map(np.shape, like):
-        raise ValueError(
-            f"{name}, whose step {record.get('step')} has other shapes or kinds of numbers, expected those "
-            "of the space; name a study of the same hyperparameters and horizon"
+            f"{name}, whose trials have {wrong}; name a study of the same hyperparameters and horizon"
         )
     return found
+
+
+def _like(space: PyTree, num: int) -> Trials:
+    """Return trials of the shapes and types of those of a study over a space."""
+    default = spaces.default(spaces.dynamic(space))
+    like = jax.tree.map(lambda x: jnp.zeros((num, *np.shape(x)), x.dtype), default)
+    whole = jnp.zeros(num, jnp.int32)
+    return Trials(static.to_options(space, like), jnp.zeros(num), whole, whole, {})
 
 
 def _is_inside(space: PyTree, hparams: HParams, member: int) -> bool:
@@ -94,34 +94,32 @@ def _is_inside(space: PyTree, hparams: HParams, member: int) -> bool:
     return True
 
 
-def held_trials(outcome: Trials, space: PyTree, directory: str | Path) -> Trials:
+def held_trials(trials: Trials, space: PyTree, directory: str | Path) -> Trials:
     """Keep the trials whose long schedules are constant, as a search holds them.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: where no schedule is constant.
     """
-    kept = is_held(space, outcome.hparams)
+    kept = is_held(space, trials.hparams)
     if not kept.any():
         raise ValueError(
             f"warm_start is {str(directory)!r:.200}, whose schedules all change over time, expected some "
-            "that are constant, as a search holds them; name another study, or begin a descent with it"
+            "that are constant, as a search holds them; name another study, or tune by descent"
         )
-    return jax.tree.map(lambda x: x[kept], outcome)
+    return jax.tree.map(lambda x: x[kept], trials)
 
 
-def best_trial(outcome: Trials) -> HParams:
+def best_trial(trials: Trials) -> HParams:
     """Return the hparams with the lowest objective among those trained longest.
 
     Raises:
         ValueError: where no objective is finite.
     """
-    values = final_values(outcome)
+    values = final_values(trials)
     member = int(np.argmin(values))
     if not np.isfinite(values[member]):
-        raise ValueError(
-            "warm_start has no trial with a finite objective, expected one; name another study"
-        )
-    return jax.tree.map(lambda x: x[member], outcome.hparams)
+        raise ValueError("warm_start has no trial with a finite objective; name another study")
+    return jax.tree.map(lambda x: x[member], trials.hparams)
 
 
 def priors_of(settings: Settings) -> dict[str, Prior]:
@@ -157,13 +155,3 @@ def digest_of(task: Task, settings: Settings) -> dict[str, str]:
     for leaf in jax.tree.leaves(read_trials(settings.warm_start, task.space)):
         found.update(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())
     return {"warm_start_digest": found.hexdigest()}
-
-
-def check_unchanged(task: Task, settings: Settings, described: dict[str, Any]) -> None:
-    """Raise a `ValueError` where the earlier study is not what it was when this one was started."""
-    for name, value in digest_of(task, settings).items():
-        if described.get(name) != value:
-            raise ValueError(
-                f"the trials in {settings.warm_start!r:.200} are not those that the study began with, "
-                "expected the same; restore that folder"
-            )
