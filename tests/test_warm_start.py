@@ -170,7 +170,9 @@ def test_trials_outside_the_space_are_left_out(before):
     with pytest.raises(ValueError, match=r"whose trials have the leaves \['lr', 'momentum'\]"):
         warm_start.read_trials(out, {"lr": TASK.space["lr"]})
     longer = {**TASK.space, "lr": Sequence(element, 9)}
-    with pytest.raises(ValueError, match="whose trials have other shapes or kinds of numbers in step 0"):
+    with pytest.raises(
+        ValueError, match="whose trials have other shapes or kinds of numbers in step 0"
+    ):
         warm_start.read_trials(out, longer)
 
 
