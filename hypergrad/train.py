@@ -10,8 +10,8 @@ import optax
 
 from hypergrad.core import tree
 from hypergrad.core.autodiff import smooth
-from hypergrad.core.checks import is_number
-from hypergrad.core.scans import nested_scan
+from hypergrad.core.checks import check_share
+from hypergrad.core.scans import check_checkpoint, nested_scan
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree, Variables
 from hypergrad.problem import Problem, check_problem, split_loss
 
@@ -128,14 +128,17 @@ def update(
     weights = trained(state.params)
     state_of_loss = carried(state.params)
 
-    def value_fn(weights, obj_fn=None, **_):  # line searches insist that it names what they get
+    # line searches insist that it names what they get
+    def value_fn(weights: PyTree, obj_fn: Any = None, **_: Any) -> Array:
         params = with_parts(state.params, weights, state_of_loss)
         return evaluate_loss(problem, params, hparams, batch)[0]
 
-    def grad_fn(weights, *_):
+    def grad_fn(weights: PyTree, *_: Any) -> PyTree:
         return jax.grad(value_fn)(weights)
 
-    def apply(hparams, grads, opt_state, weights, value):
+    def apply(
+        hparams: HParams, grads: PyTree, opt_state: PyTree, weights: PyTree, value: Array
+    ) -> tuple[PyTree, PyTree]:
         optimizer = problem.optimizer(hparams)
         offered = {"value": value, "grad": grads, "value_fn": value_fn, "grad_fn": grad_fn}
         offered["obj_fn"] = value_fn  # what Sophia calls it
@@ -163,7 +166,7 @@ def step_and_grads(
     batch = draw_batch(problem, state)
     weights = trained(state.params)
 
-    def loss(weights):
+    def loss(weights: PyTree) -> tuple[Array, PyTree]:
         params = with_parts(state.params, weights, carried(state.params))
         return evaluate_loss(problem, params, hparams, batch)
 
@@ -190,17 +193,22 @@ def unroll(
     unless `checkpoint` says otherwise.
 
     Args:
-        problem: the training loop.
-        hparams: hyperparameters; traced, so that other values never recompile.
-        state: where to start (`init_state`).
-        num_steps: static number of steps.
-        checkpoint: lengths of nested segments, outermost first, whose insides are recomputed in the
+        problem: Training loop.
+        hparams: Hyperparameters; traced, so that other values never recompile.
+        state: State to start from (`init_state`).
+        num_steps: Number of steps, static.
+        checkpoint: Lengths of nested segments, outermost first, whose insides are recomputed in the
             backward pass. `()` stores everything, `(1,)` the state of every step, `(32, 1)` one state in
             32 and, within a segment being recomputed, each step's.
 
     Returns:
         The state after the last step.
+
+    Raises:
+        ValueError: for an invalid `checkpoint`.
     """
+    if checkpoint:
+        check_checkpoint(checkpoint)
     return unroll_losses(problem, hparams, state, num_steps, checkpoint=checkpoint)[0]
 
 
@@ -223,38 +231,37 @@ def averaged(problem: Problem, decay: float | Callable[[HParams], Array]) -> Pro
     state, is updated in the loss without another forward pass, and β may be a hyperparameter.
 
     Args:
-        problem: any problem, with or without carried state of its own.
-        decay: β in [0, 1), or (hparams) -> β.
+        problem: Problem with or without carried state of its own.
+        decay: Decay β in [0, 1), or (hparams) -> β.
 
     Returns:
         A problem whose params are `Variables`; its `objective` receives averaged weights.
     """
     check_problem(problem)
-    if not callable(decay) and not (is_number(decay) and 0 <= decay < 1):
-        raise ValueError(
-            f"decay is {decay!r}, expected a number in [0, 1) or a function of hparams; pass e.g. 0.99"
-        )
+    if not callable(decay):
+        what = "a function of hparams, or a number"
+        check_share("decay", decay, "[0, 1)", what=what, example=0.99)
 
-    def average(hparams, mean, weights):
+    def average(hparams: HParams, mean: PyTree, weights: PyTree) -> PyTree:
         beta = decay(hparams) if callable(decay) else decay
         mixed = jax.tree.map(lambda m, w: beta * m + (1 - beta) * w, mean, weights)
         return tree.cast_like(mixed, mean)
 
-    def init(key, hparams):
+    def init(key: Key, hparams: HParams) -> Variables:
         params = problem.init(key, hparams)
         return Variables(trained(params), {"inner": carried(params), "mean": trained(params)})
 
-    def original(params, weights):
+    def original(params: Variables, weights: PyTree) -> Params:
         inner = params.state["inner"]
         return weights if inner is None else Variables(weights, inner)
 
-    def loss(params, hparams, batch):
+    def loss(params: Variables, hparams: HParams, batch: Batch) -> tuple[Array, PyTree]:
         inner = original(params, params.params)
         value, new_inner = split_loss(inner, problem.loss(inner, hparams, batch))
         mean = average(hparams, params.state["mean"], params.params)
         return value, {"inner": new_inner, "mean": mean}
 
-    def objective(params, hparams, batch):
+    def objective(params: Variables, hparams: HParams, batch: Batch) -> Array:
         mean = average(hparams, params.state["mean"], params.params)
         return problem.objective(original(params, mean), hparams, batch)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen, nnx
 
+from hypergrad.core.checks import check_function, check_kind
 from hypergrad.core.types import Array, Key, Params, PyTree, Variables
 
 
@@ -37,11 +38,7 @@ def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Mo
     Returns:
         The model. Collections other than `params` travel as carried state.
     """
-    if not isinstance(module, linen.Module):
-        raise ValueError(
-            f"module is {type(module).__name__}, expected a flax.linen.Module instance; "
-            "use from_nnx for nnx modules"
-        )
+    check_kind("module", module, linen.Module, "flax.linen.Dense(10), or an nnx module to from_nnx")
 
     def switch(train: bool) -> dict[str, Any]:
         if train_argument is None:
@@ -87,11 +84,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         The model. `nnx.Param` variables are trained; BatchNorm statistics and all others travel as
         carried state. Dropout draws from the key of each call, not from streams kept in the module.
     """
-    if not callable(make):
-        raise ValueError(
-            f"make is {type(make).__name__}, expected a function of nnx.Rngs that builds the module; "
-            "pass e.g. lambda rngs: MLP(rngs=rngs)"
-        )
+    check_function("make", make, "lambda rngs: MLP(rngs=rngs), which builds the module")
 
     def split(module: nnx.Module) -> tuple[Any, PyTree, PyTree, PyTree]:
         graph, params, rng, state = nnx.split(module, nnx.Param, nnx.RngState, ...)  # pyright: ignore

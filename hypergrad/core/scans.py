@@ -78,9 +78,8 @@ def by_step(parts: Sequence[PyTree]) -> PyTree:
 
 def check_checkpoint(checkpoint: Any) -> None:
     """Raise a `ValueError` unless `checkpoint` is a tuple of whole numbers of at least 1."""
-    if not isinstance(checkpoint, tuple) or not all(
-        is_whole(size) and size >= 1 for size in checkpoint
-    ):
+    sizes = checkpoint if isinstance(checkpoint, tuple) else (0,)
+    if not all(is_whole(size) and size >= 1 for size in sizes):
         raise ValueError(
             f"checkpoint is {checkpoint!r}, expected a tuple of segment lengths of at least 1; "
             "pass e.g. (32, 1), or () to store everything"
@@ -102,7 +101,6 @@ def nested_scan(
     Returns:
         The last carry and the stacked outputs, leading axis `[num_steps]`.
     """
-    check_checkpoint(checkpoint)
     if not checkpoint:
         return jax.lax.scan(body, carry, xs, length=num_steps)
     size, inner = min(checkpoint[0], num_steps), checkpoint[1:]

@@ -151,10 +151,7 @@ def population(
 
     @lru_cache(maxsize=32)  # a layout on the host compiles what it is given
     def measure_each(function: Callable) -> Mapped:
-        def one(_: None, hparams: HParams, member: Member) -> PyTree:
-            return function(member.train.params, hparams)
-
-        return each(one, None, None, 0, gather=True)
+        return each(_of_weights(function), None, None, 0, gather=True)
 
     def measure(function: Callable, hparams: HParams, states: PyTree) -> PyTree:
         found = measure_each(function)(None, hparams, states)
@@ -202,6 +199,10 @@ def _run_of(problem: Problem) -> _Run:
         return value, jnp.minimum(member.diverged, late)
 
     return _Run(start, together, apart, objective)
+
+
+def _of_weights(function: Callable[[Params, HParams], PyTree]) -> Callable[..., PyTree]:
+    return lambda _, hparams, member: function(member.train.params, hparams)
 
 
 def _step(problem: Problem, hparams: HParams, member: Member) -> Member:
