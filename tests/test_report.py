@@ -16,7 +16,7 @@ from hypergrad.report import figures, page as report, results, style
 from hypergrad.report.text import number
 from hypergrad.space import Choice, LogReal, Real, Sequence, describe_space, space_from_description
 from hypergrad.study.disk.description import FORMAT
-from hypergrad.study.disk.files import MAX_BYTES, write_bytes, write_json
+from hypergrad.study.disk.files import MAX_BYTES, write_json
 
 pytest.importorskip("matplotlib", reason="the report is an extra")
 pytest.importorskip("jinja2", reason="the report is an extra")
@@ -593,7 +593,7 @@ def test_page_appears_by_renaming_and_is_readable_by_others(tmp_path, monkeypatc
     replaced = []
     real = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (replaced.append((str(a), str(b))), real(a, b)))
-    write_bytes(tmp_path / "report.html", b"whole")
+    report._write(tmp_path / "report.html", b"whole")
     assert len(replaced) == 1 and replaced[0][1].endswith("report.html")
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "report.html").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hypergrad.report.style import (
-    DEFAULT,
-    DIRECT,
+    DEFAULT_STYLE,
+    DIRECT_STYLE,
     INK,
     NARROW,
     RANDOM_STYLE,
-    RESPONSE,
-    TUNED,
+    RESPONSE_STYLE,
+    TUNED_STYLE,
     WIDE,
     drawable,
     fit_scale,
@@ -75,7 +75,11 @@ def architecture(diagram: Diagram, *, width: float = WIDE) -> "Figure | None":
         boxes = []
         for index, node in enumerate(diagram.nodes):
             x, y = (index, 0) if across else (0, -index)
-            box = {"boxstyle": "round,pad=0.5", "facecolor": "#f1f6fa", "edgecolor": TUNED["color"]}
+            box = {
+                "boxstyle": "round,pad=0.5",
+                "facecolor": "#f1f6fa",
+                "edgecolor": TUNED_STYLE["color"],
+            }
             text = "\n".join(clean(line, 24) for line in node)
             drawn = axes.text(x, y, text, ha="center", va="center", fontsize=8.5, bbox=box)
             boxes.append(drawn.get_bbox_patch())
@@ -84,7 +88,11 @@ def architecture(diagram: Diagram, *, width: float = WIDE) -> "Figure | None":
             skip = abs(end - start) > 1
             bend = 0.0 if not skip else -0.28 if across else 0.5
             style = f"arc3,rad={bend}"
-            arrow = {"arrowstyle": "-|>", "color": RESPONSE["color"] if skip else INK, "zorder": 0}
+            arrow = {
+                "arrowstyle": "-|>",
+                "color": RESPONSE_STYLE["color"] if skip else INK,
+                "zorder": 0,
+            }
             arrow |= {"patchA": boxes[start], "patchB": boxes[end], "shrinkA": 2.0, "shrinkB": 2.0}
             arrow["connectionstyle"] = style
             axes.annotate("", last, first, arrowprops=arrow)
@@ -101,7 +109,7 @@ def slices(
         values: Configuration to its loss `[num]`; what is not finite is left out.
         width: Inches.
     """
-    styles = {"default": DEFAULT, "random": RANDOM_STYLE, "tuned": TUNED}
+    styles = {"default": DEFAULT_STYLE, "random": RANDOM_STYLE, "tuned": TUNED_STYLE}
     drawn = {
         name: drawable(np.asarray(line, float))
         for name, line in values.items()
@@ -112,7 +120,7 @@ def slices(
     with styled():
         figure, (axes,) = panels(width, 0.72 if width < WIDE else 0.4)
         for name, line in drawn.items():
-            axes.plot(steps, line, label=clean(name), **styles.get(name, DIRECT))
+            axes.plot(steps, line, label=clean(name), **styles.get(name, DIRECT_STYLE))
         fit_scale(axes, np.concatenate(list(drawn.values())))
         axes.set_title("training loss")
         axes.set_xlabel("distance, in lengths of the filters")
@@ -148,7 +156,7 @@ def landscape_figure(
     with styled():
         if values.ndim == 1:
             figure, (axes,) = panels(width, 0.7)
-            axes.plot(steps, shown, **TUNED)
+            axes.plot(steps, shown, **TUNED_STYLE)
             axes.set_xlabel("distance along the direction")
             axes.set_ylabel(name)
             axes.margins(x=0.01)

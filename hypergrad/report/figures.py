@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hypergrad.report.style import (
-    DEFAULT,
-    DIRECT,
+    DEFAULT_STYLE,
+    DIRECT_STYLE,
     INK,
     RANDOM_STYLE,
-    RESPONSE,
-    TUNED,
+    RESPONSE_STYLE,
+    TUNED_STYLE,
     WIDE,
     Curve,
     draw_band,
@@ -82,7 +82,7 @@ def objective(
         return None
     with styled():
         figure, (axes,) = panels(width, 0.46 if width >= WIDE else 0.8)
-        own = RANDOM_STYLE if method == "random" else TUNED
+        own = RANDOM_STYLE if method == "random" else TUNED_STYLE
         ceiling = scale_ceiling(np.concatenate([trace["best"], rival, [default]]))
         cost, value = trace["trainings"], trace["value"]
         if value.size:
@@ -101,7 +101,7 @@ def objective(
                 *line, drawstyle="steps-post", label="random search, best so far", **RANDOM_STYLE
             )
         if math.isfinite(default):
-            axes.axhline(float(drawable(np.array(default))), label="default", **DEFAULT)
+            axes.axhline(float(drawable(np.array(default))), label="default", **DEFAULT_STYLE)
         label = "best so far" if method == "random" else "tuned, best so far"
         axes.plot(*thinned(cost, trace["best"]), drawstyle="steps-post", label=label, **own)
         axes.set(xlabel="cost (trainings)", ylabel=clean(name))
@@ -128,8 +128,8 @@ def schedules(leaves: Sequence[Leaf], *, width: float = WIDE) -> "Figure | None"
         figure, grid = panels(width, aspect * rows, rows, columns)
         for axes, leaf in zip(grid, leaves, strict=False):
             if leaf.before is not None:
-                _columns(axes, leaf.before, "start", DEFAULT)
-            _columns(axes, leaf.after, "tuned", TUNED)
+                _columns(axes, leaf.before, "start", DEFAULT_STYLE)
+            _columns(axes, leaf.after, "tuned", TUNED_STYLE)
             axes.set_title(clean(leaf.name))
             step_axis(axes)
             fit_scale(
@@ -176,7 +176,7 @@ def hypergradient(trace: Mapping[str, np.ndarray], *, width: float = WIDE) -> "F
             length; NaN throughout where the method has no such figure.
         width: Inches.
     """
-    parts = {"direct_norm": ("direct", DIRECT), "response_norm": ("response", RESPONSE)}
+    parts = {"direct_norm": ("direct", DIRECT_STYLE), "response_norm": ("response", RESPONSE_STYLE)}
     parts = {key: part for key, part in parts.items() if np.isfinite(trace[key]).any()}
     grown = bool((trace["adjoint_growth"] > 0).any())
     if not parts and not grown:
@@ -223,7 +223,7 @@ def curves(
         names: Key to the title of its panel, in the order of the panels.
         width: Inches.
     """
-    drawn = {"default": (before, DEFAULT), "tuned": (after, TUNED)}
+    drawn = {"default": (before, DEFAULT_STYLE), "tuned": (after, TUNED_STYLE)}
     keys = [
         key
         for key in names
@@ -273,10 +273,10 @@ def _strip(axes: "Axes", leaf: Leaf) -> None:
     after = drawable(leaf.after.ravel())
     before = np.full(after.shape, np.nan) if leaf.before is None else drawable(leaf.before.ravel())
     rows = list(range(after.size))
-    axes.hlines(rows, before, after, color=TUNED["color"], linewidth=1.4, alpha=0.6)
+    axes.hlines(rows, before, after, color=TUNED_STYLE["color"], linewidth=1.4, alpha=0.6)
     dots = {"linestyle": "none", "clip_on": False, "markersize": 6, "zorder": 4}
-    axes.plot(before, rows, "o", label="start", mfc="white", mec=DEFAULT["color"], **dots)
-    axes.plot(after, rows, "o", label="tuned", color=TUNED["color"], **dots)
+    axes.plot(before, rows, "o", label="start", mfc="white", mec=DEFAULT_STYLE["color"], **dots)
+    axes.plot(after, rows, "o", label="tuned", color=TUNED_STYLE["color"], **dots)
     for row, old, new in zip(rows, before, after, strict=True):
         text = number(new) if math.isnan(old) else f"{number(old)} → {number(new)}"
         where = axes.get_yaxis_transform()
@@ -303,7 +303,10 @@ def _strip(axes: "Axes", leaf: Leaf) -> None:
 
 def _sorted(axes: "Axes", leaf: Leaf) -> None:
     """Draw many elements as their sorted values, before and after."""
-    for array, label, style in ((leaf.before, "start", DEFAULT), (leaf.after, "tuned", TUNED)):
+    for array, label, style in (
+        (leaf.before, "start", DEFAULT_STYLE),
+        (leaf.after, "tuned", TUNED_STYLE),
+    ):
         if array is not None:
             ordered = np.sort(array[np.isfinite(array)].ravel())
             share = np.linspace(0, 100, ordered.size)

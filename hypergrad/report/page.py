@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -69,10 +70,15 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise failed("write", folder, error) from error
     for name, figure in wide.items():
-        write_bytes(folder / f"{name}.svg", drawings[name].wide.encode())
-        write_bytes(folder / f"{name}.png", png(figure))
-    write_bytes(page, text.encode())
+        _write(folder / f"{name}.svg", drawings[name].wide.encode())
+        _write(folder / f"{name}.png", png(figure))
+    _write(page, text.encode())
     return page
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, also where two processes report one study at once."""
+    write_bytes(path, data, path.with_name(f".{path.name}.{secrets.token_hex(6)}"))
 
 
 def _draw(results: Results, width: float) -> dict[str, "Figure"]:

@@ -31,15 +31,15 @@ MAX_POINTS = 600
 """Points drawn of one line; the lowest and the highest of each stretch are kept."""
 
 # Okabe and Ito's palette, safe for the common colour blindnesses; styles differ for grey print.
-TUNED: dict[str, Any] = {"color": "#0072B2", "linewidth": 1.8, "zorder": 3}
+TUNED_STYLE: dict[str, Any] = {"color": "#0072B2", "linewidth": 1.8, "zorder": 3}
 
 RANDOM_STYLE: dict[str, Any] = {"color": "#D55E00", "linewidth": 1.5, "linestyle": (0, (5, 1.5))}
 
-DEFAULT: dict[str, Any] = {"color": "#6e6e6e", "linewidth": 1.4, "linestyle": (0, (1.5, 1.5))}
+DEFAULT_STYLE: dict[str, Any] = {"color": "#6e6e6e", "linewidth": 1.4, "linestyle": (0, (1.5, 1.5))}
 
-DIRECT: dict[str, Any] = {"color": "#CC79A7", "linewidth": 1.3}
+DIRECT_STYLE: dict[str, Any] = {"color": "#CC79A7", "linewidth": 1.3}
 
-RESPONSE: dict[str, Any] = {"color": "#007D5C", "linewidth": 1.6}
+RESPONSE_STYLE: dict[str, Any] = {"color": "#007D5C", "linewidth": 1.6}
 
 INK = "#333333"
 

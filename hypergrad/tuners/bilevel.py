@@ -298,7 +298,7 @@ def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, floa
 
 BILEVEL = Method(
     "bilevel",
-    "weights and hyperparameters in one loop (see --bilevel), for hyperparameters of the loss",
+    "stochastic bilevel optimization: weights and hyperparameters of the loss in one loop (see --bilevel)",
     ("bilevel", "learning_rate", "num_restarts", "prior", "warm_start"),
     _make,
 )

@@ -1,9 +1,9 @@
-"""How flat the networks of a finished study are: measures of its configurations, and a slice through each."""
+"""Measure how flat the networks of a finished study are, with a slice through the loss of each."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,74 +14,72 @@ from hypergrad.core import tree
 from hypergrad.core.types import Array, Batch, HParams, Key, Params
 from hypergrad.populations import per_shape
 from hypergrad.problem import Problem, Task, split_loss
-from hypergrad.report.results import FLATNESS_FILE, load_results
+from hypergrad.report.results import FLATNESS_FILE, Flatness, load_results
 from hypergrad.study.disk import files, folder
 from hypergrad.train import carried, init_state, trained, unroll, with_parts
 from hypergrad.tuning.provenance import settings_of
 
 MOST_SAMPLES = 256
-"""Training examples that everything is measured on."""
+"""Training examples that every network is measured on."""
 
 MOST_SEEDS = 3
 """Networks measured for each configuration: the first of those that it was judged by."""
 
 NUM_POINTS = 41
-"""Of a slice."""
+"""Points of a slice."""
 
 PRODUCTS = 60
-"""With the Hessian, for each estimate."""
+"""Products with the Hessian for each estimate."""
 
 Loss = Callable[[Params, Batch], Array]
 
-MEASURES: dict[str, Callable[[Loss, Params, Batch, Key], Array]] = {
-    "training loss": lambda loss, p, b, key: loss(p, b),
-    "Hessian norm": lambda loss, p, b, key: (
-        cv.frobenius_estimate(loss, p, b, key, num_products=PRODUCTS).value
+Measure = Callable[[Loss, Params, Batch, Key], Array]
+
+
+def _hessian_norm(loss: Loss, params: Params, batch: Batch, key: Key) -> Array:
+    return cv.frobenius_estimate(loss, params, batch, key, num_products=PRODUCTS).value
+
+
+def _largest_eigenvalue(loss: Loss, params: Params, batch: Batch, key: Key) -> Array:
+    return cv.top_eigenvalues(loss, params, batch, key, num=1).values[0]
+
+
+def _trace(loss: Loss, params: Params, batch: Batch, key: Key) -> Array:
+    return cv.trace_estimate(loss, params, batch, key, num_products=PRODUCTS).value
+
+
+MEASURES: dict[str, Measure] = {
+    "training loss": lambda loss, params, batch, key: loss(params, batch),
+    "Hessian norm": _hessian_norm,
+    "largest eigenvalue": _largest_eigenvalue,
+    "trace": _trace,
+    "sharpness (SAM, radius 0.05)": lambda loss, params, batch, key: cv.sam(loss, params, batch),
+    "adaptive sharpness (radius 0.5)": lambda loss, params, batch, key: cv.adaptive(
+        loss, params, batch
     ),
-    "largest eigenvalue": lambda loss, p, b, key: cv.top_eigenvalues(loss, p, b, key, num=1).values[
-        0
-    ],
-    "trace": lambda loss, p, b, key: (
-        cv.trace_estimate(loss, p, b, key, num_products=PRODUCTS).value
-    ),
-    "sharpness (SAM, radius 0.05)": lambda loss, p, b, key: cv.sam(loss, p, b),
-    "adaptive sharpness (radius 0.5)": lambda loss, p, b, key: cv.adaptive(loss, p, b),
 }
-"""Name -> (loss, params, batch, key) -> []; each takes any network."""
-
-
-class Flatness(NamedTuple):
-    """What was measured.
-
-    Attributes:
-        measures: configuration -> measure -> values over seeds `[S]`, NaN where training diverged.
-        steps: of the slices, in lengths of the filters, `[NUM_POINTS]`.
-        slices: configuration -> training loss along a filter-normalized direction, of its first network.
-    """
-
-    measures: dict[str, dict[str, np.ndarray]]
-    steps: np.ndarray
-    slices: dict[str, np.ndarray]
+"""Name -> (loss, params, batch, key) -> []; each measure takes any network."""
 
 
 def measure_flatness(task: Task, directory: str | Path, *, allow_changes: bool = False) -> Flatness:
-    """Measure the networks of a finished study, and keep what was found in its `flatness.json`.
+    """Measure how flat the networks of a finished study are, and write its `flatness.json`.
 
-    The default, tuned and random configurations are trained again on the first seeds they were judged by,
-    and measured at the end of training on up to 256 training examples. The report shows it from then on.
+    The default, tuned and random configurations are trained again on the first seeds that they were judged
+    on. Each network is measured at the end of its training, on up to 256 training examples. The report shows
+    the measures from then on.
 
-    **Cost:** three trainings a configuration, and some 200 products with the Hessian for each.
+    **Cost:** three trainings a configuration, and some 200 products with the Hessian for each of them.
 
     **Limits:** the Hessian's norm and its trace are estimates; `curvature.frobenius` has the exact norm. The
-    measures compare networks of one task under one loss, no others.
+    measures compare networks of one task under one loss, and no others.
 
     Args:
-        task: the same as at the start.
-        directory: of the study.
-        allow_changes: go on although the task's source files are not what they were.
+        task: Task of the study, unchanged since its start.
+        directory: Folder of the study.
+        allow_changes: Whether to go on although the task's source files have changed.
 
     Raises:
-        ValueError: where there is no finished study, or it is of another task.
+        ValueError: If there is no finished study in the folder, or it is of another task.
     """
     described = study.read_description(folder.check_folder(directory))
     settings = settings_of(task, described, allow_changes)
@@ -101,7 +99,7 @@ def measure_flatness(task: Task, directory: str | Path, *, allow_changes: bool =
 
 
 def batch_of(problem: Problem) -> Batch:
-    """Return up to `MOST_SAMPLES` training examples, spread over the set; a minibatch where there is none."""
+    """Return up to `MOST_SAMPLES` examples, spread over the training set; one minibatch if there is no set."""
     if problem.train_set is None:
         return problem.train_batch(jax.random.key(0), jnp.zeros((), jnp.int32))
     num = problem.train_set.num_examples
@@ -134,7 +132,7 @@ def _hparams(task: Task, leaves: dict[str, Any], name: str) -> HParams:
         if not isinstance(got, str if text else np.ndarray) or np.shape(got) != like.shape:
             raise ValueError(
                 f"result.json has no {leaf!r} of shape {like.shape} for {name!r}, expected the hparams of the "
-                "task; the file is damaged or was edited, restore it or tune again"
+                "task; restore the file or tune again"
             )
     values = [np.asarray(leaves[leaf], like.dtype.type) for leaf, like in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(start), values)

@@ -1,5 +1,6 @@
 """Judge configurations on fresh seeds: curves, validation objectives and test scores with intervals."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from hypergrad.report.extras import check_diagram, check_snippet
 from hypergrad.report.study import Study
 from hypergrad.searchers import final_values
 from hypergrad.space import static
-from hypergrad.train import init_state, split_key, unroll, unroll_losses
+from hypergrad.train import TrainState, init_state, split_key, unroll, unroll_losses
 from hypergrad.tuners import TUNERS
 from hypergrad.tuning.provenance import final_digest
 from hypergrad.tuning.settings import Settings
@@ -23,58 +24,89 @@ from hypergrad.tuning.settings import Settings
 CURVE_POINTS = 25
 """Points of a validation curve."""
 
+FINALISTS = 10
+"""Trials of each method that are trained again before one of them is chosen."""
+
 
 def judge(
     task: Task, configurations: dict[str, HParams], key: Key, num_seeds: int
 ) -> dict[str, dict[str, Any]]:
-    """Train every configuration on the same fresh seeds and read its curves and test scores.
+    """Train every configuration on the same fresh seeds, and read its curves and test scores.
 
     Returns:
-        For each name: validation objective of each seed, curves, and the test metric with a 95 %
-        bootstrap interval over test examples (scores averaged over seeds first); empty without a test set.
+        For each name: the validation objective of each seed, curves, and the test metric with a 95 %
+        bootstrap interval over test examples, whose scores are averaged over seeds first. The test metric is
+        empty without a test set.
     """
     interval = max(1, task.horizon // CURVE_POINTS)
-    num_chunks, rest = divmod(task.horizon, interval)
+    steps = [*range(0, task.horizon - task.horizon % interval + 1, interval)]
+    steps += [task.horizon] * (task.horizon % interval > 0)
 
-    def one(task: Task, hparams: HParams, key: Key) -> tuple[Array, Array, Array]:
-        problem = task.problem
-        state = init_state(problem, key, hparams)
-        valid = problem.valid_batch(split_key(key)[1])
+    def build(task: Task) -> Callable[[HParams, Key], _Measured]:
+        return lambda h, keys: jax.lax.map(lambda key: _measure(task, interval, h, key), keys)
 
-        def objective(state):
-            return problem.objective(state.params, hparams, valid)
-
-        def chunk(state, _):
-            state, losses = unroll_losses(problem, hparams, state, interval)
-            return state, (losses, objective(state))
-
-        first = objective(state)
-        state, (losses, values) = jax.lax.scan(chunk, state, None, length=num_chunks)
-        state, late = unroll_losses(problem, hparams, state, rest)
-        curve = jnp.concatenate([first[None], values, objective(state)[None]])
-        scores = jnp.zeros(0) if task.test is None else task.test(state.params, hparams)
-        return jnp.append(losses.reshape(-1), late), curve, scores
-
-    def build(task: Task):
-        return lambda hparams, keys: jax.lax.map(lambda key: one(task, hparams, key), keys)
-
-    run = per_shape(task, build)
-
-    keys = jax.random.split(key, num_seeds)
-    steps = [*range(0, num_chunks * interval + 1, interval), task.horizon]
+    run, keys = per_shape(task, build), jax.random.split(key, num_seeds)
     judged = {}
     for name, hparams in configurations.items():
         losses, curves, scores = map(np.asarray, run(hparams, keys))
-        if not rest:
-            curves = curves[:, :-1]
+        curves = curves[:, : len(steps)]
         judged[name] = {
             "hparams": tree.named(hparams),
             "valid": {**_interval(curves[:, -1]), "values": curves[:, -1]},
             "test": {} if task.test is None else _bootstrap(scores.mean(0)),
             "train_curve": _curve(np.arange(task.horizon), losses),
-            "valid_curve": _curve(np.asarray(steps[: curves.shape[1]]), curves),
+            "valid_curve": _curve(np.asarray(steps), curves),
         }
     return judged
+
+
+_Measured = tuple[Array, Array, Array]
+"""Training losses `[T]`, validation objectives `[C]`, test scores `[num_test]`."""
+
+
+def _measure(task: Task, interval: int, hparams: HParams, key: Key) -> _Measured:
+    """Train one network, and evaluate its objective every `interval` steps, at the start and at the end."""
+    problem = task.problem
+    state = init_state(problem, key, hparams)
+    valid = problem.valid_batch(split_key(key)[1])
+    num_chunks, rest = divmod(task.horizon, interval)
+
+    def objective(state: TrainState) -> Array:
+        return problem.objective(state.params, hparams, valid)
+
+    def chunk(state: TrainState, _: None) -> tuple[TrainState, tuple[Array, Array]]:
+        state, losses = unroll_losses(problem, hparams, state, interval)
+        return state, (losses, objective(state))
+
+    first = objective(state)
+    state, (losses, values) = jax.lax.scan(chunk, state, None, length=num_chunks)
+    state, late = unroll_losses(problem, hparams, state, rest)
+    curve = jnp.concatenate([first[None], values, objective(state)[None]])
+    scores = jnp.zeros(0) if task.test is None else task.test(state.params, hparams)
+    return jnp.append(losses.reshape(-1), late), curve, scores
+
+
+def choose(
+    task: Task, settings: Settings, found: Study, method: str, key: Key
+) -> tuple[HParams, float]:
+    """Choose among the finalists of a method by their mean objective over the same seeds."""
+    if found.best is None:
+        start = spaces.default(task.space)
+        return static.restored(task.space, jax.tree.map(np.asarray, start)), float("inf")
+    ranked = [
+        (float(value), trials, member)
+        for trials in (found.trials[-FINALISTS:] if method in TUNERS else found.trials)
+        for member, value in enumerate(final_values(trials))
+        if np.isfinite(value)
+    ]
+    ranked = sorted(ranked, key=lambda trial: trial[0])[:FINALISTS]
+    finalists = [jax.tree.map(lambda x, m=m: x[m], trials.hparams) for _, trials, m in ranked]
+    finalists.append(found.best)
+    values = mean_objectives(task, finalists, key, max(settings.num_seeds, 4))
+    if not np.any(np.isfinite(values)):
+        return static.restored(task.space, found.best), found.best_value
+    best = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
+    return static.restored(task.space, finalists[best]), float(values[best])
 
 
 def mean_objectives(
@@ -87,7 +119,7 @@ def mean_objectives(
         valid = problem.valid_batch(split_key(key)[1])
         return problem.objective(state.params, hparams, valid)
 
-    def build(task: Task):
+    def build(task: Task) -> Callable[[HParams, Key], Array]:
         return lambda h, keys: jnp.mean(jax.lax.map(lambda key: one(task.problem, h, key), keys))
 
     mean, keys = per_shape(task, build), jax.random.split(key, num_seeds)
@@ -95,8 +127,8 @@ def mean_objectives(
 
 
 def _interval(values: np.ndarray) -> dict[str, Any]:
-    """Mean over seeds and its 95 % interval by Student's t; NaN where an objective is infinite."""
-    with np.errstate(invalid="ignore"):  # the spread of infinite objectives is no number
+    """Return the mean over seeds and its 95 % interval by Student's t; NaN where an objective is infinite."""
+    with np.errstate(invalid="ignore"):  # infinite objectives have no spread
         mean = values.mean(0)
         half = (
             _t95(len(values)) * values.std(0, ddof=1) / np.sqrt(len(values))
@@ -128,76 +160,28 @@ def _bootstrap(scores: np.ndarray, num_resamples: int = 2000) -> dict[str, Any]:
     return {"mean": scores.mean(), "low": low, "high": high, "num": len(scores)}
 
 
-FINALISTS = 10
-"""Settings of each method that are trained again before one of them is chosen."""
+def result_of(
+    task: Task,
+    settings: Settings,
+    found: Study,
+    baseline: Study | None,
+    judged: dict[str, dict[str, Any]],
+    cost: float,
+    best: HParams,
+) -> dict[str, Any]:
+    """Return what `result.json` says of a finished study.
 
-
-def choose(
-    task: Task, settings: Settings, found: Study, method: str, key: Key
-) -> tuple[HParams, float]:
-    """Choose among the finalists of a method by their mean objective over the same seeds."""
-    if found.best is None:
-        start = spaces.default(task.space)
-        return static.restored(task.space, jax.tree.map(np.asarray, start)), float("inf")
-    trials = [
-        (float(value), jax.tree.map(lambda x, m=m: x[m], o.hparams))
-        for o in (found.trials[-FINALISTS:] if method in TUNERS else found.trials)
-        for m, value in enumerate(final_values(o))
-        if np.isfinite(value)
-    ]
-    finalists = [h for _, h in sorted(trials, key=lambda t: t[0])[:FINALISTS]]
-    finalists.append(found.best)
-    values = mean_objectives(task, finalists, key, max(settings.num_seeds, 4))
-    if not np.any(np.isfinite(values)):
-        return static.restored(task.space, found.best), found.best_value
-    best = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
-    return static.restored(task.space, finalists[best]), float(values[best])
-
-
-def _trace(found: Study, cost: float) -> dict[str, Any]:
-    values = [final_values(o) for o in found.trials]
-    lowest = [float(v.min()) for v in values]
-    trace = {
-        "trainings": [cost * (i + 1) for i in range(len(lowest))],
-        "value": lowest,
-        "best": np.minimum.accumulate(lowest) if lowest else [],
-    }
-    names = ("direct_norm", "response_norm", "adjoint_growth")
-    if found.trials and all(name in found.trials[0].info for name in names):
-        members = [int(v.argmin()) for v in values]
-        for name in names:
-            pairs = zip(found.trials, members, strict=True)
-            trace[name] = [float(o.info[name][m]) for o, m in pairs]
-        trace["skipped"] = int(sum(o.info["skipped"].sum() for o in found.trials))
-    return trace
-
-
-def result_of(task, settings, found, baseline, judged, cost, best) -> dict[str, Any]:
-    """Return what `result.json` says of a finished study."""
-    notes = []
+    Args:
+        task: Task that was tuned.
+        settings: Settings of the study.
+        found: The trials of the method.
+        baseline: The trials of random search, None where it was not run.
+        judged: What `judge` returned.
+        cost: Trainings that one step of the method costs.
+        best: The hparams that were chosen.
+    """
     trace = _trace(found, cost)
-    if trace.get("skipped"):
-        notes.append(f"steps that were not finite, and were skipped: {trace['skipped']}")
-    refused = sum(int(o.info["refused"].sum()) for o in found.trials if "refused" in o.info)
-    if refused:
-        notes.append(
-            f"updates that left the response out, its solve worse than none or not finite: {refused}"
-        )
-    dropped = sum(int(o.info["dropped"].sum()) for o in found.trials if "dropped" in o.info)
-    if dropped:
-        notes.append(
-            f"windows of training dropped because the shared weights diverged: {dropped}; some of the policy's "
-            "rates are too large"
-        )
-    growth = trace.get("adjoint_growth", [])
-    if len(growth) and np.nanmax(growth) > 1.05:
-        worst = int(np.nanargmax(growth))
-        notes.append(
-            f"the adjoint grew by {growth[worst]:.3f} a training step at outer step {worst}: training is "
-            "near chaos there, and its gradients are hardly useful; lower the learning rates"
-        )
-    if found.best is None:
-        notes.append("no trial had a finite objective; 'tuned' shows the defaults")
+    notes = _notes(found, trace)
     snippet = diagram = None
     try:
         snippet = task.snippet and check_snippet(task.snippet, best)
@@ -218,9 +202,57 @@ def result_of(task, settings, found, baseline, judged, cost, best) -> dict[str, 
         "final_digest": final_digest(found, baseline, judged),
     }
     if baseline is not None:
-        result["random_trace"] = _trace(baseline, _width(baseline))
+        size = len(baseline.trials[0].values) if baseline.trials else 1
+        result["random_trace"] = _trace(baseline, size)
     return result
 
 
-def _width(found: Study) -> int:
-    return len(found.trials[0].values) if found.trials else 1
+def _trace(found: Study, cost: float) -> dict[str, Any]:
+    """Return columns with one value a step: its cost, its best trial, and the terms of the hypergradient."""
+    values = [final_values(trials) for trials in found.trials]
+    lowest = [float(v.min()) for v in values]
+    trace = {
+        "trainings": [cost * (i + 1) for i in range(len(lowest))],
+        "value": lowest,
+        "best": np.minimum.accumulate(lowest) if lowest else [],
+    }
+    names = ("direct_norm", "response_norm", "adjoint_growth")
+    if found.trials and all(name in found.trials[0].info for name in names):
+        members = [int(v.argmin()) for v in values]
+        for name in names:
+            pairs = zip(found.trials, members, strict=True)
+            trace[name] = [float(trials.info[name][m]) for trials, m in pairs]
+        trace["skipped"] = _total(found, "skipped")
+    return trace
+
+
+def _total(found: Study, name: str) -> int:
+    """Return the sum of an entry of `info` over all trials; zero where the method has no such entry."""
+    return sum(int(t.info[name].sum()) for t in found.trials if name in t.info)
+
+
+def _notes(found: Study, trace: dict[str, Any]) -> list[str]:
+    """Return what went wrong in a study, in sentences."""
+    notes = []
+    if trace.get("skipped"):
+        notes.append(f"steps that were not finite, and were skipped: {trace['skipped']}")
+    if refused := _total(found, "refused"):
+        notes.append(
+            f"updates that left the response out, because its solve was not finite or no better than zero: "
+            f"{refused}"
+        )
+    if dropped := _total(found, "dropped"):
+        notes.append(
+            f"windows of training dropped because the shared weights diverged: {dropped}; some of the policy's "
+            "rates are too large"
+        )
+    growth = trace.get("adjoint_growth", [])
+    if len(growth) and np.nanmax(growth) > 1.05:
+        worst = int(np.nanargmax(growth))
+        notes.append(
+            f"the adjoint grew by {growth[worst]:.3f} a training step at outer step {worst}: training is "
+            "near chaos there, and its gradients are hardly useful; lower the learning rates"
+        )
+    if found.best is None:
+        notes.append("no trial had a finite objective; 'tuned' shows the defaults")
+    return notes
