@@ -237,7 +237,7 @@ def test_a_search_over_several_objectives():
         (constrained(full(1), lambda o: jnp.zeros(3)), r"violation returned the shape \(3,\)"),
         (
             scalarized(full(1), lambda o: o.values, chebyshev((1.0,), (0.0,))),
-            r"objectives returned the shape \(8,\), expected \[8, K\]",
+            r"objectives has shape \(8,\), expected \[8, K\]",
         ),
         (
             scalarized(full(1), lambda o: jnp.zeros((8, 2)), lambda x: x),

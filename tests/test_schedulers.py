@@ -30,7 +30,7 @@ from hypergrad.schedulers import (
 from hypergrad.schedulers.base import Periods
 from hypergrad.schedulers.hyperband import brackets, num_trials
 from hypergrad.schedulers.pb2 import time_varying
-from hypergrad.schedulers.pbt import copy_sources
+from hypergrad.schedulers.pbt import choose_parents
 from hypergrad.searchers import Searcher, Trials
 from hypergrad.searchers.models import gaussian_process as gp
 from hypergrad.space import (
@@ -426,7 +426,7 @@ def test_pbt_leaves_the_schedule_that_a_member_was_trained_with():
 
 
 def test_sources_are_the_best_and_the_replaced_the_worst():
-    choose = jax.jit(copy_sources, static_argnums=2)
+    choose = jax.jit(choose_parents, static_argnums=2)
     values = jnp.array([5.0, 1.0, 9.0, jnp.nan, 2.0, 7.0, 3.0, 8.0])
     for seed in range(5):
         source, moved = map(np.asarray, choose(jax.random.key(seed), values, 0.25))
@@ -526,7 +526,7 @@ NO_MEMBERS = MEMBERS._replace(init=None)
 
 REFUSED = {
     "num_steps is 0": lambda: full(0),
-    "eta is 1, expected a number above 1": lambda: halving(9, eta=1),
+    "eta is 1, expected a number in (1, inf)": lambda: halving(9, eta=1),
     "eta is nan": lambda: hyperband(9, eta=float("nan")),
     "min_steps is 10, expected at most num_steps = 9": lambda: halving(9, min_steps=10),
     "min_steps is 0": lambda: hyperband(9, min_steps=0),
@@ -541,10 +541,10 @@ REFUSED = {
     ),
     "measure is None": lambda: flatness(None, 9),
     "num_kept is 0": lambda: flatness(steepness, 9, num_kept=0),
-    "ranking returned an array of shape (3,), expected (4,)": lambda: flatness(
+    "ranking returned the shape (3,), expected (4,)": lambda: flatness(
         steepness, 9, ranking=lambda m, v: jnp.zeros(3)
     )(NO_MEMBERS, KEY, curves(4)),
-    "ranking returned an array of shape (), expected (4,)": lambda: flatness(
+    "ranking returned the shape (), expected (4,)": lambda: flatness(
         steepness, 9, ranking=lambda m, v: jnp.min(m)
     )(NO_MEMBERS, KEY, curves(4)),
     "ranking is a function of (share), expected a function (measures [M], obj": lambda: flatness(
@@ -555,9 +555,9 @@ REFUSED = {
     ),
     "share is 2": lambda: matched(2),
     "first_steps is 10": lambda: flatness(steepness, 9, first_steps=10),
-    "measure returned an array of shape (2,)": lambda: flatness(lambda w, h: jnp.ones(2), 9)(
-        MEMBERS, KEY, curves(4)
-    ),
+    "measure returned the shape (4, 2), expected (4,)": lambda: flatness(
+        lambda w, h: jnp.ones(2), 9
+    )(MEMBERS, KEY, curves(4)),
     "batch_size is 3 for a problem with no training set": lambda: supremum(
         CURVE, jnp.sum, batch_size=3
     ),

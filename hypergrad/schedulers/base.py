@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.checks import check_share, check_whole
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.populations import Population, count
+from hypergrad.populations import Population
 from hypergrad.searchers import Trials
 from hypergrad.space import Dimension, Sequence
 
@@ -22,11 +22,11 @@ MOST_HALVINGS = 3
 
 
 class SchedulerWarning(UserWarning):
-    """A scheduler that will not do what its name promises."""
+    """A scheduler that will not do here what its name promises."""
 
 
 Scheduler: TypeAlias = Callable[[Population, Key, HParams], Trials]
-"""(population, key, hparams `[N]`) -> `Outcome`.
+"""(population, key, hparams `[N]`) -> `Trials`.
 
 Traceable wherever the population is: under `jit` a generation is one compiled program. `info["key"]` has the
 key of each member.
@@ -40,9 +40,9 @@ class Rung(NamedTuple):
     """Where members are compared.
 
     Attributes:
-        num: how many members are trained up to here, n_i.
-        steps: their training steps here, from the start, r_i.
-        rank: what decides who goes on from here; the objective where None.
+        num: number of members that are trained up to here, n_i.
+        steps: training steps of each up to here, from the start, r_i.
+        rank: ranking that decides which of them go on; by the objective where None.
     """
 
     num: int
@@ -51,13 +51,13 @@ class Rung(NamedTuple):
 
 
 class Periods(NamedTuple):
-    """What the members of a population were trained with so far, and how they did.
+    """What the members of a population were trained with in each period, and how they did.
 
     Attributes:
-        hparams: of each period, `[P, N, ...]`.
-        values: objectives at the end of each, `[P, N]`.
-        starts: objectives that they went on from, `[P, N]`; NaN for the first period.
-        num: periods so far, int32; the rows from there on are still zero.
+        hparams: those of each period, `[P, N, ...]`.
+        values: objectives at the end of each period, `[P, N]`.
+        starts: objectives at its start, `[P, N]`; NaN for the first period.
+        num: number of periods so far, int32; the rows from there on are still zero.
         moved: which members are copies that get other hparams now, `[N]`; all where None.
     """
 
@@ -69,11 +69,14 @@ class Periods(NamedTuple):
 
 
 Explore: TypeAlias = Callable[[Key, HParams, Periods], HParams]
-"""(key, hparams `[N]`, history) -> other hparams `[N]`; only those of members just copied are used."""
+"""(key, hparams `[N]`, periods) -> other hparams `[N]`; only those of members just copied are used."""
 
 
-def later(dim: Dimension, past: float | Array, value: Array, moved: Array) -> Array:
-    """Keep the share `past` of a schedule, which is over; other dimensions have none."""
+def keep_past(dim: Dimension, past: float | Array, value: Array, moved: Array) -> Array:
+    """Keep `value` for the share `past` of a schedule, which is over, and take `moved` from there on.
+
+    Other dimensions have no past: theirs is `moved`.
+    """
     if not isinstance(dim, Sequence):
         return moved
     time = (jnp.arange(dim.length) + 0.5) / dim.length  # the middle of a step, clear of rounding
@@ -82,11 +85,11 @@ def later(dim: Dimension, past: float | Array, value: Array, moved: Array) -> Ar
 
 
 def best_first(scores: Array) -> Array:
-    """Return the members from the best score to the worst, `[N]`; ties by index, what is not finite last."""
+    """Return the members from the best score to the worst, `[N]`; ties by index, scores not finite last."""
     return jnp.argsort(jnp.where(jnp.isfinite(scores), scores, jnp.inf), stable=True)
 
 
-def ended(
+def judge_members(
     population: Population, keys: Key, hparams: HParams, states: PyTree, num_steps: int
 ) -> Trials:
     """Judge members that have all been trained for `num_steps` steps from `keys`."""
@@ -98,7 +101,7 @@ def ended(
 
 
 def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Rung]) -> Trials:
-    """Train members from rung to rung, and those that are no longer among the best no further.
+    """Train members from rung to rung, on each only the best of the rung before.
 
     S_0 = all;  S_{i+1} = the n_{i+1} lowest scores of S_i at r_i steps
 
@@ -107,11 +110,7 @@ def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Run
     Returns:
         The last objective of each member; in `info` the last rung of each, and the steps of all together.
     """
-    num = count(hparams)
-    if num != rungs[0].num:
-        raise ValueError(
-            f"hparams has {num} members, expected {rungs[0].num} for the first rung; ask for as many"
-        )
+    num = rungs[0].num
     keys = jax.random.split(key, num)
     states = population.init(keys, hparams)
     index, scores = jnp.arange(num, dtype=jnp.int32), jnp.zeros(num)
@@ -154,7 +153,6 @@ def spent(rungs: Many[Rung]) -> int:
 
 def num_halvings(num_steps: int, min_steps: int, eta: float) -> int:
     """Return ⌊log_η(num_steps / min_steps)⌋, exact where a float logarithm is not."""
-    check_geometry(num_steps, min_steps, eta)
     return _floor(math.log(num_steps / min_steps, eta))
 
 
@@ -164,16 +162,28 @@ def shortest_run(size: int, horizon: int) -> int:
     return horizon // ETA**last
 
 
-def check_geometry(num_steps: Any, min_steps: Any, eta: Any) -> None:
+def check_halving(num_steps: Any, min_steps: Any, eta: Any) -> None:
     """Raise a `ValueError` unless 1 <= min_steps <= num_steps and eta > 1."""
+    check_steps("min_steps", min_steps, num_steps)
+    check_share("eta", eta, "(1, inf)", what="a number", example=3)
+
+
+def check_steps(name: str, steps: Any, num_steps: Any) -> None:
+    """Raise a `ValueError` unless both are whole numbers and 1 <= steps <= num_steps."""
     check_whole("num_steps", num_steps)
-    check_whole("min_steps", min_steps)
-    if min_steps > num_steps:
+    check_whole(name, steps)
+    if steps > num_steps:
         raise ValueError(
-            f"min_steps is {min_steps}, expected at most num_steps = {num_steps}; pass e.g. min_steps=1"
+            f"{name} is {steps}, expected at most num_steps = {num_steps}; pass e.g. {name}=1"
         )
-    if not is_number(eta) or not 1 < eta < math.inf:
-        raise ValueError(f"eta is {eta!r}, expected a number above 1; pass e.g. eta=3")
+
+
+def check_one_each(name: str, found: Any, num: int) -> None:
+    """Raise a `ValueError` unless a user's function returned one number for each of `num` trials."""
+    if jnp.shape(found) != (num,):
+        raise ValueError(
+            f"{name} returned the shape {jnp.shape(found)}, expected ({num},); return a number for each trial"
+        )
 
 
 def _floor(number: float) -> int:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.checks import check_function, check_share, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.curvature import Measure, frobenius_estimate, supremum
@@ -23,21 +23,24 @@ from hypergrad.schedulers.base import (
     Scheduler,
     SchedulerWarning,
     best_first,
+    check_one_each,
+    check_steps,
     spent,
     train_up,
 )
-from hypergrad.schedulers.pareto import pareto_front, pareto_ranks
+from hypergrad.schedulers.pareto import check_rows, pareto_front, pareto_ranks
+from hypergrad.searchers import Trials
 from hypergrad.space import units
 
 NUM_PRODUCTS = 12
 """Products with the Hessian of each of four minibatches, from which `flatness` by name estimates its norm."""
 
 Ranking: TypeAlias = Callable[[Array, Array], Array]
-"""(measures `[M]`, objectives `[M]`) -> scores `[M]`, the lowest best; what is not finite is discarded."""
+"""(measures `[M]`, objectives `[M]`) -> scores `[M]`, the lowest best; one not finite discards the trial."""
 
 
 def flattest(measures: Array, values: Array) -> Array:
-    """Rank by flatness alone, as the paper does; a measure of 0 says nothing and is discarded."""
+    """Rank by flatness alone, as the paper does; a trial whose measure is 0 is discarded."""
     return jnp.where(measures > 0, measures, jnp.inf)
 
 
@@ -63,9 +66,9 @@ def matched(share: float = 0.5) -> Ranking:
 
     Flatness at matched loss: a network that is flat because it has learned nothing does not count.
     """
-    _check_share("share", share)
+    check_share("share", share)
 
-    def rank(measures, values):
+    def rank(measures: Array, values: Array) -> Array:
         num = len(values)
         inside = jnp.argsort(best_first(values)) < max(1, round(share * num))
         by_flatness = jnp.argsort(best_first(flattest(measures, values)))
@@ -77,9 +80,9 @@ def matched(share: float = 0.5) -> Ranking:
 
 def blended(weight: float = 0.25) -> Ranking:
     """Rank by place in objective and in flatness: (1 − weight) place(value) + weight place(measure)."""
-    _check_share("weight", weight)
+    check_share("weight", weight, example=0.25)
 
-    def rank(measures, values):
+    def rank(measures: Array, values: Array) -> Array:
         places = [jnp.argsort(best_first(x)) for x in (values, flattest(measures, values))]
         score = (1 - weight) * places[0] + weight * places[1]
         return jnp.where(jnp.isfinite(values), score, jnp.inf)
@@ -100,24 +103,25 @@ def flatness(
     S[h] = sup_{x ⊂ X} μ(x; h) where that is > 0;   P[h] = Run(h) for the N_2 lowest of S
 
     The N_1 trials are those that are asked for (50 in the paper), trained as one population; the N_2 go on
-    from where they stopped. `outcome.info["flatness"]` has S, and `info["discarded"]` tells whose score was not
-    finite: those whose S is 0 or NaN, with `flattest` and `pareto`.
+    from where they stopped. `info["flatness"]` has S, and `info["discarded"]` tells whose score was not
+    finite: with `flattest` and `pareto`, the trials whose S is 0 or NaN.
 
     **Cost:** N_1 first_steps + N_2 (num_steps − first_steps) steps, and N_1 measures.
 
     **Limits:** the number of trials that go on is fixed: where fewer than N_2 are left, discarded ones fill the
-    places. Their objectives are infinite in the outcome, so that they are never the best: where a measure is
-    0 for all trials, none is. A network that learned nothing is flat, too; measured on the paper's data
+    places. Their objectives become infinite, so that they are never the best: where a measure is 0 for all
+    trials, none is. A network that learned nothing is flat, too; measured on the paper's data
     sets, ranking by the objective (`ranking=lowest_value`) is hard to beat (`docs/flatness.md`).
 
     Args:
-        measure: (params, hparams) -> []; `measures.supremum` makes one of any curvature measure. A
-            validation loss, a norm of the weights or a test of one's own will do as well.
-        num_steps: of the trials that go on, R.
-        first_steps: of every trial, an epoch in the paper; where it is `num_steps`, all are trained to the end.
-        num_kept: N_2.
-        ranking: of what was measured: `flattest`, `lowest_value`, `pareto`, `matched(share)` or
-            `blended(weight)`.
+        measure: Function (params, hparams) -> []; `curvature.supremum` makes one of any curvature measure. A
+            validation loss, a norm of the weights or a test of your own will do as well.
+        num_steps: Training steps R of the trials that go on.
+        first_steps: Training steps of every trial before it is measured, an epoch in the paper; with
+            `num_steps`, all are trained to the end.
+        num_kept: Number N_2 of trials that go on.
+        ranking: Ranking of the trials by measure and objective: `flattest`, `lowest_value`, `pareto`,
+            `matched(share)` or `blended(weight)`.
 
     Reference:
         "Flatness-guided hyper-parameter optimization", Algorithm 1.
@@ -126,68 +130,48 @@ def flatness(
         ValueError: for arguments that cannot work and, when called, for a measure or a ranking that returns
             something of another shape.
     """
-    check_whole("num_steps", num_steps)
-    check_whole("first_steps", first_steps)
-    if first_steps > num_steps:
-        raise ValueError(
-            f"first_steps is {first_steps}, expected at most num_steps = {num_steps}; lower it"
-        )
+    check_steps("first_steps", first_steps, num_steps)
     check_whole("num_kept", num_kept)
-    _check_function(
-        "measure", measure, "(params, hparams) -> []", "supremum(problem, curvature.sam)"
-    )
-    _check_function("ranking", ranking, "(measures [M], objectives [M]) -> scores [M]", "matched()")
+    _check_pair("measure", measure, "(params, hparams) -> []", "supremum(problem, curvature.sam)")
+    _check_pair("ranking", ranking, "(measures [M], objectives [M]) -> scores [M]", "matched()")
 
-    def rank(population: Population, hparams: HParams, states: PyTree, values: Array):
+    def rank(
+        population: Population, hparams: HParams, states: PyTree, values: Array
+    ) -> tuple[Array, dict[str, Array]]:
         found = population.measure(measure, hparams, states)
-        if jnp.shape(found) != jnp.shape(values):
-            raise ValueError(
-                f"measure returned an array of shape {jnp.shape(found)[1:]}, expected one real number of shape "
-                "(); reduce it, for example with jnp.max(...)"
-            )
+        check_one_each("measure", found, len(values))
         scores = ranking(found, values)
-        _check_scores(scores, values)
+        check_one_each("ranking", scores, len(values))
         return scores, {"flatness": found, "discarded": ~jnp.isfinite(scores)}
 
-    def run(population, key, hparams):
+    def run(population: Population, key: Key, hparams: HParams) -> Trials:
         num = count(hparams)
         like = jax.ShapeDtypeStruct((num,), jnp.result_type(float))
-        with contextlib.suppress(
-            jax.errors.JAXTypeError
-        ):  # one of numpy is checked when it is called
-            _check_scores(jax.eval_shape(ranking, like, like), like)
+        with contextlib.suppress(jax.errors.JAXTypeError):  # one of numpy is checked when called
+            check_one_each("ranking", jax.eval_shape(ranking, like, like), num)
         rungs = [Rung(num, first_steps, rank), Rung(min(num, num_kept), num_steps)]
         rungs = rungs if first_steps < num_steps else rungs[:1]
-        outcome = train_up(population, key, hparams, rungs)
-        values = outcome.values
-        out = outcome.info["discarded"] & jnp.isfinite(values)
-        return outcome._replace(values=jnp.where(out, jnp.inf, values))
+        trials = train_up(population, key, hparams, rungs)
+        out = trials.info["discarded"] & jnp.isfinite(trials.values)
+        return trials._replace(values=jnp.where(out, jnp.inf, trials.values))
 
     return run
 
 
-def _check_function(name: str, function: Any, expected: str, example: str) -> None:
+def _check_pair(name: str, function: Any, expected: str, example: str) -> None:
     """Raise a `ValueError` unless this is a function of two arguments, as far as its signature tells."""
-    got = f"{function!r:.80}"
-    if callable(function):
-        try:
-            signature = inspect.signature(function)
-        except (TypeError, ValueError):  # some builtins have none
-            return
-        try:
-            signature.bind(None, None)
-            return
-        except TypeError:
-            got = f"a function of ({', '.join(signature.parameters)})"
-    raise ValueError(f"{name} is {got}, expected a function {expected}; pass e.g. {example}")
-
-
-def _check_scores(scores: Any, values: Any) -> None:
-    if jnp.shape(scores) != jnp.shape(values):
+    check_function(name, function, example)
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some builtins have none
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        got = ", ".join(signature.parameters)
         raise ValueError(
-            f"ranking returned an array of shape {jnp.shape(scores)}, expected {jnp.shape(values)}, a score "
-            "for each member; keep the order of the members, and leave out any reduction"
-        )
+            f"{name} is a function of ({got}), expected a function {expected}; pass e.g. {example}"
+        ) from None
 
 
 def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:
@@ -239,15 +223,15 @@ def traverse(
     convex combinations of adjacent corners, evenly spaced along it, are quantized to values that the space has:
     whole numbers to the nearest, options to that of the nearer corner.
 
-    **Limits:** a combination is tested because it may be good, not because it is: the scores of a
-    combination of settings are no combination of scores.
+    **Limits:** a combination is worth a test because it may be good: its scores are not the combination of
+    the corners' scores.
 
     Args:
-        space: of traceable dimensions.
-        hparams: tried so far, `[N]`.
-        scores: `[N, 2]`, lower is better: loss and flatness, or two error rates.
-        num: combinations wanted.
-        key: moves the points along the path at random, by at most half their distance; None leaves them.
+        space: Space of traceable dimensions.
+        hparams: Settings tried so far, `[N]`.
+        scores: Two scores of each, `[N, 2]`, the lower the better: loss and flatness, or two error rates.
+        num: Number of combinations.
+        key: Seed that moves the points along the path, by at most half their distance; with None they stay.
 
     Returns:
         hparams `[num]`, from the best in the first score to the best in the second.
@@ -258,11 +242,7 @@ def traverse(
     check_whole("num", num)
     coords = units.coordinates(space)
     scores = jnp.asarray(scores)
-    if scores.shape != (count(hparams), 2):
-        raise ValueError(
-            f"scores has shape {scores.shape}, expected ({count(hparams)}, 2), two numbers a member; stack "
-            "them with jnp.stack([losses, measures], 1)"
-        )
+    check_rows("scores", scores, count(hparams), 2)
     finite = jnp.all(jnp.isfinite(scores), 1, keepdims=True)
     outside = ~pareto_front(jnp.where(finite, scores, jnp.nan))
     path = jnp.lexsort((scores[:, 1], scores[:, 0], outside))
@@ -279,10 +259,3 @@ def traverse(
         coords.ordered, (1 - weight) * low + weight * high, jnp.where(weight < 0.5, low, high)
     )
     return units.from_units(space, units.snap(coords.levels, mixed))
-
-
-def _check_share(name: str, value: Any) -> None:
-    if not is_number(value) or not 0 <= value <= 1:
-        raise ValueError(
-            f"{name} is {value!r}, expected a number from 0 to 1; pass e.g. {name}=0.5"
-        )

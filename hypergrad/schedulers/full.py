@@ -1,16 +1,15 @@
 """Train everything to the end."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 
-from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.checks import check_share, check_whole
 from hypergrad.core.methods import Method
-from hypergrad.core.types import PyTree
-from hypergrad.populations import count
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.populations import Population, count
 from hypergrad.problem import Problem
-from hypergrad.schedulers.base import Scheduler, ended
+from hypergrad.schedulers.base import Scheduler, judge_members
+from hypergrad.searchers import Trials
 
 
 def full(num_steps: int) -> Scheduler:
@@ -20,12 +19,12 @@ def full(num_steps: int) -> Scheduler:
     """
     check_whole("num_steps", num_steps)
 
-    def run(population, key, hparams):
+    def run(population: Population, key: Key, hparams: HParams) -> Trials:
         num = count(hparams)
         keys = jax.random.split(key, num)
         states = population.init(keys, hparams)
         states = population.advance(hparams, states, num_steps)
-        return ended(population, keys, hparams, states, num_steps)
+        return judge_members(population, keys, hparams, states, num_steps)
 
     return run
 
@@ -38,40 +37,37 @@ FULL = Method("full", "every trial is trained to the end", (), _make)
 
 
 def reach(target: float, num_steps: int, *, every: int = 1) -> Scheduler:
-    """Give every trial `num_steps` steps, and look at its objective every so many.
+    """Give every trial `num_steps` steps, and look at its objective after every `every` of them.
 
     `info["reached"]` has the number of steps after which the objective of a trial was first seen to be at most
     the target, or -1. `searchers.steps_to(target)` makes `cross_entropy` minimise it.
 
-    **Cost:** that of `full`, and ⌈`num_steps` / `every`⌉ evaluations of the objective a trial. Trials that are
-    there go on to the end: side by side in a program they would wait for the last one anyway, and
-    the values of all stay comparable.
+    **Cost:** that of `full`, and ⌈`num_steps` / `every`⌉ evaluations of the objective a trial. Trials that have
+    reached the target go on to the end: side by side in one program they would wait for the last one anyway,
+    and the values of all stay comparable.
 
-    **Limits:** what happens between two looks is not seen: `reached` is a multiple of `every`, or the end.
+    **Limits:** nothing is seen between two looks: `reached` is a multiple of `every`, or the end.
 
     Args:
-        target: objective to reach.
-        num_steps: training steps of every trial.
-        every: steps from one look to the next.
+        target: Objective to reach.
+        num_steps: Training steps of every trial.
+        every: Training steps from one look to the next.
 
     Raises:
         ValueError: for a target that is not finite, or counts below 1.
 
     Reference:
-        the second objective of CEHPO: steps to a given loss.
+        The second objective of CEHPO: steps to a given loss.
     """
     check_whole("num_steps", num_steps)
     check_whole("every", every)
-    if not is_number(target) or not math.isfinite(target):
-        raise ValueError(
-            f"target is {target!r:.80}, expected a finite number; pass the objective to reach"
-        )
+    check_share("target", target, "(-inf, inf)", what="a finite number", example=0.1)
 
-    def run(population, key, hparams):
+    def run(population: Population, key: Key, hparams: HParams) -> Trials:
         num = count(hparams)
         keys = jax.random.split(key, num)
 
-        def look(i, carry):
+        def look(i: int | Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
             states, reached = carry
             before, after = (jnp.minimum(k * every, num_steps) for k in (i, i + 1))
             states = population.advance(hparams, states, after - before)
@@ -86,7 +82,7 @@ def reach(target: float, num_steps: int, *, every: int = 1) -> Scheduler:
         else:
             carry = jax.lax.fori_loop(0, looks, look, carry)
         states, reached = carry
-        outcome = ended(population, keys, hparams, states, num_steps)
-        return outcome._replace(info=outcome.info | {"reached": reached})
+        trials = judge_members(population, keys, hparams, states, num_steps)
+        return trials._replace(info=trials.info | {"reached": reached})
 
     return run

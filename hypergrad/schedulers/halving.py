@@ -3,19 +3,21 @@
 from collections.abc import Sequence
 
 from hypergrad.core.methods import Method
-from hypergrad.core.types import PyTree
-from hypergrad.populations import count
+from hypergrad.core.types import HParams, Key, PyTree
+from hypergrad.populations import Population, count
 from hypergrad.problem import Problem
 from hypergrad.schedulers.base import (
     ETA,
     Rung,
     Scheduler,
+    check_halving,
     geometric_rungs,
     num_halvings,
     shortest_run,
     spent,
     train_up,
 )
+from hypergrad.searchers import Trials
 
 
 def halving(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> Scheduler:
@@ -27,19 +29,20 @@ def halving(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> Schedule
     from where they stopped. Under `jit`, one compiled program with s + 1 sizes.
 
     **Limits:** a trial whose objective falls late is lost. Objectives of trials that stopped early are those
-    of fewer steps (`outcome.steps`); trials that diverged stop first, ties go to the lower index.
+    of fewer steps (`trials.steps`); trials that diverged stop first, ties go to the lower index.
 
     Args:
-        num_steps: R, of the trials that reach the last rung.
-        min_steps: r_min, least steps of any trial.
-        eta: η, above 1.
+        num_steps: Training steps R of the trials that reach the last rung.
+        min_steps: Least training steps r_min of any trial.
+        eta: Factor η above 1: the best 1/η go on, for η times as long.
 
     Reference:
         Jamieson, Talwalkar, 2016, arXiv:1502.07943; Li et al., 2018, arXiv:1603.06560, Algorithm 1.
     """
+    check_halving(num_steps, min_steps, eta)
     last = num_halvings(num_steps, min_steps, eta)
 
-    def run(population, key, hparams):
+    def run(population: Population, key: Key, hparams: HParams) -> Trials:
         rungs = geometric_rungs(count(hparams), num_steps, last, eta)
         return train_up(population, key, hparams, rungs)
 
@@ -58,10 +61,10 @@ HALVING = Method(
 
 
 def staged(rungs: Sequence[Rung]) -> Scheduler:
-    """Train from rung to rung as listed, each with its own way of ranking where it has one.
+    """Train from rung to rung as listed, each with its own ranking where it has one.
 
     Args:
-        rungs: numbers of members that do not grow, and steps that do.
+        rungs: Numbers of members, which never grow, and of training steps, which do.
 
     Raises:
         ValueError: for rungs that do not follow one another and, when called, for another number of members
@@ -75,13 +78,17 @@ def staged(rungs: Sequence[Rung]) -> Scheduler:
     before = Rung(rungs[0].num, 0)
     for i, rung in enumerate(rungs):
         if not 1 <= rung.num <= before.num or rung.steps <= before.steps:
+            room = f"1 to {before.num} members and more than {before.steps} steps"
             raise ValueError(
-                f"rungs[{i}] has {rung.num} members and {rung.steps} steps, expected at least 1 and at most "
-                f"{before.num} members and more than {before.steps} steps; order them"
+                f"rungs[{i}] has {rung.num} members and {rung.steps} steps, expected {room}; order them"
             )
         before = rung
 
-    def run(population, key, hparams):
+    def run(population: Population, key: Key, hparams: HParams) -> Trials:
+        if count(hparams) != rungs[0].num:
+            raise ValueError(
+                f"hparams has {count(hparams)} members, expected {rungs[0].num} for the first rung; ask for all"
+            )
         return train_up(population, key, hparams, rungs)
 
     return run

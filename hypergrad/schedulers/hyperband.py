@@ -8,13 +8,14 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.methods import Method
-from hypergrad.core.types import PyTree
-from hypergrad.populations import count
+from hypergrad.core.types import HParams, Key, PyTree
+from hypergrad.populations import Population, count
 from hypergrad.problem import Problem
 from hypergrad.schedulers.base import (
     ETA,
     Rung,
     Scheduler,
+    check_halving,
     geometric_rungs,
     num_halvings,
     shortest_run,
@@ -34,34 +35,34 @@ def hyperband(
     **Cost:** about (s_max + 1)² R steps for N = Σ_s n_s trials (`num_trials`).
 
     **Limits:** another N (at least one a bracket) is divided among the brackets in the same proportions.
-    Objectives of different numbers of steps (`outcome.steps`) are not comparable.
+    Objectives of different numbers of steps (`trials.steps`) are not comparable.
 
     Args:
-        num_steps: R, of the trials that reach a last rung.
-        min_steps: least steps of any trial.
-        eta: η, above 1.
-        searcher: chooses the settings of every bracket after the first, told of those before it; they
-            replace what was asked for. A `tpe` makes it BOHB, an `evolution` DEHB. Where None all are as asked.
+        num_steps: Training steps R of the trials that reach a last rung.
+        min_steps: Least training steps of any trial.
+        eta: Factor η above 1 of each halving.
+        searcher: Searcher that is told of every bracket and chooses the hparams of the next, in place of those
+            that were asked for. A `tpe` makes it BOHB, an `evolution` DEHB. With None all are as asked.
 
     Reference:
         Li, Jamieson, DeSalvo, Rostamizadeh, Talwalkar, 2018, arXiv:1603.06560, Algorithm 1 and Table 1.
     """
-    num_halvings(num_steps, min_steps, eta)  # what cannot be is refused here
+    check_halving(num_steps, min_steps, eta)
 
-    def run(population, key, hparams):
+    def run(population: Population, key: Key, hparams: HParams) -> Trials:
         ladder = brackets(num_steps, min_steps=min_steps, eta=eta, num=count(hparams))
         ask_key, key = jax.random.split(key)
         memory = None if searcher is None else searcher.init(ask_key)
-        outcomes, start = [], 0
+        told, start = [], 0
         for i, rungs in enumerate(ladder):
             size = rungs[0].num
             given = tree.rows(hparams, jnp.arange(start, start + size))
-            if searcher is not None and outcomes:
-                memory = searcher.tell(memory, outcomes[-1])
+            if searcher is not None and told:
+                memory = searcher.tell(memory, told[-1])
                 given = searcher.ask(jax.random.fold_in(ask_key, i), memory, size)
-            outcomes.append(train_up(population, jax.random.fold_in(key, i), given, rungs))
+            told.append(train_up(population, jax.random.fold_in(key, i), given, rungs))
             start += size
-        return _join(outcomes)
+        return _join(told)
 
     return run
 
@@ -72,10 +73,10 @@ def brackets(
     """Return the rungs of every bracket, the boldest first: Table 1 of the paper for R = 81, η = 3.
 
     Args:
-        num_steps: R.
-        min_steps: least steps of any trial.
-        eta: η.
-        num: trials to divide among the brackets; the paper's number where None.
+        num_steps: Training steps R.
+        min_steps: Least training steps of any trial.
+        eta: Factor η.
+        num: Number of trials to divide among the brackets; that of the paper where None.
 
     Raises:
         ValueError: for fewer trials than brackets.
@@ -93,8 +94,7 @@ def _divided(num: int, sizes: list[int]) -> list[int]:
     """Divide `num` trials in the proportions of `sizes`: one for each, the rest by rounded shares."""
     if num < len(sizes):
         raise ValueError(
-            f"hparams has {num} members, expected at least {len(sizes)}, the brackets of hyperband; ask the "
-            "searcher for more, or raise min_steps"
+            f"hparams has {num} members, expected at least {len(sizes)}, the brackets; ask for more of them"
         )
     above = np.array(sizes) - 1 if max(sizes) > 1 else np.ones(len(sizes))
     edges = np.floor(np.cumsum(above) / np.sum(above) * (num - len(sizes)) + 0.5).astype(int)
@@ -106,10 +106,10 @@ def num_trials(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> int:
     return sum(rungs[0].num for rungs in brackets(num_steps, min_steps=min_steps, eta=eta))
 
 
-def _join(outcomes: list[Trials]) -> Trials:
-    """Put the outcomes of the brackets one behind another."""
-    joined = jax.tree.map(lambda *xs: jnp.concatenate([jnp.atleast_1d(x) for x in xs]), *outcomes)
-    sizes = [len(outcome.values) for outcome in outcomes]
+def _join(told: list[Trials]) -> Trials:
+    """Put the trials of the brackets one behind another."""
+    joined = jax.tree.map(lambda *xs: jnp.concatenate([jnp.atleast_1d(x) for x in xs]), *told)
+    sizes = [len(trials.values) for trials in told]
     bracket = jnp.repeat(
         jnp.arange(len(sizes), dtype=jnp.int32), jnp.array(sizes), total_repeat_length=sum(sizes)
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad.core.checks import is_number
+from hypergrad.core.checks import check_least
 from hypergrad.core.types import Array
 
 Scalarization: TypeAlias = Callable[[Array], Array]
@@ -19,19 +19,19 @@ def pareto_front(objectives: Array) -> Array:
 
     a dominates b:  a_k <= b_k for every k, and a_k < b_k for one.
 
-    Equal trials are all of the front. A trial with a NaN is not, and dominates none.
+    Equal trials are all on the front. A trial with a NaN is not, and dominates none.
 
     **Cost:** O(N² K) time, memory O(N²).
 
     Args:
-        objectives: `[N, K]`.
+        objectives: Objectives of the trials, `[N, K]`.
     """
     dominates, valid = _dominance(objectives)
     return ~jnp.any(dominates, axis=0) & valid
 
 
 def pareto_ranks(objectives: Array) -> Array:
-    """Return the front that each trial is of, int32 `[N]`: 0 for the first, 1 for that of the others, ...
+    """Return the front that each trial is on, int32 `[N]`: 0 for the first, 1 for that of the others, ...
 
     Trials with a NaN come last, with rank N.
 
@@ -40,7 +40,7 @@ def pareto_ranks(objectives: Array) -> Array:
     dominates, valid = _dominance(objectives)
     num = len(valid)
 
-    def peel(carry):
+    def peel(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         ranks, left, level = carry
         front = left & ~jnp.any(dominates & left[:, None], axis=0)
         return jnp.where(front, level, ranks), left & ~front, level + 1
@@ -52,7 +52,7 @@ def pareto_ranks(objectives: Array) -> Array:
 def _dominance(objectives: Array) -> tuple[Array, Array]:
     """Return whether i dominates j, `[N, N]`, and which trials have no NaN, `[N]`."""
     objectives = jnp.asarray(objectives)
-    _check_objectives(objectives)
+    check_rows("objectives", objectives)
     a, b = objectives[:, None], objectives[None]
     dominates = jnp.all(a <= b, -1) & jnp.any(a < b, -1)
     return dominates, ~jnp.any(jnp.isnan(objectives), -1)
@@ -68,8 +68,8 @@ def hypervolume(objectives: Array, reference: Array) -> float:
     **Cost:** O(N log N) for two, O(N² log N) for three, on the host.
 
     Args:
-        objectives: `[N, K]`, K = 2 or 3; rows with a NaN count for nothing.
-        reference: `[K]`, worse than what is of interest, in every objective.
+        objectives: Objectives of the trials, `[N, K]`, K = 2 or 3; rows with a NaN count for nothing.
+        reference: Point `[K]` that is worse than all of interest, in every objective.
 
     Raises:
         ValueError: for another number of objectives, and a reference of another shape.
@@ -79,15 +79,14 @@ def hypervolume(objectives: Array, reference: Array) -> float:
         López-Ibáñez, "An Improved Dimension-Sweep Algorithm for the Hypervolume Indicator", CEC 2006.
     """
     points, corner = np.asarray(objectives, np.float64), np.asarray(reference, np.float64)
-    _check_objectives(points)
+    check_rows("objectives", points)
     if points.shape[1] not in (2, 3):
         raise ValueError(
             f"objectives has {points.shape[1]} columns, expected two or three; choose those that matter"
         )
     if corner.shape != points.shape[1:] or not np.isfinite(corner).all():
         raise ValueError(
-            f"reference is {reference!r:.80}, expected {points.shape[1]} finite numbers, one an objective; "
-            "pass e.g. the worst value of each"
+            f"reference is {reference!r:.60}, expected {points.shape[1]} finite numbers; pass the worst of each"
         )
     inside = points[np.all(points < corner, axis=1)]
     if not np.isfinite(inside).all():
@@ -125,9 +124,9 @@ def chebyshev(weights: Many[float], ideal: Many[float], *, slope: float = 0.05) 
     objective.
 
     Args:
-        weights: one an objective, positive; for objectives of different scales, 1 / range.
-        ideal: y*, the best value of each by itself, or below.
-        slope: of the sum, small.
+        weights: Positive weight of each objective; for objectives of different scales, 1 / range.
+        ideal: Best value y* of each objective by itself, or one below.
+        slope: Small weight of the sum.
 
     Raises:
         ValueError: for weights that are not positive, an ideal of another length, a negative slope.
@@ -143,26 +142,24 @@ def chebyshev(weights: Many[float], ideal: Many[float], *, slope: float = 0.05) 
         )
     if best.shape != w.shape or not np.isfinite(best).all():
         raise ValueError(
-            f"ideal is {ideal!r:.80}, expected {len(w)} finite numbers, the best of each objective; pass "
-            f"e.g. {(0.0,) * len(w)}"
+            f"ideal is {ideal!r:.60}, expected {len(w)} finite numbers; pass the best of each objective"
         )
-    if not is_number(slope) or not 0 <= slope < np.inf:
-        raise ValueError(f"slope is {slope!r}, expected a number >= 0; pass e.g. 0.05")
+    check_least("slope", slope, example=0.05)
 
-    def scalar(objectives):
+    def scalar(objectives: Array) -> Array:
         objectives = jnp.asarray(objectives)
-        _check_objectives(objectives, len(w))
+        check_rows("objectives", objectives, columns=len(w))
         away = (objectives - jnp.asarray(best, objectives.dtype)) * jnp.asarray(w, objectives.dtype)
         return jnp.max(away, -1) + slope * jnp.sum(away, -1)
 
     return scalar
 
 
-def _check_objectives(objectives: Any, num: int | None = None) -> None:
-    shape = np.shape(objectives)
-    if len(shape) != 2 or (num is not None and shape[1] != num):
-        columns = "K" if num is None else num
+def check_rows(name: str, values: Any, rows: int | None = None, columns: int | None = None) -> None:
+    """Raise a `ValueError` unless there is a row for each trial, in as many columns, where those are given."""
+    shape = np.shape(values)
+    if len(shape) != 2 or rows not in (None, shape[0]) or columns not in (None, shape[1]):
         raise ValueError(
-            f"objectives has shape {shape}, expected [N, {columns}], a row for each trial; stack them, e.g. "
-            "jnp.stack([values, sizes], -1)"
+            f"{name} has shape {shape}, expected [{rows or 'N'}, {columns or 'K'}], a row for each trial; "
+            "stack them, e.g. jnp.stack([values, sizes], -1)"
         )

@@ -1,19 +1,24 @@
 """Population-based bandits: what to try next in population-based training, from a Gaussian process."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
-from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.populations import count
 from hypergrad.problem import Problem
-from hypergrad.schedulers.base import Explore, Periods, Scheduler, later
-from hypergrad.schedulers.pbt import compared
+from hypergrad.schedulers.base import Explore, Periods, Scheduler, keep_past
+from hypergrad.schedulers.pbt import default_period, pbt
 from hypergrad.searchers.bayes import maximise
 from hypergrad.searchers.models.gaussian_process import (
+    Acquisition,
     Covariance,
+    Kernel,
+    Posterior,
     agreement,
     believe,
     condition,
@@ -22,7 +27,14 @@ from hypergrad.searchers.models.gaussian_process import (
     prior_kernel,
 )
 from hypergrad.searchers.models.targets import power
-from hypergrad.space import Coordinates, Sequence, coordinates, from_units, to_units
+from hypergrad.space import (
+    Coordinates,
+    Dimension,
+    Sequence,
+    coordinates,
+    from_units,
+    to_units,
+)
 
 
 def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
@@ -44,12 +56,12 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
     the present on.
 
     Args:
-        space: a pytree of traceable dimensions.
-        kappa: κ, the weight of what is not known.
-        capacity: periods of members that are remembered, the newest.
+        space: Pytree of traceable dimensions.
+        kappa: Weight κ of the deviation in the bound.
+        capacity: Number of periods of members that are remembered, the newest.
 
     Returns:
-        What `pbt(explore=...)` takes.
+        A function that `pbt(explore=...)` takes.
 
     Raises:
         ValueError: for a static dimension, by its name, and for settings out of range.
@@ -58,85 +70,120 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
         Parker-Holder, Nguyen, Roberts, "Provably Efficient Online Hyperparameter Optimization with
         Population-Based Bandits" (PB2), NeurIPS 2020, arXiv:2002.02518.
     """
-    bound = confidence_bound(kappa)
     check_whole("capacity", capacity, 4, example=1024)
     dims = jax.tree.map(lambda dim: dim.element if isinstance(dim, Sequence) else dim, space)
     plain = coordinates(dims)
-    whole = Coordinates(  # the last coordinate is the time
+    coords = Coordinates(
         np.append(plain.leaf, -1), np.append(plain.levels, 0), np.append(plain.ordered, True)
     )
     covariance = time_varying(plain.ordered)
+    model = _Model(space, dims, coords, covariance, confidence_bound(kappa), capacity)
 
-    def now(hparams: HParams, step: Array) -> HParams:
-        """Return hparams `[N]` with the value that schedules have at a share of the training."""
-
-        def leaf(dim, x):
-            if not isinstance(dim, Sequence):
-                return x
-            return x[:, jnp.minimum((step * dim.length).astype(jnp.int32), dim.length - 1)]
-
-        return jax.tree.map(leaf, space, hparams)
-
-    def table(history: Periods) -> tuple[Array, Array, Array]:
-        """Return units with time `[n, D + 1]`, changes `[n]`, and which rows hold one, the newest first."""
-        num_periods, num = history.values.shape
-        middles = (jnp.arange(num_periods) + 0.5) / num_periods
-        rows = jax.vmap(lambda h, t: to_units(dims, now(h, t)))(history.hparams, middles)
-        times = jnp.broadcast_to(middles[:, None, None], (num_periods, num, 1))
-        units = jnp.concatenate([rows, times], -1).reshape(num_periods * num, -1)
-        starts = history.starts.reshape(-1)
-        index = jnp.arange(num_periods * num)
-        filled = (index < history.num * num) & jnp.isfinite(starts)
-        newest = jax.lax.top_k(jnp.where(filled, index, -1), min(capacity, len(index)))[1]
-        change = jnp.where(filled, history.values.reshape(-1) - starts, jnp.inf)
-        change = jnp.where(jnp.isnan(change), jnp.inf, change)  # it diverged
-        return units[newest], change[newest], filled[newest]
-
-    def explore(key, hparams, history):
-        num, past = count(hparams), history.num / history.values.shape[0]
-        middle = past + 0.5 / history.values.shape[0]
-        units, change, filled = table(history)
-        targets = power(change, filled)
-        kernel = fit_covariance(prior_kernel(whole.num), covariance, units, targets, filled)
-        room = jnp.zeros((num, whole.num), units.dtype)
-        posterior = condition(
-            kernel,
-            covariance,
-            jnp.concatenate([units, room]),
-            jnp.concatenate([targets, room[:, 0]]),
-            jnp.concatenate([filled, jnp.zeros(num, bool)]),
-        )
-        time = jnp.full((num, 1), middle, units.dtype)
-        leaders = jnp.concatenate([to_units(dims, now(hparams, middle)), time], -1)
-        low = jnp.zeros(whole.num, units.dtype).at[-1].set(middle)
-        high = jnp.ones(whole.num, units.dtype).at[-1].set(middle)
-
-        def one(posterior, step):
-            key, row, member = step
-
-            def choose():
-                return maximise(key, posterior, covariance, whole, bound, (leaders, low, high))
-
-            unit = jax.lax.cond(moved[member], choose, lambda: leaders[member])
-            return believe(posterior, covariance, unit, row), unit[:-1]
-
+    def explore(key: Key, hparams: HParams, periods: Periods) -> HParams:
+        num, num_periods = count(hparams), periods.values.shape[0]
+        past = periods.num / num_periods
+        time = past + 0.5 / num_periods
+        units, change, filled = _changes(model, periods)
+        posterior = _posterior(model, units, change, filled, num)
         draw_key, key = jax.random.split(key)
-        moved = jnp.ones(num, bool) if history.moved is None else history.moved
-        order = jnp.argsort(moved)  # those that go on first
-        steps = jax.random.split(key, num), len(units) + jnp.arange(num), order
-        asked = jax.lax.scan(one, posterior, steps)[1][jnp.argsort(order)]
+        moved = jnp.ones(num, bool) if periods.moved is None else periods.moved
+        asked = _one_after_another(model, key, posterior, hparams, moved, time)
         anywhere = jax.random.uniform(draw_key, asked.shape, asked.dtype)
         found = from_units(dims, jnp.where(jnp.any(filled), asked, anywhere))
 
-        def leaf(dim, value, new):
+        def from_now_on(dim: Dimension, value: Array, new: Array) -> Array:
             if not isinstance(dim, Sequence):
                 return new.astype(value.dtype)
             new = jnp.broadcast_to(new[:, None], value.shape).astype(value.dtype)
-            return jax.vmap(lambda a, b: later(dim, past, a, b))(value, new)
+            return jax.vmap(lambda a, b: keep_past(dim, past, a, b))(value, new)
 
-        return jax.tree.map(leaf, space, hparams, found)
+        return jax.tree.map(from_now_on, space, hparams, found)
 
     return explore
+
+
+class _Model(NamedTuple):
+    space: PyTree
+    dims: PyTree  # of the values that hparams have at one time
+    coords: Coordinates  # of those, and the time behind them
+    covariance: Covariance
+    bound: Acquisition
+    capacity: int
+
+
+def _at(space: PyTree, hparams: HParams, time: Array) -> HParams:
+    """Return hparams `[N]` with the value that schedules have at a share of the training."""
+
+    def leaf(dim: Dimension, x: Array) -> Array:
+        if not isinstance(dim, Sequence):
+            return x
+        return x[:, jnp.minimum((time * dim.length).astype(jnp.int32), dim.length - 1)]
+
+    return jax.tree.map(leaf, space, hparams)
+
+
+def _changes(model: _Model, periods: Periods) -> tuple[Array, Array, Array]:
+    """Return units with time `[n, D + 1]`, changes Δ `[n]`, and which rows hold one, the newest first."""
+    num_periods, num = periods.values.shape
+    middles = (jnp.arange(num_periods) + 0.5) / num_periods
+    rows = jax.vmap(lambda h, t: to_units(model.dims, _at(model.space, h, t)))(
+        periods.hparams, middles
+    )
+    times = jnp.broadcast_to(middles[:, None, None], (num_periods, num, 1))
+    units = jnp.concatenate([rows, times], -1).reshape(num_periods * num, -1)
+    starts = periods.starts.reshape(-1)
+    index = jnp.arange(num_periods * num)
+    filled = (index < periods.num * num) & jnp.isfinite(starts)
+    newest = jax.lax.top_k(jnp.where(filled, index, -1), min(model.capacity, len(index)))[1]
+    change = jnp.where(filled, periods.values.reshape(-1) - starts, jnp.inf)
+    change = jnp.where(jnp.isnan(change), jnp.inf, change)  # it diverged
+    return units[newest], change[newest], filled[newest]
+
+
+def _posterior(
+    model: _Model, units: Array, change: Array, filled: Array, num_more: int
+) -> Posterior:
+    """Fit the process to the changes, with empty rows behind them for what it will hallucinate."""
+    targets = power(change, filled)
+    prior = prior_kernel(model.coords.num)
+    kernel = fit_covariance(prior, model.covariance, units, targets, filled)
+    room = jnp.zeros((num_more, model.coords.num), units.dtype)
+    return condition(
+        kernel,
+        model.covariance,
+        jnp.concatenate([units, room]),
+        jnp.concatenate([targets, room[:, 0]]),
+        jnp.concatenate([filled, jnp.zeros(num_more, bool)]),
+    )
+
+
+def _one_after_another(
+    model: _Model, key: Key, posterior: Posterior, hparams: HParams, moved: Array, time: Array
+) -> Array:
+    """Return the units that each member gets, `[N, D]`: its own, or for a copy those of the lowest bound.
+
+    Each is believed to come out at its mean before the next one is chosen.
+    """
+    num, dtype = len(moved), posterior.units.dtype
+    now = jnp.full((num, 1), time, dtype)
+    leaders = jnp.concatenate([to_units(model.dims, _at(model.space, hparams, time)), now], -1)
+    low = jnp.zeros(model.coords.num, dtype).at[-1].set(time)
+    high = jnp.ones(model.coords.num, dtype).at[-1].set(time)
+
+    def one(posterior: Posterior, step: tuple[Key, Array, Array]) -> tuple[Posterior, Array]:
+        key, row, member = step
+
+        def choose() -> Array:
+            box = leaders, low, high
+            return maximise(key, posterior, model.covariance, model.coords, model.bound, box)
+
+        unit = jax.lax.cond(moved[member], choose, lambda: leaders[member])
+        return believe(posterior, model.covariance, unit, row), unit[:-1]
+
+    order = jnp.argsort(moved)  # those that go on first
+    rows = len(posterior.units) - num + jnp.arange(num)
+    steps = jax.random.split(key, num), rows, order
+    return jax.lax.scan(one, posterior, steps)[1][jnp.argsort(order)]
 
 
 def time_varying(ordered: np.ndarray) -> Covariance:
@@ -149,7 +196,7 @@ def time_varying(ordered: np.ndarray) -> Covariance:
     1 − exp(−2 / (periods · scale_t)) for a period where t is the share of the training that is over.
 
     Args:
-        ordered: `[D]`, without the time; false for options.
+        ordered: Whether each coordinate but the time is ordered, `[D]`; false for options.
 
     Reference:
         Parker-Holder, Nguyen, Roberts, 2020, arXiv:2002.02518, section 4; Bogunovic, Scarlett, Cevher,
@@ -157,7 +204,7 @@ def time_varying(ordered: np.ndarray) -> Covariance:
     """
     numbers = np.flatnonzero(ordered)
 
-    def covariance(kernel, left, right):
+    def covariance(kernel: Kernel, left: Array, right: Array) -> Array:
         apart = (left[:, None] - right) * jnp.exp(-kernel.scale)
         square = jnp.sum(apart[:, :, numbers] ** 2, -1)
         result = jnp.exp(kernel.amplitude - square / 2 - jnp.abs(apart[:, :, -1]))
@@ -167,7 +214,7 @@ def time_varying(ordered: np.ndarray) -> Covariance:
 
 
 def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:
-    return compared(horizon, pb2(space)), size
+    return pbt(horizon, pb2(space), period=default_period(horizon)), size
 
 
 PB2 = Method(

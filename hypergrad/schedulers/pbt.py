@@ -8,14 +8,15 @@ import jax.numpy as jnp
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.checks import check_function, check_share, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.scans import largest_divisor
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.populations import Population, count
 from hypergrad.problem import Problem
-from hypergrad.schedulers.base import Explore, Periods, Scheduler, best_first, later
+from hypergrad.schedulers.base import Explore, Periods, Scheduler, best_first, keep_past
 from hypergrad.searchers import Trials
+from hypergrad.space import Dimension
 
 NUM_PERIODS = 8
 """Comparisons of `pbt` and `pb2` by name in a run, or a few more: the steps are divided evenly."""
@@ -41,15 +42,15 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
     **Cost:** N x `num_steps` steps; the schedules found take N x periods x hparams in `info`. Under `jit`,
     one compiled program.
 
-    **Limits:** greedy: what pays late is lost. `outcome.hparams` are those of the last period: of a schedule
-    over training, what the member was trained with; of a scalar, its last value. What each period had is
-    `info["schedule.NAME"]` `[N, periods, ...]`, its objectives `info["curve"]`.
+    **Limits:** greedy: what pays late is lost. `trials.hparams` are those of the last period: of a schedule
+    over training, what the member was trained with; of a scalar, its last value. `info["schedule.NAME"]`
+    `[N, periods, ...]` has the hparams of each period, `info["curve"]` its objectives.
 
     Args:
-        num_steps: of each member.
-        explore: makes other hparams of a copy's: `perturb(space)`, or `pb2(space)`.
-        period: steps between comparisons; divides `num_steps`.
-        fraction: share that is replaced, and that is copied; above 0, at most one half.
+        num_steps: Training steps of each member.
+        explore: Function that makes other hparams of a copy's: `perturb(space)`, or `pb2(space)`.
+        period: Training steps between comparisons; it divides `num_steps`.
+        fraction: Share of the members that is replaced, and that is copied; above 0, at most one half.
 
     Reference:
         Jaderberg et al., "Population Based Training of Neural Networks", 2017, arXiv:1711.09846, with
@@ -61,17 +62,11 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
         raise ValueError(
             f"period is {period}, expected a divisor of num_steps = {num_steps}; round one of them"
         )
-    if not callable(explore):
-        raise ValueError(
-            f"explore is {explore!r:.80}, expected a function of key, hparams and history; pass perturb(space)"
-        )
-    if not is_number(fraction) or not 0 < fraction <= 0.5:
-        raise ValueError(
-            f"fraction is {fraction!r}, expected a number above 0 and at most 0.5; pass e.g. fraction=0.2"
-        )
+    check_function("explore", explore, "perturb(space)")
+    check_share("fraction", fraction, "(0, 0.5]", example=0.2)
     num_periods = num_steps // period
 
-    def run(population, key, hparams):
+    def run(population: Population, key: Key, hparams: HParams) -> Trials:
         num = count(hparams)
         key, init_key = jax.random.split(key)
         keys = jax.random.split(init_key, num)
@@ -80,14 +75,14 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
         parent = jnp.arange(num, dtype=jnp.int32)
         carry = _Carry(key, hparams, states, parent, jnp.full(num, jnp.nan), empty, empty)
 
-        def train(carry):
+        def train(carry: _Carry) -> tuple[_Carry, Array, dict[str, Array]]:
             states = population.advance(carry.hparams, carry.states, period)
             values, info = population.judge(carry.hparams, states)
-            seen, line = (_record(h, carry, values) for h in (carry.seen, carry.line))
+            seen, line = (_with_period(p, carry, values) for p in (carry.seen, carry.line))
             return carry._replace(states=states, seen=seen, line=line), values, info
 
-        def generation(carry, _):
-            carry, values, _ = train(carry)
+        def generation(carry: _Carry, _: None) -> tuple[_Carry, None]:
+            carry, values = train(carry)[:2]
             return _exploit(population, carry, values, explore, fraction), None
 
         if population.host:
@@ -115,12 +110,12 @@ def _empty(hparams: HParams, num_periods: int, num: int) -> Periods:
     return Periods(tried, none, none, jnp.zeros((), jnp.int32))
 
 
-def _record(history: Periods, carry: _Carry, values: Array) -> Periods:
-    """Write one period."""
-    now = history.num
-    kept = jax.tree.map(lambda all, x: all.at[now].set(x), history.hparams, carry.hparams)
-    values = history.values.at[now].set(values.astype(history.values.dtype))
-    return Periods(kept, values, history.starts.at[now].set(carry.start), now + 1)
+def _with_period(periods: Periods, carry: _Carry, values: Array) -> Periods:
+    """Write down the hparams and objectives of one more period."""
+    now = periods.num
+    kept = jax.tree.map(lambda all, x: all.at[now].set(x), periods.hparams, carry.hparams)
+    values = periods.values.at[now].set(values.astype(periods.values.dtype))
+    return Periods(kept, values, periods.starts.at[now].set(carry.start), now + 1)
 
 
 def _exploit(
@@ -128,11 +123,11 @@ def _exploit(
 ) -> _Carry:
     """Copy the best over the worst, and explore from there."""
     key, draw_key, explore_key = jax.random.split(carry.key, 3)
-    source, moved = copy_sources(draw_key, values, fraction)
+    source, moved = choose_parents(draw_key, values, fraction)
     hparams = tree.rows(carry.hparams, source)
     other = explore(explore_key, hparams, carry.seen._replace(moved=moved))
 
-    def choose(new, old):
+    def choose(new: Array, old: Array) -> Array:
         return jnp.where(moved.reshape((-1,) + (1,) * (old.ndim - 1)), new, old).astype(old.dtype)
 
     line = carry.line._replace(
@@ -151,11 +146,11 @@ def _exploit(
     )
 
 
-def copy_sources(key: Key, values: Array, fraction: float) -> tuple[Array, Array]:
-    """Choose for each member whose copy it becomes.
+def choose_parents(key: Key, values: Array, fraction: float) -> tuple[Array, Array]:
+    """Choose the member that each one goes on from.
 
     Returns:
-        The member that each goes on from, int32 `[N]` (itself for most), and which ones were replaced, `[N]`.
+        That member, int32 `[N]` (itself for most), and which ones were replaced, `[N]`.
     """
     num = values.shape[0]
     size = min(max(1, int(fraction * num)), num // 2)
@@ -184,44 +179,42 @@ def perturb(
     **Limits:** a `Real` at zero moves only by being drawn anew.
 
     Args:
-        space: of the hparams.
-        factor: above 1, below 2.
-        resample: probability of drawing anew.
-        draw: (space, key) -> hparams, e.g. `space.sample_constant` for schedules of one value.
+        space: Space of the hparams.
+        factor: Factor above 1 and at most 2.
+        resample: Probability of drawing anew.
+        draw: Function (space, key) -> hparams, e.g. `space.sample_constant` for schedules of one value.
 
     Reference:
         Jaderberg et al., 2017, arXiv:1711.09846, section 4.
     """
     spaces.check_space(space)
-    for name, number, low, high in (("factor", factor, 1, 2), ("resample", resample, -1e-9, 1)):
-        if not is_number(number) or not low < number <= high:
-            raise ValueError(
-                f"{name} is {number!r}, expected a number from {max(low, 0)} to {high}; pass e.g. "
-                f"{name}={1.2 if name == 'factor' else 0.25}"
-            )
+    check_share("factor", factor, "(1, 2]", what="a number", example=1.2)
+    check_share("resample", resample, what="a probability", example=0.25)
     dims, structure = jax.tree.flatten(space)
     traced = spaces.dynamic(space)
 
-    def one(key, hparams, past):
+    def one(key: Key, hparams: HParams, past: float | Array) -> HParams:
         draw_key, key = jax.random.split(key)
         drawn = jax.tree.leaves(draw(traced, draw_key))
         given = jax.tree.leaves(hparams)
         keys = jax.random.split(key, len(dims))
         moved = [
-            later(args[0], past, args[2], _perturb(*args, factor, resample))
+            keep_past(args[0], past, args[2], _perturb(*args, factor, resample))
             for args in zip(dims, keys, given, drawn, strict=True)
         ]
         return jax.tree.unflatten(structure, moved)
 
-    def explore(key, hparams, history):
-        past = 0.0 if history is None else history.num / history.values.shape[0]
+    def explore(key: Key, hparams: HParams, periods: Periods | None) -> HParams:
+        past = 0.0 if periods is None else periods.num / periods.values.shape[0]
         keys = jax.random.split(key, count(hparams))
         return jax.vmap(one, in_axes=(0, 0, None))(keys, hparams, past)
 
     return explore
 
 
-def _perturb(dim, key: Key, value: Array, drawn: Array, factor: float, resample: float) -> Array:
+def _perturb(
+    dim: Dimension, key: Key, value: Array, drawn: Array, factor: float, resample: float
+) -> Array:
     if getattr(dim, "static", False):
         return value
     up_key, draw_key = jax.random.split(key)
@@ -237,13 +230,14 @@ def _perturb(dim, key: Key, value: Array, drawn: Array, factor: float, resample:
     return jnp.where(anew, drawn, moved).astype(value.dtype)
 
 
-def compared(horizon: int, explore: Explore) -> Scheduler:
-    """Return population-based training with about `NUM_PERIODS` comparisons in `horizon` steps."""
-    return pbt(horizon, explore, period=largest_divisor(horizon, horizon // NUM_PERIODS))
+def default_period(horizon: int) -> int:
+    """Return the steps of a period, so that there are about `NUM_PERIODS` in `horizon` steps."""
+    return largest_divisor(horizon, horizon // NUM_PERIODS)
 
 
 def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:
-    return compared(horizon, perturb(space, draw=spaces.sample_constant)), size
+    explore = perturb(space, draw=spaces.sample_constant)
+    return pbt(horizon, explore, period=default_period(horizon)), size
 
 
 PBT = Method(
