@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from hypergrad.core.abstract import abstract
+from hypergrad.core.autodiff import gauss_newton_product, hessian_product
 from hypergrad.core.checks import check_bytes, check_whole, describe
 from hypergrad.core.types import Array, Batch, Params, PyTree
 from hypergrad.curvature.columns import group_leaves
@@ -40,6 +41,9 @@ from hypergrad.curvature.models import (
 Product: TypeAlias = Callable[[Model, Params, Batch, PyTree], PyTree]
 """(loss, params, batch, vector) -> A vector, for a symmetric matrix A of the params."""
 
+Linear: TypeAlias = Callable[[PyTree], PyTree]
+"""(vector) -> A vector."""
+
 INDEX = 4
 """Bytes of the place of a weight."""
 
@@ -64,12 +68,12 @@ def hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
     """
     check_product(hvp, loss, params, batch)
     check_vector(params, vector)
-    return _hvp(loss, params, batch, vector)
+    return _hessian_at(loss, params, batch)(vector)
 
 
-def _hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
+def _hessian_at(loss: Model, params: Params, batch: Batch) -> Linear:
     function = loss_of(loss)
-    return jax.jvp(jax.grad(lambda w: function(w, batch)), (params,), (vector,))[1]
+    return hessian_product(lambda w: function(w, batch), params)
 
 
 def ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
@@ -94,19 +98,14 @@ def ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
     """
     check_product(ggn_vp, loss, params, batch)
     check_vector(params, vector)
-    return _ggn_vp(loss, params, batch, vector)
+    return _gauss_newton_at(loss, params, batch)(vector)
 
 
-def _ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
+def _gauss_newton_at(loss: Model, params: Params, batch: Batch) -> Linear:
     composed = composed_of(loss)
-
-    def outputs(w: Params) -> PyTree:
-        return composed.outputs(w, batch)
-
-    made, pull = jax.vjp(outputs, params)
-    moved = jax.jvp(outputs, (params,), (vector,))[1]
-    bent = jax.jvp(jax.grad(lambda z: composed.convex(z, batch)), (made,), (moved,))[1]
-    return pull(bent)[0]
+    return gauss_newton_product(
+        lambda w: composed.outputs(w, batch), lambda z: composed.convex(z, batch), params
+    )
 
 
 def fisher_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
@@ -131,18 +130,22 @@ def fisher_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTr
     """
     check_product(fisher_vp, loss, params, batch)
     check_vector(params, vector)
-    return _fisher_vp(loss, params, batch, vector)
+    return _fisher_at(loss, params, batch)(vector)
 
 
-def _fisher_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
+def _fisher_at(loss: Model, params: Params, batch: Batch) -> Linear:
     each = each_of(loss)
     losses, push = jax.linearize(lambda w: each(w, batch), params)
-    (pulled,) = jax.linear_transpose(push, params)(push(vector))
-    return jax.tree.map(lambda x: x / losses.shape[0], pulled)
+    pull = jax.linear_transpose(push, params)
+    return lambda v: jax.tree.map(lambda x: x / losses.shape[0], pull(push(v))[0])
 
 
-_TRUSTING: dict[Product, Product] = {hvp: _hvp, ggn_vp: _ggn_vp, fisher_vp: _fisher_vp}
-"""The same products of arguments that were checked before."""
+_LINEAR: dict[Product, Callable[[Model, Params, Batch], Linear]] = {
+    hvp: _hessian_at,
+    ggn_vp: _gauss_newton_at,
+    fisher_vp: _fisher_at,
+}
+"""The same products of arguments that were checked before, linearized once at the params."""
 
 
 def each_of(loss: Model) -> Callable[[Params, Batch], Array]:
@@ -200,15 +203,14 @@ class Operator(NamedTuple):
 
 def operator(product: Product, loss: Model, params: Params, batch: Batch) -> Operator:
     """Return a product as a function of flat vectors, which shares what is the same for all vectors."""
-    wide, trusting = widen(params), _TRUSTING.get(product, product)
+    wide = widen(params)
     flat, unravel = ravel_pytree(wide)
-
-    def apply(x: Array) -> Array:
-        return ravel_pytree(trusting(loss, wide, batch, unravel(x)))[0]
-
-    # linear in x: its linearization at zero keeps gradient and activations, and no more
-    matvec = jax.linearize(apply, jnp.zeros_like(flat))[1]
-    return Operator(matvec, flat.size, unravel, flat.dtype)
+    if product in _LINEAR:
+        linear = _LINEAR[product](loss, wide, batch)
+    else:
+        zeros = jax.tree.map(jnp.zeros_like, wide)
+        linear = jax.linearize(lambda v: product(loss, wide, batch, v), zeros)[1]
+    return Operator(lambda x: ravel_pytree(linear(unravel(x)))[0], flat.size, unravel, flat.dtype)
 
 
 def bytes_of_product(product: Product, loss: Model, params: Params, batch: Batch) -> int:
