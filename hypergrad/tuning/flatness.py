@@ -33,7 +33,7 @@ PRODUCTS = 60
 
 Loss = Callable[[Params, Batch], Array]
 
-Measure = Callable[[Loss, Params, Batch, Key], Array]
+NetworkMeasure = Callable[[Loss, Params, Batch, Key], Array]
 
 
 def _hessian_norm(loss: Loss, params: Params, batch: Batch, key: Key) -> Array:
@@ -48,7 +48,7 @@ def _trace(loss: Loss, params: Params, batch: Batch, key: Key) -> Array:
     return cv.trace_estimate(loss, params, batch, key, num_products=PRODUCTS).value
 
 
-MEASURES: dict[str, Measure] = {
+MEASURES: dict[str, NetworkMeasure] = {
     "training loss": lambda loss, params, batch, key: loss(params, batch),
     "Hessian norm": _hessian_norm,
     "largest eigenvalue": _largest_eigenvalue,
@@ -127,12 +127,9 @@ def _hparams(task: Task, leaves: dict[str, Any], name: str) -> HParams:
     start = jax.tree.map(np.asarray, spaces.default(task.space))
     wanted = tree.named(start)
     for leaf, like in wanted.items():
-        got = leaves.get(leaf)
-        text = like.dtype.kind == "U"
-        if not isinstance(got, str if text else np.ndarray) or np.shape(got) != like.shape:
-            raise ValueError(
-                f"result.json has no {leaf!r} of shape {like.shape} for {name!r}, expected the hparams of the "
-                "task; restore the file or tune again"
-            )
+        got, kind = leaves.get(leaf), str if like.dtype.kind == "U" else np.ndarray
+        if not isinstance(got, kind) or np.shape(got) != like.shape:
+            found = f"has no {leaf!r} of shape {like.shape} for {name!r}"
+            raise ValueError(f"result.json {found}, expected the task's hparams; tune again")
     values = [np.asarray(leaves[leaf], like.dtype.type) for leaf, like in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(start), values)

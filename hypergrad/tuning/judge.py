@@ -86,7 +86,7 @@ def _measure(task: Task, interval: int, hparams: HParams, key: Key) -> _Measured
     return jnp.append(losses.reshape(-1), late), curve, scores
 
 
-def choose(
+def choose_best(
     task: Task, settings: Settings, found: Study, method: str, key: Key
 ) -> tuple[HParams, float]:
     """Choose among the finalists of a method by their mean objective over the same seeds."""

@@ -37,7 +37,7 @@ from hypergrad.tuning.build import (
     most_trials,
     num_steps,
 )
-from hypergrad.tuning.judge import choose, judge, result_of
+from hypergrad.tuning.judge import choose_best, judge, result_of
 from hypergrad.tuning.provenance import check_same_result, describe_study
 from hypergrad.tuning.settings import Settings, check_settings
 
@@ -222,10 +222,10 @@ def _judge_all(
     task, settings = work.task, work.settings
     judge_key, choose_key = keys
     listeners.step(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
-    best = choose(task, settings, found, settings.method, choose_key)
+    best = choose_best(task, settings, found, settings.method, choose_key)
     configurations = {"default": spaces.default(task.space), "tuned": best[0]}
     if baseline is not None and baseline.best is not None:
-        configurations["random"] = choose(task, settings, baseline, "random", choose_key)[0]
+        configurations["random"] = choose_best(task, settings, baseline, "random", choose_key)[0]
     judged = judge(task, configurations, judge_key, settings.eval_seeds)
     listeners.step(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
     return result_of(task, settings, found, baseline, judged, work.cost, best[0]), best
