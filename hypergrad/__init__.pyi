@@ -17,7 +17,6 @@ from hypergrad.estimators.recommend import recommend as recommend
 from hypergrad.estimators.verify import verify as verify
 from hypergrad.populations import Population as Population
 from hypergrad.problem import Examples as Examples, Problem as Problem, Task as Task
-from hypergrad.report.page import write_report as write_report
 from hypergrad.report.study import Study as Study
 from hypergrad.searchers import Searcher as Searcher, Trials as Trials
 from hypergrad.space import (

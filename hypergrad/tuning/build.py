@@ -13,7 +13,7 @@ from hypergrad.core.types import PyTree
 from hypergrad.estimators import ESTIMATORS
 from hypergrad.estimators.policies import RESPONSES
 from hypergrad.populations import alike, fastest_layout, layout_for, partitioned, population
-from hypergrad.problem import Problem, Task, fixed
+from hypergrad.problem import Problem, Task, check_problem, fixed
 from hypergrad.report.extras import check_extras
 from hypergrad.schedulers import SCHEDULERS
 from hypergrad.searchers import SEARCHERS, warm_start
@@ -23,7 +23,7 @@ from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, readers_of
 from hypergrad.tuners.controller import CANDIDATES
 from hypergrad.tuning.settings import Settings
 from hypergrad.tuning.warm_start import held_trials, priors_of, read_trials, start_of
-from hypergrad.validation import validate
+from hypergrad.validation import check_step
 
 NAMES: dict[str, Mapping[str, Any]] = {
     "method": METHODS,
@@ -84,6 +84,8 @@ def check_task(task: Task, settings: Settings) -> Settings:
             "--prior lr=1e-3, or prior={'lr': 1e-3}"
         )
     by_gradient = settings.method in TUNERS
+    check_problem(task.problem)
+    check_whole("horizon", task.horizon)
     spaces.check_space(
         task.space,
         real=settings.method in ("descent", "bilevel"),
@@ -108,7 +110,7 @@ def check_task(task: Task, settings: Settings) -> Settings:
     for hparams in static.corners(task.space):
         label, start = static.split(task.space, hparams)
         one, start = fixed(task, label), jax.tree.map(jax.numpy.asarray, start)
-        validate(one.problem, start, task.horizon)
+        check_step(one.problem, start)
         check_extras(one, jax.tree.map(np.asarray, start))
     return settings
 

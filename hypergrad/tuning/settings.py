@@ -35,7 +35,7 @@ class Settings(NamedTuple):
         eval_seeds: Number of fresh seeds on which every configuration is judged in the end.
         memory: Bytes for the temporaries of one hypergradient by "reverse"; its default scheme where None. For
             a search, those of the members on one device: what fits is measured, and the fastest taken.
-        population: Trials of a generation of a search; at most 16 (4 for "bayes" and "tpe") where None.
+        population: Trials of a generation of a search; as suits the method, at most 16, where None.
         generations: Number of generations of a search; as many as make up the budget where None.
         scheduler: Name of the way in which a search spends training on its trials (`schedulers.SCHEDULERS`).
         devices: Number of devices over which the members of a search are spread; all that jax has where None.
@@ -100,18 +100,18 @@ OPTIONS = (
     Option("arg", dict, "another argument of the task", "NAME=VALUE"),
     Option("method", str, "name of the method, from `list`", "NAME"),
     Option("estimator", str, "name of the hypergradient estimator, from `list`", "NAME"),
-    Option("bilevel", str, "updates of the method 'bilevel': soba, saba or amigo", "NAME"),
+    Option("bilevel", str, "name of the updates of the method 'bilevel', from `list`", "NAME"),
     Option(
         "response",
         str,
-        "response of the weights in 'controller': none, unrolled or implicit",
+        "name of the response of the weights in 'controller', from `list`",
         "NAME",
     ),
     Option("budget", int, "outer steps, or trials of a search", "N"),
     Option(
         "population",
         int,
-        "trials of a generation of a search (default: at most 16, 4 for bayes and tpe)",
+        "trials of a generation of a search (default: as suits the method, at most 16)",
         "N",
     ),
     Option(
@@ -157,7 +157,7 @@ OPTIONS = (
     ),
     Option("out", str, "folder of the study (default runs/TASK)", "DIR"),
     Option("overwrite", bool, "replace the study that is in the folder"),
-    Option("log", list, "also write a log: jsonl, tensorboard or wandb; may be repeated", "NAME"),
+    Option("log", list, "name of a log to write, too, from `list`; may be repeated", "NAME"),
 )
 
 OPTION = {option.name: option for option in OPTIONS}
@@ -229,9 +229,9 @@ def check_options(
         form = _FORMS.get(name) or _FORMS[kind]
         if not form.fits(read):
             raise ValueError(f"{called(name)} is {_short(value)}, expected {form.expected}")
-        if name in (known or {}):
-            for word in read if kind is list else [read]:
-                check_name(called(name), word, (known or {})[name])
+        names = (known or {}).get(name)
+        for word in [] if names is None else read if kind is list else [read]:
+            check_name(called(name), word, names)
         if name == "prior":
             read = {
                 leaf: _pair(f"{called(name)} for {leaf!r:.80}", one) for leaf, one in read.items()
