@@ -69,26 +69,15 @@ def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> Non
     slope = jax.value_and_grad(partial(_loss, problem), has_aux=True)
     found = abstract("problem.loss", slope, weights, params, hparams, batch)
     (value, state), grads = found
+    constant = "return every part of the carried state, in constant shapes"
+    _check_same("problem.loss returned state", carried(params), state, constant)
     valid = abstract("problem.valid_batch", problem.valid_batch, key)
     judged = abstract("problem.objective", problem.objective, params, hparams, valid)
     check_scalar("problem.objective", judged)
     step = partial(_update, problem)
     moved = abstract("problem.optimizer", step, hparams, params, key, batch, value, grads)
-    constant = "return every part of the carried state, in constant shapes"
     scheduled = "read one value a step from a schedule, with schedule(hparams[...])"
-    for what, before, after, advice in (
-        ("problem.loss returned state", carried(params), state, constant),
-        ("problem.optimizer returned an update to params", weights, moved, scheduled),
-    ):
-        form, wanted = jax.tree.structure(after), jax.tree.structure(before)
-        if form != wanted:
-            raise ValueError(f"{what} of structure {form}, expected {wanted}; {advice}")
-        names = tree.leaf_names(before, bare=what.split()[-1])
-        for name, a, b in zip(names, *map(jax.tree.leaves, (before, after)), strict=True):
-            if a.shape != b.shape:
-                raise ValueError(
-                    f"{what}[{name!r}] of shape {b.shape}, expected {a.shape}; {advice}"
-                )
+    _check_same("problem.optimizer returned an update to params", weights, moved, scheduled)
 
 
 def _loss(
@@ -123,6 +112,17 @@ def _update(
             "optax.GradientTransformation; return e.g. optax.sgd(hparams['lr'])"
         )
     return update(problem, hparams, start_state(problem, params, hparams, key), batch, *gradient)[0]
+
+
+def _check_same(what: str, before: PyTree, after: PyTree, advice: str) -> None:
+    """Raise a `ValueError` unless two trees have the same structure and shapes."""
+    form, wanted = jax.tree.structure(after), jax.tree.structure(before)
+    if form != wanted:
+        raise ValueError(f"{what} of structure {form}, expected {wanted}; {advice}")
+    names = tree.leaf_names(before, bare=what.split()[-1])
+    for name, a, b in zip(names, *map(jax.tree.leaves, (before, after)), strict=True):
+        if a.shape != b.shape:
+            raise ValueError(f"{what}[{name!r}] of shape {b.shape}, expected {a.shape}; {advice}")
 
 
 def check_scalar(name: str, value: Any) -> None:
