@@ -265,7 +265,7 @@ RIDGE = ridge.task(horizon=5).problem
         (lambda: bilevel(SMALL, SPACE, 0), "num_iterations is 0"),
         (lambda: bilevel(SMALL, SPACE, 5, num_restarts=0), "num_restarts is 0"),
         (lambda: bilevel(SMALL, SPACE, 5, method="soba"), "method is str"),
-        (lambda: bilevel(SMALL, SPACE, 5, optimizer=0.1), "optimizer is 0.1"),
+        (lambda: bilevel(SMALL, SPACE, 5, optimizer=0.1), "optimizer is float 0.1"),
         (lambda: bilevel(SMALL, SPACE, 5, linear=polyak), "linear fails on the linear system"),
         (lambda: bilevel(SMALL, SPACE, 5, start={"point": jnp.ones(2)}), "hparams['point']"),
         (lambda: saba(64), "sums is int"),

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,13 +11,13 @@ import optax
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole
+from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.estimators.base import first_nonfinite
 from hypergrad.estimators.implicit.response import check_implicit, default_batch, unused
-from hypergrad.problem import Problem, Task, check_problem, with_hparams
+from hypergrad.problem import Problem, Task, with_hparams
 from hypergrad.searchers import Trials
 from hypergrad.train import init_state, trained
 from hypergrad.tuners.base import Tuner
@@ -106,120 +107,131 @@ def bilevel(
         Dagréou, Ablin, Vaiter, Moreau, 2022, arXiv:2201.13409 (SOBA, SABA); Arbel, Mairal, 2022,
         arXiv:2111.14580 (AmIGO).
     """
-    check_problem(problem)
     spaces.check_space(space, real=True)
     check_whole("num_iterations", num_iterations)
     check_whole("num_restarts", num_restarts)
     method = soba() if method is None else method
-    if not isinstance(method, BilevelMethod):
-        raise ValueError(
-            f"method is {type(method).__name__}, expected a BilevelMethod; pass soba(), saba(...) or amigo()"
-        )
+    check_kind("method", method, BilevelMethod, "soba(), saba(...) or amigo()")
     outer = optax.adam(0.01) if optimizer is None else optimizer
-    if not isinstance(outer, optax.GradientTransformation):
-        raise ValueError(
-            f"optimizer is {outer!r}, expected an optax.GradientTransformation; pass e.g. optax.adam(0.01)"
-        )
-    first = spaces.default(space) if start is None else start
-    spaces.check_value(space, first)
-    own = linear is None
-    linear = problem.optimizer if linear is None else linear
-    _check(problem, first, linear)
-    if own and _rescales(problem, first):
+    check_kind("optimizer", outer, optax.GradientTransformation, "optax.adam(0.01)")
+    if start is not None:
+        spaces.check_value(space, start)
+    made = linear or problem.optimizer
+    first = jax.tree.map(jnp.asarray, spaces.default(space) if start is None else start)
+    _check_implicit(problem, first, made)
+    _warn_unused(problem, first)
+    if linear is None and _rescales(problem, first):
         warnings.warn(
             "linear is None and problem.optimizer rescales its gradients (as Adam does): on minibatches the "
-            "linear system keeps a large residual (`residual` in the outcome); pass e.g. "
+            "linear system keeps a large residual (`residual` in the trials); pass e.g. "
             "linear=lambda hparams: optax.sgd(0.1)",
             stacklevel=2,
         )
-    loop = _loop(problem, space, linear, outer)
-
-    def begin(key, z, speed):
-        train = init_state(loop.problem, key, z)
-        v = jax.tree.map(jnp.zeros_like, trained(train.params))
-        point = Point(train, v, loop.linear(z).init(v), z, outer.init(z), speed)
-        return tree.strong((point, method.init(loop, point)))
-
-    @jax.jit
-    def init(key):
-        sample_key, begin_key = jax.random.split(key)
-
-        def each(sample_key, begin_key, index):
-            drawn = spaces.sample(space, sample_key)
-            chosen = tree.choose(index == 0, first, drawn)
-            z = spaces.unconstrain(space, chosen)
-            return begin(begin_key, z, jnp.ones(())), z
-
-        sample_keys, begin_keys = (
-            jax.random.split(k, num_restarts) for k in (sample_key, begin_key)
-        )
-        (point, memory), z = jax.vmap(each)(sample_keys, begin_keys, jnp.arange(num_restarts))
-        return BilevelState(point, memory, z, jnp.zeros(num_restarts, jnp.int32))
-
-    def one(key, state):
-        """Take one step of one restart."""
-        run_key, draw_key, valid_key, begin_key = jax.random.split(key, 4)
-        train = state.point.train._replace(key=draw_key)
-        point = state.point._replace(train=train)
-
-        def body(carry, key):
-            point, memory = carry
-            point, memory, loss = method.iterate(loop, key, point, memory)
-            return (point, memory), loss
-
-        carry = (point, method.refresh(state.memory))
-        keys = jax.random.split(run_key, num_iterations)
-        (end, memory), losses = jax.lax.scan(body, carry, keys)
-        value, info = _diagnose(loop.problem, end, valid_key)
-        moved = (trained(end.train.params), end.v, end.z)
-        value = jnp.where(jnp.isfinite(tree.norm(moved)), value, jnp.nan)
-        bad = first_nonfinite(losses, value)
-        finite = bad < 0
-
-        def either(new, old):
-            return tree.choose(finite, new, old)
-
-        half = jax.tree.map(lambda a, b: (a + b) / 2, point.z, state.anchor)
-        after, memory = either((end, memory), begin(begin_key, half, point.speed / 2))
-        anchor = either(point.z, state.anchor)
-        hparams = spaces.constrain(space, either(end.z, point.z))
-        value = jnp.where(finite, value, jnp.nan)
-        info |= {"first_nonfinite": bad, "skipped": ~finite}
-        state = BilevelState(after, memory, anchor, state.num_skipped + ~finite)
-        return tree.strong(state), hparams, value, info
-
-    @jax.jit
-    def step(key, state):
-        keys = jax.random.split(key, num_restarts)
-        if num_restarts == 1:  # a batch of one would lose the faster unbatched kernels
-            outs = one(keys[0], jax.tree.map(lambda x: x[0], state))
-            new, hparams, values, info = jax.tree.map(lambda x: x[None], outs)
-        else:
-            new, hparams, values, info = jax.vmap(one)(keys, state)
-        info["key"] = jax.random.key_data(keys)
-        steps = jnp.full(num_restarts, num_iterations * method.num_updates, jnp.int32)
-        index = jnp.arange(num_restarts, dtype=jnp.int32)
-        return new, Trials(hparams, values, steps, index, info)
-
-    return Tuner(init, step)
+    parts = _Parts(_loop(problem, space, made, outer), space, method, num_iterations, num_restarts)
+    return Tuner(jax.jit(partial(_init, parts, first)), jax.jit(partial(_step, parts)))
 
 
-def _loop(problem: Problem, space: PyTree, linear, outer: optax.GradientTransformation) -> Loop:
+class _Parts(NamedTuple):
+    """The arguments of `bilevel`, its problem and optimizers as one loop over unconstrained coordinates."""
+
+    loop: Loop
+    space: PyTree
+    method: BilevelMethod
+    num_iterations: int
+    num_restarts: int
+
+
+def _init(parts: _Parts, first: HParams, key: Key) -> BilevelState:
+    """Place the restarts, the first of them at `first`."""
+    num = parts.num_restarts
+    sample_key, begin_key = jax.random.split(key)
+
+    def place(sample_key: Key, begin_key: Key, index: Array) -> tuple[tuple[Point, PyTree], PyTree]:
+        drawn = spaces.sample(parts.space, sample_key)
+        z = spaces.unconstrain(parts.space, tree.choose(index == 0, first, drawn))
+        return _begin(parts, begin_key, z, jnp.ones(())), z
+
+    sample_keys, begin_keys = (jax.random.split(k, num) for k in (sample_key, begin_key))
+    (point, memory), z = jax.vmap(place)(sample_keys, begin_keys, jnp.arange(num))
+    return BilevelState(point, memory, z, jnp.zeros(num, jnp.int32))
+
+
+def _begin(parts: _Parts, key: Key, z: PyTree, speed: Array) -> tuple[Point, PyTree]:
+    """Start weights and linear system anew at these hparams."""
+    loop = parts.loop
+    train = init_state(loop.problem, key, z)
+    v = jax.tree.map(jnp.zeros_like, trained(train.params))
+    point = Point(train, v, loop.linear(z).init(v), z, loop.outer.init(z), speed)
+    return tree.strong((point, parts.method.init(loop, point)))
+
+
+def _iterate(
+    parts: _Parts, key: Key, state: BilevelState
+) -> tuple[BilevelState, HParams, Array, dict[str, Array]]:
+    """Make the iterations of one restart; where they end in no finite numbers, go half way back."""
+    loop, method, num = parts.loop, parts.method, parts.num_iterations
+    run_key, draw_key, valid_key, begin_key = jax.random.split(key, 4)
+    point = state.point._replace(train=state.point.train._replace(key=draw_key))
+
+    def body(carry: tuple[Point, PyTree], key: Key) -> tuple[tuple[Point, PyTree], Array]:
+        point, memory, loss = method.iterate(loop, key, *carry)
+        return (point, memory), loss
+
+    carry = (point, method.refresh(state.memory))
+    (end, memory), losses = jax.lax.scan(body, carry, jax.random.split(run_key, num))
+    value, info = _diagnose(loop.problem, end, valid_key)
+    moved = (trained(end.train.params), end.v, end.z)
+    value = jnp.where(jnp.isfinite(tree.norm(moved)), value, jnp.nan)
+    bad = first_nonfinite(losses, value)
+    finite = bad < 0
+    half = jax.tree.map(lambda a, b: (a + b) / 2, point.z, state.anchor)
+    again = _begin(parts, begin_key, half, point.speed / 2)
+    after, memory = tree.choose(finite, (end, memory), again)
+    anchor = tree.choose(finite, point.z, state.anchor)
+    hparams = spaces.constrain(parts.space, tree.choose(finite, end.z, point.z))
+    info |= {"first_nonfinite": bad, "skipped": ~finite}
+    state = BilevelState(after, memory, anchor, state.num_skipped + ~finite)
+    return tree.strong(state), hparams, jnp.where(finite, value, jnp.nan), info
+
+
+def _step(parts: _Parts, key: Key, state: BilevelState) -> tuple[BilevelState, Trials]:
+    """Make the iterations of every restart."""
+    num, iterate = parts.num_restarts, partial(_iterate, parts)
+    keys = jax.random.split(key, num)
+    if num == 1:  # a batch of one would lose the faster unbatched kernels
+        outs = iterate(keys[0], jax.tree.map(lambda x: x[0], state))
+        new, hparams, values, info = jax.tree.map(lambda x: x[None], outs)
+    else:
+        new, hparams, values, info = jax.vmap(iterate)(keys, state)
+    info["key"] = jax.random.key_data(keys)
+    steps = jnp.full(num, parts.num_iterations * parts.method.num_updates, jnp.int32)
+    return new, Trials(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
+
+
+def _loop(
+    problem: Problem,
+    space: PyTree,
+    linear: Callable[[HParams], optax.GradientTransformation],
+    outer: optax.GradientTransformation,
+) -> Loop:
     """Write the problem as a function of the unconstrained coordinates."""
 
-    def at(z):
+    def at(z: PyTree) -> HParams:
         return spaces.constrain(space, z)
 
     return Loop(with_hparams(problem, at), lambda z: linear(at(z)), outer)
 
 
-def _check(problem: Problem, hparams: HParams, linear) -> None:
+def _check_implicit(
+    problem: Problem,
+    hparams: HParams,
+    linear: Callable[[HParams], optax.GradientTransformation],
+) -> None:
     """Raise a `ValueError` where the problem has no implicit hypergradient, or v no optimizer."""
-    hparams = jax.tree.map(jnp.asarray, hparams)
     validate(problem, hparams)
     check_implicit(problem, hparams, 3, default_batch(problem))
 
-    def move(hparams):
+    def move(hparams: HParams) -> PyTree:
         weights = trained(init_state(problem, jax.random.key(0), hparams).params)
         optimizer = linear(hparams)
         return optimizer.update(weights, optimizer.init(weights), weights)
@@ -232,6 +244,10 @@ def _check(problem: Problem, hparams: HParams, linear) -> None:
             f"linear fails on the linear system: {reason} ({type(error).__name__}), expected an optimizer of "
             "gradients alone; pass e.g. linear=lambda hparams: optax.sgd(0.1)"
         ) from error
+
+
+def _warn_unused(problem: Problem, hparams: HParams) -> None:
+    """Warn of the leaves that nothing reads."""
     for name in unused(problem, hparams):
         warnings.warn(
             f"the hypergradient of hparams[{name!r}] is zero by structure: neither the gradient of "
@@ -247,7 +263,7 @@ def _rescales(problem: Problem, hparams: HParams) -> bool:
     weights = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), trained(shapes))
     optimizer = problem.optimizer(hparams)
 
-    def update(size):
+    def update(size: float) -> PyTree:
         # small, so that a bound on the norm that will not hold at rest does not show
         grads = jax.tree.map(
             lambda w: (size * jnp.cos(jnp.arange(w.size))).reshape(w.shape).astype(w.dtype), weights

@@ -1,15 +1,17 @@
 """Hypergradient descent: walk down the objective in the unconstrained coordinates of the space."""
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole, is_number
+from hypergrad.core.checks import check_kind, check_share, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators import ESTIMATORS, Estimator, average, plan, reverse
@@ -17,8 +19,11 @@ from hypergrad.problem import Task
 from hypergrad.searchers import Trials
 from hypergrad.tuners.base import Tuner
 
-NEAR_BOUND = 6.9
-"""Starts are moved to |z| <= 6.9, a thousandth of the range from a bound, where gradients live."""
+MAX_START = 6.9
+"""Largest |z| of a start: a thousandth of the range from a bound, where gradients do not vanish yet."""
+
+UNLIMITED = np.iinfo(np.int32).max
+"""Patience of a descent that is not stopped: more steps than any study makes."""
 
 
 class DescentState(NamedTuple):
@@ -88,111 +93,121 @@ def descent(
         ValueError: for a dimension that is not real, by its name, and for settings out of range.
     """
     spaces.check_space(space, real=True)
+    check_kind("estimator", estimator, Estimator, "reverse(problem, 100)")
+    optimizer = optax.adam(0.1) if optimizer is None else optimizer
+    check_kind("optimizer", optimizer, optax.GradientTransformation, "optax.adam(0.1)")
     check_whole("num_restarts", num_restarts)
-    if patience is not None:
-        check_whole("patience", patience)
-    if not is_number(clip) or not clip > 0:
-        raise ValueError(
-            f"clip is {clip!r}, expected a positive number; pass float('inf') for none"
-        )
-    inner = optax.adam(0.1) if optimizer is None else optimizer
-    if not isinstance(inner, optax.GradientTransformation):
-        raise ValueError(
-            f"optimizer is {inner!r}, expected an optax.GradientTransformation; pass e.g. optax.adam(0.1)"
-        )
-    if not isinstance(estimator, Estimator):
-        raise ValueError(
-            f"estimator is {type(estimator).__name__}, expected an Estimator; pass e.g. reverse(problem, 100)"
-        )
-    outer = optax.chain(optax.clip_by_global_norm(clip), inner)
+    check_share("clip", clip, "(0, inf]", what="a number", example=1.0)
+    patience = UNLIMITED if patience is None else check_whole("patience", patience)
+    if start is not None:
+        spaces.check_value(space, start)
+    outer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
     first = spaces.default(space) if start is None else start
-    edges = jax.tree.map(_edge, space)
-    spaces.check_value(space, first)
-
-    def begin(key, index):
-        drawn = spaces.sample(space, key)
-        chosen = tree.choose(index == 0, first, drawn)
-        z = spaces.unconstrain(space, chosen)
-        return jax.tree.map(lambda x, edge: jnp.clip(x, -edge, edge), z, edges)
-
-    @jax.jit
-    def init(key):
-        start_key, estimator_key, run_key = jax.random.split(key, 3)
-        keys = jax.random.split(start_key, num_restarts)
-        z = jax.vmap(begin)(keys, jnp.arange(num_restarts))
-        hparams = jax.vmap(lambda z: spaces.constrain(space, z))(z)
-        keys = jax.random.split(estimator_key, num_restarts)
-        state = DescentState(
-            unconstrained=z,
-            last_finite=z,
-            opt_state=jax.vmap(outer.init)(z),
-            estimator=jax.vmap(estimator.init)(keys, hparams),
-            best=hparams,
-            best_value=jnp.full(num_restarts, jnp.inf),
-            num_skipped=jnp.zeros(num_restarts, jnp.int32),
-            since_best=jnp.zeros((), jnp.int32),
-            key=run_key,
-        )
-        return tree.strong(state)
-
-    def one(key, z, last_finite, opt_state, estimator_state):
-        """Take one step of one restart."""
-        hparams, pull = jax.vjp(lambda z: spaces.constrain(space, z), z)
-        estimator_state, estimate = estimator.estimate(key, estimator_state, hparams)
-        grads = pull(estimate.hypergrad)[0]
-        finite = jnp.isfinite(estimate.value) & jnp.isfinite(tree.norm(grads))
-
-        def either(new, old):
-            return tree.choose(finite, new, old)
-
-        updates, new_opt_state = outer.update(grads, opt_state, z)
-        back = jax.tree.map(lambda a, b: (a + b) / 2, z, last_finite)
-        moved = either(optax.apply_updates(z, updates), back)
-        info = {
-            "hypergrad_norm": tree.norm(grads),
-            "direct_norm": tree.norm(pull(estimate.info.direct)[0]),
-            "response_norm": tree.norm(pull(estimate.info.response)[0]),
-            "adjoint_growth": estimate.info.growth,
-            "horizon": estimate.info.horizon,
-            "first_nonfinite": estimate.info.first_nonfinite,
-            "skipped": ~finite,
-        }
-        after = (moved, either(z, last_finite), either(new_opt_state, opt_state), estimator_state)
-        return after, hparams, estimate.value, info
-
-    @jax.jit
-    def step(key, state):
-        keys = jax.random.split(key if resample else state.key, num_restarts)
-        inputs = (state.unconstrained, state.last_finite, state.opt_state, state.estimator)
-        if num_restarts == 1:  # a batch of one would lose the faster unbatched kernels
-            outs = one(keys[0], *jax.tree.map(lambda x: x[0], inputs))
-            after, hparams, values, info = jax.tree.map(lambda x: x[None], outs)
-        else:
-            after, hparams, values, info = jax.vmap(one)(keys, *inputs)
-        better = ~info["skipped"] & (values < state.best_value)
-        best = _where(better, hparams, state.best)
-        since_best = jnp.where(jnp.any(better), 0, state.since_best + 1)
-        new = DescentState(
-            *after,
-            best=best,
-            best_value=jnp.where(better, values, state.best_value),
-            num_skipped=state.num_skipped + info["skipped"],
-            since_best=since_best,
-            key=state.key,
-        )
-        info["key"] = jax.random.key_data(keys)  # with it, an estimate can be made again alone
-        info["done"] = since_best >= (jnp.iinfo(jnp.int32).max if patience is None else patience)
-        index = jnp.arange(num_restarts, dtype=jnp.int32)
-        return tree.strong(new), Trials(hparams, values, info["horizon"], index, info)
-
-    return Tuner(init, step)
+    parts = _Parts(estimator, space, outer, num_restarts, patience, resample, first)
+    return Tuner(jax.jit(partial(_init, parts)), jax.jit(partial(_step, parts)))
 
 
-def _edge(dim: spaces.Dimension) -> float:
+class _Parts(NamedTuple):
+    """The arguments of `descent`; `outer` clips and then moves, `first` is where restart 0 starts."""
+
+    estimator: Estimator
+    space: PyTree
+    outer: optax.GradientTransformation
+    num_restarts: int
+    patience: int
+    resample: bool
+    first: HParams
+
+
+def _init(parts: _Parts, key: Key) -> DescentState:
+    """Place the restarts."""
+    start_key, estimator_key, run_key = jax.random.split(key, 3)
+    num, limits = parts.num_restarts, jax.tree.map(_largest_start, parts.space)
+
+    def place(key: Key, index: Array) -> PyTree:
+        drawn = spaces.sample(parts.space, key)
+        chosen = tree.choose(index == 0, parts.first, drawn)
+        z = spaces.unconstrain(parts.space, chosen)
+        return jax.tree.map(lambda x, limit: jnp.clip(x, -limit, limit), z, limits)
+
+    z = jax.vmap(place)(jax.random.split(start_key, num), jnp.arange(num))
+    hparams = jax.vmap(lambda z: spaces.constrain(parts.space, z))(z)
+    keys = jax.random.split(estimator_key, num)
+    state = DescentState(
+        unconstrained=z,
+        last_finite=z,
+        opt_state=jax.vmap(parts.outer.init)(z),
+        estimator=jax.vmap(parts.estimator.init)(keys, hparams),
+        best=hparams,
+        best_value=jnp.full(num, jnp.inf),
+        num_skipped=jnp.zeros(num, jnp.int32),
+        since_best=jnp.zeros((), jnp.int32),
+        key=run_key,
+    )
+    return tree.strong(state)
+
+
+def _move(
+    parts: _Parts, key: Key, z: PyTree, last_finite: PyTree, opt_state: PyTree, memory: PyTree
+) -> tuple[tuple[PyTree, ...], HParams, Array, dict[str, Array]]:
+    """Move one restart: z ← z − optimizer(∂λ/∂zᵀ hypergrad), or half way back where that is not finite.
+
+    Returns:
+        What the arguments after the key become, the hparams, their value `[]`, and the info.
+    """
+    hparams, pull = jax.vjp(lambda z: spaces.constrain(parts.space, z), z)
+    memory, estimate = parts.estimator.estimate(key, memory, hparams)
+    grads = pull(estimate.hypergrad)[0]
+    finite = jnp.isfinite(estimate.value) & jnp.isfinite(tree.norm(grads))
+    updates, new_opt_state = parts.outer.update(grads, opt_state, z)
+    back = jax.tree.map(lambda a, b: (a + b) / 2, z, last_finite)
+    moved = tree.choose(finite, optax.apply_updates(z, updates), back)
+    info = {
+        "hypergrad_norm": tree.norm(grads),
+        "direct_norm": tree.norm(pull(estimate.info.direct)[0]),
+        "response_norm": tree.norm(pull(estimate.info.response)[0]),
+        "adjoint_growth": estimate.info.growth,
+        "horizon": estimate.info.horizon,
+        "first_nonfinite": estimate.info.first_nonfinite,
+        "skipped": ~finite,
+    }
+    last_finite = tree.choose(finite, z, last_finite)
+    opt_state = tree.choose(finite, new_opt_state, opt_state)
+    return (moved, last_finite, opt_state, memory), hparams, estimate.value, info
+
+
+def _step(parts: _Parts, key: Key, state: DescentState) -> tuple[DescentState, Trials]:
+    """Move every restart, and keep the best of each."""
+    num = parts.num_restarts
+    keys = jax.random.split(key if parts.resample else state.key, num)
+    inputs = (state.unconstrained, state.last_finite, state.opt_state, state.estimator)
+    move = partial(_move, parts)
+    if num == 1:  # a batch of one would lose the faster unbatched kernels
+        outs = move(keys[0], *jax.tree.map(lambda x: x[0], inputs))
+        after, hparams, values, info = jax.tree.map(lambda x: x[None], outs)
+    else:
+        after, hparams, values, info = jax.vmap(move)(keys, *inputs)
+    better = ~info["skipped"] & (values < state.best_value)
+    since_best = jnp.where(jnp.any(better), 0, state.since_best + 1)
+    new = DescentState(
+        *after,
+        best=_where(better, hparams, state.best),
+        best_value=jnp.where(better, values, state.best_value),
+        num_skipped=state.num_skipped + info["skipped"],
+        since_best=since_best,
+        key=state.key,
+    )
+    info["key"] = jax.random.key_data(keys)  # with it, an estimate can be made again alone
+    info["done"] = since_best >= parts.patience
+    index = jnp.arange(num, dtype=jnp.int32)
+    return tree.strong(new), Trials(hparams, values, info["horizon"], index, info)
+
+
+def _largest_start(dim: spaces.Dimension) -> float:
     """Return the largest |z| of a start; a decreasing sequence multiplies one share a free step."""
     if isinstance(dim, spaces.Sequence) and dim.decreasing:
-        return NEAR_BOUND + math.log(dim.coordinates_shape[0])
-    return NEAR_BOUND
+        return MAX_START + math.log(dim.coordinates_shape[0])
+    return MAX_START
 
 
 def _where(mask: Array, new: PyTree, old: PyTree) -> Any:
