@@ -2,6 +2,7 @@ import gc
 import os
 from importlib.metadata import version
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -33,3 +34,29 @@ settings.register_profile(
 )
 settings.register_profile("long", settings.get_profile("quick"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPERGRAD_FUZZ", "quick"))
+
+
+@pytest.fixture(scope="module")
+def no_waiting():
+    """Do not wait for the disk; what a disk keeps, and when it is asked to, has a test of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def whole():
+    """The run of the toy that nothing disturbs."""
+    from hypergrad import study
+    from tests.disk import KEY, toy
+
+    return study.run(toy(), KEY, 6)
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A study of the toy that was ended after four of its six steps."""
+    from tests.disk import end_after
+
+    end_after(4, tmp_path / "study")
+    return tmp_path / "study"

@@ -1,12 +1,7 @@
 """What a study must not believe: another task, another generator, what lies in its folder, a file's name."""
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import tracemalloc
 import warnings
 
 import jax
@@ -18,10 +13,10 @@ from hypergrad import study
 from hypergrad.cli import main as cli
 from hypergrad.study import StudyWarning, jsonl
 from hypergrad.study.disk.description import mend_description
-from hypergrad.study.disk.files import parse_json, to_plain, write_json
-from hypergrad.study.disk.folder import create, lock
-from hypergrad.study.disk.journal import Journal, encode_line, read_records, scan
-from tests.test_storage import KEY, ROOT, toy
+from hypergrad.study.disk.files import write_json
+from hypergrad.study.disk.folder import create
+from hypergrad.study.disk.journal import Journal, encode_line
+from tests.disk import KEY, toy
 
 STEPS = 6
 
@@ -77,29 +72,6 @@ def test_both_damaged_is_a_refusal(tmp_path):
         study.resume_run(toy(), folder)
 
 
-def test_a_record_that_is_being_written_is_no_damage(tmp_path):
-    """A reader looks at the file's size once, so that the rest of a line is not taken for a line."""
-    path = tmp_path / "journal.jsonl"
-    lines = [encode_line({"step": i, "values": [1.0] * 50}) for i in range(3)]
-    path.write_bytes(b"".join(lines[:2]) + lines[2][:40])
-
-    class Growing:
-        def __init__(self, file):
-            self.file, self.fileno = file, file.fileno
-
-        def readline(self, size):
-            line = self.file.readline(size)
-            if line and not line.endswith(b"\n"):  # the writer goes on between two reads
-                with open(path, "ab") as more:
-                    more.write(lines[2][40:])
-            return line
-
-    with open(path, "rb") as file:
-        found = scan(Growing(file), str(path))
-    assert len(found.whole) == 2 and found.damage is None
-    assert len(list(read_records(path))) == 3
-
-
 def test_records_after_damage_are_compared_however_often_it_is_killed(tmp_path):
     folder = stopped(tmp_path / "s", toy(), after=4)
     for file in folder.glob("checkpoint-*"):
@@ -153,15 +125,6 @@ def test_a_log_goes_on_after_a_line_that_was_cut(tmp_path):
     assert lines[1] == '{"event": "st' and [json.loads(x).get("a") for x in lines[2:]] == [1, 2]
 
 
-def test_a_lock_that_a_user_removed_still_holds(tmp_path):
-    with lock(tmp_path):
-        (tmp_path / "lock").unlink()
-        with pytest.raises(ValueError, match="in use by another process"):
-            lock(tmp_path).__enter__()
-    with lock(tmp_path):
-        pass
-
-
 def test_an_export_says_what_the_study_warned_of(tmp_path, capsys):
     write_json(tmp_path / "study.json", {"format": 3, "task": "t", "method": "random"})
     result = {
@@ -207,20 +170,6 @@ def test_what_cannot_be_resumed_does_not_start(tmp_path):
         study.run(toy(), KEY, 10**6 + 1, storage=tmp_path / "c")
 
 
-def test_a_folder_with_nothing_but_leftovers_may_be_overwritten(tmp_path):
-    names = ("log.jsonl", "lock", "study-copy.json", ".report.html.0123456789ab")
-    for name in names:
-        (tmp_path / name).write_text("")
-    with create(tmp_path, overwrite=True):
-        assert sorted(os.listdir(tmp_path)) == ["lock"]
-    (tmp_path / "thesis.tex").write_text("years")
-    with (
-        pytest.raises(ValueError, match="holds something else"),
-        create(tmp_path, overwrite=True),
-    ):
-        pass
-
-
 @pytest.mark.parametrize("words", [["report"], ["resume"], ["export"], ["replay"]])
 def test_what_the_system_refuses_is_said_in_one_line(words, capsys):
     rest = ["0", "quadratic"] if words == ["replay"] else []
@@ -251,81 +200,3 @@ def test_flags_go_before_the_study_file(tmp_path, capsys):
     assert cli.main([*words, "--out", str(out)]) == 0
     about = json.loads((out / "study.json").read_text())
     assert about["task_arguments"] == {"horizon": 4, "num_params": 2} and about["horizon"] == 4
-
-
-CHILD = """
-import os, sys, time
-from hypergrad.study.disk.folder import lock
-with lock(sys.argv[1]):
-    child = os.fork()
-    if child == 0 and sys.argv[2] == "leaves":
-        sys.exit()  # the block too
-    if child == 0:
-        time.sleep(60)
-        os._exit(0)
-    if sys.argv[2] == "leaves":
-        os.waitpid(child, 0)
-    print(os.getpid(), child, flush=True)
-    sys.stdin.readline()
-print("left", flush=True)
-sys.stdin.readline()
-os._exit(0)
-"""
-
-
-def wait_for_lock(folder):
-    """Wait until a process that was just killed is gone; a lock that stays fails the test later."""
-    for _ in range(20):  # each waits half a second to be told the process
-        with contextlib.suppress(ValueError), lock(folder):
-            return
-
-
-@pytest.mark.parametrize("way", ["leaves", "stays", "is left behind"])
-def test_what_a_lock_is_to_a_forked_child(tmp_path, way):
-    words = [sys.executable, "-c", CHILD, str(tmp_path), way]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    child = None
-    with subprocess.Popen(words, cwd=ROOT, **pipes) as process:
-        try:
-            parent, child = map(int, process.stdout.readline().split())
-            with pytest.raises(ValueError, match=f"in use by process {parent},"):
-                lock(tmp_path).__enter__()
-            if way == "is left behind":
-                process.kill()
-                process.wait()
-                with pytest.raises(ValueError, match=f"that process {parent} started before"):
-                    lock(tmp_path).__enter__()
-                os.kill(child, signal.SIGKILL)
-                wait_for_lock(tmp_path)
-            else:
-                print(file=process.stdin, flush=True)
-                assert process.stdout.readline() == "left\n"
-            with lock(tmp_path):
-                pass
-        finally:
-            process.kill()
-            if child:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-
-
-def test_a_date_is_no_number(tmp_path):
-    import datetime
-
-    with pytest.raises(ValueError, match="of type date, expected numbers, text"):
-        to_plain({"when": datetime.date(1979, 5, 27)})
-
-
-def test_no_record_is_acknowledged_that_no_reader_takes():
-    with pytest.raises(ValueError, match="expected at most 64 MB; take fewer trials"):
-        encode_line({"step": 0, "values": [[1]] * 10**6})
-
-
-def test_brackets_take_no_more_room_than_their_file():
-    data = b"[" * 2**24
-    tracemalloc.start()
-    with pytest.raises(ValueError, match="nested too deep"):
-        parse_json(data, "it")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 6 * len(data)
