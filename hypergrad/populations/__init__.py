@@ -1,6 +1,6 @@
 """Populations: many members of one problem, trained side by side."""
 
-from hypergrad.populations.base import Member, Population, count, population, take
+from hypergrad.populations.base import Member, Population, count, make_population, population, take
 from hypergrad.populations.devices import mesh, num_cores, use_cores
 from hypergrad.populations.groups import (
     Buckets,
@@ -39,6 +39,7 @@ __all__ = [
     "grouped",
     "layout_for",
     "looped",
+    "make_population",
     "mesh",
     "num_cores",
     "out_of_memory",

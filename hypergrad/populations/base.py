@@ -107,6 +107,13 @@ def population(
         )
     layout = default_layout() if layout is None else layout
     check_kind("layout", layout, Layout, "populations.chunked(4)")
+    return make_population(problem, layout, num_seeds, order)
+
+
+def make_population(
+    problem: Problem, layout: Layout, num_seeds: int = 1, order: Key | None = None
+) -> Population:
+    """Build what `population` returns, of arguments that have been checked."""
     many = num_seeds > 1
     orders = jax.random.split(order, num_seeds) if many and order is not None else order
     order_axis = None if order is None else 0

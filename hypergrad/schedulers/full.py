@@ -18,7 +18,10 @@ def full(num_steps: int) -> Scheduler:
     **Cost:** N x `num_steps` steps.
     """
     check_whole("num_steps", num_steps)
+    return _full(num_steps)
 
+
+def _full(num_steps: int) -> Scheduler:
     def run(population: Population, key: Key, hparams: HParams) -> Trials:
         num = count(hparams)
         keys = jax.random.split(key, num)
@@ -30,7 +33,7 @@ def full(num_steps: int) -> Scheduler:
 
 
 def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Scheduler, float]:
-    return full(horizon), size
+    return _full(horizon), size
 
 
 FULL = Method("full", "every trial is trained to the end", (), _make)

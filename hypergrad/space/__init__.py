@@ -15,6 +15,7 @@ from hypergrad.space.dimensions import (
     default,
     dynamic,
     is_dimension,
+    starting_values,
 )
 from hypergrad.space.maps import (
     constrain,
@@ -66,6 +67,7 @@ __all__ = [
     "select",
     "snap",
     "space_from_description",
+    "starting_values",
     "to_unit",
     "to_units",
     "unconstrain",

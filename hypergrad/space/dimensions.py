@@ -332,6 +332,11 @@ def default(space: PyTree) -> HParams:
         ValueError: for a leaf that is not a dimension, by its name.
     """
     check_space(space)
+    return starting_values(space)
+
+
+def starting_values(space: PyTree) -> HParams:
+    """Return what `default` returns, of a space that has been checked."""
 
     def start(dim: Dimension) -> Any:
         if not isinstance(dim, Discrete):

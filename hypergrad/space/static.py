@@ -12,7 +12,7 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.types import HParams, PyTree
-from hypergrad.space.dimensions import Choice, Dimension, Integer, default
+from hypergrad.space.dimensions import Choice, Dimension, Integer, starting_values
 
 
 def static_names(space: PyTree) -> list[str]:
@@ -35,7 +35,7 @@ def corners(space: PyTree) -> list[HParams]:
 
     What the user's functions do is tried with these before training begins: all combinations may be many.
     """
-    start = default(space)
+    start = starting_values(space)
     dims, structure = jax.tree.flatten(space)
     leaves = structure.flatten_up_to(start)
     found = [start]

@@ -20,7 +20,7 @@ from hypergrad.tuners.controller import (
 )
 from hypergrad.tuners.descent import DescentState, descent
 from hypergrad.tuners.methods import METHODS, TUNERS, is_read, readers_of
-from hypergrad.tuners.search import search
+from hypergrad.tuners.search import make_search, search
 
 __all__ = [
     "BILEVEL_METHODS",
@@ -40,6 +40,7 @@ __all__ = [
     "descent",
     "finite_sum",
     "is_read",
+    "make_search",
     "policy_adam",
     "readers_of",
     "saba",

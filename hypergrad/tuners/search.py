@@ -40,6 +40,13 @@ def search(
     """
     _check_parts(population, searcher, scheduler)
     check_whole("num", num)
+    return make_search(population, searcher, scheduler, num, space)
+
+
+def make_search(
+    population: Population, searcher: Searcher, scheduler: Scheduler, num: int, space: PyTree | None
+) -> Tuner:
+    """Build what `search` returns, of arguments that have been checked."""
     on_host = searcher.host
 
     def train(key, hparams):

@@ -12,14 +12,14 @@ from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.types import PyTree
 from hypergrad.estimators import ESTIMATORS
 from hypergrad.estimators.policies import RESPONSES
-from hypergrad.populations import alike, fastest_layout, layout_for, partitioned, population
+from hypergrad.populations import alike, fastest_layout, layout_for, make_population, partitioned
 from hypergrad.problem import Problem, Task, check_problem, fixed
 from hypergrad.report.extras import check_extras
 from hypergrad.schedulers import SCHEDULERS
 from hypergrad.searchers import SEARCHERS, warm_start
 from hypergrad.searchers.models.priors import in_units
 from hypergrad.space import static
-from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, readers_of, search
+from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, make_search, readers_of
 from hypergrad.tuners.controller import CANDIDATES
 from hypergrad.tuning.settings import Settings
 from hypergrad.tuning.warm_start import held_trials, priors_of, read_trials, start_of
@@ -137,11 +137,11 @@ def build_search(task: Task, settings: Settings) -> tuple[Tuner, float]:
     scheduler, cost = make(task.problem, task.space, task.horizon, size)
     shapes = bool(static.static_names(task.space))
     layout = layout_for(size, settings.devices, settings.chunk, groups=shapes)
-    members = one_shape = population(task.problem, layout=layout)
+    members = one_shape = make_population(task.problem, layout)
     if shapes:
-        members = partitioned(task.problem, task.space, partial(population, layout=layout))
+        members = partitioned(task.problem, task.space, partial(make_population, layout=layout))
         one_shape = alike(task.problem, task.space)
-    tuner = search(members, searcher, scheduler, size, space=task.space)
+    tuner = make_search(members, searcher, scheduler, size, task.space)
 
     def generation(key):
         if not (searcher.host or shapes):

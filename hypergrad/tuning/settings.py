@@ -229,9 +229,11 @@ def check_options(
         form = _FORMS.get(name) or _FORMS[kind]
         if not form.fits(read):
             raise ValueError(f"{called(name)} is {_short(value)}, expected {form.expected}")
-        names = (known or {}).get(name)
-        for word in [] if names is None else read if kind is list else [read]:
-            check_name(called(name), word, names)
+        names = (known or {}).get(name, ())
+        words = read if kind is list else [read]
+        unknown = [word for word in words if names and word not in names]
+        if unknown:
+            check_name(called(name), unknown[0], names)
         if name == "prior":
             read = {
                 leaf: _pair(f"{called(name)} for {leaf!r:.80}", one) for leaf, one in read.items()

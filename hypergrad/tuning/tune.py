@@ -22,6 +22,8 @@ from hypergrad.searchers import Trials, final_values
 from hypergrad.study import Callback, Listeners, Progress, StudyWarning
 from hypergrad.study.disk.files import write_json
 from hypergrad.study.disk.folder import Folder, create, lock
+from hypergrad.study.disk.recorder import Unrecorded
+from hypergrad.study.run import take_steps
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import TUNERS, ControllerWarning, Tuner
 from hypergrad.tuners.descent import estimator_of
@@ -223,7 +225,7 @@ def _judge_all(
     judge_key, choose_key = keys
     listeners.step(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
     best = choose_best(task, settings, found, settings.method, choose_key)
-    configurations = {"default": spaces.default(task.space), "tuned": best[0]}
+    configurations = {"default": spaces.starting_values(task.space), "tuned": best[0]}
     if baseline is not None and baseline.best is not None:
         configurations["random"] = choose_best(task, settings, baseline, "random", choose_key)[0]
     judged = judge(task, configurations, judge_key, settings.eval_seeds)
@@ -286,9 +288,11 @@ class _Steps:
 
 def _run(tuner: Tuner, key: Key, folder: Folder | None, details: dict, show: _Steps) -> Study:
     """Run a tuner, or go on with the study in the folder, where there is one."""
-    if folder is not None and study.has_begun(folder.path):
-        return Study(*study.resume_run(tuner, folder, show))
-    return Study(*study.run(tuner, key, show.num_steps, show, storage=folder, details=details))
+    if folder is None:
+        return Study(*take_steps(tuner, key, show.num_steps, show, Unrecorded()))
+    if not study.has_begun(folder.path):
+        study.begin(folder, key, show.num_steps, details)
+    return Study(*study.resume_run(tuner, folder, show))
 
 
 def relative_cost(task: Task, settings: Settings, tuner: Tuner) -> float:
@@ -296,7 +300,7 @@ def relative_cost(task: Task, settings: Settings, tuner: Tuner) -> float:
     if settings.method not in TUNERS:
         return 1
     one = estimator_of(task, settings) if settings.method == "descent" else tuner
-    return measure_ratio(task, one, spaces.default(task.space))
+    return measure_ratio(task, one, spaces.starting_values(task.space))
 
 
 def measure_ratio(
