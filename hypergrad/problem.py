@@ -26,7 +26,7 @@ class Examples(NamedTuple):
     """A set of examples by index, for full batches, epochs and per-example hyperparameters.
 
     Attributes:
-        num_examples: how many there are.
+        num_examples: number of examples.
         at: indices `[B]` -> batch.
     """
 
@@ -37,8 +37,8 @@ class Examples(NamedTuple):
 class Problem(NamedTuple):
     """A training run as a pure function of its hyperparameters.
 
-    All functions are traced; none may keep state. Randomness is data: a batch carries the PRNG key of
-    its dropout or augmentation, drawn by `train_batch` from the key and step it is given.
+    All functions are traced, and none may keep state. Randomness is data: a batch carries the PRNG key of its
+    dropout or augmentation, which `train_batch` draws from the key and step that it is given.
 
     Attributes:
         init: (key, hparams) -> params, or -> `Variables(params, state)`.
@@ -62,10 +62,10 @@ class Problem(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A problem with its search space, horizon and test set: what the command line runs.
+    """A problem with its search space, horizon and test set, as the command line runs it.
 
     Attributes:
-        name: shown to people.
+        name: name for people.
         problem: the training loop.
         space: a pytree of dimensions (`hypergrad.space`) in the structure of the problem's hparams.
         horizon: number of inner steps of one training run.

@@ -179,7 +179,7 @@ def quadratic_bilevel(batch_size: int | None = None) -> Solved:
     hypergradient with an exact solve is that of the full batch.
 
     Args:
-        batch_size: of the minibatches, drawn with replacement; None: always all.
+        batch_size: Size of the minibatches, drawn with replacement; all examples where None.
     """
     random = np.random.default_rng(10)
     root = random.normal(size=(5, 5))

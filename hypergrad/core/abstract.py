@@ -10,7 +10,7 @@ from hypergrad.core.types import PyTree
 
 
 def traced(tree: PyTree) -> bool:
-    """Tell whether a tree holds tracers: whether it is being compiled, not computed."""
+    """Tell whether a tree holds tracers, and so is being compiled rather than computed."""
     return any(isinstance(x, core.Tracer) for x in jax.tree.leaves(tree))
 
 
@@ -24,10 +24,10 @@ def abstract(
     """Evaluate a user's function abstractly, and put its name before the error that it raises.
 
     Args:
-        name: the function, as the user knows it.
-        function: what to evaluate.
-        *args: its arguments, arrays or their shapes.
-        given: which of the arguments the message names, "hparams" or "params".
+        name: Name of the function, as the user knows it.
+        function: Function to evaluate.
+        *args: Its arguments, arrays or their shapes.
+        given: Arguments that the message names, "hparams" or "params".
         trace: (function, *args) -> the shapes of what the function returns.
 
     Raises:

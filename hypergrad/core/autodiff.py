@@ -29,7 +29,7 @@ PARTIALS: dict[Any, tuple[Callable[..., Array], ...]] = {
     pow_p: (lambda x, y: y * x ** (y - 1), lambda x, y: jnp.log(x) * x**y),
     mul_p: (lambda x, y: y, lambda x, y: x),
 }
-"""Partial derivatives of what is tamed; a product only where a `where` may discard it (RAdam)."""
+"""Partial derivatives of the tamed primitives; products only where a `where` may discard them (RAdam)."""
 
 _POINTWISE = """
 abs add add_any and clamp convert_element_type copy cos cosh div eq erf erfc erf_inv exp exp2 expm1 ge gt
@@ -64,7 +64,7 @@ def smooth(function: Callable) -> Callable:
 
     def smoothed(*args):
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        # whether a `where` anywhere can throw a value away
+        # a `where` anywhere may throw a value away
         discards = any(eqn.primitive is select_n_p for eqn in equations(closed.jaxpr))
         outs = jaxpr_as_fun(_substitute(closed, discards))(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shape), outs)
@@ -222,7 +222,7 @@ def elementwise(function: Callable, x: Array | jax.ShapeDtypeStruct, *args) -> l
 
     Then its Jacobian is diagonal, and one product with ones gives all of it.
 
-    **Cost:** one trace. **Limits:** conservative: what is not in `ELEMENTWISE` counts as mixing.
+    **Cost:** one trace. **Limits:** conservative: a primitive that is not in `ELEMENTWISE` counts as mixing.
 
     Args:
         function: (x, *args) -> a list of arrays.
@@ -288,7 +288,7 @@ def _live(jaxpr: Jaxpr, live_outs: list[bool]) -> list[bool]:
 
 
 def _live_scan(params: dict, outs: list[bool]) -> list[bool]:
-    """Propagate through a loop: what the carry needs in a later step it needs in this one too."""
+    """Propagate through a loop, whose carry needs in every step what it needs in a later one."""
     if "num_consts" in params:
         num_consts, num_carry = params["num_consts"], params["num_carry"]
     else:  # jax 0.12 keeps the three parts of the operands instead

@@ -1,4 +1,4 @@
-"""The shared vocabulary of checks: what a caller passes, judged at the door before anything compiles."""
+"""The shared vocabulary of checks, made on what a caller passes before anything compiles."""
 
 import difflib
 import math
@@ -58,11 +58,11 @@ def check_share(
     """Raise a `ValueError` unless `value` lies in an interval.
 
     Args:
-        name: the argument.
-        value: what the caller passed.
-        span: the interval as it is written, such as "(0, 1]"; a bracket includes its end.
-        what: kind of number in words, such as "a number" or "a share of the range".
-        example: a value that would do.
+        name: Name of the argument.
+        value: Value that the caller passed.
+        span: Interval as it is written, such as "(0, 1]"; a bracket includes its end.
+        what: Kind of number in words, such as "a number" or "a share of the range".
+        example: Value that would do.
     """
     low, high = map(float, span[1:-1].split(","))
     excluded = [end for end, bracket in ((low, span[0]), (high, span[-1])) if bracket in "()"]

@@ -31,11 +31,11 @@ def box_minimum(
     **Cost:** a few gradients an iteration. **Limits:** a local minimum; not differentiable.
 
     Args:
-        function: x `[n]` -> [].
-        start: x to begin with.
-        low: bounds `[n]`.
-        high: bounds `[n]`.
-        max_iterations: at most.
+        function: Function x `[n]` -> `[]`.
+        start: First x.
+        low: Lower bounds `[n]`.
+        high: Upper bounds `[n]`.
+        max_iterations: Largest number of iterations.
 
     Reference:
         Byrd, Lu, Nocedal, Zhu, 1995.

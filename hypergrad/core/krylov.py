@@ -12,8 +12,8 @@ FlatMatVec: TypeAlias = Callable[[Array], Array]
 """x `[n]` -> A x `[n]`, linear."""
 
 
-class Solved(NamedTuple):
-    """What a method returns.
+class Solution(NamedTuple):
+    """Solution of a linear system, and what the method met on its way.
 
     Attributes:
         x: Solution `[n]`.
@@ -29,7 +29,7 @@ class Solved(NamedTuple):
 
 
 def begin_from(apply: FlatMatVec, b: Array, x: Array | None) -> tuple[Array, Array]:
-    """Return where to start, and the residual there: from zero, where the given start is worse than that."""
+    """Return the start and its residual; a start that is worse than zero is replaced by zero."""
     if x is None:
         return jnp.zeros_like(b), b
     first = b - apply(x)
@@ -39,7 +39,7 @@ def begin_from(apply: FlatMatVec, b: Array, x: Array | None) -> tuple[Array, Arr
 
 def conjugate_gradients(
     apply: FlatMatVec, b: Array, x: Array | None, tol: Array, max_iterations: int
-) -> Solved:
+) -> Solution:
     """Run conjugate gradients and keep the coefficients of the Lanczos matrix."""
     start, first = begin_from(apply, b, x)
     limit = jnp.square(tol * jnp.linalg.norm(b))
@@ -68,7 +68,7 @@ def conjugate_gradients(
     carry = (jnp.zeros((), jnp.int32), start, first, first, first @ first, kept, infinite, True)
     count, x, _, _, _, coefficients, low, _ = jax.lax.while_loop(unfinished, body, carry)
     ritz_low, ritz_high = _ritz(coefficients)
-    return Solved(x, count, jnp.minimum(low, ritz_low), ritz_high)
+    return Solution(x, count, jnp.minimum(low, ritz_low), ritz_high)
 
 
 def _ritz(coefficients: Array) -> tuple[Array, Array]:
@@ -95,11 +95,11 @@ def richardson(
     tol: Array,
     max_iterations: int,
     step_size: float | Array | None,
-) -> Solved:
+) -> Solution:
     """Run x ← x + α r, r ← (I − αA) r until ‖r‖ is within the tolerance or has outgrown the dtype."""
     start, first = begin_from(apply, b, x)
     size = jnp.linalg.norm(b)
-    seen = Solved(b, 0)
+    seen = Solution(b, 0)
     if step_size is None:
         seen = conjugate_gradients(apply, b, None, jnp.zeros((), b.dtype), 10)
         largest = jnp.asarray(seen.high)
@@ -118,4 +118,4 @@ def richardson(
 
     carry = (jnp.zeros((), jnp.int32), start, first)
     count, x, _ = jax.lax.while_loop(unfinished, body, carry)
-    return Solved(x, count, seen.low, seen.high)
+    return Solution(x, count, seen.low, seen.high)

@@ -1,4 +1,4 @@
-"""How a family describes a method that it offers by name."""
+"""Description of a method that a family offers by name."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -37,12 +37,12 @@ def scan_segments(
     """Scan (carry, x, length) -> (carry, y) over all whole segments, and over the shorter last one.
 
     Args:
-        segment: what to do with one segment.
-        carry: before the first one.
-        xs: the xs of the whole segments, stacked, and that of the shorter one where there is one.
-        num_steps: in all segments together.
-        size: of a whole segment.
-        reverse: whether to begin with the last.
+        segment: Function (carry, x, length) -> (carry, y) of one segment.
+        carry: Carry before the first segment.
+        xs: Inputs of the whole segments, stacked, and those of the shorter one where there is one.
+        num_steps: Number of steps in all segments together.
+        size: Length of a whole segment.
+        reverse: Whether to begin with the last segment.
 
     Returns:
         The last carry, and the ys like the xs.

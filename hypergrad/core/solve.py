@@ -1,4 +1,4 @@
-"""Linear solvers for A x = b where A is known by its products: every one of them says how well it solved.
+"""Linear solvers for A x = b, where A is known by its products alone. Each says how well it solved.
 
 All work on one flat vector of at least float32, whatever the pytree and its dtypes.
 """
@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from hypergrad.core.checks import check_positive, check_whole
 from hypergrad.core.jaxopt import biconjugate_gradients, gmres_cycle
-from hypergrad.core.krylov import FlatMatVec, Solved, begin_from, conjugate_gradients, richardson
+from hypergrad.core.krylov import FlatMatVec, Solution, begin_from, conjugate_gradients, richardson
 from hypergrad.core.types import Array, PyTree
 
 MatVec: TypeAlias = Callable[[PyTree], PyTree]
@@ -25,14 +25,15 @@ class SolveInfo(NamedTuple):
 
     Attributes:
         residual: ‖b − A x‖ / ‖b‖, computed from x itself, `[]`.
-        iterations: of the method, int32 `[]`; 0 for those without, -1 where the solver does not say.
+        iterations: number of iterations, int32 `[]`; 0 for direct methods, -1 where the solver does not say.
         smallest_curvature: smallest p·Ap / p·p over the directions met (search directions, Ritz vectors, x),
             `[]`. At or below zero A is not positive definite, and conjugate gradients stopped there.
             Infinite where no direction was met.
         condition: estimate from below of the condition number, from the same directions, `[]`; infinite
             where the smallest curvature is not positive.
         converged: whether the residual is within ten times the tolerance, bool `[]`.
-        damping: γ of the system A + γI that was solved instead and of which all of this tells, `[]`; mostly 0.
+        damping: γ of the system (A + γI) x = b that was solved instead, `[]`; 0 unless asked for. All other
+            fields are about that system.
     """
 
     residual: Array
@@ -46,8 +47,8 @@ class SolveInfo(NamedTuple):
 class Solve(Protocol):
     """(matvec, b, start, tolerance) -> (x, SolveInfo): a linear solver as a value.
 
-    `start` is where to begin (zero where None: a warm start costs one product), `tolerance` the relative
-    residual to reach, which may be traced (the solver's own where None).
+    The solver begins at `start`, or at zero where None; a warm start costs one product. It ends at a relative
+    residual of `tolerance`, which may be traced, or at its own where None.
     """
 
     def __call__(
@@ -63,13 +64,13 @@ def cg(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
     **Cost:** one product an iteration; the relative error after K of them falls like
     2 ((√κ − 1) / (√κ + 1))^K for a condition number κ.
 
-    **Limits:** A symmetric. On an indefinite A the search ends at the first p with p·Ap <= 0, with what
-    was found until then; `smallest_curvature` shows it. The condition number is that of the first 64
+    **Limits:** A symmetric. On an indefinite A the search ends at the first p with p·Ap <= 0, with the
+    best x so far; `smallest_curvature` shows it. The condition number is that of the first 64
     Lanczos vectors, which the iteration builds anyway.
 
     Args:
-        max_iterations: products at most.
-        tolerance: relative residual to reach; ε^¾ of the dtype where None (6e-6 in float32).
+        max_iterations: Largest number of products.
+        tolerance: Relative residual to reach; ε^¾ of the dtype where None (6e-6 in float32).
 
     Reference:
         Hestenes, Stiefel, 1952; Golub, Van Loan, "Matrix Computations", 4th ed., 10.2-10.3 (the Lanczos
@@ -87,18 +88,18 @@ def normal_cg(max_iterations: int = 100, tolerance: float | None = None) -> Solv
     **Cost:** two products an iteration, and the condition number is squared: √κ becomes κ in the rate.
 
     Args:
-        max_iterations: of the conjugate gradients.
-        tolerance: relative residual of the normal equations; as in `cg`.
+        max_iterations: Largest number of iterations.
+        tolerance: Relative residual of the normal equations; as in `cg`.
     """
     check_whole("max_iterations", max_iterations)
 
-    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solved:
+    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solution:
         transpose = jax.linear_transpose(apply, b)
         solved = conjugate_gradients(
             lambda p: transpose(apply(p))[0], transpose(b)[0], x, tol, max_iterations
         )
-        # the curvatures are those of AᵀA: of no use here
-        return Solved(solved.x, solved.iterations)
+        # the curvatures met are those of AᵀA, not of A
+        return Solution(solved.x, solved.iterations)
 
     return _solver(method, tolerance)
 
@@ -110,9 +111,9 @@ def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = N
     restarts.
 
     Args:
-        restart: dimension of the Krylov space.
-        max_restarts: how often to begin again from the best x.
-        tolerance: as in `cg`.
+        restart: Dimension of the Krylov space.
+        max_restarts: Number of times to begin again from the best x.
+        tolerance: Relative residual to reach, as in `cg`.
 
     Reference:
         Saad, Schultz, 1986, "GMRES".
@@ -120,7 +121,7 @@ def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = N
     check_whole("restart", restart)
     check_whole("max_restarts", max_restarts)
 
-    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solved:
+    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solution:
         first, gap = begin_from(apply, b, x)
         limit = tol * jnp.linalg.norm(b)
 
@@ -135,7 +136,7 @@ def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = N
 
         before = (first, jnp.linalg.norm(gap), jnp.zeros((), jnp.int32))
         x, _, count = jax.lax.while_loop(unfinished, again, before)
-        return Solved(x, count)
+        return Solution(x, count)
 
     return _solver(method, tolerance)
 
@@ -143,20 +144,20 @@ def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = N
 def bicgstab(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
     """Solve by the stabilized biconjugate gradients (jaxopt's): any invertible A, in constant memory.
 
-    **Cost:** two products an iteration. **Limits:** may break down without warning but the residual;
-    the solver does not say how many iterations it took.
+    **Cost:** two products an iteration. **Limits:** may break down, which only the residual shows;
+    the number of iterations is not known.
 
     Args:
-        max_iterations: at most.
-        tolerance: as in `cg`.
+        max_iterations: Largest number of iterations.
+        tolerance: Relative residual to reach, as in `cg`.
 
     Reference:
         van der Vorst, 1992, "Bi-CGSTAB".
     """
     check_whole("max_iterations", max_iterations)
 
-    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solved:
-        return Solved(biconjugate_gradients(apply, b, x, tol, max_iterations), -1)
+    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solution:
+        return Solution(biconjugate_gradients(apply, b, x, tol, max_iterations), -1)
 
     return _solver(method, tolerance)
 
@@ -166,14 +167,14 @@ def neumann(num_terms: int = 20, step_size: float | None = None) -> Solve:
 
     At a minimum this is the hypergradient of K steps of gradient descent with rate α, truncated there.
 
-    **Cost:** K products, and 10 more where the step size is to be found.
+    **Cost:** K products, and 10 more where the step size must be found.
 
     **Limits:** biased by what the residual says; the error falls like (1 − α λ_min)^K, and grows where
     α > 2/λ_max or A has a negative eigenvalue (the sum stops before it overflows).
 
     Args:
-        num_terms: K.
-        step_size: α; 1/λ_max where None, with λ_max estimated by 10 steps of Lanczos from b.
+        num_terms: Number of terms K.
+        step_size: Step size α; 1/λ_max where None, with λ_max estimated by 10 steps of Lanczos from b.
 
     Reference:
         Lorraine, Vicol, Duvenaud, 2020, arXiv:1911.02590, Algorithm 3.
@@ -182,7 +183,7 @@ def neumann(num_terms: int = 20, step_size: float | None = None) -> Solve:
     if step_size is not None:
         check_positive("step_size", step_size)
 
-    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solved:
+    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solution:
         return richardson(apply, b, x, -jnp.ones_like(tol), num_terms, step_size)
 
     return _solver(method, None)
@@ -191,16 +192,16 @@ def neumann(num_terms: int = 20, step_size: float | None = None) -> Solve:
 def fixed_point(
     max_iterations: int = 1000, step_size: float | None = None, tolerance: float | None = None
 ) -> Solve:
-    """Iterate x ← x + α (b − A x) until it stands still: `neumann` with as many terms as it takes.
+    """Iterate x ← x + α (b − A x) to convergence, as `neumann` with as many terms as needed.
 
     With A = I − Jᵀ for the Jacobian J of a fixed-point map and α = 1 this is x ← Jᵀx + b.
 
     **Cost:** one product an iteration, about κ log(1/tolerance) of them.
 
     Args:
-        max_iterations: at most.
-        step_size: as in `neumann`.
-        tolerance: as in `cg`.
+        max_iterations: Largest number of iterations.
+        step_size: Step size α, as in `neumann`.
+        tolerance: Relative residual to reach, as in `cg`.
 
     Reference:
         Grazzi, Franceschi, Pontil, Salzo, 2020, arXiv:2006.16218, Algorithm 1 (AID with a fixed point).
@@ -222,9 +223,9 @@ def nystrom(rank: int = 20, damping: float = 0.01, seed: int = 0) -> Solve:
     negative; biased by the damping and by the spectrum outside the sampled rows, see the residual.
 
     Args:
-        rank: number of rows.
-        damping: ρ.
-        seed: of the draw of the rows, which is the same for every solve.
+        rank: Number of rows.
+        damping: Damping ρ.
+        seed: Seed of the draw of the rows, which is the same for every solve.
 
     Reference:
         Hataya, Yamada, 2023, arXiv:2302.09726, equation 5.
@@ -232,14 +233,14 @@ def nystrom(rank: int = 20, damping: float = 0.01, seed: int = 0) -> Solve:
     check_whole("rank", rank)
     check_positive("damping", damping)
 
-    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solved:
+    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solution:
         size = min(rank, b.size)
         rows = np.sort(np.random.default_rng(seed).choice(b.size, size, replace=False))
         chosen = jax.nn.one_hot(rows, b.size, dtype=b.dtype)
         c = jax.vmap(apply)(chosen)
         m = c[:, rows]
         inner = jnp.linalg.solve(m + c @ c.T / damping, c @ b)
-        return Solved(
+        return Solution(
             b / damping - c.T @ inner / damping**2, 0, jnp.diag(m).min(), jnp.diag(m).max()
         )
 
@@ -252,10 +253,10 @@ def direct() -> Solve:
     **Cost:** D products side by side, memory D², time D³ for D unknowns: up to a few thousand.
     """
 
-    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solved:
+    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solution:
         matrix = jax.vmap(apply)(jnp.eye(b.size, dtype=b.dtype)).T
         spectrum = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)
-        return Solved(jnp.linalg.solve(matrix, b), 0, spectrum[0], spectrum[-1])
+        return Solution(jnp.linalg.solve(matrix, b), 0, spectrum[0], spectrum[-1])
 
     return _solver(method, None)
 
@@ -263,14 +264,14 @@ def direct() -> Solve:
 def identity(scale: float = 1.0) -> Solve:
     """Take x = scale · b: one term of the Neumann series, no product with A.
 
-    **Cost:** none but the product that the residual takes. **Limits:** biased unless A is I / scale;
+    **Cost:** one product, for the residual. **Limits:** biased unless A is I / scale;
     often of the right sign.
 
     Reference:
         Luketina, Berglund, Greff, Raiko, 2016, arXiv:1511.06727 (T1-T2).
     """
     check_positive("scale", scale)
-    return _solver(lambda a, b, x, tol: Solved(scale * b, 0), None)
+    return _solver(lambda a, b, x, tol: Solution(scale * b, 0), None)
 
 
 def damped(solve: Solve, damping: float) -> Solve:
@@ -279,8 +280,8 @@ def damped(solve: Solve, damping: float) -> Solve:
     **Limits:** biased; residual, curvature and condition are those of the damped system.
 
     Args:
-        solve: any solver.
-        damping: γ.
+        solve: Linear solver.
+        damping: Damping γ.
     """
     check_positive("damping", damping)
 
@@ -308,26 +309,26 @@ def _solve_damped(
 
 
 def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
-    """Solve (A + γI) x = b, with γ raised from 0 until every direction met bends up by at least the floor.
+    """Solve (A + γI) x = b, raising γ from 0 until the curvature along every direction met reaches the floor.
 
     γ ← γ + max(floor, 2 (floor − σ)),   σ the smallest p·(A + γI)p / p·p met
     ‖x‖ ≤ (1 + ρ) ‖b‖ / floor, ρ the relative residual
 
-    For the Hessian of a network, which bends down in some directions: the answer stays bounded, and is that of
-    `solve` itself where A is definite enough.
+    Use it for the Hessian of a network, which bends down in some directions. The answer stays bounded, and is
+    that of `solve` itself where A is definite enough.
 
-    **Cost:** a solve a γ, mostly two or three, of which those that fail end early.
+    **Cost:** one solve for each γ, mostly two or three; solves that fail end early.
 
     **Limits:** biased where γ > 0, which the info has; residual, curvature and condition are those of the
     damped system.
 
     Args:
-        solve: a solver that knows its smallest curvature, e.g. `cg(10)`.
-        floor: of the curvature, in units of A.
-        max_raises: of γ; after so many the last answer stands.
+        solve: Solver that knows its smallest curvature, e.g. `cg(10)`.
+        floor: Smallest curvature to accept, in units of A.
+        max_raises: Number of raises of γ after which the last answer stands.
 
     Reference:
-        Nocedal, Wright, "Numerical Optimization", 2nd ed., Algorithm 3.3 (there the Cholesky factor tells).
+        Nocedal, Wright, "Numerical Optimization", 2nd ed., Algorithm 3.3 (by Cholesky).
     """
     check_positive("floor", floor)
     check_whole("max_raises", max_raises)
@@ -340,7 +341,7 @@ def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
 
         def unfit(carry: tuple) -> Array:
             count, _, (_, info) = carry
-            # a NaN is no curvature either
+            # a NaN does not reach the floor, either
             return ~(info.smallest_curvature >= floor) & (count <= max_raises)
 
         def again(carry: tuple) -> tuple:
@@ -351,7 +352,7 @@ def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
 
         zero = jnp.zeros((), jnp.promote_types(jnp.result_type(*jax.tree.leaves(b)), jnp.float32))
         like = jax.eval_shape(attempt, zero)
-        # its curvature of zero is too small: there is a first time
+        # a curvature of zero lies below the floor, so that the loop is entered
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         before = (jnp.zeros((), jnp.int32), zero, nothing)
         return jax.lax.while_loop(unfit, again, before)[2]
@@ -359,8 +360,8 @@ def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
     return solve_positive
 
 
-def _solver(method: Callable[..., Solved], own_tolerance: float | None) -> Solve:
-    """Make a solver of pytrees from a method on flat vectors, and judge what it returns."""
+def _solver(method: Callable[..., Solution], own_tolerance: float | None) -> Solve:
+    """Make a solver of pytrees from a method on flat vectors, and measure how well it solved."""
     if own_tolerance is not None:
         check_positive("tolerance", own_tolerance)
 

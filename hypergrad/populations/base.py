@@ -19,11 +19,11 @@ NEVER = 2**31 - 1
 
 
 class Member(NamedTuple):
-    """One run on its way; of a population every leaf has the leading axis `[N]`, or `[N, num_seeds]`.
+    """State of one run. In a population every leaf has the leading axis `[N]`, or `[N, num_seeds]`.
 
     Attributes:
         train: state of training.
-        diverged: first step whose loss was not finite, `NEVER` as long as all were; int32.
+        diverged: first step whose loss was not finite, `NEVER` while all were finite; int32.
     """
 
     train: TrainState
@@ -58,7 +58,7 @@ class Population(NamedTuple):
         judge: (hparams, states) -> (objectives `[N]`, info), where info has arrays `[N]` for people:
             `diverged`, the step at which training or the objective was first not finite, or -1.
         take: (states, index) -> states of the members `index`.
-        host: whether it works on the host between compiled calls, so that it cannot be traced.
+        host: whether it works on the host between compiled calls, and so cannot be traced.
         measure: (function, hparams, states) -> what `function(params, hparams)` returns for each member, a mean
             over its seeds, `[N, ...]`.
         whole: (tree) -> the same arrays, whole on every device, so that every process may read them.
@@ -84,7 +84,7 @@ def population(
 
     **Cost:** on a CPU about that of a loop of one compiled program, and less for small networks; memory of
     the N states and of as many runs as the layout computes side by side. Hyperparameters and numbers of
-    steps are traced: others never recompile.
+    steps are traced, so that other values never recompile.
 
     Args:
         problem: Training loop.
@@ -168,7 +168,7 @@ def make_population(
 
 
 class _Run(NamedTuple):
-    """What is done with one run; the first argument of each is the same for all members.
+    """Functions of one run; the first argument of each is the same for all members.
 
     Attributes:
         start: (order, key, hparams) -> member.
@@ -213,7 +213,7 @@ def _of_weights(function: Callable[[Params, HParams], PyTree]) -> Callable[..., 
 
 
 def _step(problem: Problem, hparams: HParams, member: Member) -> Member:
-    """Make one step of training, and note it if its loss is the first that is not finite."""
+    """Make one step of training, and note the step if its loss is the first that is not finite."""
     state, loss = step(problem, hparams, member.train)
     bad = jnp.where(jnp.isfinite(loss), NEVER, member.train.step)
     return Member(state, jnp.minimum(member.diverged, bad))

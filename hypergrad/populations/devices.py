@@ -1,4 +1,4 @@
-"""Which devices a population is spread over: the cores of this machine, or the devices of many hosts."""
+"""Devices that a population is spread over: the cores of this machine, or the devices of many hosts."""
 
 import os
 from collections.abc import Iterable
@@ -17,26 +17,26 @@ AXIS = "members"
 def use_cores(num: int | None = None) -> int:
     """Make every core of this machine a device, so that `mesh` spreads members over them.
 
-    jax fixes its devices with its first computation: call this before that, as the command line does
-    before it loads a task. On an accelerator it changes nothing that computes there.
+    jax fixes its devices with its first computation. Call this function before that, as the command line does
+    before it loads a task. Programs on an accelerator are not affected.
 
     Args:
-        num: how many; every core this process may run on where None. A number that was asked for by
-            name has to be had; where None, too late is no error.
+        num: Number of devices; one for every core that this process may run on where None. A number that
+            is given must be reached; where None, a call that comes too late is no error.
 
     Returns:
-        How many CPU devices there are.
+        The number of CPU devices.
 
     Raises:
         ValueError: for a number below 1, or one that comes too late.
     """
     wanted = num_cores() if num is None else check_whole("num", num, example=4)
     try:
-        # the flag is what came before the option, and whoever gave it knows better than a default
+        # a user who sets the older flag knows better than our default
         if num is not None or "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
             jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:
-        pass  # jax has computed already: what counts is what it computed on
+        pass  # jax has computed already, and keeps the devices that it computed on
     there = _num_cpu_devices()
     if num is not None and there != num and jax.default_backend() == "cpu":
         raise ValueError(
@@ -54,7 +54,7 @@ def _num_cpu_devices() -> int:
 
 
 def num_cores() -> int:
-    """Return how many cores this process may run on."""
+    """Return the number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -64,8 +64,8 @@ def mesh(devices: int | Iterable[Any] | None = None) -> Mesh:
     """Return a mesh of one axis, `"members"`.
 
     Args:
-        devices: the devices themselves, or how many of those that jax has; all of them where None, those
-            of other hosts too where `jax.distributed` is on.
+        devices: Devices, or the number of devices to take of those that jax has; all where None, which
+            includes those of other hosts where `jax.distributed` is on.
 
     Raises:
         ValueError: for more devices than there are.

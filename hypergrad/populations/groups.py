@@ -1,4 +1,4 @@
-"""Members and configurations that do not share one compiled program: one for each shape, compiled once."""
+"""Members that do not share one compiled program: each shape has its own, compiled once."""
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache, lru_cache
@@ -40,7 +40,7 @@ class Buckets(NamedTuple):
         """Return for each row of sizes `[N, D]` the cheapest bucket that holds it, `[N]`.
 
         Raises:
-            ValueError: naming the first row that fits none.
+            ValueError: naming the first row that fits into no bucket.
         """
         fits = np.all(sizes[:, None, :] <= np.asarray(self.shapes)[None], axis=2)
         if not np.all(fits.any(1)):
@@ -64,11 +64,11 @@ def plan_buckets(sizes: Any, cost: Cost, *, most: int = 3, price: float = 0.0) -
     **Limits:** the optimum in one direction; in several, the best among cuts of that order.
 
     Args:
-        sizes: whole numbers `[N, D]`, e.g. width, depth and batch size, as often as they are expected: draw
-            them from the space, and add its largest.
-        cost: of one member in a program of these padded sizes.
-        most: number of buckets, each a compilation.
-        price: of one bucket more, in units of a member's cost.
+        sizes: Sizes `[N, D]` of members, whole numbers such as width, depth and batch size. Draw them from
+            the space, so that each occurs as often as expected, and add the largest.
+        cost: Cost of one member in a program of these padded sizes.
+        most: Largest number of buckets, each of which is compiled.
+        price: Price of one bucket more, in units of a member's cost.
 
     Raises:
         ValueError: for invalid sizes, or a cost that is not positive.
@@ -125,9 +125,9 @@ class ShapeGroup(NamedTuple):
     """Members that share a program.
 
     Attributes:
-        label: what they share.
+        label: label that they share.
         index: their places in the population, `[M]`, on the host.
-        states: of those members `[M]`.
+        states: states of those members `[M]`.
     """
 
     label: Hashable
@@ -256,7 +256,7 @@ def partitioned(
         return list(zip(*columns, strict=True)) if columns else [()] * num
 
     def strip(hparams: HParams) -> list[Any]:
-        # where all are static, one number a member still says how many there are
+        # where all are static, one number a member still gives their count
         return static.free_leaves(space, flat(hparams)) or [jnp.zeros(count(hparams))]
 
     def restore(label: tuple, hparams: HParams) -> HParams:
@@ -293,8 +293,8 @@ def per_shape(task: Task, build: Callable[[Task], Callable[..., Any]]) -> Callab
     """Return (hparams, *args) -> `build(task)(hparams, *args)`, compiled once for each shape.
 
     Args:
-        task: what is computed on; hparams are one value of its space, as a study records it.
-        build: task -> a traceable function of hparams that are not static, and more.
+        task: Task; hparams are one value of its space, as a study records it.
+        build: Function task -> a traceable function of hparams that are not static, and more.
     """
     programs: dict[tuple[int, ...], Callable[..., Any]] = {}
 

@@ -1,4 +1,4 @@
-"""How a function of one member is carried over N: side by side, in chunks, in a loop, on many devices."""
+"""Layouts: a function of one member is carried over N side by side, in chunks, in a loop or on many devices."""
 
 import warnings
 from collections.abc import Callable
@@ -30,12 +30,12 @@ class Layout(NamedTuple):
     nothing else: not on N, not on its neighbours, not on the number of devices.
 
     Attributes:
-        each: (function, gather) -> `Mapped`, where `function(shared, *parts)` is of one member. `gather`
+        each: (function, gather) -> `Mapped`, where `function(shared, *parts)` works on one member. `gather`
             asks for results that are whole on every device.
         width: members computed side by side on one device; None: all of them.
-        multiple: N has to be a multiple of it; 1 where any N will do.
+        multiple: number that must divide N; 1 where any N will do.
         host: whether it loops on the host, and so cannot be traced.
-        label: what it is, for people.
+        label: name for people.
         whole: (tree) -> the same arrays, each of them whole on every device, also of other hosts.
     """
 
@@ -48,14 +48,14 @@ class Layout(NamedTuple):
 
 
 class LayoutWarning(UserWarning):
-    """The device ran out of memory, and fewer members are computed side by side from here on."""
+    """The device ran out of memory, and fewer members are computed side by side from now on."""
 
 
 def vectorized() -> Layout:
-    """Compute all members side by side, by `vmap`: what an accelerator likes.
+    """Compute all members side by side by `vmap`, which is fastest on an accelerator.
 
-    **Cost:** memory of N runs. When the device runs out, half as many, and so on: from there on results
-    are the same to 1e-5, not to the bit.
+    **Cost:** memory of N runs. When the device runs out of memory, the width is halved until it fits; from
+    then on results are the same to 1e-5, not to the bit.
     """
 
     def each(function, gather=False):
@@ -67,10 +67,11 @@ def vectorized() -> Layout:
 def chunked(width: int = CPU_WIDTH) -> Layout:
     """Compute `width` members side by side and the chunks one after another, in one compiled program.
 
-    The last chunk is filled up with copies of the last member, so that a member's bits are the same
-    whatever N is.
+    The last chunk is filled up with copies of the last member, so that the bits of a member do not depend on
+    N.
 
-    **Cost:** memory of `width` runs beside the N states; when the device runs out, as for `vectorized`.
+    **Cost:** memory of `width` runs beside the N states; when the device runs out of memory, the
+    width is halved as in `vectorized`.
     """
     check_whole("width", width, example=4)
 
@@ -81,16 +82,16 @@ def chunked(width: int = CPU_WIDTH) -> Layout:
 
 
 def looped(width: int = 1, mesh: Mesh | None = None) -> Layout:
-    """Call one compiled program of `width` members from the host, as often as it takes.
+    """Call one compiled program of `width` members from the host as often as needed.
 
     That program fits every N, so that a population that shrinks compiles once. States pass through the
     host's memory.
 
-    **Limits:** cannot be traced: a scheduler then works on the host between the calls.
+    **Limits:** cannot be traced; a scheduler then works on the host between the calls.
 
     Args:
-        width: members of a call; on a mesh, of each device.
-        mesh: of one axis, among whose devices the members of a call are divided; one device where None.
+        width: Number of members of a call; on a mesh, of each device.
+        mesh: Mesh of one axis, whose devices share the members of a call; one device where None.
     """
     check_whole("width", width, example=4)
     members = width if mesh is None else width * mesh.devices.size
@@ -105,14 +106,14 @@ def looped(width: int = 1, mesh: Mesh | None = None) -> Layout:
 def sharded(mesh: Mesh | None = None, inner: Layout | None = None, *, pad: bool = False) -> Layout:
     """Give each device of a mesh its share of the members, and compute those by `inner`.
 
-    Devices exchange nothing while members train; what is gathered is one number a member. Populations
+    Devices exchange nothing while members train; one number a member is gathered. Populations
     that shrink are filled up with copies of the last member. Over several hosts (`jax.distributed.initialize()`
-    first of all) every process runs the same study, and comes to the same outcomes.
+    first of all) every process runs the same study, and finds the same trials.
 
     Args:
-        mesh: of one axis; all devices of jax, on all its hosts, where None.
-        inner: how one device computes its share; `chunked()` on CPUs and `vectorized()` on others where None.
-        pad: whether to fill up a population that the mesh does not divide, too, instead of refusing it.
+        mesh: Mesh of one axis; all devices of jax, on all its hosts, where None.
+        inner: Layout of the share of one device; `chunked()` on CPUs and `vectorized()` on others where None.
+        pad: Whether to fill up a population that the mesh does not divide instead of refusing it.
 
     Raises:
         ValueError: for a mesh of several axes, or an `inner` that works on the host.
@@ -155,14 +156,14 @@ def default_layout() -> Layout:
 def layout_for(
     num: int, num_devices: int | None = None, width: int | None = None, *, groups: bool = False
 ) -> Layout:
-    """Return the layout of `num` members on some devices, where none stays idle that could help.
+    """Return the layout of `num` members on several devices that leaves no useful device idle.
 
     Args:
-        num: members there are at most.
-        num_devices: devices to use; all that jax has where None. No more than there are chunks are used.
-        width: members side by side on each; up to `CPU_WIDTH` on CPUs and all of them elsewhere where None.
-        groups: whether they are trained in groups of any size, which one program is to fit (`looped`); the
-            width on CPUs is then 1 where None, because what a group leaves over is computed for nothing.
+        num: Largest number of members.
+        num_devices: Number of devices to use, at most one for each chunk; all that jax has where None.
+        width: Members side by side on each device; up to `CPU_WIDTH` on CPUs and all elsewhere where None.
+        groups: Whether members are trained in groups of any size, for which one program must do (`looped`).
+            The width on CPUs is then 1 where None, because a group may leave most of a call unused.
 
     Raises:
         ValueError: for more devices than there are.
@@ -241,7 +242,7 @@ def _backing_off(
 ) -> Mapped:
     """Call `at(width)`, and with half the width whenever a device runs out of memory.
 
-    Within a trace nothing runs, and so nothing can run out: whoever compiled the whole calls the parts.
+    Within a trace nothing runs, and so no memory can run out: the caller of the compiled program meets that.
     """
     call = at(width)
 
@@ -260,7 +261,7 @@ def _backing_off(
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Tell whether a device said that it has no memory left."""
+    """Tell whether an error says that a device has no memory left."""
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
@@ -280,7 +281,7 @@ def _halved(width: int, error: Exception) -> int:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _KeyData:
-    """A PRNG key as the numbers it is made of: the host's arrays have no keys."""
+    """The numbers of a PRNG key, because arrays on the host cannot hold keys."""
 
     data: Any
     impl: Any = field(metadata={"static": True})
@@ -318,7 +319,7 @@ def _looped(function: Callable, width: int, mesh: Mesh | None) -> Mapped:
     def mapped(shared, *parts):
         nonlocal width
         num = num_members(parts)
-        # a slice of a host's array costs a microsecond, that of a device's a dispatch
+        # a slice of an array on the host costs a microsecond, on a device a dispatch
         on_host = jax.tree.map(np.asarray, jax.device_get(_without_keys(parts)))
         found, start = [], 0
         while start < num:

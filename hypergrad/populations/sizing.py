@@ -1,4 +1,4 @@
-"""Find the layout that trains a population fastest within a memory bound, by measuring."""
+"""Find the layout that trains a population fastest within a bound on memory, by measurement."""
 
 import time
 from functools import lru_cache
@@ -20,22 +20,22 @@ GROWTH = 4
 """Factor between the widths that are tried."""
 
 PATIENCE = 1.3
-"""Wider layouts are not tried once one is slower than the fastest by this factor."""
+"""Factor to the fastest layout from which wider ones are not tried."""
 
 SECONDS = 0.05
-"""Least time of one measurement, in which as many steps are made as it takes."""
+"""Shortest time of a measurement; its number of steps is chosen accordingly."""
 
 REPEATS = 3
-"""Measurements of each layout; the least counts."""
+"""Number of measurements of each layout, of which the shortest counts."""
 
 
 class Tried(NamedTuple):
-    """One layout that was looked at.
+    """A layout that was tried.
 
     Attributes:
-        label: what it is.
-        seconds: of one step of one member, compilation excluded; NaN where it was not run.
-        num_bytes: of its compiled program: arguments, results and temporaries.
+        label: name of the layout.
+        seconds: time of one step of one member, compilation excluded; NaN where it was not run.
+        num_bytes: size of its compiled program: arguments, results and temporaries.
     """
 
     label: str
@@ -47,10 +47,10 @@ class Sized(NamedTuple):
     """The layout that was chosen.
 
     Attributes:
-        layout: what to pass to `population`.
-        seconds: of one step of one member.
-        num_bytes: of its compiled program.
-        tried: every layout looked at, in order.
+        layout: layout to pass to `population`.
+        seconds: time of one step of one member.
+        num_bytes: size of its compiled program.
+        tried: every layout that was tried, in order.
     """
 
     layout: Layout
@@ -76,19 +76,19 @@ def fastest_layout(
     **Cost:** one compilation and less than a second for each layout tried, up to log₄ N + 2; memory of
     the N states.
 
-    **Limits:** members are timed at their first steps, on one device: the others are as fast only where
-    they are alike and idle.
+    **Limits:** members are timed at their first steps, on one device. Other devices are as fast only where
+    they are of the same kind and idle.
 
     Args:
-        problem: the training loop.
-        hparams: of N members; their values are used for the timing alone.
-        memory: bound in bytes on each device; what the device says it has where None, if it says so.
-        num_devices: over how many devices the N members will be spread (`sharded`).
-        num_seeds: of the population.
-        order: of the population.
+        problem: Training loop.
+        hparams: Hyperparameters of N members; their values are used for the timing alone.
+        memory: Bound in bytes on each device; where None, the memory that the device reports, if it does.
+        num_devices: Number of devices over which the N members will be spread (`sharded`).
+        num_seeds: Runs a member, as in `population`.
+        order: Shared order of minibatches, as in `population`.
 
     Returns:
-        The fastest layout of one device (on several, `sharded` over them), and what was tried.
+        The fastest layout of one device (on several, `sharded` over them), and all layouts that were tried.
 
     Raises:
         ValueError: for an invalid bound, or one that not even the leanest layout keeps.

@@ -142,7 +142,7 @@ class Choice:
     """One of a few options, unordered. It has no hypergradient.
 
     Attributes:
-        options: what to choose from, at least two.
+        options: values to choose from, at least two.
         default: the option to start from; the first where None.
         static: false: the value is the option's index, int32 `[]`; true: the option itself.
     """
@@ -254,9 +254,9 @@ def check_space(space: PyTree, *, real: bool = False, traceable: bool = False) -
     """Raise a `ValueError` that names the first leaf of `space` that is not a dimension.
 
     Args:
-        space: what the user passed.
-        real: whether every dimension must have a hypergradient.
-        traceable: whether the values of every dimension must share one compiled program.
+        space: Space that the user passed.
+        real: Whether every dimension must have a hypergradient.
+        traceable: Whether the values of every dimension must share one compiled program.
     """
     names, leaves = tree.leaf_names(space), jax.tree.leaves(space)
     if not leaves:
@@ -285,7 +285,7 @@ def check_space(space: PyTree, *, real: bool = False, traceable: bool = False) -
 
 
 def dynamic(space: PyTree) -> PyTree:
-    """Return the space with every static dimension traced: what a searcher of static ones is given."""
+    """Return the space with every static dimension traced, as searchers see it."""
     return jax.tree.map(lambda dim: replace(dim, static=False) if dim.static else dim, space)
 
 

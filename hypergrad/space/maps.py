@@ -32,9 +32,9 @@ def sample(space: PyTree, key: Key) -> HParams:
 
 
 def sample_constant(space: PyTree, key: Key) -> HParams:
-    """Draw one value whose schedules are constant over time: what one tries without gradients.
+    """Draw one value whose schedules are constant over time, as one would try them without gradients.
 
-    Independent draws for every step would be noise around the middle of the range, a straw man.
+    Independent draws for every step would be noise around the middle of the range.
     """
 
     def one(dim: Dimension) -> Dimension:

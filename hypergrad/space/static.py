@@ -1,4 +1,4 @@
-"""Static dimensions: values that change shapes, which a compiled program has for good.
+"""Static dimensions, whose values change the shapes of a compiled program.
 
 Such a value has two forms: the *number* that searchers work with, as `space.dynamic` has it (of a `Choice` the
 index), and what the user *named* (the option), as the problem sees it and a study records it.
@@ -33,7 +33,7 @@ def check_recordable(space: PyTree) -> None:
 def corners(space: PyTree) -> list[HParams]:
     """List the defaults, and the defaults with each bound or option of each static dimension in its turn.
 
-    What the user's functions do is tried with these before training begins: all combinations may be many.
+    The user's functions are tried with these before training begins; all combinations may be too many.
     """
     start = starting_values(space)
     dims, structure = jax.tree.flatten(space)
@@ -92,8 +92,8 @@ def split(space: PyTree, hparams: HParams) -> tuple[tuple[int, ...], HParams]:
     """Split one value, as the user named it, into the numbers of the static leaves and the others.
 
     Returns:
-        The label of the program that the value needs, and what that program is given: hparams as they
-        are where nothing is static.
+        The label of the program that the value needs, and the hparams that this program is given, which
+        are the same where nothing is static.
     """
     if not static_names(space):
         return (), hparams

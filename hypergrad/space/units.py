@@ -1,4 +1,4 @@
-"""The unit coordinates of a space as a searcher meets them: many trials at once, some coordinates counted."""
+"""The unit coordinates of a space as searchers use them: many trials at once, some coordinates counted."""
 
 import math
 from typing import NamedTuple
@@ -14,12 +14,12 @@ from hypergrad.space.maps import from_unit, to_unit
 
 
 class Coordinates(NamedTuple):
-    """What the D unit coordinates of a space are; numpy arrays `[D]`, known before anything compiles.
+    """Description of the D unit coordinates of a space: numpy arrays `[D]`, known before anything compiles.
 
     Attributes:
-        leaf: index of the dimension each belongs to, in the order of the tree.
-        levels: how many values it has; 0 where it is continuous.
-        ordered: false for options of a `Choice`, whose order means nothing.
+        leaf: index of the dimension that each belongs to, in the order of the tree.
+        levels: number of values; 0 where it is continuous.
+        ordered: false for the options of a `Choice`, whose order has no meaning.
     """
 
     leaf: np.ndarray
