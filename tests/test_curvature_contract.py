@@ -63,30 +63,32 @@ def test_all_are_here():
     assert taken - {"layer_names"} == set(MEASURES)  # which returns no numbers
 
 
-@pytest.fixture(scope="module")
-def made():
-    """Return what every measure says of two networks alone, traced once for both, and side by side."""
+SLOW = {
+    "hessian_blocks": "hessian",
+    "keskar": "sam",
+    "pac_bayes": "expected_sharpness",
+    "spectral_density": "top_eigenvalues",
+    "trace": "diagonal",
+    "trace_estimate": "frobenius_estimate",
+}
+"""Measures that compile long -> quick ones that are built in the same way."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in MEASURES]
+)
+def test_a_population_is_its_members(name):
     networks = [network((3, 4, 2), seed=seed, dtype=jnp.float32) for seed in (0, 1)]
-    population = jax.tree.map(lambda *x: jnp.stack(x), *networks)
-
-    def measure(params):
-        return {name: function(params) for name, function in MEASURES.items()}
-
-    alone = jax.jit(chex.assert_max_traces(measure, n=1))
-    return [alone(params) for params in networks], jax.jit(jax.vmap(measure))(population)
-
-
-@pytest.mark.parametrize("name", MEASURES)
-def test_a_population_is_its_members(made, name):
-    single, population = made
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *networks)
+    alone = jax.jit(chex.assert_max_traces(MEASURES[name], n=1))
+    members, population = map(alone, networks), jax.jit(jax.vmap(MEASURES[name]))(stacked)
     # differences of differences keep two digits of float32
     tolerance = 2e-2 if name == "difference_hessian" else 1e-4
-    for index, member in enumerate(single):
-        among = jax.tree.map(lambda x, index=index: x[index], population[name])
-        chex.assert_trees_all_equal_structs(among, member[name])
-        scales = jax.tree.map(lambda x: max(1e-6, np.abs(x).max()), member[name])
-        among, alone = (
-            jax.tree.map(lambda x, scale: x / scale, found, scales)
-            for found in (among, member[name])
+    for index, member in enumerate(members):
+        among = jax.tree.map(lambda x, index=index: x[index], population)
+        chex.assert_trees_all_equal_structs(among, member)
+        scales = jax.tree.map(lambda x: max(1e-6, np.abs(x).max()), member)
+        among, single = (
+            jax.tree.map(lambda x, scale: x / scale, found, scales) for found in (among, member)
         )
-        chex.assert_trees_all_close(among, alone, rtol=0, atol=tolerance)
+        chex.assert_trees_all_close(among, single, rtol=0, atol=tolerance)

@@ -173,20 +173,16 @@ def m_sharpness(
     _check_ball(loss, params, batch, radius, num_steps)
     check_whole("size", size)
     check_whole("chunk", chunk)
-    samples, function = num_samples(batch), loss_of(loss)
-    if size > samples:
-        raise ValueError(
-            f"size is {size}, expected at most the {samples} samples of the batch; lower it"
-        )
+    num, function = num_samples(batch), loss_of(loss)
+    if size > num:
+        raise ValueError(f"size is {size}, expected at most the {num} samples of batch; lower it")
     check_mean(function, params, batch)
-    parts = jax.tree.map(
-        lambda x: x[: samples // size * size].reshape(-1, size, *x.shape[1:]), batch
-    )
+    parts = jax.tree.map(lambda x: x[: num // size * size].reshape(-1, size, *x.shape[1:]), batch)
 
     def rise(part: Batch) -> Array:
         return _ascend(function, params, part, radius, num_steps)
 
-    return jnp.mean(jax.lax.map(rise, parts, batch_size=min(chunk, samples // size)))
+    return jnp.mean(jax.lax.map(rise, parts, batch_size=min(chunk, num // size)))
 
 
 def check_mean(function: BatchLoss, params: Params, batch: Batch, *, finite: bool = True) -> None:

@@ -95,8 +95,7 @@ def top_eigenvalues(
     num_steps = min(num_steps, size_of(params))
     if num > num_steps:
         raise ValueError(
-            f"num is {num}, expected at most {num_steps}, the steps of Lanczos' method (which has no more "
-            "than there are weights); raise num_steps or lower num"
+            f"num is {num}, expected at most {num_steps}, the steps (n at most); raise num_steps or lower num"
         )
     advice = "lower num_steps, pass more memory, or use power_iteration, which keeps two"
     check_vectors(num_steps, params, memory, advice)
