@@ -108,15 +108,14 @@ def test_the_best_is_chosen_on_equal_seeds():
     assert trials[0][1] > float(found.best["momentum"])
 
 
-def test_a_problem_on_disk_has_a_report_and_is_resumed(tmp_path):
+def test_a_problem_on_disk_has_a_report_and_is_resumed(tuned, tmp_path):
     def stop(now):
         if now.done == 2:
             raise KeyboardInterrupt
 
-    def run(place, **more):
-        return hg.tune(TASK.problem, TASK.space, horizon=HORIZON, storage=place, **SMALL, **more)
-
-    whole, part = run(tmp_path / "a"), run(tmp_path / "b", callbacks=[hg.Callback(step=stop)])
+    where = {"horizon": HORIZON, "storage": tmp_path / "b"}
+    part = hg.tune(TASK.problem, TASK.space, callbacks=[hg.Callback(step=stop)], **where, **SMALL)
+    whole = tuned[2]
     assert part.interrupted and len(part.trials) == 2 and not whole.interrupted
     heard = []
     space = TASK.space

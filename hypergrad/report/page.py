@@ -55,24 +55,24 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
         ValueError: If the study cannot be read, a file cannot be written, or matplotlib or jinja2 is missing.
     """
     results = load_results(directory)
+    _template()  # a missing library is said before anything is drawn
     folder, page = Path(directory) / "figures", Path(directory) / "report.html"
-    wide, narrow = _draw(results, WIDE), _draw(results, NARROW)
-    drawings = {
-        name: Drawing(svg(wide[name], f"{name}-"), svg(narrow[name], f"{name}-narrow-"))
-        for name in wide
-    }
-    text = render(results, drawings)
     try:
         folder.mkdir(exist_ok=True)
+        wide, narrow = _draw(results, WIDE), _draw(results, NARROW)
         for name in set(FIGURES) - set(wide):  # an older report may have left one
             for ending in ("svg", "png"):
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
     except OSError as error:
         raise failed("write", folder, error) from error
+    drawings = {
+        name: Drawing(svg(wide[name], f"{name}-"), svg(narrow[name], f"{name}-narrow-"))
+        for name in wide
+    }
     for name, figure in wide.items():
         _write(folder / f"{name}.svg", drawings[name].wide.encode())
         _write(folder / f"{name}.png", png(figure))
-    _write(page, text.encode())
+    _write(page, render(results, drawings).encode())
     return page
 
 
