@@ -53,11 +53,11 @@ def is_graph(nodes: list[Any], edges: list[Any]) -> bool:
 
 
 def architecture(diagram: Diagram, *, width: float = WIDE) -> "Figure | None":
-    """Draw an architecture as boxes in their order, in a row or on a phone in a column, with arrows.
+    """Draw an architecture as boxes joined by arrows, in a row, or in a column where the figure is narrow.
 
     Args:
-        diagram: What to draw; an arrow past a box is bent around it.
-        width: Inches.
+        diagram: Architecture to draw; an arrow past a box is bent around it.
+        width: Width of the figure in inches.
     """
     num, across = len(diagram.nodes), width >= WIDE and len(diagram.nodes) <= MAX_ACROSS
     if not num:
@@ -87,14 +87,16 @@ def architecture(diagram: Diagram, *, width: float = WIDE) -> "Figure | None":
             first, last = ((i, 0) if across else (0, -i) for i in (start, end))
             skip = abs(end - start) > 1
             bend = 0.0 if not skip else -0.28 if across else 0.5
-            style = f"arc3,rad={bend}"
             arrow = {
                 "arrowstyle": "-|>",
+                "connectionstyle": f"arc3,rad={bend}",
                 "color": RESPONSE_STYLE["color"] if skip else INK,
                 "zorder": 0,
+                "patchA": boxes[start],
+                "patchB": boxes[end],
+                "shrinkA": 2.0,
+                "shrinkB": 2.0,
             }
-            arrow |= {"patchA": boxes[start], "patchB": boxes[end], "shrinkA": 2.0, "shrinkB": 2.0}
-            arrow["connectionstyle"] = style
             axes.annotate("", last, first, arrowprops=arrow)
         return figure
 
@@ -106,8 +108,8 @@ def slices(
 
     Args:
         steps: Distances along the direction `[num]`.
-        values: Configuration to its loss `[num]`; what is not finite is left out.
-        width: Inches.
+        values: Configuration -> its loss `[num]`; values that are not finite are left out.
+        width: Width of the figure in inches.
     """
     styles = {"default": DEFAULT_STYLE, "random": RANDOM_STYLE, "tuned": TUNED_STYLE}
     drawn = {
@@ -138,15 +140,15 @@ def landscape_figure(
     ceiling: float | None = None,
     width: float = NARROW,
 ) -> "Figure | None":
-    """Draw a slice through the loss: a curve, or of a plane contour lines or the surface itself.
+    """Draw a slice through the loss: a curve along a line; contour lines or a surface over a plane.
 
     Args:
         steps: Distances along the directions `[num]`, as in `curvature.Landscape`.
-        values: Of the loss, `[num]` or `[num, num]`; what is not finite is left out.
-        name: What is drawn.
-        surface: Draw a plane as a surface.
-        ceiling: Where the scale ends; so that two networks can be compared, give both the same.
-        width: Inches.
+        values: Values of the loss, `[num]` or `[num, num]`; those that are not finite are left out.
+        name: Name of the loss.
+        surface: Whether a plane is drawn as a surface.
+        ceiling: Upper end of the scale; give two networks the same one to compare them.
+        width: Width of the figure in inches.
     """
     steps, values = np.asarray(steps, float), np.asarray(values, float)
     if not np.isfinite(values).any():

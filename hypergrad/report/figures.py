@@ -45,9 +45,15 @@ MAX_ROWS = 12
 
 
 class Leaf(NamedTuple):
-    """Hold one hyperparameter before and after tuning; `before` is None where the start lacks it.
+    """One hyperparameter before and after tuning.
 
-    `low`, `high` and `log` describe the searched range, NaN where it is unknown.
+    Attributes:
+        name: Name of the leaf.
+        before: Its value at the start; None where the start does not have it.
+        after: Its tuned value.
+        low: Lower end of the searched range; NaN where unknown.
+        high: Upper end of the searched range; NaN where unknown.
+        log: Whether the range was searched on a logarithmic scale.
     """
 
     name: str
@@ -72,10 +78,10 @@ def objective(
     Args:
         trace: Arrays "trainings", "value" and "best" of one length; NaN where not finite.
         random_trace: Arrays "trainings" and "best" of random search, or None.
-        default: The objective of the default hyperparameters, or NaN.
-        name: What the vertical axis shows.
-        method: Which method made `trace`; "random" takes random search's colour.
-        width: Inches.
+        default: Objective of the default hyperparameters, or NaN.
+        name: Label of the vertical axis.
+        method: Method that made `trace`; "random" is drawn in the colour of random search.
+        width: Width of the figure in inches.
     """
     rival = np.empty(0) if random_trace is None else random_trace["best"]
     if not np.isfinite(np.concatenate([trace["value"], trace["best"], rival])).any():
@@ -115,8 +121,9 @@ def schedules(leaves: Sequence[Leaf], *, width: float = WIDE) -> "Figure | None"
     """Draw the learned schedules against their start, a panel for each leaf, at most `MAX_PANELS`.
 
     Args:
-        leaves: Schedules `[horizon]` or `[horizon, k]`; over six columns become a median and range.
-        width: Inches.
+        leaves: Schedules `[horizon]` or `[horizon, k]`; of more than six columns the median and the range
+            are drawn.
+        width: Width of the figure in inches.
     """
     leaves = [leaf for leaf in leaves if np.isfinite(leaf.after).any()][:MAX_PANELS]
     if not leaves:
@@ -142,11 +149,11 @@ def schedules(leaves: Sequence[Leaf], *, width: float = WIDE) -> "Figure | None"
 
 
 def values(leaves: Sequence[Leaf], *, width: float = WIDE) -> "Figure | None":
-    """Draw scalars and vectors before and after as dots on their searched range, a strip a leaf.
+    """Draw scalars and vectors before and after tuning as dots on their searched range.
 
     Args:
-        leaves: Arrays of any shape; over `MAX_ROWS` elements are drawn as sorted values.
-        width: Inches.
+        leaves: Arrays of any shape; more than `MAX_ROWS` elements are drawn as sorted values.
+        width: Width of the figure in inches.
     """
     leaves = [leaf for leaf in leaves if np.isfinite(leaf.after).any()][:MAX_PANELS]
     leaves.sort(key=lambda leaf: leaf.after.size)  # neighbours of one height
@@ -173,8 +180,8 @@ def hypergradient(trace: Mapping[str, np.ndarray], *, width: float = WIDE) -> "F
 
     Args:
         trace: Arrays "trainings", "direct_norm", "response_norm" and "adjoint_growth" of one
-            length; NaN throughout where the method has no such figure.
-        width: Inches.
+            length; all NaN where the method does not record them.
+        width: Width of the figure in inches.
     """
     parts = {"direct_norm": ("direct", DIRECT_STYLE), "response_norm": ("response", RESPONSE_STYLE)}
     parts = {key: part for key, part in parts.items() if np.isfinite(trace[key]).any()}
@@ -220,8 +227,8 @@ def curves(
     Args:
         before: Curves by key for the default; a missing or empty one is left out.
         after: The same for the tuned hyperparameters.
-        names: Key to the title of its panel, in the order of the panels.
-        width: Inches.
+        names: Key -> title of its panel, in the order of the panels.
+        width: Width of the figure in inches.
     """
     drawn = {"default": (before, DEFAULT_STYLE), "tuned": (after, TUNED_STYLE)}
     keys = [

@@ -1,4 +1,4 @@
-"""The tuned hyperparameters, sorted by how a report shows them."""
+"""The tuned hyperparameters by the way in which a report shows them."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from hypergrad.space import Choice, Dimension, Integer, LogReal, Real, Sequence
 
 
 def tuned_leaves(results: Results) -> tuple[list[Leaf], list[Leaf], list[str]]:
-    """Split the tuned leaves into schedules, other numbers and choices (as sentences)."""
+    """Split the tuned leaves into schedules, other numbers, and choices written as `name: old → new`."""
     start, best = ends(results)
     horizon = results.study.get("horizon")
     schedules, values, choices = [], [], []
@@ -32,11 +32,11 @@ def tuned_leaves(results: Results) -> tuple[list[Leaf], list[Leaf], list[str]]:
 
 
 def _option(dim: Dimension | None, value: Any) -> str:
-    """Name an option; those that are not static are recorded by their place."""
+    """Name an option; an option that is not static is recorded by its place."""
     shown = plain_text(value)
-    by_place = isinstance(dim, Choice) and not dim.static and not isinstance(value, str)
-    if by_place and shown.isdecimal() and int(shown) < len(dim.options):
-        return str(dim.options[int(shown)])[:200]
+    if isinstance(dim, Choice) and not dim.static and not isinstance(value, str):
+        place = int(shown) if shown.isdecimal() else len(dim.options)
+        return str(dim.options[place])[:200] if place < len(dim.options) else shown
     return shown
 
 

@@ -226,7 +226,8 @@ def _interval(data: _Entries) -> Interval:
     num, values = data.get("num", int, None), data.get("values", list, None)
     if num is None and values is not None:
         num = len(values)
-    return Interval(*(data.get(key, float, None) for key in ("mean", "low", "high")), num)
+    mean, low, high = (data.get(key, float, None) for key in ("mean", "low", "high"))
+    return Interval(mean, low, high, num)
 
 
 def _trace(data: _Entries) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What a report says about a study: values as they are written, and sentences made from the numbers."""
+"""What a report says of a study: numbers as they are written, and sentences made from them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -42,10 +42,10 @@ class Headline(NamedTuple):
     """What tuning changed, and what the numbers do not show.
 
     Attributes:
-        changes: of the validation objective and of the test metric; empty where nothing can be compared.
-        about: what the intervals of the test metric are.
-        sentences: the verdict.
-        rival: random search, where it was run.
+        changes: Changes of the validation objective and of the test metric; empty where nothing was compared.
+        about: What the intervals of the test metric are.
+        sentences: The verdict.
+        rival: What random search reached; None where it was not run.
     """
 
     changes: list[Change]
@@ -72,9 +72,9 @@ def headline(results: Results) -> Headline:
     kind = "bootstrap 95 % intervals" if math.isfinite(best.test.low) else ""
     size = f"n = {best.test.num}" if best.test.num else ""
     about = ", ".join(part for part in (kind, size) if part)
-    plain = [Interval(end.valid.mean) for end in (start, best)]
+    before, after = Interval(start.valid.mean), Interval(best.valid.mean)
     changes = [
-        _change(capitalized(results.objective), *plain, four_digits),
+        _change(capitalized(results.objective), before, after, four_digits),
         _change(f"test {results.metric}", start.test, best.test, score),
     ]
     if not results.trace["trainings"].size:

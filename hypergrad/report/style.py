@@ -111,10 +111,10 @@ def panels(
     """Make a figure with `rows` x `columns` axes, listed row by row.
 
     Args:
-        width: Inches.
-        aspect: Height as a share of the width, the legend above it not counted.
-        rows: Rows of axes.
-        columns: Columns of axes.
+        width: Width of the figure in inches.
+        aspect: Height as a share of the width, without the legend above it.
+        rows: Number of rows of axes.
+        columns: Number of columns of axes.
         **ratios: `height_ratios` and `width_ratios` of the grid.
     """
     from matplotlib.figure import Figure
@@ -138,8 +138,8 @@ def svg(figure: "Figure", prefix: str = "") -> str:
     """Return the figure as the SVG element that matplotlib writes, without date and metadata.
 
     Args:
-        figure: What to write.
-        prefix: Starts every id, so that several figures fit into one page.
+        figure: Figure to write.
+        prefix: Start of every id, so that several figures fit into one page.
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -147,7 +147,7 @@ def svg(figure: "Figure", prefix: str = "") -> str:
         _settle(figure)
         figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]  # a page has no room for a second prolog
+    text = text[text.index("<svg") :]  # the prolog may stand only once in a page
     ids = re.compile(r' id="| xlink:href="#|url\(#')
     return re.sub(r"<[^>]+>", lambda tag: ids.sub(rf"\g<0>{prefix}", tag[0]), text)
 
