@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
 from hypergrad.problem import Problem
+from hypergrad.train import carried, evaluate_loss, with_parts
 from hypergrad.validation import check_step
 
 
@@ -58,6 +59,18 @@ def check_real(problem: Problem, hparams: HParams) -> None:
 def no_state(key: Key, hparams: HParams) -> tuple[()]:
     """Return the state of an estimator that carries nothing from one estimate to the next."""
     return ()
+
+
+def inner_loss(
+    problem: Problem, params: Params, batch: Batch
+) -> Callable[[PyTree, HParams], Array]:
+    """Return L as a function (weights, hparams) -> `[]`, with the carried state of `params` held."""
+
+    def loss(weights: PyTree, hparams: HParams) -> Array:
+        whole = with_parts(params, weights, carried(params))
+        return evaluate_loss(problem, whole, hparams, batch)[0]
+
+    return loss
 
 
 def first_nonfinite(losses: Array, value: Array) -> Array:

@@ -13,14 +13,14 @@ from hypergrad.core import tree
 from hypergrad.core.checks import check_bytes, check_whole
 from hypergrad.core.types import HParams, PyTree
 from hypergrad.estimators.advice import EXPLODED, StructuralZeroWarning, structural_zeros
-from hypergrad.estimators.base import Estimator, first_nonfinite, temporary_bytes
-from hypergrad.estimators.evolution.evolution import PES, quarter
-from hypergrad.estimators.implicit.response import (
-    check_implicit,
-    default_batch,
+from hypergrad.estimators.base import (
+    Estimator,
+    first_nonfinite,
     inner_loss,
-    past_the_loss,
+    temporary_bytes,
 )
+from hypergrad.estimators.evolution.evolution import PES, quarter
+from hypergrad.estimators.implicit.response import default_batch
 from hypergrad.estimators.policies import (
     enumerated,
     factorized,
@@ -31,6 +31,7 @@ from hypergrad.estimators.policies import (
 )
 from hypergrad.estimators.unrolled.momentum import Recursion
 from hypergrad.estimators.unrolled.reverse import Plan
+from hypergrad.estimators.ways import check_implicit, past_the_loss
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import init_state, split_key, trained, unroll_losses
 from hypergrad.validation import validate

@@ -16,7 +16,8 @@ from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.estimators.base import first_nonfinite
-from hypergrad.estimators.implicit.response import check_implicit, default_batch, unused
+from hypergrad.estimators.implicit.response import default_batch
+from hypergrad.estimators.ways import check_implicit, unused
 from hypergrad.problem import Problem, Task, with_hparams
 from hypergrad.searchers import Trials
 from hypergrad.train import init_state, trained

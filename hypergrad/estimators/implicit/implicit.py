@@ -2,29 +2,33 @@
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole
+from hypergrad.core.checks import check_function, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.solve import Solve, cg
-from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import StructuralZeroWarning
-from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite
+from hypergrad.estimators.base import (
+    Estimate,
+    Estimator,
+    check_real,
+    first_nonfinite,
+    inner_loss,
+)
 from hypergrad.estimators.implicit.response import (
     BatchOf,
     Curvature,
-    check_implicit,
     default_batch,
     gauss_newton,
     hessian_of_loss,
-    inner_loss,
     settle,
-    unused,
 )
+from hypergrad.estimators.ways import check_implicit, unused
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import (
     TrainState,
@@ -46,16 +50,17 @@ class ImplicitInfo(NamedTuple):
         growth: 1, `[]`: nothing is unrolled that could grow.
         first_nonfinite: as in `UnrollInfo`.
         gradient_norm: ‖∇_w L‖ at the final weights, `[]`; zero in theory, and the error is of its order.
-        gap: v·∇_w L, to first order f(w) − f(w*): what the objective would still lose by training on, `[]`.
-        unrest: |gap| / (‖∇_w f‖ ‖w‖), `[]`: the same as a fraction of what moving the weights by their own
-            size could change; whatever constant the objective has.
+        gap: v·∇_w L, to first order f(w) − f(w*): how much the objective would still fall by training on, `[]`.
+        unrest: |gap| / (‖∇_w f‖ ‖w‖), `[]`: the gap as a share of what moving the weights by their own size
+            could change, so that a constant in the objective does not matter.
         residual: ‖∇_w f − H v‖ / ‖∇_w f‖, `[]`.
         iterations: of the linear solver, int32 `[]`; -1 where it does not say.
-        smallest_curvature: smallest p·Hp / p·p met, `[]`; at or below zero H is not positive definite. The
-            solvers other than `cg`, `nystrom` and `direct` meet few directions: above zero says little there.
+        smallest_curvature: smallest p·Hp / p·p that the solver met, `[]`; at or below zero H is not positive
+            definite. Solvers other than `cg`, `nystrom` and `direct` meet few directions, so that a value above
+            zero says little there.
         condition: estimate from below of the condition number of H, `[]`.
         converged: whether the solver reached its tolerance, bool `[]`.
-        damping: γ, where H + γI was solved with in place of H, `[]`; what the solver says is then of that.
+        damping: γ where the solver took H + γI in place of H, `[]`; its diagnostics are then those of H + γI.
     """
 
     direct: HParams
@@ -94,8 +99,8 @@ class ImplicitInfo(NamedTuple):
             )
         if self.damping > 0:
             said.append(
-                f"the Hessian was damped by {self.damping:.1e}: the hypergradient leans towards none at all "
-                "where the loss is flatter than that; lower the damping to see how much"
+                f"the Hessian was damped by {self.damping:.1e}: the response is too small where the loss is "
+                "flatter than that; lower the damping to see by how much"
             )
         if not self.unrest <= 0.01:
             said.append(
@@ -110,7 +115,7 @@ class ImplicitState(NamedTuple):
     """What a warm start needs.
 
     Attributes:
-        train: the trained state; None without a warm start.
+        train: trained state; None without a warm start.
         solution: v of the last solve; None without a warm start.
         iteration: number of estimates made, int32 `[]`.
     """
@@ -141,18 +146,18 @@ def implicit(
 
     **Limits:** exact at a minimum with an exact solve. Off it the error is O(‖∇_w L‖) and that of the
     solve; see `info` and `advice`. What acts through the optimizer or the initial weights has no implicit
-    hypergradient: a leaf that acts so alone is refused by name; of one that the loss reads too, such as rate
-    and penalty in one array, that part is left out, with a `StructuralZeroWarning`. Needs forward derivatives
-    of the loss. Carried state is taken to have settled too.
+    hypergradient: a leaf that acts in no other way is an error, which names it. Where the loss reads the leaf
+    too, such as rate and penalty in one array, that part is left out, with a `StructuralZeroWarning`. The
+    loss must have forward derivatives. Carried state is taken to have settled too.
 
     Args:
         problem: the training loop.
-        horizon: number of inner steps of each estimate, at most.
+        horizon: largest number of inner steps of an estimate.
         solve: a linear solver from `hypergrad.solve`; `cg()` where None. `solve.positive(cg())` damps
             where H bends down.
-        curvature: `response.hessian`, or `response.gauss_newton(...)`.
-        batch: (problem, state) -> the batch of L; `response.full_batch` where the problem has a
-            `train_set`, else `response.next_batch`, the minibatch that training would draw next.
+        curvature: curvature matrix to solve with: `hessian_of_loss`, or `gauss_newton(...)`.
+        batch: (problem, state) -> the batch of L; `full_batch` where the problem has a `train_set`, else
+            `next_batch`, the minibatch that training would draw next.
         warm_start: go on from the weights, optimizer state and v of the last estimate. The key of `init`
             then draws the initial weights and the minibatches, that of `estimate` the validation batch.
         tolerance: (iteration) -> ε: each estimate trains until the gradient of a step's batch has a norm of
@@ -172,18 +177,29 @@ def implicit(
     """
     check_problem(problem)
     check_whole("horizon", horizon)
-    _check_functions(solve=solve, curvature=curvature, batch=batch, tolerance=tolerance)
     solve = cg() if solve is None else solve
     choose = default_batch(problem) if batch is None else batch
+    if curvature is gauss_newton:
+        raise ValueError(
+            "curvature is gauss_newton itself, expected gauss_newton(outputs, convex), the loss in two parts; "
+            "see help(gauss_newton)"
+        )
+    check_function("solve", solve, "cg()")
+    check_function("curvature", curvature, "hessian_of_loss")
+    check_function("batch", choose, "next_batch")
+    if tolerance is not None:
+        check_function("tolerance", tolerance, "lambda iteration: 1e-3")
 
-    def init(key, hparams):
+    def init(key: Key, hparams: HParams) -> ImplicitState:
         iteration = jnp.zeros((), jnp.int32)
         if not warm_start:
             return ImplicitState(None, None, iteration)
         start = init_state(problem, key, hparams)
         return ImplicitState(start, jax.tree.map(jnp.zeros_like, trained(start.params)), iteration)
 
-    def estimate(key, state, hparams):
+    def estimate(
+        key: Key, state: ImplicitState, hparams: HParams
+    ) -> tuple[ImplicitState, Estimate]:
         check_real(problem, hparams)
         check_implicit(problem, hparams, horizon, choose)
         _warn_unused(problem, hparams)
@@ -195,7 +211,7 @@ def implicit(
         params, data = final.params, choose(problem, final)
         weights, loss = trained(params), inner_loss(problem, final.params, data)
 
-        def objective(weights, h, h_of_state):
+        def objective(weights: PyTree, h: HParams, h_of_state: HParams) -> Array:
             settled = settle(problem, weights, h_of_state, params, data)
             return problem.objective(settled, h, problem.valid_batch(valid_key))
 
@@ -204,7 +220,7 @@ def implicit(
         product = curvature(problem, params, hparams, data)
         v, solved = solve(product, adjoint, state.solution, goal)
 
-        def gradient(weights):
+        def gradient(weights: PyTree) -> tuple[PyTree, HParams]:
             return jax.grad(loss, (0, 1))(weights, hparams)
 
         (slope, _), (_, cross) = jax.jvp(gradient, (weights,), (v,))
@@ -237,6 +253,10 @@ IMPLICIT = Method(
 )
 
 
+_Progress: TypeAlias = tuple[TrainState, Array, Array, Array]
+"""State, number of steps made, first bad step, norm of the last gradient."""
+
+
 def _train(
     problem: Problem, hparams: HParams, start: TrainState, horizon: int, goal: Array | None
 ) -> tuple[TrainState, Array, Array]:
@@ -249,11 +269,11 @@ def _train(
         final, losses = unroll_losses(problem, hparams, start, horizon)
         return final, jnp.asarray(horizon, jnp.int32), first_nonfinite(losses, jnp.zeros(()))
 
-    def unfinished(carry):
+    def unfinished(carry: _Progress) -> Array:
         _, count, _, norm = carry
         return (count < horizon) & ~(norm <= goal)
 
-    def body(carry):
+    def body(carry: _Progress) -> _Progress:
         state, count, bad, _ = carry
         state, value, grads = step_and_grads(problem, hparams, state)
         bad = jnp.where((bad < 0) & ~jnp.isfinite(value), count, bad)
@@ -275,16 +295,3 @@ def _warn_unused(problem: Problem, hparams: HParams) -> None:
             StructuralZeroWarning,
             stacklevel=3,
         )
-
-
-def _check_functions(**functions: object) -> None:
-    if functions["curvature"] is gauss_newton:
-        raise ValueError(
-            "curvature is gauss_newton itself, expected gauss_newton(outputs, convex), the loss in two parts; "
-            "see help(hypergrad.response.gauss_newton)"
-        )
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise ValueError(
-                f"{name} is {function!r}, expected a function; see help(hypergrad.estimators.implicit)"
-            )

@@ -2,10 +2,9 @@
 
 ∇_w L(w*, λ) = 0   ⟹   dw*/dλ = −H⁻¹ ∂²L/∂w∂λ,   H = ∂²L/∂w²
 
-What is assumed, and refused where it cannot hold, is here; `estimators.implicit` computes with it.
+`implicit` computes a hypergradient with it, `best_response` makes it a differentiable function.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -13,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.autodiff import depends
 from hypergrad.core.checks import check_whole
 from hypergrad.core.solve import MatVec, Solve, cg, gmres
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
-from hypergrad.estimators.advice import StructuralZeroWarning
+from hypergrad.estimators.base import inner_loss
+from hypergrad.estimators.ways import check_implicit
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import (
     TrainState,
@@ -58,18 +57,6 @@ def default_batch(problem: Problem) -> BatchOf:
     return next_batch if problem.train_set is None else full_batch
 
 
-def inner_loss(
-    problem: Problem, params: Params, batch: Batch
-) -> Callable[[PyTree, HParams], Array]:
-    """Return L as a function (weights, hparams) -> `[]`, with the carried state of `params` held."""
-
-    def loss(weights, hparams):
-        whole = with_parts(params, weights, carried(params))
-        return evaluate_loss(problem, whole, hparams, batch)[0]
-
-    return loss
-
-
 def hessian_of_loss(problem: Problem, params: Params, hparams: HParams, batch: Batch) -> MatVec:
     """Return u -> H u with H = ∂²L/∂w², linearized once at the weights.
 
@@ -102,7 +89,7 @@ def gauss_newton(
     def curvature(problem, params, hparams, batch):
         weights = trained(params)
 
-        def forward(weights):
+        def forward(weights: PyTree) -> PyTree:
             return outputs(with_parts(params, weights, carried(params)), hparams, batch)
 
         made, push = jax.linearize(forward, weights)
@@ -128,15 +115,15 @@ def settle(
     if not floats:
         return with_parts(params, weights, state)
 
-    def gap(c):
+    def gap(c: list[Array]) -> list[Array]:
         whole = with_parts(params, weights, join(c))
         new = tree.floats(evaluate_loss(problem, whole, hparams, batch)[1])
         return [a - b for a, b in zip(c, new, strict=True)]
 
     solve = gmres()
 
-    def tangent_solve(linear, y):
-        def invert(matvec, b):
+    def tangent_solve(linear: MatVec, y: PyTree) -> PyTree:
+        def invert(matvec: MatVec, b: PyTree) -> PyTree:
             return solve(matvec, b)[0]
 
         return jax.lax.custom_linear_solve(linear, y, invert, transpose_solve=invert)
@@ -162,17 +149,17 @@ def best_response(
     **Cost:** `horizon` steps of training and a linear solve a derivative; memory of one state, whatever
     the horizon.
 
-    **Limits:** off the minimum the derivative is wrong by O(‖∇_w L‖); nothing here says so, the estimator
-    `implicit` does. What acts through the optimizer or the initial weights is left out: a leaf that acts
-    so alone is refused, one that the loss reads too brings a `StructuralZeroWarning`. The Hessian is that of
-    the loss, taken to be symmetric.
+    **Limits:** off the minimum the derivative is wrong by O(‖∇_w L‖). This function does not report it; the
+    estimator `implicit` does. What acts through the optimizer or the initial weights is left out: a leaf that
+    acts in no other way is an error, one that the loss reads too brings a `StructuralZeroWarning`. The
+    Hessian is that of the loss, taken to be symmetric.
 
     Args:
         problem: the training loop.
         horizon: number of inner steps.
         solve: a linear solver from `hypergrad.solve`; `cg()` where None.
-        batch: over which L is stationary; `full_batch` where the problem has a `train_set`, else
-            `next_batch`.
+        batch: function that returns the batch over which L is stationary; `full_batch` where the problem has
+            a `train_set`, else `next_batch`.
 
     Returns:
         (hparams, key) -> params after training. The key draws initial weights and minibatches.
@@ -189,10 +176,10 @@ def best_response(
     solve = cg() if solve is None else solve
     choose = default_batch(problem) if batch is None else batch
 
-    def tangent_solve(linear, y):
+    def tangent_solve(linear: MatVec, y: PyTree) -> PyTree:
         return jax.lax.custom_linear_solve(linear, y, lambda a, b: solve(a, b)[0], symmetric=True)
 
-    def respond(hparams, key):
+    def respond(hparams: HParams, key: Key) -> Params:
         check_step(problem, hparams, real=True)
         check_implicit(problem, hparams, horizon, choose)
         frozen = jax.lax.stop_gradient(hparams)
@@ -205,104 +192,3 @@ def best_response(
         return settle(problem, weights, hparams, params, data)
 
     return respond
-
-
-def check_implicit(problem: Problem, hparams: HParams, horizon: int, batch: BatchOf) -> None:
-    """Raise a `ValueError` where the implicit function theorem has nothing to say, leaf by leaf.
-
-    Warns of the leaves of which it says a part (`check_leaves`).
-
-    **Cost:** traces of a gradient and of three steps; nothing is compiled or run.
-    """
-    key = jax.random.key(0)
-
-    def stationarity(weights, floats, hparams):
-        start = init_state(problem, key, jax.lax.stop_gradient(hparams))
-        # integers and keys of the carried state are no arguments of a derivative: they are made here
-        join = tree.split_float(carried(start.params))[1]
-        params = with_parts(start.params, weights, join(floats))
-        loss = inner_loss(problem, params, batch(problem, start._replace(params=params)))
-        return jax.grad(loss)(weights, hparams)
-
-    shapes = jax.eval_shape(lambda h: init_state(problem, key, h).params, hparams)
-    weights, floats = trained(shapes), tree.floats(carried(shapes))
-    used = depends(stationarity, weights, floats, hparams)
-    num_w, num_c = len(jax.tree.leaves(weights)), len(floats)
-    if not any(used[:num_w]):
-        raise ValueError(
-            "problem.loss is linear in the params (its gradient does not depend on them), expected "
-            "curvature; add a penalty on the weights, or use reverse(...)"
-        )
-    if any(used[num_w : num_w + num_c]):
-        raise ValueError(
-            "problem.loss reads its carried state, expected weights alone to decide its gradient; use "
-            "reverse(...), which differentiates through the state"
-        )
-    check_leaves(problem, hparams, horizon, used[num_w + num_c :], "implicit hypergradient")
-
-
-def check_leaves(
-    problem: Problem, hparams: HParams, horizon: int, in_loss: list[bool], what: str
-) -> None:
-    """Refuse the leaves that move the weights by other ways than the loss alone, warn of those that do both.
-
-    A leaf is taken as a whole: of rates and penalties in one array it is not known which entry does what.
-
-    Args:
-        problem: the training loop.
-        hparams: of the shapes to be used.
-        horizon: number of inner steps.
-        in_loss: for each leaf, whether the gradient of the loss reads it.
-        what: sees what the loss does alone.
-    """
-    other_ways = past_the_loss(problem, hparams, horizon)
-    for name, loss_reads, others_read in zip(
-        tree.leaf_names(hparams), in_loss, other_ways, strict=True
-    ):
-        if others_read and not loss_reads:
-            raise ValueError(
-                f"hparams[{name!r}] acts on training through problem.optimizer or problem.init alone, "
-                f"where the {what} is zero, expected a leaf of problem.loss; use "
-                "reverse(...) or forward(...) for it, or close over it"
-            )
-        if others_read:
-            warnings.warn(
-                f"the {what} leaves out what hparams[{name!r}] does through problem.optimizer or "
-                "problem.init: that part counts as zero, which at rest it is for a rate, and not for a decay; "
-                "split the leaf where its entries do one or the other, or use reverse(...) or forward(...)",
-                StructuralZeroWarning,
-                stacklevel=4,
-            )
-
-
-def past_the_loss(problem: Problem, hparams: HParams, horizon: int) -> list[bool]:
-    """Tell, for each leaf, whether it moves the weights through the optimizer or the initial weights.
-
-    **Cost:** a trace of three steps; nothing is compiled or run.
-    """
-
-    def loss(params, h, batch):
-        return problem.loss(params, jax.lax.stop_gradient(h), batch)
-
-    blind = problem._replace(loss=loss)
-
-    def run(hparams):
-        start = init_state(blind, jax.random.key(0), hparams)
-        return tree.floats(unroll(blind, hparams, start, min(horizon, 3)).params)
-
-    return depends(run, hparams)
-
-
-def unused(problem: Problem, hparams: HParams) -> list[str]:
-    """Name the leaves that neither the gradient of the loss nor the objective reads."""
-
-    def reads(hparams):
-        key = jax.random.key(0)
-        start = init_state(problem, key, jax.lax.stop_gradient(hparams))
-        params, batch = start.params, draw_batch(problem, start)
-        grads = jax.grad(inner_loss(problem, params, batch))(trained(params), hparams)
-        state = tree.floats(evaluate_loss(problem, params, hparams, batch)[1])
-        return grads, state, problem.objective(params, hparams, problem.valid_batch(key))
-
-    alive = depends(reads, hparams)
-    return [name for name, lives in zip(tree.leaf_names(hparams), alive, strict=True) if not lives]

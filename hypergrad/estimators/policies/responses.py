@@ -12,16 +12,13 @@ from hypergrad.core.checks import check_function, check_share, check_whole
 from hypergrad.core.methods import Method, by_name
 from hypergrad.core.solve import Solve, cg, positive
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators.implicit.response import (
-    default_batch,
-    hessian_of_loss,
-    inner_loss,
-    past_the_loss,
-)
+from hypergrad.estimators.base import inner_loss
+from hypergrad.estimators.implicit.response import default_batch, hessian_of_loss
 from hypergrad.estimators.policies.baselines import Baseline
 from hypergrad.estimators.policies.policy import Policy
 from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode
 from hypergrad.estimators.unrolled.base import growth_rate
+from hypergrad.estimators.ways import past_the_loss
 from hypergrad.problem import Problem
 from hypergrad.train import TrainState, carried, draw_batch, init_state, trained, unroll_losses
 

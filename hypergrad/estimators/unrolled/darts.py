@@ -7,11 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.autodiff import depends
 from hypergrad.core.checks import check_least, check_positive, check_whole
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite
-from hypergrad.estimators.implicit.response import check_leaves, inner_loss
+from hypergrad.estimators.base import (
+    Estimate,
+    Estimator,
+    check_real,
+    first_nonfinite,
+    inner_loss,
+)
 from hypergrad.estimators.unrolled.online import (
     OnlineState,
     check_restart,
@@ -19,11 +23,11 @@ from hypergrad.estimators.unrolled.online import (
     go_on,
     online_info,
 )
+from hypergrad.estimators.ways import check_leaves, in_gradient
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import (
     carried,
     draw_batch,
-    init_state,
     split_key,
     trained,
     unroll_losses,
@@ -115,7 +119,8 @@ def darts(
 
     def estimate(key: Key, state: OnlineState, hparams: HParams) -> tuple[OnlineState, Estimate]:
         check_real(problem, hparams)
-        _check_reads(problem, hparams)
+        in_loss = in_gradient(problem, hparams)
+        check_leaves(problem, hparams, 3, in_loss, "one-step hypergradient of the loss")
         before = go_on(state, first_state(problem, key, hparams), restart_every)
         frozen = jax.lax.stop_gradient(hparams)
         train, losses = unroll_losses(problem, frozen, before.train, interval)
@@ -144,14 +149,3 @@ def darts(
         return after, Estimate(value, tree.add(direct, response), info)
 
     return Estimator(init, estimate)
-
-
-def _check_reads(problem: Problem, hparams: HParams) -> None:
-    """Refuse the leaves that act on training by other ways than the loss alone, warn of those that do both."""
-
-    def slope(hparams):
-        start = init_state(problem, jax.random.key(0), jax.lax.stop_gradient(hparams))
-        loss = inner_loss(problem, start.params, draw_batch(problem, start))
-        return jax.grad(loss)(trained(start.params), hparams)
-
-    check_leaves(problem, hparams, 3, depends(slope, hparams), "one-step hypergradient of the loss")

@@ -7,9 +7,14 @@ from hypergrad.core import tree
 from hypergrad.core.autodiff import depends
 from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
-from hypergrad.core.types import HParams, Key, PyTree
-from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite
-from hypergrad.estimators.implicit.response import inner_loss
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.estimators.base import (
+    Estimate,
+    Estimator,
+    check_real,
+    first_nonfinite,
+    inner_loss,
+)
 from hypergrad.estimators.unrolled.online import (
     OnlineState,
     check_restart,
@@ -102,22 +107,10 @@ HD = Method(
 
 
 def _check_optimizer_alone(problem: Problem, hparams: HParams) -> None:
-    """Refuse the leaves that the loss reads, and those that the optimizer does not."""
-
-    def loss(hparams):
-        start = init_state(problem, jax.random.key(0), jax.lax.stop_gradient(hparams))
-        value = inner_loss(problem, start.params, draw_batch(problem, start))
-        return jax.value_and_grad(value)(trained(start.params), hparams)
-
-    def trained_weights(hparams):
-        start = init_state(problem, jax.random.key(0), jax.lax.stop_gradient(hparams))
-        last, _ = unroll_losses(problem, jax.lax.stop_gradient(hparams), start, 1)
-        batch = draw_batch(problem, last)
-        _, value, grads = step_and_grads(problem, jax.lax.stop_gradient(hparams), last)
-        return tree.floats(update(problem, hparams, last, batch, value, grads)[0])
-
-    pairs = zip(depends(loss, hparams), depends(trained_weights, hparams), strict=True)
-    for name, (in_loss, in_update) in zip(tree.leaf_names(hparams), pairs, strict=True):
+    """Raise for a leaf that the loss reads, and for one that the optimizer does not read."""
+    for name, (in_loss, in_update) in zip(
+        tree.leaf_names(hparams), _ways(problem, hparams), strict=True
+    ):
         if in_loss or not in_update:
             place = (
                 "is read by problem.loss" if in_loss else "does not reach the optimizer's update"
@@ -127,3 +120,22 @@ def _check_optimizer_alone(problem: Problem, hparams: HParams) -> None:
                 "hypergradient descent lowers the training loss by the update; use one_step(...) or "
                 "reverse(...) for it, or close over it"
             )
+
+
+def _ways(problem: Problem, hparams: HParams) -> list[tuple[bool, bool]]:
+    """Tell, for each leaf, whether the loss reads it, and whether the second update does."""
+
+    def loss(hparams: HParams) -> tuple[Array, PyTree]:
+        start = init_state(problem, jax.random.key(0), jax.lax.stop_gradient(hparams))
+        value = inner_loss(problem, start.params, draw_batch(problem, start))
+        return jax.value_and_grad(value)(trained(start.params), hparams)
+
+    def trained_weights(hparams: HParams) -> list[Array]:
+        held = jax.lax.stop_gradient(hparams)
+        start = init_state(problem, jax.random.key(0), held)
+        last, _ = unroll_losses(problem, held, start, 1)
+        batch = draw_batch(problem, last)
+        _, value, grads = step_and_grads(problem, held, last)
+        return tree.floats(update(problem, hparams, last, batch, value, grads)[0])
+
+    return list(zip(depends(loss, hparams), depends(trained_weights, hparams), strict=True))
