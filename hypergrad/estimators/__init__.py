@@ -4,8 +4,11 @@ from hypergrad.core.methods import Method, by_name
 from hypergrad.estimators.advice import advice, structural_zeros
 from hypergrad.estimators.average import AverageInfo, average
 from hypergrad.estimators.base import Estimate, Estimator
-from hypergrad.estimators.evolution.evolution import ES, NRES, PES, EvolutionInfo, es, nres, pes
+from hypergrad.estimators.evolution.es import ES, es
+from hypergrad.estimators.evolution.info import EvolutionInfo
+from hypergrad.estimators.evolution.nres import NRES, nres
 from hypergrad.estimators.evolution.pairs import Target, final_objective, mean_objective
+from hypergrad.estimators.evolution.pes import PES, pes
 from hypergrad.estimators.implicit.implicit import IMPLICIT, ImplicitInfo, ImplicitState, implicit
 from hypergrad.estimators.policies.mixed import MixedInfo, mixed, no_response
 from hypergrad.estimators.policies.relaxed import RelaxedInfo, relaxed

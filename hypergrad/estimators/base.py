@@ -79,13 +79,33 @@ def first_nonfinite(losses: Array, value: Array) -> Array:
     return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
 
 
-def mean_and_error(each: PyTree) -> tuple[PyTree, PyTree]:
-    """Return the mean over the leading axis `[S]` and its standard error, NaN where S = 1."""
+def mean_and_error(each: PyTree, counted: Array | None = None) -> tuple[PyTree, PyTree]:
+    """Return the mean over the leading axis `[S]` and its standard error, std / √S with S − 1 in std.
 
-    def error(x):
-        return jnp.std(x, 0, ddof=1) / jnp.sqrt(x.shape[0])
+    Args:
+        each: values, a pytree of arrays `[S, ...]`.
+        counted: values to count `[S]`, bool; None: all of them.
 
-    return jax.tree.map(lambda x: jnp.mean(x, 0), each), jax.tree.map(error, each)
+    Returns:
+        The means, NaN where none counts; the standard errors, NaN for S = 1, infinite where only one counts.
+    """
+
+    def mean(leaf: Array) -> Array:
+        return jnp.mean(leaf, 0, where=_along(counted, leaf))
+
+    def error(leaf: Array) -> Array:
+        if counted is None:
+            return jnp.std(leaf, 0, ddof=1) / jnp.sqrt(leaf.shape[0])
+        num = jnp.sum(counted)
+        spread = jnp.std(leaf, 0, ddof=1, where=_along(counted, leaf))
+        return jnp.where(num > 1, spread / jnp.sqrt(num), jnp.inf).astype(leaf.dtype)
+
+    return jax.tree.map(mean, each), jax.tree.map(error, each)
+
+
+def _along(counted: Array | None, leaf: Array) -> Array | None:
+    """Give a mask `[S]` the dimensions of a leaf `[S, ...]`."""
+    return None if counted is None else counted.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
 
 def temporary_bytes(compiled: Any) -> int:

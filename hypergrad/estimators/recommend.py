@@ -19,7 +19,8 @@ from hypergrad.estimators.base import (
     inner_loss,
     temporary_bytes,
 )
-from hypergrad.estimators.evolution.evolution import PES, quarter
+from hypergrad.estimators.evolution.pes import PES
+from hypergrad.estimators.evolution.windows import quarter
 from hypergrad.estimators.implicit.response import default_batch
 from hypergrad.estimators.policies import (
     enumerated,

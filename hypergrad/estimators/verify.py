@@ -14,7 +14,10 @@ from hypergrad.core.autodiff import depends
 from hypergrad.core.checks import check_whole
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.base import Estimator, temporary_bytes
-from hypergrad.estimators.evolution.evolution import es, nres, pes, quarter
+from hypergrad.estimators.evolution.es import es
+from hypergrad.estimators.evolution.nres import nres
+from hypergrad.estimators.evolution.pes import pes
+from hypergrad.estimators.evolution.windows import quarter
 from hypergrad.estimators.implicit.implicit import implicit
 from hypergrad.estimators.policies import (
     Policy,

@@ -1,4 +1,4 @@
-"""Random moves of hyperparameters: in which coordinates, how far, and what a slope there is in hparams."""
+"""Random moves of hyperparameters: in which coordinates, how far, and slopes there as gradients in hparams."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from hypergrad.space import Dimension, Sequence
 
 
 class Perturbation(NamedTuple):
-    """Gaussian moves of hparams, z ± σ u with u ~ N(0, I), in coordinates z of one's choice.
+    """Gaussian moves of hparams, z ± σ u with u ~ N(0, I), in some coordinates z.
 
     Attributes:
         draw: (key, hparams) -> u, a pytree of the coordinates; independent for every leaf and entry.
@@ -44,7 +44,7 @@ def gaussian(sigma: float | PyTree | None, space: PyTree | None = None) -> Pertu
         space: real dimensions in the structure of the hparams.
 
     Raises:
-        ValueError: for a sigma that is not positive, for none without a space, for a dimension that is not
+        ValueError: for a sigma that is not positive, for neither sigma nor space, for a dimension that is not
             real and, when traced, where sigma or space do not fit the hparams.
     """
     if space is not None:
@@ -52,10 +52,10 @@ def gaussian(sigma: float | PyTree | None, space: PyTree | None = None) -> Pertu
         sigma = 0.1 if sigma is None else sigma
     _check_sigma(sigma)
 
-    def coordinates(hparams):
+    def coordinates(hparams: HParams) -> PyTree:
         return hparams if space is None else spaces.unconstrain(space, hparams)
 
-    def draw(key, hparams):
+    def draw(key: Key, hparams: HParams) -> PyTree:
         leaves, treedef = jax.tree.flatten(coordinates(hparams))
         keys = jax.random.split(key, len(leaves))
         units = [
@@ -64,12 +64,12 @@ def gaussian(sigma: float | PyTree | None, space: PyTree | None = None) -> Pertu
         ]
         return jax.tree.unflatten(treedef, units)
 
-    def move(hparams, unit):
+    def move(hparams: HParams, unit: PyTree) -> HParams:
         z = coordinates(hparams)
         moved = jax.tree.map(lambda x, s, u: x + s * u, z, _spread(sigma, z), unit)
         return moved if space is None else spaces.constrain(space, moved)
 
-    def slope(hparams, unit, change):
+    def slope(hparams: HParams, unit: PyTree, change: Array) -> HParams:
         z = coordinates(hparams)
         grads = jax.tree.map(
             lambda s, u: (change / 2 * u / s).astype(u.dtype), _spread(sigma, z), unit
@@ -86,7 +86,7 @@ def _lift(dim: Dimension, z: Array, grads: Array) -> Array:
         return _divide(grads, derivative)
     one = dataclasses.replace(dim, element=dataclasses.replace(dim.element, shape=()))
 
-    def column(z, grads):
+    def column(z: Array, grads: Array) -> Array:
         """Solve for one element of the schedule: ∂λ/∂z = QR, g = Q R⁻ᵀ grads."""
         q, r = jnp.linalg.qr(jax.jacfwd(lambda z: spaces.constrain(one, z))(z))
         alive = jnp.diag(r) != 0
@@ -115,9 +115,8 @@ def _spread(sigma: Any, like: PyTree) -> PyTree:
     pairs = zip(jax.tree.leaves(sigma), jax.tree.leaves(like), strict=True)
     for name, (s, leaf) in zip(tree.leaf_names(like), pairs, strict=True):
         shape, size = np.shape(s), jnp.shape(leaf)
-        if len(shape) > len(size) or any(
-            a not in (1, b) for a, b in zip(shape[::-1], size[::-1], strict=False)
-        ):
+        fits = (a in (1, b) for a, b in zip(shape[::-1], size[::-1], strict=False))
+        if len(shape) > len(size) or not all(fits):
             raise ValueError(
                 f"sigma[{name!r}] has shape {shape}, expected one that broadcasts to {size}; pass a number"
             )
@@ -131,11 +130,8 @@ def _check_sigma(sigma: Any) -> None:
             f"sigma is {sigma!r}, expected how far to move the hparams, because only coordinates of a space "
             "have a natural scale; pass sigma=..., a number or one for each leaf, or space=..."
         )
-    bare = jax.tree.structure(sigma) == jax.tree.structure(0.0)
     for path, leaf in zip(tree.leaf_names(sigma), jax.tree.leaves(sigma), strict=True):
-        name = "sigma" if bare else f"sigma[{path!r}]"
         number = not isinstance(leaf, (bool, str)) and np.asarray(leaf).dtype.kind in "fiu"
         if not number or not np.all(np.isfinite(leaf) & (np.asarray(leaf) > 0)):
-            raise ValueError(
-                f"{name} is {leaf!r}, expected a positive finite standard deviation; pass e.g. 0.1"
-            )
+            name = "sigma" if leaf is sigma else f"sigma[{path!r}]"
+            raise ValueError(f"{name} is {leaf!r}, expected positive finite numbers; pass e.g. 0.1")

@@ -1,4 +1,4 @@
-"""Antithetic pairs of training runs: what they carry, one window of one, and means over those that live."""
+"""Antithetic pairs of training runs: their keys, what they carry, and one window of one pair."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from hypergrad.core.types import Array, Batch, HParams, Key, PyTree
 from hypergrad.estimators.evolution.moves import Perturbation
 from hypergrad.problem import Problem
-from hypergrad.train import TrainState, init_state, unroll_losses
+from hypergrad.train import TrainState, init_state, split_key, unroll_losses
 
 
 class Target(NamedTuple):
@@ -18,7 +18,7 @@ class Target(NamedTuple):
     Attributes:
         part: (before, after, num_windows) -> the window's part, linear in the objectives at the ends of the
             window before (0 for the first) and of this one.
-        reported: steps made by each pair `[num_pairs]` -> which of them `value` is the mean of.
+        reported: (steps made by each pair `[num_pairs]`) -> whether `value` counts a pair `[num_pairs]`.
     """
 
     part: Callable[[Array, Array, int], Array]
@@ -35,7 +35,7 @@ mean_objective = Target(
     part=lambda before, after, num_windows: after,
     reported=lambda steps: jnp.ones_like(steps, bool),
 )
-"""(1/K) Σ_k f_k, the mean over the ends of the K windows: training that is fast counts too."""
+"""(1/K) Σ_k f_k, the mean over the ends of the K windows, so that fast training counts too."""
 
 
 class Pairs(NamedTuple):
@@ -46,7 +46,7 @@ class Pairs(NamedTuple):
         noise: unit noise that the last gap was credited to (PES: the sum since the start of the run).
         gaps: f₊ − f₋ at the end of the last window `[2]`: at the moved hparams, and at the unmoved ones.
         first_nonfinite: first step of the run that was not finite, -1 if none; int32.
-        num_windows: how many windows were made since `init`, int32; a key used twice still draws anew.
+        num_windows: number of windows since `init`, int32; with it, a key used twice still draws anew.
     """
 
     train: TrainState
@@ -57,7 +57,7 @@ class Pairs(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What one pair found in one window.
+    """One window of one pair.
 
     Attributes:
         train: the two runs at its end `[2]`.
@@ -96,7 +96,7 @@ def run_window(
     """Train the two runs of a pair at the moved hparams, and compare their objectives."""
     train, losses = jax.vmap(lambda h, s: unroll_losses(problem, h, s, num_steps))(moved, start)
 
-    def objective(h, state):
+    def objective(h: HParams, state: TrainState) -> Array:
         return problem.objective(state.params, h, batch)
 
     values = jax.vmap(objective)(moved, train)
@@ -109,21 +109,11 @@ def run_window(
     return Window(train, gaps, jnp.mean(values), first)
 
 
-def pair_mean_and_error(values: PyTree, counted: Array) -> tuple[PyTree, PyTree]:
-    """Average over the leading axis, those `counted` `[N]` alone; NaN where none is.
+def pair_keys(key: Key, num_pairs: int) -> tuple[Key, Key]:
+    """Split a key into those of the runs and of the validation batches, one for each pair.
 
-    Returns:
-        The means, and their standard errors with num − 1 degrees of freedom, infinite for one value.
+    Each pair has a batch of its own, so that the standard error sees the noise of batches, and the mean over
+    the pairs lowers it.
     """
-    num = jnp.sum(counted)
-
-    def mean(leaf):
-        mask = counted.reshape((-1,) + (1,) * (leaf.ndim - 1))
-        average = jnp.sum(jnp.where(mask, leaf, 0), 0) / num
-        squares = jnp.sum(jnp.where(mask, jnp.square(leaf - average), 0), 0)
-        error = jnp.sqrt(squares / jnp.where(num > 1, (num - 1) * num, 1))
-        error = jnp.where(num > 1, error, jnp.inf)
-        return average.astype(leaf.dtype), error.astype(leaf.dtype)
-
-    pairs = jax.tree.map(mean, values)
-    return jax.tree.transpose(jax.tree.structure(values), jax.tree.structure((0, 0)), pairs)
+    run_key, valid_key = split_key(key)
+    return jax.random.split(run_key, num_pairs), jax.random.split(valid_key, num_pairs)

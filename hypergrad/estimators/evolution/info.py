@@ -1,0 +1,106 @@
+"""The estimate that antithetic pairs make together, and what its diagnostics mean."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad.core import tree
+from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.estimators.base import Estimate, mean_and_error
+from hypergrad.estimators.evolution.moves import Perturbation
+from hypergrad.estimators.evolution.pairs import Window
+from hypergrad.train import earliest
+
+
+class EvolutionInfo(NamedTuple):
+    """Diagnostics of a hypergradient by evolution; `advice` says in words what they mean.
+
+    Attributes:
+        direct: hypergradient less response, a pytree like `hparams`.
+        response: the same estimate with the objective read at the unmoved hparams, a pytree like `hparams`.
+        horizon: number of steps of a whole run, int32 `[]`.
+        growth: 1, `[]`: nothing is differentiated that could grow.
+        first_nonfinite: first step at which a run of this estimate was not finite (the number of steps made
+            if only its objective was not), -1 if none; int32 `[]`.
+        std_error: standard error of the hypergradient from the spread of the pairs, a pytree like `hparams`.
+        value_std_error: standard error of the value, `[]`; infinite where it is the value of one pair.
+        num_pairs: number of antithetic pairs that ran, int32 `[]`.
+        num_nonfinite: number of pairs that are left out of all means, int32 `[]`.
+    """
+
+    direct: HParams
+    response: HParams
+    horizon: Array
+    growth: Array
+    first_nonfinite: Array
+    std_error: HParams
+    value_std_error: Array
+    num_pairs: Array
+    num_nonfinite: Array
+
+    def advice(self, estimate: Estimate) -> list[str]:
+        """Say in words what is wrong with the estimate, and what to do."""
+        said = []
+        if self.num_nonfinite > 0:
+            rest = "the mean is over those that survived"
+            if self.num_nonfinite == self.num_pairs:
+                rest = "there is no estimate"
+            said.append(
+                f"{self.num_nonfinite} of {self.num_pairs} pairs were not finite (the first at step "
+                f"{self.first_nonfinite}) and are left out: {rest}; lower sigma or the learning rate"
+            )
+        size, noise = float(tree.norm(estimate.hypergrad)), float(tree.norm(self.std_error))
+        if size < 1.5 * noise:
+            said.append(
+                f"the hypergradient's norm is {size:.1e}, its standard error {noise:.1e}: mostly noise; "
+                "raise num_pairs or sigma, or move fewer hparams"
+            )
+        errors = zip(tree.leaf_names(self.std_error), jax.tree.leaves(self.std_error), strict=True)
+        for name, error in errors:
+            if not np.any(error):
+                said.append(
+                    f"moving hparams[{name!r}] changed nothing: it is at a bound of the space, or the "
+                    "objective does not depend on it"
+                )
+        return said
+
+
+def summarize(
+    moves: Perturbation,
+    hparams: HParams,
+    units: PyTree,
+    changes: Array,
+    found: Window,
+    reported: Array,
+    horizon: int,
+) -> Estimate:
+    """Average the slopes of the pairs that are finite.
+
+    Args:
+        moves: perturbation that moved the pairs.
+        hparams: hyperparameters before the moves.
+        units: unit noise that each change is credited to, leading axis `[num_pairs]`.
+        changes: change of the target `[num_pairs, 2]`: at the moved hparams, and at the unmoved ones.
+        found: window of each pair, leading axis `[num_pairs]`.
+        reported: whether the value counts the objective of a pair `[num_pairs]`.
+        horizon: number of steps of a whole run.
+    """
+    alive = (found.first_nonfinite < 0) & jnp.all(jnp.isfinite(changes), -1)
+    slopes = jax.vmap(lambda unit, change: moves.slope(hparams, unit, change))
+    hypergrad, std_error = mean_and_error(slopes(units, changes[:, 0]), alive)
+    response, _ = mean_and_error(slopes(units, changes[:, 1]), alive)
+    value, value_error = mean_and_error(found.value, alive & reported)
+    info = EvolutionInfo(
+        direct=jax.tree.map(jnp.subtract, hypergrad, response),
+        response=response,
+        horizon=jnp.asarray(horizon, jnp.int32),
+        growth=jnp.ones((), jnp.float32),
+        first_nonfinite=earliest(found.first_nonfinite),
+        std_error=std_error,
+        value_std_error=value_error,
+        num_pairs=jnp.asarray(len(alive), jnp.int32),
+        num_nonfinite=jnp.sum(~alive, dtype=jnp.int32),
+    )
+    return Estimate(value, hypergrad, info)
