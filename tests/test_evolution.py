@@ -1,6 +1,7 @@
 """Evolution strategies against exact gradients, judged by their own standard errors; wrong ones must fail."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ from hypergrad.estimators import (
     pes,
     reverse,
 )
-from hypergrad.estimators.evolution import evolution
 from hypergrad.estimators.evolution.moves import gaussian
+from hypergrad.estimators.evolution.windows import by_windows
 from hypergrad.estimators.verify import frozen
 from hypergrad.problem import Problem
 from hypergrad.space import LogReal, Real, Sequence
@@ -167,9 +168,7 @@ def forgetful(starts, fresh, noise):
 
 def test_forgotten_noise_fails():
     moves = gaussian(SIGMA)
-    wrong = evolution._online(
-        QUADRATIC.problem, HORIZON, WINDOW, moves, 8, final_objective, forgetful
-    )
+    wrong = by_windows(QUADRATIC.problem, HORIZON, WINDOW, moves, 8, final_objective, forgetful)
     found = repeat(wrong, QUADRATIC.hparams, NUM)
     assert errors_off(found.hypergrad["point"][:, 0], exact("final")["point"])[0] > 10
 
@@ -179,7 +178,7 @@ def test_a_wrong_scale_fails(monkeypatch):
         moves = gaussian(sigma, space)
         return moves._replace(move=gaussian(0.5 * sigma, space).move)
 
-    monkeypatch.setattr(evolution, "gaussian", wrong)
+    monkeypatch.setattr(sys.modules["hypergrad.estimators.evolution.es"], "gaussian", wrong)
     found = repeat(MAKERS["es"](), QUADRATIC.hparams, NUM)
     assert errors_off(found.hypergrad["point"][:, 0], exact("es")["point"])[0] > 10
 
@@ -458,7 +457,7 @@ REFUSED = {
         GOOD, 3, 1, sigma=0.1, num_pairs=1
     ),
     "num_pairs is 2.5": lambda: nres(GOOD, 3, 1, sigma=0.1, num_pairs=2.5),
-    "sigma is 0, expected a positive": lambda: es(GOOD, 3, sigma=0),
+    "sigma is 0, expected positive": lambda: es(GOOD, 3, sigma=0),
     "sigma is -0.1": lambda: pes(GOOD, 3, 1, sigma=-0.1),
     "sigma is nan": lambda: nres(GOOD, 3, 1, sigma=float("nan")),
     "sigma is True": lambda: es(GOOD, 3, sigma=True),
@@ -479,7 +478,7 @@ REFUSED = {
     "window is 9, expected a divisor of horizon = 6": lambda: nres(GOOD, 6, 9, sigma=0.1),
     "window is 0": lambda: nres(GOOD, 6, 0, sigma=0.1),
     "horizon is 0": lambda: es(GOOD, 0, sigma=0.1),
-    "target is 'final', expected a Target": lambda: pes(GOOD, 6, 3, sigma=0.1, target="final"),
+    "target is str 'final', expected a Target": lambda: pes(GOOD, 6, 3, sigma=0.1, target="final"),
     "hparams['point'] has dtype int32": lambda: es(GOOD, 3, sigma=0.1).estimate(
         KEY, (), {"point": jnp.arange(3, dtype=jnp.int32)}
     ),
