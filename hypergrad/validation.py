@@ -1,7 +1,7 @@
 """Check that the functions of a problem fit one another, before anything compiles."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,10 @@ from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree, Var
 from hypergrad.problem import Problem, Task, check_problem, fixed, split_loss
 from hypergrad.space import check_space, static
 from hypergrad.train import carried, start_state, trained, update, with_parts
+
+CONSTANT = "return every part of the carried state, in constant shapes"
+
+SCHEDULED = "read one value a step from a schedule, with schedule(hparams[...])"
 
 
 def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1) -> None:
@@ -51,6 +55,36 @@ def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> Non
         real: Whether every leaf of the hyperparameters must have a derivative.
     """
     check_hparams(hparams, real=real)
+    tried = _try(problem, hparams)
+    check_scalar({"problem.loss": tried.value, "problem.objective": tried.objective})
+    for what, before, after, advice in (
+        ("problem.loss returned state", tried.carried, tried.state, CONSTANT),
+        ("problem.optimizer returned an update to params", tried.weights, tried.moved, SCHEDULED),
+    ):
+        form, wanted = jax.tree.structure(after), jax.tree.structure(before)
+        if form != wanted:
+            raise ValueError(f"{what} of structure {form}, expected {wanted}; {advice}")
+        names = tree.leaf_names(before, bare=what.split()[-1])
+        for name, a, b in zip(names, *map(jax.tree.leaves, (before, after)), strict=True):
+            if a.shape != b.shape:
+                raise ValueError(
+                    f"{what}[{name!r}] of shape {b.shape}, expected {a.shape}; {advice}"
+                )
+
+
+class _Tried(NamedTuple):
+    """Shapes of what the functions of a problem return."""
+
+    weights: PyTree
+    carried: PyTree
+    value: Any
+    state: PyTree
+    objective: Any
+    moved: PyTree
+
+
+def _try(problem: Problem, hparams: HParams) -> _Tried:
+    """Evaluate each function of a problem once, abstractly."""
     key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
     params = abstract("problem.init", problem.init, key, hparams)
     weights = trained(params)
@@ -67,38 +101,34 @@ def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> Non
             )
     batch = abstract("problem.train_batch", problem.train_batch, key, index)
     slope = jax.value_and_grad(partial(_loss, problem), has_aux=True)
-    found = abstract("problem.loss", slope, weights, params, hparams, batch)
-    (value, state), grads = found
-    constant = "return every part of the carried state, in constant shapes"
-    _check_same("problem.loss returned state", carried(params), state, constant)
+    (_, out), grads = abstract("problem.loss", slope, weights, params, hparams, batch)
+    value, state = split_loss(params, _as_documented(params, out))
     valid = abstract("problem.valid_batch", problem.valid_batch, key)
     judged = abstract("problem.objective", problem.objective, params, hparams, valid)
-    check_scalar("problem.objective", judged)
     step = partial(_update, problem)
     moved = abstract("problem.optimizer", step, hparams, params, key, batch, value, grads)
-    scheduled = "read one value a step from a schedule, with schedule(hparams[...])"
-    _check_same("problem.optimizer returned an update to params", weights, moved, scheduled)
+    return _Tried(weights, carried(params), value, state, judged, moved)
+
+
+def _as_documented(params: Params, out: Any) -> Any:
+    """Return what the loss returned, or raise a `ValueError` where it is no value, or no value with a state."""
+    stateful, several = isinstance(params, Variables), isinstance(out, tuple)
+    if stateful == several and (not several or len(out) == 2):
+        return out
+    got = f"a tuple of {len(out)}" if several else describe(out)
+    wanted = "one real number; to carry state from step to step, return hypergrad.Variables(params, state) "
+    wanted += "from problem.init"
+    if stateful:
+        wanted = "(value, new_state), because problem.init returned Variables; return the carried state, too"
+    raise ValueError(f"problem.loss returned {got}, expected {wanted}")
 
 
 def _loss(
     problem: Problem, weights: PyTree, params: Params, hparams: HParams, batch: Batch
-) -> tuple[Array, PyTree]:
-    """Return the loss and the new carried state, or raise a `ValueError` for anything else."""
+) -> tuple[Array, Any]:
+    """Return a number to differentiate, whatever the loss returned, and what it returned."""
     out = problem.loss(with_parts(params, weights, carried(params)), hparams, batch)
-    stateful, is_tuple = isinstance(params, Variables), isinstance(out, tuple)
-    if stateful != is_tuple or (is_tuple and len(out) != 2):
-        got = f"a tuple of {len(out)}" if is_tuple else describe(out)
-        wanted = (
-            "(value, new_state), because problem.init returned Variables; return the carried state beside "
-            "the loss"
-            if stateful
-            else "one real number; to carry state from step to step, return "
-            "hypergrad.Variables(params, state) from problem.init"
-        )
-        raise ValueError(f"problem.loss returned {got}, expected {wanted}")
-    value, state = split_loss(params, out)
-    check_scalar("problem.loss", value)
-    return value, state
+    return sum(map(jnp.sum, tree.floats(out)), jnp.zeros(())), out
 
 
 def _update(
@@ -114,25 +144,15 @@ def _update(
     return update(problem, hparams, start_state(problem, params, hparams, key), batch, *gradient)[0]
 
 
-def _check_same(what: str, before: PyTree, after: PyTree, advice: str) -> None:
-    """Raise a `ValueError` unless two trees have the same structure and shapes."""
-    form, wanted = jax.tree.structure(after), jax.tree.structure(before)
-    if form != wanted:
-        raise ValueError(f"{what} of structure {form}, expected {wanted}; {advice}")
-    names = tree.leaf_names(before, bare=what.split()[-1])
-    for name, a, b in zip(names, *map(jax.tree.leaves, (before, after)), strict=True):
-        if a.shape != b.shape:
-            raise ValueError(f"{what}[{name!r}] of shape {b.shape}, expected {a.shape}; {advice}")
-
-
-def check_scalar(name: str, value: Any) -> None:
-    """Raise a `ValueError` unless what the user's function `name` returned is one float `[]`."""
-    real = isinstance(value, float) or (hasattr(value, "shape") and tree.is_float(value))
-    if not real or jnp.shape(value):
-        raise ValueError(
-            f"{name} returned {describe(value)}, expected one real number of shape (); "
-            "reduce it, for example with jnp.mean(...)"
-        )
+def check_scalar(returned: dict[str, Any]) -> None:
+    """Raise a `ValueError` unless the user's functions, by their names, returned one float `[]` each."""
+    for name, value in returned.items():
+        real = isinstance(value, float) or (hasattr(value, "shape") and tree.is_float(value))
+        if not real or jnp.shape(value):
+            raise ValueError(
+                f"{name} returned {describe(value)}, expected one real number of shape (); "
+                "reduce it, for example with jnp.mean(...)"
+            )
 
 
 def check_hparams(hparams: HParams, *, real: bool = False) -> None:

@@ -62,7 +62,10 @@ def npz(**arrays):
     return run
 
 
-STATEFUL = GOOD._replace(init=lambda key, h: Variables(jnp.ones(3), {"n": jnp.zeros(2)}))
+STATEFUL = GOOD._replace(
+    init=lambda key, h: Variables(jnp.ones(3), {"n": jnp.zeros(2)}),
+    objective=lambda p, h, b: jnp.sum(p.params),
+)
 RIDGE = ridge.task()
 CASES = {
     "low is 0 in LogReal": lambda: LogReal(0, 1),

@@ -170,8 +170,8 @@ def check_model(model: Model, params: Params, batch: Batch) -> None:
             return model.loss(model.forward(dense, params, example), example)
 
         each = abstract("loss", one, params, one_of(batch), given="params")
-        check_scalar("loss of one sample", each)
-    check_scalar("loss", abstract("loss", loss_of(model), params, batch, given="params"))
+        check_scalar({"loss of one sample": each})
+    check_scalar({"loss": abstract("loss", loss_of(model), params, batch, given="params")})
 
 
 def check_layered(name: str, model: Any, params: Params, batch: Batch, made: str) -> None:

@@ -58,7 +58,7 @@ def supremum(
 
         def one(index: Array) -> Array:
             found = curvature(loss, trained(params), draw(index))
-            check_scalar("curvature", found)
+            check_scalar({"curvature": found})
             return found
 
         return jnp.max(jax.lax.map(one, jnp.arange(num, dtype=jnp.int32)))
@@ -115,7 +115,7 @@ def _with(problem: Problem, measure: Measure, join: Callable[[Array, Array], Arr
 
     def objective(params: Params, hparams: HParams, batch: Batch) -> Array:
         found = measure(params, hparams)
-        check_scalar("measure", found)
+        check_scalar({"measure": found})
         return join(problem.objective(params, hparams, batch), found)
 
     return problem._replace(objective=objective)
