@@ -117,8 +117,8 @@ def trace(function: Function, num: int, rho: float, budget: int) -> Callable:
         def generation(state, key):
             hparams = searcher.ask(key, state, num)
             values = values_of(function.data, hparams)
-            outcome = Trials(hparams, values, index * 0 + 1, index, {})
-            state = searcher.tell(state, outcome)
+            trials = Trials(hparams, values, index * 0 + 1, index, {})
+            state = searcher.tell(state, trials)
             return state, {
                 "best": jnp.min(values),
                 "unchanged": state.unchanged,
@@ -333,10 +333,10 @@ def on_images(optimizer: str, data: str, quick: bool) -> list[Figure]:
             for one in jax.random.split(key, total // num):
                 ask_key, train_key = jax.random.split(one)
                 hparams = ask(ask_key, state)
-                outcome = train(members, train_key, hparams)
-                state = tell(state, outcome)
+                trials = train(members, train_key, hparams)
+                state = tell(state, trials)
                 tried.append(hparams)
-                values.append(np.asarray(outcome.values))
+                values.append(np.asarray(trials.values))
             flat = np.where(np.isfinite(np.concatenate(values)), np.concatenate(values), np.inf)
             # the lowest of noisy values is a lucky one: the best setting is trained again
             best = int(flat.argmin())

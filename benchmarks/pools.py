@@ -213,10 +213,10 @@ def on_pool(space: Any, settings: Any) -> Callable[[Searcher], Searcher]:
             wanted = to_units(space, searcher.ask(key, inner, num))
             return {"row": jax.lax.scan(take, tried, wanted)[1]}
 
-        def tell(state, outcome):
+        def tell(state, trials):
             inner, tried = state
-            rows = outcome.hparams["row"]
-            trained = outcome._replace(hparams=jax.tree.map(lambda x: x[rows], settings))
+            rows = trials.hparams["row"]
+            trained = trials._replace(hparams=jax.tree.map(lambda x: x[rows], settings))
             return searcher.tell(inner, trained), tried.at[rows].set(True)
 
         return Searcher(lambda key: (searcher.init(key), jnp.zeros(len(units), bool)), ask, tell)

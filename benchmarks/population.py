@@ -262,19 +262,19 @@ def recompilation(num: int) -> list[Figure]:
 
 
 def told(searcher: Searcher, num: int) -> tuple[Any, Trials]:
-    """Return a searcher's first state, and an outcome of `num` trials of a bowl."""
+    """Return a searcher's first state, and `num` trials of a bowl."""
     units = jax.random.uniform(KEY, (num, len(SPACE)))
     index = jnp.arange(num, dtype=jnp.int32)
-    outcome = Trials(from_units(SPACE, units), bowl(units), jnp.ones_like(index), index, {})
-    return searcher.init(KEY), outcome
+    trials = Trials(from_units(SPACE, units), bowl(units), jnp.ones_like(index), index, {})
+    return searcher.init(KEY), trials
 
 
 def generation(num: int, repeats: int) -> list[Figure]:
     """Time ask and tell of a generation, without any training."""
     searcher = cross_entropy(SPACE)
-    state, outcome = told(searcher, num)
+    state, trials = told(searcher, num)
     both = jax.jit(lambda k, s, v: _turn(searcher, k, s, v, num))
-    calls = {"hypergrad": timed(lambda: both(KEY, state, outcome.values))}
+    calls = {"hypergrad": timed(lambda: both(KEY, state, trials.values))}
     figures = []
     try:
         calls["evosax SimpleES"] = timed(evosax_step(num))
@@ -311,12 +311,12 @@ def evosax_step(num: int) -> Callable[[], Any]:
 def gaussian_process(num: int, repeats: int) -> list[Figure]:
     """Time a fit and the suggestions that follow it, per suggestion, after `num` trials."""
     searcher = bayes(SPACE, 128)
-    state, outcome = told(searcher, num)
-    state = jax.jit(searcher.tell)(state, outcome)
+    state, trials = told(searcher, num)
+    state = jax.jit(searcher.tell)(state, trials)
     calls, figures = {}, []
     for q in (1, 8):
         both = jax.jit(lambda k, s, v, q=q: _turn(searcher, k, s, v, q))
-        values = outcome.values[:q]
+        values = trials.values[:q]
         calls[f"hypergrad, {q} at once"] = timed(lambda b=both, v=values: b(KEY, state, v))
     try:
         calls["Optuna GPSampler"] = optuna_gp(num)
@@ -361,8 +361,8 @@ def on_device(num_generations: int, repeats: int) -> list[Figure]:
         def one_by_one(tuner=tuner, state=state):
             values = []
             for key in keys:
-                state, outcome = tuner.step(key, state)
-                values.append(np.asarray(outcome.values))
+                state, trials = tuner.step(key, state)
+                values.append(np.asarray(trials.values))
             return np.stack(values)
 
         scan = jax.jit(

@@ -245,8 +245,8 @@ def generations(
         tuner = search(members(function.problem(data)), searcher, scheduler, num)
 
         def generation(state, key):
-            state, outcome = tuner.step(key, state)
-            return state, jnp.min(jnp.where(outcome.steps == HORIZON, outcome.values, jnp.inf))
+            state, trials = tuner.step(key, state)
+            return state, jnp.min(jnp.where(trials.steps == HORIZON, trials.values, jnp.inf))
 
         key, init_key = jax.random.split(key)
         return jax.lax.scan(generation, tuner.init(init_key), jax.random.split(key, repeats))[1]
