@@ -274,7 +274,7 @@ def mixed_trial(trial):
     ("make", "num", "few"),
     [
         (partial(CrossEntropySampler, generation=16, rho=0.25), 160, 48),
-        (partial(BayesSampler, capacity=32), 30, 15),
+        (partial(BayesSampler, capacity=24), 24, 13),
     ],
 )
 def test_samplers_learn_and_repeat_themselves(make, num, few):
