@@ -11,13 +11,9 @@ from hypergrad.tuners.bilevel_methods import (
     saba,
     soba,
 )
-from hypergrad.tuners.controller import (
-    ControllerState,
-    ControllerWarning,
-    clipped,
-    controller,
-    policy_adam,
-)
+from hypergrad.tuners.clipping import clipped, policy_adam
+from hypergrad.tuners.controller import controller
+from hypergrad.tuners.controller_info import ControllerState, ControllerWarning
 from hypergrad.tuners.descent import DescentState, descent
 from hypergrad.tuners.methods import METHODS, TUNERS, is_read, readers_of
 from hypergrad.tuners.search import make_search, search
