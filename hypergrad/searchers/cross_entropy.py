@@ -17,7 +17,7 @@ from hypergrad.searchers.models.families import Family
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, uniforms
 from hypergrad.searchers.wrappers import held_constant
-from hypergrad.space import coordinates, from_units
+from hypergrad.space import coordinates, from_units, num_coordinates
 
 GOING_ON, UNCHANGED, SETTLED = 0, 1, 2
 """Values of `info["stopped"]`: neither rule, γ unchanged, distribution settled."""
@@ -136,20 +136,36 @@ def cross_entropy(
         "The Cross-Entropy Method for Continuous Multi-Extremal Optimization", Methodol. Comput. Appl.
         Probab. 8, 2006 (dynamic smoothing).
     """
-    num_dims = coordinates(space).num
-    rule = Stop() if stop is None else stop
+    directions(coordinates(space).num)
     check_share("rho", rho, "(0, 1]", example=0.1)
     check_whole("keep", keep, 0, example=1)
     if stop is not None:
         _check_stop(stop)
-    directions(num_dims)
-    law = family(space)
+    rule = Stop() if stop is None else stop
+    searcher = _cross_entropy(space, family(space), rho, keep=keep, score=score, rule=rule)
+
+    def ask(key: Key, state: CrossEntropyState, num: int) -> HParams:
+        _check_generation(num, rho, keep)
+        return searcher.ask(key, state, num)
+
+    return checked(space, searcher._replace(ask=ask))
+
+
+def _cross_entropy(
+    space: PyTree,
+    law: Family,
+    rho: float,
+    *,
+    keep: int = 0,
+    score: Callable[[Trials], Array] | None = None,
+    rule: Stop,
+) -> Searcher:
+    num_dims = num_coordinates(space)
 
     def init(key: Key) -> CrossEntropyState:
         return _start(law, keep, num_dims)
 
     def ask(key: Key, state: CrossEntropyState, num: int) -> HParams:
-        _check_generation(num, rho, keep)
         return from_units(space, law.transform(state.params, uniforms(key, num, num_dims)))
 
     def tell(state: CrossEntropyState, trials: Trials) -> CrossEntropyState:
@@ -189,7 +205,7 @@ def cross_entropy(
             stopped=stopped.astype(jnp.int32),
         )
 
-    return checked(space, Searcher(init, ask, tell, partial(_info, law)))
+    return Searcher(init, ask, tell, partial(_info, law))
 
 
 def _start(law: Family, keep: int, num_dims: int) -> CrossEntropyState:
@@ -267,8 +283,11 @@ def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Se
         )
     # a distribution is fitted to a few elites at least, in small generations too
     rho = min(0.5, max(0.1, 4 / size))
-    family = partial(distribution, prior=prior)
-    return held_constant(space, partial(cross_entropy, rho=rho, family=family))
+
+    def make(space: PyTree) -> Searcher:
+        return _cross_entropy(space, distribution(space, prior=prior), rho, rule=Stop())
+
+    return held_constant(space, make)
 
 
 CROSS_ENTROPY = Method(

@@ -76,12 +76,24 @@ def tpe(
         kernels); Falkner, Klein, Hutter, "BOHB", ICML 2018 (joint ones, there of the width of Scott's rule;
         seven tenths of it left less regret in `benchmarks search_quality`).
     """
-    coords = coordinates(space)
-    begin = min(20, max(8, 2 * coords.num)) if num_initial is None else num_initial
     check_whole("capacity", capacity, 4, example=512)
-    check_whole("num_initial", begin)
+    check_whole("num_initial", 1 if num_initial is None else num_initial)
     check_whole("num_candidates", num_candidates, example=64)
     check_share("share", share, "(0, 1)", example=0.1)
+    searcher = _tpe(space, capacity, num_initial, share, num_candidates, multivariate)
+    return checked(space, searcher)
+
+
+def _tpe(
+    space: PyTree,
+    capacity: int,
+    num_initial: int | None = None,
+    share: float = 0.1,
+    num_candidates: int = 64,
+    multivariate: bool = True,
+) -> Searcher:
+    coords = coordinates(space)
+    begin = min(20, max(8, 2 * coords.num)) if num_initial is None else num_initial
     first = directions(coords.num)
 
     def init(key: Key) -> TPEState:
@@ -117,7 +129,7 @@ def tpe(
         units = jax.lax.cond(enough, lambda k, s: suggest(k, s, num), beginning, key, state)
         return from_units(space, units)
 
-    return checked(space, Searcher(init, ask, tell))
+    return Searcher(init, ask, tell)
 
 
 def densities(
@@ -149,7 +161,7 @@ def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Se
     capacity = min(512, max(16, num_trials))
 
     def make(space):
-        return prior_first(tpe(space, capacity), space, prior, size)
+        return prior_first(_tpe(space, capacity), space, prior, size)
 
     return held_constant(space, make)
 
