@@ -156,7 +156,9 @@ def size(outcome):
     [
         (partial(cross_entropy, rho=0.25), 32, 8, 0.02),
         (partial(evolution, num_members=16), 16, 12, 0.02),
-        (partial(bayes, capacity=48, num_initial=8), 4, 12, 0.12),
+        pytest.param(
+            partial(bayes, capacity=48, num_initial=8), 4, 12, 0.12, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_searches_keep_to_a_constraint(make, num, count, tolerance):

@@ -97,7 +97,14 @@ PRODUCTS = [
 """Each scheduler, and each searcher with much state, at least once."""
 
 
-@pytest.mark.parametrize(("method", "scheduler"), PRODUCTS)
+LONG = ("tpe", "bayes")
+"""Searchers that take seconds to compile."""
+
+
+@pytest.mark.parametrize(
+    ("method", "scheduler"),
+    [pytest.param(*p, marks=[pytest.mark.slow] if p[0] in LONG else []) for p in PRODUCTS],
+)
 def test_resumed_to_the_same_bits_with_failures_and_ties(tmp_path, method, scheduler):
     class Stop(Exception):
         pass

@@ -314,13 +314,14 @@ def test_a_walk_along_the_front():
         "kind": jnp.array([0, 1, 0, 0]),
     }
     scores = jnp.array([[1.0, 9.0], [3.0, 3.0], [9.0, 1.0], [9.0, 9.0]])
-    found = jax.jit(lambda h, s: traverse(space, h, s, 4))(hparams, scores)
+    walk = jax.jit(lambda h, s, key: traverse(space, h, s, 4, key))
+    found = walk(hparams, scores, None)
     np.testing.assert_allclose(found["a"], [0.125, 0.375, 0.625, 0.875], rtol=1e-6)
     assert found["n"].tolist() == [3, 8, 9, 6] and found["kind"].tolist() == [0, 1, 1, 0]
-    lost = traverse(space, hparams, jnp.full((4, 2), jnp.nan), 2, KEY)
+    lost = walk(hparams, jnp.full((4, 2), jnp.nan), KEY)
     assert np.isfinite(lost["a"]).all()
-    one = traverse(space, hparams, scores[:, :1].repeat(2, 1), 3)
-    assert one["a"].tolist() == [0.0] * 3
+    one = walk(hparams, scores[:, :1].repeat(2, 1), None)
+    assert one["a"].tolist() == [0.0] * 4
 
 
 def test_the_brackets_are_those_of_the_paper():
@@ -494,6 +495,7 @@ def test_perturb_stays_inside_and_moves_as_the_paper():
     assert np.allclose(spread[one_step], spread[one_step][:, :1])
 
 
+@pytest.mark.slow
 def test_halving_over_static_shapes():
     space = {"rate": Real(0.1, 1.0), "size": Integer(1, 2, static=True)}
     problem = CURVE._replace(
@@ -664,6 +666,7 @@ def test_the_process_of_pb2_is_the_papers():
     np.testing.assert_allclose(std, np.sqrt(variance), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_pb2_forgets_what_no_longer_holds():
     """ω is fitted: it is large where the best rate moves with time, and small where it stays."""
     random = np.random.default_rng(2)

@@ -33,6 +33,8 @@ KEY = jax.random.key(2)
 STEPS, SHORT = 400, 25
 RATE, MOMENTUM = 0.15, 0.8
 PROBLEMS = (ridge, ridge_many, weighted_least_squares, quadratic_bilevel)
+LONG = (ridge, ridge_many)
+"""Problems whose programs take seconds to compile."""
 UNROLLED = {
     "reverse": reverse,
     "reverse, plain": lambda p, n: reverse(p, n, backward=plain()),
@@ -91,7 +93,10 @@ def total(solved):
     return jax.tree.map(np.add, solved.direct, solved.response)
 
 
-@pytest.mark.parametrize("make", PROBLEMS)
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(m, marks=[pytest.mark.slow] if m in LONG else []) for m in PROBLEMS],
+)
 def test_at_rest_all_meet_the_closed_form(make):
     with jax.enable_x64(True):
         tolerance = 10 * float(jnp.finfo(jnp.float64).eps) ** 0.5
@@ -241,6 +246,7 @@ def off(each, expected):
     return worst
 
 
+@pytest.mark.slow
 def test_evolution_meets_the_closed_form_in_the_mean():
     """On a quadratic the smoothed gradient is the gradient, whatever σ."""
     with jax.enable_x64(True):
@@ -287,6 +293,7 @@ def drawn_linear(num_steps):
     return problem, jax.tree.map(jnp.asarray, phi), slopes
 
 
+@pytest.mark.slow
 def test_policies_meet_the_closed_form_in_the_mean():
     space = {"op": Choice(("a", "b", "c")), "shift": Real(-1.0, 1.0)}
     with jax.enable_x64(True):
