@@ -102,9 +102,8 @@ def descent(
     if start is not None:
         spaces.check_value(space, start)
     outer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
-    first = spaces.default(space) if start is None else start
-    parts = _Parts(estimator, space, outer, num_restarts, patience, resample, first)
-    return Tuner(jax.jit(partial(_init, parts)), jax.jit(partial(_step, parts)))
+    first = spaces.starting_values(space) if start is None else start
+    return _tuner(_Parts(estimator, space, outer, num_restarts, patience, resample, first))
 
 
 class _Parts(NamedTuple):
@@ -117,6 +116,10 @@ class _Parts(NamedTuple):
     patience: int
     resample: bool
     first: HParams
+
+
+def _tuner(parts: _Parts) -> Tuner:
+    return Tuner(jax.jit(partial(_init, parts)), jax.jit(partial(_step, parts)))
 
 
 def _init(parts: _Parts, key: Key) -> DescentState:
@@ -242,10 +245,12 @@ def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, floa
         estimator = average(estimator, settings.num_seeds)
     rate = optax.cosine_decay_schedule(settings.learning_rate, settings.budget)
     # hypergradients of noisy trainings ask for a shorter memory of their squares than .999
-    optimizer = optax.adam(rate, b2=0.99)
-    num = settings.num_restarts
-    tuner = descent(estimator, task.space, optimizer=optimizer, num_restarts=num, start=start)
-    return tuner, settings.num_seeds * num
+    outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.99))
+    num, first = settings.num_restarts, start
+    if first is None:
+        first = spaces.starting_values(task.space)
+    parts = _Parts(estimator, task.space, outer, num, UNLIMITED, True, first)
+    return _tuner(parts), settings.num_seeds * num
 
 
 DESCENT = Method(

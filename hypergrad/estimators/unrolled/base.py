@@ -124,10 +124,20 @@ def unrolled_estimate(
 
 def by_unrolling(problem: Problem, horizon: int, backward: Backward | None = None) -> Estimator:
     """Make the estimator that differentiates through the whole run; see `estimators.reverse`."""
-    backward = mixed_mode() if backward is None else backward
+    estimator = unrolling(problem, horizon, backward)
 
     def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:
         check_real(problem, hparams)
+        return estimator.estimate(key, state, hparams)
+
+    return estimator._replace(estimate=estimate)
+
+
+def unrolling(problem: Problem, horizon: int, backward: Backward | None = None) -> Estimator:
+    """Make what `by_unrolling` makes, for hparams that have been checked."""
+    backward = mixed_mode() if backward is None else backward
+
+    def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:
         warn_structural_zeros(problem, hparams, horizon)
         start = init_state(problem, split_key(key)[0], hparams)
         result, *_ = unrolled_estimate(problem, key, hparams, start, horizon, backward)

@@ -16,7 +16,7 @@ from hypergrad.estimators.unrolled.adjoint import (
     num_stored,
     sqrt_checkpoint,
 )
-from hypergrad.estimators.unrolled.base import by_unrolling
+from hypergrad.estimators.unrolled.base import by_unrolling, unrolling
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import init_state
 
@@ -61,7 +61,7 @@ REVERSE = Method(
     "reverse",
     "backwards through the whole run: exact, at one cost for any number of hyperparameters",
     ("memory",),
-    lambda problem, horizon, space: reverse(problem, horizon),
+    lambda problem, horizon, space: unrolling(problem, horizon),
 )
 
 
