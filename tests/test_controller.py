@@ -383,7 +383,7 @@ def test_from_the_command_line(tmp_path, capsys):
     result["diagram"]["edges"][0][0] = 99
     files.write_json(tmp_path / "s" / "result.json", result)
     with pytest.raises(ValueError, match="diagram is no graph"):
-        page(tmp_path / "s")
+        write_report(tmp_path / "s")
 
 
 @pytest.mark.parametrize("response", ["none", "unrolled", "implicit"])

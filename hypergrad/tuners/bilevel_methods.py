@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole
+from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.methods import Method, by_name
 from hypergrad.core.types import Array, Batch, Key, Params, PyTree
 from hypergrad.estimators.implicit.response import settle
@@ -106,8 +106,8 @@ def inner_terms(
     **Cost:** one forward derivative of one gradient, about three gradients.
     """
 
-    def gradient(weights):
-        def loss(weights, z):
+    def gradient(weights: PyTree) -> tuple[PyTree, tuple[Array, PyTree]]:
+        def loss(weights: PyTree, z: PyTree) -> tuple[Array, PyTree]:
             return evaluate_loss(problem, with_parts(params, weights, carried(params)), z, batch)
 
         (value, state), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(weights, z)
@@ -124,7 +124,7 @@ def outer_terms(
 ) -> tuple[Outer, Array]:
     """Return the terms of a validation minibatch and its objective `[]`; `data` settles carried state."""
 
-    def objective(weights, z):
+    def objective(weights: PyTree, z: PyTree) -> Array:
         return problem.objective(settle(problem, weights, z, params, data), z, batch)
 
     value, (pull, direct) = jax.value_and_grad(objective, (0, 1))(trained(params), z)
@@ -181,7 +181,7 @@ def soba() -> BilevelMethod:
         Dagréou, Ablin, Vaiter, Moreau, 2022, arXiv:2201.13409, Algorithm 1 with equation 5 (SOBA).
     """
 
-    def iterate(loop, key, point, memory):
+    def iterate(loop: Loop, key: Key, point: Point, memory: PyTree) -> tuple[Point, PyTree, Array]:
         batch = draw_batch(loop.problem, point.train)
         inner, loss, state = inner_terms(loop.problem, point.train.params, point.v, point.z, batch)
         valid = loop.problem.valid_batch(key)
@@ -208,14 +208,14 @@ def amigo(num_inner: int = 10, num_linear: int = 10) -> BilevelMethod:
     check_whole("num_inner", num_inner)
     check_whole("num_linear", num_linear)
 
-    def iterate(loop, key, point, memory):
+    def iterate(loop: Loop, key: Key, point: Point, memory: PyTree) -> tuple[Point, PyTree, Array]:
         problem = loop.problem
         system_key, cross_key, valid_key = jax.random.split(key, 3)
 
-        def descend(point, _):
+        def descend(point: Point, _: None) -> tuple[Point, Array]:
             params, batch = point.train.params, draw_batch(problem, point.train)
 
-            def loss(weights):
+            def loss(weights: PyTree) -> tuple[Array, PyTree]:
                 whole = with_parts(params, weights, carried(params))
                 return evaluate_loss(problem, whole, point.z, batch)
 
@@ -229,7 +229,7 @@ def amigo(num_inner: int = 10, num_linear: int = 10) -> BilevelMethod:
         data, valid = problem.train_batch(cross_key, step), problem.valid_batch(valid_key)
         outer, _ = outer_terms(problem, params, point.z, data, valid)
 
-        def solve(point, key):
+        def solve(point: Point, key: Key) -> tuple[Point, None]:
             batch = problem.train_batch(key, step)
             inner, *_ = inner_terms(problem, params, point.v, point.z, batch)
             v, linear = move_system(loop, point, _minus(inner.product, outer.pull))
@@ -288,7 +288,7 @@ def finite_sum(problem: Problem, batch_size: int) -> FiniteSum:
         )
     num = size // batch_size
 
-    def train(index):
+    def train(index: Array) -> Batch:
         return at(index + num * jnp.arange(batch_size))
 
     return FiniteSum(num, train, 1, lambda index: problem.valid_batch(jax.random.key(0)))
@@ -330,19 +330,16 @@ def saba(sums: FiniteSum) -> BilevelMethod:
     Reference:
         Dagréou, Ablin, Vaiter, Moreau, 2022, arXiv:2201.13409, section 3.3 (SABA).
     """
-    if not isinstance(sums, FiniteSum):
-        raise ValueError(
-            f"sums is {type(sums).__name__}, expected a FiniteSum; pass e.g. finite_sum(problem, 64)"
-        )
+    check_kind("sums", sums, FiniteSum, "finite_sum(problem, 64)")
     check_whole("num_train", sums.num_train)
     check_whole("num_valid", sums.num_valid)
 
-    def init(loop, point):
+    def init(loop: Loop, point: Point) -> PyTree:
         weights, z = trained(point.train.params), point.z
         train = _zeros(Inner(weights, weights, z), sums.num_train)
         return train, _zeros(Outer(weights, z), sums.num_valid)
 
-    def iterate(loop, key, point, memory):
+    def iterate(loop: Loop, key: Key, point: Point, memory: PyTree) -> tuple[Point, PyTree, Array]:
         problem, params = loop.problem, point.train.params
         train_key, valid_key = jax.random.split(key)
         i = jax.random.randint(train_key, (), 0, sums.num_train)
@@ -354,7 +351,7 @@ def saba(sums: FiniteSum) -> BilevelMethod:
         outer, valid = _corrected(outer, memory[1], j, sums.num_valid)
         return _move_all(loop, point, batch, loss, state, inner, outer), (train, valid), loss
 
-    def refresh(memory):
+    def refresh(memory: PyTree) -> PyTree:
         return tuple(Table(t.rows, jax.tree.map(lambda x: jnp.mean(x, 0), t.rows)) for t in memory)
 
     return BilevelMethod(init, iterate, refresh)

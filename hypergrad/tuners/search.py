@@ -1,14 +1,14 @@
 """Population search: a searcher times a scheduler."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 
 from hypergrad.core import tree
 from hypergrad.core.abstract import traced
-from hypergrad.core.checks import check_whole
-from hypergrad.core.types import PyTree
+from hypergrad.core.checks import check_function, check_kind, check_whole
+from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.populations import Population, out_of_memory
 from hypergrad.schedulers import Scheduler
 from hypergrad.searchers import Searcher, Trials
@@ -35,10 +35,12 @@ def search(
         searcher: what to try.
         scheduler: how to spend on it.
         num: trials a generation.
-        space: whose static dimensions have the values in outcomes that the user named, where the searcher
+        space: whose static dimensions have the values in trials that the user named, where the searcher
             is of `space.dynamic(space)`; as the searcher has them where None.
     """
-    _check_parts(population, searcher, scheduler)
+    check_kind("population", population, Population, "population(problem)")
+    check_kind("searcher", searcher, Searcher, "searchers.random(space)")
+    check_function("scheduler", scheduler, "schedulers.full(100)")
     check_whole("num", num)
     return make_search(population, searcher, scheduler, num, space)
 
@@ -49,23 +51,24 @@ def make_search(
     """Build what `search` returns, of arguments that have been checked."""
     on_host = searcher.host
 
-    def train(key, hparams):
+    def train(key: Key, hparams: HParams) -> Trials:
         return scheduler(population, key, hparams)
 
-    def ask(key, state):
+    def ask(key: Key, state: PyTree) -> HParams:
         return searcher.ask(key, state, num)
 
     ask, tell = (ask, searcher.tell) if on_host else (jax.jit(ask), jax.jit(searcher.tell))
 
-    def generation(key, state, train):
+    def generation(
+        key: Key, state: PyTree, train: Callable[[Key, HParams], Trials]
+    ) -> tuple[PyTree, Trials]:
         ask_key, train_key = jax.random.split(key)
-        outcome = train(train_key, ask(ask_key, state))
-        state = tell(state, outcome)
-        info = {**outcome.info, **searcher.info(state)}
-        outcome = outcome._replace(info=info)
-        return (state, outcome) if on_host else population.whole((state, outcome))
+        trials = train(train_key, ask(ask_key, state))
+        state = tell(state, trials)
+        trials = trials._replace(info={**trials.info, **searcher.info(state)})
+        return (state, trials) if on_host else population.whole((state, trials))
 
-    def gathered(key, hparams):
+    def gathered(key: Key, hparams: HParams) -> Trials:
         return population.whole(train(key, hparams))
 
     if on_host:
@@ -75,7 +78,7 @@ def make_search(
     parts = partial(generation, train=gathered if on_host else train)
     apart = population.host
 
-    def step(key, state):
+    def step(key: Key, state: PyTree) -> tuple[PyTree, Trials]:
         nonlocal apart
         if apart:
             return parts(key, state)
@@ -91,32 +94,18 @@ def make_search(
     if space is None or not static.static_names(space):
         return Tuner(searcher.init, step)
 
-    def named(key, state):
-        state, outcome = step(key, state)
-        return state, _named(space, outcome)
+    def named(key: Key, state: PyTree) -> tuple[PyTree, Trials]:
+        state, trials = step(key, state)
+        return state, _named(space, trials)
 
     return Tuner(searcher.init, named)
 
 
-def _check_parts(population: Any, searcher: Any, scheduler: Any) -> None:
-    """Raise a `ValueError` for the first argument that is of another kind."""
-    parts = (
-        ("population", population, isinstance(population, Population), "population(problem)"),
-        ("searcher", searcher, isinstance(searcher, Searcher), "searchers.random(space)"),
-        ("scheduler", scheduler, callable(scheduler), "schedulers.full(100)"),
-    )
-    for name, value, good, example in parts:
-        if not good:
-            raise ValueError(
-                f"{name} is {type(value).__name__}, expected a {name}; pass e.g. {example}"
-            )
-
-
-def _named(space: PyTree, outcome: Trials) -> Trials:
+def _named(space: PyTree, trials: Trials) -> Trials:
     """Give static dimensions the values that the user named, in the schedules that pbt notes, too."""
-    hparams, info = static.to_options(space, outcome.hparams), dict(outcome.info)
+    hparams, info = static.to_options(space, trials.hparams), dict(trials.info)
     for name, dim in tree.named(space).items():
         noted = f"schedule.{name}"
         if noted in info:
             info[noted] = static.to_options(dim, info[noted])
-    return outcome._replace(hparams=hparams, info=info)
+    return trials._replace(hparams=hparams, info=info)

@@ -387,15 +387,14 @@ def _check_network(network: Network, counts: Sizes) -> None:
         out = network.emit(phi, state, index)
         return state, out, network.read(phi, state, index, jnp.zeros(counts.size))
 
-    index = jax.ShapeDtypeStruct((), jnp.int32)
-    state, out, after = jax.eval_shape(once, jax.eval_shape(jax.random.key, 0), index)
-    if getattr(out, "shape", None) != (counts.size,):
+    key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
+    begun, emitted, after = jax.tree.map(jnp.shape, jax.eval_shape(once, key, index))
+    if emitted != (counts.size,):
         raise ValueError(
-            f"network emits {getattr(out, 'shape', type(out).__name__)}, expected outputs of shape "
-            f"({counts.size},) from each of its {counts.num_heads} heads; build it with policies.sizes(space)"
+            f"network emits {emitted}, expected outputs of shape ({counts.size},) from each of its "
+            f"{counts.num_heads} heads; build it with policies.sizes(space)"
         )
-    if jax.tree.map(jnp.shape, state) != jax.tree.map(jnp.shape, after):
+    if begun != after:
         raise ValueError(
-            f"network reads into a state of shapes {jax.tree.map(jnp.shape, after)}, expected "
-            f"{jax.tree.map(jnp.shape, state)} as it starts with; keep its shapes"
+            f"network reads into a state of shapes {after}, expected {begun} as it starts with; keep its shapes"
         )
