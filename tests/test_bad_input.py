@@ -90,7 +90,7 @@ CASES = {
         GOOD, {"l2": Real(0, 1)}, horizon=2, method="cross_entropy", population=2
     ),
     "num is 2.5": lambda: searchers.random({"x": Real(0, 1)}).ask(KEY, (), 2.5),
-    "searcher is int, expected a searcher": lambda: tuners.search(
+    "searcher is int 3, expected a Searcher": lambda: tuners.search(
         population(GOOD), 3, lambda p, k, h: None, 2
     ),
     "default is 'c' in Choice": lambda: Choice(("a", "b"), default="c"),

@@ -30,6 +30,7 @@ from hypergrad.estimators.policies import (
     unrolled,
 )
 from hypergrad.report import diagrams, extras, style
+from hypergrad.report.page import write_report
 from hypergrad.space import Choice, LogReal, default
 from hypergrad.study.disk import files
 from hypergrad.testing import assert_close
