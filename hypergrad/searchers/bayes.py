@@ -283,8 +283,11 @@ def maximise(
         units, moments = carry
         slope = jax.grad(lambda u: jnp.sum(score(u)))(units)
         slope = jnp.where(moving & jnp.isfinite(slope), -slope, 0)
-        updates, moments = optimizer.update(slope, moments)
-        return (jnp.where(moving, jnp.clip(units + updates, low, high), units), moments), None
+        move, moments = optimizer.update(slope, moments)
+        return (
+            jnp.where(moving, jnp.clip(optax.apply_updates(units, move), low, high), units),
+            moments,
+        ), None
 
     refined = jax.lax.scan(step, (starts, optimizer.init(starts)), None, NUM_STEPS)[0][0]
     both = jnp.concatenate([starts, refined])
@@ -362,7 +365,7 @@ def _check_region(box: Any) -> None:
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
     capacity = min(256, max(16, 2 ** (num_trials - 1).bit_length()))
 
-    def make(space):
+    def make(space: PyTree) -> Searcher:
         return prior_first(bayes(space, capacity), space, prior, size)
 
     return held_constant(space, make)

@@ -263,7 +263,7 @@ def rates_of(n: int, num_members: int) -> Rates:
 
 
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
-    def make(space):
+    def make(space: PyTree) -> Searcher:
         return prior_first(cma_es(space, max(4, size)), space, prior, size)
 
     return held_constant(space, make)

@@ -139,7 +139,7 @@ def _select(state: EvolutionState, u: Array, scores: Array) -> EvolutionState:
 
 
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
-    def make(space):
+    def make(space: PyTree) -> Searcher:
         return prior_first(evolution(space, max(4, size)), space, prior, size)
 
     return held_constant(space, make)

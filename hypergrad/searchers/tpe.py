@@ -160,7 +160,7 @@ def _with_room(parzen: Parzen, num: int) -> Parzen:
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
     capacity = min(512, max(16, num_trials))
 
-    def make(space):
+    def make(space: PyTree) -> Searcher:
         return prior_first(_tpe(space, capacity), space, prior, size)
 
     return held_constant(space, make)

@@ -30,7 +30,7 @@ class Parts(NamedTuple):
 
     found: Many[Parameter]
     sampler: Callable[..., Any]
-    draw: Callable[[Array], HParams]
+    draw: Callable[[Array | np.ndarray], HParams]
     place: Callable[[HParams], Array]
 
 

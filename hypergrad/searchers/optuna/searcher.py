@@ -158,9 +158,9 @@ def _noted(
     batch = int(state.batch[count - 1]) + 1 if count else 0
 
     def write(old: Array, rows: np.ndarray) -> np.ndarray:
-        old = np.array(old)
-        old[count : count + num] = rows
-        return old
+        new = np.array(old)
+        new[count : count + num] = rows
+        return new
 
     table = (state.hparams, state.values, state.steps, state.batch, state.asked)
     table = jax.tree.map(write, table, (*told, np.full(num, batch), np.full(num, asked)))
