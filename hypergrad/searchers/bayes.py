@@ -284,10 +284,8 @@ def maximise(
         slope = jax.grad(lambda u: jnp.sum(score(u)))(units)
         slope = jnp.where(moving & jnp.isfinite(slope), -slope, 0)
         move, moments = optimizer.update(slope, moments)
-        return (
-            jnp.where(moving, jnp.clip(optax.apply_updates(units, move), low, high), units),
-            moments,
-        ), None
+        moved = jnp.clip(jax.tree.map(jnp.add, units, move), low, high)
+        return (jnp.where(moving, moved, units), moments), None
 
     refined = jax.lax.scan(step, (starts, optimizer.init(starts)), None, NUM_STEPS)[0][0]
     both = jnp.concatenate([starts, refined])
