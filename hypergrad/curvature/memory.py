@@ -29,7 +29,7 @@ class NotEnoughMemory(ValueError):
 
 
 def check_memory(what: str, needed: int, memory: int, advice: str) -> None:
-    """Raise a `ValueError` where `what` needs more bytes than `memory`, or that is no number of bytes."""
+    """Raise a `ValueError` where `what` needs more bytes than `memory`, or `memory` is invalid."""
     check_bytes(memory)
     if needed > memory:
         raise NotEnoughMemory(what, needed, memory, advice)
