@@ -188,7 +188,7 @@ def test_replay_trains_the_same_run_again(finished, method):
     step, member = (2, 1) if method == "descent" else (0, 5)
     assert (found.trial.step, found.trial.member) == (step, member)
     record = list(read_records(finished / method / "journal.jsonl"))[step]
-    assert float(found.trial.outcome.values) == record["values"][member]
+    assert float(found.trial.told.values) == record["values"][member]
     assert found.hparams["momentum"] == record["hparams"]["momentum"][member]
     assert found.losses.shape == ((2 if method == "descent" else 1), 4)
     assert found.first_nonfinite is None and np.isfinite(found.losses).all()

@@ -17,7 +17,7 @@ from hypergrad.study.disk import checkpoint
 from hypergrad.study.disk.description import decode_key, encode_key
 from hypergrad.study.disk.files import parse_json
 from hypergrad.study.disk.journal import encode_line
-from hypergrad.study.disk.machine import describe_machine, differences
+from hypergrad.study.disk.machine import describe_machine, machine_differences
 from hypergrad.tuners import Tuner
 from tests.disk import KEY, end_after, one_line, refused, same, toy
 
@@ -60,7 +60,7 @@ def test_replay_makes_a_trial_again(kept, whole, trial):
     found = study.replay_trial(toy(), kept, trial)
     assert (found.step, found.member) == divmod(trial, 2)
     expected = jax.tree.map(lambda x: x[found.member], whole.trials[found.step].hparams)
-    same(found.outcome.hparams, expected)
+    same(found.told.hparams, expected)
     assert "differ from its record" in refused(study.replay_trial, toy(1e-3), kept, trial)
 
 
@@ -211,10 +211,10 @@ def test_forged_records_are_refused_in_one_line_or_make_no_difference(
 
 def test_a_machine_that_cannot_repeat_the_bits_is_refused():
     here = describe_machine()
-    assert differences(here) == []
-    assert "num_devices is" in refused(differences, {**here, "num_devices": 8})
+    assert machine_differences(here) == []
+    assert "num_devices is" in refused(machine_differences, {**here, "num_devices": 8})
     other = {**here, "cores": 99, "versions": {**here["versions"], "jax": "0.1"}}
-    notes = differences(other)
+    notes = machine_differences(other)
     assert len(notes) == 2 and "was '0.1'" in notes[1]
 
 

@@ -83,8 +83,7 @@ def read_hparams(path: str | Path) -> dict[str, Any]:
     hparams = found.get("hparams")
     if (found.get("format"), found.get("version")) != (HPARAMS_FORMAT, VERSION):
         raise ValueError(
-            f"{name} is no file of tuned hyperparameters, expected {HPARAMS_FORMAT!r}, version {VERSION}; "
-            "write it with Study.export or `hypergrad export`"
+            f"{name} is no file of tuned hyperparameters, {HPARAMS_FORMAT!r}, version {VERSION}; export again"
         )
     if not isinstance(hparams, dict):
         raise ValueError(f"{name} has no hparams, expected an object of them; write it again")

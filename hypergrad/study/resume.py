@@ -17,7 +17,7 @@ from hypergrad.study.disk.description import decode_key, mend_description, read_
 from hypergrad.study.disk.files import ADVICE, StudyWarning
 from hypergrad.study.disk.folder import Folder, check_folder, lock
 from hypergrad.study.disk.journal import read_records
-from hypergrad.study.disk.machine import differences
+from hypergrad.study.disk.machine import machine_differences
 from hypergrad.study.disk.recorder import Recorder
 from hypergrad.study.run import OnStep, Run, take_step, take_steps
 from hypergrad.tuners import Tuner
@@ -29,13 +29,13 @@ class Trial(NamedTuple):
     Attributes:
         step: of the tuner.
         member: its place in that step.
-        outcome: what came of it: `Trials` without the leading axis.
+        told: what came of it, `Trials` without the leading axis.
         key: of the step.
     """
 
     step: int
     member: int
-    outcome: Trials
+    told: Trials
     key: Key
 
 
@@ -100,7 +100,7 @@ def replay_trial(tuner: Tuner, directory: str | Path, trial: int) -> Trial:
 def _description_for_here(folder: Path) -> dict[str, Any]:
     """Read what a study is, and compare its machine with this one."""
     description = read_description(folder)
-    for text in differences(description["machine"]):
+    for text in machine_differences(description["machine"]):
         warnings.warn(text, StudyWarning, stacklevel=3)
     return description
 

@@ -77,10 +77,10 @@ def replay(
             "hypergrad.study.replay_trial, which makes the steps again"
         )
     found = study.replay_trial(build(task, settings)[0], folder, trial)
-    label, free = static.split(task.space, found.outcome.hparams)
+    label, free = static.split(task.space, found.told.hparams)
     task, hparams = fixed(task, label), jax.tree.map(jax.numpy.asarray, free)
-    keys = _training_keys(found.outcome, settings)
-    num_steps = int(found.outcome.steps)
+    keys = _training_keys(found.told, settings)
+    num_steps = int(found.told.steps)
 
     @jax.jit
     def train(key):
@@ -96,7 +96,7 @@ def replay(
         run = 0 if first is None else int(np.argmax(bad[:, first]))
         last = num_steps if first is None else first
         where = _first_bad_operation(task, hparams, keys[run], last)
-    return Replayed(found, tree.named(found.outcome.hparams), losses, first, where)
+    return Replayed(found, tree.named(found.told.hparams), losses, first, where)
 
 
 def _goes_on(settings: Settings) -> str | None:

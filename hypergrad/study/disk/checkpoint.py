@@ -190,8 +190,7 @@ def _bits(name: str, leaf: Any) -> np.ndarray:
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
     if array.dtype.kind == "O" or array.dtype.hasobject:
         raise ValueError(
-            f"the tuner's state has {type(leaf).__name__} at {name!r}, expected an array, a number or a key; "
-            "keep only those in a state"
+            f"the tuner's state has {type(leaf).__name__} at {name!r}, expected an array, a number or a key"
         )
     native = array.dtype.kind in "biufcSU"
     return array if native else array.view(f"u{array.dtype.itemsize}")

@@ -40,8 +40,7 @@ def to_plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if not hasattr(value, "tolist"):
         raise ValueError(
-            f"{str(value)[:80]!r} is of type {type(value).__name__}, expected numbers, text, lists and tables "
-            "of them; write it as text"
+            f"{str(value)[:60]!r} is of type {type(value).__name__}, expected numbers, text, lists or tables"
         )
     return to_plain(value.tolist())
 

@@ -45,7 +45,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def differences(recorded: dict[str, Any]) -> list[str]:
+def machine_differences(recorded: dict[str, Any]) -> list[str]:
     """List what differs between this machine and that of a study and may change bits, each in a sentence.
 
     Raises:

@@ -14,17 +14,17 @@ from hypergrad.searchers import Trials
 _SPECIAL = {"nan", "inf", "-inf"}
 
 
-def encode(step: int, outcome: Trials) -> dict[str, Any]:
-    """Turn an outcome into a record: {"step", "hparams": {leaf: numbers}, "values", ..., "info": {...}}.
+def encode(step: int, trials: Trials) -> dict[str, Any]:
+    """Turn the trials of a step into a record: {"step", "hparams": {leaf: numbers}, "values", ..., "info"}.
 
-    Floats of every width are written so that they read back exactly, and what is not finite as "nan",
+    Floats of every width are written so that they read back exactly, and those that are not finite as "nan",
     "inf" or "-inf" (the bits within a NaN are not kept).
 
     Raises:
         ValueError: for a leaf that is neither true or false, whole, real nor text, naming it.
     """
     record: dict[str, Any] = {"step": step}
-    for part, value in outcome._asdict().items():
+    for part, value in trials._asdict().items():
         if part in ("hparams", "info"):
             leaves = jax.tree.leaves(value)
             record[part] = {
@@ -42,7 +42,7 @@ def timed(record: dict[str, Any], best: float, seconds: float) -> dict[str, Any]
 
 
 def decode(record: dict[str, Any], like: Trials) -> Trials:
-    """Turn a record back into an outcome of the structure and dtypes of `like`.
+    """Turn a record back into trials of the structure and dtypes of `like`.
 
     Raises:
         ValueError: where the record is of another tuner or space, or is no record.
@@ -70,20 +70,23 @@ def decode(record: dict[str, Any], like: Trials) -> Trials:
 
 def check_same(again: dict[str, Any], old: dict[str, Any]) -> None:
     """Raise a `ValueError` naming the first part of a step made again that differs from its record."""
+    part = _first_difference(again, old)
+    if part is not None:
+        found, other = again[part], old.get(part)
+        leaf = None
+        if isinstance(found, dict) and isinstance(other, dict):
+            leaf = _first_difference(found, other)
+        name = part if leaf is None else f"{part} {leaf!r}"
+        raise ValueError(
+            f"step {again['step']} was made again, and its {name} differ from its record, expected the same "
+            "bits; resume with the task, data, settings, versions and machine it was started with"
+        )
 
-    def differ(a: Any, b: Any) -> bool:
-        return json.dumps(a) != json.dumps(b)  # 0.0 == -0.0, but their bits differ
 
-    for part, value in again.items():
-        other = old.get(part)
-        if differ(value, other):
-            leaf = ""
-            if isinstance(value, dict) and isinstance(other, dict):
-                leaf = next((f" {n!r}" for n in value if differ(value[n], other.get(n))), "")
-            raise ValueError(
-                f"step {again['step']} was made again, and its {part}{leaf} differ from its record, expected "
-                "the same bits; resume with the task, data, settings, versions and machine it was started with"
-            )
+def _first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """Name the first entry of `one` that is another in `other`, to the bit."""
+    # as text: 0.0 == -0.0, but their bits differ
+    return next((n for n in one if json.dumps(one[n]) != json.dumps(other.get(n))), None)
 
 
 def _names(value: Any) -> list[str]:
@@ -102,8 +105,7 @@ def _numbers(name: str, leaf: Any) -> Any:
         return array.astype(wide).tolist()
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
-            f"the outcome has {array.dtype} at {name!r}, expected true or false, whole or real numbers, or "
-            "texts; leave it out of the tuner's info"
+            f"the trials have {array.dtype} at {name!r}, expected numbers or texts; leave it out of their info"
         )
     wide = array.astype(np.float64)
     finite = np.isfinite(wide)
