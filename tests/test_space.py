@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,30 +24,54 @@ MIXED = {
 }
 
 
-def assert_same(a, b, rtol=5e-6):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol)
+TRACED = sp.dynamic(MIXED)
+
+
+def close(a, b):
+    chex.assert_trees_all_close(a, b, rtol=5e-6)
+
+
+@jax.jit
+def round_trips(key):
+    """A value, and what is left of it after each way there and back."""
+    hparams = sp.sample(TRACED, key)
+    real = {name: hparams[name] for name in REAL}
+    back = sp.from_unit(TRACED, sp.to_unit(TRACED, hparams))
+    return hparams, back, real, sp.constrain(REAL, sp.unconstrain(REAL, real))
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**31 - 1))
 def test_round_trips(seed):
-    hparams = sp.sample(MIXED, jax.random.key(seed))
-    sp.check_value(MIXED, hparams)
-    assert_same(sp.from_unit(MIXED, sp.to_unit(MIXED, hparams)), hparams)
-    real = {name: hparams[name] for name in REAL}
-    assert_same(sp.constrain(REAL, sp.unconstrain(REAL, real)), real)
+    hparams, back, real, again = round_trips(jax.random.key(seed))
+    sp.check_value(TRACED, hparams)
+    close(back, hparams)
+    close(again, real)
+
+
+def test_static_values_go_both_ways():
+    space = {"width": Integer(3, 9, static=True), "act": Choice(("a", "b"), static=True)}
+    for u in (0.1, 0.4, 0.9):
+        hparams = sp.from_unit(space, jnp.full(2, u))
+        assert type(hparams["width"]) is int and type(hparams["act"]) is str
+        sp.check_value(space, hparams)
+        assert sp.from_unit(space, sp.to_unit(space, hparams)) == hparams
+
+
+@jax.jit
+def at(unit):
+    """The value at one unit coordinate for all, and what unconstrained coordinates leave of it."""
+    hparams = sp.from_unit(REAL, jnp.full(sp.num_coordinates(REAL), unit))
+    return hparams, sp.constrain(REAL, sp.unconstrain(REAL, hparams))
 
 
 @pytest.mark.parametrize("end", [0.0, 1.0])
 def test_exact_at_the_bounds(end):
-    hparams = sp.from_unit(REAL, jnp.full(sp.num_coordinates(REAL), end))
+    hparams, back = at(end)
     for name, dim in (("momentum", REAL["momentum"]), ("lr", REAL["lr"].element)):
         bound = jnp.float32(dim.high if end else dim.low)
-        assert jnp.all(hparams[name] == bound), name
-    back = sp.constrain(REAL, sp.unconstrain(REAL, hparams))
-    for a, b in zip(jax.tree.leaves(hparams), jax.tree.leaves(back), strict=True):
-        assert jnp.all(a == b)
+        assert np.all(np.asarray(hparams[name]) == bound), name
+    chex.assert_trees_all_equal(hparams, back)
 
 
 def test_decreasing_never_rises_and_is_sorted_uniform():
@@ -92,12 +117,10 @@ def test_defaults_and_constant_sampling():
 
 def test_gradients_through_constrain_are_finite_everywhere():
     z = jax.tree.map(lambda x: jnp.full_like(x, 30.0), sp.unconstrain(REAL, sp.default(REAL)))
+    total = lambda z: sum(jnp.sum(x) for x in jax.tree.leaves(sp.constrain(REAL, z)))  # noqa: E731
+    slope = jax.jit(jax.grad(total))
     for sign in (1, -1):
-        point = jax.tree.map(lambda x, s=sign: s * x, z)
-        grads = jax.grad(lambda z: sum(jnp.sum(x) for x in jax.tree.leaves(sp.constrain(REAL, z))))(
-            point
-        )
-        assert all(jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads))
+        chex.assert_tree_all_finite(slope(jax.tree.map(lambda x, s=sign: s * x, z)))
 
 
 def test_schedule_reads_the_last_value_past_the_end():
