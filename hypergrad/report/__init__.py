@@ -1,1 +1,1 @@
-"""Reports: results read back, figures and the page."""
+"""Reports: the study that a user holds, its results read back, its figures and its page."""

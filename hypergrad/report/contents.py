@@ -64,19 +64,20 @@ def captions(results: Results) -> dict[str, str]:
     many_columns = any(leaf.after.ndim > 1 for leaf in schedules)
     return {
         "objective": f"{capitalized(results.objective)} against cost; the unit is one full training. "
-        "As seen while tuning: a point of a descent is a mean over its seeds, one of random search a "
-        "single training, so the best of many is a lucky one. The table judges all on equal seeds.",
+        "These values were seen while tuning: a point of a descent is a mean over its seeds, a point of "
+        "random search is a single training, so the lowest of many is partly luck. The table compares all "
+        "on equal seeds.",
         "architecture": "The tuned architecture, as it was trained again from scratch for the table; arrows "
-        "past a layer are skips.",
+        "past a layer are skip connections.",
         "schedules": "Learned schedules against their start."
         + " Columns run from dark to light." * many_columns
         + _shown(len(schedules)),
         "values": "Other hyperparameters against their start, each on its searched range."
         + _shown(len(values)),
-        "hypergradient": "Norms of the hypergradient's two terms, and adjoint growth; "
-        f"{counted(skipped, 'step')} skipped as not finite.",
-        "flatness": "Training loss along a random direction whose filters are as long as the network's own, "
-        "for one network of each configuration.",
+        "hypergradient": "Norms of the hypergradient's two terms, and adjoint growth. Skipped, because not "
+        f"finite: {counted(skipped, 'step')}.",
+        "flatness": "Training loss of one network of each configuration along a random direction, whose "
+        "filters are as long as the network's own.",
         "curves": f"Training before and after tuning: mean over {_seeds(results)} with its band.",
     }
 
@@ -116,7 +117,7 @@ def _flatness(results: Results) -> dict[str, Any] | None:
 
 
 def _range_of(values: np.ndarray) -> Value:
-    """Write the mean of values and their range; of a network that diverged there is none."""
+    """Write the mean of values and their range; a network that diverged has neither."""
     if not values.size or not np.isfinite(values).all():
         return Value("not finite")
     mean, low, high = (float(end) for end in (values.mean(), values.min(), values.max()))

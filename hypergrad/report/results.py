@@ -133,7 +133,7 @@ class _Entries(NamedTuple):
         """Return a flat list of numbers and nulls as an array, as long as `like`; null is an empty list."""
         array, place = _numbers(self.get(key, list, [])), self.place(key)
         if array is None or array.ndim != 1:
-            raise ValueError(f"{place} holds something else than numbers and nulls: {_ADVICE}")
+            raise ValueError(f"{place} holds something other than numbers and nulls: {_ADVICE}")
         if like is not None and array.size != like.size:
             found = f"{array.size} values, expected {like.size} as in the column before it"
             raise ValueError(f"{place} has {found}: {_ADVICE}")
