@@ -327,6 +327,7 @@ def test_minibatches_cover_the_set_once():
     assert Inner(1, 2, 3).cross == 3
 
 
+@pytest.mark.slow
 def test_the_command_line_tunes_resumes_and_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     out = tmp_path / "s"

@@ -89,6 +89,7 @@ def test_contract():
         assert np.all(np.isfinite(outcome.info[name])), name
 
 
+@pytest.mark.slow
 def test_a_study_is_resumed_to_the_same_bits(tmp_path):
     whole = study.run(build(), KEY, 4).digest
 
@@ -187,7 +188,11 @@ def steep(rate, response, horizon=40):
     return controller(problem, policy, est, 10, optimizer=policy_adam(0.1))
 
 
-@pytest.mark.parametrize("response", [unrolled(), at_rest(identity())], ids=["unrolled", "at_rest"])
+@pytest.mark.parametrize(
+    "response",
+    [unrolled(), pytest.param(at_rest(identity()), marks=pytest.mark.slow)],
+    ids=["unrolled", "at_rest"],
+)
 def test_a_policy_that_begins_at_rates_that_diverge_recovers(response):
     """Nothing is lost to the windows that blow up, and the rates come down to those that train."""
     tuner = steep(3.0, response)
@@ -350,6 +355,7 @@ def small(**settings):
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="needs the MNIST files in ../shared/data")
+@pytest.mark.slow
 def test_mnist():
     """The same networks on images of 28 x 28: one of them, trained by itself."""
     task = supernet_digits.task(data=str(MNIST), num_train=500, num_valid=100, num_test=500)
@@ -365,6 +371,7 @@ def test_mnist():
         supernet_digits.task(data=str(MNIST), num_train=1, batch_size=1)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path, capsys):
     arguments = "num_train=60 num_valid=60 num_test=40 batch_size=8 num_layers=1 policy_width=4"
     arguments += " tune_optimizer=false"  # that it traces with it is the next test

@@ -124,6 +124,7 @@ def process(num_steps, num_samples, at=SMALL):
     )
 
 
+@pytest.mark.slow
 def test_score_shared_is_unbiased():
     direct_part, response = process(2, 2)
     problem, policy = tabular.problem(), factorized(TWO)

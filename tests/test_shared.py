@@ -261,6 +261,7 @@ def scheduled():
     return problem._replace(optimizer=lambda h: optax.sgd(hg.schedule(h["rate"])))
 
 
+@pytest.mark.slow
 def test_heads_against_finite_differences():
     """Choices, log-normal heads and the knots of a schedule, through the whole window, in float64."""
     policy = multitask(SCHEDULE, recurrent(SCHEDULE, 3))
@@ -372,8 +373,9 @@ def test_a_policy_is_a_distribution(make):
         lambda x: x + 0.4 * jnp.sin(jnp.arange(x.size) + 2.0).reshape(x.shape), policy.init(KEY)
     )
     held = policy.given(KEY)
-    outcomes = held.outcomes(phi)
-    probs = jnp.exp(jax.vmap(policy.log_prob, (None, 0))(phi, outcomes))
+    outcomes = jax.jit(held.outcomes)(phi)
+    log_probs = jax.jit(jax.vmap(policy.log_prob, (None, 0)))
+    probs = jnp.exp(log_probs(phi, outcomes))
     assert_close(jnp.sum(probs), 1.0)
     assert np.ptp(outcomes["x"]) == 0, "all draws of a window share the real leaves"
     keys = jax.random.split(KEY, 4000)
@@ -386,14 +388,14 @@ def test_a_policy_is_a_distribution(make):
     assert np.std(reals) > 0.02, "without it each has noise of its own"
     if make is independent:
         exact = -float(jnp.sum(probs * jnp.log(probs)))
-        assert_close(policy.entropy(phi), exact, 100.0)
+        assert_close(jax.jit(policy.entropy)(phi), exact, 100.0)
     both = jax.jit(jax.vmap(lambda k: held.draw(k, phi)))(keys)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), both[0], drawn)
-    again = jax.vmap(policy.log_prob, (None, 0))(phi, drawn)
+    again = log_probs(phi, drawn)
     assert_close(both[1], again, 10.0)
-    density = policy.log_density(phi, {**jax.tree.map(lambda x: x[0], outcomes)})
+    density = jax.jit(policy.log_density)(phi, {**jax.tree.map(lambda x: x[0], outcomes)})
     assert list(density) == ["x"] and np.isfinite(density["x"])
-    at_zero = policy.mode(policy.init(KEY))
+    at_zero = jax.jit(policy.mode)(policy.init(KEY))
     assert abs(float(at_zero["x"]) - 0.25) < 0.02
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -413,10 +415,13 @@ def test_the_entropy_of_a_recurrent_policy_has_the_right_derivative():
         log = jax.vmap(policy.log_prob, (None, 0))(phi, policy.outcomes(phi))
         return -jnp.sum(jnp.exp(log) * log)
 
-    drawn = jax.grad(lambda phi: policy.draw(KEY, phi)[1])(phi)
-    assert_close(drawn, jax.grad(lambda phi: policy.log_prob(phi, policy.sample(KEY, phi)))(phi))
-    value, slope = jax.value_and_grad(exact)(phi)
-    got_value, got = jax.value_and_grad(policy.entropy)(phi)
+    def again(phi):
+        return policy.log_prob(phi, policy.sample(KEY, phi))
+
+    drawn = jax.jit(jax.grad(lambda phi: policy.draw(KEY, phi)[1]))(phi)
+    assert_close(drawn, jax.jit(jax.grad(again))(phi))
+    value, slope = jax.jit(jax.value_and_grad(exact))(phi)
+    got_value, got = jax.jit(jax.value_and_grad(policy.entropy))(phi)
     assert abs(got_value - value) < 0.05 * value
     gap = optax.tree.norm(jax.tree.map(jnp.subtract, got, slope))
     assert gap < 0.25 * optax.tree.norm(slope)
@@ -429,10 +434,9 @@ def test_weights_that_are_not_finite_start_anew():
         optimizer=lambda h: optax.sgd(1e200),
     )
     est = shared(problem, 4, POLICY, response=left_out(), draws=enumerated())
-    state = est.init(KEY, PHI)
-    held = {**PHI}
+    state, step = est.init(KEY, PHI), jax.jit(est.estimate)
     for _ in range(2):
-        state, found = est.estimate(KEY, state, held)
+        state, found = step(KEY, state, PHI)
     assert int(found.info.first_nonfinite) >= 0 and int(found.info.step) == 4
     again = shared(plain, 4, POLICY, response=left_out(), draws=enumerated(), restart_every=8)
     assert [int(estimate(again, PHI, n).info.step) for n in (1, 2, 3)] == [4, 8, 4]
