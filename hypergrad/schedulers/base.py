@@ -40,9 +40,9 @@ class Rung(NamedTuple):
     """Where members are compared.
 
     Attributes:
-        num: number of members that are trained up to here, n_i.
-        steps: training steps of each up to here, from the start, r_i.
-        rank: ranking that decides which of them go on; by the objective where None.
+        num: Number n_i of members that are trained up to here.
+        steps: Training steps r_i of each up to here, from the start.
+        rank: Ranking that decides which of them go on; by the objective where None.
     """
 
     num: int
@@ -54,11 +54,11 @@ class Periods(NamedTuple):
     """What the members of a population were trained with in each period, and how they did.
 
     Attributes:
-        hparams: those of each period, `[P, N, ...]`.
-        values: objectives at the end of each period, `[P, N]`.
-        starts: objectives at its start, `[P, N]`; NaN for the first period.
-        num: number of periods so far, int32; the rows from there on are still zero.
-        moved: which members are copies that get other hparams now, `[N]`; all where None.
+        hparams: Hparams of each period, `[P, N, ...]`.
+        values: Objectives at the end of each period, `[P, N]`.
+        starts: Objectives at its start, `[P, N]`; NaN for the first period.
+        num: Number of periods so far, int32; the rows from there on are still zero.
+        moved: Whether each member is a copy that gets other hparams now, `[N]`; with None all are.
     """
 
     hparams: HParams
@@ -105,7 +105,7 @@ def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Run
 
     S_0 = all;  S_{i+1} = the n_{i+1} lowest scores of S_i at r_i steps
 
-    **Cost:** Σ_i n_i (r_i − r_{i−1}) steps: whoever goes on does so from where it stopped.
+    **Cost:** Σ_i n_i (r_i − r_{i−1}) steps: members that go on do so from where they stopped.
 
     Returns:
         The last objective of each member; in `info` the last rung of each, and the steps of all together.

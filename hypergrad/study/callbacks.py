@@ -96,7 +96,7 @@ class Listeners:
     """The callbacks of one study. One that raises is called no more, with a warning: the study goes on.
 
     Args:
-        callbacks: any number of `Callback`s.
+        callbacks: Callbacks, in the order in which they are called.
     """
 
     def __init__(self, callbacks: Iterable[Callback]):

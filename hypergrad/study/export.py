@@ -107,8 +107,8 @@ def load_schedule(path: str | Path, name: str) -> Callable[..., Any]:
     """Read one learned schedule from a file of `Study.export` or `hypergrad export`.
 
     Args:
-        path: of the file.
-        name: of the leaf, such as "lr".
+        path: Path of the file.
+        name: Name of the leaf, such as "lr".
 
     Returns:
         An `optax.Schedule`: the value of each step, and the last one past the end.

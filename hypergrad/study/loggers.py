@@ -17,7 +17,7 @@ def tensorboard(directory: str | Path) -> Callback:
     A schedule is one curve over training steps, `schedule/lr`.
 
     Args:
-        directory: of the event files; `tensorboard --logdir DIRECTORY` shows them.
+        directory: Directory of the event files; `tensorboard --logdir DIRECTORY` shows them.
 
     Raises:
         ValueError: without tensorboardX.
@@ -46,9 +46,9 @@ def wandb(directory: str | Path, *, project: str = "hypergrad", mode: str = "off
     """Write a run of Weights & Biases: study.json as its config and the scalars of every step.
 
     Args:
-        directory: where the run is kept; `wandb sync DIRECTORY/wandb/offline-run-*` uploads it.
-        project: of the run.
-        mode: "offline", or "online" to upload as it goes.
+        directory: Directory in which the run is kept; `wandb sync DIRECTORY/wandb/offline-run-*` uploads it.
+        project: Project of the run.
+        mode: Mode of the run, "offline" or "online" to upload as it goes.
 
     Raises:
         ValueError: without wandb.

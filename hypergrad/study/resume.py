@@ -27,10 +27,10 @@ class Trial(NamedTuple):
     """One trial of a study, made again.
 
     Attributes:
-        step: of the tuner.
-        member: its place in that step.
-        told: what came of it, `Trials` without the leading axis.
-        key: of the step.
+        step: Step of the tuner.
+        member: Place of the trial in that step.
+        told: `Trials` of this one, without the leading axis.
+        key: Key of the step.
     """
 
     step: int
@@ -47,9 +47,9 @@ def resume_run(tuner: Tuner, directory: str | Path | Folder, on_step: OnStep | N
     was damaged is made again from what was not, with a `StudyWarning`.
 
     Args:
-        tuner: the same as at the start, built again.
-        directory: of the study, or one that `lock` opened.
-        on_step: called after every step that had no record.
+        tuner: The same tuner as at the start, built again.
+        directory: Directory of the study, or one that `lock` opened.
+        on_step: Function that is called after every step that had no record.
 
     Raises:
         ValueError: where there is no study, another process is running it, this machine cannot repeat it
@@ -70,12 +70,12 @@ def resume_run(tuner: Tuner, directory: str | Path | Folder, on_step: OnStep | N
 def replay_trial(tuner: Tuner, directory: str | Path, trial: int) -> Trial:
     """Make one trial of a study again, to the same bits.
 
-    **Cost:** the steps from the newest checkpoint before it on; from the start where there is none.
+    **Cost:** the steps from the newest checkpoint before the trial, or from the start.
 
     Args:
-        tuner: the same as at the start, built again.
-        directory: of the study, which may be running.
-        trial: its number, counted from 0 over all members of all steps.
+        tuner: The same tuner as at the start, built again.
+        directory: Directory of the study, which may be running.
+        trial: Number of the trial, counted from 0 over all members of all steps.
 
     Raises:
         ValueError: where there is no such trial, or it does not come out as recorded.

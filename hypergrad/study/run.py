@@ -28,12 +28,12 @@ class Run(NamedTuple):
     """What a tuner found.
 
     Attributes:
-        best: the hparams with the lowest finite objective among those trained longest in their step, as
-            numpy arrays; None if there was none.
-        best_value: that objective; infinity if there was none.
-        trials: those of every step, as numpy arrays, in order.
-        interrupted: whether Ctrl-C ended it.
-        seconds: wall-clock time, compilation included, over all its sessions.
+        best: Hparams with the lowest finite objective among the trials trained longest in their step, as
+            numpy arrays; None if no objective was finite.
+        best_value: Objective of `best`; infinity if no objective was finite.
+        trials: Trials of every step, as numpy arrays, in order.
+        interrupted: Whether Ctrl-C ended the run.
+        seconds: Wall-clock time, compilation included, over all sessions.
     """
 
     best: HParams | None
@@ -69,13 +69,13 @@ def run(
     **Cost:** with `storage`, one wait for the disk a step, two more a checkpoint.
 
     Args:
-        tuner: any method.
-        key: of the whole study; step i draws from `fold_in(key, i)`.
-        num_steps: budget; a tuner that says it is done ends earlier.
-        on_step: called after every step.
-        storage: a new folder, or one that `create` opened; nothing is written where None.
-        details: further entries for the folder's `study.json`.
-        checkpoint_seconds: time between two checkpoints of the tuner's state; 0 for one after every step.
+        tuner: Tuner of any method.
+        key: Key of the whole study; step i draws from `fold_in(key, i)`.
+        num_steps: Number of steps; a tuner that says it is done ends earlier.
+        on_step: Function that is called after every step.
+        storage: New folder, or one that `create` opened; with None nothing is written.
+        details: Further entries for the folder's `study.json`.
+        checkpoint_seconds: Time between two checkpoints of the tuner's state; 0 for one after every step.
             What came after the last one is computed again on `resume_run`, and compared with its records.
 
     Raises:

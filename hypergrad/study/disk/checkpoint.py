@@ -60,9 +60,9 @@ def load(folder: Path, step: int, like: PyTree) -> PyTree:
     first, so that memory is bounded by that of `like`.
 
     Args:
-        folder: of the study.
-        step: one of `steps(folder)`.
-        like: a fresh state of the same tuner, for structure, shapes, dtypes and places.
+        folder: Folder of the study.
+        step: Step among `steps(folder)`.
+        like: Fresh state of the same tuner, for structure, shapes, dtypes and places.
 
     Raises:
         ValueError: in one line, where the checkpoint is damaged or is of another tuner.
@@ -88,9 +88,9 @@ def newest(folder: Path, most: int, fresh: PyTree) -> tuple[int, PyTree]:
     The others are looked at, too: one that is damaged would be missed when it is needed.
 
     Args:
-        folder: of the study.
-        most: steps that the state may be after.
-        fresh: the tuner's first state.
+        folder: Folder of the study.
+        most: Most steps that the state may be after.
+        fresh: First state of the tuner.
     """
     first, state = 0, fresh
     for step in steps(folder):

@@ -15,7 +15,7 @@ from hypergrad.study.disk.journal import MAX_STEPS
 from hypergrad.study.disk.machine import describe_machine
 
 FORMAT = 3
-"""Of the files of a study; a study of another format is refused."""
+"""Format of the files of a study; a study of another one is refused."""
 
 _NAMES = ("study.json", "study-copy.json")
 
@@ -34,11 +34,11 @@ def begin(
     """Write `study.json`. From then on `resume_run` takes the steps.
 
     Args:
-        folder: of the study, opened by `create`.
-        key: of the whole study.
-        num_steps: budget.
-        details: further entries.
-        checkpoint_seconds: time between two checkpoints.
+        folder: Folder of the study, opened by `create`.
+        key: Key of the whole study.
+        num_steps: Number of steps.
+        details: Further entries.
+        checkpoint_seconds: Time between two checkpoints.
 
     Returns:
         The content of the file.

@@ -101,8 +101,8 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[int]:
     A crash leaves the old file or the new one, never a part, and so does a full disk.
 
     Args:
-        path: of the file.
-        temporary: where it is written; `path` with `.tmp` where None, for the one writer of a study.
+        path: Path of the file.
+        temporary: Path at which it is written first; with None, `path` and `.tmp`, for the one writer.
 
     Raises:
         ValueError: where the disk refuses.

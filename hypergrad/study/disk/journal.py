@@ -40,11 +40,11 @@ class Scan(NamedTuple):
     """Where the whole records of a journal lie.
 
     Attributes:
-        whole: (start, length) of every record before the first damage, by step.
+        whole: Start and length of every record before the first damage, by step.
         later: {step: (start, length)} of the whole records after it.
-        end: where the records of `whole` end.
-        size: of the file.
-        damage: what is wrong with the first damaged line, None where none is.
+        end: Place where the records of `whole` end.
+        size: Size of the file.
+        damage: Sentence on the first damaged line, None if no line is damaged.
     """
 
     whole: list[tuple[int, int]]
@@ -152,10 +152,10 @@ class Journal:
     however often the process is killed on the way there.
 
     Attributes:
-        damage: what was wrong when it was opened; None if nothing was.
+        damage: Sentence on what was wrong when it was opened; None if nothing was.
 
     Args:
-        path: of the journal, made where there is none. Its folder is locked by the caller.
+        path: Path of the journal, which is made if it is missing. The caller has locked its folder.
 
     Raises:
         ValueError: where the file is not one to write, or the disk refuses.

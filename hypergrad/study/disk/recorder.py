@@ -18,8 +18,8 @@ class Recorder:
     """The journal and the checkpoints of a study, to its one writer.
 
     Args:
-        folder: of the study, locked by the caller.
-        seconds: time between two checkpoints; 0 for one after every step.
+        folder: Folder of the study, which the caller has locked.
+        seconds: Time between two checkpoints; 0 for one after every step.
 
     Raises:
         ValueError: for a journal that is not a file to write, and where the disk refuses.
@@ -39,9 +39,9 @@ class Recorder:
         """Return the state of the newest checkpoint, the trials before it, and the seconds they took.
 
         Args:
-            tuner: of the study.
-            key: that the steps draw from.
-            fresh: the tuner's first state.
+            tuner: Tuner of the study.
+            key: Key that the steps draw from.
+            fresh: First state of the tuner.
         """
         count = self._journal.count
         for step in checkpoint.steps(self._folder):
@@ -69,11 +69,11 @@ class Recorder:
         """Put a step on disk and return true; where it has a record, compare it and return false.
 
         Args:
-            step: of the tuner.
-            trials: of the step.
-            best_value: lowest objective so far.
-            seconds: time that the study has taken so far.
-            state: of the tuner after the step.
+            step: Step of the tuner.
+            trials: Trials of the step.
+            best_value: Lowest objective so far.
+            seconds: Time that the study has taken so far.
+            state: State of the tuner after the step.
         """
         made = records.encode(step, trials)
         old = self._journal.record(step)
