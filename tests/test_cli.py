@@ -84,11 +84,9 @@ def test_flatness_measures_the_networks_that_were_judged(finished, tmp_path, mon
         np.testing.assert_allclose(found[name]["objective"], values, rtol=1e-4)
 
 
-def test_flatness_is_said_and_kept(finished):
+def test_flatness_is_said_and_kept(finished, capsys, monkeypatch):
     out, _ = finished
-    done = hypergrad("flatness", str(out), "digits", "--json")
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said = run_json(["flatness", str(out), "digits"], capsys, monkeypatch)
     assert set(said["measures"]) == {"default", "tuned", "random"}
     tuned = said["measures"]["tuned"]
     assert np.all(np.array(tuned["Hessian norm"]) >= np.abs(tuned["largest eigenvalue"]) * 0.8)
@@ -100,8 +98,8 @@ def test_flatness_is_said_and_kept(finished):
             said["measures"][name]["training loss"][0], rel=1e-4
         )
     assert "Hessian norm" in (out / "report.html").read_text()
-    missing = hypergrad("flatness", str(out))
-    assert missing.returncode == 2 and "TASK is missing" in missing.stderr
+    assert cli.main(["flatness", str(out)]) == 2
+    assert "TASK is missing" in capsys.readouterr().err
 
 
 def test_tune_writes_a_study(finished):
@@ -144,15 +142,18 @@ def test_snippet_is_plain_optax_code(finished):
         np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
-def test_a_study_is_not_overwritten_unasked(finished):
+def test_a_study_is_not_overwritten_unasked(finished, capsys, monkeypatch):
     out, _ = finished
     before = (out / "result.json").read_bytes()
-    again = hypergrad("tune", "digits", "--out", str(out))
-    assert again.returncode == 2 and "--overwrite" in again.stderr
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert cli.main(["tune", "digits", "--out", str(out)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
     assert (out / "result.json").read_bytes() == before
-    assert hypergrad("report", str(out)).returncode == 0
+    assert cli.main(["report", str(out)]) == 0
 
 
+@pytest.mark.slow
 def test_verify_compares_with_finite_differences():
     done = hypergrad("verify", "quadratic", "--horizon", "4")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -181,7 +182,7 @@ def test_a_user_file_may_have_any_name(tmp_path, monkeypatch):
     assert hasattr(json, "dumps")
 
 
-def test_user_file_with_a_task(tmp_path):
+def test_user_file_with_a_task(tmp_path, capsys, monkeypatch):
     path = tmp_path / "mine.py"
     path.write_text(
         "from tasks.quadratic import task\n\n"
@@ -189,9 +190,10 @@ def test_user_file_with_a_task(tmp_path):
         "    return task(horizon=5, num_params=size)\n"
     )
     words = ["tune", f"{path}:small", "--arg", "size=3", "--method", "random", "--budget", "16"]
-    done = hypergrad(*words, "--out", str(tmp_path / "out"), "--quiet")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert cli.main([*words, "--out", str(tmp_path / "out"), "--quiet", "--devices", "1"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -220,19 +222,18 @@ def test_bad_words_are_refused_in_one_line(words, fragment, capsys, monkeypatch)
     assert fragment in error and error.count("\n") == 1 and "Traceback" not in error
 
 
-@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
-def test_help_imports_light_files_alone(command):
+def test_help_imports_light_files_alone():
     """It is there at once: of other libraries it loads click, of this package files that need no other."""
-    words = [*([command] if command else []), "--help"]
+    commands = [[], *([name] for name in cli.COMMANDS)]
     script = (
         "import sys; before = set(sys.modules); import hypergrad.cli.main as c\n"
-        f"c.main({words})\n"
+        f"for words in {commands}: c.main([*words, '--help'])\n"
         "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before} - sys.stdlib_module_names))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    assert done.stdout.startswith("Usage: hypergrad")
+    assert done.stdout.count("Usage: hypergrad") == len(commands)
     assert done.stdout.splitlines()[-1] == "click hypergrad"
 
 
@@ -412,14 +413,15 @@ def test_words_that_are_none(words, fragment, capsys, monkeypatch):
 @pytest.mark.parametrize("command", ["", *cli.COMMANDS])
 def test_help_is_quick(command):
     words = [*([command] if command else []), "--help"]
-    seconds = []
-    for _ in range(3):
+    for _ in range(3):  # the machine may be busy
         before = os.times()
         done = hypergrad(*words)
         after = os.times()
-        seconds.append(sum(after[2:4]) - sum(before[2:4]))
+        seconds = sum(after[2:4]) - sum(before[2:4])
         assert done.returncode == 0 and done.stdout.startswith("Usage: hypergrad")
-    assert min(seconds) < 0.15, "processor seconds"
+        if seconds < 0.15:
+            break
+    assert seconds < 0.15, "processor seconds"
 
 
 def test_version():

@@ -268,6 +268,7 @@ KILLS = {
 }
 
 
+@pytest.mark.slow
 def test_a_whole_tune_killed_in_its_later_phases(tmp_path, monkeypatch):
     """kill -9 in the baseline, while judging and before the report; then it ends as if undisturbed."""
     path = tmp_path / "s"
