@@ -20,8 +20,8 @@ from benchmarks.record import Figure, Results, interleave, markdown, timed
 from benchmarks.worker import Worker
 from hypergrad.estimators import drift, forward, mixed_mode, plain, reverse, reversible
 from hypergrad.estimators.base import temporary_bytes
+from hypergrad.estimators.slopes import in_float64
 from hypergrad.estimators.unrolled.adjoint import nested_checkpoint, sqrt_checkpoint
-from hypergrad.estimators.verify import in_float64
 from hypergrad.problem import Problem
 from hypergrad.train import init_state, unroll
 

@@ -23,7 +23,7 @@ from benchmarks.record import Figure, Results, interleave, markdown, timed
 from benchmarks.worker import Worker
 from hypergrad.core.solve import cg, direct, neumann, normal_cg
 from hypergrad.estimators import Estimator, implicit
-from hypergrad.estimators.verify import in_float64
+from hypergrad.estimators.slopes import in_float64
 from hypergrad.problem import Examples, Problem
 from hypergrad.train import init_state, unroll
 

@@ -51,6 +51,25 @@ def ridge():
     return problem, {"l2": value(-1.0)}
 
 
+def tiny():
+    """Two weights trained by SGD with momentum on minibatches: the least that every estimator takes."""
+
+    def train_batch(key, step):
+        index = jax.random.randint(key, (4,), 0, 24)
+        return X[index, :2], Y[index, 0]
+
+    problem = Problem(
+        init=lambda key, h: h["scale"] * jax.random.normal(key, (2,)),
+        loss=lambda w, h, b: jnp.mean((jnp.tanh(b[0] @ w) - b[1]) ** 2) + jnp.exp(h["l2"]) * w @ w,
+        objective=lambda w, h, b: jnp.mean((jnp.tanh(b[0] @ w) - b[1]) ** 2),
+        optimizer=lambda h: optax.sgd(h["lr"], momentum=h["momentum"]),
+        train_batch=train_batch,
+        valid_batch=lambda key: (X[24:, :2], Y[24:, 0]),
+    )
+    hparams = {"lr": value(0.1), "momentum": value(0.8), "l2": value(-2.0), "scale": value(0.5)}
+    return problem, hparams
+
+
 def schedules():
     """Per-step rates, decay schedule with per-layer scales, momentum, initial scale, data weights."""
 

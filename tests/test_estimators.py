@@ -1,7 +1,9 @@
 """The contract of the estimators, over every member and every problem."""
 
+import functools
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,12 +34,12 @@ from hypergrad.estimators import (
 )
 from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.estimators.policies import factorized, mixed, relaxed, sampled, score, score_shared
+from hypergrad.estimators.slopes import in_float64
 from hypergrad.estimators.unrolled.adjoint import nested_checkpoint, sqrt_checkpoint
-from hypergrad.estimators.verify import in_float64
 from hypergrad.testing import assert_close
 from hypergrad.train import init_state, split_key, unroll
 from tests.lowering import NOT_REPEATED, PLAIN
-from tests.problems import ALL, CHOICES, HORIZON, choices, only, ridge, schedules, value
+from tests.problems import ALL, CHOICES, HORIZON, choices, only, ridge, schedules, tiny, value
 
 KEY = jax.random.key(3)
 ESTIMATORS = {
@@ -62,11 +64,11 @@ ONLINE = {
 }
 """Compared in `tests/test_online.py`, each with its own definition."""
 SERVED = {
-    "implicit": ("smoothing", "data_weight"),
-    "darts": ("smoothing", "data_weight"),
+    "implicit": ("l2", "smoothing", "data_weight"),
+    "darts": ("l2", "smoothing", "data_weight"),
     "hd": ("lr", "decay", "decay_scale", "momentum"),
 }
-"""The hparams of `schedules` that an estimator takes, where it refuses others."""
+"""The hparams of `tiny` and `schedules` that an estimator takes, where it refuses others."""
 DRAWN = {
     "score": lambda p, n: score(p, n, factorized(CHOICES), num_samples=3),
     "score_shared": lambda p, n: score_shared(p, n, factorized(CHOICES), num_runs=2),
@@ -84,13 +86,41 @@ UNDONE = ("drift", "reversible")
 """These take SGD with momentum alone; `tests/test_reversal.py` has more of it."""
 MOMENTUM = ("schedules", "batch_norm_dropout")
 """Problems trained by it."""
-EVERY = ("ridge", "schedules")
-"""Problems that go through every pass."""
-SOME = {
-    "batch_norm_dropout": ("reverse_nested", "truncated_warm", "rtho", *UNDONE),
-    "polyak": ("reverse_nested", "forward_chunked"),
+QUICK = {
+    "ridge": tuple(name for name in ESTIMATORS if name not in UNDONE),
+    "schedules": ("reverse", "forward", *UNDONE),
+    "batch_norm_dropout": ("truncated_warm",),
+    "batch_norm_dropout_nnx": ("forward",),
+    "adam_dead_input": ("reverse",),
+    "recurrent": ("reverse",),
+    "ema": ("forward",),
+    "sam": ("truncated_window",),
+    "polyak": ("forward_chunked",),
 }
-"""Problems that go through these beside the default passes, for what they carry beside weights."""
+"""Passes by problem in the quick suite: every problem, every pass, and each kind of pass with each kind of
+state beside weights (momentum, running statistics, averages, none). The slow suite has these as well:"""
+SLOW = {
+    **dict.fromkeys(ALL, ("reverse", "forward", "truncated_window")),
+    "schedules": tuple(ESTIMATORS),
+    "batch_norm_dropout": (
+        *("reverse", "reverse_nested", "forward", "truncated_window", "truncated_warm", "rtho"),
+        *UNDONE,
+    ),
+    "polyak": ("reverse", "reverse_nested", "forward", "forward_chunked", "truncated_window"),
+}
+
+
+def pairs(quick, slow):
+    """The pairs of a problem and a pass; those in `slow` alone are marked."""
+    return [
+        pytest.param(
+            problem, name, marks=() if name in quick.get(problem, ()) else pytest.mark.slow
+        )
+        for problem in {**quick, **slow}
+        for name in dict.fromkeys((*quick.get(problem, ()), *slow.get(problem, ())))
+    ]
+
+
 EXACT = [name for name in ESTIMATORS if not name.startswith("truncated")]
 
 
@@ -105,36 +135,32 @@ def final(problem, hparams, key, window=HORIZON):
     return problem.objective(state.params, hparams, problem.valid_batch(valid_key))
 
 
-@pytest.fixture(scope="module", params=list(ALL))
-def case(request):
-    problem, hparams = ALL[request.param]()
+@functools.cache
+def case(problem_name):
+    problem, hparams = ALL[problem_name]()
     validation.validate(problem, hparams, HORIZON)
-    reference = {
-        window: jax.jit(jax.value_and_grad(lambda h, w=window: final(problem, h, KEY, w)))(hparams)
-        for window in (HORIZON, 3)
-    }
-    return problem, hparams, reference, request.param
+    return problem, hparams
 
 
-@pytest.mark.parametrize("name", list(ESTIMATORS))
-def test_equals_plain_autodiff(case, name):
-    problem, hparams, reference, problem_name = case
-    if name in UNDONE and problem_name not in MOMENTUM:
-        pytest.skip(
-            "this problem is not trained by SGD with momentum, or is like one that is tested"
-        )
+@functools.cache
+def reference(problem_name, window):
+    """The value and its gradient by plain code, compiled once for all passes of the problem."""
+    problem, hparams = case(problem_name)
+    return jax.jit(jax.value_and_grad(lambda h: final(problem, h, KEY, window)))(hparams)
+
+
+@pytest.mark.parametrize(("problem_name", "name"), pairs(QUICK, SLOW))
+def test_equals_plain_autodiff(problem_name, name):
+    problem, hparams = case(problem_name)
     if PLAIN and name == "reversible":
         pytest.skip(NOT_REPEATED)
-    others = ("reverse", "forward", "truncated_window", *SOME.get(problem_name, ()))
-    if problem_name not in EVERY and name not in others:
-        pytest.skip("this problem runs through some passes only, to compile less")
     estimator = ESTIMATORS[name](problem, HORIZON)
     with warnings.catch_warnings():
         if name in EXACT:  # a window does not reach the hparams of `init`, and says so
             warnings.simplefilter("error", StructuralZeroWarning)
         start = estimator.init(KEY, hparams)
         estimate = jax.jit(estimator.estimate)(KEY, start, hparams)[1]
-    expected_value, expected = reference[HORIZON if name in EXACT else 3]
+    expected_value, expected = reference(problem_name, HORIZON if name in EXACT else 3)
     assert_close(estimate.value, expected_value)
     scale = optax.tree.norm(expected)
     assert scale > 1e-4
@@ -164,74 +190,54 @@ def assert_close_in_float32(actual, expected):
     assert_close(*narrow)
 
 
+MADE = ESTIMATORS | IMPLICIT | ONLINE | DRAWN | EVOLUTION
+PASSES = ("reverse", "forward", "truncated_window")
+ALONE = ("truncated_warm", "rtho", *IMPLICIT, *ONLINE, *UNDONE, *EVOLUTION)
+"""These share the passes: one problem is enough for each."""
+
+
 @pytest.mark.parametrize(
-    "problem_name",
-    [
-        "ridge",
-        "schedules",
-        "batch_norm_dropout",
-        "adam_dead_input",
-        "recurrent",
-        "polyak",
-        "choices",
-    ],
-)
-@pytest.mark.parametrize(
-    "name",
-    [
-        "reverse",
-        "forward",
-        "truncated_window",
-        "truncated_warm",
-        "rtho",
-        "implicit",
-        *ONLINE,
-        *UNDONE,
-        *DRAWN,
-        *EVOLUTION,
-    ],
+    ("problem_name", "name"),
+    pairs(
+        {"tiny": (*PASSES, *ALONE), "ridge": ("truncated_window",), "choices": tuple(DRAWN)},
+        {
+            "schedules": (*PASSES, *ALONE),
+            **dict.fromkeys(
+                ("ridge", "batch_norm_dropout", "adam_dead_input", "recurrent", "polyak"), PASSES
+            ),
+        },
+    ),
 )
 def test_contract(problem_name, name):
-    if (name in DRAWN) != (problem_name == "choices"):
-        pytest.skip("policies over choices have a problem of their own")
-    alone = (*IMPLICIT, *ONLINE, *UNDONE, *EVOLUTION, "truncated_warm", "rtho")
-    if name in alone and problem_name != "schedules":
-        pytest.skip("one problem is enough for an estimator that shares its passes")
     if PLAIN and name == "reversible":
         pytest.skip(NOT_REPEATED)
-    problem, hparams = choices() if name in DRAWN else ALL[problem_name]()
+    problem, hparams = {**ALL, "tiny": tiny, "choices": choices}[problem_name]()
     if name in SERVED:
-        problem, hparams = only(problem, hparams, SERVED[name])
+        problem, hparams = only(problem, hparams, set(SERVED[name]) & set(hparams))
     if name in EVOLUTION:
         problem, hparams = only(problem, hparams, ("lr", "scale"))
-    traces = []
-
-    def loss(*args):
-        traces.append(1)
-        return ALL_LOSS(*args)
-
-    ALL_LOSS = problem.loss
-    made = ESTIMATORS | IMPLICIT | ONLINE | DRAWN | EVOLUTION
-    estimator = made[name](problem._replace(loss=loss), HORIZON)
+    estimator = MADE[name](problem, HORIZON)
     state = estimator.init(KEY, hparams)
-    compiled = jax.jit(estimator.estimate)
+    chex.clear_trace_counter()  # which knows functions by their place in the source
+    compiled = jax.jit(chex.assert_max_traces(estimator.estimate, n=1))
     first = compiled(KEY, state, hparams)
-    count = len(traces)
     again = compiled(KEY, state, jax.tree.map(lambda x: x * 1.0, hparams))
-    assert len(traces) == count, "the second call traced again"
-    assert all(map(np.array_equal, bits(first), bits(again)))
+    chex.assert_trees_all_equal_structs(first[1].hypergrad, hparams)
+    chex.assert_trees_all_equal_shapes_and_dtypes(first[1].hypergrad, hparams)
+    chex.assert_trees_all_equal_structs(first[0], state)
+    chex.assert_trees_all_equal(bits(first), bits(again))
     other = compiled(jax.random.key(4), state, hparams)
     keeps = problem_name == "ridge" or name == "nres"  # which draws anew when its runs begin anew
     assert (other[1].value != first[1].value) or keeps, "the key has no effect"
     if name in ("score", "score_shared", "es", "nres"):
         return  # what follows compiles twice more: one of those that draw is enough, and `pes` for these
-    if name != "mixed" and problem_name in ("ridge", "schedules", "choices"):
+    if name != "mixed" and problem_name in ("tiny", "ridge", "schedules", "choices"):
         with jax.disable_jit(problem_name == "ridge"):
             eager = estimator.estimate(KEY, state, hparams)[1].hypergrad
         assert_close_in_float32(eager, first[1].hypergrad)
 
-    if problem_name not in ("schedules", "recurrent") and name != "mixed":
-        return  # the transforms compile once more: two problems are enough for them
+    if problem_name not in ("tiny", "schedules", "recurrent") and name != "mixed":
+        return  # the transforms compile once more: these problems are enough for them
     keys = jax.random.split(KEY, 2)
     many = jax.tree.map(lambda x: jnp.stack([x, 0.9 * x]), hparams)
 
@@ -250,7 +256,14 @@ def test_contract(problem_name, name):
         assert_close_in_float32(jax.tree.map(lambda x, i=i: x[i, 0], batched), one)
 
 
-@pytest.mark.parametrize("problem_name", ["schedules", "batch_norm_dropout", "adam_dead_input"])
+@pytest.mark.parametrize(
+    "problem_name",
+    [
+        "schedules",
+        pytest.param("batch_norm_dropout", marks=pytest.mark.slow),
+        "adam_dead_input",
+    ],
+)
 def test_finite_differences_in_float64(problem_name):
     with jax.enable_x64(True):
         problem, hparams = ALL[problem_name]()

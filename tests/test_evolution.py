@@ -24,7 +24,7 @@ from hypergrad.estimators import (
 )
 from hypergrad.estimators.evolution.moves import gaussian
 from hypergrad.estimators.evolution.windows import by_windows
-from hypergrad.estimators.verify import frozen
+from hypergrad.estimators.slopes import frozen
 from hypergrad.problem import Problem
 from hypergrad.space import LogReal, Real, Sequence
 from hypergrad.testing import assert_close, quadratic_bilevel, ridge
@@ -487,7 +487,7 @@ REFUSED = {
     ),
     "space['point'] is Integer": lambda: es(GOOD, 3, space={"point": spaces.Integer(0, 3)}),
     "space['point'] is Choice": lambda: nres(GOOD, 4, 2, space={"point": spaces.Choice((1, 2))}),
-    "problem is int": lambda: es(3, 3, sigma=0.1),
+    "problem is 3": lambda: es(3, 3, sigma=0.1),
 }
 
 

@@ -21,7 +21,7 @@ from hypergrad.estimators.policies import (
     sampled,
     score_shared,
 )
-from hypergrad.estimators.verify import as_real
+from hypergrad.estimators.slopes import as_real
 from hypergrad.problem import Problem
 from hypergrad.space import Choice, Real
 from hypergrad.testing import assert_close

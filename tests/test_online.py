@@ -18,7 +18,7 @@ from hypergrad.estimators import (
     truncated,
 )
 from hypergrad.estimators.advice import StructuralZeroWarning
-from hypergrad.estimators.verify import in_float64
+from hypergrad.estimators.slopes import in_float64
 from hypergrad.problem import Problem
 from hypergrad.space import Real
 from hypergrad.testing import assert_close, quadratic_bilevel, ridge as solved_ridge

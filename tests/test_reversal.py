@@ -10,8 +10,8 @@ import pytest
 
 from hypergrad.estimators import advice, average, drift, reverse, reversible
 from hypergrad.estimators.base import temporary_bytes
+from hypergrad.estimators.slopes import in_float64
 from hypergrad.estimators.unrolled.integers import DIGIT, capacity, grow, shrink
-from hypergrad.estimators.verify import in_float64
 from hypergrad.problem import Problem
 from hypergrad.space import schedule
 from hypergrad.testing import assert_close

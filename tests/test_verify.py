@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.estimators.policies import factorized
-from hypergrad.estimators.verify import drawn_once, in_float64, trained_apart, verify
+from hypergrad.estimators.slopes import in_float64
+from hypergrad.estimators.verify import drawn_once, trained_apart, verify
 from hypergrad.problem import Task
 from tests import tabular
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core.checks import check_whole
-from hypergrad.core.types import Array, HParams
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import advice
 from hypergrad.estimators.base import Estimate, Estimator, mean_and_error
 from hypergrad.train import earliest
@@ -64,21 +64,17 @@ def average(estimator: Estimator, num_seeds: int) -> Estimator:
     Args:
         estimator: any estimator whose info has `direct`, `response`, `horizon`, `growth` and
             `first_nonfinite`.
-        num_seeds: at least 2.
+        num_seeds: number of estimates, at least 2; for one, use the estimator itself.
 
     Raises:
         ValueError: for fewer than two seeds.
     """
-    check_whole("num_seeds", num_seeds)
-    if num_seeds < 2:
-        raise ValueError(
-            f"num_seeds is {num_seeds}, expected at least 2; use the estimator itself for one seed"
-        )
+    check_whole("num_seeds", num_seeds, 2)
 
-    def init(key, hparams):
+    def init(key: Key, hparams: HParams) -> PyTree:
         return jax.vmap(lambda k: estimator.init(k, hparams))(jax.random.split(key, num_seeds))
 
-    def estimate(key, state, hparams):
+    def estimate(key: Key, state: PyTree, hparams: HParams) -> tuple[PyTree, Estimate]:
         keys = jax.random.split(key, num_seeds)
         state, each = jax.vmap(estimator.estimate, in_axes=(0, 0, None))(keys, state, hparams)
 
