@@ -11,11 +11,11 @@ class Tuner(NamedTuple):
     """A method, whole; all that a study knows.
 
     Attributes:
-        init: (key) -> state, a pytree of arrays, numbers and PRNG keys. It is written to disk between
-            steps, so its structure, shapes and dtypes stay those of the first.
-        step: (key, state) -> (state, outcome), the same bits for the same arguments: a study is resumed by
-            making steps again. The outcome is journalled; `outcome.info["done"]`, where
-            there is one, ends the study when true.
+        init: (key) -> state, a pytree of arrays, numbers and PRNG keys. A study writes it to disk between
+            steps, so its structure, shapes and dtypes must not change.
+        step: (key, state) -> (state, trials). The same arguments must give the same bits, because a study is
+            resumed by making steps again. The trials are journalled. Where `trials.info["done"]` exists and
+            is true, the study ends.
     """
 
     init: Callable[[Key], PyTree]

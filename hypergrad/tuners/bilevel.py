@@ -75,27 +75,27 @@ def bilevel(
     alone is refused by name, and of a leaf that the loss reads too that part is left out, with a
     `StructuralZeroWarning`; the weights have to be able to come to rest. The value of a step is the
     objective of the weights as they are, which lag behind w*(λ); train the best again to judge them.
-    A step that ends anywhere but in finite numbers is counted and recorded with its first bad iteration;
-    weights and v then start anew, and the hparams go on at half their speed from half way back to where they
-    were one finite step before.
+    A step that does not end in finite numbers is counted and noted with its first bad iteration. Weights
+    and v then start anew, and the hparams go half way back to where they were one finite step before, and on
+    from there at half their speed.
 
     Args:
-        problem: the training loop; its optimizer moves the weights.
-        space: a pytree of real dimensions.
-        num_iterations: updates of the hparams a step of the tuner, in one compiled loop.
-        method: `soba()`, `saba(finite_sum(problem, 64))` or `amigo()`; `soba()` where None.
-        optimizer: of z; Adam with a rate of 0.01 where None. It may carry a schedule over iterations.
-        linear: (hparams) -> optimizer of v; the problem's own where None, since w and v share their
-            curvature and so their rates. Its updates should be proportional to the gradient: Adam, which
-            divides each by its size, keeps v moving by its rate on minibatches, however little of the system
-            is left, and the residual large; as the default it brings a warning. Pass
-            `lambda h: optax.sgd(rate)` there, with a rate below 2/λ_max(H).
-        num_restarts: how many move side by side, as one program.
-        start: where restart 0 starts, hparams of the space; its defaults where None. The others start
-            at random.
+        problem: Training loop, whose optimizer moves the weights.
+        space: Pytree of real dimensions.
+        num_iterations: Number of updates of the hparams in a step of the tuner, one compiled loop.
+        method: Bilevel method, `soba()`, `saba(finite_sum(problem, 64))` or `amigo()`; `soba()` where None.
+        optimizer: Optimizer of z; Adam with a rate of 0.01 where None. It may carry a schedule over iterations.
+        linear: (hparams) -> optimizer of v; the problem's own where None, because w and v share their
+            curvature and so their rates. Its updates should be proportional to the gradient. Adam divides
+            each by its size, so that on minibatches v keeps moving by its rate and the residual stays large;
+            as the default it brings a warning. Pass `lambda h: optax.sgd(rate)` then, with a rate below
+            2/λ_max(H).
+        num_restarts: Number of restarts that move side by side, as one program.
+        start: Hparams at which restart 0 starts; the defaults of the space where None. The other restarts
+            start at random.
 
     Returns:
-        A tuner; its outcomes carry, at the end of a step, the norm of ∇_w L, the residual
+        A tuner. The info of its trials has, at the end of a step, the norm of ∇_w L, the residual
         ‖Hv − ∇_w f‖ / ‖∇_w f‖, the norms of the hypergradient and of its parts (in unconstrained
         coordinates), all on the whole `train_set` where there is one and else on a minibatch, and the
         first iteration that was not finite.

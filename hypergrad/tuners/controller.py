@@ -66,14 +66,14 @@ def controller(
     Variances are over the updates of a step, in which φ moves.
 
     Args:
-        problem: the training loop.
-        policy: as of the estimator.
-        estimator: `estimators.shared(problem, horizon, policy, ...)`.
-        num_updates: of the policy, a step of the tuner, in one compiled loop.
-        optimizer: of φ; `policy_adam()` where None, which another optimizer had better be cut like.
-        entropy_bonus: β, in units of the objective a nat.
-        clipping: `clipped()` for PPO's moves; one move an estimate where None.
-        num_candidates: trials of a step: the policy's mode, then draws.
+        problem: Training loop.
+        policy: Policy that the estimator was built with.
+        estimator: Estimator over shared weights, `estimators.shared(problem, horizon, policy, ...)`.
+        num_updates: Number of updates of the policy in a step of the tuner, one compiled loop.
+        optimizer: Optimizer of φ; `policy_adam()` where None. Another one should cut the gradient, too.
+        entropy_bonus: Weight β of the entropy, in units of the objective a nat.
+        clipping: Rule for several moves an estimate, `clipped()` for those of PPO; one move where None.
+        num_candidates: Number of trials of a step: the policy's mode, then draws.
 
     Returns:
         A tuner. Its trials are the candidates, with their objective at the shared weights; the info has the

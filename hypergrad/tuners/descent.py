@@ -71,23 +71,24 @@ def descent(
     **Cost:** `num_restarts` hypergradients a step.
 
     **Limits:** with `resample`, values of different steps differ by the noise of initial weights and
-    minibatches; the best is the best seen.
+    minibatches, and the best is the best of noisy values.
 
     Args:
-        estimator: any hypergradient estimator.
-        space: a pytree of real dimensions.
-        optimizer: the outer optimizer; Adam with a learning rate of 0.1 where None.
-        num_restarts: how many descend side by side, as one program.
-        clip: largest Euclidean norm of a hypergradient in unconstrained coordinates.
-        patience: stop after so many steps without a better objective in any restart; None: never.
-        resample: new initial weights and minibatches at every step (a stochastic gradient of the
-            expected objective), instead of the same ones (a smooth problem that may be overfitted).
-        start: where restart 0 starts, hparams of the space; its defaults where None. The others start
-            at random.
+        estimator: Estimator of the hypergradient, such as `reverse(problem, 100)`.
+        space: Pytree of real dimensions.
+        optimizer: Outer optimizer; Adam with a learning rate of 0.1 where None.
+        num_restarts: Number of descents that run side by side, as one program.
+        clip: Largest Euclidean norm of a hypergradient in unconstrained coordinates; a longer one is cut.
+        patience: Number of steps without a better objective in any restart after which the study ends; it
+            goes on where None.
+        resample: Whether every step draws new initial weights and minibatches (a stochastic gradient of the
+            expected objective) instead of keeping the first ones (a smooth problem that may be overfitted).
+        start: Hparams at which restart 0 starts; the defaults of the space where None. The other restarts
+            start at random.
 
     Returns:
-        A tuner; its outcomes carry the norms of the hypergradient and of its direct and response parts
-        (in unconstrained coordinates), growth, first non-finite step and what was skipped.
+        A tuner. The info of its trials has the norms of the hypergradient and of its direct and response
+        parts (in unconstrained coordinates), growth, first non-finite step and what was skipped.
 
     Raises:
         ValueError: for a dimension that is not real, by its name, and for settings out of range.
