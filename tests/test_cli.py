@@ -208,7 +208,7 @@ def test_user_file_with_a_task(tmp_path, capsys, monkeypatch):
         ("tune digits --arg width", "expected NAME=VALUE"),
         ("tune digits --arg widht=3", "did you mean 'width'?"),
         ("tune digits:absent", "cannot be imported"),
-        ("tune tasks.digits:absent", "has no 'absent'"),
+        ("tune tasks.digits:absent", "attribute of tasks.digits in TASK is 'absent'"),
         ("tune images", "was given no data"),
         ("tune tabular --data absent.csv", "a file that is not there"),
         ("report nowhere", "nowhere"),

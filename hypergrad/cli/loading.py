@@ -160,11 +160,8 @@ def _resolve(name: str) -> Any:
             f"TASK is {name!r}, whose module cannot be imported ({_reason(error)}); "
             "run it by itself to see where"
         ) from error
-    if not hasattr(module, attribute):
-        names = ", ".join(n for n in vars(module) if not n.startswith("_"))
-        raise ValueError(
-            f"TASK is {name!r}, but {module_name} has no {attribute!r}, expected one of {names[:200]}"
-        )
+    public = [one for one in vars(module) if not one.startswith("_")]
+    check_name(f"attribute of {module_name} in TASK", attribute, public)
     return getattr(module, attribute)
 
 

@@ -89,9 +89,9 @@ def check_same_result(path: Path, result: dict[str, Any]) -> None:
         old = read_json(path)
     except (FileNotFoundError, ValueError):
         return  # there is none yet, or it is damaged and made again
-    same_outcomes = old.get("digest") == result["digest"] and old.get("interrupted") is False
+    same_trials = old.get("digest") == result["digest"] and old.get("interrupted") is False
     digest = old.get("final_digest")
-    if same_outcomes and digest is not None and digest != result["final_digest"]:
+    if same_trials and digest is not None and digest != result["final_digest"]:
         raise ValueError(
             f"the finished study was judged again, and its values differ from those in {str(path)!r}, expected "
             "the same bits; resume with the task, data, settings, versions and machine it was started with, or "

@@ -28,11 +28,11 @@ class Replayed(NamedTuple):
     """A trial that was trained again.
 
     Attributes:
-        trial: what came of it, to the bits that its record has.
-        hparams: {leaf name: value} it was trained with.
-        losses: `[num_runs, steps]`, the training losses of its runs (one, or one a seed averaged over).
-        first_nonfinite: the first training step of any run whose loss is not finite; None where all are.
-        where: the operation that made it so, with its place in the source; None if not looked for.
+        trial: The trial, to the bits of its record.
+        hparams: Dict {leaf name: value} of its hyperparameters.
+        losses: Training losses of its runs, `[num_runs, steps]` (one, or one a seed averaged over).
+        first_nonfinite: First training step of any run whose loss is not finite; None where all are.
+        where: Operation that made it so, with its place in the source; None if not looked for.
     """
 
     trial: study.Trial
@@ -56,13 +56,13 @@ def replay(
     **Cost:** the steps of the study from its newest checkpoint before the trial on, and its trainings.
 
     Args:
-        task: the same as at the start.
-        directory: of the study, which may be running.
-        trial: its number, counted from 0 over all members of all steps.
-        space: of a `Problem`, the same as at the start.
-        debug_nans: run the training step that went wrong operation by operation, to name the first
+        task: Task, the same as at the start.
+        directory: Folder of the study, which may be running.
+        trial: Number of the trial, counted from 0 over all members of all steps.
+        space: Space of a `Problem`, the same as at the start.
+        debug_nans: Whether to run the training step that went wrong operation by operation, to name the first
             that made a NaN or an infinity.
-        allow_changes: go on although the task's source files are not what they were.
+        allow_changes: Whether to go on although the task's source files are not what they were.
 
     Raises:
         ValueError: where there is no such trial, or it does not come out as recorded.
@@ -110,9 +110,9 @@ def _goes_on(settings: Settings) -> str | None:
     return f"{how!r}, whose training goes on from trial to trial"
 
 
-def _training_keys(outcome: Trials, settings: Settings) -> list[Key]:
+def _training_keys(one: Trials, settings: Settings) -> list[Key]:
     """Return the keys of the trial's training runs, as `init_state` takes them."""
-    key = jax.numpy.asarray(outcome.info["key"])
+    key = jax.numpy.asarray(one.info["key"])
     key = jax.random.wrap_key_data(key)
     if settings.method != "descent":
         return [key]

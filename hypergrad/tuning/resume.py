@@ -29,11 +29,11 @@ def resume(
     and code is never loaded because a file names it.
 
     Args:
-        task: the same as at the start.
-        directory: of the study.
-        space: of a `Problem`, the same as at the start.
-        allow_changes: go on although the task's source files are not what they were.
-        callbacks: told of every step that was not taken before.
+        task: Task, the same as at the start.
+        directory: Folder of the study.
+        space: Space of a `Problem`, the same as at the start.
+        allow_changes: Whether to go on although the task's source files are not what they were.
+        callbacks: Callbacks, told of every step that was not taken before.
 
     Raises:
         ValueError: where there is no study, it is of another task, or it cannot be repeated here.

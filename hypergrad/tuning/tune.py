@@ -271,13 +271,13 @@ class _Steps:
         self.num_steps = num_steps
         self.cost = cost
 
-    def __call__(self, index: int, outcome: Trials, best: float) -> None:
-        values = final_values(outcome)
+    def __call__(self, index: int, told: Trials, best: float) -> None:
+        values = final_values(told)
         member = int(np.argmin(values))
-        hparams = tree.named(jax.tree.map(lambda x: x[member], outcome.hparams))
-        record = {n: x[member].item() for n, x in outcome.info.items() if x.shape == values.shape}
+        hparams = tree.named(jax.tree.map(lambda x: x[member], told.hparams))
+        record = {n: x[member].item() for n, x in told.info.items() if x.shape == values.shape}
         record["trainings"] = self.cost * (index + 1)
-        finite = outcome.values[np.isfinite(outcome.values)]
+        finite = told.values[np.isfinite(told.values)]
         record["failures"] = len(values) - len(finite)
         record["median"] = float(np.median(finite)) if len(finite) else float("nan")
         lowest = float(values[member])

@@ -128,7 +128,7 @@ def priors_of(settings: Settings) -> dict[str, Prior]:
 
 
 def start_of(task: Task, settings: Settings) -> HParams | None:
-    """Return where a descent starts: at the best of an earlier study, with the values of the prior.
+    """Return where a descent starts: at the best of another study, with the values of the prior.
 
     None where the settings have neither.
     """
@@ -148,7 +148,7 @@ def start_of(task: Task, settings: Settings) -> HParams | None:
 
 
 def digest_of(task: Task, settings: Settings) -> dict[str, str]:
-    """Return what `study.json` notes of the earlier study; nothing where there is none."""
+    """Return what `study.json` notes of the study whose trials it begins with; nothing where there is none."""
     if settings.warm_start is None:
         return {}
     found = hashlib.sha256()
