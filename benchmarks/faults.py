@@ -2,7 +2,7 @@
 
 Every method of the registry is put through it on a small problem, and every scheduler with one search; each
 joins by being registered. The
-final digest of all outcomes is compared with that of a run that nothing disturbed. All counts should be
+final digest of all trials is compared with that of a run that nothing disturbed. All counts should be
 zero but those of what was tried. The full run takes about fifteen minutes on one core.
 """
 
@@ -131,7 +131,7 @@ class Stop(Exception):
 def stopped(method: str, folder: Path, num_steps: int) -> None:
     """Leave a study that ended after `num_steps` steps."""
 
-    def stop(index, outcome, best):
+    def stop(index, trials, best):
         if index + 1 == num_steps:
             raise Stop
 

@@ -42,7 +42,7 @@ def run(results: Results, options: argparse.Namespace) -> None:
 
 
 def setup(quick: bool, scheduler, num_devices: int):
-    """Build (hparams) -> outcome of a whole generation on so many devices, and (N) -> hparams."""
+    """Build (hparams) -> trials of a whole generation on so many devices, and (N) -> hparams."""
     from benchmarks.hypergradient import (
         KEY,
         QUICK,

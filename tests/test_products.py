@@ -5,6 +5,7 @@ import json
 import warnings
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +81,8 @@ def test_contract(method, scheduler):
     tuner = product(method, scheduler)
     state = jax.eval_shape(tuner.init, KEY)
     after, outcome = jax.eval_shape(tuner.step, KEY, state)
-    assert types(after) == types(state) and jax.tree.structure(after) == jax.tree.structure(state)
+    chex.assert_trees_all_equal_structs(after, state)
+    assert types(after) == types(state)
     assert outcome.values.shape == outcome.steps.shape == outcome.parent.shape == (SIZE,)
     assert outcome.info["key"].shape == (SIZE, 2)
     assert {n: x.shape for n, x in outcome.hparams.items()} == dict.fromkeys(SPACE, (SIZE,))

@@ -1,5 +1,6 @@
 """Schedulers: who is trained how far, on learning curves that are known exactly."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,25 +107,27 @@ def test_contract(name):
     scheduler, num = SCHEDULERS[name]
     hparams = curves(num)
     hparams["rate"] = hparams["rate"].at[3].set(jnp.nan)
-    jitted = jax.jit(lambda key, h: scheduler(MEMBERS, key, h))
-    outcome = jitted(KEY, hparams)
-    assert isinstance(outcome, Trials)
-    assert outcome.values.shape == outcome.steps.shape == outcome.parent.shape == (num,)
-    assert outcome.steps.dtype == outcome.parent.dtype == jnp.int32
-    assert outcome.info["key"].shape == (num, 2) and outcome.info["diverged"].shape == (num,)
-    assert int(outcome.steps.max()) == 9 and int(outcome.steps.min()) >= 1
-    assert jax.tree.map(jnp.shape, outcome.hparams) == jax.tree.map(jnp.shape, hparams)
+    chex.clear_trace_counter()
+
+    def run(key, h):
+        return scheduler(MEMBERS, key, h)
+
+    jitted = jax.jit(chex.assert_max_traces(run, n=1))
+    trials = jitted(KEY, hparams)
+    assert isinstance(trials, Trials)
+    assert trials.values.shape == trials.steps.shape == trials.parent.shape == (num,)
+    assert trials.steps.dtype == trials.parent.dtype == jnp.int32
+    assert trials.info["key"].shape == (num, 2) and trials.info["diverged"].shape == (num,)
+    assert int(trials.steps.max()) == 9 and int(trials.steps.min()) >= 1
+    assert jax.tree.map(jnp.shape, trials.hparams) == jax.tree.map(jnp.shape, hparams)
     # the same again, and from the host, where nothing is compiled as a whole
     for other in (jitted(KEY, hparams), scheduler(HOST, KEY, hparams)):
-        assert jax.tree.structure(other) == jax.tree.structure(outcome)
-        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(outcome), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6)
-    assert jitted._cache_size() < 2  # 0 where jax did not keep it for its fast path
-    best = int(np.nanargmin(np.where(outcome.steps == 9, outcome.values, np.nan)))
-    assert np.isfinite(outcome.values[best]) and best != 3
-    assert not wide_results(jitted, KEY, hparams)
-    restored = records.decode(records.encode(0, outcome), outcome)
-    np.testing.assert_array_equal(restored.values, outcome.values)
+        chex.assert_trees_all_close(other, trials, rtol=1e-6)
+    best = int(np.nanargmin(np.where(trials.steps == 9, trials.values, np.nan)))
+    assert np.isfinite(trials.values[best]) and best != 3
+    assert not wide_results(jax.jit(run), KEY, hparams)
+    restored = records.decode(records.encode(0, trials), trials)
+    np.testing.assert_array_equal(restored.values, trials.values)
 
 
 @pytest.mark.parametrize("name", ["halving", "pbt"])
