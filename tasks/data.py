@@ -174,7 +174,7 @@ def _column(path: Path, name: str, lines: list[int], texts: np.ndarray) -> np.nd
 
 
 def _number(text: str) -> float:
-    """Parse a number as a CSV file has it; Python's own spelling 1_000 is none."""
+    """Parse a number as a CSV file has it; Python's own spelling 1_000 does not count as a number."""
     if "_" in text:
         raise ValueError(text)
     return float(text)

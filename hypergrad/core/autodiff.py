@@ -62,7 +62,7 @@ def smooth(function: Callable) -> Callable:
         A function of the same signature, without keyword arguments.
     """
 
-    def smoothed(*args):
+    def smoothed(*args: PyTree) -> PyTree:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
         # a `where` anywhere may throw a value away
         discards = any(eqn.primitive is select_n_p for eqn in equations(closed.jaxpr))
@@ -160,11 +160,11 @@ def _tame(eqn: Any) -> Callable:
     partials = PARTIALS[eqn.primitive]
 
     @jax.custom_jvp
-    def apply(*xs):
+    def apply(*xs: Array) -> Array:
         return eqn.primitive.bind(*xs, **eqn.params)
 
     @apply.defjvp
-    def rule(primals, tangents):
+    def rule(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
         out = apply(*primals)
         total = jnp.zeros_like(out)
         for partial, tangent in zip(partials, tangents, strict=True):
@@ -200,8 +200,8 @@ def depends(function: Callable, *args) -> list[bool]:
     leaves, treedef = jax.tree.flatten(args)
     shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
-    def tangent(primals, tangents):
-        def flat(*leaves):
+    def tangent(primals: tuple, tangents: tuple) -> PyTree:
+        def flat(*leaves: Array) -> PyTree:
             return function(*jax.tree.unflatten(treedef, leaves))
 
         return jax.jvp(flat, primals, tangents)[1]

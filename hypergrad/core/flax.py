@@ -127,7 +127,7 @@ def _streams(abstract: PyTree, key: Key | None) -> PyTree:
     """Make the module's random streams start at `key`, each at its own."""
     base = jax.random.key(0) if key is None else key
 
-    def start(path, variable):
+    def start(path: tuple, variable: Any) -> Any:
         leaf: Array | jax.ShapeDtypeStruct = variable.get_value()
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             name = "/".join(str(part) for part in path)

@@ -49,7 +49,7 @@ def scan_segments(
     """
     num_segments, rest = divmod(num_steps, size)
 
-    def whole(carry, x):
+    def whole(carry: Any, x: Any) -> tuple[Any, Any]:
         return segment(carry, x, size)
 
     last = []
@@ -109,7 +109,7 @@ def nested_scan(
     num_segments, rest = divmod(num_steps, size)
     whole = num_segments * size
 
-    def segment(carry, xs):
+    def segment(carry: Any, xs: Any) -> tuple[Any, Any]:
         return nested_scan(body, carry, xs, size, inner)
 
     blocks = jax.tree.map(lambda x: x[:whole].reshape((num_segments, size, *x.shape[1:])), xs)

@@ -63,7 +63,7 @@ def floats(tree: PyTree) -> list[Array]:
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """Cast the numeric leaves of `tree` to the dtypes of `like`, so that a scan's carry keeps its type."""
 
-    def cast(leaf, reference):
+    def cast(leaf: Any, reference: Any) -> Array:
         dtype = jnp.result_type(reference)
         if jnp.issubdtype(dtype, jax.dtypes.prng_key):
             return leaf

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hypergrad.core import tree
 from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_whole
-from hypergrad.core.types import PyTree
+from hypergrad.core.types import Array, PyTree
 from hypergrad.populations.devices import mesh as make_mesh
 
 CPU_WIDTH = 4
@@ -58,7 +58,7 @@ def vectorized() -> Layout:
     then on results are the same to 1e-5, not to the bit.
     """
 
-    def each(function, gather=False):
+    def each(function: Callable, gather: bool = False) -> Mapped:
         return _backing_off(lambda width: _one_device(function, width), None)
 
     return Layout(each, None, 1, False, "all side by side")
@@ -75,7 +75,7 @@ def chunked(width: int = CPU_WIDTH) -> Layout:
     """
     check_whole("width", width, example=4)
 
-    def each(function, gather=False):
+    def each(function: Callable, gather: bool = False) -> Mapped:
         return _backing_off(lambda w: _one_device(function, w), width)
 
     return Layout(each, width, 1, False, f"chunks of {width}")
@@ -96,7 +96,7 @@ def looped(width: int = 1, mesh: Mesh | None = None) -> Layout:
     check_whole("width", width, example=4)
     members = width if mesh is None else width * mesh.devices.size
 
-    def each(function, gather=False):
+    def each(function: Callable, gather: bool = False) -> Mapped:
         return _looped(function, members, mesh)
 
     label = "one after another" if members == 1 else f"one program of {members} after another"
@@ -132,13 +132,13 @@ def sharded(mesh: Mesh | None = None, inner: Layout | None = None, *, pad: bool 
         )
     num = mesh.devices.size
 
-    def each(function, gather=False):
-        def at(width):
+    def each(function: Callable, gather: bool = False) -> Mapped:
+        def at(width: int | None) -> Mapped:
             return _many_devices(_one_device(function, width), mesh, gather)
 
         return _backing_off(at, inner.width, num)
 
-    def whole(tree):
+    def whole(tree: PyTree) -> PyTree:
         return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
     multiple, label = 1 if pad else num, f"{num} devices, {inner.label} on each"
@@ -190,7 +190,7 @@ def num_members(parts: PyTree) -> int:
 def _one_device(function: Callable, width: int | None) -> Mapped:
     """Compile `function` for N members, `width` of them side by side (None: all)."""
 
-    def mapped(shared, *parts):
+    def mapped(shared: PyTree, *parts: PyTree) -> PyTree:
         many = jax.vmap(lambda *one: function(shared, *one))
         if width is None:
             return many(*parts)
@@ -207,13 +207,13 @@ def _many_devices(inner: Mapped, mesh: Mesh, gather: bool) -> Mapped:
     (axis,) = mesh.axis_names
     whole, split = PartitionSpec(), PartitionSpec(axis)
 
-    def share(shared, *parts):
+    def share(shared: PyTree, *parts: PyTree) -> PyTree:
         results = inner(shared, *parts)
         if not gather:
             return results
         return jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), results)
 
-    def mapped(shared, *parts):
+    def mapped(shared: PyTree, *parts: PyTree) -> PyTree:
         num = num_members(parts)
         spread = jax.shard_map(
             share,
@@ -246,7 +246,7 @@ def _backing_off(
     """
     call = at(width)
 
-    def mapped(shared, *parts):
+    def mapped(shared: PyTree, *parts: PyTree) -> PyTree:
         nonlocal call, width
         while True:
             try:
@@ -288,7 +288,7 @@ class _KeyData:
 
 
 def _without_keys(tree: PyTree) -> PyTree:
-    def leaf(x):
+    def leaf(x: Any) -> Any:
         typed = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
         return _KeyData(jax.random.key_data(x), jax.random.key_impl(x)) if typed else x
 
@@ -296,7 +296,7 @@ def _without_keys(tree: PyTree) -> PyTree:
 
 
 def _with_keys(tree: PyTree) -> PyTree:
-    def leaf(x):
+    def leaf(x: Any) -> Any:
         return jax.random.wrap_key_data(x.data, impl=x.impl) if isinstance(x, _KeyData) else x
 
     return jax.tree.map(leaf, tree, is_leaf=lambda x: isinstance(x, _KeyData))
@@ -307,7 +307,7 @@ def _looped(function: Callable, width: int, mesh: Mesh | None) -> Mapped:
     spread = None if mesh is None else _many_devices(_one_device(function, None), mesh, True)
 
     @jax.jit
-    def program(shared, *parts):
+    def program(shared: PyTree, *parts: PyTree) -> PyTree:
         parts = _with_keys(parts)
         if spread is not None:
             return _without_keys(spread(shared, *parts))
@@ -316,7 +316,7 @@ def _looped(function: Callable, width: int, mesh: Mesh | None) -> Mapped:
         result = function(shared, *jax.tree.map(lambda x: x[0], parts))
         return _without_keys(jax.tree.map(lambda x: jnp.asarray(x)[None], result))
 
-    def mapped(shared, *parts):
+    def mapped(shared: PyTree, *parts: PyTree) -> PyTree:
         nonlocal width
         num = num_members(parts)
         # a slice of an array on the host costs a microsecond, on a device a dispatch
@@ -332,7 +332,7 @@ def _looped(function: Callable, width: int, mesh: Mesh | None) -> Mapped:
             except jax.errors.JaxRuntimeError as error:
                 width = _halved(width, error)
 
-        def join(*pieces):
+        def join(*pieces: np.ndarray) -> Array:
             return jnp.asarray(np.concatenate(pieces)[:num])
 
         return _with_keys(jax.tree.map(join, *jax.device_get(found)))

@@ -201,7 +201,7 @@ def _seconds(asked: _Asked, label: str) -> float:
     program, _, size = _program(asked, label)
     hparams, states = jax.tree.map(lambda x: x[:size], (asked.hparams, _start(asked)))
 
-    def call(num_steps):
+    def call(num_steps: int) -> float:
         began = time.perf_counter()
         jax.block_until_ready(program(hparams, states, jnp.asarray(num_steps, jnp.int32)))
         return time.perf_counter() - began
