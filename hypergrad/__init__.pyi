@@ -9,6 +9,7 @@ from hypergrad import (
     tuners as tuners,
 )
 from hypergrad.core.flax import from_linen as from_linen, from_nnx as from_nnx
+from hypergrad.core.host import host_batches as host_batches
 from hypergrad.core.types import Variables as Variables
 from hypergrad.estimators import Estimate as Estimate, Estimator as Estimator
 from hypergrad.estimators.implicit.response import best_response as best_response

@@ -1,5 +1,6 @@
 """Check that the functions of a problem fit one another, before anything compiles."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.abstract import abstract
 from hypergrad.core.checks import check_whole, describe
+from hypergrad.core.host import check_indices
+from hypergrad.core.pure import traced_program
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree, Variables
 from hypergrad.problem import Problem, Task, check_problem, fixed, split_loss
 from hypergrad.space import check_space, static
@@ -22,8 +24,15 @@ SCHEDULED = "read one value a step from a schedule, with schedule(hparams[...])"
 def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1) -> None:
     """Check that the functions of a problem fit one another, before anything compiles.
 
-    **Cost:** abstract evaluation of one training step; no arithmetic, no compilation. For a task with static
-    dimensions, one for each of their bounds and options.
+    Each must be a function of its arguments alone. Batches are traced twice, and refused where the second trace
+    is another program, as with `next(iterator)`; host callbacks with effects are refused in every function.
+
+    **Cost:** abstract evaluation of one training step; no arithmetic, no compilation, except that a batch that
+    calls a `jax.pure_callback` of the user's is drawn twice. For a task with static dimensions, one for each of
+    their bounds and options.
+
+    **Limits:** in `loss`, `objective`, `init` and `optimizer`, only the global generators of Python and numpy
+    are watched, not a generator that they close over.
 
     Args:
         problem: Problem to check, or a task, which brings the defaults of its space and its horizon.
@@ -55,7 +64,7 @@ def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> Non
         real: Whether every leaf of the hyperparameters must have a derivative.
     """
     check_hparams(hparams, real=real)
-    tried = _try(problem, hparams)
+    tried = _try(problem, hparams, real)
     check_scalar({"problem.loss": tried.value, "problem.objective": tried.objective})
     for what, before, after, advice in (
         ("problem.loss returned state", tried.carried, tried.state, CONSTANT),
@@ -83,10 +92,18 @@ class _Tried(NamedTuple):
     moved: PyTree
 
 
-def _try(problem: Problem, hparams: HParams) -> _Tried:
-    """Evaluate each function of a problem once, abstractly."""
+def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
+    """Trace each function of a problem once, the batches twice, and check what is seen."""
     key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
-    params = abstract("problem.init", problem.init, key, hparams)
+
+    def traced(name: str, function: Callable, *args, params: PyTree = ()) -> Any:
+        name = f"problem.{name}"
+        program, out = traced_program(name, function, *args, twice=name.endswith("_batch"))
+        if real:
+            check_indices(name, program, [_origin(arg, hparams, params) for arg in args])
+        return out
+
+    params = traced("init", problem.init, key, hparams)
     weights = trained(params)
     if not jax.tree.leaves(weights):
         raise ValueError(
@@ -99,15 +116,23 @@ def _try(problem: Problem, hparams: HParams) -> _Tried:
                 f"params[{name!r}] has dtype {leaf.dtype}, expected floating point; carry what is not "
                 "trained in Variables(params, state)"
             )
-    batch = abstract("problem.train_batch", problem.train_batch, key, index)
+    batch = traced("train_batch", problem.train_batch, key, index)
     slope = jax.value_and_grad(partial(_loss, problem), has_aux=True)
-    (_, out), grads = abstract("problem.loss", slope, weights, params, hparams, batch)
+    (_, out), grads = traced("loss", slope, weights, params, hparams, batch, params=params)
     value, state = split_loss(params, _as_documented(params, out))
-    valid = abstract("problem.valid_batch", problem.valid_batch, key)
-    judged = abstract("problem.objective", problem.objective, params, hparams, valid)
+    valid = traced("valid_batch", problem.valid_batch, key)
+    judged = traced("objective", problem.objective, params, hparams, valid, params=params)
     step = partial(_update, problem)
-    moved = abstract("problem.optimizer", step, hparams, params, key, batch, value, grads)
+    moved = traced("optimizer", step, hparams, params, key, batch, value, grads, params=params)
     return _Tried(weights, carried(params), value, state, judged, moved)
+
+
+def _origin(arg: PyTree, hparams: HParams, params: Params) -> list[str | None]:
+    """Name what each leaf of an argument depends on, None where on no hyperparameter."""
+    if arg is hparams:
+        return [f"hparams[{name!r}]" for name in tree.leaf_names(hparams)]
+    ours = arg is params or arg is trained(params)
+    return ["the weights" if ours else None for _ in jax.tree.leaves(arg)]
 
 
 def _as_documented(params: Params, out: Any) -> Any:

@@ -38,7 +38,8 @@ PACKAGE = Path(hg.__file__).parent
 
 
 def test_public_names():
-    assert len(hg.__all__) <= 45 and len(set(hg.__all__)) == len(hg.__all__)
+    # 45 until host_batches came
+    assert len(hg.__all__) <= 46 and len(set(hg.__all__)) == len(hg.__all__)
     for path in PACKAGE.rglob("*.py"):
         rooms = path.relative_to(PACKAGE).with_suffix("").parts
         if rooms[-1] != "__main__" and "samplers" not in rooms:

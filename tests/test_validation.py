@@ -28,7 +28,7 @@ def a_task(**parts):
     return made._replace(**parts)
 
 
-def test_each_function_is_traced_once_and_nothing_is_compiled():
+def test_each_function_is_traced_once_and_batches_twice_and_nothing_is_compiled():
     called, compiled = Counter(), []
 
     def counted(name, function):
@@ -50,7 +50,7 @@ def test_each_function_is_traced_once_and_nothing_is_compiled():
         validate(watched, H, 10**9)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert called == dict.fromkeys(names, 1)
+    assert called == dict.fromkeys(names, 1) | {"train_batch": 2, "valid_batch": 2}
     assert not compiled
 
 

@@ -1,0 +1,153 @@
+"""Follow values through a traced program: what reaches what, and whether two programs are the same."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax import core
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from hypergrad.core.autodiff import programs
+
+Marks: TypeAlias = frozenset
+"""What a value depends on."""
+
+Visit: TypeAlias = Callable[[JaxprEqn, list[Marks]], list[Marks] | None]
+"""(equation, marks of its operands) -> marks of its results, or None for the union of those of its operands."""
+
+NOTHING: Marks = frozenset()
+
+
+def flow(jaxpr: Jaxpr, ins: Sequence[Marks], visit: Visit) -> list[Marks]:
+    """Carry marks from the inputs of a program to its outputs, also through loops, branches and calls.
+
+    **Cost:** one visit an equation, some more within loops; nothing is traced or run. **Limits:**
+    conservative: a result depends on every operand unless `visit` says otherwise.
+
+    Args:
+        jaxpr: Program to follow.
+        ins: Marks of each of its inputs.
+        visit: What an equation does; it is asked first for those that hold programs, too, and may be asked
+            several times within a loop.
+
+    Returns:
+        Marks of each output.
+    """
+    state: dict[Any, Marks] = dict(zip(jaxpr.invars, ins, strict=True))
+
+    def of(v: Any) -> Marks:
+        return NOTHING if isinstance(v, Literal) else state.get(v, NOTHING)
+
+    for eqn in jaxpr.eqns:
+        marks = [of(v) for v in eqn.invars]
+        outs = visit(eqn, marks)
+        if outs is None:
+            outs = _through(eqn, marks, visit)
+        state.update(zip(eqn.outvars, outs, strict=True))
+    return [of(v) for v in jaxpr.outvars]
+
+
+def _through(eqn: JaxprEqn, marks: list[Marks], visit: Visit) -> list[Marks]:
+    """Return the marks of the results of one equation."""
+    inner, name = programs(eqn), eqn.primitive.name
+    if name == "scan":
+        return _loop(inner[0], marks, eqn.params, visit)
+    if name == "while":
+        num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        test, body = eqn.params["cond_jaxpr"].jaxpr, eqn.params["body_jaxpr"].jaxpr
+        consts, carry = marks[num_cond : num_cond + num_body], marks[num_cond + num_body :]
+        while True:
+            stops = flow(test, marks[:num_cond] + carry, visit)[0]
+            outs = flow(body, consts + carry, visit)
+            grown = [a | b | stops for a, b in zip(carry, outs, strict=True)]
+            if grown == carry:
+                return grown
+            carry = grown
+    if name == "cond":
+        each = [flow(branch, marks[1:], visit) for branch in inner]
+        return [marks[0].union(*outs) for outs in zip(*each, strict=True)]
+    if len(inner) == 1 and len(inner[0].invars) == len(marks):
+        outs = flow(inner[0], marks, visit)
+        if len(outs) == len(eqn.outvars):
+            return outs
+    return [NOTHING.union(*marks)] * len(eqn.outvars)
+
+
+def _loop(body: Jaxpr, marks: list[Marks], params: dict, visit: Visit) -> list[Marks]:
+    """Return the marks of the results of a scan, whose carry collects what any step brings to it."""
+    if "num_consts" in params:
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
+    else:  # jax 0.12 keeps the three parts of the operands instead
+        num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
+    consts, carry = marks[:num_consts], marks[num_consts : num_consts + num_carry]
+    while True:
+        outs = flow(body, consts + carry + marks[num_consts + num_carry :], visit)
+        grown = [a | b for a, b in zip(carry, outs[:num_carry], strict=True)]
+        if grown == carry:
+            return grown + outs[num_carry:]
+        carry = grown
+
+
+def same_program(a: ClosedJaxpr, b: ClosedJaxpr) -> bool:
+    """Tell whether two traces of one function gave the same program: operations, numbers and arrays in it.
+
+    **Cost:** arrays that are one object are not read. **Limits:** numbers that are still traced count as the
+    same.
+    """
+    if len(a.consts) != len(b.consts) or not all(map(same_bits, a.consts, b.consts)):
+        return False
+    if len(a.jaxpr.eqns) != len(b.jaxpr.eqns):
+        return False
+    if not _same_literals(a.jaxpr.outvars, b.jaxpr.outvars):
+        return False
+    for x, y in zip(a.jaxpr.eqns, b.jaxpr.eqns, strict=True):
+        if x.primitive is not y.primitive or not _same_literals(x.invars, y.invars):
+            return False
+        numbers = [{k: v for k, v in e.params.items() if _is_plain(v)} for e in (x, y)]
+        inner = [_closed(e) for e in (x, y)]
+        if numbers[0] != numbers[1] or len(inner[0]) != len(inner[1]):
+            return False
+        if not all(map(same_program, *inner)):
+            return False
+    return True
+
+
+def _closed(eqn: JaxprEqn) -> list[ClosedJaxpr]:
+    kinds = (Jaxpr, ClosedJaxpr)
+    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, kinds))
+    return [
+        ClosedJaxpr(x, []) if isinstance(x, Jaxpr) else x for x in found if isinstance(x, kinds)
+    ]
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a parameter is a number or a tuple of numbers, such as where a slice begins."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(part, int | float) for part in parts)
+
+
+def _same_literals(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(
+        isinstance(x, Literal) == isinstance(y, Literal)
+        and (not isinstance(x, Literal) or same_bits(x.val, y.val))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Tell whether two constants of a program have the same bits, as far as they can be read."""
+    if a is b or isinstance(a, core.Tracer) or isinstance(b, core.Tracer):
+        return True
+    if not all(getattr(x, "is_fully_addressable", True) for x in (a, b)):
+        return True
+    keys = [
+        jax.numpy.issubdtype(getattr(x, "dtype", None) or type(x), jax.dtypes.prng_key)
+        for x in (a, b)
+    ]
+    if any(keys):
+        return all(keys) and same_bits(jax.random.key_data(a), jax.random.key_data(b))
+    a, b = (np.ascontiguousarray(x) for x in (a, b))
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return a.tobytes() == b.tobytes()

@@ -1,0 +1,133 @@
+"""Check that a user's function is a function of its arguments: nothing read on, frozen, or drawn aside."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import core
+from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
+
+from hypergrad.core.abstract import abstract
+from hypergrad.core.autodiff import equations
+from hypergrad.core.flow import same_bits, same_program
+from hypergrad.core.host import Store
+from hypergrad.core.types import PyTree
+
+FETCH = "fetch data by index with hg.host_batches(fetch, like)"
+
+_PRECISION = "jax_default_matmul_precision"
+
+_FROZEN = (
+    "returned something else for the same arguments, expected a function of them alone, because a trace "
+    f"freezes what an iterator or a generator of numpy returns; {FETCH}, draw with jax.random"
+)
+
+_READS_ON = (
+    "returned other numbers for the same arguments, expected a function of them alone, because a backward pass "
+    f"calls its pure_callback again; {FETCH}"
+)
+
+
+def traced_program(
+    name: str, function: Callable, *args, twice: bool = False
+) -> tuple[ClosedJaxpr, PyTree]:
+    """Trace a user's function, or raise a `ValueError` where it is no function of its arguments.
+
+    Refused are host callbacks with effects, numbers of Python's or numpy's global generators, and, with
+    `twice`, whatever else differs from one trace to the next: the batch that `next(iterator)` returned.
+
+    **Cost:** one trace, two with `twice`; nothing is compiled or run, unless the function calls a
+    `jax.pure_callback` of the user's and is to be tried twice.
+
+    Args:
+        name: Name of the function, as the user knows it.
+        function: Function to trace.
+        *args: Its arguments, arrays or their shapes.
+        twice: Whether to try it twice, as is cheap for a batch.
+
+    Returns:
+        The program, and the shapes of what the function returns.
+    """
+    before = _generators()
+    try:  # anew, because jax remembers the traces of a function object
+        closed, shapes = abstract(
+            name, _new(function) if twice else function, *args, trace=_program
+        )
+    except ValueError as error:
+        if isinstance(error.__cause__, StopIteration):
+            raise ValueError(f"{name} {_FROZEN}") from error
+        raise
+    trouble = _effect(closed)
+    if not trouble and (twice or _generators() != before):
+        trouble = "" if _repeats(function, args, closed) else _FROZEN
+    if not trouble and twice:
+        trouble = "" if _callbacks_repeat(closed, args) else _READS_ON
+    if trouble:
+        raise ValueError(f"{name} {trouble}")
+    return closed, shapes
+
+
+def _new(function: Callable) -> Callable:
+    return lambda *args: function(*args)
+
+
+def _program(function: Callable, *args) -> tuple[ClosedJaxpr, PyTree]:
+    return jax.make_jaxpr(function, return_shape=True)(*args)
+
+
+def _effect(closed: ClosedJaxpr) -> str:
+    """Say which call of the host with an effect a program makes; printing may stay."""
+    for eqn in equations(closed.jaxpr):
+        if eqn.primitive.name in ("io_callback", "rng_uniform") or eqn.params.get(
+            "has_side_effect"
+        ):
+            return (
+                f"calls {eqn.primitive.name}, expected a function of its arguments alone, because a backward "
+                f"pass calls it again; {FETCH}"
+            )
+    return ""
+
+
+def _generators() -> tuple:
+    """Return the states of the global generators of Python and numpy."""
+    kind, words, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), kind, np.asarray(words).tobytes(), *rest
+
+
+def _repeats(function: Callable, args: tuple, closed: ClosedJaxpr) -> bool:
+    """Tell whether a second trace of a function gives the same program."""
+    precision = "highest" if getattr(jax.config, _PRECISION) == "default" else "default"
+    # another precision, so that what is jitted within is traced again, too
+    with jax.default_matmul_precision(precision):
+        try:
+            return same_program(closed, _program(_new(function), *args)[0])
+        except Exception:  # the first time it went well
+            return False
+
+
+def _callbacks_repeat(closed: ClosedJaxpr, args: tuple) -> bool:
+    """Tell whether a program with callbacks that are said to be pure returns the same numbers twice."""
+    calls = any(map(_is_own, equations(closed.jaxpr)))
+    if not calls or any(isinstance(x, core.Tracer) for x in closed.consts):
+        return True
+    with jax.ensure_compile_time_eval():
+        given = [_example(x) for x in jax.tree.leaves(args)]
+        first, again = (jaxpr_as_fun(closed)(*given) for _ in range(2))
+        return all(map(same_bits, first, again))
+
+
+def _is_own(eqn: JaxprEqn) -> bool:
+    """Tell whether an equation is a callback of the user's; `host_batches` has checked its own."""
+    call = eqn.params.get("callback")
+    ours = getattr(getattr(call, "callback_func", None), "__self__", None)
+    return eqn.primitive.name == "pure_callback" and not isinstance(ours, Store)
+
+
+def _example(leaf: Any) -> Any:
+    """Return an array of the shape and dtype of a leaf: zeros, or the key of seed 0."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0)
+    return jnp.zeros(leaf.shape, leaf.dtype)
