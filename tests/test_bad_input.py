@@ -151,6 +151,11 @@ CASES = {
     "make is 3, expected a function": lambda: from_nnx(3),
     "method is 'desent'": lambda: tune(RIDGE, method="desent"),
     "did you mean 'descent'?": lambda: tune(RIDGE, method="desent"),
+    "did you mean 'optuna_tpe' or 'optuna_cma' or": lambda: tune(RIDGE, method="optuna"),
+    "method is 'pbt', a scheduler": lambda: tune(RIDGE, method="pbt"),
+    "pass scheduler='pbt' with a method that reads it, such as": lambda: tune(RIDGE, method="pbt"),
+    "pass method='tpe'": lambda: tune(RIDGE, method="random", scheduler="tpe"),
+    "pass bilevel='soba' with": lambda: tune(RIDGE, method="soba"),
     "learning_rate is 0": lambda: tune(RIDGE, learning_rate=0),
     "task is int": lambda: tune(3),
     "memory is given with estimator 'forward'": lambda: tune(

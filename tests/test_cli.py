@@ -396,6 +396,11 @@ def test_ctrl_c_before_there_is_a_study(capsys, monkeypatch):
         ),
         (["tune", "quadratic", "--bilevel", "saba"], "--bilevel is given with method 'descent'"),
         (["tune", "quadratic", "--method", "radnom"], "did you mean 'random'?"),
+        (["tune", "quadratic", "--method", "pbt"], "pass --scheduler pbt with a method that reads"),
+        (
+            ["tune", "quadratic", "--method", "random", "--scheduler", "tpe"],
+            "--scheduler is 'tpe', a method, expected one of full, halving, hyperband",
+        ),
         (["export", "x", "--out=-y"], "--out is '-y', expected a file whose name begins with no"),
         (["export", "x", "--out="], "--out is '', expected a file"),
         (["tune", "quadratic", "--method", "random", "--out=-y"], "not led by . or -"),

@@ -13,7 +13,7 @@ import click
 from hypergrad.cli import loading
 from hypergrad.cli.options import OF_TASK, Shown, command, flag, known_names, options, word
 from hypergrad.core.checks import check_name
-from hypergrad.tuning.settings import OPTION, OPTIONS, Settings
+from hypergrad.tuning.settings import OPTION, OPTIONS, Settings, check_choice
 
 if TYPE_CHECKING:
     from hypergrad.cli.studyfile import StudyFile
@@ -99,8 +99,10 @@ def _refuse_unread(flags: dict[str, Any], file: "StudyFile | None" = None) -> No
     from hypergrad.tuning.build import check_used
 
     in_file = file.options if file else {}
-    if "method" in flags:
-        check_name("--method", flags["method"], known_names()["method"])
+    known = known_names()
+    for option in flags:
+        if option in known and option in Settings._fields:
+            check_choice(option, flags[option], known, lambda name: OPTION[name].flag)
     method = flags.get("method", in_file.get("method", Settings().method))
 
     def called(name: str) -> str:

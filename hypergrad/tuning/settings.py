@@ -207,6 +207,47 @@ _FORMS: dict[type | str, _Form] = {
 """Option by name, or by kind -> the form of its value."""
 
 
+_COMPANIONS = {
+    "method": ("method", ""),
+    "scheduler": ("scheduler", "random"),
+    "estimator": ("estimator", "descent"),
+    "bilevel": ("update of the method 'bilevel'", "bilevel"),
+    "response": ("response of the method 'controller'", "controller"),
+    "log": ("log", ""),
+}
+"""Option -> what its names stand for, and a method that reads it; empty where all do."""
+
+
+def check_choice(
+    option: str,
+    name: str,
+    known: Mapping[str, Collection[str]],
+    called: Callable[[str], str] = str,
+) -> None:
+    """Raise a `ValueError` unless an option may have a name; one of another option is sent there.
+
+    Args:
+        option: Name of the option.
+        name: Value that the user gave.
+        known: Dict {option: the names it may have}.
+        called: Function from the name of an option to what the user calls it.
+    """
+
+    def written(one: str, value: str) -> str:
+        return f"{called(one)} {value}" if called(one).startswith("-") else f"{one}={value!r}"
+
+    for other in () if name in known[option] else _COMPANIONS:
+        if name in known.get(other, ()):
+            kind, method = _COMPANIONS[other]
+            rest = f" with a method that reads it, such as {written('method', method)}"
+            article = "an" if kind[0] in "aeiou" else "a"
+            raise ValueError(
+                f"{called(option)} is {name!r}, {article} {kind}, expected one of {', '.join(known[option])}; "
+                f"pass {written(other, name)}{rest if method else ''}"
+            )
+    check_name(called(option), name, known[option])
+
+
 def check_options(
     given: Mapping[str, Any],
     called: Callable[[str], str] = str,
@@ -233,7 +274,7 @@ def check_options(
         words = read if kind is list else [read]
         unknown = [word for word in words if names and word not in names]
         if unknown:
-            check_name(called(name), unknown[0], names)
+            check_choice(name, unknown[0], known or {}, called)
         if name == "prior":
             read = {
                 leaf: _pair(f"{called(name)} for {leaf!r:.80}", one) for leaf, one in read.items()
