@@ -2,6 +2,9 @@
 
 Scores of failed trials are infinite; they become the worst of the others. So do those of trials that broke
 a constraint, unless all did: then the least violation is the best. Empty rows get 0.
+
+A score that is huge, but finite, is a failure too where the size of scores matters (`standardize`, `power`):
+beside 1e12 all others would be alike.
 """
 
 import jax
@@ -13,6 +16,14 @@ from hypergrad.core.types import Array
 
 BROKEN = 1e30
 """Least score of a trial that broke a constraint."""
+
+
+FENCES = ((0.75, 1e3), (0.5, 1e5), (0.25, 1e7))
+"""Quantiles of the scores above the best, and the multiples of them beyond which a score is huge.
+
+The first is for a few such trials; the others for many, which are then most of the quantiles, too. No
+score of a smooth objective is beyond them, until most trials are within 1e-5 of the best.
+"""
 
 
 def behind(scores: Array, violation: Array) -> Array:
@@ -27,7 +38,7 @@ def behind(scores: Array, violation: Array) -> Array:
 
 def standardize(scores: Array, filled: Array) -> Array:
     """Subtract the mean, and divide by the standard deviation."""
-    return _standard(_without_failures(scores, filled), filled)
+    return _standard(_without_failures(_without_huge(scores, filled), filled), filled)
 
 
 def normal_scores(scores: Array, filled: Array) -> Array:
@@ -46,7 +57,7 @@ def power(scores: Array, filled: Array) -> Array:
         Yeo, Johnson, "A new family of power transformations", Biometrika 87, 2000; Cowen-Rivers et al.,
         "HEBO", JAIR 74, 2022.
     """
-    x = jnp.clip(_standard(_without_failures(scores, filled), filled), -50, 50)
+    x = jnp.clip(standardize(scores, filled), -50, 50)
 
     def transform(exponent: Array) -> Array:
         positive = jnp.expm1(exponent * jnp.log1p(jnp.maximum(x, 0)))
@@ -73,6 +84,20 @@ def power(scores: Array, filled: Array) -> Array:
     return _standard(transform(best), filled)
 
 
+def _without_huge(scores: Array, filled: Array) -> Array:
+    """Make scores infinite that lie beyond any of `FENCES`."""
+    usual = filled & (scores < BROKEN)
+    above = jnp.sort(jnp.where(usual, scores, jnp.inf))
+    best, num = above[0], jnp.sum(usual)
+    above = above - best
+    least = jnp.min(jnp.where(above > 0, above, jnp.inf))  # many may be as good as the best
+    fence = jnp.asarray(jnp.inf, scores.dtype)
+    for share, multiple in FENCES:
+        quantile = above[jnp.maximum(jnp.ceil(share * num).astype(jnp.int32) - 1, 0)]
+        fence = jnp.minimum(fence, multiple * jnp.maximum(quantile, least))
+    return jnp.where(usual & (scores - best > fence), jnp.inf, scores)
+
+
 def _without_failures(scores: Array, filled: Array) -> Array:
     # where no trial keeps the constraint, how much they break it is what there is to model
     some = jnp.any(filled & (scores < BROKEN))
@@ -83,6 +108,8 @@ def _without_failures(scores: Array, filled: Array) -> Array:
 
 
 def _standard(values: Array, filled: Array) -> Array:
+    top = jnp.max(jnp.where(filled, jnp.abs(values), 0))
+    values = values / jnp.where(top > 1e15, top, 1)  # whose squares would overflow
     num = jnp.maximum(jnp.sum(filled), 1)
     mean = jnp.sum(jnp.where(filled, values, 0)) / num
     away = jnp.where(filled, values - mean, 0)
