@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Collection
 from importlib import import_module
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -14,8 +14,9 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value is a real number of Python, infinity and NaN included; True and False are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Tell whether a value is a real number of Python or numpy, also an infinite one or NaN; True is none."""
+    kind = Real if hasattr(value, "dtype") else (int, float)
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def describe(value: Any) -> str:
@@ -36,26 +37,28 @@ def check_whole(name: str, value: Any, least: int = 1, *, example: int = 10) -> 
     return int(value)
 
 
-def check_positive(name: str, value: Any, *, example: float = 0.01) -> None:
-    """Raise a `ValueError` unless `value` is a positive, finite number."""
+def check_positive(name: str, value: Any, *, example: float = 0.01) -> float:
+    """Return `value` as a number of Python, or raise a `ValueError` unless it is a positive, finite number."""
     if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(
             f"{name} is {describe(value)}, expected a positive number; pass e.g. {name}={example}"
         )
+    return _of_python(value)
 
 
-def check_least(name: str, value: Any, least: float = 0, *, example: float = 1.0) -> None:
-    """Raise a `ValueError` unless `value` is a finite number of at least `least`."""
+def check_least(name: str, value: Any, least: float = 0, *, example: float = 1.0) -> float:
+    """Return `value` as a number of Python; raise a `ValueError` unless it is finite and at least `least`."""
     if not is_number(value) or not least <= value < math.inf:
         raise ValueError(
             f"{name} is {describe(value)}, expected a number of at least {least}; pass e.g. {example}"
         )
+    return _of_python(value)
 
 
 def check_share(
     name: str, value: Any, span: str = "[0, 1]", *, what: str = "a share", example: float = 0.5
-) -> None:
-    """Raise a `ValueError` unless `value` lies in an interval.
+) -> float:
+    """Return `value` as a number of Python, or raise a `ValueError` unless it lies in an interval.
 
     Args:
         name: Name of the argument.
@@ -70,6 +73,11 @@ def check_share(
         raise ValueError(
             f"{name} is {describe(value)}, expected {what} in {span}; pass e.g. {example}"
         )
+    return _of_python(value)
+
+
+def _of_python(value: Any) -> float:
+    return value.item() if hasattr(value, "item") else value
 
 
 def check_kind(name: str, value: Any, kind: type, example: str) -> None:
@@ -111,8 +119,9 @@ def check_name(argument: str, name: str, known: Collection[str]) -> str:
     """Return `name` if it is one of `known`, or raise a `ValueError` with the nearest one."""
     if name in known:
         return name
-    near = nearest(name, known)
-    hint = f"did you mean {near!r}?" if near else "see hypergrad list"
+    begun = [one for one in known if one.startswith(f"{name}_")]
+    near = begun or [nearest(name, known)]
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near[0] else "see hypergrad list"
     raise ValueError(f"{argument} is {name!r:.120}, expected one of {', '.join(known)}; {hint}")
 
 

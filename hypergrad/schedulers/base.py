@@ -162,20 +162,21 @@ def shortest_run(size: int, horizon: int) -> int:
     return horizon // ETA**last
 
 
-def check_halving(num_steps: Any, min_steps: Any, eta: Any) -> None:
-    """Raise a `ValueError` unless 1 <= min_steps <= num_steps and eta > 1."""
-    check_steps("min_steps", min_steps, num_steps)
-    check_share("eta", eta, "(1, inf)", what="a number", example=3)
+def check_halving(num_steps: Any, min_steps: Any, eta: Any) -> tuple[int, int]:
+    """Return `num_steps` and `min_steps`; raise a `ValueError` unless 1 <= min_steps <= num_steps, eta > 1."""
+    counts = check_steps("min_steps", min_steps, num_steps)
+    eta = check_share("eta", eta, "(1, inf)", what="a number", example=3)
+    return counts
 
 
-def check_steps(name: str, steps: Any, num_steps: Any) -> None:
-    """Raise a `ValueError` unless both are whole numbers and 1 <= steps <= num_steps."""
-    check_whole("num_steps", num_steps)
-    check_whole(name, steps)
+def check_steps(name: str, steps: Any, num_steps: Any) -> tuple[int, int]:
+    """Return `num_steps` and `steps`, or raise a `ValueError` unless 1 <= steps <= num_steps."""
+    num_steps, steps = check_whole("num_steps", num_steps), check_whole(name, steps)
     if steps > num_steps:
         raise ValueError(
             f"{name} is {steps}, expected at most num_steps = {num_steps}; pass e.g. {name}=1"
         )
+    return num_steps, steps
 
 
 def check_one_each(name: str, found: Any, num: int) -> None:

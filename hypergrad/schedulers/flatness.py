@@ -66,7 +66,7 @@ def matched(share: float = 0.5) -> Ranking:
 
     Flatness at matched loss: a network that is flat because it has learned nothing does not count.
     """
-    check_share("share", share)
+    share = check_share("share", share)
 
     def rank(measures: Array, values: Array) -> Array:
         num = len(values)
@@ -80,7 +80,7 @@ def matched(share: float = 0.5) -> Ranking:
 
 def blended(weight: float = 0.25) -> Ranking:
     """Rank by place in objective and in flatness: (1 − weight) place(value) + weight place(measure)."""
-    check_share("weight", weight, example=0.25)
+    weight = check_share("weight", weight, example=0.25)
 
     def rank(measures: Array, values: Array) -> Array:
         places = [jnp.argsort(best_first(x)) for x in (values, flattest(measures, values))]
@@ -130,8 +130,8 @@ def flatness(
         ValueError: for arguments that cannot work and, when called, for a measure or a ranking that returns
             something of another shape.
     """
-    check_steps("first_steps", first_steps, num_steps)
-    check_whole("num_kept", num_kept)
+    num_steps, first_steps = check_steps("first_steps", first_steps, num_steps)
+    num_kept = check_whole("num_kept", num_kept)
     _check_pair("measure", measure, "(params, hparams) -> []", "supremum(problem, curvature.sam)")
     _check_pair("ranking", ranking, "(measures [M], objectives [M]) -> scores [M]", "matched()")
 
@@ -239,7 +239,7 @@ def traverse(
     Reference:
         "Flatness-guided hyper-parameter optimization", section 5.
     """
-    check_whole("num", num)
+    num = check_whole("num", num)
     coords = units.coordinates(space)
     scores = jnp.asarray(scores)
     check_rows("scores", scores, count(hparams), 2)

@@ -17,7 +17,7 @@ def full(num_steps: int) -> Scheduler:
 
     **Cost:** N x `num_steps` steps.
     """
-    check_whole("num_steps", num_steps)
+    num_steps = check_whole("num_steps", num_steps)
     return _full(num_steps)
 
 
@@ -62,9 +62,9 @@ def reach(target: float, num_steps: int, *, every: int = 1) -> Scheduler:
     Reference:
         The second objective of CEHPO: steps to a given loss.
     """
-    check_whole("num_steps", num_steps)
-    check_whole("every", every)
-    check_share("target", target, "(-inf, inf)", what="a finite number", example=0.1)
+    num_steps = check_whole("num_steps", num_steps)
+    every = check_whole("every", every)
+    target = check_share("target", target, "(-inf, inf)", what="a finite number", example=0.1)
 
     def run(population: Population, key: Key, hparams: HParams) -> Trials:
         num = count(hparams)

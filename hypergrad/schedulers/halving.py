@@ -39,7 +39,7 @@ def halving(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> Schedule
     Reference:
         Jamieson, Talwalkar, 2016, arXiv:1502.07943; Li et al., 2018, arXiv:1603.06560, Algorithm 1.
     """
-    check_halving(num_steps, min_steps, eta)
+    num_steps, min_steps = check_halving(num_steps, min_steps, eta)
     last = num_halvings(num_steps, min_steps, eta)
 
     def run(population: Population, key: Key, hparams: HParams) -> Trials:

@@ -47,7 +47,7 @@ def hyperband(
     Reference:
         Li, Jamieson, DeSalvo, Rostamizadeh, Talwalkar, 2018, arXiv:1603.06560, Algorithm 1 and Table 1.
     """
-    check_halving(num_steps, min_steps, eta)
+    num_steps, min_steps = check_halving(num_steps, min_steps, eta)
 
     def run(population: Population, key: Key, hparams: HParams) -> Trials:
         ladder = brackets(num_steps, min_steps=min_steps, eta=eta, num=count(hparams))

@@ -144,7 +144,7 @@ def chebyshev(weights: Many[float], ideal: Many[float], *, slope: float = 0.05) 
         raise ValueError(
             f"ideal is {ideal!r:.60}, expected {len(w)} finite numbers; pass the best of each objective"
         )
-    check_least("slope", slope, example=0.05)
+    slope = check_least("slope", slope, example=0.05)
 
     def scalar(objectives: Array) -> Array:
         objectives = jnp.asarray(objectives)

@@ -70,7 +70,7 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
         Parker-Holder, Nguyen, Roberts, "Provably Efficient Online Hyperparameter Optimization with
         Population-Based Bandits" (PB2), NeurIPS 2020, arXiv:2002.02518.
     """
-    check_whole("capacity", capacity, 4, example=1024)
+    capacity = check_whole("capacity", capacity, 4, example=1024)
     dims = jax.tree.map(lambda dim: dim.element if isinstance(dim, Sequence) else dim, space)
     plain = coordinates(dims)
     coords = Coordinates(

@@ -56,14 +56,14 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
         Jaderberg et al., "Population Based Training of Neural Networks", 2017, arXiv:1711.09846, with
         truncation selection.
     """
-    check_whole("num_steps", num_steps)
-    check_whole("period", period)
+    num_steps = check_whole("num_steps", num_steps)
+    period = check_whole("period", period)
     if num_steps % period:
         raise ValueError(
             f"period is {period}, expected a divisor of num_steps = {num_steps}; round one of them"
         )
     check_function("explore", explore, "perturb(space)")
-    check_share("fraction", fraction, "(0, 0.5]", example=0.2)
+    fraction = check_share("fraction", fraction, "(0, 0.5]", example=0.2)
     num_periods = num_steps // period
 
     def run(population: Population, key: Key, hparams: HParams) -> Trials:
@@ -188,8 +188,8 @@ def perturb(
         Jaderberg et al., 2017, arXiv:1711.09846, section 4.
     """
     spaces.check_space(space)
-    check_share("factor", factor, "(1, 2]", what="a number", example=1.2)
-    check_share("resample", resample, what="a probability", example=0.25)
+    factor = check_share("factor", factor, "(1, 2]", what="a number", example=1.2)
+    resample = check_share("resample", resample, what="a probability", example=0.25)
     dims, structure = jax.tree.flatten(space)
     traced = spaces.dynamic(space)
 

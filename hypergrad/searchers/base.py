@@ -55,7 +55,7 @@ class Searcher(NamedTuple):
     host: bool = False
 
 
-def checked(space: PyTree, searcher: Searcher) -> Searcher:
+def guarded(space: PyTree, searcher: Searcher) -> Searcher:
     """Return a searcher that checks what it is asked for and told, so that its own functions need not."""
 
     def ask(key: Key, state: PyTree, num: int) -> HParams:

@@ -13,7 +13,7 @@ from jax.scipy.special import ndtri
 from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.searchers.base import Searcher, Trials, checked, observe
+from hypergrad.searchers.base import Searcher, Trials, guarded, observe
 from hypergrad.searchers.models.gaussian_process import (
     Acquisition,
     Covariance,
@@ -151,8 +151,8 @@ def bayes(
     """
     coords = coordinates(space)
     begin = min(20, max(4, 2 * coords.num)) if num_initial is None else num_initial
-    check_whole("capacity", capacity, 4, example=256)
-    check_whole("num_initial", begin)
+    capacity = check_whole("capacity", capacity, 4, example=256)
+    begin = check_whole("num_initial", begin)
     box = TrustRegion() if trust_region is None else trust_region
     if trust_region is not None:
         _check_region(trust_region)
@@ -199,7 +199,7 @@ def bayes(
             "region": state.region.length,
         }
 
-    return checked(space, Searcher(init, ask, tell, info))
+    return guarded(space, Searcher(init, ask, tell, info))
 
 
 def _sizes(capacity: int) -> list[int]:

@@ -11,7 +11,7 @@ from hypergrad.core import tree
 from hypergrad.core.checks import check_share, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.searchers.base import Searcher, Trials, checked, observe
+from hypergrad.searchers.base import Searcher, Trials, guarded, observe
 from hypergrad.searchers.models.families import Family, Smoothing, tables
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, uniforms
@@ -95,8 +95,8 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
         Margin", GECCO 2022 (counted coordinates); Teytaud, Gelly, "DCMA", GECCO 2007 (Sobol points).
     """
     coords = coordinates(space)
-    check_whole("num_members", num_members, 4, example=16)
-    check_share("sigma", sigma, "(0, 1]", what="a share of the range", example=0.2)
+    num_members = check_whole("num_members", num_members, 4, example=16)
+    sigma = check_share("sigma", sigma, "(0, 1]", what="a share of the range", example=0.2)
     moved, chosen = np.flatnonzero(coords.ordered), np.flatnonzero(~coords.ordered)
     if not len(moved):
         raise ValueError(
@@ -151,7 +151,7 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
         ratio = jnp.sqrt(values[-1] / jnp.maximum(values[0], 1e-20))
         return {"sigma": state.sigma, "condition": ratio} | (law.info(state.tables) if law else {})
 
-    return checked(space, Searcher(init, ask, tell, info))
+    return guarded(space, Searcher(init, ask, tell, info))
 
 
 def _options(space: PyTree, coords: Coordinates, chosen: np.ndarray) -> Family:

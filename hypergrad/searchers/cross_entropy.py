@@ -11,13 +11,13 @@ from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_least, check_share, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.searchers.base import Searcher, Trials, checked, observe
+from hypergrad.searchers.base import Searcher, Trials, guarded, observe
 from hypergrad.searchers.models.distribution import distribution
 from hypergrad.searchers.models.families import Family
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, uniforms
 from hypergrad.searchers.wrappers import held_constant
-from hypergrad.space import coordinates, from_units, num_coordinates
+from hypergrad.space import from_units, num_coordinates
 
 GOING_ON, UNCHANGED, SETTLED = 0, 1, 2
 """Values of `info["stopped"]`: neither rule, γ unchanged, distribution settled."""
@@ -125,7 +125,8 @@ def cross_entropy(
 
     Returns:
         A searcher. Its info has γ_t (`gamma`), the elites' log-likelihood `before` and `after` the update,
-        the entropy of every table, the largest standard deviation, and which rule `stopped` it.
+        the entropy of every table and whether all have settled, the largest standard deviation, and which
+        rule `stopped` it.
 
     Raises:
         ValueError: for settings out of range, and when asked for a generation with fewer than two elites.
@@ -136,36 +137,20 @@ def cross_entropy(
         "The Cross-Entropy Method for Continuous Multi-Extremal Optimization", Methodol. Comput. Appl.
         Probab. 8, 2006 (dynamic smoothing).
     """
-    directions(coordinates(space).num)
-    check_share("rho", rho, "(0, 1]", example=0.1)
-    check_whole("keep", keep, 0, example=1)
+    rho = check_share("rho", rho, "(0, 1]", example=0.1)
+    keep = check_whole("keep", keep, 0, example=1)
     if stop is not None:
         _check_stop(stop)
     rule = Stop() if stop is None else stop
-    searcher = _cross_entropy(space, family(space), rho, keep=keep, score=score, rule=rule)
-
-    def ask(key: Key, state: CrossEntropyState, num: int) -> HParams:
-        _check_generation(num, rho, keep)
-        return searcher.ask(key, state, num)
-
-    return checked(space, searcher._replace(ask=ask))
-
-
-def _cross_entropy(
-    space: PyTree,
-    law: Family,
-    rho: float,
-    *,
-    keep: int = 0,
-    score: Callable[[Trials], Array] | None = None,
-    rule: Stop,
-) -> Searcher:
+    law = family(space)
     num_dims = num_coordinates(space)
+    directions(num_dims)
 
     def init(key: Key) -> CrossEntropyState:
         return _start(law, keep, num_dims)
 
     def ask(key: Key, state: CrossEntropyState, num: int) -> HParams:
+        _num_elites(num, rho, keep)
         return from_units(space, law.transform(state.params, uniforms(key, num, num_dims)))
 
     def tell(state: CrossEntropyState, trials: Trials) -> CrossEntropyState:
@@ -205,7 +190,7 @@ def _cross_entropy(
             stopped=stopped.astype(jnp.int32),
         )
 
-    return Searcher(init, ask, tell, partial(_info, law))
+    return guarded(space, Searcher(init, ask, tell, partial(_info, law)))
 
 
 def _start(law: Family, keep: int, num_dims: int) -> CrossEntropyState:
@@ -261,8 +246,8 @@ def _check_stop(stop: Stop) -> None:
         check_least(f"stop.{name}", getattr(stop, name), example=1e-3)
 
 
-def _check_generation(num: int, rho: float, keep: int) -> None:
-    """Raise a `ValueError` where a generation has fewer elites than a distribution can be fitted to."""
+def _num_elites(num: int, rho: float, keep: int) -> int:
+    """Return ⌈ρM⌉, or raise a `ValueError` where a distribution could not be fitted to so few."""
     elites = math.ceil(rho * num)
     if elites < 2:
         raise ValueError(
@@ -273,6 +258,7 @@ def _check_generation(num: int, rho: float, keep: int) -> None:
         raise ValueError(
             f"keep is {keep}, expected fewer than the {elites} elites of {num} trials; lower it, or raise rho"
         )
+    return elites
 
 
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
@@ -283,11 +269,8 @@ def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Se
         )
     # a distribution is fitted to a few elites at least, in small generations too
     rho = min(0.5, max(0.1, 4 / size))
-
-    def make(space: PyTree) -> Searcher:
-        return _cross_entropy(space, distribution(space, prior=prior), rho, rule=Stop())
-
-    return held_constant(space, make)
+    family = partial(distribution, prior=prior)
+    return held_constant(space, partial(cross_entropy, rho=rho, family=family))
 
 
 CROSS_ENTROPY = Method(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from hypergrad.core.checks import check_share, check_whole, is_number
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.searchers.base import Searcher, Trials, checked, observe
+from hypergrad.searchers.base import Searcher, Trials, guarded, observe
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, points, scramble
 from hypergrad.searchers.prior import prior_first
@@ -73,9 +73,9 @@ def evolution(
         bounds); Awad, Mallik, Hutter, "DEHB", IJCAI 2021.
     """
     coords = coordinates(space)
-    check_whole("num_members", num_members, 4, example=32)
-    check_share("crossover", crossover, example=0.9)
-    check_share("best", best, example=0.15)
+    num_members = check_whole("num_members", num_members, 4, example=32)
+    crossover = check_share("crossover", crossover, example=0.9)
+    best = check_share("best", best, example=0.15)
     bounds = mutation if isinstance(mutation, tuple) and len(mutation) == 2 else (0, 0)
     if not all(map(is_number, bounds)) or not 0 < bounds[0] <= bounds[1] <= 2:
         raise ValueError(
@@ -118,7 +118,7 @@ def evolution(
     def tell(state: EvolutionState, trials: Trials) -> EvolutionState:
         return _select(state, *observe(space, trials))
 
-    return checked(space, Searcher(init, ask, tell))
+    return guarded(space, Searcher(init, ask, tell))
 
 
 def _select(state: EvolutionState, u: Array, scores: Array) -> EvolutionState:

@@ -12,7 +12,7 @@ from hypergrad.core import tree
 from hypergrad.core.checks import check_name, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.searchers.base import Searcher, Trials, checked
+from hypergrad.searchers.base import Searcher, Trials, guarded
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import coordinates, from_units
@@ -57,10 +57,12 @@ def grid(
     coords = coordinates(space)
     names = tree.leaf_names(space)
     if isinstance(num_levels, Mapping):
-        for name, num in num_levels.items():
+        for name in num_levels:
             check_name("leaf of num_levels", name, names)
-            check_whole(f"num_levels[{name!r}]", num, example=3)
-        nums = [num_levels.get(name, 3) for name in names]
+        nums = [
+            check_whole(f"num_levels[{name!r}]", num_levels.get(name, 3), example=3)
+            for name in names
+        ]
     else:
         nums = [check_whole("num_levels", num_levels, example=3)] * len(names)
     levels = [
@@ -95,7 +97,7 @@ def grid(
     def info(state: GridState) -> dict[str, Array]:
         return {"grid_done": state.count / total, "done": state.count >= total}
 
-    return checked(space, Searcher(init, ask, tell, info))
+    return guarded(space, Searcher(init, ask, tell, info))
 
 
 def _levels(num: int, cells: int, ordered: bool) -> np.ndarray:

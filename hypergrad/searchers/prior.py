@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from hypergrad.core.checks import check_share
 from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams, Key, PyTree
-from hypergrad.searchers.base import Searcher, Trials, checked
+from hypergrad.searchers.base import Searcher, Trials, guarded
 from hypergrad.searchers.models.distribution import distribution
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.wrappers import first_then, held_constant
@@ -35,7 +35,7 @@ def prior(space: PyTree, prior: Priors, *, uniform: float = 0.25) -> Searcher:
         Mallik et al., "PriorBand: Practical Hyperparameter Optimization in the Age of Deep Learning",
         NeurIPS 2023.
     """
-    check_share("uniform", uniform, example=0.25)
+    uniform = check_share("uniform", uniform, example=0.25)
     num_dims = coordinates(space).num
     law = distribution(space, prior=prior, floor=0.0)
 
@@ -49,7 +49,7 @@ def prior(space: PyTree, prior: Priors, *, uniform: float = 0.25) -> Searcher:
     def tell(state: PyTree, trials: Trials) -> PyTree:
         return state
 
-    return checked(space, Searcher(lambda key: (), ask, tell))
+    return guarded(space, Searcher(lambda key: (), ask, tell))
 
 
 def prior_first(searcher: Searcher, space: PyTree, priors: Priors | None, size: int) -> Searcher:

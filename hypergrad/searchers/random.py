@@ -7,7 +7,7 @@ import jax
 from hypergrad import space as spaces
 from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams, Key, PyTree
-from hypergrad.searchers.base import Searcher, Trials, checked
+from hypergrad.searchers.base import Searcher, Trials, guarded
 from hypergrad.searchers.models.priors import Priors
 
 
@@ -22,21 +22,18 @@ def random(space: PyTree, draw: Callable[[PyTree, Key], HParams] = spaces.sample
         Bergstra, Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 13, 2012.
     """
     spaces.check_space(space, traceable=True)
-    return checked(space, _random(space, draw))
 
-
-def _random(space: PyTree, draw: Callable[[PyTree, Key], HParams]) -> Searcher:
     def ask(key: Key, state: PyTree, num: int) -> HParams:
         return jax.vmap(lambda k: draw(space, k))(jax.random.split(key, num))
 
     def tell(state: PyTree, trials: Trials) -> PyTree:
         return state
 
-    return Searcher(lambda key: (), ask, tell)
+    return guarded(space, Searcher(lambda key: (), ask, tell))
 
 
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:
-    return _random(space, spaces.sample_constant)
+    return random(space, spaces.sample_constant)
 
 
 RANDOM = Method(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.searchers.base import Searcher, Trials, checked
+from hypergrad.searchers.base import Searcher, Trials, guarded
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import LOG_POINTS, directions, points, scramble
 from hypergrad.searchers.wrappers import held_constant
@@ -52,7 +52,7 @@ def sobol(space: PyTree) -> Searcher:
         count = (state.count + len(trials.values)) % 2**LOG_POINTS
         return state._replace(count=count)
 
-    return checked(space, Searcher(init, ask, tell))
+    return guarded(space, Searcher(init, ask, tell))
 
 
 def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Searcher:

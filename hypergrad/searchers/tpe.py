@@ -9,7 +9,7 @@ import numpy as np
 from hypergrad.core.checks import check_share, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.searchers.base import Searcher, Trials, checked, observe
+from hypergrad.searchers.base import Searcher, Trials, guarded, observe
 from hypergrad.searchers.models.memory import Memory, empty, remember
 from hypergrad.searchers.models.parzen import Parzen, draw_parzen, log_parzen, parzen_around
 from hypergrad.searchers.models.priors import Priors
@@ -76,22 +76,11 @@ def tpe(
         kernels); Falkner, Klein, Hutter, "BOHB", ICML 2018 (joint ones, there of the width of Scott's rule;
         seven tenths of it left less regret in `benchmarks search_quality`).
     """
-    check_whole("capacity", capacity, 4, example=512)
-    check_whole("num_initial", 1 if num_initial is None else num_initial)
-    check_whole("num_candidates", num_candidates, example=64)
-    check_share("share", share, "(0, 1)", example=0.1)
-    searcher = _tpe(space, capacity, num_initial, share, num_candidates, multivariate)
-    return checked(space, searcher)
-
-
-def _tpe(
-    space: PyTree,
-    capacity: int,
-    num_initial: int | None = None,
-    share: float = 0.1,
-    num_candidates: int = 64,
-    multivariate: bool = True,
-) -> Searcher:
+    capacity = check_whole("capacity", capacity, 4, example=512)
+    num_candidates = check_whole("num_candidates", num_candidates, example=64)
+    share = check_share("share", share, "(0, 1)", example=0.1)
+    if num_initial is not None:
+        num_initial = check_whole("num_initial", num_initial)
     coords = coordinates(space)
     begin = min(20, max(8, 2 * coords.num)) if num_initial is None else num_initial
     first = directions(coords.num)
@@ -129,7 +118,7 @@ def _tpe(
         units = jax.lax.cond(enough, lambda k, s: suggest(k, s, num), beginning, key, state)
         return from_units(space, units)
 
-    return Searcher(init, ask, tell)
+    return guarded(space, Searcher(init, ask, tell))
 
 
 def densities(
@@ -161,7 +150,7 @@ def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Se
     capacity = min(512, max(16, num_trials))
 
     def make(space: PyTree) -> Searcher:
-        return prior_first(_tpe(space, capacity), space, prior, size)
+        return prior_first(tpe(space, capacity), space, prior, size)
 
     return held_constant(space, make)
 

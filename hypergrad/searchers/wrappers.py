@@ -39,7 +39,7 @@ def first_then(first: Searcher, searcher: Searcher, num: int) -> Searcher:
     Raises:
         ValueError: for a searcher that works on the host, and an invalid number.
     """
-    check_whole("num", num)
+    num = check_whole("num", num)
     if searcher.host or first.host:
         raise ValueError(
             "searcher works on the host, expected two that can be traced; choose by hand which one to ask"

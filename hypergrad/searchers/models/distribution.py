@@ -56,7 +56,7 @@ def distribution(
     coords = coordinates(space)
     if smoothing is not None:
         _check_smoothing(smoothing)
-    check_share("floor", floor, example=0.01)
+    floor = check_share("floor", floor, example=0.01)
     smoothing = Smoothing() if smoothing is None else smoothing
     given = in_units(space, prior) if prior else {}
     cuts = {} if atoms is None else _cuts(space, atoms)
@@ -143,4 +143,4 @@ def _cuts(space: PyTree, atoms: int | Mapping[str, int]) -> dict[str, int]:
             raise ValueError(
                 f"atoms is {num!r:.80} for {name!r}, expected a whole number from 2 to {MAX_ATOMS}; pass 10"
             )
-    return dict(atoms)
+    return {name: int(num) for name, num in atoms.items()}

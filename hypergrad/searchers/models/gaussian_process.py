@@ -313,7 +313,7 @@ def confidence_bound(kappa: float = 2.0) -> Acquisition:
     Raises:
         ValueError: for an invalid κ.
     """
-    check_least("kappa", kappa, example=2.0)
+    kappa = check_least("kappa", kappa, example=2.0)
 
     def bound(mean: Array, std: Array, best: Array) -> Array:
         return kappa * std - mean

@@ -271,7 +271,7 @@ class CrossEntropySampler(SearcherSampler):
         smoothing: Smoothing | None = None,
         seed: int | None = None,
     ):
-        check_whole("generation", generation)
+        generation = check_whole("generation", generation)
         smoothing = Smoothing() if smoothing is None else smoothing
         make = _cross_entropy(rho, keep, correlated, smoothing)
         # invalid settings are refused here, not at the first trial
@@ -314,7 +314,7 @@ class BayesSampler(SearcherSampler):
         trust_region: TrustRegion | None = None,
         seed: int | None = None,
     ):
-        check_whole("num_initial", num_initial)
+        num_initial = check_whole("num_initial", num_initial)
         make = _bayes(num_initial, capacity, acquisition, transform, warp, trust_region)
         make([Real(0.0, 1.0)])  # invalid settings are refused here, not at the first trial
         super().__init__(make, size=1, num_initial=num_initial, seed=seed)

@@ -14,7 +14,7 @@ from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_whole, library
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.searchers.base import Searcher, Trials, checked
+from hypergrad.searchers.base import Searcher, Trials, guarded
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.optuna.live import Live, Parts, installed
 from hypergrad.searchers.optuna.parameters import optuna_module, parameters
@@ -72,7 +72,7 @@ def optuna_searcher(
             more trials than there is room for.
     """
     spaces.check_space(space, traceable=True)
-    check_whole("capacity", capacity)
+    capacity = check_whole("capacity", capacity)
     if not callable(sampler):
         raise ValueError(
             f"sampler is {type(sampler).__name__}, expected a function of the seed, so that it can be made "
@@ -120,7 +120,7 @@ def optuna_searcher(
         now.mark = _mark(state)
         return state
 
-    return checked(space, Searcher(init, ask, tell, host=True))
+    return guarded(space, Searcher(init, ask, tell, host=True))
 
 
 def _check_host(state: PyTree) -> None:
