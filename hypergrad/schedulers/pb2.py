@@ -26,7 +26,7 @@ from hypergrad.searchers.models.gaussian_process import (
     fit_covariance,
     prior_kernel,
 )
-from hypergrad.searchers.models.targets import power
+from hypergrad.searchers.models.targets import power, without_huge
 from hypergrad.space import (
     Coordinates,
     Dimension,
@@ -53,7 +53,8 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
     **Limits:** κ is fixed, where the paper's grows with the logarithm of time; each coordinate has a length
     scale of its own, where the paper has one for all. Before the second comparison there is nothing to
     model, and the copies' hparams are drawn at random. A schedule is explored as the value that it has from
-    the present on.
+    the present on. An objective that is huge but finite counts as one that diverged, and the period after it
+    for nothing (`searchers.models.targets`).
 
     Args:
         space: Pytree of traceable dimensions.
@@ -131,7 +132,8 @@ def _changes(model: _Model, periods: Periods) -> tuple[Array, Array, Array]:
     )
     times = jnp.broadcast_to(middles[:, None, None], (num_periods, num, 1))
     units = jnp.concatenate([rows, times], -1).reshape(num_periods * num, -1)
-    starts = periods.starts.reshape(-1)
+    # a period that began with a huge objective fell by more than any other, and says nothing of hparams
+    starts = jax.vmap(without_huge)(periods.starts, jnp.isfinite(periods.starts)).reshape(-1)
     index = jnp.arange(num_periods * num)
     filled = (index < periods.num * num) & jnp.isfinite(starts)
     newest = jax.lax.top_k(jnp.where(filled, index, -1), min(model.capacity, len(index)))[1]

@@ -124,8 +124,8 @@ def bayes(
     O(768 n²) a suggestion. One program is compiled for each power of two up to `capacity`.
 
     **Limits:** at most `capacity` trials are remembered: the better half, and the newest others. A failed
-    trial counts as the worst of the others. With x64 off, noise has a variance of at least 1e-6 of that of
-    the scores.
+    trial counts as the worst of the others, and so does one whose score is huge (`models.targets.FENCES`).
+    With x64 off, noise has a variance of at least 1e-6 of that of the scores.
 
     Args:
         space: a pytree of traceable dimensions.

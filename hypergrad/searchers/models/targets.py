@@ -36,9 +36,23 @@ def behind(scores: Array, violation: Array) -> Array:
     return jnp.where(violation > 0, BROKEN * (1 + share), scores)
 
 
+def without_huge(scores: Array, filled: Array) -> Array:
+    """Make the scores `[n]` infinite that lie beyond any of `FENCES`."""
+    usual = filled & (scores < BROKEN)
+    above = jnp.sort(jnp.where(usual, scores, jnp.inf))
+    best, num = above[0], jnp.sum(usual)
+    above = above - best
+    least = jnp.min(jnp.where(above > 0, above, jnp.inf))  # many may be as good as the best
+    fence = jnp.asarray(jnp.inf, scores.dtype)
+    for share, multiple in FENCES:
+        quantile = above[jnp.maximum(jnp.ceil(share * num).astype(jnp.int32) - 1, 0)]
+        fence = jnp.minimum(fence, multiple * jnp.maximum(quantile, least))
+    return jnp.where(usual & (scores - best > fence), jnp.inf, scores)
+
+
 def standardize(scores: Array, filled: Array) -> Array:
     """Subtract the mean, and divide by the standard deviation."""
-    return _standard(_without_failures(_without_huge(scores, filled), filled), filled)
+    return _standard(_without_failures(without_huge(scores, filled), filled), filled)
 
 
 def normal_scores(scores: Array, filled: Array) -> Array:
@@ -82,20 +96,6 @@ def power(scores: Array, filled: Array) -> Array:
     exponents = jnp.asarray(np.linspace(-2, 2, 41) + 1e-4, x.dtype)
     best = exponents[jnp.argmax(jax.vmap(likelihood)(exponents))]
     return _standard(transform(best), filled)
-
-
-def _without_huge(scores: Array, filled: Array) -> Array:
-    """Make scores infinite that lie beyond any of `FENCES`."""
-    usual = filled & (scores < BROKEN)
-    above = jnp.sort(jnp.where(usual, scores, jnp.inf))
-    best, num = above[0], jnp.sum(usual)
-    above = above - best
-    least = jnp.min(jnp.where(above > 0, above, jnp.inf))  # many may be as good as the best
-    fence = jnp.asarray(jnp.inf, scores.dtype)
-    for share, multiple in FENCES:
-        quantile = above[jnp.maximum(jnp.ceil(share * num).astype(jnp.int32) - 1, 0)]
-        fence = jnp.minimum(fence, multiple * jnp.maximum(quantile, least))
-    return jnp.where(usual & (scores - best > fence), jnp.inf, scores)
 
 
 def _without_failures(scores: Array, filled: Array) -> Array:
