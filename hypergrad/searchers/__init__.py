@@ -1,7 +1,7 @@
 """Searchers: what to try. One method, one file, one contract (`base.Searcher`)."""
 
 from hypergrad.core.methods import Method, by_name
-from hypergrad.searchers.base import Searcher, Trials, final_values
+from hypergrad.searchers.base import Searcher, SearcherWarning, Trials, final_values
 from hypergrad.searchers.bayes import BAYES, TrustRegion, bayes
 from hypergrad.searchers.cma_es import CMA_ES, cma_es
 from hypergrad.searchers.cross_entropy import CROSS_ENTROPY, Stop, cross_entropy, steps_to
@@ -42,6 +42,7 @@ __all__ = [
     "SEARCHERS",
     "Prior",
     "Searcher",
+    "SearcherWarning",
     "Smoothing",
     "Stop",
     "Trials",

@@ -32,6 +32,10 @@ class Trials(NamedTuple):
     info: dict[str, Any]
 
 
+class SearcherWarning(UserWarning):
+    """A search that ends, or is blind, before its budget is spent."""
+
+
 def _nothing(state: PyTree) -> dict[str, Array]:
     return {}
 
@@ -44,7 +48,7 @@ class Searcher(NamedTuple):
         ask: (key, state, num) -> hparams `[num]`.
         tell: (state, trials) -> state.
         info: (state) -> numbers about the last `tell`, for people; `done`, where there is one, ends the
-            study when true.
+            study when true, and `tables_settled` says that it will try no other option any more.
         host: whether `ask` and `tell` work on the host, so that they cannot be traced.
     """
 

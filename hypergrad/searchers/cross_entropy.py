@@ -190,7 +190,7 @@ def cross_entropy(
             stopped=stopped.astype(jnp.int32),
         )
 
-    return guarded(space, Searcher(init, ask, tell, partial(_info, law)))
+    return guarded(space, Searcher(init, ask, tell, partial(_info, law, rule)))
 
 
 def _start(law: Family, keep: int, num_dims: int) -> CrossEntropyState:
@@ -210,13 +210,18 @@ def _start(law: Family, keep: int, num_dims: int) -> CrossEntropyState:
     )
 
 
-def _info(law: Family, state: CrossEntropyState) -> dict[str, Array]:
+def _info(law: Family, rule: Stop, state: CrossEntropyState) -> dict[str, Array]:
+    found = law.info(state.params)
+    settled = {}
+    if any(name.startswith("entropy.") for name in found):
+        settled["tables_settled"] = law.settled(state.params, math.inf, rule.epsilon)
     return {
         "gamma": state.gamma,
         "num_elites": state.num_elites,
         "log_likelihood_before": state.before,
         "log_likelihood_after": state.after,
-        **law.info(state.params),
+        **found,
+        **settled,
         "stopped": state.stopped,
         "done": state.stopped != GOING_ON,
     }

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 
 from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.types import HParams, Key, PyTree
-from hypergrad.searchers import Trials, final_values
+from hypergrad.searchers import SearcherWarning, Trials, final_values
 from hypergrad.study.disk import records
 from hypergrad.study.disk.checkpoint import without_weak_types
 from hypergrad.study.disk.description import begin
@@ -146,8 +147,23 @@ def take_steps(
     except KeyboardInterrupt:
         interrupted = True
     recorder.save()
+    _warn_of_settled_tables(found.trials, num_steps)
     seconds = before + time.perf_counter() - began
     return Run(found.best, found.best_value, found.trials, interrupted, seconds)
+
+
+def _warn_of_settled_tables(trials: list[Trials], num_steps: int) -> None:
+    """Warn where a search has settled on one option of each table in less than a third of its steps."""
+    settled = [bool(np.all(told.info.get("tables_settled", False))) for told in trials]
+    num = settled.index(True) + 1 if any(settled) else num_steps
+    if 3 * num < num_steps:
+        warnings.warn(
+            f"every table of the search has settled on one value after {num} of {num_steps} generations, and "
+            "others are hardly tried any more; ask for more trials a generation, or follow the elites less: "
+            "distribution(space, smoothing=Smoothing(tables=0.1))",
+            SearcherWarning,
+            stacklevel=4,
+        )
 
 
 def take_step(tuner: Tuner, key: Key, state: PyTree) -> tuple[PyTree, Trials]:

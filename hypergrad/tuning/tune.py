@@ -18,7 +18,7 @@ from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.problem import Problem, Task
 from hypergrad.report.study import Study
 from hypergrad.schedulers.base import SchedulerWarning
-from hypergrad.searchers import Trials, final_values
+from hypergrad.searchers import SearcherWarning, Trials, final_values
 from hypergrad.study import Callback, Listeners, Progress, StudyWarning
 from hypergrad.study.disk.files import write_json
 from hypergrad.study.disk.folder import Folder, create, lock
@@ -258,7 +258,13 @@ def _random_folder(folder: Folder | None):
 
 def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
     """List structural zeros, and what is odd about the study's folder or machine, each once."""
-    kinds = (StructuralZeroWarning, StudyWarning, SchedulerWarning, ControllerWarning)
+    kinds = (
+        StructuralZeroWarning,
+        StudyWarning,
+        SchedulerWarning,
+        SearcherWarning,
+        ControllerWarning,
+    )
     return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, kinds)))
 
 
