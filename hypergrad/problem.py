@@ -79,6 +79,8 @@ class Task(NamedTuple):
             where None.
         diagram: (hparams) -> {"nodes": [lines of text of each], "edges": [pairs of nodes]}, the architecture
             that the report draws; optional.
+        notes: {title: rows}, tables that the command line prints and the report shows, such as how the columns
+            of a file were read; every row is a dict of texts and numbers, with the same names; optional.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Task(NamedTuple):
     description: str = ""
     policy: Any = None
     diagram: Callable[[HParams], dict[str, Any]] | None = None
+    notes: dict[str, list[dict[str, Any]]] | None = None
 
 
 def with_hparams(problem: Problem, change: Callable[[HParams], HParams]) -> Problem:

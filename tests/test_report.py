@@ -87,6 +87,7 @@ def study_files():
         },
         "random_trace": {"trainings": [1.0, 33.0], "best": [0.4, 0.2]},
         "snippet": "import optax\noptimizer = optax.sgd(0.1)",
+        "notes": {"Columns of a.csv": [{"column": "size", "kind": "number", "missing": 3}] * 201},
         "warnings": ["'rounding' has no gradient"],
         "interrupted": False,
         "seconds": 41.2,
@@ -171,6 +172,7 @@ def hostile(tmp_path_factory):
     )
     result["metric"]["name"] = result["objective_name"] = HOSTILE
     result["snippet"], result["warnings"] = HOSTILE, [HOSTILE]
+    result["notes"] = {HOSTILE: [{HOSTILE: HOSTILE, "b": HOSTILE}]}
     for name in ("default", "tuned"):
         result["configurations"][name] = configuration(0.3, 0.9, 0.1, HOSTILE)
         result["configurations"][name]["hparams"] |= {
@@ -216,6 +218,9 @@ def test_page_is_whole_and_has_every_part(healthy):
         "The test intervals do not overlap",
         "optimizer = optax.sgd(0.1)",
         "no gradient",
+        "Columns of a.csv",
+        "columnkindmissing sizenumber3 sizenumber3",
+        "Rows left out, in result.json under notes: 1.",
         "1 outer step skipped",
         "hypergrad tune digits",
     ):
@@ -498,6 +503,7 @@ BAD = {
     ),
     "warning": (change_file("result.json", "warnings", [1]), "warnings[0] is a whole number"),
     "skipped": (change_file("result.json", "trace", "skipped", True), "skipped is true or false"),
+    "notes": (change_file("result.json", "notes", {"a": [{}]}), "notes holds something other"),
 }
 
 

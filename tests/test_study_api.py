@@ -194,6 +194,9 @@ def test_end_is_heard_when_the_study_fails(tmp_path, monkeypatch):
         ({"snippet": lambda h: 1 / 0}, "task.snippet failed on the given hparams: division by"),
         ({"snippet": lambda h: h["lr"]}, f"task.snippet returned an array of shape ({HORIZON},)"),
         ({"snippet": "text"}, "task.snippet is 'text', expected a function or None"),
+        ({"notes": "text"}, "task.notes is 'text', expected tables by their titles"),
+        ({"notes": {"a": [{"b": 1}, {"c": 1}]}}, "expected tables by their titles"),
+        ({"notes": {"a": [{"b": np.zeros(2)}]}}, "expected tables by their titles"),
     ],
 )
 def test_what_a_task_does_at_the_end_is_tried_before_the_start(parts, fragment, tmp_path):
@@ -209,8 +212,9 @@ def test_a_snippet_that_fails_in_the_end_loses_no_study():
     def snippet(hparams):
         return "fine" if hparams["momentum"] == default else 1 / 0
 
-    found = hg.tune(TASK._replace(snippet=snippet), method="random", budget=1, eval_seeds=2)
-    assert found.result["snippet"] is None
+    task = TASK._replace(snippet=snippet, notes={"Columns": [{"name": "x", "missing": 0}]})
+    found = hg.tune(task, method="random", budget=1, eval_seeds=2)
+    assert found.result["snippet"] is None and found.result["notes"] == task.notes
     assert "task.snippet failed on" in found.result["warnings"][0]
 
 

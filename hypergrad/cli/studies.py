@@ -124,8 +124,11 @@ def _tune_task(
     out = Path(given.get("out") or Path("runs") / _plain_name(name))
     loading.take_cores(given.get("method", Settings().method), given.get("devices"))
     task = loading.load_task(name, arguments, file)
+    from hypergrad.cli.terminal import print_notes
     from hypergrad.tuning.tune import tune
 
+    if not shown.quiet:
+        print_notes(task.notes)
     settings = {field: given[field] for field in Settings._fields if field in given}
     details = {"command": click.get_current_context().obj, "task_arguments": arguments}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hypergrad.report.notes import shown_notes
 from hypergrad.study import Callback, Ended, Progress
 from hypergrad.study.disk.files import to_plain
 from hypergrad.tuners import TUNERS
@@ -90,6 +91,19 @@ def print_warnings(caught: list[warnings.WarningMessage], known: Collection[str]
             print(f"hypergrad: warning: {' '.join(text.split())}", file=sys.stderr)
 
 
+def print_notes(notes: dict[str, list[dict[str, Any]]] | None) -> None:
+    """Print the tables that a task adds, on standard error."""
+    for note in shown_notes(notes or {}, 40):
+        print(f"{note.title}:", file=sys.stderr)
+        table = [note.names, *note.rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for row in table:
+            cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+            print(f"  {'  '.join(cells)}".rstrip(), file=sys.stderr)
+        if note.left:
+            print(f"  left out, in result.json under notes: {note.left}", file=sys.stderr)
+
+
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on one line; what is not finite is null."""
     print(json.dumps(to_plain(value), allow_nan=False))
@@ -123,6 +137,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
             name: {key: one[key] for key in names} for name, one in result["configurations"].items()
         },
         "warnings": result["warnings"],
+        "notes": result["notes"],
         "seconds": result["seconds"],
     }
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from hypergrad.report import figures
 from hypergrad.report.leaves import plain_text, tuned_leaves
+from hypergrad.report.notes import shown_notes
 from hypergrad.report.results import Configuration, Interval, Results
 from hypergrad.report.sentences import (
     Value,
@@ -49,6 +50,7 @@ def page_contents(results: Results) -> dict[str, Any]:
         "rows": _rows(results),
         "flatness": _flatness(results),
         "warnings": _warnings(results),
+        "notes": shown_notes(results.notes),
         "choices": _choices(results),
         "snippet": results.snippet,
         "max_snippet": MAX_SNIPPET,

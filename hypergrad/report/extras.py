@@ -1,4 +1,4 @@
-"""What a task adds to its report: test scores, a code snippet, a diagram of its architecture."""
+"""What a task adds to its report: test scores, a code snippet, a diagram of its architecture, notes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,11 @@ from hypergrad.core.checks import describe
 from hypergrad.core.types import HParams
 from hypergrad.problem import Task
 from hypergrad.report.diagrams import MAX_NODES, is_graph
+from hypergrad.report.notes import is_notes
 
 
 def check_extras(task: Task, hparams: HParams) -> None:
-    """Check a task's `test`, `snippet` and `diagram`, which are otherwise first called when all is tuned.
+    """Check a task's `test`, `snippet`, `diagram` and `notes`, which are otherwise used when all is tuned.
 
     **Cost:** `test` is evaluated abstractly; `snippet` and `diagram` run once.
 
@@ -43,6 +44,11 @@ def check_extras(task: Task, hparams: HParams) -> None:
         check_snippet(task.snippet, hparams)
     if task.diagram is not None:
         check_diagram(task.diagram, hparams)
+    if task.notes is not None and not is_notes(task.notes):
+        raise ValueError(
+            f"task.notes is {describe(task.notes)}, expected tables by their titles; return e.g. "
+            "{'Columns': [{'name': 'x', 'missing': 0}]}"
+        )
 
 
 def _is_real_vector(scores: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hypergrad.report.diagrams import MAX_NODES, Diagram, is_graph
+from hypergrad.report.notes import is_notes
 from hypergrad.report.style import Curve
 from hypergrad.report.text import clean
 from hypergrad.space import Dimension, space_from_description
@@ -86,6 +87,7 @@ class Results(NamedTuple):
         random_trace: The same for random search; None where it was not run.
         snippet: The task's code for the tuned hparams.
         diagram: The tuned architecture, for tasks that search for one.
+        notes: Tables that the task adds, by title: lists of dicts with the same names.
         warnings: Sentences about the study.
         interrupted: Whether Ctrl-C ended the study.
         seconds: Wall-clock time; NaN where unknown.
@@ -104,6 +106,7 @@ class Results(NamedTuple):
     random_trace: dict[str, np.ndarray] | None
     snippet: str | None
     diagram: Diagram | None
+    notes: dict[str, list[dict[str, Any]]]
     warnings: list[str]
     interrupted: bool
     seconds: float
@@ -195,6 +198,7 @@ def read_result(study: dict[str, Any], space: dict[str, Dimension], result: _Ent
         random_trace=None if random_trace is None else _trace(result.entries("random_trace")),
         snippet=result.get("snippet", str, None),
         diagram=_diagram(result),
+        notes=_tables(result),
         warnings=[_typed(x, str, result.place(f"warnings[{i}]")) for i, x in enumerate(notes)],
         interrupted=result.get("interrupted", bool, False),
         seconds=result.get("seconds", float, None),
@@ -252,6 +256,13 @@ def _diagram(result: _Entries) -> Diagram | None:
             "pairs of their numbers; write it again with the task's diagram"
         )
     return Diagram([[clean(line, 40) for line in node[:4]] for node in nodes], edges)
+
+
+def _tables(result: _Entries) -> dict[str, list[dict[str, Any]]]:
+    notes = result.get("notes", dict, {})
+    if not is_notes(notes):
+        raise ValueError(f"{result.place('notes')} holds something other than tables: {_ADVICE}")
+    return notes
 
 
 def _flatness(path: Path, digest: str | None) -> Flatness | None:

@@ -195,6 +195,7 @@ def result_of(
         "trace": trace,
         "snippet": snippet,
         "diagram": diagram,
+        "notes": task.notes or {},
         "warnings": notes,
         "interrupted": found.interrupted or (baseline is not None and baseline.interrupted),
         "num_seeds": settings.eval_seeds,
