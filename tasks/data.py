@@ -1,18 +1,19 @@
 """Read and encode the user's tables, strictly: every refusal is one line that says what to do."""
 
-import csv
 import difflib
-import io
-import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hypergrad.core.checks import is_whole
-from tasks.arrays import MAX_BYTES, find_file, read_idx, read_npz
+from hypergrad.core.checks import check_name, is_whole
+from tasks.arrays import find_file, read_idx, read_npz
+from tasks.cells import read_number
+from tasks.columns import KINDS, OPTION, WAYS, Column, Dialect, missing_words, take_columns
+from tasks.csv_file import read_cells
 
 __all__ = [
+    "Dialect",
     "Table",
     "check_batch",
     "encode",
@@ -23,7 +24,6 @@ __all__ = [
     "split",
 ]
 
-MISSING = {"", "?", "na", "nan", "null", "none"}
 MAX_CATEGORIES = 1000
 """Most values of a categorical column: more are names or numbers of the rows, not categories."""
 MAX_CLASSES = 20
@@ -39,142 +39,150 @@ class Table(NamedTuple):
         names: of the feature columns.
         columns: one array a feature: float64 `[N]` with NaN where missing, or str objects with "".
         label_name: of the label column.
-        labels: str `[N]`, as they stand in the file.
+        labels: str `[N]`, as they stand in the file; numbers as Python writes them.
+        taken: how each column of the file was taken, one dict a column, for people.
     """
 
     names: list[str]
     columns: list[np.ndarray]
     label_name: str
     labels: np.ndarray
+    taken: list[dict[str, Any]] | None = None
 
 
-def read_csv(path: str | Path, label: str | None) -> Table:
-    """Read a CSV file with one header row.
+def read_csv(path: str | Path, label: str | None, dialect: Dialect = Dialect()) -> Table:  # noqa: B008
+    """Read a CSV file with one header row, as a person would; docs/tabular.md has the rules.
 
-    A column is numeric if all its known values are numbers. Missing: empty, ?, NA, NaN, null, None.
-    Blank lines are skipped; refusals count rows as an editor does, by their line in the file.
+    All cells are read as texts. A column is then taken as a whole: as numbers (with decimal points or commas,
+    thousands, a currency, percent), times, booleans, texts, or an index, which is left out. Words for missing
+    count in all of these but texts, where only the empty cell is missing. Refusals count rows as an editor
+    does, by their line in the file.
 
     Args:
-        path: of the file, UTF-8, at most 1 GiB.
+        path: of the file, at most 1 GiB.
         label: name of the label column; the last one where None.
+        dialect: what decides where the file reads two ways.
 
     Raises:
         ValueError: in one line, for whatever is wrong with it.
     """
     path = find_file(path)
-    rows = _rows(path)
-    if len(rows) < 2:
-        raise ValueError(
-            f"data {str(path)!r} has {len(rows)} rows, expected a header and at least one example"
-        )
-    header = [name.strip() for name in rows[0][1]]
-    _check_header(path, header)
-    for line, row in rows[1:]:
-        if len(row) != len(header):
-            raise ValueError(
-                f"data {str(path)!r} has {len(row)} fields in row {line}, expected {len(header)} as in "
-                "the header; mend that row"
-            )
+    check_dialect(dialect)
+    cells = read_cells(path, dialect.delimiter, dialect.encoding)
+    where, header = f"data {str(path)!r}", cells.header
     label = header[-1] if label is None else label
-    if label not in header:
+    if label not in header[1:] + [name for name in header[:1] if name]:
         near = difflib.get_close_matches(label, header, n=3) or header[:5]
         hint = ", ".join(map(repr, near))[:200]
         raise ValueError(
             f"label is {label!r}, expected a column of {str(path)!r}; the nearest are {hint}"
         )
-    lines = [line for line, _ in rows[1:]]
-    texts = np.array([[field.strip() for field in row] for _, row in rows[1:]], dtype=object)
-    index = header.index(label)
-    unlabelled = [line for line, v in zip(lines, texts[:, index], strict=True) if _missing(v)]
-    if unlabelled:
+    for name in dialect.kinds:
+        check_name(f"kinds for {str(path)!r}", name, header)
+    if dialect.kinds.get(label) == "skip":
         raise ValueError(
-            f"label {label!r} is missing in row {unlabelled[0]} of {str(path)!r}, expected a label in "
-            "every row; drop that row"
+            f"kinds says 'skip' for the label {label!r}, expected another; leave it out"
         )
-    others = [(i, name) for i, name in enumerate(header) if name != label]
-    if not others:
+    taken = take_columns(where, cells, label, dialect)
+    _check_header(where, taken)
+    target = taken[header.index(label)]
+    _check_labels(where, target, cells.lines, dialect)
+    features = [c for c in taken if c is not target and c.kind not in ("index", "skip")]
+    if not features:
         raise ValueError(
-            f"data {str(path)!r} has the label only, expected a feature column beside it; "
-            "separate columns by commas"
+            f"{where} has the label only, expected a feature column beside it; "
+            "separate columns by commas, or pass delimiter=' ' or what else stands between them"
         )
-    columns = [_column(path, name, lines, texts[:, i]) for i, name in others]
-    return Table([name for _, name in others], columns, label, texts[:, index].astype(str))
+    return Table(
+        [column.name for column in features],
+        [column.values for column in features],
+        label,
+        _labels(target),
+        [_described(column, column is target) for column in taken],
+    )
 
 
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Read the rows that are not blank, each with the number of its last line in the file."""
-    content = _content(path)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # the decoder counts from behind the byte order mark
-        byte = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
+def check_dialect(dialect: Dialect) -> None:
+    """Raise a `ValueError` for an option that cannot be."""
+    one, kinds, missing = dialect.delimiter, dialect.kinds, dialect.missing
+    if one is not None and (not isinstance(one, str) or len(one) != 1 or one in '"\r\n\0'):
+        raise ValueError(f"delimiter is {one!r:.80}, expected one character; pass e.g. ';'")
+    for kind, name in OPTION.items():
+        value = getattr(dialect, name)
+        if value not in (None, *WAYS[kind]):
+            ways = " or ".join(map(repr, WAYS[kind]))
+            raise ValueError(f"{name} is {value!r:.80}, expected {ways}; pass one of them")
+    if dialect.encoding is not None and not isinstance(dialect.encoding, str):
         raise ValueError(
-            f"data {str(path)!r} is not UTF-8 at byte {byte}, expected UTF-8 text; convert it"
-        ) from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        return [(reader.line_num, row) for row in reader if row]
-    except csv.Error as error:
-        raise ValueError(
-            f"data {str(path)!r} is broken in line {reader.line_num} ({error}), expected a CSV file; "
-            "check its quotes"
-        ) from None
-
-
-def _content(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ValueError(
-            f"data {str(path)!r} cannot be read ({error.strerror}); check its permissions"
-        ) from None
-    if len(content) > MAX_BYTES:
-        raise ValueError(
-            f"data {str(path)!r} has over {MAX_BYTES} bytes, expected less; take a sample"
+            f"encoding is {dialect.encoding!r:.80}, expected a name; pass e.g. 'cp1252'"
         )
-    return content
+    if isinstance(missing, str) or not all(isinstance(word, str) for word in missing or ()):
+        raise ValueError(
+            f"missing is {missing!r:.80}, expected a list of words; pass e.g. ['?', 'NA']"
+        )
+    if not isinstance(kinds, dict) or not set(map(str, kinds.values())) <= set(KINDS):
+        raise ValueError(
+            f"kinds is {kinds!r:.80}, expected number, time, text or skip by column; pass e.g. "
+            "{'zip': 'text'}"
+        )
 
 
-def _missing(text: str) -> bool:
-    return text.lower() in MISSING
-
-
-def _check_header(path: Path, header: list[str]) -> None:
+def _check_header(where: str, columns: list[Column]) -> None:
     seen = set()
-    for name in header:
+    for name in (column.name for column in columns if column.kind != "index"):
         if not name:
-            raise ValueError(
-                f"data {str(path)!r} has a column without a name, expected a header row; name it"
-            )
+            raise ValueError(f"{where} has a column without a name, expected a header row; name it")
         if name in seen:
             raise ValueError(
-                f"data {str(path)!r} has two columns {name!r}, expected different names; rename one"
+                f"{where} has two columns {name!r}, expected different names; rename one"
+            )
+        if read_number(name, ".") and not name.isdigit():
+            raise ValueError(
+                f"{where} has the number {name!r:.40} for a name, expected a header row; put names above the "
+                "first row"
             )
         seen.add(name)
 
 
-def _column(path: Path, name: str, lines: list[int], texts: np.ndarray) -> np.ndarray:
-    missing = np.array([_missing(text) for text in texts])
-    try:
-        values = np.array(
-            [math.nan if m else _number(t) for t, m in zip(texts, missing, strict=True)]
-        )
-    except ValueError:
-        return np.where(missing, "", texts).astype(object)
-    infinite = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
-    if len(infinite):
-        first = infinite[0]
+def _check_labels(where: str, target: Column, lines: np.ndarray, dialect: Dialect) -> None:
+    """Raise a `ValueError` for a row without a label; a word for missing is one only by request."""
+    words = missing_words(dialect)
+    missing = [
+        m or text.lower() in words for m, text in zip(target.missing, target.texts, strict=True)
+    ]
+    if any(missing):
+        row = missing.index(True)
+        text = str(target.texts[row])
+        way = f", or pass missing=[] if {text!r:.40} is a class" if text else ""
         raise ValueError(
-            f"data {str(path)!r} holds an infinity in column {name!r}, row {lines[first]}: "
-            f"{texts[first][:40]!r}, expected finite float32 numbers; mend it or leave it empty"
+            f"label {target.name!r} is missing in row {lines[row]} of {where.removeprefix('data ')}, "
+            f"expected a label in every row; drop that row{way}"
         )
-    return values
+
+
+def _labels(target: Column) -> np.ndarray:
+    """Return labels as texts, numbers in Python's spelling where the file has another."""
+    if target.kind not in WAYS:
+        return target.texts.astype(str)
+    try:
+        plain = [_number(text) for text in target.texts] == list(target.values)
+    except ValueError:
+        plain = False
+    return target.texts.astype(str) if plain else np.array([repr(float(v)) for v in target.values])
+
+
+def _described(column: Column, is_label: bool) -> dict[str, Any]:
+    return {
+        "column": column.name,
+        "kind": f"{column.kind}, the label" if is_label else column.kind,
+        "missing": int(column.missing.sum()),
+        "example": column.example,
+        "note": column.note,
+    }
 
 
 def _number(text: str) -> float:
-    """Parse a number as a CSV file has it; Python's own spelling 1_000 does not count as a number."""
+    """Parse a number in Python's spelling, but for 1_000."""
     if "_" in text:
         raise ValueError(text)
     return float(text)

@@ -1,5 +1,7 @@
 """Any CSV file of the user's, or one of scikit-learn's small tables: an MLP trained by Adam."""
 
+from pathlib import Path
+
 import numpy as np
 import optax
 
@@ -23,6 +25,12 @@ def task(
     batch_size: int = 32,
     width: int = 32,
     seed: int = 0,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    decimal: str | None = None,
+    dates: str | None = None,
+    missing: list[str] | None = None,
+    kinds: dict[str, str] | None = None,
 ) -> Task:
     """Tune the learning-rate schedule, decay, momentum and label smoothing of an MLP on a table.
 
@@ -34,6 +42,12 @@ def task(
         batch_size: examples a step.
         width: hidden units.
         seed: of the split (60 % training, 20 % validation, 20 % test, stratified by class).
+        delimiter: one character between the cells of a CSV file; told from the file where None.
+        encoding: of the file, e.g. "cp1252"; UTF-8, or that of its byte order mark, where None.
+        decimal: "." or ",", where numbers read both ways.
+        dates: "day" or "month", what stands first where dates read both ways.
+        missing: words that are missing in every column; where None, the usual ones in columns of numbers.
+        kinds: how columns are taken, by name: "number" or "time" (other cells are missing), "text", "skip".
     """
     check_whole("horizon", horizon)
     check_whole("width", width)
@@ -42,7 +56,13 @@ def task(
             f"label is {label!r}, expected none for the bundled {data!r}, whose label is known; "
             "leave it out, or name a CSV file as data"
         )
-    table = _bundled(data) if data in BUNDLED else files.read_csv(data, label)
+    dialect = files.Dialect(delimiter, encoding, decimal, dates, missing, kinds or {})
+    if data in BUNDLED and dialect != files.Dialect():
+        name = next(n for n, one in dialect._asdict().items() if one)
+        raise ValueError(
+            f"{name} is given with the bundled {data!r}, expected a CSV file; leave it out"
+        )
+    table = _bundled(data) if data in BUNDLED else files.read_csv(data, label, dialect)
     labels, names = files.encode_labels(table, kind)
     parts = files.split(len(labels), (0.2, 0.2), seed, None if names is None else labels)
     if names is None:
@@ -76,6 +96,7 @@ def task(
         metric="squared error (standardized)" if names is None else "accuracy",
         higher_is_better=names is not None,
         description=f"An MLP of {width} units on {len(labels)} rows with {inputs.shape[1]} encoded features.",
+        notes={f"Columns of {Path(data).name}": table.taken} if table.taken else None,
     )
 
 

@@ -117,6 +117,43 @@ def test_tune_writes_a_study(finished):
     assert json.loads((out / "study.json").read_text())["task_arguments"]["width"] == 8
 
 
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """The words that tune a small table, one of whose columns has a hostile name."""
+    rows = "".join(f"${i % 7},{'n/a' if i == 3 else i / 2},{'ab'[i % 2]}\n" for i in range(60))
+    (tmp_path / "t.csv").write_text("price,\x1b[31mx,kind\n" + rows)
+    monkeypatch.chdir(ROOT)
+    words = "--method random --budget 2 --eval-seeds 2 --horizon 3 --arg width=4 --arg batch_size=8"
+    places = ["--data", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out")]
+    return ["tune", "tabular", *words.split(), *places]
+
+
+def test_how_columns_are_taken_is_said_before_anything_is_tuned(table, capsys, monkeypatch):
+    def stop(*args, **kwargs):
+        raise ValueError("stopped")
+
+    monkeypatch.setattr(importlib.import_module("hypergrad.tuning.tune"), "tune", stop)
+    assert cli.main(table) == 2
+    err = capsys.readouterr().err
+    assert "Columns of t.csv:\n  column" in err and "$0 = 0" in err and "'n/a' (1)" in err
+    assert "\x1b" not in err
+    assert cli.main([*table, "--quiet"]) == 2
+    assert capsys.readouterr().err == "hypergrad: stopped\n"
+    assert cli.main([*table, "--arg", "kinds={}", "--arg", "missing=[]"]) == 2
+    assert "holds 'n/a' in column '\\x1b[31mx', row 5, where 59 of" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_how_columns_were_taken_is_kept(table, capsys, tmp_path):
+    assert cli.main([*table, "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert notes == json.loads((tmp_path / "out" / "result.json").read_text())["notes"]
+    (found,) = notes.values()
+    assert [row["kind"] for row in found] == ["number", "number", "text, the label"]
+    assert found[0]["example"] == "$0 = 0" and found[1]["missing"] == 1
+    assert "Columns of t.csv" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_snippet_is_plain_optax_code(finished):
     import jax
     import jax.numpy as jnp

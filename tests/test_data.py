@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from tasks import arrays, data, images, tabular
+from tasks import arrays, csv_file, data, images, tabular
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -63,7 +63,7 @@ def test_read_csv_types_and_missing(tmp_path):
     table = read(tmp_path, text, "y")
     assert table.names == ["size", "colour, outside"]
     np.testing.assert_array_equal(table.columns[0], [1.5, np.nan, np.nan, -2000])
-    assert list(table.columns[1]) == ["red", 'dark "red"', "", ""]
+    assert list(table.columns[1]) == ["red", 'dark "red"', "Null", "none"]
     assert list(table.labels) == ["a", "b", "a", "b"]
 
 
@@ -198,13 +198,13 @@ CSV = {
     "Latin-1": (b"a,y\n\xe9,0\n", None, "is not UTF-8 at byte 4"),
     "Latin-1, far behind": (b"a,y\n" + b"1,0\n" * 9000 + b"\xff,0\n", None, "at byte 36004"),
     "Latin-1 behind a mark": (b"\xef\xbb\xbfa,y\n\xe9,0\n", None, "is not UTF-8 at byte 7"),
-    "UTF-16": ("a,y\n1,0\n".encode("utf-16"), None, "is not UTF-8 at byte 0"),
+    "UTF-16": ("a,y\n1,0\n".encode("utf-16-le"), None, "it has a zero byte in line 1"),
     "empty name": ("a,,y\n1,2,0\n", None, "has a column without a name"),
     "equal names": ("a,a,y\n1,2,0\n", None, "has two columns 'a', expected different names"),
     "label not there": ("size,age,y\n1,2,0\n", "siez", "label is 'siez'", "the nearest are 'size'"),
     "label missing in a row": ("a,y\n1,0\n\n2,?\n", None, "label 'y' is missing in row 4"),
     "label only": ("y\n1\n0\n", None, "has the label only"),
-    "semicolons": ("a;b;y\n1;2;0\n", None, "has the label only", "separate columns by commas"),
+    "spaces": ("a b y\n1 2 0\n", None, "has the label only", "separate columns by commas"),
     "infinity": ("a,y\n1,0\n\n-inf,1\n", None, "an infinity in column 'a', row 4: '-inf'"),
     "beyond float32": ("a,y\n1,0\n1e39,1\n", None, "an infinity in column 'a', row 3: '1e39'"),
 }
@@ -295,7 +295,7 @@ def test_missing_file_and_folder(tmp_path, reader):
 
 
 def test_size_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MAX_BYTES", 10)
+    monkeypatch.setattr(csv_file, "MAX_BYTES", 10)
     assert "has over 10 bytes" in refusal(read, tmp_path, "a,y\n1,0\n2,1\n")
 
 
