@@ -97,3 +97,8 @@ def test_kinds_and_functions():
         check_function("draw", 3, "len")
     with pytest.raises(ValueError, match=r"^draw is an array of shape \(2,\) and dtype float"):
         check_function("draw", jnp.ones(2), "len")
+    for fits in (lambda a, b: a, lambda a, b, c=3: a, lambda *a: a, max, dict):
+        check_function("draw", fits, "f", "key, step")
+    for other in (lambda a: a, lambda a, b, c: a, lambda: 0, lambda a, *, b: a):
+        with pytest.raises(ValueError, match=r"expected a function of \(key, step\); pass e.g. f$"):
+            check_function("draw", other, "f", "key, step")

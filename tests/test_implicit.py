@@ -496,9 +496,18 @@ def test_losses_without_a_minimum_are_refused():
     assert "problem.loss reads its carried state" in refused(reads, solved.hparams)
     assert "problem.train_set is None" in refused(solved.problem, solved.hparams, batch=full_batch)
     assert "hparams['log_l2'] has dtype int32" in refused(solved.problem, {"log_l2": jnp.int32(1)})
-    for settings in ({"solve": "cg"}, {"curvature": 1}, {"tolerance": 0.1}, {"batch": 32}):
+    for settings in (
+        {"solve": "cg"},
+        {"curvature": 1},
+        {"tolerance": 0.1},
+        {"batch": 32},
+        {"batch": lambda state: 0},
+        {"solve": solvers.cg},
+    ):
         name = next(iter(settings))
         assert refused(solved.problem, solved.hparams, **settings).startswith(f"{name} is ")
+    with pytest.raises(ValueError, match=r"batch is .*, expected a function of \(problem, state\)"):
+        best_response(solved.problem, 5, batch=lambda state: 0)
     with pytest.raises(ValueError, match="horizon is 0"):
         implicit(solved.problem, 0)
     with pytest.raises(ValueError, match="curvature is gauss_newton itself"):

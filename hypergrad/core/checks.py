@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Collection
 from importlib import import_module
+from inspect import signature
 from numbers import Integral, Real
 from typing import Any
 
@@ -90,10 +91,33 @@ def check_kind(name: str, value: Any, kind: type, example: str) -> None:
         )
 
 
-def check_function(name: str, value: Any, example: str) -> None:
-    """Raise a `ValueError` unless `value` can be called."""
+def check_function(name: str, value: Any, example: str, arguments: str = "") -> None:
+    """Raise a `ValueError` unless `value` can be called.
+
+    Args:
+        name: Name of the argument.
+        value: Value that the caller passed.
+        example: Value that would do.
+        arguments: Arguments that the function is called with, such as "problem, state"; not checked where
+            empty, or where Python cannot tell what the function takes.
+    """
     if not callable(value):
         raise ValueError(f"{name} is {describe(value)}, expected a function; pass e.g. {example}")
+    if arguments and not _takes(value, len(arguments.split(","))):
+        raise ValueError(
+            f"{name} is {describe(value)}, expected a function of ({arguments}); pass e.g. {example}"
+        )
+
+
+def _takes(function: Any, num: int) -> bool:
+    """Tell whether a function takes as many positional arguments, where that can be told."""
+    try:
+        signature(function).bind(*[None] * num)
+    except TypeError:
+        return False
+    except ValueError:  # a function of C without a signature
+        pass
+    return True
 
 
 def check_bytes(memory: Any) -> None:

@@ -1,26 +1,8 @@
-"""Solvers of jaxopt, loaded when they are first used. The only file that imports jaxopt."""
+"""The minimizer of jaxopt, loaded when it is first used. The only file that imports jaxopt."""
 
 from collections.abc import Callable
-from typing import Any
 
-from hypergrad.core.krylov import FlatMatVec
 from hypergrad.core.types import Array
-
-
-def gmres_cycle(apply: FlatMatVec, b: Array, x: Array | None, tol: Any, restart: int) -> Array:
-    """Go once through GMRES, from x to the smallest residual over a Krylov space of `restart` dimensions."""
-    from jaxopt import linear_solve
-
-    return linear_solve.solve_gmres(apply, b, init=x, tol=tol, restart=restart, maxiter=1)
-
-
-def biconjugate_gradients(
-    apply: FlatMatVec, b: Array, x: Array | None, tol: Array, max_iterations: int
-) -> Array:
-    """Solve by the stabilized biconjugate gradients."""
-    from jaxopt import linear_solve
-
-    return linear_solve.solve_bicgstab(apply, b, init=x, tol=tol, maxiter=max_iterations)
 
 
 def box_minimum(

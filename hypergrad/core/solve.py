@@ -3,59 +3,22 @@
 All work on one flat vector of at least float32, whatever the pytree and its dtypes.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from hypergrad.core.checks import check_positive, check_whole
-from hypergrad.core.jaxopt import biconjugate_gradients, gmres_cycle
-from hypergrad.core.krylov import FlatMatVec, Solution, begin_from, conjugate_gradients, richardson
+from hypergrad.core.krylov import (
+    FlatMatVec,
+    Solution,
+    begin_from,
+    biconjugate_gradients,
+    conjugate_gradients,
+    gmres_cycle,
+    richardson,
+)
+from hypergrad.core.systems import MatVec, Solve, SolveInfo, as_solver
 from hypergrad.core.types import Array, PyTree
-
-MatVec: TypeAlias = Callable[[PyTree], PyTree]
-"""x -> A x, linear; a pytree in, a pytree of the same structure out."""
-
-
-class SolveInfo(NamedTuple):
-    """How well a system was solved.
-
-    Attributes:
-        residual: ‖b − A x‖ / ‖b‖, computed from x itself, `[]`.
-        iterations: number of iterations, int32 `[]`; 0 for direct methods, -1 where the solver does not say.
-        smallest_curvature: smallest p·Ap / p·p over the directions met (search directions, Ritz vectors, x),
-            `[]`. At or below zero A is not positive definite, and conjugate gradients stopped there.
-            Infinite where no direction was met.
-        condition: estimate from below of the condition number, from the same directions, `[]`; infinite
-            where the smallest curvature is not positive.
-        converged: whether the residual is within ten times the tolerance, bool `[]`.
-        damping: γ of the system (A + γI) x = b that was solved instead, `[]`; 0 unless asked for. All other
-            fields are about that system.
-    """
-
-    residual: Array
-    iterations: Array
-    smallest_curvature: Array
-    condition: Array
-    converged: Array
-    damping: Array
-
-
-class Solve(Protocol):
-    """(matvec, b, start, tolerance) -> (x, SolveInfo): a linear solver as a value.
-
-    The solver begins at `start`, or at zero where None; a warm start costs one product. It ends at a relative
-    residual of `tolerance`, which may be traced, or at its own where None.
-    """
-
-    def __call__(
-        self, matvec: MatVec, b: PyTree, start: PyTree = None, tolerance: Array | None = None
-    ) -> tuple[PyTree, SolveInfo]:
-        """Return x and how well it solves A x = b."""
-        ...
 
 
 def cg(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
@@ -64,9 +27,10 @@ def cg(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
     **Cost:** one product an iteration; the relative error after K of them falls like
     2 ((√κ − 1) / (√κ + 1))^K for a condition number κ.
 
-    **Limits:** A symmetric. On an indefinite A the search ends at the first p with p·Ap <= 0, with the
-    best x so far; `smallest_curvature` shows it. The condition number is that of the first 64
-    Lanczos vectors, which the iteration builds anyway.
+    **Limits:** A symmetric. On an indefinite or singular A the search ends at the first p with p·Ap <= 0, or
+    where rounding has taken over, with the x of the smallest residual so far; `smallest_curvature` and
+    `converged` show it. The condition number is that of the first 64 Lanczos vectors, which the iteration
+    builds anyway.
 
     Args:
         max_iterations: Largest number of products.
@@ -77,7 +41,7 @@ def cg(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
         matrix from α and β).
     """
     check_whole("max_iterations", max_iterations)
-    return _solver(
+    return as_solver(
         lambda a, b, x, tol: conjugate_gradients(a, b, x, tol, max_iterations), tolerance
     )
 
@@ -101,14 +65,14 @@ def normal_cg(max_iterations: int = 100, tolerance: float | None = None) -> Solv
         # the curvatures met are those of AᵀA, not of A
         return Solution(solved.x, solved.iterations)
 
-    return _solver(method, tolerance)
+    return as_solver(method, tolerance)
 
 
 def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = None) -> Solve:
-    """Solve by GMRES (jaxopt's): smallest residual over each Krylov space; for any invertible A.
+    """Solve by GMRES: smallest residual over each Krylov space; for any A.
 
     **Cost:** `restart` products and that many vectors of memory each time round; `iterations` counts the
-    restarts.
+    restarts. **Limits:** on a singular A without a solution it ends where the residual falls no further.
 
     Args:
         restart: Dimension of the Krylov space.
@@ -126,26 +90,27 @@ def gmres(restart: int = 20, max_restarts: int = 10, tolerance: float | None = N
         limit = tol * jnp.linalg.norm(b)
 
         def unfinished(carry: tuple) -> Array:
-            _, residual, count = carry
-            return (residual > limit) & (count < max_restarts)
+            _, residual, count, falling = carry
+            return (residual > limit) & (count < max_restarts) & falling
 
         def again(carry: tuple) -> tuple:
-            x, _, count = carry
-            x = gmres_cycle(apply, b, x, tol, restart)
-            return x, jnp.linalg.norm(b - apply(x)), count + 1
+            x, before, count, _ = carry
+            x, gap = gmres_cycle(apply, b, x, restart)
+            residual = jnp.linalg.norm(gap)
+            return x, residual, count + 1, residual < before
 
-        before = (first, jnp.linalg.norm(gap), jnp.zeros((), jnp.int32))
-        x, _, count = jax.lax.while_loop(unfinished, again, before)
+        before = (first, jnp.linalg.norm(gap), jnp.zeros((), jnp.int32), True)
+        x, _, count, _ = jax.lax.while_loop(unfinished, again, before)
         return Solution(x, count)
 
-    return _solver(method, tolerance)
+    return as_solver(method, tolerance)
 
 
 def bicgstab(max_iterations: int = 100, tolerance: float | None = None) -> Solve:
-    """Solve by the stabilized biconjugate gradients (jaxopt's): any invertible A, in constant memory.
+    """Solve by the stabilized biconjugate gradients: any invertible A, in constant memory.
 
-    **Cost:** two products an iteration. **Limits:** may break down, which only the residual shows;
-    the number of iterations is not known.
+    **Cost:** two products an iteration. **Limits:** may break down, which the residual shows; x is then
+    the best so far.
 
     Args:
         max_iterations: Largest number of iterations.
@@ -155,11 +120,9 @@ def bicgstab(max_iterations: int = 100, tolerance: float | None = None) -> Solve
         van der Vorst, 1992, "Bi-CGSTAB".
     """
     check_whole("max_iterations", max_iterations)
-
-    def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solution:
-        return Solution(biconjugate_gradients(apply, b, x, tol, max_iterations), -1)
-
-    return _solver(method, tolerance)
+    return as_solver(
+        lambda a, b, x, tol: biconjugate_gradients(a, b, x, tol, max_iterations), tolerance
+    )
 
 
 def neumann(num_terms: int = 20, step_size: float | None = None) -> Solve:
@@ -186,7 +149,7 @@ def neumann(num_terms: int = 20, step_size: float | None = None) -> Solve:
     def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solution:
         return richardson(apply, b, x, -jnp.ones_like(tol), num_terms, step_size)
 
-    return _solver(method, None)
+    return as_solver(method, None)
 
 
 def fixed_point(
@@ -209,15 +172,16 @@ def fixed_point(
     check_whole("max_iterations", max_iterations)
     if step_size is not None:
         check_positive("step_size", step_size)
-    return _solver(
+    return as_solver(
         lambda a, b, x, tol: richardson(a, b, x, tol, max_iterations, step_size), tolerance
     )
 
 
 def nystrom(rank: int = 20, damping: float = 0.01, seed: int = 0) -> Solve:
-    """Invert a low-rank approximation of A: (ρI + CᵀM⁻¹C)⁻¹ b = b/ρ − Cᵀ(M + CCᵀ/ρ)⁻¹Cb/ρ².
+    """Invert a low-rank approximation of A: (ρI + CᵀM⁺C)⁻¹ b = (b − QQᵀb)/ρ + Q (Λ + ρI)⁻¹ Qᵀb.
 
-    C = A[K, :] are sampled rows, M = A[K, K].
+    C = A[K, :] are sampled rows, M = A[K, K], and CᵀM⁺C = QΛQᵀ with orthonormal Q: the form of Woodbury,
+    b/ρ − Cᵀ(M + CCᵀ/ρ)⁻¹Cb/ρ², subtracts numbers of size 1/ρ, and float32 is left with nothing.
 
     **Cost:** `rank` products side by side, memory of `rank` vectors. **Limits:** A symmetric and not
     negative; biased by the damping and by the spectrum outside the sampled rows, see the residual.
@@ -238,27 +202,41 @@ def nystrom(rank: int = 20, damping: float = 0.01, seed: int = 0) -> Solve:
         rows = np.sort(np.random.default_rng(seed).choice(b.size, size, replace=False))
         chosen = jax.nn.one_hot(rows, b.size, dtype=b.dtype)
         c = jax.vmap(apply)(chosen)
-        m = c[:, rows]
-        inner = jnp.linalg.solve(m + c @ c.T / damping, c @ b)
-        return Solution(
-            b / damping - c.T @ inner / damping**2, 0, jnp.diag(m).min(), jnp.diag(m).max()
-        )
+        q, r = jnp.linalg.qr(c.T)
+        inner, span = c[:, rows], jnp.diag(c[:, rows])
+        values, vectors = jnp.linalg.eigh(r @ jnp.linalg.pinv(inner, hermitian=True) @ r.T)
+        # what rounding makes of zero must not cancel the damping
+        rounding = jnp.abs(values) <= jnp.sqrt(jnp.finfo(b.dtype).eps) * jnp.max(jnp.abs(values))
+        values = jnp.where(rounding, jnp.maximum(values, 0), values)
+        q = q @ vectors
+        seen = q.T @ b
+        outside = b - q @ seen
+        outside = outside - q @ (q.T @ outside)
+        x = outside / damping + q @ (seen / (values + damping))
+        return Solution(x, 0, span.min(), span.max())
 
-    return _solver(method, None)
+    return as_solver(method, None)
 
 
 def direct() -> Solve:
     """Form A and solve by elimination, with the exact condition number of its symmetric part.
 
-    **Cost:** D products side by side, memory D², time D³ for D unknowns: up to a few thousand.
+    Where elimination leaves a residual, A is singular to the dtype's precision, and x is the smallest of
+    those with the smallest residual.
+
+    **Cost:** D products side by side, memory D², time D³ for D unknowns: up to a few thousand. A singular A
+    costs a singular value decomposition; under `vmap` every A does.
     """
 
     def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solution:
         matrix = jax.vmap(apply)(jnp.eye(b.size, dtype=b.dtype)).T
         spectrum = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)
-        return Solution(jnp.linalg.solve(matrix, b), 0, spectrum[0], spectrum[-1])
+        x = jnp.linalg.solve(matrix, b)
+        solved = jnp.linalg.norm(b - matrix @ x) <= 10 * tol * jnp.linalg.norm(b)
+        x = jax.lax.cond(solved, lambda: x, lambda: jnp.linalg.lstsq(matrix, b)[0])
+        return Solution(x, 0, spectrum[0], spectrum[-1])
 
-    return _solver(method, None)
+    return as_solver(method, None)
 
 
 def identity(scale: float = 1.0) -> Solve:
@@ -271,7 +249,7 @@ def identity(scale: float = 1.0) -> Solve:
         Luketina, Berglund, Greff, Raiko, 2016, arXiv:1511.06727 (T1-T2).
     """
     check_positive("scale", scale)
-    return _solver(lambda a, b, x, tol: Solution(scale * b, 0), None)
+    return as_solver(lambda a, b, x, tol: Solution(scale * b, 0), None)
 
 
 def damped(solve: Solve, damping: float) -> Solve:
@@ -348,7 +326,8 @@ def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
             count, damping, _ = carry
             x, info = attempt(damping)
             lacking = floor - info.smallest_curvature
-            return count + 1, damping + jnp.maximum(floor, 2 * lacking), (x, info)
+            more = jnp.where(jnp.isfinite(lacking), jnp.maximum(floor, 2 * lacking), floor)
+            return count + 1, damping + more, (x, info)
 
         zero = jnp.zeros((), jnp.promote_types(jnp.result_type(*jax.tree.leaves(b)), jnp.float32))
         like = jax.eval_shape(attempt, zero)
@@ -358,43 +337,3 @@ def positive(solve: Solve, floor: float = 0.1, max_raises: int = 10) -> Solve:
         return jax.lax.while_loop(unfit, again, before)[2]
 
     return solve_positive
-
-
-def _solver(method: Callable[..., Solution], own_tolerance: float | None) -> Solve:
-    """Make a solver of pytrees from a method on flat vectors, and measure how well it solved."""
-    if own_tolerance is not None:
-        check_positive("tolerance", own_tolerance)
-
-    def solve(
-        matvec: MatVec, b: PyTree, start: PyTree = None, tolerance: Array | None = None
-    ) -> tuple[PyTree, SolveInfo]:
-        narrow, unravel = ravel_pytree(b)
-        flat = narrow.astype(jnp.promote_types(narrow.dtype, jnp.float32))
-        dtype = flat.dtype
-
-        def apply(x: Array) -> Array:
-            return ravel_pytree(matvec(unravel(x.astype(narrow.dtype))))[0].astype(dtype)
-
-        own = jnp.finfo(dtype).eps ** 0.75 if own_tolerance is None else own_tolerance
-        limit = jnp.asarray(own if tolerance is None else tolerance, dtype)
-        first = None if start is None else ravel_pytree(start)[0].astype(dtype)
-        x, iterations, low, high = method(apply, flat, first, limit)
-        product, size = apply(x), jnp.linalg.norm(flat)
-        x = jnp.where(jnp.isfinite(size), x, jnp.nan)  # a NaN in b must not end as a finite answer
-        residual = jnp.linalg.norm(flat - product) / jnp.where(size > 0, size, 1)
-        square = x @ x
-        curvature = x @ product / jnp.where(square > 0, square, 1)
-        low = jnp.where(square > 0, jnp.minimum(low, curvature), low)
-        high = jnp.where(square > 0, jnp.maximum(high, curvature), high)
-        condition = jnp.where(jnp.isposinf(low), 1, jnp.where(low > 0, high / low, jnp.inf))
-        info = SolveInfo(
-            residual=residual,
-            iterations=jnp.asarray(iterations, jnp.int32),
-            smallest_curvature=jnp.asarray(low, dtype),
-            condition=condition.astype(dtype),
-            converged=residual <= 10 * limit,
-            damping=jnp.zeros((), dtype),
-        )
-        return unravel(x.astype(narrow.dtype)), info
-
-    return solve

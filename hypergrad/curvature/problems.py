@@ -111,7 +111,7 @@ def bounded(problem: Problem, measure: Measure, bound: float) -> Problem:
 def _with(problem: Problem, measure: Measure, join: Callable[[Array, Array], Array]) -> Problem:
     """Return the problem whose objective joins its own value and the measure."""
     check_problem(problem)
-    check_function("measure", measure, "supremum(problem, curvature.sam)")
+    check_function("measure", measure, "supremum(problem, curvature.sam)", "params, hparams")
 
     def objective(params: Params, hparams: HParams, batch: Batch) -> Array:
         found = measure(params, hparams)

@@ -30,8 +30,8 @@ def scalarized(
             of what a population measures (`info`) and what follows from hparams.
         scalar: Function that makes one number of them, such as `chebyshev(weights, ideal)`.
     """
-    check_function("objectives", objectives, "lambda trials: trials.info['sizes']")
-    check_function("scalar", scalar, "chebyshev((1.0, 0.1), (0.0, 0.0))")
+    check_function("objectives", objectives, "lambda trials: trials.info['sizes']", "trials")
+    check_function("scalar", scalar, "chebyshev((1.0, 0.1), (0.0, 0.0))", "objectives")
 
     def run(population: Population, key: Key, hparams: HParams) -> Trials:
         trials = scheduler(population, key, hparams)
@@ -65,7 +65,7 @@ def constrained(scheduler: Scheduler, violation: Callable[[Trials], Array]) -> S
         Deb, "An efficient constraint handling method for genetic algorithms", Comput. Methods Appl. Mech.
         Eng. 186, 2000.
     """
-    check_function("violation", violation, "lambda trials: trials.info['size'] - 1e6")
+    check_function("violation", violation, "lambda trials: trials.info['size'] - 1e6", "trials")
 
     def run(population: Population, key: Key, hparams: HParams) -> Trials:
         trials = scheduler(population, key, hparams)

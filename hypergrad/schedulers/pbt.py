@@ -62,7 +62,7 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
         raise ValueError(
             f"period is {period}, expected a divisor of num_steps = {num_steps}; round one of them"
         )
-    check_function("explore", explore, "perturb(space)")
+    check_function("explore", explore, "perturb(space)", "key, hparams, periods")
     fraction = check_share("fraction", fraction, "(0, 0.5]", example=0.2)
     num_periods = num_steps // period
 

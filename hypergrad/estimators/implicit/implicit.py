@@ -54,7 +54,7 @@ class ImplicitInfo(NamedTuple):
         unrest: |gap| / (‖∇_w f‖ ‖w‖), `[]`: the gap as a share of what moving the weights by their own size
             could change, so that a constant in the objective does not matter.
         residual: ‖∇_w f − H v‖ / ‖∇_w f‖, `[]`.
-        iterations: of the linear solver, int32 `[]`; -1 where it does not say.
+        iterations: of the linear solver, int32 `[]`.
         smallest_curvature: smallest p·Hp / p·p that the solver met, `[]`; at or below zero H is not positive
             definite. Solvers other than `cg`, `nystrom` and `direct` meet few directions, so that a value above
             zero says little there.
@@ -184,11 +184,11 @@ def implicit(
             "curvature is gauss_newton itself, expected gauss_newton(outputs, convex), the loss in two parts; "
             "see help(gauss_newton)"
         )
-    check_function("solve", solve, "cg()")
-    check_function("curvature", curvature, "hessian_of_loss")
-    check_function("batch", choose, "next_batch")
+    check_function("solve", solve, "cg()", "matvec, b, start, tolerance")
+    check_function("curvature", curvature, "hessian_of_loss", "problem, params, hparams, batch")
+    check_function("batch", choose, "next_batch", "problem, state")
     if tolerance is not None:
-        check_function("tolerance", tolerance, "lambda iteration: 1e-3")
+        check_function("tolerance", tolerance, "lambda iteration: 1e-3", "iteration")
 
     def init(key: Key, hparams: HParams) -> ImplicitState:
         iteration = jnp.zeros((), jnp.int32)

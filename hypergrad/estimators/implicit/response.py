@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.checks import check_whole
+from hypergrad.core.checks import check_function, check_whole
 from hypergrad.core.solve import MatVec, Solve, cg, gmres
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
 from hypergrad.estimators.base import inner_loss
@@ -175,6 +175,8 @@ def best_response(
     check_whole("horizon", horizon)
     solve = cg() if solve is None else solve
     choose = default_batch(problem) if batch is None else batch
+    check_function("solve", solve, "cg()", "matvec, b")
+    check_function("batch", choose, "next_batch", "problem, state")
 
     def tangent_solve(linear: MatVec, y: PyTree) -> PyTree:
         return jax.lax.custom_linear_solve(linear, y, lambda a, b: solve(a, b)[0], symmetric=True)

@@ -172,7 +172,7 @@ def at_rest(
         arXiv:1602.02355; Lorraine, Vicol, Duvenaud, 2020, arXiv:1911.02590.
     """
     solve = positive(cg()) if solve is None else solve
-    check_function("solve", solve, "hypergrad.core.solve.cg()")
+    check_function("solve", solve, "hypergrad.core.solve.cg()", "matvec, b, start")
     check_share("max_residual", max_residual, "(0, inf]", what="a number", example=1.0)
 
     def follow(
