@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
+from hypergrad.core.autodiff import gauss_newton_product, hessian_product
 from hypergrad.core.checks import check_whole
 from hypergrad.core.solve import MatVec, Solve, cg, gmres
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
@@ -64,7 +65,7 @@ def hessian_of_loss(problem: Problem, params: Params, hparams: HParams, batch: B
     **Limits:** the loss must have forward derivatives (no `jax.custom_vjp` in it).
     """
     loss = inner_loss(problem, params, batch)
-    return jax.linearize(lambda w: jax.grad(loss)(w, hparams), trained(params))[1]
+    return hessian_product(lambda w: loss(w, hparams), trained(params))
 
 
 def gauss_newton(
@@ -92,10 +93,7 @@ def gauss_newton(
         def forward(weights: PyTree) -> PyTree:
             return outputs(with_parts(params, weights, carried(params)), hparams, batch)
 
-        made, push = jax.linearize(forward, weights)
-        pull = jax.linear_transpose(push, weights)
-        _, bend = jax.linearize(jax.grad(lambda z: convex(z, hparams, batch)), made)
-        return lambda u: pull(bend(push(u)))[0]
+        return gauss_newton_product(forward, lambda z: convex(z, hparams, batch), weights)
 
     return curvature
 
