@@ -106,10 +106,10 @@ def expected(problem: Problem, policy: Policy, draws: Draws, key: Key) -> Proble
     optimizer and the initial weights read may be noisy, but must not depend on what is drawn.
 
     Args:
-        problem: the training loop, a function of the policy's hparams.
-        policy: how hparams are drawn.
-        draws: `sampled(num_samples)` or `enumerated()`.
-        key: of the one draw that the optimizer and the initial weights read, and of the draws over `train_set`.
+        problem: Training loop, a function of the policy's hparams.
+        policy: Policy that draws the hparams.
+        draws: Draws of the expectation, `sampled(num_samples)` or `enumerated()`.
+        key: Key of the one draw that the optimizer and the initial weights read, and of those over `train_set`.
     """
 
     def over(function: Callable[[HParams], PyTree], phi: PyTree, key: Key) -> PyTree:

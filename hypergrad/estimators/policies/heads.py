@@ -178,10 +178,11 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
     **Limits:** the entropy is an estimate over 32 fixed draws where heads read choices.
 
     Args:
-        space: a pytree of dimensions, none static, at least one of them Integer or Choice.
-        network: the heads; `independent(space)`, the factorized policy, where None.
-        width: σ where the network emits a log width of zero, in unconstrained coordinates; the emitted one
-            moves it between e⁻² and e² times that. 0: no noise, the real leaves are the means.
+        space: Pytree of dimensions, none of them static, at least one of them Integer or Choice.
+        network: Heads over a shared state; `independent(space)`, the factorized policy, where None.
+        width: Value of σ where the network emits a log width of zero, in unconstrained coordinates; the emitted
+            one moves it between e⁻² and e² times that. With 0 there is no noise, and real leaves are their
+            means.
 
     Raises:
         ValueError: for a space that cannot be drawn from, a width below 0, and a network that does not emit

@@ -82,12 +82,13 @@ def mixed(
     or the initial weights read cannot be drawn here: use `score`.
 
     Args:
-        problem: the training loop, a function of the policy's hparams.
-        horizon: number of inner steps.
-        policy: how hparams are drawn, e.g. `policies.factorized(space)`.
-        draws: `policies.sampled(num_samples)` or `policies.enumerated()`; `sampled(8)` where None.
+        problem: Training loop, a function of the policy's hparams.
+        horizon: Number of inner steps.
+        policy: Policy that draws the hparams, e.g. `policies.factorized(space)`.
+        draws: Draws of the expectation, `policies.sampled(num_samples)` or `policies.enumerated()`;
+            `sampled(8)` where None.
         through: (problem, horizon) -> how the response is found: `implicit`, `truncated`, `forward`, ...;
-            `no_response` for ENAS; as `reverse` where None. What it refuses it refuses by the leaf's name.
+            `no_response` for ENAS; as `reverse` where None. A leaf that it cannot take is named.
         precondition: (φ, gradient) -> gradient, linear: `policies.natural(space)` makes the natural gradient.
 
     Returns:

@@ -7,7 +7,7 @@ differentiable function of φ (pathwise).
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ class Policy(NamedTuple):
     draw: Callable[[Key, PyTree], tuple[HParams, Array]] | None = None
 
 
-def is_discrete(dim: spaces.Dimension) -> bool:
+def is_discrete(dim: spaces.Dimension) -> TypeGuard[Integer | Choice]:
     """Tell whether a dimension has no derivative of its own."""
     return isinstance(dim, (Integer, Choice))
 
@@ -84,7 +84,7 @@ def factorized(space: PyTree) -> Policy:
     the value itself for a real leaf. It starts uniform, and real leaves at their defaults.
 
     Args:
-        space: a pytree of dimensions, none static, at least one of them Integer or Choice.
+        space: Pytree of dimensions, none of them static, at least one of them Integer or Choice.
 
     Raises:
         ValueError: for a static dimension, one of more than 256 options, or a space without discrete ones.
@@ -203,8 +203,8 @@ def natural(space: PyTree, damping: float = 0.0) -> Callable[[PyTree, PyTree], P
     order of 1/p.
 
     Args:
-        space: of a `factorized` policy.
-        damping: ρ, at least 0.
+        space: Space of a `factorized` policy.
+        damping: Damping ρ, at least 0.
 
     Returns:
         (φ, gradient) -> gradient, linear in the gradient; real leaves pass.

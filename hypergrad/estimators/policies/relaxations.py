@@ -90,8 +90,8 @@ def mixture(space: PyTree, relaxation: Relaxation | None = None) -> Policy:
     **Limits:** the objective at mixed options is not its expectation over options; `mode` picks the likeliest.
 
     Args:
-        space: a pytree of dimensions, none of them static, at least one of them Integer or Choice.
-        relaxation: `softmax()` where None, as in DARTS; `gumbel_softmax(τ)` draws.
+        space: Pytree of dimensions, none of them static, at least one of them Integer or Choice.
+        relaxation: Relaxation of a choice; `softmax()` where None, as in DARTS; `gumbel_softmax(τ)` draws.
 
     Reference:
         Liu, Simonyan, Yang, 2019, arXiv:1806.09055.

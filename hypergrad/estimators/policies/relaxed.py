@@ -60,10 +60,11 @@ def relaxed(
     `straight_through` the value is that of true samples, the gradient biased still. `score` is unbiased.
 
     Args:
-        estimator: of the problem that reads relaxed choices, stateless, e.g. `reverse(problem, horizon)`.
-        space: a pytree of dimensions, none static, at least one of them Integer or Choice.
-        relaxation: `policies.gumbel_softmax(τ)` (τ = 1 where None), `straight_through(τ)` or `softmax(τ)`.
-        num_samples: S, draws an estimate, all with the same initial weights and minibatches.
+        estimator: Estimator of the problem that reads relaxed choices, e.g. `reverse(problem, horizon)`.
+        space: Pytree of dimensions, none of them static, at least one of them Integer or Choice.
+        relaxation: Relaxation of a choice, `policies.gumbel_softmax(τ)` (τ = 1 where None),
+            `straight_through(τ)` or `softmax(τ)`.
+        num_samples: Number S of draws in an estimate, all with the same initial weights and minibatches.
 
     Returns:
         An estimator of φ with the states of the wrapped one; `info` is a `RelaxedInfo`.

@@ -110,8 +110,8 @@ def unrolled(window: int | None = None, *, backward: Backward | None = None) -> 
     the end are those of the draws and f is not linear in them: biased by O(1/S).
 
     Args:
-        window: steps, at most the horizon; all of an estimate's where None.
-        backward: as in `reverse`.
+        window: Number of steps, at most the horizon; all of an estimate where None.
+        backward: Backward pass, as in `reverse`.
     """
     if window is not None:
         check_whole("window", window)
@@ -160,12 +160,12 @@ def at_rest(
     momenta and decoupled decays.
 
     Args:
-        solve: a linear solver from `hypergrad.solve`, e.g. `neumann(10)`; `positive(cg())` where None. The
+        solve: Linear solver of `hypergrad.core.solve`, e.g. `neumann(10)`; `positive(cg())` where None. The
             solve of a window starts from the solution of the one before.
-        full: whether the loss is that of the whole `train_set` (where the problem has one) or of the next
+        full: Whether the loss is that of the whole `train_set` (where the problem has one) or of the next
             minibatch.
-        max_residual: of the solve, relative; with a larger one the response is left out, and `info.refused`
-            says so. Zero in place of a solution has a residual of 1.
+        max_residual: Largest relative residual of the solve; with a larger one the response is left out, and
+            `info.refused` says so. Zero in place of a solution has a residual of 1.
 
     Reference:
         Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Pedregosa, 2016,

@@ -111,13 +111,13 @@ def score(
     objective, e.g. by jnp.where(jnp.isfinite(f), jnp.minimum(f, 9.0), 9.0).
 
     Args:
-        problem: the training loop, a function of the policy's hparams.
-        horizon: number of inner steps.
-        policy: how hparams are drawn, e.g. `policies.factorized(space)`.
-        num_samples: S, draws an estimate.
-        baseline: what to subtract; `policies.leave_one_out()` where None.
+        problem: Training loop, a function of the policy's hparams.
+        horizon: Number of inner steps.
+        policy: Policy that draws the hparams, e.g. `policies.factorized(space)`.
+        num_samples: Number S of draws in an estimate.
+        baseline: Baseline that is subtracted from the values; `policies.leave_one_out()` where None.
         precondition: (φ, gradient) -> gradient, linear: `policies.natural(space)` makes the natural gradient.
-        through: how runs are differentiated in the real leaves, e.g. `implicit`; as `reverse` where None.
+        through: (problem, horizon) -> estimator of the real leaves, e.g. `implicit`; as `reverse` where None.
 
     Returns:
         An estimator whose state is the baseline's; `info` is a `ScoreInfo`.
@@ -188,12 +188,13 @@ def score_shared(
     and minibatches of its own, and the standard error covers them.
 
     Args:
-        problem: the training loop, a function of the policy's hparams.
-        horizon: number of inner steps.
-        policy: how hparams are drawn.
-        num_runs: R, runs an estimate.
-        num_samples: S, draws a step.
-        baseline: what to subtract; `policies.leave_one_out()` over the runs where None.
+        problem: Training loop, a function of the policy's hparams.
+        horizon: Number of inner steps.
+        policy: Policy that draws the hparams.
+        num_runs: Number R of runs in an estimate.
+        num_samples: Number S of draws in a step.
+        baseline: Baseline that is subtracted from the values; `policies.leave_one_out()` over the runs where
+            None.
         precondition: (φ, gradient) -> gradient, linear: `policies.natural(space)` makes the natural gradient.
 
     Returns:
@@ -303,7 +304,7 @@ def _jackknife(
     weights = jnp.zeros((num, num), without.dtype).at[np.arange(num)[:, None], others].set(without)
     apart = (1 - np.eye(num)).astype(without.dtype)
 
-    def mean(weights: Array) -> Callable[[Array], Array]:
+    def mean(weights: Array | np.ndarray) -> Callable[[Array], Array]:
         return lambda x: jnp.tensordot(weights.astype(x.dtype), x, 1) / (num - 1)
 
     each = jax.tree.map(mean(weights), tree.add(runs.direct_score, runs.response_score))

@@ -113,7 +113,7 @@ def shared(
     The weights go on from estimate to estimate, as in ENAS, whose policy gradient this is with `left_out()`.
     `mixed` is its counterpart for training that starts anew.
 
-    **Cost:** a loss a draw and step, an objective a draw, and the response.
+    **Cost:** one loss for each draw and step, one objective for each draw, and the response.
 
     A response that is not finite, or whose solve is worse than none, is left out and counted: `info.refused`.
 
@@ -129,17 +129,21 @@ def shared(
     only in its own leaves and up to the bound. A J₀ near zero makes the bound a narrow one: raise `far`.
 
     Args:
-        problem: the training loop, a function of the policy's hparams.
-        horizon: steps of training an estimate.
-        policy: how hparams are drawn, e.g. `policies.multitask(space, network)`.
-        response: `left_out()`, `unrolled(window)` or `at_rest(solve)`; `unrolled()` where None.
-        draws: `policies.sampled(S)` or `policies.enumerated()`; `sampled(8)` where None.
-        scale: of the response; 0 follows the direct part and still reports the other.
-        credit: a baseline, e.g. `policies.running_mean()`, with which real leaves that the response does not
+        problem: Training loop, a function of the policy's hparams.
+        horizon: Number of training steps in an estimate.
+        policy: Policy that draws the hparams, e.g. `policies.multitask(space, network)`.
+        response: Response of the weights, `left_out()`, `unrolled(window)` or `at_rest(solve)`; `unrolled()`
+            where None.
+        draws: Draws of the expectation, `policies.sampled(S)` or `policies.enumerated()`; `sampled(8)` where
+            None.
+        scale: Factor of the response; 0 follows the direct part and still reports the other.
+        credit: Baseline, e.g. `policies.running_mean()`, with which real leaves that the response does not
             see (learning rates at rest, say) learn by the score function from how much the window lowered the
-            objective, as all of ENAS does. None: such a leaf is refused by name.
-        restart_every: start new weights after so many steps, such as the length of a schedule; None: never.
-        far: how far above J₀, in units of |J₀|, weights have diverged; `math.inf`: where J is not finite.
+            objective, as in ENAS all leaves do. Where None, such a leaf is refused by name.
+        restart_every: Number of steps after which new weights are started, such as the length of a schedule;
+            they are never replaced where None.
+        far: Distance above J₀, in units of |J₀|, at which weights count as diverged; with `math.inf` they do
+            where J is not finite.
 
     Returns:
         An estimator of φ whose state is a `SharedState` and whose `info` is a `SharedInfo`.
