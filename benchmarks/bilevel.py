@@ -209,9 +209,9 @@ def by_tuner(
         key = jax.random.key(seed)
         state, index = jax.block_until_ready(tuner.init(key)), 0
         while True:
-            state, outcome = tuner.step(jax.random.fold_in(key, index), state)
+            state, trials = tuner.step(jax.random.fold_in(key, index), state)
             index += 1
-            yield np.asarray(outcome.hparams["point"][0])
+            yield np.asarray(trials.hparams["point"][0])
 
     return run
 

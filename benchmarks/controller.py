@@ -234,15 +234,15 @@ def one(
 
     def body(index, carry):
         state, best, values, traces = carry
-        state, outcome = tuner.step(jax.random.fold_in(run_key, index), state)
-        new = jnp.where(jnp.isfinite(outcome.values), outcome.values, jnp.inf)
-        pool, scores = outcome.hparams, new
+        state, trials = tuner.step(jax.random.fold_in(run_key, index), state)
+        new = jnp.where(jnp.isfinite(trials.values), trials.values, jnp.inf)
+        pool, scores = trials.hparams, new
         if method.trained:
             pool = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), best, pool)
             scores = jnp.concatenate([values, new])
         order = jnp.argsort(scores)[:size]
         best = jax.tree.map(lambda x, old: x[order].astype(old.dtype), pool, best)
-        traces = {n: x.at[index].set(outcome.info[n][0], mode="drop") for n, x in traces.items()}
+        traces = {n: x.at[index].set(trials.info[n][0], mode="drop") for n, x in traces.items()}
         return state, best, scores[order], traces
 
     start = (state, best, jnp.full(size, jnp.inf), traces)
