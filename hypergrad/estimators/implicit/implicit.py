@@ -191,11 +191,8 @@ def implicit(
         check_function("tolerance", tolerance, "lambda iteration: 1e-3")
 
     def init(key: Key, hparams: HParams) -> ImplicitState:
-        iteration = jnp.zeros((), jnp.int32)
-        if not warm_start:
-            return ImplicitState(None, None, iteration)
-        start = init_state(problem, key, hparams)
-        return ImplicitState(start, jax.tree.map(jnp.zeros_like, trained(start.params)), iteration)
+        nothing = ImplicitState(None, None, jnp.zeros((), jnp.int32))
+        return _warm(problem, key, hparams) if warm_start else nothing
 
     def estimate(
         key: Key, state: ImplicitState, hparams: HParams
@@ -225,8 +222,7 @@ def implicit(
 
         (slope, _), (_, cross) = jax.jvp(gradient, (weights,), (v,))
         response = jax.tree.map(jnp.subtract, through_state, cross)
-        gap = tree.dot(jax.tree.leaves(v), jax.tree.leaves(slope))
-        whole = tree.norm(adjoint) * tree.norm(weights)
+        gap, unrest = _gap(v, slope, adjoint, weights)
         info = ImplicitInfo(
             direct=direct,
             response=response,
@@ -235,7 +231,7 @@ def implicit(
             first_nonfinite=jnp.where((bad < 0) & ~jnp.isfinite(value), num_steps, bad),
             gradient_norm=tree.norm(slope),
             gap=gap,
-            unrest=jnp.abs(gap) / jnp.where(whole == 0, 1, whole),
+            unrest=unrest,
             **solved._asdict(),
         )
         kept = (final, v) if warm_start else (None, None)
@@ -251,6 +247,20 @@ IMPLICIT = Method(
     (),
     lambda problem, horizon, space: implicit(problem, horizon),
 )
+
+
+def _warm(problem: Problem, key: Key, hparams: HParams) -> ImplicitState:
+    """Return the state before the first estimate with a warm start."""
+    start = init_state(problem, key, hparams)
+    solution = jax.tree.map(jnp.zeros_like, trained(start.params))
+    return ImplicitState(start, solution, jnp.zeros((), jnp.int32))
+
+
+def _gap(v: PyTree, slope: PyTree, adjoint: PyTree, weights: PyTree) -> tuple[Array, Array]:
+    """Return `gap` and `unrest` of `ImplicitInfo`, each `[]`."""
+    gap = tree.dot(jax.tree.leaves(v), jax.tree.leaves(slope))
+    whole = tree.norm(adjoint) * tree.norm(weights)
+    return gap, jnp.abs(gap) / jnp.where(whole == 0, 1, whole)
 
 
 _Progress: TypeAlias = tuple[TrainState, Array, Array, Array]
