@@ -38,10 +38,10 @@ from hypergrad.train import init_state, split_key, trained, unroll_losses
 from hypergrad.validation import validate
 
 REST = 1e-2
-"""‖∇_w L‖ after training, as a share of that before, below which training is taken to have come to rest."""
+"""‖∇_w L‖ after training as a share of that before; below it, training counts as come to rest."""
 
 CHAOTIC_GROWTH = 1.05
-"""Growth of the adjoint a step above which it explodes ..."""
+"""Growth of the adjoint a step above which gradients through long runs explode."""
 
 SHORT = 50
 """Steps over which the growth is measured."""
@@ -57,10 +57,10 @@ class Recommendation(NamedTuple):
     """An estimator and why.
 
     Attributes:
-        name: of the estimator, as in `hypergrad.estimators`.
-        estimator: built, ready to use; of a policy's φ where the space has discrete leaves.
-        call: the Python that builds it.
-        reasons: what decided, one sentence each.
+        name: name of the estimator in `hypergrad.estimators`.
+        estimator: the estimator itself; it takes a policy's φ where the space has discrete leaves.
+        call: Python expression that builds it.
+        reasons: reasons of the choice, one sentence each.
     """
 
     name: str
