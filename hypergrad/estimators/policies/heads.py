@@ -2,7 +2,7 @@
 
 A network goes through the leaves, real ones first: a head emits the mean and the width of a normal, or the
 logits of a choice, and reads what came of it before the next one emits. So architecture and optimizer are one
-policy, whose interactions the shared state represents (Adam and Lorraine).
+policy, and the shared state represents how they interact (Adam and Lorraine).
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ class Network(NamedTuple):
     """Heads over a shared state, as pure functions; `models/policies.py` has a recurrent one in flax.
 
     The heads are numbered, those of the real leaves first, and have outputs of one size (`Sizes`), of which
-    each uses the first it needs. Outputs of zero mean: the space's default, or uniform choices.
+    each uses the first it needs. Outputs of zero stand for the default of the space, or for uniform choices.
 
     Attributes:
         init: (key) -> φ.
@@ -324,9 +324,8 @@ def _log_density(heads: _Heads, phi: PyTree, hparams: HParams) -> dict[str, Arra
     """Return log N(z_l; μ_l, σ_l²) up to a constant for each real leaf."""
     found = _read(heads, phi, jax.lax.stop_gradient(hparams))
     each = -(((found.z - found.mean) / found.std) ** 2) / 2 - jnp.log(found.std)
-    return {
-        name: jnp.sum(jnp.where(heads.entries[i], each[i], 0)) for i, name in enumerate(heads.names)
-    }
+    sums = [jnp.sum(jnp.where(live, x, 0)) for live, x in zip(heads.entries, each, strict=True)]
+    return dict(zip(heads.names, sums, strict=True))
 
 
 def _entropy(heads: _Heads, phi: PyTree) -> Array:
