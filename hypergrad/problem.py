@@ -4,6 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from hypergrad.core import tree
 from hypergrad.core.checks import describe
 from hypergrad.core.types import (
     Array,
@@ -119,8 +122,38 @@ def fixed(task: Task, label: tuple[int, ...]) -> Task:
 
 
 def split_loss(params: Params, out: Any) -> tuple[Array, PyTree]:
-    """Split what `loss` returned into its value `[]` and the new carried state (None without one)."""
-    return out if isinstance(params, Variables) else (out, None)
+    """Split what `loss` returned into its value `[]` and the new carried state (None without one).
+
+    Raises:
+        ValueError: where the loss returned no real number, or no number with a state.
+    """
+    stateful, several = isinstance(params, Variables), isinstance(out, tuple)
+    if stateful != several or (several and len(out) != 2):
+        got = f"a tuple of {len(out)}" if several else describe(out)
+        wanted = "one real number; to carry state from step to step, return hypergrad.Variables(params, state) "
+        wanted += "from problem.init"
+        if stateful:
+            wanted = "(value, new_state), because problem.init returned Variables; return the carried state"
+        raise ValueError(f"problem.loss returned {got}, expected {wanted}")
+    value, state = out if stateful else (out, None)
+    if not _is_scalar(value):
+        check_scalar({"problem.loss": value})
+    return value, state
+
+
+def _is_scalar(value: Any) -> bool:
+    real = isinstance(value, float) or (hasattr(value, "shape") and tree.is_float(value))
+    return real and not np.shape(value)
+
+
+def check_scalar(returned: dict[str, Any]) -> None:
+    """Raise a `ValueError` unless the user's functions, by their names, returned one float `[]` each."""
+    for name, value in returned.items():
+        if not _is_scalar(value):
+            raise ValueError(
+                f"{name} returned {describe(value)}, expected one real number of shape (); "
+                "reduce it, for example with jnp.mean(...)"
+            )
 
 
 def check_problem(problem: Any) -> None:

@@ -9,8 +9,15 @@ import jax.numpy as jnp
 from hypergrad.core import tree
 from hypergrad.core.abstract import abstract
 from hypergrad.core.checks import check_whole, describe
-from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree, Variables
-from hypergrad.problem import Problem, Task, check_problem, fixed, split_loss
+from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
+from hypergrad.problem import (
+    Problem,
+    Task,
+    check_problem,
+    check_scalar,
+    fixed,
+    split_loss,
+)
 from hypergrad.space import check_space, static
 from hypergrad.train import carried, start_state, trained, update, with_parts
 
@@ -56,7 +63,7 @@ def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> Non
     """
     check_hparams(hparams, real=real)
     tried = _try(problem, hparams)
-    check_scalar({"problem.loss": tried.value, "problem.objective": tried.objective})
+    check_scalar({"problem.objective": tried.objective})
     for what, before, after, advice in (
         ("problem.loss returned state", tried.carried, tried.state, CONSTANT),
         ("problem.optimizer returned an update to params", tried.weights, tried.moved, SCHEDULED),
@@ -102,25 +109,12 @@ def _try(problem: Problem, hparams: HParams) -> _Tried:
     batch = abstract("problem.train_batch", problem.train_batch, key, index)
     slope = jax.value_and_grad(partial(_loss, problem), has_aux=True)
     (_, out), grads = abstract("problem.loss", slope, weights, params, hparams, batch)
-    value, state = split_loss(params, _as_documented(params, out))
+    value, state = split_loss(params, out)
     valid = abstract("problem.valid_batch", problem.valid_batch, key)
     judged = abstract("problem.objective", problem.objective, params, hparams, valid)
     step = partial(_update, problem)
     moved = abstract("problem.optimizer", step, hparams, params, key, batch, value, grads)
     return _Tried(weights, carried(params), value, state, judged, moved)
-
-
-def _as_documented(params: Params, out: Any) -> Any:
-    """Return what the loss returned, or raise a `ValueError` where it is no value, or no value with a state."""
-    stateful, several = isinstance(params, Variables), isinstance(out, tuple)
-    if stateful == several and (not several or len(out) == 2):
-        return out
-    got = f"a tuple of {len(out)}" if several else describe(out)
-    wanted = "one real number; to carry state from step to step, return hypergrad.Variables(params, state) "
-    wanted += "from problem.init"
-    if stateful:
-        wanted = "(value, new_state), because problem.init returned Variables; return the carried state, too"
-    raise ValueError(f"problem.loss returned {got}, expected {wanted}")
 
 
 def _loss(
@@ -142,17 +136,6 @@ def _update(
             "optax.GradientTransformation; return e.g. optax.sgd(hparams['lr'])"
         )
     return update(problem, hparams, start_state(problem, params, hparams, key), batch, *gradient)[0]
-
-
-def check_scalar(returned: dict[str, Any]) -> None:
-    """Raise a `ValueError` unless the user's functions, by their names, returned one float `[]` each."""
-    for name, value in returned.items():
-        real = isinstance(value, float) or (hasattr(value, "shape") and tree.is_float(value))
-        if not real or jnp.shape(value):
-            raise ValueError(
-                f"{name} returned {describe(value)}, expected one real number of shape (); "
-                "reduce it, for example with jnp.mean(...)"
-            )
 
 
 def check_hparams(hparams: HParams, *, real: bool = False) -> None:

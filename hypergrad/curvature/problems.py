@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from hypergrad.core.checks import check_function, check_least, check_share, check_whole
 from hypergrad.core.types import Array, Batch, HParams, Params
 from hypergrad.curvature.models import BatchLoss, number_of, traced_scalar
-from hypergrad.problem import Problem, check_problem, split_loss
+from hypergrad.problem import Problem, check_problem, check_scalar, split_loss
 from hypergrad.train import carried, trained, with_parts
-from hypergrad.validation import check_scalar
 
 Measure: TypeAlias = Callable[[Params, HParams], Array]
 """(params, hparams) -> [], of one network: the flatter the lower."""
