@@ -414,7 +414,10 @@ def draw(results: Results) -> Any:
     with plots.styled():
         figure, (angle, norms) = plots.panels(plots.WIDE, 0.42, 1, 2)
         shown = []
-        styles = ({"color": "#0072B2"}, {"color": "#D55E00", "linestyle": (0, (5, 1.5))})
+        styles: tuple[dict[str, Any], ...] = (
+            {"color": "#0072B2"},
+            {"color": "#D55E00", "linestyle": (0, (5, 1.5))},
+        )
         for name, style in zip(("ENAS + unrolled", "ENAS + implicit"), styles, strict=True):
             found = results.cases.get(case_of(SIZES[0], BUDGETS[0]), {}).get(name)
             if found is None:

@@ -11,7 +11,7 @@ from hypergrad.core.checks import check_function, check_kind
 from hypergrad.core.types import Array, Key, Params, PyTree, Variables
 
 
-class Model(NamedTuple):
+class FlaxModel(NamedTuple):
     """A network as two pure functions; flax and any other library look alike from here.
 
     Attributes:
@@ -26,7 +26,7 @@ class Model(NamedTuple):
     apply: Callable[..., tuple[Any, PyTree]]
 
 
-def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Model:
+def from_linen(module: linen.Module, *, train_argument: str | None = None) -> FlaxModel:
     """Adapt a `flax.linen` module.
 
     Args:
@@ -71,10 +71,10 @@ def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Mo
         )
         return outputs, {**params.state, **state}
 
-    return Model(init, apply)
+    return FlaxModel(init, apply)
 
 
-def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> FlaxModel:
     """Adapt a `flax.nnx` module.
 
     Args:
@@ -120,7 +120,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
             graph, abstract_params, _streams(abstract_rng, key), abstract_state, copy=True
         )
 
-    return Model(init, apply)
+    return FlaxModel(init, apply)
 
 
 def _streams(abstract: PyTree, key: Key | None) -> PyTree:
