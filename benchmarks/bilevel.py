@@ -92,9 +92,9 @@ class Made(NamedTuple):
 
     Attributes:
         problem: in float32, on minibatches of 64.
-        sums: all of its minibatches.
-        full: the problem on all examples.
-        start: first hyperparameters.
+        sums: All of its minibatches.
+        full: Problem on all examples.
+        start: First hyperparameters.
         level: (hparams) -> ‖∇h‖², from the closed form in float64.
         rate: 1 / the largest curvature of the mean loss.
         batch_rate: 1 / the largest curvature of the loss of any minibatch.

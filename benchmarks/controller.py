@@ -70,9 +70,9 @@ class Method(NamedTuple):
 
     Attributes:
         build: (problem, learning rate of the policy) -> tuner.
-        evaluations: gradients of a minibatch that a step of the tuner takes.
-        joint: whether the optimizer is part of the space.
-        trained: whether the values of its trials are those of trained weights, so that the best of all steps
+        evaluations: Gradients of a minibatch that a step of the tuner takes.
+        joint: Whether the optimizer is part of the space.
+        trained: Whether the values of its trials are those of trained weights, so that the best of all steps
             count, and not the last ones.
         rate: of the policy; 0 where it never moves.
     """

@@ -1,4 +1,4 @@
-"""What the user writes: a training loop as pure functions of its hyperparameters."""
+"""The problem that a user writes: a training loop as pure functions of its hyperparameters."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,8 +29,8 @@ class Examples(NamedTuple):
     """A set of examples by index, for full batches, epochs and per-example hyperparameters.
 
     Attributes:
-        num_examples: number of examples.
-        at: indices `[B]` -> batch.
+        num_examples: Number of examples.
+        at: (indices `[B]`) -> batch.
     """
 
     num_examples: int
@@ -48,11 +48,11 @@ class Problem(NamedTuple):
         loss: (params, hparams, batch) -> `[]`, the inner (training) objective; with `Variables`,
             -> (`[]`, new state).
         objective: (params, hparams, batch) -> `[]`, the outer (validation) objective.
-        optimizer: (hparams) -> optax.GradientTransformation. Its arguments may be hparams; extra
-            arguments (`value`, `grad`, `value_fn`, `grad_fn`) are handed to those that take them.
+        optimizer: (hparams) -> optax.GradientTransformation. Its arguments may be hparams; extra arguments
+            (`value`, `grad`, `value_fn`, `grad_fn`) are handed to optimizers that take them.
         train_batch: (key, step) -> batch of the inner step.
         valid_batch: (key) -> batch of the objective.
-        train_set: the training examples by index, where a method needs them.
+        train_set: Training examples by index, where a method needs them.
     """
 
     init: InitFn
@@ -68,17 +68,17 @@ class Task(NamedTuple):
     """A problem with its search space, horizon and test set, as the command line runs it.
 
     Attributes:
-        name: name for people.
-        problem: the training loop.
-        space: a pytree of dimensions (`hypergrad.space`) in the structure of the problem's hparams.
-        horizon: number of inner steps of one training run.
+        name: Name for people.
+        problem: Training loop.
+        space: Pytree of dimensions (`hypergrad.space`) in the structure of the problem's hparams.
+        horizon: Number of inner steps of one training run.
         test: (params, hparams) -> per-example scores `[num_test]` on the test set, which nothing else reads;
             None without a test set.
-        metric: name of the mean of those scores, e.g. "accuracy".
-        higher_is_better: direction of that metric.
+        metric: Name of the mean of those scores, e.g. "accuracy".
+        higher_is_better: Direction of that metric.
         snippet: (hparams) -> plain optax code with these settings, to paste elsewhere; optional.
-        description: one sentence for the report.
-        policy: a `Policy` over the space, for the method "controller"; one with a head of its own for each leaf
+        description: One sentence for the report.
+        policy: a `Policy` over the space, for the method "controller"; a policy with one head for each leaf
             where None.
         diagram: (hparams) -> {"nodes": [lines of text of each], "edges": [pairs of nodes]}, the architecture
             that the report draws; optional.
@@ -108,7 +108,7 @@ def with_hparams(problem: Problem, change: Callable[[HParams], HParams]) -> Prob
 
 
 def fixed(task: Task, label: tuple[int, ...]) -> Task:
-    """Return the task at one label of `static.split`: its functions take the hparams that are left."""
+    """Return the task at one label of `static.split`: its functions take the remaining hparams."""
     if not label:
         return task
     change = partial(static.join, task.space, label)
@@ -125,7 +125,7 @@ def split_loss(params: Params, out: Any) -> tuple[Array, PyTree]:
     """Split what `loss` returned into its value `[]` and the new carried state (None without one).
 
     Raises:
-        ValueError: where the loss returned no real number, or no number with a state.
+        ValueError: where the loss did not return a real number, or a number with a state.
     """
     stateful, several = isinstance(params, Variables), isinstance(out, tuple)
     if stateful != several or (several and len(out) != 2):

@@ -19,9 +19,9 @@ class Shown(NamedTuple):
     """What a command may print.
 
     Attributes:
-        as_json: one JSON object, for machines.
-        quiet: the result only.
-        color: with colours.
+        as_json: One JSON object, for machines.
+        quiet: Result only.
+        color: With colours.
     """
 
     as_json: bool

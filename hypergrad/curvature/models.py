@@ -54,7 +54,7 @@ class Layered(NamedTuple):
     Attributes:
         forward: (dense, params, example) -> outputs.
         loss: (outputs, example) -> [], of one sample.
-        l2: strengths λ, one number or a pytree prefix of the params with a number for each.
+        l2: Strengths λ, one number or a pytree prefix of the params with a number for each.
     """
 
     forward: Callable[[Dense, Params, Batch], PyTree]

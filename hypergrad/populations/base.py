@@ -22,8 +22,8 @@ class Member(NamedTuple):
     """State of one run. In a population every leaf has the leading axis `[N]`, or `[N, num_seeds]`.
 
     Attributes:
-        train: state of training.
-        diverged: first step whose loss was not finite, `NEVER` while all were finite; int32.
+        train: State of training.
+        diverged: First step whose loss was not finite, `NEVER` while all were finite; int32.
     """
 
     train: TrainState
@@ -58,7 +58,7 @@ class Population(NamedTuple):
         judge: (hparams, states) -> (objectives `[N]`, info), where info has arrays `[N]` for people:
             `diverged`, the step at which training or the objective was first not finite, or -1.
         take: (states, index) -> states of the members `index`.
-        host: whether it works on the host between compiled calls, and so cannot be traced.
+        host: Whether it works on the host between compiled calls, and so cannot be traced.
         measure: (function, hparams, states) -> what `function(params, hparams)` returns for each member, a mean
             over its seeds, `[N, ...]`.
         whole: (tree) -> the same arrays, whole on every device, so that every process may read them.

@@ -25,10 +25,10 @@ class Buckets(NamedTuple):
     """Padded shapes, and what they are predicted to cost.
 
     Attributes:
-        shapes: the sizes of each bucket, cheapest first.
-        prices: the predicted cost of one member in each.
-        cost: mean predicted cost of a member.
-        one: the same in a single bucket; `cost / one` is what bucketing leaves of it.
+        shapes: Sizes of each bucket, cheapest first.
+        prices: Predicted cost of one member in each.
+        cost: Mean predicted cost of a member.
+        one: Same in a single bucket; `cost / one` is what bucketing leaves of it.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -125,9 +125,9 @@ class ShapeGroup(NamedTuple):
     """Members that share a program.
 
     Attributes:
-        label: label that they share.
-        index: their places in the population, `[M]`, on the host.
-        states: states of those members `[M]`.
+        label: Label that they share.
+        index: Their places in the population, `[M]`, on the host.
+        states: States of those members `[M]`.
     """
 
     label: Hashable
@@ -146,9 +146,9 @@ def grouped(
     **Limits:** works on the host: labels are read from concrete hparams. States are a list of `ShapeGroup`.
 
     Args:
-        assign: hparams `[N]` -> the label of each member.
-        build: label -> the population of its members; called once a label.
-        strip: hparams -> those that the populations are given.
+        assign: Hparams `[N]` -> the label of each member.
+        build: Label -> the population of its members; called once a label.
+        strip: Hparams -> those that the populations are given.
         restore: (label, what a member was given) -> its hparams as they were before `strip`.
     """
     of = cache(build)
@@ -232,9 +232,9 @@ def partitioned(
     **Cost:** one compilation for each distinct combination of static values.
 
     Args:
-        problem: the training loop, whose functions take hparams with static values.
-        space: with or without static dimensions.
-        build: problem -> population of members with the same static values.
+        problem: Training loop, whose functions take hparams with static values.
+        space: With or without static dimensions.
+        build: Problem -> population of members with the same static values.
     """
     check_problem(problem)
     spaces.check_space(space)
@@ -315,9 +315,9 @@ def bucketed(
     """Build a population whose members have masked shapes, each in the cheapest padded program it fits.
 
     Args:
-        build: padded sizes `(S_1, ..., S_D)` -> population whose program has them.
-        sizes: hparams `[N]` -> the sizes of each member, whole `[N, D]`.
-        buckets: the padded sizes, from `buckets.plan`.
+        build: Padded sizes `(S_1, ..., S_D)` -> population whose program has them.
+        sizes: Hparams `[N]` -> the sizes of each member, whole `[N, D]`.
+        buckets: Padded sizes, from `buckets.plan`.
     """
 
     def assign(hparams: HParams) -> list[tuple[int, ...]]:

@@ -32,10 +32,10 @@ class Layout(NamedTuple):
     Attributes:
         each: (function, gather) -> `Mapped`, where `function(shared, *parts)` works on one member. `gather`
             asks for results that are whole on every device.
-        width: members computed side by side on one device; None: all of them.
-        multiple: number that must divide N; 1 where any N will do.
-        host: whether it loops on the host, and so cannot be traced.
-        label: name for people.
+        width: Members computed side by side on one device; None: all of them.
+        multiple: Number that must divide N; 1 where any N will do.
+        host: Whether it loops on the host, and so cannot be traced.
+        label: Name for people.
         whole: (tree) -> the same arrays, each of them whole on every device, also of other hosts.
     """
 

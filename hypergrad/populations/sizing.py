@@ -33,9 +33,9 @@ class Tried(NamedTuple):
     """A layout that was tried.
 
     Attributes:
-        label: name of the layout.
-        seconds: time of one step of one member, compilation excluded; NaN where it was not run.
-        num_bytes: size of its compiled program: arguments, results and temporaries.
+        label: Name of the layout.
+        seconds: Time of one step of one member, compilation excluded; NaN where it was not run.
+        num_bytes: Size of its compiled program: arguments, results and temporaries.
     """
 
     label: str
@@ -47,10 +47,10 @@ class Sized(NamedTuple):
     """The layout that was chosen.
 
     Attributes:
-        layout: layout to pass to `population`.
-        seconds: time of one step of one member.
-        num_bytes: size of its compiled program.
-        tried: every layout that was tried, in order.
+        layout: Layout to pass to `population`.
+        seconds: Time of one step of one member.
+        num_bytes: Size of its compiled program.
+        tried: Every layout that was tried, in order.
     """
 
     layout: Layout

@@ -19,13 +19,13 @@ class Progress(NamedTuple):
     """Where a study is, after one step.
 
     Attributes:
-        phase: name of the method ("descent"), "random" for the baseline, or "judge".
-        done: number of steps done in this phase.
-        total: number of steps of this phase in all.
-        value: lowest objective of this step.
-        best: lowest objective so far.
+        phase: Name of the method ("descent"), "random" for the baseline, or "judge".
+        done: Number of steps done in this phase.
+        total: Number of steps of this phase in all.
+        value: Lowest objective of this step.
+        best: Lowest objective so far.
         hparams: {leaf name: value} of this step's best member; empty while judging.
-        record: further numbers of that member, and the trainings spent so far; empty while judging.
+        record: Further numbers of that member, and the trainings spent so far; empty while judging.
     """
 
     phase: str

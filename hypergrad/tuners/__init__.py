@@ -1,4 +1,4 @@
-"""Tuners: methods, whole. One method, one file, one contract (`base.Tuner`)."""
+"""Tuners: complete methods. One method, one file, one contract (`base.Tuner`)."""
 
 from hypergrad.tuners.base import Tuner
 from hypergrad.tuners.bilevel import BilevelState, bilevel

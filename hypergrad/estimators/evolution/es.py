@@ -44,12 +44,12 @@ def es(
     16,000).
 
     Args:
-        problem: the training loop; only the training loss needs a derivative.
-        horizon: number of inner steps.
-        sigma: standard deviation of the moves, a number or a pytree like hparams; in the unconstrained
+        problem: Training loop; only the training loss needs a derivative.
+        horizon: Number of inner steps.
+        sigma: Standard deviation of the moves, a number or a pytree like hparams; in the unconstrained
             coordinates of `space` if one is given (0.1 where None), else in those of the hparams.
-        space: real dimensions, so that no move leaves their bounds (`moves.gaussian`).
-        num_pairs: number of antithetic pairs, at least 2.
+        space: Real dimensions, so that no move leaves their bounds (`moves.gaussian`).
+        num_pairs: Number of antithetic pairs, at least 2.
 
     Returns:
         A stateless estimator; `info` is an `EvolutionInfo`.

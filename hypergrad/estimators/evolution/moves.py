@@ -39,9 +39,9 @@ def gaussian(sigma: float | PyTree | None, space: PyTree | None = None) -> Pertu
     one, moves know no bounds: a learning rate may become negative.
 
     Args:
-        sigma: the standard deviation σ in z: a number, or a pytree like hparams of numbers or arrays that
+        sigma: Standard deviation σ in z: a number, or a pytree like hparams of numbers or arrays that
             broadcast to the coordinates. None: 0.1 with a space.
-        space: real dimensions in the structure of the hparams.
+        space: Real dimensions in the structure of the hparams.
 
     Raises:
         ValueError: for a sigma that is not positive, for neither sigma nor space, for a dimension that is not

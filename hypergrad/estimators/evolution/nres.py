@@ -36,13 +36,13 @@ def nres(
     of estimates are off by more than 4 standard errors with 8 pairs, 1 % with 32. Else the limits of `pes`.
 
     Args:
-        problem: the training loop; only the training loss needs a derivative.
-        horizon: number of inner steps of a whole run.
-        window: number of steps of one estimate; divides the horizon.
+        problem: Training loop; only the training loss needs a derivative.
+        horizon: Number of inner steps of a whole run.
+        window: Number of steps of one estimate; divides the horizon.
         sigma: as in `es`.
         space: as in `es`.
-        num_pairs: number of antithetic pairs, at least 2; a multiple of horizon / window spreads them exactly.
-        target: objective of a run: `final_objective`, `mean_objective` or a `Target` of your own.
+        num_pairs: Number of antithetic pairs, at least 2; a multiple of horizon / window spreads them exactly.
+        target: Objective of a run: `final_objective`, `mean_objective` or a `Target` of your own.
 
     Returns:
         An estimator with state `Pairs`; `info` is an `EvolutionInfo`.

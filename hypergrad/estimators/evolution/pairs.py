@@ -42,11 +42,11 @@ class Pairs(NamedTuple):
     """Antithetic pairs in mid-run; every array has the leading axis `[num_pairs]`.
 
     Attributes:
-        train: the two runs, on a second axis `[2]`: at +ε and at −ε.
-        noise: unit noise that the last gap was credited to (PES: the sum since the start of the run).
+        train: Two runs, on a second axis `[2]`: at +ε and at −ε.
+        noise: Unit noise that the last gap was credited to (PES: the sum since the start of the run).
         gaps: f₊ − f₋ at the end of the last window `[2]`: at the moved hparams, and at the unmoved ones.
-        first_nonfinite: first step of the run that was not finite, -1 if none; int32.
-        num_windows: number of windows since `init`, int32; with it, a key used twice still draws anew.
+        first_nonfinite: First step of the run that was not finite, -1 if none; int32.
+        num_windows: Number of windows since `init`, int32; with it, a key used twice still draws anew.
     """
 
     train: TrainState
@@ -60,10 +60,10 @@ class Window(NamedTuple):
     """One window of one pair.
 
     Attributes:
-        train: the two runs at its end `[2]`.
+        train: Two runs at its end `[2]`.
         gaps: f₊ − f₋ at its end `[2]`: at the moved hparams, and at the unmoved ones.
         value: (f₊ + f₋) / 2 at its end `[]`.
-        first_nonfinite: first step with a loss that was not finite, the number of steps made if only an
+        first_nonfinite: First step with a loss that was not finite, the number of steps made if only an
             objective was not, -1 if none; int32 `[]`.
     """
 

@@ -43,13 +43,13 @@ def pes(
     upwards. Non-finite pairs are left out and counted until their run ends, as in `es`.
 
     Args:
-        problem: the training loop; only the training loss needs a derivative.
-        horizon: number of inner steps of a whole run.
-        window: number of steps of one estimate; divides the horizon.
+        problem: Training loop; only the training loss needs a derivative.
+        horizon: Number of inner steps of a whole run.
+        window: Number of steps of one estimate; divides the horizon.
         sigma: as in `es`.
         space: as in `es`.
-        num_pairs: number of antithetic pairs, at least 2; a multiple of horizon / window spreads them exactly.
-        target: objective of a run: `final_objective`, `mean_objective` or a `Target` of your own.
+        num_pairs: Number of antithetic pairs, at least 2; a multiple of horizon / window spreads them exactly.
+        target: Objective of a run: `final_objective`, `mean_objective` or a `Target` of your own.
 
     Returns:
         An estimator with state `Pairs`; `info` is an `EvolutionInfo`.

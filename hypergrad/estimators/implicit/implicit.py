@@ -46,7 +46,7 @@ class ImplicitInfo(NamedTuple):
     Attributes:
         direct: ∂f/∂λ at the final weights, a pytree like `hparams`.
         response: −(∂²L/∂w∂λ)ᵀ v, a pytree like `hparams`; hypergrad = direct + response.
-        horizon: number of steps trained, int32 `[]`; none is differentiated through.
+        horizon: Number of steps trained, int32 `[]`; none is differentiated through.
         growth: 1, `[]`: nothing is unrolled that could grow.
         first_nonfinite: as in `UnrollInfo`.
         gradient_norm: ‖∇_w L‖ at the final weights, `[]`; zero in theory, and the error is of its order.
@@ -58,8 +58,8 @@ class ImplicitInfo(NamedTuple):
         smallest_curvature: smallest p·Hp / p·p that the solver met, `[]`; at or below zero H is not positive
             definite. Solvers other than `cg`, `nystrom` and `direct` meet few directions, so that a value above
             zero says little there.
-        condition: estimate from below of the condition number of H, `[]`.
-        converged: whether the solver reached its tolerance, bool `[]`.
+        condition: Estimate from below of the condition number of H, `[]`.
+        converged: Whether the solver reached its tolerance, bool `[]`.
         damping: γ where the solver took H + γI in place of H, `[]`; its diagnostics are then those of H + γI.
     """
 
@@ -115,9 +115,9 @@ class ImplicitState(NamedTuple):
     """What a warm start needs.
 
     Attributes:
-        train: trained state; None without a warm start.
+        train: Trained state; None without a warm start.
         solution: v of the last solve; None without a warm start.
-        iteration: number of estimates made, int32 `[]`.
+        iteration: Number of estimates made, int32 `[]`.
     """
 
     train: TrainState | None
@@ -151,11 +151,11 @@ def implicit(
     loss must have forward derivatives. Carried state is taken to have settled too.
 
     Args:
-        problem: the training loop.
-        horizon: largest number of inner steps of an estimate.
-        solve: a linear solver from `hypergrad.solve`; `cg()` where None. `solve.positive(cg())` damps
+        problem: Training loop.
+        horizon: Largest number of inner steps of an estimate.
+        solve: Linear solver from `hypergrad.solve`; `cg()` where None. `solve.positive(cg())` damps
             where H bends down.
-        curvature: curvature matrix to solve with: `hessian_of_loss`, or `gauss_newton(...)`.
+        curvature: Curvature matrix to solve with: `hessian_of_loss`, or `gauss_newton(...)`.
         batch: (problem, state) -> the batch of L; `full_batch` where the problem has a `train_set`, else
             `next_batch`, the minibatch that training would draw next.
         warm_start: go on from the weights, optimizer state and v of the last estimate. The key of `init`

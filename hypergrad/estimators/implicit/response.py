@@ -87,7 +87,7 @@ def gauss_newton(
         Schraudolph, 2002, "Fast curvature matrix-vector products"; Martens, 2010.
     """
 
-    def curvature(problem, params, hparams, batch):
+    def curvature(problem: Problem, params: Params, hparams: HParams, batch: Batch) -> MatVec:
         weights = trained(params)
 
         def forward(weights: PyTree) -> PyTree:
@@ -153,10 +153,10 @@ def best_response(
     Hessian is that of the loss, taken to be symmetric.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps.
-        solve: a linear solver from `hypergrad.solve`; `cg()` where None.
-        batch: function that returns the batch over which L is stationary; `full_batch` where the problem has
+        problem: Training loop.
+        horizon: Number of inner steps.
+        solve: Linear solver from `hypergrad.solve`; `cg()` where None.
+        batch: Function that returns the batch over which L is stationary; `full_batch` where the problem has
             a `train_set`, else `next_batch`.
 
     Returns:

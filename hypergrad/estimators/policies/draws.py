@@ -153,10 +153,10 @@ def check_policy(problem: Problem, policy: Policy, phi: PyTree, *, must_draw: bo
     **Cost:** abstract evaluation of one step, and two traces of the policy.
 
     Args:
-        problem: the training loop.
-        policy: how hparams are drawn.
-        phi: its parameters.
-        must_draw: whether a policy without discrete leaves of its own is refused.
+        problem: Training loop.
+        policy: How hparams are drawn.
+        phi: Its parameters.
+        must_draw: Whether a policy without discrete leaves of its own is refused.
 
     Raises:
         ValueError: in one line, for a φ of another structure, and for a policy that draws nothing.

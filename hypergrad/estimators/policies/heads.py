@@ -68,8 +68,8 @@ class Sizes(NamedTuple):
     """What a network must emit.
 
     Attributes:
-        reals: normals of each real leaf: the free steps of a schedule, the entries of an array.
-        options: logits of each discrete leaf.
+        reals: Normals of each real leaf: the free steps of a schedule, the entries of an array.
+        options: Logits of each discrete leaf.
     """
 
     reals: tuple[int, ...]
@@ -113,18 +113,18 @@ class _Heads(NamedTuple):
     """A network over the leaves of a space: L real and C discrete ones, padded to D entries and K options.
 
     Attributes:
-        network: what emits and reads.
-        width: standard deviation of the normals where the network emits zero.
-        counts: outputs of the heads.
+        network: What emits and reads.
+        width: Standard deviation of the normals where the network emits zero.
+        counts: Outputs of the heads.
         dims: of all leaves, in the order of the space.
         treedef: of the space.
-        reals: places of the real leaves among all, `L` of them.
-        choices: places of the discrete leaves, `C` of them.
+        reals: Places of the real leaves among all, `L` of them.
+        choices: Places of the discrete leaves, `C` of them.
         names: of the real leaves.
-        middle: what the outputs of a real head are added to, so that zero gives the default, `[L, D]`.
-        entries: which entries a real leaf has, bool `[L, D]`.
-        known: which options a discrete leaf has, bool `[C, K]`.
-        lowest: first value of a discrete leaf, int32 `[C]`.
+        middle: What the outputs of a real head are added to, so that zero gives the default, `[L, D]`.
+        entries: Which entries a real leaf has, bool `[L, D]`.
+        known: Which options a discrete leaf has, bool `[C, K]`.
+        lowest: First value of a discrete leaf, int32 `[C]`.
     """
 
     network: Network
@@ -146,9 +146,9 @@ class _Walk(NamedTuple):
 
     Attributes:
         mean, std: of the normals, in unconstrained coordinates, `[L, D]`.
-        z: drawn or given, `[L, D]`.
+        z: Drawn or given, `[L, D]`.
         log_probs: of the options of each choice, `[C, K]`.
-        options: drawn or given, int32 `[C]`.
+        options: Drawn or given, int32 `[C]`.
     """
 
     mean: Array

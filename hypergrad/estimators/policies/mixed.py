@@ -28,15 +28,15 @@ class MixedInfo(NamedTuple):
     """Diagnostics of a hypergradient of a policy and of real leaves.
 
     Attributes:
-        direct: the part at fixed weights, a pytree like φ: all that ENAS follows.
-        response: the part by way of the weights, likewise; hypergrad = direct + response.
-        horizon: number of steps differentiated through, or trained, int32 `[]`.
+        direct: Part at fixed weights, a pytree like φ: all that ENAS follows.
+        response: Part by way of the weights, likewise; hypergrad = direct + response.
+        horizon: Number of steps differentiated through, or trained, int32 `[]`.
         growth: as in `UnrollInfo`, `[]`.
         first_nonfinite: as in `UnrollInfo`.
         direct_norm, response_norm: Euclidean norms of the two, `[]`.
-        cosine: between them, `[]`; near −1, following `direct` alone goes the wrong way. 0 where one is zero.
+        cosine: Between them, `[]`; near −1, following `direct` alone goes the wrong way. 0 where one is zero.
         entropy: of the policy in nats, `[]`.
-        inner: info of the estimator that differentiated the expected problem.
+        inner: Info of the estimator that differentiated the expected problem.
     """
 
     direct: PyTree

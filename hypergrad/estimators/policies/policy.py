@@ -39,7 +39,7 @@ class Policy(NamedTuple):
         entropy: (φ) -> of the drawn leaves in nats, `[]`.
         mode: (φ) -> the most probable hparams.
         outcomes: (φ) -> all hparams that can be drawn, leading axis `[N]`; raises where they are too many.
-        space: the space of φ, a pytree of real dimensions, for `tuners.descent`; None for networks.
+        space: Space of φ, a pytree of real dimensions, for `tuners.descent`; None for networks.
         given: (key) -> the same policy with the noise of its real leaves fixed, so that all draws share them;
             None where real leaves have no noise.
         log_density: (φ, hparams) -> {leaf name: log density of that real leaf, `[]`} at constant values; None

@@ -18,11 +18,11 @@ class RelaxedInfo(NamedTuple):
     """Diagnostics of a relaxed hypergradient over S draws.
 
     Attributes:
-        direct, response: their means over the draws, pytrees like φ; hypergrad = direct + response.
-        horizon: number of steps differentiated through by one estimate, int32 `[]`.
-        growth: largest over the draws, `[]`.
-        first_nonfinite: earliest over the draws, as in `UnrollInfo`.
-        std_error: standard error of the hypergradient over the draws, a pytree like φ; it says nothing of
+        direct, response: Their means over the draws, pytrees like φ; hypergrad = direct + response.
+        horizon: Number of steps differentiated through by one estimate, int32 `[]`.
+        growth: Largest over the draws, `[]`.
+        first_nonfinite: Earliest over the draws, as in `UnrollInfo`.
+        std_error: Standard error of the hypergradient over the draws, a pytree like φ; it says nothing of
             the bias. NaN for one draw.
         value_std_error: of the value, likewise, `[]`.
         entropy: of the policy in nats, `[]`.

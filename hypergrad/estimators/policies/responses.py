@@ -28,10 +28,10 @@ class Pull(NamedTuple):
 
     Attributes:
         response: (dw/dφ)ᵀ ∂f/∂w, a pytree like φ.
-        solution: what the next pull may start from.
+        solution: What the next pull may start from.
         growth: of the adjoint a step, `[]`; 1 where nothing is unrolled.
         residual, damping: of the linear solve, `[]`; 0 where none is made.
-        sound: whether the response can be believed, bool `[]`.
+        sound: Whether the response can be believed, bool `[]`.
     """
 
     response: PyTree
@@ -51,8 +51,8 @@ class ResponseWindow(NamedTuple):
     """Some steps of training on a policy's draws, which can be pulled back.
 
     Attributes:
-        state: after the last step.
-        losses: before each step, `[num_steps]`.
+        state: After the last step.
+        losses: Before each step, `[num_steps]`.
         pull: (key, adjoint of the state's float leaves, solution of the window before) -> `Pull`.
     """
 
@@ -67,7 +67,7 @@ class Response(NamedTuple):
     Attributes:
         follow: (expected problem, problem, φ, first state, horizon) -> `Window`. The problem itself draws the
             examples, so that independent draws can be made over the same ones.
-        sees: names of the ways of a real leaf that have a derivative here, among "objective", "loss" and
+        sees: Names of the ways of a real leaf that have a derivative here, among "objective", "loss" and
             "optimizer".
         solution: (weights) -> what the first pull starts from.
     """

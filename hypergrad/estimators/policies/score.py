@@ -37,18 +37,18 @@ class ScoreInfo(NamedTuple):
     """Diagnostics of a score-function hypergradient over S runs.
 
     Attributes:
-        direct: the part at fixed weights, a pytree like φ. In `score` that of the real leaves alone: values
+        direct: Part at fixed weights, a pytree like φ. In `score` that of the real leaves alone: values
             do not tell what a choice does by way of the weights from what it does to the objective.
-        response: the rest, a pytree like φ; hypergrad = direct + response.
-        horizon: number of steps of a run, int32 `[]`.
-        growth: largest over the runs where they were differentiated, else 1, `[]`.
-        first_nonfinite: earliest over the runs, as in `UnrollInfo`.
-        std_error: standard error of the hypergradient, by the jackknife over the runs (which errs upwards
+        response: Rest, a pytree like φ; hypergrad = direct + response.
+        horizon: Number of steps of a run, int32 `[]`.
+        growth: Largest over the runs where they were differentiated, else 1, `[]`.
+        first_nonfinite: Earliest over the runs, as in `UnrollInfo`.
+        std_error: Standard error of the hypergradient, by the jackknife over the runs (which errs upwards
             with few), a pytree like φ; NaN for one run.
         value_std_error: of the value, likewise, `[]`.
-        values: the objective of each run `[S]`.
+        values: Objective of each run `[S]`.
         entropy: of the policy in nats, `[]`; near zero, little is left to learn from.
-        samples: the hparams that each run of `score` drew, leading axis `[S]`; None in `score_shared`.
+        samples: Hparams that each run of `score` drew, leading axis `[S]`; None in `score_shared`.
     """
 
     direct: PyTree
@@ -68,9 +68,9 @@ class _Runs(NamedTuple):
 
     Attributes:
         value, first_nonfinite, growth: as in an estimate.
-        direct, response: pathwise parts, pytrees like φ; None without real leaves.
+        direct, response: Pathwise parts, pytrees like φ; None without real leaves.
         direct_score, response_score: ∇ log π of what was drawn for the objective, and for training.
-        samples: the hparams drawn.
+        samples: Hparams drawn.
     """
 
     value: Array

@@ -30,11 +30,11 @@ class SharedState(NamedTuple):
     """What goes on from estimate to estimate.
 
     Attributes:
-        run: the training of the shared weights.
+        run: Training of the shared weights.
         solution: of the response.
         credit: of the baseline of the credited leaves; `()` without.
-        first: expected objective at the first weights, `[]`.
-        last: expected objective after the last window that was kept, `[]`; that of the first weights before.
+        first: Expected objective at the first weights, `[]`.
+        last: Expected objective after the last window that was kept, `[]`; that of the first weights before.
     """
 
     run: OnlineState
@@ -54,20 +54,20 @@ class SharedInfo(NamedTuple):
 
     Attributes:
         direct: E[(f − b) ∇ log π] and the pathwise part at fixed weights, a pytree like φ: what ENAS follows.
-        response: the part by way of the weights, times the scale, likewise; hypergrad = direct + response.
-        horizon: steps of training of this estimate, int32 `[]`.
+        response: Part by way of the weights, times the scale, likewise; hypergrad = direct + response.
+        horizon: Steps of training of this estimate, int32 `[]`.
         growth, residual, damping: as in `Pull`.
-        refused: whether the response was left out because it was not finite, or its solve too bad to believe,
+        refused: Whether the response was left out because it was not finite, or its solve too bad to believe,
             bool `[]`.
-        diverged: whether the window was dropped because its weights had diverged, bool `[]`; `value` and
+        diverged: Whether the window was dropped because its weights had diverged, bool `[]`; `value` and
             `values` are those of the dropped weights.
         first_nonfinite: as in `OnlineInfo`.
         direct_norm, response_norm: Euclidean norms, `[]`.
-        cosine: between the two, `[]`; 0 where one is zero.
-        step: steps of training of the shared weights so far, int32 `[]`.
-        values: objective of each draw at the shared weights, `[S]`.
-        samples: the draws, leading axis `[S]`.
-        credit: what the score function gave to real leaves that the response does not see, part of `response`;
+        cosine: Between the two, `[]`; 0 where one is zero.
+        step: Steps of training of the shared weights so far, int32 `[]`.
+        values: Objective of each draw at the shared weights, `[S]`.
+        samples: Draws, leading axis `[S]`.
+        credit: What the score function gave to real leaves that the response does not see, part of `response`;
             its norm, `[]`.
     """
 
@@ -191,8 +191,8 @@ class _Drawn(NamedTuple):
     """What a window draws once, before its first step.
 
     Attributes:
-        policy: whose real leaves all draws of the window share.
-        problem: the expected one, of which the weights are trained.
+        policy: Whose real leaves all draws of the window share.
+        problem: Expected one, of which the weights are trained.
         key: of the draw that optimizer and initial weights read.
     """
 
@@ -205,9 +205,9 @@ class _Verdict(NamedTuple):
     """What the weights after a window are worth.
 
     Attributes:
-        value: expected objective, `[]`.
-        bound: above which weights have diverged, `[]`.
-        diverged: whether these have, bool `[]`.
+        value: Expected objective, `[]`.
+        bound: Above which weights have diverged, `[]`.
+        diverged: Whether these have, bool `[]`.
     """
 
     value: Array

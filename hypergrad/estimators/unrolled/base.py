@@ -25,12 +25,12 @@ class UnrollInfo(NamedTuple):
     Attributes:
         direct: ∂f/∂λ at the final weights, a pytree like `hparams`.
         response: (∂f/∂w)(dw/dλ), a pytree like `hparams`; hypergrad = direct + response.
-        horizon: number of steps differentiated through, int32 `[]`.
+        horizon: Number of steps differentiated through, int32 `[]`.
         sensitivity: `[horizon]`; in reverse mode the norm of the adjoint of the weights before each
             step, in forward mode that of their derivative after each step.
-        growth: geometric mean growth of `sensitivity` a step (towards the start in reverse mode, towards
+        growth: Geometric mean growth of `sensitivity` a step (towards the start in reverse mode, towards
             the end in forward mode), `[]`. Well above 1 means chaos: gradients through the run explode.
-        first_nonfinite: first step whose training loss was not finite, the number of steps if only the
+        first_nonfinite: First step whose training loss was not finite, the number of steps if only the
             objective was not, -1 if none; int32 `[]`.
     """
 
@@ -84,13 +84,13 @@ def unrolled_estimate(
     """Estimate by reverse mode through `num_steps` steps from `start`.
 
     Args:
-        problem: the training loop.
-        key: draws the validation batch, and (with `through_init`) drew `start`: see `split_key`.
-        hparams: real hyperparameters.
-        start: the state before the first step differentiated.
-        num_steps: number of steps.
-        backward: the backward pass (`adjoint.mixed_mode`, `adjoint.plain`).
-        through_init: whether `start` is the run's first state and depends on the hparams.
+        problem: Training loop.
+        key: Draws the validation batch, and (with `through_init`) drew `start`: see `split_key`.
+        hparams: Real hyperparameters.
+        start: State before the first step differentiated.
+        num_steps: Number of steps.
+        backward: Backward pass (`adjoint.mixed_mode`, `adjoint.plain`).
+        through_init: Whether `start` is the run's first state and depends on the hparams.
 
     Returns:
         The estimate, the training losses `[num_steps]`, the pass's certificate, and the state after the

@@ -92,11 +92,11 @@ def darts(
     too, that part is left out, with a `StructuralZeroWarning`. `one_step` sees both.
 
     Args:
-        problem: the training loop.
+        problem: Training loop.
         step_size: ξ, usually the learning rate; 0 leaves the direct gradient (first-order DARTS).
-        interval: number of inner steps trained by an estimate.
+        interval: Number of inner steps trained by an estimate.
         product: `exact_product`, or `central_difference()` as in the paper.
-        restart_every: number of steps after which a new run begins; None: never.
+        restart_every: Number of steps after which a new run begins; None: never.
 
     Returns:
         An estimator whose state is an `OnlineState`; `info` is an `OnlineInfo` with a horizon of 1 and

@@ -40,14 +40,14 @@ class DriftInfo(NamedTuple):
     Attributes:
         direct: ∂f/∂λ at the final weights, a pytree like `hparams`.
         response: (∂f/∂w)(dw/dλ), a pytree like `hparams`; hypergrad = direct + response.
-        horizon: number of steps differentiated through, int32 `[]`.
-        sensitivity: norm of the adjoint of the weights before each step `[horizon]`.
-        growth: geometric mean growth of `sensitivity` a step towards the start, `[]`.
-        first_nonfinite: first step whose training loss was not finite, the number of steps if only the
+        horizon: Number of steps differentiated through, int32 `[]`.
+        sensitivity: Norm of the adjoint of the weights before each step `[horizon]`.
+        growth: Geometric mean growth of `sensitivity` a step towards the start, `[]`.
+        first_nonfinite: First step whose training loss was not finite, the number of steps if only the
             objective was not, -1 if none; int32 `[]`.
-        mismatch: largest relative distance, over all segments and leaves, between the state that undoing the
+        mismatch: Largest relative distance, over all segments and leaves, between the state that undoing the
             segment came to and the one stored there, `[]`.
-        num_recomputed: number of segments that missed it by more than `tolerance` and were computed again
+        num_recomputed: Number of segments that missed it by more than `tolerance` and were computed again
             from checkpoints, int32 `[]`; 0 where `tolerance` is infinite.
     """
 
@@ -95,11 +95,11 @@ def drift(
     stored at every step. Exact but for rounding, which `info.mismatch` shows.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps.
-        min_momentum: the smallest momentum that the run will meet, in (0, 1). A smaller one costs time, not
+        problem: Training loop.
+        horizon: Number of inner steps.
+        min_momentum: Smallest momentum that the run will meet, in (0, 1). A smaller one costs time, not
             accuracy.
-        tolerance: relative mismatch up to which a segment counts; None: 3√ε of the params' dtype. With
+        tolerance: Relative mismatch up to which a segment counts; None: 3√ε of the params' dtype. With
             `math.inf` the mismatch is reported and nothing is computed again, which saves its memory.
 
     Returns:

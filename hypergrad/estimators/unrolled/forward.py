@@ -31,9 +31,9 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
     **Limits:** exact but for rounding. The loss and its gradient must have forward derivatives.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps.
-        chunk: number of tangents that travel together; None: all of them. The last chunk is filled up with
+        problem: Training loop.
+        horizon: Number of inner steps.
+        chunk: Number of tangents that travel together; None: all of them. The last chunk is filled up with
             zeros where it is shorter. Each chunk trains once more.
 
     Returns:

@@ -51,9 +51,9 @@ def hd(problem: Problem, interval: int = 1, *, restart_every: int | None = None)
     gradient.
 
     Args:
-        problem: the training loop.
-        interval: number of inner steps trained by an estimate.
-        restart_every: number of steps after which a new run begins; None: never.
+        problem: Training loop.
+        interval: Number of inner steps trained by an estimate.
+        restart_every: Number of steps after which a new run begins; None: never.
 
     Returns:
         An estimator whose state is an `OnlineState`; `info` is an `OnlineInfo` with a horizon of 1. Its

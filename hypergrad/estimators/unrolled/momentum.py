@@ -30,8 +30,8 @@ class NotMomentum(ValueError):
     """The optimizer is not SGD with momentum.
 
     Args:
-        got: what it does or has instead, after "problem.optimizer".
-        expected: what SGD with momentum does or has there.
+        got: What it does or has instead, after "problem.optimizer".
+        expected: What SGD with momentum does or has there.
     """
 
     def __init__(self, got: str, expected: str = "SGD with momentum"):
@@ -59,9 +59,9 @@ class Course(NamedTuple):
     """The part of a run's states that depends on no gradient, and is known before the run starts.
 
     Attributes:
-        step: index of each step `[T]`.
-        fixed: counters and keys in the optimizer's state before each step, leading axis `[T]`.
-        coefficients: those of each step `[T, L]`; None where all steps have the same.
+        step: Index of each step `[T]`.
+        fixed: Counters and keys in the optimizer's state before each step, leading axis `[T]`.
+        coefficients: Those of each step `[T, L]`; None where all steps have the same.
     """
 
     step: Array
@@ -84,15 +84,15 @@ class Recursion:
     hyperparameters.
 
     Attributes:
-        decays: whether a step may have a decoupled decay: whether updates read the weights.
-        scheduled: whether the coefficients change from step to step.
-        constant: the smallest momentum, where no hyperparameter or schedule changes any; else None.
+        decays: Whether a step may have a decoupled decay: whether updates read the weights.
+        scheduled: Whether the coefficients change from step to step.
+        constant: Smallest momentum, where no hyperparameter or schedule changes any; else None.
 
     Args:
-        problem: the training loop.
-        hparams: hyperparameters, traced or not.
-        state: the state before the first step.
-        num_steps: length of the run.
+        problem: Training loop.
+        hparams: Hyperparameters, traced or not.
+        state: State before the first step.
+        num_steps: Length of the run.
 
     Raises:
         NotMomentum: for an optimizer that is not this recursion.

@@ -25,16 +25,16 @@ class OnlineInfo(NamedTuple):
 
     Attributes:
         direct: ∂f/∂λ, a pytree like `hparams`.
-        response: the part of (∂f/∂w)(dw/dλ) that is known, a pytree like `hparams`; hypergrad = direct +
+        response: Part of (∂f/∂w)(dw/dλ) that is known, a pytree like `hparams`; hypergrad = direct +
             response.
-        horizon: number of training steps whose derivative is in the response, int32 `[]`. Where it is less than
+        horizon: Number of training steps whose derivative is in the response, int32 `[]`. Where it is less than
             `step`, the hypergradient has short-horizon bias: the terms of earlier steps are missing.
-        growth: geometric mean growth a step of the adjoint or, in forward mode, of Z, `[]`. In reverse mode
+        growth: Geometric mean growth a step of the adjoint or, in forward mode, of Z, `[]`. In reverse mode
             with growth ρ < 1, what is missing is about ρ^horizon of the whole.
-        first_nonfinite: first training step of the run whose loss was not finite, `step` if only the
+        first_nonfinite: First training step of the run whose loss was not finite, `step` if only the
             objective was not, -1 if none; int32 `[]`. The next estimate then starts a new run.
-        step: number of steps since the run of training started, int32 `[]`.
-        moved: distance of the hparams from those at that start, ‖λ − λ_start‖, `[]`. Above zero the weights,
+        step: Number of steps since the run of training started, int32 `[]`.
+        moved: Distance of the hparams from those at that start, ‖λ − λ_start‖, `[]`. Above zero the weights,
             and Z in forward mode, come from a path of hparams, not from the last ones.
     """
 
@@ -51,8 +51,8 @@ class OnlineState(NamedTuple):
     """Training that goes on from estimate to estimate.
 
     Attributes:
-        train: the state that training is in.
-        first: hparams with which its run started.
+        train: State that training is in.
+        first: Hparams with which its run started.
         tangents: in forward mode, Z of the state's float leaves, leading axis `[num_hparams]`; else `()`.
     """
 
@@ -94,13 +94,13 @@ def online_info(
     """Make the diagnostics of an estimate.
 
     Args:
-        before: training as this estimate found it.
-        after: training as this estimate leaves it.
-        hparams: hyperparameters of this estimate.
-        parts: direct and response.
-        horizon: number of steps differentiated through.
-        growth: growth a step of the adjoint or of Z.
-        bad: first non-finite step of this estimate (`first_nonfinite`).
+        before: Training as this estimate found it.
+        after: Training as this estimate leaves it.
+        hparams: Hyperparameters of this estimate.
+        parts: Direct and response.
+        horizon: Number of steps differentiated through.
+        growth: Growth a step of the adjoint or of Z.
+        bad: First non-finite step of this estimate (`first_nonfinite`).
     """
     return OnlineInfo(
         *parts,

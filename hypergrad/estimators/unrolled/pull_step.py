@@ -31,14 +31,14 @@ class _Step(NamedTuple):
     """One step of training, Φ(w, c, o, λ), cut into what carries a derivative.
 
     Attributes:
-        problem: the training loop.
-        state: the state before the step.
-        batch: what the step is trained on.
+        problem: Training loop.
+        state: State before the step.
+        batch: What the step is trained on.
         weights: w, a pytree.
         carried: c, float leaves of the state that the loss carries along.
         opt_state: o, float leaves of the optimizer's state.
         hparams: λ, float leaves.
-        joins: the ways back from `carried`, `opt_state` and `hparams` to the whole of each.
+        joins: Ways back from `carried`, `opt_state` and `hparams` to the whole of each.
     """
 
     problem: Problem
@@ -104,7 +104,7 @@ class _UpdateBars(NamedTuple):
         opt_state: ō.
         weights: w̄ through the optimizer, a pytree.
         hparams: λ̄ through the optimizer.
-        loss: adjoints of the loss and of the carried state that it is evaluated at, where the optimizer
+        loss: Adjoints of the loss and of the carried state that it is evaluated at, where the optimizer
             reads it, else `()`.
     """
 
@@ -124,10 +124,10 @@ def pull_step(
     """Pull the adjoint back over one step of training, whose loss and gradient were kept.
 
     Args:
-        problem: the training loop.
-        hparams: hyperparameters.
-        kept: the state before the step, its loss `[]`, the gradient of its weights.
-        adjoint: cotangent of the hparams' float leaves so far, adjoint of the state after the step.
+        problem: Training loop.
+        hparams: Hyperparameters.
+        kept: State before the step, its loss `[]`, the gradient of its weights.
+        adjoint: Cotangent of the hparams' float leaves so far, adjoint of the state after the step.
 
     Returns:
         Both before the step, and the norm of the adjoint of the weights there, float32 `[]`.

@@ -35,9 +35,9 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
     unknown length (the line searches of `optax.lbfgs`) have no reverse mode; use `forward` for them.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps.
-        backward: the backward pass: `mixed_mode(checkpoint)`, or `plain(checkpoint)` for losses whose
+        problem: Training loop.
+        horizon: Number of inner steps.
+        backward: Backward pass: `mixed_mode(checkpoint)`, or `plain(checkpoint)` for losses whose
             gradient has no forward derivative.
 
     Returns:
@@ -69,9 +69,9 @@ class Plan(NamedTuple):
     """A backward pass chosen for a memory budget.
 
     Attributes:
-        backward: what to pass to `reverse` or `truncated`.
-        checkpoint: its segment lengths.
-        num_bytes: temporary memory of the compiled estimate.
+        backward: What to pass to `reverse` or `truncated`.
+        checkpoint: Its segment lengths.
+        num_bytes: Temporary memory of the compiled estimate.
         tried: (checkpoint, bytes) of each pass considered, fastest first; where the states alone exceed the
             budget, their bytes.
     """
@@ -93,11 +93,11 @@ def plan(
     **Cost:** one compilation for each pass tried, up to four.
 
     Args:
-        problem: the training loop.
-        hparams: hyperparameters of the shapes to be used.
-        horizon: number of inner steps.
-        memory: budget in bytes for the temporaries of the estimates.
-        num_seeds: number of estimates made side by side, under `vmap`.
+        problem: Training loop.
+        hparams: Hyperparameters of the shapes to be used.
+        horizon: Number of inner steps.
+        memory: Budget in bytes for the temporaries of the estimates.
+        num_seeds: Number of estimates made side by side, under `vmap`.
 
     Raises:
         ValueError: where even the leanest pass needs more, with the number of bytes it needs.

@@ -42,15 +42,15 @@ class ReversibleInfo(NamedTuple):
     Attributes:
         direct: ∂f/∂λ at the final weights, a pytree like `hparams`.
         response: (∂f/∂w)(dw/dλ), a pytree like `hparams`; hypergrad = direct + response.
-        horizon: number of steps differentiated through, int32 `[]`.
-        sensitivity: norm of the adjoint of the weights before each step `[horizon]`.
-        growth: geometric mean growth of `sensitivity` a step towards the start, `[]`.
-        first_nonfinite: first step at which the training loss was not finite or a number left the range,
+        horizon: Number of steps differentiated through, int32 `[]`.
+        sensitivity: Norm of the adjoint of the weights before each step `[horizon]`.
+        growth: Geometric mean growth of `sensitivity` a step towards the start, `[]`.
+        first_nonfinite: First step at which the training loss was not finite or a number left the range,
             the number of steps if only the objective was not finite, -1 if none; int32 `[]`.
-        exact: the certificate: whether every integer came back to what it was, at the start and wherever
+        exact: Certificate: whether every integer came back to what it was, at the start and wherever
             the stack was stored, bool `[]`.
-        largest: largest magnitude of a weight, update, gradient or velocity on the way, `[]`.
-        bits: what is stored a parameter and step, `[]`.
+        largest: Largest magnitude of a weight, update, gradient or velocity on the way, `[]`.
+        bits: What is stored a parameter and step, `[]`.
     """
 
     direct: HParams
@@ -84,7 +84,7 @@ class Integers(NamedTuple):
     Attributes:
         weights: w / unit.
         velocity: v / unit.
-        rest: remainders of the multiplications, a stack of digits that undoing them takes off again.
+        rest: Remainders of the multiplications, a stack of digits that undoing them takes off again.
     """
 
     weights: Array
@@ -117,10 +117,10 @@ def reversible(
     since integers have none; taking it is an error.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps.
-        min_momentum: the smallest momentum that the run will meet, in [0.25, 1).
-        limit: magnitude that no weight, update, gradient or velocity may reach; with half of it, rounding is
+        problem: Training loop.
+        horizon: Number of inner steps.
+        min_momentum: Smallest momentum that the run will meet, in [0.25, 1).
+        limit: Magnitude that no weight, update, gradient or velocity may reach; with half of it, rounding is
             half as coarse.
 
     Returns:
@@ -188,10 +188,10 @@ class _Scheme(NamedTuple):
     """How the params are laid out in integers.
 
     Attributes:
-        recursion: the momentum recursion, which knows the leaves.
-        word: dtype of the integers.
-        unit: value of the integer 1, a power of two.
-        interval: number of steps after which the stack must be stored.
+        recursion: Momentum recursion, which knows the leaves.
+        word: Dtype of the integers.
+        unit: Value of the integer 1, a power of two.
+        interval: Number of steps after which the stack must be stored.
     """
 
     recursion: Recursion

@@ -42,9 +42,9 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
     training is chaotic Z grows without bound (`info.growth` above 1): restart it.
 
     Args:
-        problem: the training loop.
-        interval: number of inner steps between two hypergradients.
-        restart_every: number of steps after which a new run begins, with Z_0 = dw_0/dλ; None: never.
+        problem: Training loop.
+        interval: Number of inner steps between two hypergradients.
+        restart_every: Number of steps after which a new run begins, with Z_0 = dw_0/dλ; None: never.
 
     Returns:
         An estimator whose state is an `OnlineState` with Z; `info` is an `OnlineInfo` whose horizon is

@@ -50,12 +50,12 @@ def truncated(
     without the term through `init`.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps trained by an estimate.
-        window: number of steps differentiated, the last ones; at most `horizon`.
+        problem: Training loop.
+        horizon: Number of inner steps trained by an estimate.
+        window: Number of steps differentiated, the last ones; at most `horizon`.
         backward: as in `reverse`.
         warm_start: go on from where the last estimate's training ended, instead of from the start.
-        restart_every: number of steps after which a warm start begins a new run, such as the length of a
+        restart_every: Number of steps after which a warm start begins a new run, such as the length of a
             schedule; None: never.
 
     Returns:
@@ -132,9 +132,9 @@ def one_step(problem: Problem, interval: int = 1, *, restart_every: int | None =
     too low. Of a schedule only the entry of the last step gets a gradient.
 
     Args:
-        problem: the training loop.
-        interval: number of inner steps trained by an estimate.
-        restart_every: number of steps after which a new run begins; None: never.
+        problem: Training loop.
+        interval: Number of inner steps trained by an estimate.
+        restart_every: Number of steps after which a new run begins; None: never.
 
     Returns:
         `truncated` with a window of 1 and a warm start.

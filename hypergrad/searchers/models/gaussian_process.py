@@ -23,10 +23,10 @@ class Kernel(NamedTuple):
     """Logarithms of the positive numbers of a kernel.
 
     Attributes:
-        scale: length scales, `[D]`.
-        amplitude: variance of the process.
-        noise: variance of an observation.
-        warp: a and b of the input warping, `[2, D]`; zeros where inputs are not warped.
+        scale: Length scales, `[D]`.
+        amplitude: Variance of the process.
+        noise: Variance of an observation.
+        warp: And b of the input warping, `[2, D]`; zeros where inputs are not warped.
     """
 
     scale: Array
@@ -43,9 +43,9 @@ class Posterior(NamedTuple):
     """A process conditioned on n rows, of which some are empty.
 
     Attributes:
-        kernel: kernel of the process.
-        units: trials in unit coordinates, `[n, D]`.
-        mask: which rows hold a trial, `[n]`.
+        kernel: Kernel of the process.
+        units: Trials in unit coordinates, `[n, D]`.
+        mask: Which rows hold a trial, `[n]`.
         root: R = L⁻¹ with L Lᵀ = K + noise I; rows of the identity where empty, `[n, n]`.
         white: R y, `[n]`.
     """
@@ -83,7 +83,7 @@ def matern(ordered: np.ndarray) -> Covariance:
     over options c and all other coordinates d.
 
     Args:
-        ordered: whether the order of each coordinate means something, `[D]`; false for options.
+        ordered: Whether the order of each coordinate means something, `[D]`; false for options.
     """
     numbers = np.flatnonzero(ordered)
 
@@ -169,13 +169,13 @@ def fit_covariance(
     **Cost:** 2 · num_steps factors and inverses, O(n³) each.
 
     Args:
-        start: kernel of the last fit.
-        covariance: covariance of the process, e.g. `matern(ordered)`.
-        units: trials in unit coordinates, `[n, D]`.
-        targets: standardized scores, `[n]`; zero where rows are empty.
-        mask: which rows hold a trial, `[n]`.
-        warp: whether the input warping is fitted too.
-        num_steps: steps of Adam from each of the two starts.
+        start: Kernel of the last fit.
+        covariance: Covariance of the process, e.g. `matern(ordered)`.
+        units: Trials in unit coordinates, `[n, D]`.
+        targets: Standardized scores, `[n]`; zero where rows are empty.
+        mask: Which rows hold a trial, `[n]`.
+        warp: Whether the input warping is fitted too.
+        num_steps: Steps of Adam from each of the two starts.
     """
     optimizer = optax.adam(0.15)
     centre = prior_kernel(units.shape[1])
@@ -308,7 +308,7 @@ def confidence_bound(kappa: float = 2.0) -> Acquisition:
     """Return the score −(mean − κ std): the lower confidence bound of an objective to be minimised.
 
     Args:
-        kappa: number κ of standard deviations, at least 0.
+        kappa: Number κ of standard deviations, at least 0.
 
     Raises:
         ValueError: for an invalid κ.

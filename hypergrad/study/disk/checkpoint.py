@@ -144,7 +144,7 @@ def remove(folder: Path, step: int) -> None:
 def without_weak_types(state: PyTree) -> PyTree:
     """Strip weak types, which no file keeps and on which the dtype of later arithmetic depends."""
 
-    def strip(leaf):
+    def strip(leaf: Any) -> Any:
         weak = getattr(leaf, "weak_type", False)
         return jax.lax.convert_element_type(leaf, leaf.dtype) if weak else leaf
 
