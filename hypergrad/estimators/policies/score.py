@@ -1,4 +1,4 @@
-"""Score-function hypergradients: runs weighted by how much better than others they did (REINFORCE)."""
+"""Score-function hypergradients: runs weighted by how much better they are than others (REINFORCE)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -37,17 +37,17 @@ class ScoreInfo(NamedTuple):
     """Diagnostics of a score-function hypergradient over S runs.
 
     Attributes:
-        direct: Part at fixed weights, a pytree like φ. In `score` that of the real leaves alone: values
-            do not tell what a choice does by way of the weights from what it does to the objective.
-        response: Rest, a pytree like φ; hypergrad = direct + response.
+        direct: Part at fixed weights, a pytree like φ. In `score` only real leaves have this part: values do
+            not separate the effect of a choice through the weights from its effect on the objective.
+        response: Remaining part, a pytree like φ; hypergrad = direct + response.
         horizon: Number of steps of a run, int32 `[]`.
-        growth: Largest over the runs where they were differentiated, else 1, `[]`.
-        first_nonfinite: Earliest over the runs, as in `UnrollInfo`.
+        growth: Largest growth over the runs where they were differentiated, else 1, `[]`.
+        first_nonfinite: Earliest non-finite step over the runs, as in `UnrollInfo`.
         std_error: Standard error of the hypergradient, by the jackknife over the runs (which errs upwards
             with few), a pytree like φ; NaN for one run.
-        value_std_error: of the value, likewise, `[]`.
+        value_std_error: Standard error of the value, likewise, `[]`.
         values: Objective of each run `[S]`.
-        entropy: of the policy in nats, `[]`; near zero, little is left to learn from.
+        entropy: Entropy of the policy in nats, `[]`; near zero, draws hardly differ and teach little.
         samples: Hparams that each run of `score` drew, leading axis `[S]`; None in `score_shared`.
     """
 
@@ -64,12 +64,12 @@ class ScoreInfo(NamedTuple):
 
 
 class _Runs(NamedTuple):
-    """What came of S runs; every array has the leading axis `[S]`.
+    """Results of S runs; every array has the leading axis `[S]`.
 
     Attributes:
-        value, first_nonfinite, growth: as in an estimate.
+        value, first_nonfinite, growth: Fields as in an estimate.
         direct, response: Pathwise parts, pytrees like φ; None without real leaves.
-        direct_score, response_score: ∇ log π of what was drawn for the objective, and for training.
+        direct_score, response_score: Scores ∇ log π of the draws for the objective, and for training.
         samples: Hparams drawn.
     """
 
@@ -93,7 +93,7 @@ def score(
     precondition: Precondition | None = None,
     through: Through | None = None,
 ) -> Estimator:
-    """Follow the expected objective of a policy, every draw of which trains weights of its own.
+    """Follow the expected objective of a policy, where every draw trains separate weights.
 
     J(φ) = E_{a~π_φ}[F(a, λ)],   F = objective after training with choices a and real hparams λ
     ∇J ≈ (1/S) Σ_s (F_s − b_s) ∇_φ log π_φ(a_s) + ∂F_s/∂λ ∂λ/∂φ
@@ -104,11 +104,11 @@ def score(
     **Cost:** S trainings side by side, and memory of S states; where the policy has real leaves, S
     hypergradients by `through`.
 
-    **Limits:** unbiased, with every baseline of `policies`. The standard error falls as 1/√S. It does not
-    see the noise that all runs share (`average` does), and is itself a guess below some 30 draws: 0 where
-    every draw weighs the same, e.g. where all drew one option. An option of small probability is seldom
-    seen. A run that diverges makes the estimate not finite: where that is what a choice does, bound the
-    objective, e.g. by jnp.where(jnp.isfinite(f), jnp.minimum(f, 9.0), 9.0).
+    **Limits:** unbiased, with every baseline of `policies`. The standard error falls as 1/√S. It does not see
+    the noise that all runs share (`average` does). Below some 30 draws it is a rough guess: 0 where every draw
+    weighs the same, e.g. where all drew one option. An option of small probability is seldom drawn. A run that
+    diverges makes the estimate not finite: where a choice makes runs diverge, bound the objective, e.g. by
+    jnp.where(jnp.isfinite(f), jnp.minimum(f, 9.0), 9.0).
 
     Args:
         problem: Training loop, a function of the policy's hparams.
@@ -178,14 +178,14 @@ def score_shared(
 
     ∇J ≈ (1/R) Σ_r (F_r − b_r) Σ_{t,s} ∇_φ log π_φ(a_{r,t,s}) + ∂F_r/∂λ ∂λ/∂φ
 
-    where the sum over the draws of training steps is the response, over those of the objective the direct
-    gradient.
+    where the sum over the draws of training steps is the response, and the sum over the draws of the objective
+    is the direct gradient.
 
     **Cost:** R trainings side by side; R hypergradients where the policy has real leaves.
 
     **Limits:** unbiased whatever S and R, where `mixed` is biased by O(1/S); the variance grows with the
-    horizon and with S, as every draw of the run is given the credit of its end. Each run has initial weights
-    and minibatches of its own, and the standard error covers them.
+    horizon and with S, because every draw of a run gets the credit of its end. Each run has its own initial
+    weights and minibatches, and the standard error covers them.
 
     Args:
         problem: Training loop, a function of the policy's hparams.
@@ -327,7 +327,7 @@ def _train(
 
 
 def _part(whole: PyTree, names: list[str]) -> tuple[dict[str, Array], Callable[[dict], PyTree]]:
-    """Take the leaves of these names out of a tree, and return the way back."""
+    """Take the leaves of these names out of a tree, and return the function that puts them back."""
     leaves, treedef = jax.tree.flatten(whole)
     named = dict(zip(tree.leaf_names(whole), leaves, strict=True))
 

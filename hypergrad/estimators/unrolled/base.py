@@ -1,4 +1,4 @@
-"""What the estimators share that differentiate through every step of training."""
+"""Helpers that estimators share when they differentiate through every step of training."""
 
 from typing import Any, NamedTuple
 
@@ -63,7 +63,8 @@ def objective_parts(
 def growth_rate(first: Array, norms: Array) -> Array:
     """Return the geometric mean growth a step of the norms `first` `[]`, `norms` `[T]`.
 
-    It is taken from the first norm above zero to the last before an overflow; 1 where nothing could grow.
+    The mean runs from the first norm above zero to the last before an overflow; it is 1 where nothing could
+    grow.
     """
     norms = jnp.append(first, norms)
     begin, end = jnp.argmax(norms > 0), jnp.sum(jnp.cumprod(jnp.isfinite(norms[1:])))
@@ -85,7 +86,7 @@ def unrolled_estimate(
 
     Args:
         problem: Training loop.
-        key: Draws the validation batch, and (with `through_init`) drew `start`: see `split_key`.
+        key: Key that draws the validation batch, and (with `through_init`) drew `start`: see `split_key`.
         hparams: Real hyperparameters.
         start: State before the first step differentiated.
         num_steps: Number of steps.
@@ -134,7 +135,7 @@ def by_unrolling(problem: Problem, horizon: int, backward: Backward | None = Non
 
 
 def unrolling(problem: Problem, horizon: int, backward: Backward | None = None) -> Estimator:
-    """Make what `by_unrolling` makes, for hparams that have been checked."""
+    """Make the estimator of `by_unrolling`, for hparams that have been checked."""
     backward = mixed_mode() if backward is None else backward
 
     def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:

@@ -1,4 +1,4 @@
-"""The forward pass over a training run: how the derivative of the weights travels along with them.
+"""The forward pass over a training run, along which the derivative of the weights travels with them.
 
 Z_0 = dw_0/dλ,   Z_{t+1} = (∂Φ_t/∂w) Z_t + ∂Φ_t/∂λ
 
