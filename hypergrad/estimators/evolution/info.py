@@ -1,4 +1,4 @@
-"""The estimate that antithetic pairs make together, and what its diagnostics mean."""
+"""The estimate of antithetic pairs, and the meaning of its diagnostics."""
 
 from typing import NamedTuple
 
@@ -18,10 +18,10 @@ class EvolutionInfo(NamedTuple):
     """Diagnostics of a hypergradient by evolution; `advice` says in words what they mean.
 
     Attributes:
-        direct: Hypergradient less response, a pytree like `hparams`.
+        direct: Hypergradient minus response, a pytree like `hparams`.
         response: Same estimate with the objective read at the unmoved hparams, a pytree like `hparams`.
         horizon: Number of steps of a whole run, int32 `[]`.
-        growth: 1, `[]`: nothing is differentiated that could grow.
+        growth: Always 1, `[]`, because nothing that could grow is differentiated.
         first_nonfinite: First step at which a run of this estimate was not finite (the number of steps made
             if only its objective was not), -1 if none; int32 `[]`.
         std_error: Standard error of the hypergradient from the spread of the pairs, a pytree like `hparams`.
@@ -81,7 +81,7 @@ def summarize(
     Args:
         moves: Perturbation that moved the pairs.
         hparams: Hyperparameters before the moves.
-        units: Unit noise that each change is credited to, leading axis `[num_pairs]`.
+        units: Unit noise that gets the credit for each change, leading axis `[num_pairs]`.
         changes: Change of the target `[num_pairs, 2]`: at the moved hparams, and at the unmoved ones.
         found: Window of each pair, leading axis `[num_pairs]`.
         reported: Whether the value counts the objective of a pair `[num_pairs]`.

@@ -25,7 +25,7 @@ from hypergrad.estimators.evolution.pairs import (
 from hypergrad.problem import Problem, check_problem
 
 Rule: TypeAlias = Callable[[Array, PyTree, PyTree], tuple[PyTree, PyTree]]
-"""(whether the run starts, fresh noise, noise of the state) -> noise to move by, noise to credit."""
+"""(whether the run starts, fresh noise, noise of the state) -> (noise of the move, noise that gets credit)."""
 
 
 def quarter(horizon: int) -> int:
@@ -108,7 +108,7 @@ def by_windows(
 def _spread_pairs(key: Key, num_pairs: int, num_windows: int) -> Array:
     """Return the window at which each pair starts `[num_pairs]`.
 
-    The pairs are spread evenly from a random window on, so that each is at every window equally often.
+    The pairs are spread evenly, beginning at a random window, so that each is at every window equally often.
     """
     offset = jax.random.randint(key, (), 0, num_windows)
     return (offset + jnp.arange(num_pairs) * num_windows // num_pairs) % num_windows

@@ -47,12 +47,13 @@ class ImplicitInfo(NamedTuple):
         direct: ∂f/∂λ at the final weights, a pytree like `hparams`.
         response: −(∂²L/∂w∂λ)ᵀ v, a pytree like `hparams`; hypergrad = direct + response.
         horizon: Number of steps trained, int32 `[]`; none is differentiated through.
-        growth: 1, `[]`: nothing is unrolled that could grow.
-        first_nonfinite: as in `UnrollInfo`.
-        gradient_norm: ‖∇_w L‖ at the final weights, `[]`; zero in theory, and the error is of its order.
-        gap: v·∇_w L, to first order f(w) − f(w*): how much the objective would still fall by training on, `[]`.
-        unrest: |gap| / (‖∇_w f‖ ‖w‖), `[]`: the gap as a share of what moving the weights by their own size
-            could change, so that a constant in the objective does not matter.
+        growth: Always 1, `[]`, because nothing that could grow is unrolled.
+        first_nonfinite: First non-finite step, as in `UnrollInfo`.
+        gradient_norm: Norm ‖∇_w L‖ at the final weights, `[]`; zero in theory, and the error is of its order.
+        gap: Product v·∇_w L, to first order f(w) − f(w*), by which more training would still lower the
+            objective, `[]`.
+        unrest: Share |gap| / (‖∇_w f‖ ‖w‖), `[]`: the gap relative to the change from moving the weights by
+            their own size, so that a constant in the objective does not matter.
         residual: ‖∇_w f − H v‖ / ‖∇_w f‖, `[]`.
         iterations: of the linear solver, int32 `[]`; -1 where it does not say.
         smallest_curvature: smallest p·Hp / p·p that the solver met, `[]`; at or below zero H is not positive
@@ -60,7 +61,8 @@ class ImplicitInfo(NamedTuple):
             zero says little there.
         condition: Estimate from below of the condition number of H, `[]`.
         converged: Whether the solver reached its tolerance, bool `[]`.
-        damping: γ where the solver took H + γI in place of H, `[]`; its diagnostics are then those of H + γI.
+        damping: Damping γ where the solver took H + γI in place of H, `[]`; its diagnostics are then those of H
+            + γI.
     """
 
     direct: HParams
@@ -112,7 +114,7 @@ class ImplicitInfo(NamedTuple):
 
 
 class ImplicitState(NamedTuple):
-    """What a warm start needs.
+    """State of the estimator, which a warm start needs.
 
     Attributes:
         train: Trained state; None without a warm start.
@@ -144,25 +146,26 @@ def implicit(
     **Cost:** training, one solve (a product is about one gradient of the loss) and one more product;
     memory of one state and the activations of one batch, whatever the horizon.
 
-    **Limits:** exact at a minimum with an exact solve. Off it the error is O(‖∇_w L‖) and that of the
-    solve; see `info` and `advice`. What acts through the optimizer or the initial weights has no implicit
-    hypergradient: a leaf that acts in no other way is an error, which names it. Where the loss reads the leaf
+    **Limits:** exact at a minimum with an exact solve. Elsewhere the error is O(‖∇_w L‖), plus that of the
+    solve; see `info` and `advice`. An effect through the optimizer or the initial weights has no implicit
+    hypergradient: a leaf that acts in no other way raises an error that names it. Where the loss reads the leaf
     too, such as rate and penalty in one array, that part is left out, with a `StructuralZeroWarning`. The
-    loss must have forward derivatives. Carried state is taken to have settled too.
+    loss must have forward derivatives. Carried state is assumed to have settled too.
 
     Args:
         problem: Training loop.
         horizon: Largest number of inner steps of an estimate.
         solve: Linear solver from `hypergrad.solve`; `cg()` where None. `solve.positive(cg())` damps
             where H bends down.
-        curvature: Curvature matrix to solve with: `hessian_of_loss`, or `gauss_newton(...)`.
-        batch: (problem, state) -> the batch of L; `full_batch` where the problem has a `train_set`, else
+        curvature: Curvature matrix of the solve: `hessian_of_loss`, or `gauss_newton(...)`.
+        batch: (problem, state) -> batch of L; `full_batch` where the problem has a `train_set`, else
             `next_batch`, the minibatch that training would draw next.
-        warm_start: go on from the weights, optimizer state and v of the last estimate. The key of `init`
-            then draws the initial weights and the minibatches, that of `estimate` the validation batch.
+        warm_start: Whether to continue from the weights, optimizer state and v of the last estimate. The key of
+            `init` then draws the initial weights and the minibatches, and the key of `estimate` the validation
+            batch.
         tolerance: (iteration) -> ε: each estimate trains until the gradient of a step's batch has a norm of
             at most ε, and solves to a relative residual of ε (HOAG lets ε shrink with the iteration);
-            None: all of the horizon, and the solver's own tolerance.
+            None: the whole horizon, and the solver's own tolerance.
 
     Returns:
         An estimator; `info` is an `ImplicitInfo`.

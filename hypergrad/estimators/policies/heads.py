@@ -83,7 +83,7 @@ class Sizes(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Of the outputs: the most options, or twice the most normals (means, then log widths)."""
+        """Return the size of the outputs: the most options, or twice the most normals."""
         return max(2 * max(self.reals, default=0), max(self.options))
 
 
