@@ -21,9 +21,9 @@ from hypergrad.searchers.base import Searcher, Trials
 from hypergrad.searchers.bayes import TrustRegion, bayes
 from hypergrad.searchers.cross_entropy import cross_entropy
 from hypergrad.searchers.models import targets
+from hypergrad.searchers.models.acquisitions import Acquisition, log_expected_improvement
 from hypergrad.searchers.models.distribution import distribution
 from hypergrad.searchers.models.families import Smoothing
-from hypergrad.searchers.models.gaussian_process import Acquisition, log_expected_improvement
 from hypergrad.searchers.sobol import sobol
 from hypergrad.space import Choice, Dimension, Integer, Real
 
