@@ -92,9 +92,9 @@ class Made(NamedTuple):
 
     Attributes:
         problem: in float32, on minibatches of 64.
-        sums: all of its minibatches.
-        full: the problem on all examples.
-        start: first hyperparameters.
+        sums: All of its minibatches.
+        full: Problem on all examples.
+        start: First hyperparameters.
         level: (hparams) -> ‖∇h‖², from the closed form in float64.
         rate: 1 / the largest curvature of the mean loss.
         batch_rate: 1 / the largest curvature of the loss of any minibatch.
@@ -209,9 +209,9 @@ def by_tuner(
         key = jax.random.key(seed)
         state, index = jax.block_until_ready(tuner.init(key)), 0
         while True:
-            state, outcome = tuner.step(jax.random.fold_in(key, index), state)
+            state, trials = tuner.step(jax.random.fold_in(key, index), state)
             index += 1
-            yield np.asarray(outcome.hparams["point"][0])
+            yield np.asarray(trials.hparams["point"][0])
 
     return run
 

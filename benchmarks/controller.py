@@ -70,9 +70,9 @@ class Method(NamedTuple):
 
     Attributes:
         build: (problem, learning rate of the policy) -> tuner.
-        evaluations: gradients of a minibatch that a step of the tuner takes.
-        joint: whether the optimizer is part of the space.
-        trained: whether the values of its trials are those of trained weights, so that the best of all steps
+        evaluations: Gradients of a minibatch that a step of the tuner takes.
+        joint: Whether the optimizer is part of the space.
+        trained: Whether the values of its trials are those of trained weights, so that the best of all steps
             count, and not the last ones.
         rate: of the policy; 0 where it never moves.
     """
@@ -234,15 +234,15 @@ def one(
 
     def body(index, carry):
         state, best, values, traces = carry
-        state, outcome = tuner.step(jax.random.fold_in(run_key, index), state)
-        new = jnp.where(jnp.isfinite(outcome.values), outcome.values, jnp.inf)
-        pool, scores = outcome.hparams, new
+        state, trials = tuner.step(jax.random.fold_in(run_key, index), state)
+        new = jnp.where(jnp.isfinite(trials.values), trials.values, jnp.inf)
+        pool, scores = trials.hparams, new
         if method.trained:
             pool = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), best, pool)
             scores = jnp.concatenate([values, new])
         order = jnp.argsort(scores)[:size]
         best = jax.tree.map(lambda x, old: x[order].astype(old.dtype), pool, best)
-        traces = {n: x.at[index].set(outcome.info[n][0], mode="drop") for n, x in traces.items()}
+        traces = {n: x.at[index].set(trials.info[n][0], mode="drop") for n, x in traces.items()}
         return state, best, scores[order], traces
 
     start = (state, best, jnp.full(size, jnp.inf), traces)
@@ -414,7 +414,10 @@ def draw(results: Results) -> Any:
     with plots.styled():
         figure, (angle, norms) = plots.panels(plots.WIDE, 0.42, 1, 2)
         shown = []
-        styles = ({"color": "#0072B2"}, {"color": "#D55E00", "linestyle": (0, (5, 1.5))})
+        styles: tuple[dict[str, Any], ...] = (
+            {"color": "#0072B2"},
+            {"color": "#D55E00", "linestyle": (0, (5, 1.5))},
+        )
         for name, style in zip(("ENAS + unrolled", "ENAS + implicit"), styles, strict=True):
             found = results.cases.get(case_of(SIZES[0], BUDGETS[0]), {}).get(name)
             if found is None:

@@ -1,9 +1,8 @@
 """Whether a study survives: kill -9, damaged bits, full disks, several writers, readers while it writes.
 
-Every method of the registry is put through it on a small problem, and every scheduler with one search; each
-joins by being registered. The
-final digest of all trials is compared with that of a run that nothing disturbed. All counts should be
-zero but those of what was tried. The full run takes about fifteen minutes on one core.
+Every method except "prior" and those of optuna is put through it on a small problem, and every scheduler
+with random search. The final digest of all trials is compared with that of a run that nothing disturbed. All
+counts should be zero except those of the attempts. The full run takes about fifteen minutes on one core.
 """
 
 import contextlib

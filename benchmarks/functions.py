@@ -26,9 +26,9 @@ class Function(NamedTuple):
     """A function to search.
 
     Attributes:
-        space: a flat dict of scalar dimensions.
+        space: Flat dict of scalar dimensions.
         value: (data, hparams of one trial) -> what is minimised.
-        least: its lowest value; None where nobody knows.
+        least: Its lowest value; None where nobody knows.
         data: of a network: an argument, so that one compiled program serves all data sets.
         problem: (data) -> the training loop of which `value` is the objective after `HORIZON` steps; None
             for others.
@@ -175,9 +175,9 @@ class Data(NamedTuple):
     """A data set within padded arrays.
 
     Attributes:
-        inputs: standardized, `[ROWS, FEATURES]`; `num_train` rows to train on, then `num_valid`.
+        inputs: Standardized, `[ROWS, FEATURES]`; `num_train` rows to train on, then `num_valid`.
         labels: `[ROWS]`.
-        num_train, num_valid, num_features, num_classes: how much of the arrays counts.
+        num_train, num_valid, num_features, num_classes: How much of the arrays counts.
     """
 
     inputs: Array

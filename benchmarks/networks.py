@@ -39,8 +39,8 @@ class Settings(NamedTuple):
     """How N networks are made and trained; every leaf `[N]`.
 
     Attributes:
-        width: units of each hidden layer.
-        depth: hidden layers.
+        width: Units of each hidden layer.
+        depth: Hidden layers.
         rate: of learning.
         decay: λ of ½ λ ‖kernels‖² beside the loss.
         beta_1, beta_2, epsilon: of Adam.
@@ -83,10 +83,10 @@ class Group(NamedTuple):
     """Networks that train together.
 
     Attributes:
-        rows: their places in the columns of the results `[N]`.
-        batch: samples in a minibatch, all of them at most.
+        rows: Their places in the columns of the results `[N]`.
+        batch: Samples in a minibatch, all of them at most.
         settings: of each.
-        largest: the most hidden layers and units among all groups.
+        largest: Most hidden layers and units among all groups.
     """
 
     rows: np.ndarray

@@ -32,13 +32,13 @@ class Results:
     """A file of JSON lines, a header first and then one line a figure; reopened, it goes on with the next case.
 
     Attributes:
-        cases: case -> method -> metric -> value, or the list of values over seeds.
+        cases: Case -> method -> metric -> value, or the list of values over seeds.
 
     Args:
         path: of the file; created with its folder.
-        benchmark: name in the header.
-        settings: what must be equal for two runs to share a file, such as the number of cores.
-        resume: whether figures will be added: versions and commit must then be equal too.
+        benchmark: Name in the header.
+        settings: What must be equal for two runs to share a file, such as the number of cores.
+        resume: Whether figures will be added: versions and commit must then be equal too.
     """
 
     def __init__(
@@ -172,9 +172,9 @@ def interleave(
     Taking turns, they share whatever disturbs the machine.
 
     Args:
-        calls: name -> a function that works and returns the seconds it took.
-        repeats: how many turns count.
-        warm: a call that took less than these seconds in the first turn is made twice in each, and the
+        calls: Name -> a function that works and returns the seconds it took.
+        repeats: How many turns count.
+        warm: Call that took less than these seconds in the first turn is made twice in each, and the
             second counts: what came before leaves cold caches, which cost short calls a good part.
 
     Returns:

@@ -133,8 +133,8 @@ def descend(task: Task, estimator: Estimator, key: Key, budget: int) -> Array:
     rate = optax.cosine_decay_schedule(0.05, budget)
     optimizer = optax.adam(rate, b2=0.99)
     tuner = descent(average(estimator, NUM_CHOOSE), task.space, optimizer=optimizer)
-    outcomes = study.run(tuner, key, budget).trials
-    return jnp.stack([jnp.asarray(outcome.hparams["lr"][0]) for outcome in outcomes])
+    told = study.run(tuner, key, budget).trials
+    return jnp.stack([jnp.asarray(trials.hparams["lr"][0]) for trials in told])
 
 
 def constants(num: int, horizon: int) -> Array:

@@ -15,12 +15,12 @@ class Worker:
     """This end; what goes wrong at the other is a `RuntimeError` here.
 
     Attributes:
-        made: the answer to the first request, which makes the case.
+        made: Answer to the first request, which makes the case.
 
     Args:
         python: of the other end.
-        script: a file of this folder that ends in `serve`.
-        request: the first one.
+        script: File of this folder that ends in `serve`.
+        request: First one.
     """
 
     def __init__(self, python: str, script: str, request: Any):

@@ -1,9 +1,12 @@
-"""What the user writes: a training loop as pure functions of its hyperparameters."""
+"""The problem that a user writes: a training loop as pure functions of its hyperparameters."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from hypergrad.core import tree
 from hypergrad.core.checks import describe
 from hypergrad.core.types import (
     Array,
@@ -26,8 +29,8 @@ class Examples(NamedTuple):
     """A set of examples by index, for full batches, epochs and per-example hyperparameters.
 
     Attributes:
-        num_examples: number of examples.
-        at: indices `[B]` -> batch.
+        num_examples: Number of examples.
+        at: (indices `[B]`) -> batch.
     """
 
     num_examples: int
@@ -45,11 +48,11 @@ class Problem(NamedTuple):
         loss: (params, hparams, batch) -> `[]`, the inner (training) objective; with `Variables`,
             -> (`[]`, new state).
         objective: (params, hparams, batch) -> `[]`, the outer (validation) objective.
-        optimizer: (hparams) -> optax.GradientTransformation. Its arguments may be hparams; extra
-            arguments (`value`, `grad`, `value_fn`, `grad_fn`) are handed to those that take them.
+        optimizer: (hparams) -> optax.GradientTransformation. Its arguments may be hparams; extra arguments
+            (`value`, `grad`, `value_fn`, `grad_fn`) are handed to optimizers that take them.
         train_batch: (key, step) -> batch of the inner step.
         valid_batch: (key) -> batch of the objective.
-        train_set: the training examples by index, where a method needs them.
+        train_set: Training examples by index, where a method needs them.
     """
 
     init: InitFn
@@ -65,17 +68,17 @@ class Task(NamedTuple):
     """A problem with its search space, horizon and test set, as the command line runs it.
 
     Attributes:
-        name: name for people.
-        problem: the training loop.
-        space: a pytree of dimensions (`hypergrad.space`) in the structure of the problem's hparams.
-        horizon: number of inner steps of one training run.
+        name: Name for people.
+        problem: Training loop.
+        space: Pytree of dimensions (`hypergrad.space`) in the structure of the problem's hparams.
+        horizon: Number of inner steps of one training run.
         test: (params, hparams) -> per-example scores `[num_test]` on the test set, which nothing else reads;
             None without a test set.
-        metric: name of the mean of those scores, e.g. "accuracy".
-        higher_is_better: direction of that metric.
+        metric: Name of the mean of those scores, e.g. "accuracy".
+        higher_is_better: Direction of that metric.
         snippet: (hparams) -> plain optax code with these settings, to paste elsewhere; optional.
-        description: one sentence for the report.
-        policy: a `Policy` over the space, for the method "controller"; one with a head of its own for each leaf
+        description: One sentence for the report.
+        policy: a `Policy` over the space, for the method "controller"; a policy with one head for each leaf
             where None.
         diagram: (hparams) -> {"nodes": [lines of text of each], "edges": [pairs of nodes]}, the architecture
             that the report draws; optional.
@@ -108,7 +111,7 @@ def with_hparams(problem: Problem, change: Callable[[HParams], HParams]) -> Prob
 
 
 def fixed(task: Task, label: tuple[int, ...]) -> Task:
-    """Return the task at one label of `static.split`: its functions take the hparams that are left."""
+    """Return the task at one label of `static.split`: its functions take the remaining hparams."""
     if not label:
         return task
     change = partial(static.join, task.space, label)
@@ -122,8 +125,38 @@ def fixed(task: Task, label: tuple[int, ...]) -> Task:
 
 
 def split_loss(params: Params, out: Any) -> tuple[Array, PyTree]:
-    """Split what `loss` returned into its value `[]` and the new carried state (None without one)."""
-    return out if isinstance(params, Variables) else (out, None)
+    """Split what `loss` returned into its value `[]` and the new carried state (None without one).
+
+    Raises:
+        ValueError: where the loss did not return a real number, or a number with a state.
+    """
+    stateful, several = isinstance(params, Variables), isinstance(out, tuple)
+    if stateful != several or (several and len(out) != 2):
+        got = f"a tuple of {len(out)}" if several else describe(out)
+        wanted = "one real number; to carry state from step to step, return hypergrad.Variables(params, state) "
+        wanted += "from problem.init"
+        if stateful:
+            wanted = "(value, new_state), because problem.init returned Variables; return the carried state"
+        raise ValueError(f"problem.loss returned {got}, expected {wanted}")
+    value, state = out if stateful else (out, None)
+    if not _is_scalar(value):
+        check_scalar({"problem.loss": value})
+    return value, state
+
+
+def _is_scalar(value: Any) -> bool:
+    real = isinstance(value, float) or (hasattr(value, "shape") and tree.is_float(value))
+    return real and not np.shape(value)
+
+
+def check_scalar(returned: dict[str, Any]) -> None:
+    """Raise a `ValueError` unless the user's functions, by their names, returned one float `[]` each."""
+    for name, value in returned.items():
+        if not _is_scalar(value):
+            raise ValueError(
+                f"{name} returned {describe(value)}, expected one real number of shape (); "
+                "reduce it, for example with jnp.mean(...)"
+            )
 
 
 def check_problem(problem: Any) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hypergrad.core.types import HParams, PyTree
+from hypergrad.core.types import Array, Batch, HParams, Key, PyTree
 from hypergrad.problem import Examples, Problem
 from hypergrad.space import schedule
 
@@ -34,11 +34,11 @@ class Solved(NamedTuple):
     """A problem with its answer.
 
     Attributes:
-        problem: the training loop, in the default float dtype of the moment.
-        hparams: where the answer holds.
-        value: the objective there.
-        direct: its direct gradient, a pytree like `hparams` of float64 numpy arrays.
-        response: its response gradient, likewise.
+        problem: Training loop, in the default float dtype of the moment.
+        hparams: Hyperparameters at which the answer holds.
+        value: Objective at these hparams.
+        direct: Direct gradient, a pytree like `hparams` of float64 numpy arrays.
+        response: Response gradient, likewise.
     """
 
     problem: Problem
@@ -49,7 +49,7 @@ class Solved(NamedTuple):
 
 
 def geometric(horizon: int) -> Solved:
-    """Gradient descent on separate parabolas, with a rate a step and the initial scale as hparams.
+    """Build gradient descent on separate parabolas, with a rate a step and the initial scale as hparams.
 
     w_T = s w_0 Π_t (1 − η_t a),   f = ½ ‖w_T − c‖² + ½ s²;   with r = w_T − c,
     df/dη_t = −Σ_i r_i a_i w_{T,i} / (1 − η_t a_i),   df/ds = s + Σ_i r_i w_{T,i} / s
@@ -81,7 +81,7 @@ def geometric(horizon: int) -> Solved:
 
 
 def ridge() -> Solved:
-    """Ridge regression by gradient descent: after enough steps the hypergradient is the implicit one.
+    """Build ridge regression by gradient descent: after enough steps the hypergradient is the implicit one.
 
     w* = (A + e^λ I)⁻¹ b,   df/dλ = λ/10 − e^λ w*ᵀ (A + e^λ I)⁻¹ ∇_w f
     """
@@ -96,7 +96,7 @@ def ridge() -> Solved:
     rate = float(1 / np.linalg.eigvalsh(hessian)[-1])
     train, valid = ((jnp.asarray(inputs[i]), jnp.asarray(targets[i])) for i in range(2))
 
-    def squared(w, batch):
+    def squared(w: Array, batch: Batch) -> Array:
         return 0.5 * jnp.mean((batch[0] @ w - batch[1]) ** 2)
 
     problem = Problem(
@@ -117,7 +117,7 @@ def ridge() -> Solved:
 
 
 def ridge_many() -> Solved:
-    """Ridge regression with a penalty a weight, by gradient descent.
+    """Build ridge regression with a penalty a weight, by gradient descent.
 
     w* = (A + diag e^λ)⁻¹ b,   df/dλ_i = −e^{λ_i} w*_i v_i,   v = (A + diag e^λ)⁻¹ ∇_w f
     """
@@ -143,7 +143,7 @@ def ridge_many() -> Solved:
 
 
 def weighted_least_squares() -> Solved:
-    """Least squares with a weight an example and a fixed penalty of 0.1, by gradient descent.
+    """Build least squares with a weight an example and a fixed penalty of 0.1, by gradient descent.
 
     L = (1/2n) Σ_i e^{λ_i} (x_i·w − y_i)² + 0.05 ‖w‖²,   df/dλ_i = −e^{λ_i} (x_i·w* − y_i) x_i·v / n
     """
@@ -170,13 +170,13 @@ def weighted_least_squares() -> Solved:
 
 
 def quadratic_bilevel(batch_size: int | None = None) -> Solved:
-    """A quadratic in the weights over a quadratic in the hparams, as a mean over 16 examples.
+    """Build a quadratic in the weights under a quadratic in the hparams, as a mean over 16 examples.
 
     L = ½ wᵀAw − mean_i (B_i λ + b_i)ᵀ w,   f = ½ ‖w − c‖² + 0.05 ‖λ‖²
     w* = A⁻¹ (B̄λ + b̄),   df/dλ = λ/10 + B̄ᵀ A⁻¹ (w* − c)
 
-    All is linear in the examples, so that with minibatches the expectation of every implicit
-    hypergradient with an exact solve is that of the full batch.
+    The loss is linear in the examples. So, with minibatches and an exact solve, the expectation of every
+    implicit hypergradient is that of the full batch.
 
     Args:
         batch_size: Size of the minibatches, drawn with replacement; all examples where None.
@@ -191,11 +191,11 @@ def quadratic_bilevel(batch_size: int | None = None) -> Solved:
     rate = float(1 / np.linalg.eigvalsh(a)[-1])
     examples = Examples(16, lambda index: (jnp.asarray(coupling)[index], jnp.asarray(shift)[index]))
 
-    def loss(w, h, batch):
+    def loss(w: Array, h: HParams, batch: Batch) -> Array:
         pull = jnp.mean(batch[0], 0) @ h["point"] + jnp.mean(batch[1], 0)
         return 0.5 * w @ jnp.asarray(a) @ w - pull @ w
 
-    def train_batch(key, step):
+    def train_batch(key: Key, step: Array) -> Batch:
         if batch_size is None:
             return examples.at(jnp.arange(16))
         return examples.at(jax.random.randint(key, (batch_size,), 0, 16))

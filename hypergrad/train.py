@@ -17,13 +17,13 @@ from hypergrad.problem import Problem, check_problem, split_loss
 
 
 class TrainState(NamedTuple):
-    """All that the next step of training needs.
+    """Everything that the next step of training needs.
 
     Attributes:
-        step: index of the next step, int32 `[]`.
-        params: trained params, or `Variables`.
-        opt_state: state of the optax optimizer.
-        key: the run's PRNG key; step t draws its batch with `fold_in(key, t)`.
+        step: Index of the next step, int32 `[]`.
+        params: Trained params, or `Variables`.
+        opt_state: State of the optax optimizer.
+        key: PRNG key of the run; step t draws its batch with `fold_in(key, t)`.
     """
 
     step: Array
@@ -97,12 +97,12 @@ def evaluate_loss(
 
 
 def _extra_args(optimizer: optax.GradientTransformation, offered: tuple[str, ...]) -> list[str]:
-    """List those of optax's extra arguments that the optimizer takes; `contrib.sam` takes one alone."""
+    """List optax's extra arguments that the optimizer takes; `contrib.sam` takes only one."""
     if not isinstance(optimizer, optax.GradientTransformationExtraArgs):
         return []
     parameters = inspect.signature(optimizer.update).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        # a chain hands everything on, and line searches refuse what their value_fn does not take
+        # a chain hands everything on, and line searches refuse arguments that their value_fn does not take
         return [name for name in offered if name != "grad_fn"]
     return [name for name in offered if name in parameters]
 
@@ -162,7 +162,7 @@ def step(problem: Problem, hparams: HParams, state: TrainState) -> tuple[TrainSt
 def step_and_grads(
     problem: Problem, hparams: HParams, state: TrainState
 ) -> tuple[TrainState, Array, PyTree]:
-    """Make one step of training like `step`, and return the gradient of the weights beside."""
+    """Make one step of training like `step`, and return the gradient of the weights as well."""
     batch = draw_batch(problem, state)
     weights = trained(state.params)
 
@@ -189,8 +189,8 @@ def unroll(
     A pure function: reverse and forward mode, second derivatives and `vmap` go through it.
     `estimators.reverse` computes the same gradient faster.
 
-    **Cost:** time `num_steps` steps. Under `jax.grad`, memory is that of all activations of all steps
-    unless `checkpoint` says otherwise.
+    **Cost:** time of `num_steps` steps. Under `jax.grad`, memory of all activations of all steps unless
+    `checkpoint` says otherwise.
 
     Args:
         problem: Training loop.
@@ -198,8 +198,8 @@ def unroll(
         state: State to start from (`init_state`).
         num_steps: Number of steps, static.
         checkpoint: Lengths of nested segments, outermost first, whose insides are recomputed in the
-            backward pass. `()` stores everything, `(1,)` the state of every step, `(32, 1)` one state in
-            32 and, within a segment being recomputed, each step's.
+            backward pass. `()` stores everything, `(1,)` the state of every step, `(32, 1)` one state in 32
+            and, within a segment that is being recomputed, the state of each step.
 
     Returns:
         The state after the last step.
@@ -220,7 +220,7 @@ def unroll_losses(
     *,
     checkpoint: tuple[int, ...] = (),
 ) -> tuple[TrainState, Array]:
-    """Train like `unroll`, and return the loss before each step `[num_steps]` beside the state."""
+    """Train like `unroll`, and return the loss before each step `[num_steps]` as well."""
     return nested_scan(lambda s, _: step(problem, hparams, s), state, None, num_steps, checkpoint)
 
 

@@ -11,8 +11,15 @@ from hypergrad.core import tree
 from hypergrad.core.checks import check_whole, describe
 from hypergrad.core.host import check_indices
 from hypergrad.core.pure import traced_program
-from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree, Variables
-from hypergrad.problem import Problem, Task, check_problem, fixed, split_loss
+from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
+from hypergrad.problem import (
+    Problem,
+    Task,
+    check_problem,
+    check_scalar,
+    fixed,
+    split_loss,
+)
 from hypergrad.space import check_space, static
 from hypergrad.train import carried, start_state, trained, update, with_parts
 
@@ -65,7 +72,7 @@ def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> Non
     """
     check_hparams(hparams, real=real)
     tried = _try(problem, hparams, real)
-    check_scalar({"problem.loss": tried.value, "problem.objective": tried.objective})
+    check_scalar({"problem.objective": tried.objective})
     for what, before, after, advice in (
         ("problem.loss returned state", tried.carried, tried.state, CONSTANT),
         ("problem.optimizer returned an update to params", tried.weights, tried.moved, SCHEDULED),
@@ -119,7 +126,7 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     batch = traced("train_batch", problem.train_batch, key, index)
     slope = jax.value_and_grad(partial(_loss, problem), has_aux=True)
     (_, out), grads = traced("loss", slope, weights, params, hparams, batch, params=params)
-    value, state = split_loss(params, _as_documented(params, out))
+    value, state = split_loss(params, out)
     valid = traced("valid_batch", problem.valid_batch, key)
     judged = traced("objective", problem.objective, params, hparams, valid, params=params)
     step = partial(_update, problem)
@@ -133,19 +140,6 @@ def _origin(arg: PyTree, hparams: HParams, params: Params) -> list[str | None]:
         return [f"hparams[{name!r}]" for name in tree.leaf_names(hparams)]
     ours = arg is params or arg is trained(params)
     return ["the weights" if ours else None for _ in jax.tree.leaves(arg)]
-
-
-def _as_documented(params: Params, out: Any) -> Any:
-    """Return what the loss returned, or raise a `ValueError` where it is no value, or no value with a state."""
-    stateful, several = isinstance(params, Variables), isinstance(out, tuple)
-    if stateful == several and (not several or len(out) == 2):
-        return out
-    got = f"a tuple of {len(out)}" if several else describe(out)
-    wanted = "one real number; to carry state from step to step, return hypergrad.Variables(params, state) "
-    wanted += "from problem.init"
-    if stateful:
-        wanted = "(value, new_state), because problem.init returned Variables; return the carried state, too"
-    raise ValueError(f"problem.loss returned {got}, expected {wanted}")
 
 
 def _loss(
@@ -167,17 +161,6 @@ def _update(
             "optax.GradientTransformation; return e.g. optax.sgd(hparams['lr'])"
         )
     return update(problem, hparams, start_state(problem, params, hparams, key), batch, *gradient)[0]
-
-
-def check_scalar(returned: dict[str, Any]) -> None:
-    """Raise a `ValueError` unless the user's functions, by their names, returned one float `[]` each."""
-    for name, value in returned.items():
-        real = isinstance(value, float) or (hasattr(value, "shape") and tree.is_float(value))
-        if not real or jnp.shape(value):
-            raise ValueError(
-                f"{name} returned {describe(value)}, expected one real number of shape (); "
-                "reduce it, for example with jnp.mean(...)"
-            )
 
 
 def check_hparams(hparams: HParams, *, real: bool = False) -> None:

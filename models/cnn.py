@@ -12,10 +12,10 @@ class CNN(nn.Module):
     `[B, H, W, C] -> [B, num_classes]`
 
     Attributes:
-        num_classes: number of outputs.
-        width: channels.
-        activation: after BatchNorm.
-        dropout: share of channels dropped in training.
+        num_classes: Number of outputs.
+        width: Channels.
+        activation: After BatchNorm.
+        dropout: Share of channels dropped in training.
     """
 
     num_classes: int
@@ -37,11 +37,11 @@ class NnxCNN(nnx.Module):
 
     Args:
         num_channels: C of the inputs.
-        num_classes: number of outputs.
-        width: channels.
-        activation: after BatchNorm.
-        dropout: share of channels dropped in training.
-        rngs: random streams `params` and `dropout`.
+        num_classes: Number of outputs.
+        width: Channels.
+        activation: After BatchNorm.
+        dropout: Share of channels dropped in training.
+        rngs: Random streams `params` and `dropout`.
     """
 
     def __init__(

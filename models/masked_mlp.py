@@ -19,10 +19,10 @@ class MaskedMLP(nn.Module):
     are those of the MLP without padding, to rounding. First weights have the scale of the true width.
 
     Attributes:
-        most_width: padded width of every hidden layer.
-        most_depth: hidden layers there are, at least 1.
+        most_width: Padded width of every hidden layer.
+        most_depth: Hidden layers there are, at least 1.
         num_outputs: of the last layer.
-        activation: applied after hidden layers.
+        activation: Applied after hidden layers.
     """
 
     most_width: int
@@ -36,8 +36,8 @@ class MaskedMLP(nn.Module):
 
         Args:
             inputs: `[B, ...]`, flattened.
-            width: units of each hidden layer, a whole number or `[most_depth]`.
-            depth: hidden layers that count, at least 1.
+            width: Units of each hidden layer, a whole number or `[most_depth]`.
+            depth: Hidden layers that count, at least 1.
         """
         x = inputs.reshape(inputs.shape[0], -1)
         widths = jnp.broadcast_to(width, (self.most_depth,))

@@ -13,9 +13,9 @@ class MLP(nn.Module):
     `[B, D] -> [B, features[-1]]`; layers are called `dense_0`, `dense_1`, ...
 
     Attributes:
-        features: width of each layer, the outputs last.
-        activation: applied between layers.
-        dropout: share of hidden units dropped in training.
+        features: Width of each layer, the outputs last.
+        activation: Applied between layers.
+        dropout: Share of hidden units dropped in training.
     """
 
     features: Sequence[int]
@@ -38,10 +38,10 @@ class NnxMLP(nnx.Module):
     """The same network as an nnx module.
 
     Args:
-        features: width of the inputs, of each layer, the outputs last.
-        activation: applied between layers.
-        dropout: share of hidden units dropped in training.
-        rngs: random streams `params` and `dropout`.
+        features: Width of the inputs, of each layer, the outputs last.
+        activation: Applied between layers.
+        dropout: Share of hidden units dropped in training.
+        rngs: Random streams `params` and `dropout`.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ class Recurrent(nn.Module):
     state. Outputs are small at first: near the defaults, and near uniform.
 
     Attributes:
-        num_heads: leaves of the space.
+        num_heads: Leaves of the space.
         size: of the outputs of a head.
         width: of the state.
     """

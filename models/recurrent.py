@@ -11,8 +11,8 @@ class RNN(nn.Module):
     `[B, T, D] -> [B, num_classes]`
 
     Attributes:
-        num_classes: number of outputs.
-        width: size of the state.
+        num_classes: Number of outputs.
+        width: Size of the state.
     """
 
     num_classes: int

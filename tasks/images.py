@@ -40,16 +40,16 @@ def task(
     """Tune the learning-rate schedule, decay, momentum and input noise of a network on images.
 
     Args:
-        data: a folder with `train-images-idx3-ubyte[.gz]` and its labels, or the `t10k` pair, or both; or
+        data: Folder with `train-images-idx3-ubyte[.gz]` and its labels, or the `t10k` pair, or both; or
             an npz file with arrays `x_train`, `y_train`, `x_test`, `y_test`, or `x` and `y`. Test images
             come from the test files where there are such beside training files; a single set is split.
-        num_train: training images.
-        num_valid: validation images.
-        num_test: test images.
-        horizon: training steps.
-        batch_size: images a step.
+        num_train: Training images.
+        num_valid: Validation images.
+        num_test: Test images.
+        horizon: Training steps.
+        batch_size: Images a step.
         model: "mlp", or "cnn" (with BatchNorm).
-        width: hidden units, or channels.
+        width: Hidden units, or channels.
         seed: of the split.
     """
     check_whole("horizon", horizon)

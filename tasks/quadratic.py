@@ -20,8 +20,8 @@ def task(*, horizon: int = 50, num_params: int = 5, seed: int = 0) -> Task:
     B_t = [[I − lr_t A, −lr_t momentum I], [A, momentum I]]; `exact` multiplies it out.
 
     Args:
-        horizon: training steps.
-        num_params: size of w.
+        horizon: Training steps.
+        num_params: Size of w.
         seed: of A, c and the target.
     """
     check_whole("horizon", horizon)

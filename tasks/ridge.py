@@ -16,8 +16,8 @@ def task(*, horizon: int = 300, num_features: int = 8, seed: int = 0) -> Task:
     hypergradient, which training approaches as the horizon grows.
 
     Args:
-        horizon: training steps.
-        num_features: size of w.
+        horizon: Training steps.
+        num_features: Size of w.
         seed: of the data.
     """
     check_whole("horizon", horizon)

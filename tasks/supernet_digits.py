@@ -44,16 +44,16 @@ def task(
     architectures share them in the method "controller", whose policy is recurrent, with a head a leaf.
 
     Args:
-        data: a folder or file of images, as the task `images` reads them (MNIST); the 8x8 digits where None.
-        num_train: training images, few by default, so that training and validation want different things.
-        num_valid: validation images.
-        num_test: test images.
-        horizon: training steps of an architecture by itself.
-        batch_size: images a step, drawn with replacement.
-        num_layers: between the first layer and the last.
+        data: Folder or file of images, as the task `images` reads them (MNIST); the 8x8 digits where None.
+        num_train: Training images, few by default, so that training and validation want different things.
+        num_valid: Validation images.
+        num_test: Test images.
+        horizon: Training steps of an architecture by itself.
+        batch_size: Images a step, drawn with replacement.
+        num_layers: Between the first layer and the last.
         knots: of a learning-rate schedule over the horizon; 0 for one constant rate.
-        tune_optimizer: whether the three settings of the optimizer are part of the space.
-        policy_width: size of the policy's state.
+        tune_optimizer: Whether the three settings of the optimizer are part of the space.
+        policy_width: Size of the policy's state.
         seed: of the split.
     """
     check_whole("horizon", horizon)

@@ -182,13 +182,13 @@ def test_same_key_same_bits_and_no_retrace(name):
         np.testing.assert_array_equal(a, b)
     assert tuner.step._cache_size() < 2  # 0 where jax did not keep it for its fast path
     state = tuner.init(KEY)
-    after, outcome = tuner.step(KEY, state)
+    after, trials = tuner.step(KEY, state)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
-    assert outcome.values.shape == (2,) and outcome.hparams["point"].shape == (2, 3)
+    assert trials.values.shape == (2,) and trials.hparams["point"].shape == (2, 3)
     updates = 3 if name == "amigo" else 1
-    assert outcome.steps.tolist() == [5 * updates] * 2
-    assert not np.allclose(outcome.values[0], outcome.values[1]), "restarts differ"
+    assert trials.steps.tolist() == [5 * updates] * 2
+    assert not np.allclose(trials.values[0], trials.values[1]), "restarts differ"
 
 
 def test_the_loop_is_the_plain_one_without_jit():
@@ -206,12 +206,12 @@ def test_the_loop_is_the_plain_one_without_jit():
         d_v = a @ v - (w - centre)
         d_z = scale * (0.1 * hparams + b.T @ v)
         w, v, z = w - rate * d_w, v - rate * d_v, z - outer_rate * d_z
-    state, outcome = tuner.step(KEY, state)
+    state, trials = tuner.step(KEY, state)
     np.testing.assert_allclose(state.point.train.params[0], w, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(state.point.v[0], v, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(state.point.z["point"][0], z, rtol=1e-4, atol=1e-5)
     hparams = -10 + 20 / (1 + np.exp(-z))
-    np.testing.assert_allclose(outcome.hparams["point"][0], hparams, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(trials.hparams["point"][0], hparams, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_that_is_not_finite_is_recorded_and_never_best():

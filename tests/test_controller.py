@@ -73,27 +73,27 @@ def test_contract():
 
     tuner = build(recurrent(SPACE), plain._replace(loss=loss), num_candidates=3, entropy_bonus=0.01)
     state = tuner.init(KEY)
-    after, outcome = tuner.step(KEY, state)
+    after, trials = tuner.step(KEY, state)
     traced = count[0]
     again = tuner.step(KEY, state)
     tuner.step(KEY, after)
     assert count[0] == traced, "the second step traces nothing"
-    jax.tree.map(np.testing.assert_array_equal, again[1], outcome)
+    jax.tree.map(np.testing.assert_array_equal, again[1], trials)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
     within = jax.eval_shape(tuner.step, KEY, state)
-    assert jax.tree.map(jnp.shape, within) == jax.tree.map(jnp.shape, (after, outcome))
-    assert outcome.values.shape == (3,) and outcome.hparams["op"].shape == (3,)
-    assert outcome.steps.tolist() == [6] * 3
+    assert jax.tree.map(jnp.shape, within) == jax.tree.map(jnp.shape, (after, trials))
+    assert trials.values.shape == (3,) and trials.hparams["op"].shape == (3,)
+    assert trials.steps.tolist() == [6] * 3
     for name in ("direct_variance", "response_variance", "cosine", "entropy"):
-        assert np.all(np.isfinite(outcome.info[name])), name
+        assert np.all(np.isfinite(trials.info[name])), name
 
 
 @pytest.mark.slow
 def test_a_study_is_resumed_to_the_same_bits(tmp_path):
     whole = study.run(build(), KEY, 4).digest
 
-    def stop(index, outcome, best):
+    def stop(index, trials, best):
         if index == 1:
             raise KeyboardInterrupt
 
@@ -110,10 +110,10 @@ def test_it_follows_the_whole_gradient():
         )
         state, first = tuner.step(KEY, tuner.init(KEY))
         for _ in range(7):
-            state, outcome = tuner.step(KEY, state)
-        ends[name] = float(outcome.info["expected_value"][0])
+            state, trials = tuner.step(KEY, state)
+        ends[name] = float(trials.info["expected_value"][0])
         if name == "none":
-            assert outcome.info["response_norm"][0] == 0
+            assert trials.info["response_norm"][0] == 0
     assert ends["unrolled"] < float(first.info["expected_value"][0]) - 0.1
     assert ends["unrolled"] < ends["none"] - 0.01
 
@@ -130,8 +130,8 @@ def test_clipping_moves_several_times_within_its_bounds():
     assert optax.tree.norm(found["four"]) > 1.1 * optax.tree.norm(found["none"])
     hard = build(num=1, optimizer=optax.sgd(50.0), clipping=clipped(0.01, 8), response=left_out())
     state = hard.init(KEY)
-    after, outcome = hard.step(KEY, state)
-    assert np.isfinite(optax.tree.norm(after.phi)) and np.isfinite(outcome.values[0])
+    after, trials = hard.step(KEY, state)
+    assert np.isfinite(optax.tree.norm(after.phi)) and np.isfinite(trials.values[0])
 
 
 def test_a_collapsed_policy_is_warned_of_once_with_its_step():
@@ -140,12 +140,12 @@ def test_a_collapsed_policy_is_warned_of_once_with_its_step():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(4):
-            state, outcome = tuner.step(KEY, state)
+            state, trials = tuner.step(KEY, state)
     texts = [str(w.message) for w in caught if w.category is ControllerWarning]
     collapsed = [text for text in texts if "collapsed" in text]
     assert len(collapsed) == 1
     assert f"the policy has collapsed at step {int(state.collapsed_at)}" in collapsed[0]
-    assert outcome.info["entropy"][0] < 0.02
+    assert trials.info["entropy"][0] < 0.02
     held = build(num=40, optimizer=optax.adam(1.0), draws=enumerated(), entropy_bonus=30.0)
     state, _ = held.step(KEY, held.init(KEY))
     assert int(state.collapsed_at) == -1, "the bonus keeps it open"
@@ -156,15 +156,15 @@ def test_rewards_that_are_equal_or_not_finite():
     flat = plain._replace(objective=lambda w, h, b: jnp.sum(w**2) + 0.1 * h["l2"])
     tuner = build(problem=flat, response=left_out())
     with pytest.warns(ControllerWarning, match="every update of step 0 had the same objective"):
-        _, outcome = tuner.step(KEY, tuner.init(KEY))
-    assert outcome.info["flat"].tolist() == [3] and outcome.info["skipped"].tolist() == [0]
+        _, trials = tuner.step(KEY, tuner.init(KEY))
+    assert trials.info["flat"].tolist() == [3] and trials.info["skipped"].tolist() == [0]
     nan = plain._replace(objective=lambda w, h, b: plain.objective(w, h, b) + jnp.nan * h["num"])
     tuner = build(problem=nan)
     state = tuner.init(KEY)
     with pytest.warns(ControllerWarning, match="no update of step 0 was finite"):
-        after, outcome = tuner.step(KEY, state)
+        after, trials = tuner.step(KEY, state)
     jax.tree.map(np.testing.assert_array_equal, after.phi, state.phi)
-    assert outcome.info["skipped"].tolist() == [3] and np.isnan(outcome.info["expected_value"])
+    assert trials.info["skipped"].tolist() == [3] and np.isnan(trials.info["expected_value"])
 
 
 def test_a_response_without_use_is_left_out_and_warned_of():
@@ -172,10 +172,10 @@ def test_a_response_without_use_is_left_out_and_warned_of():
     with pytest.warns(
         ControllerWarning, match="the response was left out of every update of step 0"
     ):
-        _, outcome = tuner.step(KEY, tuner.init(KEY))
-    assert outcome.info["refused"].tolist() == [3] and outcome.info["skipped"].tolist() == [0]
-    assert outcome.info["response_norm"] == 0 < outcome.info["direct_norm"]
-    assert outcome.info["residual"] > 1
+        _, trials = tuner.step(KEY, tuner.init(KEY))
+    assert trials.info["refused"].tolist() == [3] and trials.info["skipped"].tolist() == [0]
+    assert trials.info["response_norm"] == 0 < trials.info["direct_norm"]
+    assert trials.info["residual"] > 1
 
 
 def steep(rate, response, horizon=40):
@@ -198,24 +198,24 @@ def test_a_policy_that_begins_at_rates_that_diverge_recovers(response):
     tuner = steep(3.0, response)
     state, rates, counts, values = tuner.init(KEY), [], [], []
     for _ in range(10):
-        state, outcome = tuner.step(KEY, state)
+        state, trials = tuner.step(KEY, state)
         assert np.isfinite(optax.tree.norm((state.phi, state.estimator.params)))
-        rates.append(outcome.hparams["rate"][0])
-        counts.append(outcome.info["dropped"][0])
-        values.append(outcome.info["expected_value"][0])
+        rates.append(trials.hparams["rate"][0])
+        counts.append(trials.info["dropped"][0])
+        values.append(trials.info["expected_value"][0])
     assert counts[0] >= 5 and not any(counts[-3:])
     assert rates[-1] < 0.3 and values[-1] < values[0]
-    assert np.all(np.isfinite(values)) and np.isfinite(outcome.values[0])
+    assert np.all(np.isfinite(values)) and np.isfinite(trials.values[0])
 
 
 def test_windows_that_all_diverge_are_told_with_their_step():
     tuner = steep(50.0, at_rest(identity()), horizon=100)
     state = tuner.init(KEY)
     with pytest.warns(ControllerWarning, match="diverged in every window of step 0"):
-        state, outcome = tuner.step(KEY, state)
-    assert outcome.info["dropped"].tolist() == [10]
-    assert 0 < outcome.info["first_nonfinite"][0] <= 100
-    assert np.isnan(outcome.info["expected_value"][0]) and np.isfinite(outcome.values[0])
+        state, trials = tuner.step(KEY, state)
+    assert trials.info["dropped"].tolist() == [10]
+    assert 0 < trials.info["first_nonfinite"][0] <= 100
+    assert np.isnan(trials.info["expected_value"][0]) and np.isfinite(trials.values[0])
     assert np.isfinite(optax.tree.norm((state.phi, state.estimator.params)))
 
 

@@ -144,7 +144,7 @@ def test_ctrl_c_keeps_the_best(made):
         population(made.problem), random({"penalty": LogReal(1e-4, 1.0, shape=(8,))}), full(5), 2
     )
 
-    def stop(index, outcome, best):
+    def stop(index, trials, best):
         if index == 1:
             raise KeyboardInterrupt
 

@@ -287,7 +287,7 @@ def of_task(tmp_path, tuned, monkeypatch):
     valid = {"mean": 0.0, "low": 0.0, "high": 0.0, "values": [0.0]}
     judged = {"tuned": {"hparams": {"lr": 0.1}, "valid": valid, "test": {}}}
     monkeypatch.setattr(resuming, "build", lambda *_: (toy(), 2))
-    monkeypatch.setattr(tuning, "choose", lambda *_: ({"lr": 0.1}, 0.0))
+    monkeypatch.setattr(tuning, "choose_best", lambda *_: ({"lr": 0.1}, 0.0))
     monkeypatch.setattr(tuning, "judge", lambda *_: judged)
     monkeypatch.setattr(tuning, "_report", lambda path: path)
     return shutil.copytree(tuned, tmp_path / "study")

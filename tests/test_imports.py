@@ -67,6 +67,16 @@ def test_the_rule_is_one_line_of_contributing():
     assert f"`{RULE}`" in (ROOT / "CONTRIBUTING.md").read_text("utf-8").splitlines()
 
 
+def test_every_room_says_what_is_in_it():
+    for room in {path.parent for path in (ROOT / "hypergrad").rglob("*.py")} - {ROOT / "hypergrad"}:
+        docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text("utf-8")))
+        inside = {path.stem for path in room.glob("*.py")} - {"__init__"}
+        inside |= {f"{path.parent.name}/" for path in room.glob("*/__init__.py")}
+        assert inside == {
+            line.split("`")[1] for line in docstring.splitlines() if line[:3] == "- `"
+        }
+
+
 def test_models_never_import_hypergrad():
     for path in (ROOT / "models").glob("*.py"):
         assert not [m for m in modules_of(path.read_text()) if m.split(".")[0] == "hypergrad"], path

@@ -126,3 +126,15 @@ def test_gradients_through_constrain_are_finite_everywhere():
 def test_schedule_reads_the_last_value_past_the_end():
     at = sp.schedule(jnp.asarray([1.0, 2.0, 3.0]))
     assert [float(at(i)) for i in (0, 2, 9)] == [1.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize("function", [sp.constrain, sp.unconstrain, sp.to_unit])
+def test_maps_name_a_leaf_of_another_shape(function):
+    space = {"lr": LogReal(1e-3, 1.0), "steps": Sequence(Real(0.0, 1.0), length=3)}
+    called = "unconstrained" if function is sp.constrain else "hparams"
+    with pytest.raises(ValueError, match=rf"{called}\['lr'\] has shape \(2,\), expected \(\)"):
+        function(space, {"lr": jnp.ones(2), "steps": jnp.ones(3)})
+    with pytest.raises(
+        ValueError, match=rf"{called} has the leaves \['lr'\], expected those of the space"
+    ):
+        function(space, {"lr": jnp.ones(())})

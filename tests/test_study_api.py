@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad.report.table import columns
 from hypergrad.report.text import number
+from hypergrad.report.trials import columns
 from hypergrad.searchers import Trials
 from hypergrad.study import callbacks, export
 from hypergrad.study.disk import description, files, folder, journal

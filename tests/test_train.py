@@ -115,3 +115,15 @@ def test_counter_in_carried_state_keeps_its_type():
     )
     end = unroll(problem, value(0.1), init_state(problem, KEY, value(0.1)), 5)
     assert end.params.state["count"] == 5 and end.step == 5
+
+
+def test_a_loss_that_is_no_number_is_named_without_a_validation():
+    problem, hparams = schedules()
+    state = init_state(problem, KEY, hparams)
+    for out, message in [
+        (jnp.ones(3), r"problem\.loss returned an array of shape \(3,\)"),
+        ((jnp.ones(()), None, None), r"problem\.loss returned a tuple of 3, expected one real"),
+    ]:
+        wrong = problem._replace(loss=lambda params, hparams, batch, out=out: out)
+        with pytest.raises(ValueError, match=message):
+            unroll(wrong, hparams, state, 2)

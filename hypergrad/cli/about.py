@@ -152,4 +152,4 @@ def _completion(shown: Shown, shell: str) -> int:
     return 0
 
 
-COMMANDS = (_verify, _recommend, _list, _completion)
+TASK_COMMANDS = (_verify, _recommend, _list, _completion)

@@ -147,4 +147,4 @@ def _flatness(shown: Shown, directory: str, **given: Any) -> int:
     return 0
 
 
-COMMANDS = (_replay, _export, _report, _flatness)
+STUDY_COMMANDS = (_replay, _export, _report, _flatness)

@@ -29,7 +29,10 @@ Exit status:
     2  wrong input, said in one line
   130  ended by Ctrl-C; a study on disk can be resumed"""
 
-COMMANDS = {one.name: one for one in (*studies.COMMANDS, *finished.COMMANDS, *about.COMMANDS)}
+COMMANDS = {
+    str(one.name): one
+    for one in (*studies.TUNING_COMMANDS, *finished.STUDY_COMMANDS, *about.TASK_COMMANDS)
+}
 
 GROUP = click.Group(
     "hypergrad",

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import click
@@ -19,9 +19,9 @@ class Shown(NamedTuple):
     """What a command may print.
 
     Attributes:
-        as_json: one JSON object, for machines.
-        quiet: the result only.
-        color: with colours.
+        as_json: One JSON object, for machines.
+        quiet: Result only.
+        color: With colours.
     """
 
     as_json: bool
@@ -192,7 +192,7 @@ def _completer(kind: str, name: str = "") -> Callable[[click.Context, click.Para
 SHELLS = ("bash", "zsh", "fish")
 
 
-def known_names() -> dict[str, Iterable[str]]:
+def known_names() -> dict[str, Collection[str]]:
     """Return the names that options may have, by option. It imports the methods."""
     from hypergrad.study import LOGS
     from hypergrad.tuning.build import NAMES

@@ -91,7 +91,7 @@ def _resume(shown: Shown, directory: str, **given: Any) -> int:
     return _show(shown, start, Path(directory), given["task"], given.get("log", []))
 
 
-COMMANDS = (_tune, _run, _resume)
+TUNING_COMMANDS = (_tune, _run, _resume)
 
 
 def _refuse_unread(flags: dict[str, Any], file: "StudyFile | None" = None) -> None:

@@ -11,27 +11,27 @@ from hypergrad.core.checks import check_function, check_kind
 from hypergrad.core.types import Array, Key, Params, PyTree, Variables
 
 
-class Model(NamedTuple):
+class FlaxModel(NamedTuple):
     """A network as two pure functions; flax and any other library look alike from here.
 
     Attributes:
         init: (key, inputs) -> params, or `Variables` where the module has state of its own
             (BatchNorm statistics).
         apply: (params, inputs, *, train=False, key=None) -> (outputs, new_state). `train` switches
-            dropout and BatchNorm; `key` is needed where dropout is drawn; `new_state` is what the loss
-            returns as its second value, None for modules without state.
+            dropout and BatchNorm; `key` is needed for dropout; the loss returns `new_state` as its second
+            value, None for modules without state.
     """
 
     init: Callable[[Key, PyTree], Params]
     apply: Callable[..., tuple[Any, PyTree]]
 
 
-def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Model:
+def from_linen(module: linen.Module, *, train_argument: str | None = None) -> FlaxModel:
     """Adapt a `flax.linen` module.
 
     Args:
-        module: takes the inputs as its one positional argument.
-        train_argument: name of the module's own training switch (`"train"`, `"is_training"`), if it has
+        module: Module that takes the inputs as its one positional argument.
+        train_argument: Name of the module's own training switch (`"train"`, `"is_training"`), if it has
             one. A switch with the opposite meaning is named with a `not ` before it:
             `"not deterministic"`, `"not use_running_average"`.
 
@@ -71,14 +71,15 @@ def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Mo
         )
         return outputs, {**params.state, **state}
 
-    return Model(init, apply)
+    return FlaxModel(init, apply)
 
 
-def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> FlaxModel:
     """Adapt a `flax.nnx` module.
 
     Args:
-        make: builds the module from its random streams, e.g. `lambda rngs: MLP(64, 10, rngs=rngs)`.
+        make: Function that builds the module from its random streams, e.g. `lambda rngs: MLP(64, 10,
+            rngs=rngs)`.
 
     Returns:
         The model. `nnx.Param` variables are trained; BatchNorm statistics and all others travel as
@@ -90,7 +91,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         graph, params, rng, state = nnx.split(module, nnx.Param, nnx.RngState, ...)  # pyright: ignore
         return graph, params, rng, state
 
-    # the graph holds no arrays: it is the same for every key and is found without computing any
+    # the graph holds no arrays: it is the same for every key, and finding it computes none
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graph = split(abstract)[0]
 
@@ -120,11 +121,11 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
             graph, abstract_params, _streams(abstract_rng, key), abstract_state, copy=True
         )
 
-    return Model(init, apply)
+    return FlaxModel(init, apply)
 
 
 def _streams(abstract: PyTree, key: Key | None) -> PyTree:
-    """Make the module's random streams start at `key`, each at its own."""
+    """Start each of the module's random streams at a key of its own, derived from `key`."""
     base = jax.random.key(0) if key is None else key
 
     def start(path: tuple, variable: Any) -> Any:

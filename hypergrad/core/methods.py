@@ -9,9 +9,9 @@ class Method(NamedTuple):
 
     Attributes:
         name: on the command line and in study files.
-        sentence: what it does, for `hypergrad list`.
-        reads: settings that it reads beside those that its whole family reads.
-        make: builds it with the settings that the command line uses; its arguments are those of the family.
+        sentence: What it does, for `hypergrad list`.
+        reads: Settings that it reads beside those that its whole family reads.
+        make: Builds it with the settings that the command line uses; its arguments are those of the family.
         generation: of a search, most trials of a generation where the user does not say.
     """
 

@@ -1,4 +1,4 @@
-"""Scans in segments of equal length and, where that does not divide the steps, a shorter last one."""
+"""Scans in segments of equal length, with a shorter last one where the length does not divide the steps."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,7 +72,7 @@ def cut(xs: PyTree, num_steps: int, size: int) -> list[PyTree]:
 
 
 def by_step(parts: Sequence[PyTree]) -> PyTree:
-    """Join ys of `scan_segments` that have one number a step, or one a segment, to `[num_steps]`."""
+    """Join ys of `scan_segments`, one number a step or one a segment, to `[num_steps]`."""
     return jax.tree.map(lambda *ys: jnp.concatenate([y.reshape(-1) for y in ys]), *parts)
 
 
@@ -95,8 +95,7 @@ def nested_scan(
 ) -> tuple[Any, Any]:
     """Run `jax.lax.scan(body, carry, xs)` in nested checkpointed segments.
 
-    Unlike loops with a derivative rule of their own, this one can be differentiated twice and in
-    forward mode.
+    Unlike loops with a derivative rule of their own, this loop can be differentiated twice and in forward mode.
 
     Returns:
         The last carry and the stacked outputs, leading axis `[num_steps]`.

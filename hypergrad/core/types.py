@@ -42,8 +42,8 @@ class Variables(NamedTuple):
     forward pass that training makes anyway, and every estimator differentiates through it.
 
     Attributes:
-        params: trained; the only part the optimizer sees. Floating-point leaves.
-        state: carried; whatever the loss returns beside its value, of the same structure.
+        params: Trained; the only part the optimizer sees. Floating-point leaves.
+        state: Carried; whatever the loss returns beside its value, of the same structure.
     """
 
     params: PyTree

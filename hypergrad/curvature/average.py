@@ -23,8 +23,8 @@ class Expected(NamedTuple):
     """A mean over random moves.
 
     Attributes:
-        value: mean `[]`.
-        std_error: its standard error `[]`.
+        value: Mean `[]`.
+        std_error: Its standard error `[]`.
     """
 
     value: Array
@@ -35,9 +35,9 @@ class Volume(NamedTuple):
     """The volume of the weights around w at which the loss is below a level.
 
     Attributes:
-        log_volume: natural logarithm, `[]`.
-        radii: distance to the level along each direction `[directions]`; `largest` where no level was met.
-        met: share of the directions along which the level was met, `[]`.
+        log_volume: Natural logarithm, `[]`.
+        radii: Distance to the level along each direction `[directions]`; `largest` where no level was met.
+        met: Share of the directions along which the level was met, `[]`.
     """
 
     log_volume: Array
@@ -64,13 +64,13 @@ def expected_sharpness(
     **Cost:** 2 `num_pairs` losses, one pair after another. Differentiable.
 
     Args:
-        loss: any model.
-        params: weights w.
-        batch: batch of the loss.
-        key: key of the moves.
-        sigma: standard deviation σ of the moves.
-        num_pairs: number of pairs.
-        relative: whether the moves scale with the weights (magnitude-aware).
+        loss: Any model.
+        params: Weights w.
+        batch: Batch of the loss.
+        key: Key of the moves.
+        sigma: Standard deviation σ of the moves.
+        num_pairs: Number of pairs.
+        relative: Whether the moves scale with the weights (magnitude-aware).
 
     Reference:
         Neyshabur et al., 2017, arXiv:1706.08947; Jiang et al., 2020, arXiv:1912.02178, equations 53-57.
@@ -124,15 +124,15 @@ def pac_bayes(
     **Cost:** 2 `num_pairs` x `num_bisections` losses. **Limits:** σ within [1e-6, 1] x `largest`.
 
     Args:
-        loss: any model.
-        params: weights w.
-        batch: batch of the loss.
-        key: key of the moves.
-        rise: rise of the loss that is allowed; Jiang et al. take a fall of 0.1 in accuracy.
-        largest: largest σ to try.
-        num_pairs: number of pairs of moves.
-        num_bisections: number of bisections.
-        relative: whether the moves scale with the weights, as in `expected_sharpness`.
+        loss: Any model.
+        params: Weights w.
+        batch: Batch of the loss.
+        key: Key of the moves.
+        rise: Rise of the loss that is allowed; Jiang et al. take a fall of 0.1 in accuracy.
+        largest: Largest σ to try.
+        num_pairs: Number of pairs of moves.
+        num_bisections: Number of bisections.
+        relative: Whether the moves scale with the weights, as in `expected_sharpness`.
 
     Reference:
         Jiang et al., 2020, arXiv:1912.02178, section C.3 and Algorithm 1.
@@ -181,14 +181,14 @@ def flat_volume(
     is looked for on a logarithmic grid of `num_points` from 1e-5 `largest` on, then bisected.
 
     Args:
-        loss: any model.
-        params: weights w, n numbers.
-        batch: batch of the loss.
-        key: key of the directions.
-        epsilon: rise ε of the loss that is allowed.
-        largest: largest distance r to look at.
-        num_directions: number of directions.
-        num_points: number of points of the grid.
+        loss: Any model.
+        params: Weights w, n numbers.
+        batch: Batch of the loss.
+        key: Key of the directions.
+        epsilon: Rise ε of the loss that is allowed.
+        largest: Largest distance r to look at.
+        num_directions: Number of directions.
+        num_points: Number of points of the grid.
 
     Reference:
         Hochreiter, Schmidhuber, 1997, "Flat minima"; Dinh et al., 2017, arXiv:1703.04933, definition 1;

@@ -40,9 +40,9 @@ class LayerNorms(NamedTuple):
     """What one pass over the units of a layer l gives.
 
     Attributes:
-        squares: squared norms ‖H_lk‖² for k ≥ l, each `[]`.
-        pairs: sum Σ_k Q_lk + Q_kl `[m, m]` over k ≥ l (Q_ll once), of the blocks that were made of pairs.
-        diagonal: diagonal of H_ll, `[in, units]`.
+        squares: Squared norms ‖H_lk‖² for k ≥ l, each `[]`.
+        pairs: Sum Σ_k Q_lk + Q_kl `[m, m]` over k ≥ l (Q_ll once), of the blocks that were made of pairs.
+        diagonal: Diagonal of H_ll, `[in, units]`.
     """
 
     squares: list[Array]
@@ -54,9 +54,9 @@ def layer_norms(rows: Rows, by_pairs: list[bool], chunk: int) -> LayerNorms:
     """Return the norms of all blocks H_lk, k ≥ l.
 
     Args:
-        rows: rows of the layer l.
-        by_pairs: for each k ≥ l, whether the block is made by sample pairs or by tiles.
-        chunk: number of units of layer l at a time.
+        rows: Rows of the layer l.
+        by_pairs: For each k ≥ l, whether the block is made by sample pairs or by tiles.
+        chunk: Number of units of layer l at a time.
     """
     below, (size, units) = rows.inputs[0], rows.deltas[0].shape
 
@@ -86,12 +86,12 @@ class Signals(NamedTuple):
     """The parts of G_p for a chunk of units p, and all samples.
 
     Attributes:
-        bend: rows of B `[m, chunk, units]`.
-        move: rows of P `[m, chunk, in]`; None where P is zero or diagonal.
-        slope: diagonal of P, `[m, chunk]`; None where it is zero or full.
-        inputs: inputs ã_k `[m, in]`.
-        deltas: derivatives δ_k `[m, units]`.
-        chosen: units p `[chunk]`.
+        bend: Rows of B `[m, chunk, units]`.
+        move: Rows of P `[m, chunk, in]`; None where P is zero or diagonal.
+        slope: Diagonal of P, `[m, chunk]`; None where it is zero or full.
+        inputs: Inputs ã_k `[m, in]`.
+        deltas: Derivatives δ_k `[m, units]`.
+        chosen: Units p `[chunk]`.
     """
 
     bend: Array
@@ -133,8 +133,8 @@ def tile_terms(of: Signals, below: Array) -> Array:
     """Return m² ‖H_lk‖² of the units of a chunk, `[]`, one unit of layer k at a time.
 
     Args:
-        of: parts of G.
-        below: inputs ã_l `[m, in]`.
+        of: Parts of G.
+        below: Inputs ã_l `[m, in]`.
     """
     move = of.move
     if of.slope is not None:

@@ -22,8 +22,8 @@ def chunked_loss(loss: Model, size: int) -> BatchLoss:
     samples themselves, and can be taken part by part.
 
     Args:
-        loss: any model whose batch has the samples along its first axes.
-        size: number of samples at a time.
+        loss: Any model whose batch has the samples along its first axes.
+        size: Number of samples at a time.
 
     Raises:
         ValueError: when the returned loss is called outside of `jit`, and is not a mean over samples.

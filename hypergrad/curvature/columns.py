@@ -18,8 +18,8 @@ class Frobenius(NamedTuple):
     """A Frobenius norm, and how it is made up of blocks.
 
     Attributes:
-        value: norm ‖H‖_F `[]`.
-        blocks: squares ‖H_lk‖_F² of all pairs of layers, symmetric `[layers, layers]`, in the order of
+        value: Norm ‖H‖_F `[]`.
+        blocks: Squares ‖H_lk‖_F² of all pairs of layers, symmetric `[layers, layers]`, in the order of
             `layer_names`; their sum is the square of `value`.
     """
 
@@ -46,8 +46,8 @@ class LeafGroup(NamedTuple):
     """The leaves of one layer: those whose paths differ in the last part only.
 
     Attributes:
-        name: name of the layer.
-        leaves: places of its leaves among those of the params.
+        name: Name of the layer.
+        leaves: Places of its leaves among those of the params.
     """
 
     name: str
@@ -103,15 +103,15 @@ def frobenius_columns(
 
     Args:
         loss: (params, batch) -> [], `Composed` or `Layered`.
-        params: any pytree of float arrays.
-        batch: batch of the loss.
-        layers: names of the layers whose blocks are wanted; the others count as frozen; all where None.
+        params: Any pytree of float arrays.
+        batch: Batch of the loss.
+        layers: Names of the layers whose blocks are wanted; the others count as frozen; all where None.
             A layer is all that stands in one dict or tuple below the params, and has the name of their path;
             a leaf of the params themselves is one of its own.
-        gauss_newton: whether to take the Gauss-Newton matrix instead; the loss must then be `Composed` or
+        gauss_newton: Whether to take the Gauss-Newton matrix instead; the loss must then be `Composed` or
             `Layered`.
-        memory: bytes to use; they decide the chunk where that is None.
-        chunk: number of columns at a time, whatever their memory.
+        memory: Bytes to use; they decide the chunk where that is None.
+        chunk: Number of columns at a time, whatever their memory.
 
     Returns:
         The norm and the squared norms of all blocks of layers, in the order of their first weights.

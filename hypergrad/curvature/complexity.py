@@ -29,10 +29,10 @@ def gradient_variance(loss: Model, params: Params, batch: Batch, *, chunk: int =
     keeps the differences to the mean from cancelling.
 
     Args:
-        loss: any model whose batch has the samples along its first axes.
-        params: weights w.
-        batch: batch of m samples.
-        chunk: number of samples side by side.
+        loss: Any model whose batch has the samples along its first axes.
+        params: Weights w.
+        batch: Batch of m samples.
+        chunk: Number of samples side by side.
 
     Raises:
         ValueError: where the loss is not a mean over samples.
@@ -71,9 +71,9 @@ def path_norm(model: Layered, params: Params, batch: Batch) -> Array:
     of `dense` are not squared.
 
     Args:
-        model: layered network.
-        params: weights w.
-        batch: batch, of whose samples only the shapes and dtypes matter.
+        model: Layered network.
+        params: Weights w.
+        batch: Batch, of whose samples only the shapes and dtypes matter.
 
     Reference:
         Neyshabur, Salakhutdinov, Srebro, 2015, arXiv:1506.02617; Jiang et al., 2020, equation 44.
@@ -108,12 +108,12 @@ def relative_flatness(
     **Cost:** in² products, `chunk` at a time.
 
     Args:
-        loss: any model that `product` takes.
-        params: weights w.
-        batch: batch of the loss.
-        layer: path of the matrix `[in, units]` in the params, such as `"out.kernel"`.
+        loss: Any model that `product` takes.
+        params: Weights w.
+        batch: Batch of the loss.
+        layer: Path of the matrix `[in, units]` in the params, such as `"out.kernel"`.
         product: `hvp` or `ggn_vp`.
-        chunk: number of products side by side.
+        chunk: Number of products side by side.
 
     Raises:
         ValueError: where there is no such matrix.

@@ -25,8 +25,8 @@ class NormInterval(NamedTuple):
     """Where ‖H‖_F lies with the confidence asked for.
 
     Attributes:
-        low: lower end `[]`.
-        high: upper end `[]`.
+        low: Lower end `[]`.
+        high: Upper end `[]`.
     """
 
     low: Array
@@ -37,11 +37,11 @@ class FrobeniusEstimate(NamedTuple):
     """An estimate of ‖H‖_F.
 
     Attributes:
-        value: estimate `[]`.
-        std_error: standard error of the value, `[]`; from few probes it is itself uncertain.
-        interval: where ‖H‖_F lies; None from fewer than 30 products.
-        num_products: number of products with H that were made, int32 `[]`.
-        converged: whether the interval is within the tolerance asked for, bool `[]`; true without one.
+        value: Estimate `[]`.
+        std_error: Standard error of the value, `[]`; from few probes it is itself uncertain.
+        interval: Where ‖H‖_F lies; None from fewer than 30 products.
+        num_products: Number of products with H that were made, int32 `[]`.
+        converged: Whether the interval is within the tolerance asked for, bool `[]`; true without one.
     """
 
     value: Array
@@ -55,9 +55,9 @@ class Moments(NamedTuple):
     """Moments of the terms seen so far.
 
     Attributes:
-        count: number of terms `[]`.
-        mean: their mean `[]`.
-        spread: sum of their squared deviations from it `[]`.
+        count: Number of terms `[]`.
+        mean: Their mean `[]`.
+        spread: Sum of their squared deviations from it `[]`.
     """
 
     count: Array
@@ -100,17 +100,17 @@ def frobenius_estimate(
     **Cost:** `num_products` products, memory `rank` vectors and `chunk` products.
 
     Args:
-        loss: any model that `product` takes.
+        loss: Any model that `product` takes.
         params: n weights.
-        batch: batch of the loss.
-        key: key of the random vectors.
-        num_products: number of products, or with a tolerance, the largest number.
-        rank: number of columns of Q; a third of `num_products` where None, but at most 20 with a tolerance.
-        tolerance: relative half-width of the interval of ‖H‖_F to reach.
-        confidence: confidence of the interval.
-        chunk: number of products side by side.
+        batch: Batch of the loss.
+        key: Key of the random vectors.
+        num_products: Number of products, or with a tolerance, the largest number.
+        rank: Number of columns of Q; a third of `num_products` where None, but at most 20 with a tolerance.
+        tolerance: Relative half-width of the interval of ‖H‖_F to reach.
+        confidence: Confidence of the interval.
+        chunk: Number of products side by side.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
-        memory: bytes for the vectors.
+        memory: Bytes for the vectors.
 
     Raises:
         ValueError: for a rank that leaves no probes, counts below 1, a tolerance with too few products, vectors

@@ -30,9 +30,9 @@ def theorem_1(model: Layered, params: Params, batch: Batch) -> Array:
     positive, and as a network grows confident, H goes to 0 and this value to 1 / ‖W‖ (`docs/flatness.md`).
 
     Args:
-        model: network whose last affine layer makes the logits.
-        params: weights of the network.
-        batch: batch of m samples.
+        model: Network whose last affine layer makes the logits.
+        params: Weights of the network.
+        batch: Batch of m samples.
 
     Reference:
         "Flatness-guided hyper-parameter optimization", Theorem 1.
@@ -85,9 +85,9 @@ def rescaled(model: Layered, params: Params, batch: Batch) -> Array:
     **Cost:** that of `frobenius`.
 
     Args:
-        model: any model that `frobenius` takes.
-        params: weights of the model.
-        batch: batch of m samples.
+        model: Any model that `frobenius` takes.
+        params: Weights of the model.
+        batch: Batch of m samples.
     """
     check_model(model, params, batch)
     leaves = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(widen(params))]

@@ -101,11 +101,11 @@ def frobenius(
 
     Args:
         loss: (params, batch) -> [], `Composed` or `Layered`.
-        params: any pytree of float arrays of one dtype, computed with in at least float32.
-        batch: batch of the loss; for `Layered`, arrays with the samples along their first axis.
-        layers: names of the layers (`layer_names`) whose blocks are wanted; all where None.
-        gauss_newton: whether to take the Gauss-Newton matrix instead of the Hessian.
-        memory: bytes to use.
+        params: Any pytree of float arrays of one dtype, computed with in at least float32.
+        batch: Batch of the loss; for `Layered`, arrays with the samples along their first axis.
+        layers: Names of the layers (`layer_names`) whose blocks are wanted; all where None.
+        gauss_newton: Whether to take the Gauss-Newton matrix instead of the Hessian.
+        memory: Bytes to use.
 
     Returns:
         `Frobenius(value, blocks)`.
@@ -187,11 +187,11 @@ def sample_pairs(
     **Limits:** it is that of the loss without its penalty; `l2` does not enter.
 
     Args:
-        loss: layered model.
-        params: weights of the model.
-        batch: batch of m samples.
-        gauss_newton: whether to take the Gauss-Newton matrix instead.
-        memory: bytes to use.
+        loss: Layered model.
+        params: Weights of the model.
+        batch: Batch of m samples.
+        gauss_newton: Whether to take the Gauss-Newton matrix instead.
+        memory: Bytes to use.
     """
     check_layered("loss", loss, params, batch, "the products are of the inputs of")
     check_bytes(memory)
@@ -202,9 +202,9 @@ class LayerPlan(NamedTuple):
     """How the blocks of a layer l will be computed.
 
     Attributes:
-        by_pairs: for each block H_lk, k ≥ l, whether it is made by sample pairs or by tiles.
-        chunk: number of units of the layer at a time.
-        num_bytes: largest number of bytes at one time.
+        by_pairs: For each block H_lk, k ≥ l, whether it is made by sample pairs or by tiles.
+        chunk: Number of units of the layer at a time.
+        num_bytes: Largest number of bytes at one time.
     """
 
     by_pairs: list[bool]
@@ -227,14 +227,14 @@ def plan_layer(
     Where both are allowed the cheaper is taken, and tiles where that does not fit.
 
     Args:
-        layers: layers that are trained.
-        index: place l of the layer among them.
-        links: how the inputs of each layer k ≥ l depend on z_l.
-        samples: number m of samples.
-        width: bytes of a number.
-        memory: bytes to use.
-        by_pairs: true for pairs alone, false for tiles alone, None for the choice between them.
-        kept: bytes that other layers hold at the same time.
+        layers: Layers that are trained.
+        index: Place l of the layer among them.
+        links: How the inputs of each layer k ≥ l depend on z_l.
+        samples: Number m of samples.
+        width: Bytes of a number.
+        memory: Bytes to use.
+        by_pairs: True for pairs alone, false for tiles alone, None for the choice between them.
+        kept: Bytes that other layers hold at the same time.
     """
     above = layers[index:]
     tiles = [False] * len(above)

@@ -23,7 +23,7 @@ class Landscape(NamedTuple):
     """Values of a loss on a line or a plane through the weights.
 
     Attributes:
-        steps: distances along each direction `[num]`, from −radius to radius.
+        steps: Distances along each direction `[num]`, from −radius to radius.
         values: L(w + a d_1) `[num]`, or L(w + a d_1 + b d_2) `[num, num]` with a along the first axis.
     """
 
@@ -38,8 +38,8 @@ def filter_direction(params: Params, key: Key) -> PyTree:
     vectors do not move. Otherwise a network with larger weights would look flatter than it is.
 
     Args:
-        params: weights w.
-        key: key of the direction.
+        params: Weights w.
+        key: Key of the direction.
 
     Returns:
         A pytree like the params.
@@ -83,13 +83,13 @@ def landscape(
     **Cost:** `num` losses for one direction, num² for two, `chunk` side by side.
 
     Args:
-        loss: any model.
-        params: weights w.
-        batch: batch of the loss.
-        directions: one or two pytrees like the params.
-        radius: distance from the weights to each end.
-        num: number of points a direction; an odd number puts one on the weights themselves.
-        chunk: number of points side by side.
+        loss: Any model.
+        params: Weights w.
+        batch: Batch of the loss.
+        directions: One or two pytrees like the params.
+        radius: Distance from the weights to each end.
+        num: Number of points a direction; an odd number puts one on the weights themselves.
+        chunk: Number of points side by side.
 
     Raises:
         ValueError: unless there are one or two directions like the params.

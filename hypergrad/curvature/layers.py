@@ -20,13 +20,13 @@ class Layer(NamedTuple):
     """One affine layer z = ã W̃, as the forward pass calls it.
 
     Attributes:
-        name: name of its part of the params.
-        call: index of its call of `dense`.
-        kernel: index of the matrix among the leaves of the params; None where it is frozen.
-        bias: index of the vector; None where it is frozen or there is none.
-        num_inputs: length of ã, the inputs that meet trained weights: those of the kernel, then a 1 for
+        name: Name of its part of the params.
+        call: Index of its call of `dense`.
+        kernel: Index of the matrix among the leaves of the params; None where it is frozen.
+        bias: Index of the vector; None where it is frozen or there is none.
+        num_inputs: Length of ã, the inputs that meet trained weights: those of the kernel, then a 1 for
             the bias.
-        num_units: length of z.
+        num_units: Length of z.
     """
 
     name: str
@@ -70,8 +70,8 @@ def softmax_cross_entropy(logits: Array, label: Array) -> Array:
     logit is −∞ (masked) has no part in them.
 
     Args:
-        logits: logits z `[classes]`.
-        label: label y, a whole number `[]`.
+        logits: Logits z `[classes]`.
+        label: Label y, a whole number `[]`.
 
     Raises:
         ValueError: for fewer than two classes, and for a label that is not the index of a class.
@@ -120,10 +120,10 @@ def mlp(
     """Make the model of a plain multilayer network on batches (inputs `[m, in]`, targets `[m, ...]`).
 
     Args:
-        activation: function applied after every layer but the last.
+        activation: Function applied after every layer but the last.
         loss: (outputs, target) -> [], of one sample.
-        layers: keys of the layers in the params, first to last; all of a list or tuple where None.
-        l2: strengths of the penalty, as in `Layered`.
+        layers: Keys of the layers in the params, first to last; all of a list or tuple where None.
+        l2: Strengths of the penalty, as in `Layered`.
     """
 
     def forward(dense: Dense, params: Params, example: Batch) -> Array:
@@ -269,10 +269,10 @@ class Rows(NamedTuple):
     """What a layer l needs for its blocks H_lk, k ≥ l; `push` makes the rows of some of its units.
 
     Attributes:
-        inputs: inputs ã_k for k ≥ l, each `[m, in]`.
-        deltas: derivatives δ_k = ∂ℓ/∂z_k for k ≥ l, each `[m, units]`.
-        links: how ã_k depends on z_l, for k ≥ l.
-        slopes: derivatives ∂ã_k[p]/∂z_l[p] `[m, units]` for the diagonal links, in their order.
+        inputs: Inputs ã_k for k ≥ l, each `[m, in]`.
+        deltas: Derivatives δ_k = ∂ℓ/∂z_k for k ≥ l, each `[m, units]`.
+        links: How ã_k depends on z_l, for k ≥ l.
+        slopes: Derivatives ∂ã_k[p]/∂z_l[p] `[m, units]` for the diagonal links, in their order.
         push: (units p `[chunk]` of layer l) -> (B_lk[p] = ∂²ℓ/∂z_l[p]∂z_k for k ≥ l, each
             `[m, chunk, units]`; P_k[p] = ∂ã_k/∂z_l[p] for the full links, each `[m, chunk, in]`), zeros
             for p past the last unit.

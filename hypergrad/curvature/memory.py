@@ -97,8 +97,8 @@ def sum_chunks(
 
     Args:
         body: (indices `[chunk]`) -> (terms to add, rows `[chunk, ...]` to keep).
-        count: number of indices.
-        chunk: number of indices at a time.
+        count: Number of indices.
+        chunk: Number of indices at a time.
 
     Returns:
         The sums, and the rows `[count, ...]`.

@@ -12,7 +12,7 @@ from hypergrad.core import tree
 from hypergrad.core.abstract import abstract, traced
 from hypergrad.core.checks import check_positive, describe
 from hypergrad.core.types import Array, Batch, Params, PyTree
-from hypergrad.validation import check_scalar
+from hypergrad.problem import check_scalar
 
 BatchLoss: TypeAlias = Callable[[Params, Batch], Array]
 """(params, batch) -> [], the mean over the samples of a batch; hyperparameters are closed over."""
@@ -54,7 +54,7 @@ class Layered(NamedTuple):
     Attributes:
         forward: (dense, params, example) -> outputs.
         loss: (outputs, example) -> [], of one sample.
-        l2: strengths λ, one number or a pytree prefix of the params with a number for each.
+        l2: Strengths λ, one number or a pytree prefix of the params with a number for each.
     """
 
     forward: Callable[[Dense, Params, Batch], PyTree]

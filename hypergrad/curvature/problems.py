@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from hypergrad.core.checks import check_function, check_least, check_share, check_whole
 from hypergrad.core.types import Array, Batch, HParams, Params
 from hypergrad.curvature.models import BatchLoss, number_of, traced_scalar
-from hypergrad.problem import Problem, check_problem, split_loss
+from hypergrad.problem import Problem, check_problem, check_scalar, split_loss
 from hypergrad.train import carried, trained, with_parts
-from hypergrad.validation import check_scalar
 
 Measure: TypeAlias = Callable[[Params, HParams], Array]
 """(params, hparams) -> [], of one network: the flatter the lower."""
@@ -36,12 +35,12 @@ def supremum(
     **Cost:** one measurement a batch, one after another.
 
     Args:
-        problem: training loop.
+        problem: Training loop.
         curvature: (loss, params, batch) -> [], such as `curvature.sam`, or
             `lambda loss, params, batch: curvature.frobenius(model, params, batch).value`. Hyperparameters and
             carried state are closed over in `loss`, whose batches are those of the problem.
-        num_batches: number of batches. Where None, all of the training set with a `batch_size`, and 4 without.
-        batch_size: number of samples in each batch.
+        num_batches: Number of batches. Where None, all of the training set with a `batch_size`, and 4 without.
+        batch_size: Number of samples in each batch.
 
     Raises:
         ValueError: for a batch size without a training set or larger than it, and for more batches than it
@@ -81,9 +80,9 @@ def penalized(problem: Problem, measure: Measure, weight: float) -> Problem:
     `sam` and `adaptive` can, and `keskar` as far as its search has found the maximum.
 
     Args:
-        problem: training loop.
+        problem: Training loop.
         measure: (params, hparams) -> [].
-        weight: weight of the measure, at least 0.
+        weight: Weight of the measure, at least 0.
     """
     if not traced_scalar(weight):
         check_least("weight", number_of(weight))
@@ -99,9 +98,9 @@ def bounded(problem: Problem, measure: Measure, bound: float) -> Problem:
     **Limits:** of no use to a hypergradient, which does not see the bound from within.
 
     Args:
-        problem: training loop.
+        problem: Training loop.
         measure: (params, hparams) -> [].
-        bound: largest value of the measure that is allowed.
+        bound: Largest value of the measure that is allowed.
     """
     if not traced_scalar(bound):
         check_share("bound", number_of(bound), "(-inf, inf)", what="a finite number")

@@ -56,8 +56,8 @@ def hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
 
     Args:
         loss: (params, batch) -> [], `Composed` or `Layered`.
-        params: weights w.
-        batch: batch of the loss.
+        params: Weights w.
+        batch: Batch of the loss.
         vector: v, a pytree like the params.
 
     Raises:
@@ -86,8 +86,8 @@ def ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
 
     Args:
         loss: `Composed` or `Layered`.
-        params: weights w.
-        batch: batch of the loss.
+        params: Weights w.
+        batch: Batch of the loss.
         vector: v, a pytree like the params.
 
     Raises:
@@ -118,8 +118,8 @@ def fisher_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTr
 
     Args:
         loss: (params, batch) -> losses of the samples `[m]`, or `Layered`.
-        params: weights w.
-        batch: batch of the loss.
+        params: Weights w.
+        batch: Batch of the loss.
         vector: v, a pytree like the params.
 
     Raises:
@@ -190,9 +190,9 @@ class Operator(NamedTuple):
 
     Attributes:
         matvec: x `[n]` -> A x `[n]`.
-        size: number n of weights.
+        size: Number n of weights.
         unravel: `[n]` -> a pytree like the params.
-        dtype: dtype of the vectors.
+        dtype: Dtype of the vectors.
     """
 
     matvec: Callable[[Array], Array]
@@ -233,11 +233,11 @@ def hessian(
     **Cost:** n products, as many at a time as fit into memory beside 2 n² numbers (64 at most).
 
     Args:
-        loss: any model that `product` takes.
-        params: weights w, n numbers.
-        batch: batch of the loss.
+        loss: Any model that `product` takes.
+        params: Weights w, n numbers.
+        batch: Batch of the loss.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
-        memory: bytes to use.
+        memory: Bytes to use.
 
     Raises:
         ValueError: where the matrix and one product do not fit into memory.
@@ -303,13 +303,13 @@ def difference_hessian(
     At a kink (a ReLU, a hinge) it is the bend over a distance ε, not a derivative.
 
     Args:
-        loss: any model; it need not be differentiable.
-        params: weights w, n numbers.
-        batch: batch of the loss.
-        epsilon: distance ε; eps^¼ of the dtype where None (forward: eps^⅓).
-        central: whether to take the central form.
-        chunk: number of pairs side by side.
-        memory: bytes to use.
+        loss: Any model; it need not be differentiable.
+        params: Weights w, n numbers.
+        batch: Batch of the loss.
+        epsilon: Distance ε; eps^¼ of the dtype where None (forward: eps^⅓).
+        central: Whether to take the central form.
+        chunk: Number of pairs side by side.
+        memory: Bytes to use.
 
     Raises:
         ValueError: where the matrix, its pairs and the losses of a chunk do not fit into memory.

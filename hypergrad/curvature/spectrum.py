@@ -16,8 +16,8 @@ class Eigenpairs(NamedTuple):
     """Eigenvalues, their vectors, and how far each has converged.
 
     Attributes:
-        values: eigenvalues λ `[num]`, the largest first.
-        vectors: eigenvectors of unit norm, a pytree like the params with a leading axis `[num]`.
+        values: Eigenvalues λ `[num]`, the largest first.
+        vectors: Eigenvectors of unit norm, a pytree like the params with a leading axis `[num]`.
         residuals: ‖H v − λ v‖ `[num]`: an eigenvalue lies within that of λ, beside rounding, which is at
             most about √n ε ‖H‖.
     """
@@ -31,11 +31,11 @@ class SpectralDensity(NamedTuple):
     """Where the eigenvalues of H lie.
 
     Attributes:
-        nodes: eigenvalues of T for each probe `[probes, k]`.
-        weights: share of the spectrum that each node stands for `[probes, k]`; each row adds up to one. Nodes
+        nodes: Eigenvalues of T for each probe `[probes, k]`.
+        weights: Share of the spectrum that each node stands for `[probes, k]`; each row adds up to one. Nodes
             that come after all that the probe reaches (see `top_eigenvalues`) have weight 0.
-        grid: places λ `[points]`.
-        density: density of the eigenvalues at these places, smoothed by a Gaussian of width σ, `[points]`;
+        grid: Places λ `[points]`.
+        density: Density of the eigenvalues at these places, smoothed by a Gaussian of width σ, `[points]`;
             its integral is one.
     """
 
@@ -71,15 +71,15 @@ def top_eigenvalues(
     vector reaches; the residuals say which eigenvalues have converged.
 
     Args:
-        loss: any model that `product` takes.
+        loss: Any model that `product` takes.
         params: n weights.
-        batch: batch of the loss.
-        key: key of the random vectors.
-        num: number of eigenvalues.
-        num_steps: number of products; 4 num + 20 where None, n at most.
-        smallest: whether to find the smallest instead, the most negative first.
+        batch: Batch of the loss.
+        key: Key of the random vectors.
+        num: Number of eigenvalues.
+        num_steps: Number of products; 4 num + 20 where None, n at most.
+        smallest: Whether to find the smallest instead, the most negative first.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
-        memory: bytes for the vectors.
+        memory: Bytes for the vectors.
 
     Raises:
         ValueError: where there are fewer steps or weights than eigenvalues wanted, or the vectors do not fit
@@ -128,12 +128,12 @@ def power_iteration(
     **Cost:** `num_steps` products at most, memory of two vectors. The error shrinks by |λ₂/λ₁| a step.
 
     Args:
-        loss: any model that `product` takes.
+        loss: Any model that `product` takes.
         params: n weights.
-        batch: batch of the loss.
-        key: key of the first vector.
-        num_steps: largest number of products.
-        tolerance: relative residual at which the iteration ends.
+        batch: Batch of the loss.
+        key: Key of the first vector.
+        num_steps: Largest number of products.
+        tolerance: Relative residual at which the iteration ends.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
     """
     check_product(product, loss, params, batch)
@@ -187,17 +187,17 @@ def spectral_density(
     **Limits:** details narrower than σ do not show.
 
     Args:
-        loss: any model that `product` takes.
+        loss: Any model that `product` takes.
         params: n weights.
-        batch: batch of the loss.
-        key: key of the probes, Gaussian vectors.
-        num_probes: number of probes.
-        num_steps: steps k of Lanczos' method; n at most.
-        num_points: number of points of the grid, which spans all nodes that have a weight, and 5 σ on both
+        batch: Batch of the loss.
+        key: Key of the probes, Gaussian vectors.
+        num_probes: Number of probes.
+        num_steps: Steps k of Lanczos' method; n at most.
+        num_points: Number of points of the grid, which spans all nodes that have a weight, and 5 σ on both
             sides.
-        width: width σ; where None a hundredth of that span, or of |λ| where there is only one eigenvalue.
+        width: Width σ; where None a hundredth of that span, or of |λ| where there is only one eigenvalue.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
-        memory: bytes for the vectors.
+        memory: Bytes for the vectors.
 
     Raises:
         ValueError: where the vectors do not fit into memory.
@@ -238,10 +238,10 @@ class Tridiagonal(NamedTuple):
     """What k steps of Lanczos' method leave.
 
     Attributes:
-        alpha: diagonal of T `[k]`.
-        beta: entries beside the diagonal `[k]`, 0 where a new vector was drawn; the last is the norm of what
+        alpha: Diagonal of T `[k]`.
+        beta: Entries beside the diagonal `[k]`, 0 where a new vector was drawn; the last is the norm of what
             is left.
-        basis: orthonormal rows `[k, n]`.
+        basis: Orthonormal rows `[k, n]`.
     """
 
     alpha: Array

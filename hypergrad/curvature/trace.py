@@ -26,8 +26,8 @@ class TraceEstimate(NamedTuple):
     """An estimate of tr H.
 
     Attributes:
-        value: estimate `[]`.
-        std_error: standard error of the value, `[]`.
+        value: Estimate `[]`.
+        std_error: Standard error of the value, `[]`.
         interval: (low, high), which hold tr H between them in 95 % of all cases; None from fewer than 30
             products.
     """
@@ -41,8 +41,8 @@ class DiagonalEstimate(NamedTuple):
     """An estimate of diag H.
 
     Attributes:
-        value: estimate, a pytree like the params.
-        std_error: standard error of each entry, likewise.
+        value: Estimate, a pytree like the params.
+        std_error: Standard error of each entry, likewise.
     """
 
     value: PyTree
@@ -63,12 +63,12 @@ def diagonal(
     **Cost:** one product a parameter, as many at a time as fit into memory (64 at most).
 
     Args:
-        loss: any model that `product` takes.
+        loss: Any model that `product` takes.
         params: n weights.
-        batch: batch of the loss.
+        batch: Batch of the loss.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
-        memory: bytes to use; they decide the chunk where that is None.
-        chunk: number of products side by side, whatever their memory.
+        memory: Bytes to use; they decide the chunk where that is None.
+        chunk: Number of products side by side, whatever their memory.
 
     Raises:
         ValueError: where loss, params and batch do not fit, or a product does not fit into memory.
@@ -131,15 +131,15 @@ def trace_estimate(
     **Cost:** `num_products` products, memory `rank` vectors and `chunk` products.
 
     Args:
-        loss: any model that `product` takes.
+        loss: Any model that `product` takes.
         params: n weights.
-        batch: batch of the loss.
-        key: key of the random signs.
-        num_products: number of products.
-        rank: number of columns of Q; a third of `num_products` where None.
-        chunk: number of products side by side.
+        batch: Batch of the loss.
+        key: Key of the random signs.
+        num_products: Number of products.
+        rank: Number of columns of Q; a third of `num_products` where None.
+        chunk: Number of products side by side.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
-        memory: bytes for the vectors.
+        memory: Bytes for the vectors.
 
     Raises:
         ValueError: for a rank that leaves no probes, counts below 1, vectors that do not fit into memory.
@@ -189,11 +189,11 @@ def diagonal_estimate(
     **Limits:** the variance of entry j is Σ_{k≠j} H_jk²: small entries beside large ones drown.
 
     Args:
-        loss: any model that `product` takes.
+        loss: Any model that `product` takes.
         params: n weights.
-        batch: batch of the loss.
-        key: key of the random signs.
-        num_products: number of products.
+        batch: Batch of the loss.
+        key: Key of the random signs.
+        num_products: Number of products.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
 
     Reference:

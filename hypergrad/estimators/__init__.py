@@ -1,4 +1,19 @@
-"""Hypergradient estimators: one method, one file, one contract (`base.Estimator`)."""
+"""Hypergradient estimators: one method, one file, one contract (`base.Estimator`).
+
+- `advice`: Say in words why an estimate should not be trusted, and which hyperparameters have none.
+- `average`: Average any estimator over seeds: less noise, and a standard error beside the number.
+- `base`: The contract of every hypergradient estimator, and what the members of the family share.
+- `evolution/`: Estimators that perturb the hyperparameters.
+- `implicit/`: Estimators that differentiate the condition of rest.
+- `policies/`: Policies over hyperparameters, and the estimators that learn them.
+- `recommend`: Which estimator? Measured on a training run and asked of the compiler, with the reasons in
+  words.
+- `slopes`: Finite differences in float64, and the problems made for them: the reference of `verify`.
+- `unrolled/`: Estimators that differentiate through the steps of training.
+- `verify`: Compare every estimator with float64 finite differences, on the user's own task.
+- `ways`: By which ways each hyperparameter acts on training, read off its program; nothing is compiled or
+  run.
+"""
 
 from hypergrad.core.methods import Method, by_name
 from hypergrad.estimators.advice import advice, structural_zeros

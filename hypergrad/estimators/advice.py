@@ -13,11 +13,14 @@ from hypergrad.estimators.base import Estimate
 from hypergrad.problem import Problem
 from hypergrad.train import init_state, unroll
 
+CHAOTIC_GROWTH = 1.05
+"""Growth of the derivative a step above which gradients through long runs explode."""
+
 CHAOTIC = 1e3
-"""Growth in all that is no longer that of a sum over the steps."""
+"""Growth over a whole run that a mere sum over the steps does not reach."""
 
 EXPLODED = 1e6
-"""How often its first size a derivative may become on its way before it counts as exploded."""
+"""Multiple of its first size beyond which a derivative on its way counts as exploded."""
 
 
 def advice(estimate: Estimate) -> list[str]:
@@ -26,7 +29,7 @@ def advice(estimate: Estimate) -> list[str]:
     A host function: call it on what `jax.jit(estimator.estimate)` returned.
 
     Args:
-        estimate: one estimate of any estimator, not a batch of them.
+        estimate: One estimate of any estimator, not a batch of them.
 
     Returns:
         One line for each trouble.
@@ -50,7 +53,7 @@ def unrolled_advice(info: Any) -> list[str]:
     step = exploded_step(getattr(info, "sensitivity", np.zeros(0)))
     # what is merely summed over the steps, as tangents are, grows too: by the number of steps in all
     in_all = float(info.growth) ** min(float(info.horizon), 1e3)
-    if step is None and not (info.growth > 1.05 and in_all > CHAOTIC):
+    if step is None and not (info.growth > CHAOTIC_GROWTH and in_all > CHAOTIC):
         return []
     passed = "" if step is None else f" and exploded (grew past {EXPLODED:.0e} fold) at step {step}"
     return [
@@ -61,9 +64,9 @@ def unrolled_advice(info: Any) -> list[str]:
 
 
 def exploded_step(sensitivity: Array | np.ndarray) -> int | None:
-    """Return the step at which a derivative on its way grew past `EXPLODED` fold or overflowed, or None.
+    """Return the step at which a derivative grew past `EXPLODED` fold or overflowed, or None.
 
-    Its way is towards the start where it grows that way (reverse mode), else towards the end.
+    The derivative travels towards the start where it grows that way (reverse mode), else towards the end.
     """
     norms = np.asarray(sensitivity)
     if norms.size < 2:
@@ -82,14 +85,14 @@ def structural_zeros(
 ) -> list[str]:
     """Name the leaves whose hypergradient is zero whatever the numbers.
 
-    Signs (Lion, sign-SGD), rounding, integer casts and comparisons stop a derivative; a leaf that
-    reaches the objective through nothing else gets a silent zero. So does, without `through_init`, one
-    that acts on the initial weights alone.
+    Signs (Lion, sign-SGD), rounding, integer casts and comparisons stop a derivative; a leaf that reaches the
+    objective through nothing else gets a silent zero. Without `through_init`, so does a leaf that acts on the
+    initial weights alone.
 
     **Cost:** one trace of three steps; nothing is compiled or run.
     """
 
-    def value(hparams):
+    def value(hparams: HParams) -> Array:
         key = jax.random.key(0)
         first = hparams if through_init else jax.lax.stop_gradient(hparams)
         state = unroll(problem, hparams, init_state(problem, key, first), min(horizon, 3))

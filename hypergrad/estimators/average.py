@@ -1,4 +1,4 @@
-"""Average any estimator over seeds: less noise, and a standard error beside the number."""
+"""Averages of any estimator over seeds: less noise, and a standard error with the number."""
 
 import re
 from collections import Counter
@@ -18,14 +18,14 @@ class AverageInfo(NamedTuple):
     """Diagnostics of an average over `num_seeds` estimates.
 
     Attributes:
-        direct: mean direct gradient, a pytree like `hparams`.
-        response: mean response gradient, a pytree like `hparams`.
-        horizon: steps differentiated through by one estimate, int32 `[]`.
-        growth: largest growth over the seeds, `[]`.
-        first_nonfinite: earliest non-finite step over the seeds, -1 if none; int32 `[]`.
-        std_error: standard error of the mean hypergradient, a pytree like `hparams`.
-        value_std_error: standard error of the mean value, `[]`.
-        each: the estimates' own infos, leading axis `[num_seeds]`.
+        direct: Mean direct gradient, a pytree like `hparams`.
+        response: Mean response gradient, a pytree like `hparams`.
+        horizon: Steps differentiated through by one estimate, int32 `[]`.
+        growth: Largest growth over the seeds, `[]`.
+        first_nonfinite: Earliest non-finite step over the seeds, -1 if none; int32 `[]`.
+        std_error: Standard error of the mean hypergradient, a pytree like `hparams`.
+        value_std_error: Standard error of the mean value, `[]`.
+        each: Infos of the single estimates, leading axis `[num_seeds]`.
     """
 
     direct: HParams
@@ -38,13 +38,13 @@ class AverageInfo(NamedTuple):
     each: Any
 
     def advice(self, estimate: Estimate) -> list[str]:
-        """Say what is wrong with the estimates averaged, each trouble once and of how many."""
+        """Say what is wrong with the averaged estimates: each trouble once, with the number of estimates."""
         num = len(jax.tree.leaves(self.each)[0])
         said = []
         for seed in range(num):
             info = jax.tree.map(lambda x, seed=seed: x[seed], self.each)
             said += advice(estimate._replace(info=info))
-        # lines that differ in their numbers alone are one trouble
+        # lines that differ only in their numbers are one trouble
         kinds = [re.sub(r"[-+]?[\d.]+(e[-+]?\d+)?", "", line) for line in said]
         first = dict(zip(reversed(kinds), reversed(said), strict=True))
         counts = Counter(kinds)
@@ -52,7 +52,7 @@ class AverageInfo(NamedTuple):
 
 
 def average(estimator: Estimator, num_seeds: int) -> Estimator:
-    """Average `num_seeds` independent estimates: other initial weights, other minibatches.
+    """Average `num_seeds` independent estimates, each with its own initial weights and minibatches.
 
     hypergrad = (1/S) Σ_s g_s,   standard error = std(g) / √S with S − 1 degrees of freedom
 
@@ -62,9 +62,9 @@ def average(estimator: Estimator, num_seeds: int) -> Estimator:
     of magnitude.
 
     Args:
-        estimator: any estimator whose info has `direct`, `response`, `horizon`, `growth` and
+        estimator: Any estimator whose info has `direct`, `response`, `horizon`, `growth` and
             `first_nonfinite`.
-        num_seeds: number of estimates, at least 2; for one, use the estimator itself.
+        num_seeds: Number of estimates, at least 2; for a single estimate, use the estimator itself.
 
     Raises:
         ValueError: for fewer than two seeds.

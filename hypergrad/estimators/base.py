@@ -1,4 +1,4 @@
-"""The contract of every hypergradient estimator, and what the members of the family share."""
+"""The contract of every hypergradient estimator, and helpers that the family shares."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -13,12 +13,12 @@ from hypergrad.validation import check_step
 
 
 class Estimate(NamedTuple):
-    """A hypergradient and how far it can be trusted.
+    """A hypergradient, with diagnostics of how far to trust it.
 
     Attributes:
-        value: the objective `[]`.
+        value: Objective `[]`.
         hypergrad: d objective / d hparams, a pytree like `hparams`.
-        info: the method's own diagnostics, e.g. `UnrollInfo`.
+        info: Method's own diagnostics, e.g. `UnrollInfo`.
     """
 
     value: Array
@@ -30,7 +30,7 @@ class Estimator(NamedTuple):
     """A way to differentiate a training run, as a value.
 
     Attributes:
-        init: (key, hparams) -> state. Warm starts, accumulators and windows live there.
+        init: (key, hparams) -> state. Warm starts, accumulators and windows live in the state.
         estimate: (key, state, hparams) -> (state, Estimate). Pure and traceable; the key decides the
             initial weights and every minibatch, so the same key gives the same bits.
     """
@@ -49,7 +49,7 @@ Precondition: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 def check_real(problem: Problem, hparams: HParams) -> None:
     """Raise a `ValueError` where problem and hparams do not fit, or a leaf has no hypergradient.
 
-    This is the door of every `estimate`, where its hparams are first seen.
+    Every `estimate` calls this first, when it first sees its hparams.
 
     **Cost:** abstract evaluation of one step, once a trace; nothing runs when the compiled estimate does.
     """
@@ -83,8 +83,8 @@ def mean_and_error(each: PyTree, counted: Array | None = None) -> tuple[PyTree, 
     """Return the mean over the leading axis `[S]` and its standard error, std / √S with S − 1 in std.
 
     Args:
-        each: values, a pytree of arrays `[S, ...]`.
-        counted: values to count `[S]`, bool; None: all of them.
+        each: Values, a pytree of arrays `[S, ...]`.
+        counted: Values to count `[S]`, bool; None: all of them.
 
     Returns:
         The means, NaN where none counts; the standard errors, NaN for S = 1, infinite where only one counts.

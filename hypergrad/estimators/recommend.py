@@ -1,4 +1,4 @@
-"""Which estimator? Measured on a training run and asked of the compiler, with the reasons in words."""
+"""Recommend an estimator, by measuring a training run and asking the compiler, with reasons in words."""
 
 import math
 import warnings
@@ -11,8 +11,13 @@ import numpy as np
 from hypergrad import estimators, space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_bytes, check_whole
-from hypergrad.core.types import HParams, PyTree
-from hypergrad.estimators.advice import EXPLODED, StructuralZeroWarning, structural_zeros
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.estimators.advice import (
+    CHAOTIC_GROWTH,
+    EXPLODED,
+    StructuralZeroWarning,
+    structural_zeros,
+)
 from hypergrad.estimators.base import (
     Estimator,
     first_nonfinite,
@@ -34,33 +39,30 @@ from hypergrad.estimators.unrolled.momentum import Recursion
 from hypergrad.estimators.unrolled.reverse import Plan
 from hypergrad.estimators.ways import check_implicit, past_the_loss
 from hypergrad.problem import Problem, check_problem
-from hypergrad.train import init_state, split_key, trained, unroll_losses
+from hypergrad.train import TrainState, init_state, split_key, trained, unroll_losses
 from hypergrad.validation import validate
 
 REST = 1e-2
-"""‖∇_w L‖ after training, as a share of that before, below which training is taken to have come to rest."""
-
-CHAOTIC_GROWTH = 1.05
-"""Growth of the adjoint a step above which it explodes ..."""
+"""Largest ‖∇_w L‖ after training, as a share of the norm before it, at which training has come to rest."""
 
 SHORT = 50
 """Steps over which the growth is measured."""
 
 FEW = 2
-"""Hyperparameters up to which forward mode is cheaper than reverse mode."""
+"""Largest number of hyperparameters at which forward mode is cheaper than reverse mode."""
 
 MOST_ENUMERATED = 8
-"""Combinations of integers and choices up to which all are taken in every step."""
+"""Largest number of combinations of integers and choices at which every step takes all of them."""
 
 
 class Recommendation(NamedTuple):
-    """An estimator and why.
+    """An estimator and the reasons for it.
 
     Attributes:
-        name: of the estimator, as in `hypergrad.estimators`.
-        estimator: built, ready to use; of a policy's φ where the space has discrete leaves.
-        call: the Python that builds it.
-        reasons: what decided, one sentence each.
+        name: Name of the estimator in `hypergrad.estimators`.
+        estimator: Estimator itself; it takes a policy's φ where the space has discrete leaves.
+        call: Python expression that builds it.
+        reasons: Reasons of the choice, one sentence each.
     """
 
     name: str
@@ -77,31 +79,31 @@ def recommend(
 ) -> Recommendation:
     """Say which estimator to use on a problem, and why.
 
-    In this order: what the leaves are (drawn ones need `score` or `mixed`); whether gradients through the run
-    explode (`pes`); whether training comes to rest
-    and every leaf acts through the loss alone (`implicit`); how many hyperparameters there are (`forward` for
-    one or two); what fits the memory (`reverse`, else `drift` and `reversible` where the optimizer is SGD with
+    The questions, in this order: what the leaves are (drawn leaves need `score` or `mixed`); whether gradients
+    through the run explode (`pes`); whether training comes to rest and every leaf acts through the loss alone
+    (`implicit`); how many hyperparameters there are (`forward` for one or two); what fits the memory
+    (`reverse`, else `drift` and `reversible` where the optimizer is SGD with
     momentum, else segments, else `forward` or `truncated`).
 
-    **Cost:** one training, a hypergradient over at most 50 steps, and the compilation of each estimator looked
-    at, up to seven.
+    **Cost:** one training, a hypergradient over at most 50 steps, and one compilation for each estimator
+    considered, up to seven.
 
-    **Limits:** all is measured at the defaults of the space and for one seed; elsewhere training may
+    **Limits:** every measurement is at the defaults of the space and for one seed; elsewhere training may
     explode, or not come to rest. Growth is measured over the first steps.
 
     Args:
-        problem: the training loop.
-        space: a pytree of dimensions, none static.
-        horizon: number of inner steps.
-        memory: budget in bytes for the temporaries of one estimate.
-        seed: of the run that is measured.
+        problem: Training loop.
+        space: Pytree of dimensions, none static.
+        horizon: Number of inner steps.
+        memory: Budget in bytes for the temporaries of one estimate.
+        seed: Seed of the run that is measured.
 
     Returns:
         The recommendation; print it.
 
     Raises:
-        ValueError: for a problem and space that do not fit, a run that is not finite at the defaults, leaves
-            none of which has a hypergradient, and a memory that nothing fits.
+        ValueError: for a problem and space that do not fit, a run that is not finite at the defaults, a space
+            none of whose leaves has a hypergradient, and a memory that no estimator fits.
     """
     check_problem(problem)
     check_whole("horizon", horizon)
@@ -112,7 +114,7 @@ def recommend(
     if any(map(is_discrete, jax.tree.leaves(space))):
         return _drawn(problem, space, horizon, memory)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", StructuralZeroWarning)  # they are among the reasons
+        warnings.simplefilter("ignore", StructuralZeroWarning)  # the reasons name them
         return _real(_Case(problem, space, hparams, horizon, memory, seed))
 
 
@@ -126,7 +128,7 @@ class _Case(NamedTuple):
 
 
 def _drawn(problem: Problem, space: PyTree, horizon: int, memory: int) -> Recommendation:
-    """Choose between weights of their own for each draw and shared ones."""
+    """Choose between separate weights for each draw and shared ones."""
     policy = factorized(space)
     phi = policy.init(jax.random.key(0))
     dims = tree.named(space)
@@ -219,11 +221,11 @@ def _measure(case: _Case) -> tuple[float, float]:
     key, choose = jax.random.key(seed), default_batch(problem)
 
     @jax.jit
-    def train(key, hparams):
+    def train(key: Key, hparams: HParams) -> tuple[Array, Array, Array]:
         start = init_state(problem, key, hparams)
         final, losses = unroll_losses(problem, hparams, start, horizon)
 
-        def slope(state):
+        def slope(state: TrainState) -> Array:
             loss = inner_loss(problem, state.params, choose(problem, state))
             return tree.norm(jax.grad(loss)(trained(state.params), hparams))
 

@@ -1,4 +1,4 @@
-"""Finite differences in float64, and the problems made for them: the reference of `verify`."""
+"""Finite differences in float64, and the problems made for them: the reference for `verify`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,18 +25,18 @@ STEP = 1e-6
 """Step of the central differences, in the unconstrained coordinates of the space."""
 
 NUM_ESTIMATES = 16
-"""Independent estimates whose mean is compared, and whose spread gives its standard error."""
+"""Number of independent estimates; their mean is compared, and their spread gives its standard error."""
 
 
 class Slopes(NamedTuple):
     """Finite differences along one direction a leaf, and how hypergradients are compared with them.
 
     Attributes:
-        hparams: hyperparameters at which they were taken.
-        key: key of the run.
-        along: hypergrad -> its slope along the direction of each leaf `[num_leaves]`.
-        reference: the finite differences `[num_leaves]`.
-        run: compiled function that trains once more.
+        hparams: Hyperparameters of the differences.
+        key: Key of the run.
+        along: (hypergrad) -> its slope along the direction of each leaf `[num_leaves]`.
+        reference: Finite differences `[num_leaves]`.
+        run: Compiled function that trains once more.
     """
 
     hparams: HParams
@@ -47,13 +47,13 @@ class Slopes(NamedTuple):
 
     @property
     def scale(self) -> np.ndarray:
-        """Scale of the errors: the size of each slope, but at least a millionth of the largest."""
+        """Return the scale of the errors: the size of each slope, but at least a millionth of the largest."""
         sizes = np.abs(self.reference)
         return np.maximum(sizes, 1e-6 * max(sizes.max(), 1e-30))
 
     @property
     def nonfinite(self) -> str | None:
-        """The first leaf along which the objective is not finite, or None."""
+        """Return the first leaf along which the objective is not finite, or None."""
         bad = ~np.isfinite(self.reference)
         return tree.leaf_names(self.hparams)[int(np.argmax(bad))] if bad.any() else None
 
@@ -83,8 +83,8 @@ def differences(objective: Callable[[HParams], Array], space: PyTree, key: Key) 
 
     Args:
         objective: (hparams) -> `[]`.
-        space: space of the hparams, real.
-        key: key of the run, kept for the estimates.
+        space: Space of the hparams, real.
+        key: Key of the run, kept for the estimates.
     """
     z = spaces.unconstrain(space, inside(space))
     hparams, pull = jax.vjp(lambda z: spaces.constrain(space, z), z)
@@ -116,7 +116,7 @@ def inside(space: PyTree) -> HParams:
 
 
 def frozen(problem: Problem, key: Key) -> Problem:
-    """Fix initial weights and batches to those that an estimate with `key` has, whatever key is given."""
+    """Fix initial weights and batches to those of an estimate with `key`, whatever key they are given."""
     run_key, valid_key = split_key(key)
     init_key, batch_key = jax.random.split(run_key)
     return problem._replace(
@@ -136,12 +136,12 @@ def as_real(problem: Problem, space: PyTree, key: Key) -> tuple[Problem, PyTree]
     phi = spaces.default(policy.space)
     check_policy(problem, policy, phi)
     check_shared(problem, policy, phi)
-    policy.outcomes(phi)  # too many are refused
+    policy.outcomes(phi)  # refuses too many of them
     return expected(problem, policy, enumerated(), key), policy.space
 
 
 def in_float64(problem: Problem) -> Problem:
-    """Cast what a problem's own functions make to float64, so that finite differences mean something."""
+    """Cast the results of a problem's functions to float64, so that finite differences are accurate."""
 
     def wide(value: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if tree.is_float(x) else x, value)

@@ -49,13 +49,13 @@ from hypergrad.train import (
 from hypergrad.validation import validate
 
 MOST_TANGENTS = 64
-"""Hyperparameters up to which `rtho` is compared."""
+"""Largest number of hyperparameters at which `rtho` is compared."""
 
 MOST_PAIRS = 64
-"""Combinations up to which every pair of them is taken, for `score_shared`."""
+"""Largest number of combinations at which every pair of them is taken, for `score_shared`."""
 
 SIGMA = 1e-3
-"""Moves of the evolution estimators: small, so that the smoothed gradient is the gradient."""
+"""Size of the moves of the evolution estimators: small, so that the smoothed gradient is the gradient."""
 
 VIRTUAL = 0.1
 """Size of the step of `darts`."""
@@ -67,23 +67,23 @@ DRAWN = {
     "score_shared, one step": False,
     "relaxed": False,
 }
-"""Estimators of integers and choices, and which claim to be exact."""
+"""Estimators of integers and choices, and whether each claims to be exact."""
 
 
 class Row(NamedTuple):
     """One line of the table.
 
     Attributes:
-        estimator: its name.
-        error: largest relative error over the leaves of the derivative along a random direction.
-        worst: the leaf with that error.
-        cosine: cosine between the vectors of those derivatives and of the finite differences.
-        ratio: time as a multiple of training.
-        num_bytes: temporary memory of the compiled estimate.
-        exact: whether the estimator claims to be exact.
-        refused: why the estimator does not take this task; empty if it does.
-        deviation: of a stochastic estimator, the largest error over the leaves as a multiple of its standard
-            error; None for the others.
+        estimator: Name of the estimator.
+        error: Largest relative error over the leaves of the derivative along a random direction.
+        worst: Leaf with that error.
+        cosine: Cosine between the vectors of those derivatives and of the finite differences.
+        ratio: Time as a multiple of training.
+        num_bytes: Temporary memory of the compiled estimate.
+        exact: Whether the estimator claims to be exact.
+        refused: Reason why the estimator does not take this task; empty if it does.
+        deviation: Largest error of a stochastic estimator over the leaves, as a multiple of its standard error;
+            None for the others.
     """
 
     estimator: str
@@ -101,11 +101,11 @@ class Case(NamedTuple):
     """An estimator to compare.
 
     Attributes:
-        estimator: of `slopes.hparams`.
-        slopes: the finite differences of what it differentiates.
-        exact: whether it claims to be exact.
-        draws: whether its estimates are random, and the mean of several is compared.
-        judged: whether that mean is right in expectation, and judged by its standard error.
+        estimator: Estimator of the hypergradient by `slopes.hparams`.
+        slopes: Finite differences of the objective that it differentiates.
+        exact: Whether it claims to be exact.
+        draws: Whether its estimates are random; the mean of several is then compared.
+        judged: Whether that mean is right in expectation; it is then judged by its standard error.
     """
 
     estimator: Estimator
@@ -119,29 +119,29 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     """Compare the estimators with central finite differences in float64 at the space's defaults.
 
     With λ = constrain(z): ⟨∂λ/∂zᵀ hypergrad, d⟩ against (f(z + h d) − f(z − h d)) / 2h, h = 1e-6, for one
-    random unit direction d a leaf; in z both sides stay within the bounds, however close they are.
-    Params, batches and hparams are cast to float64 for it; jax must run with x64. Where the space has
+    random unit direction d a leaf; in z both sides stay within the bounds, however close these are. Params,
+    batches and hparams are cast to float64; jax must run with x64. Where the space has
     integers or choices, the hparams are those of `mixed` with `enumerated()`: logits, and the expected
     objective of weights that all combinations share.
 
     A stochastic estimator (`es`, `pes`, `nres`, `score`, `score_shared`, `relaxed`) is run 16 times,
-    independently, on the same training run; the error of the mean is judged by its standard error, but for
-    `relaxed`, which is biased. `score` is compared with differences of its own objective, that of weights of
-    their own for each combination, `score_shared` with those of one step of training on one draw, where all
-    there is to draw can be enumerated.
+    independently, on the same training run; the error of the mean is judged by its standard error, except for
+    `relaxed`, which is biased. `score` is compared with differences of its own objective, which trains separate
+    weights for each combination. `score_shared` is compared with those of one step of training on one draw,
+    where all draws can be enumerated.
 
     The stochastic bilevel methods of `tuners.bilevel` have no hypergradient of their own: where they come to
-    rest, theirs is that of `implicit`.
+    rest, it is that of `implicit`.
 
     **Cost:** two trainings a leaf, one compilation an estimator, and 256 trainings a stochastic one.
 
     **Limits:** a network with kinks (ReLU) is not differentiable on a set that a step of h may cross;
-    errors of 1e-4 are then no fault of the estimator. Smooth activations agree to about 1e-8.
+    errors of 1e-4 are then not the estimator's fault. Smooth activations agree to about 1e-8.
 
     Args:
-        task: the user's task; its space must be real, or of few combinations of integers and choices.
-        horizon: training steps to compare over; the task's, at most 50, where None.
-        seed: of the run and the directions.
+        task: User's task; its space must be real, or have few combinations of integers and choices.
+        horizon: Training steps to compare over; the task's, at most 50, where None.
+        seed: Seed of the run and the directions.
 
     Returns:
         One row an estimator.
@@ -161,7 +161,7 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     base = in_float64(task.problem)
     drawn = any(map(is_discrete, jax.tree.leaves(task.space)))
     if drawn:
-        base = frozen(base, key)  # the estimators of policies split keys each in their own way
+        base = frozen(base, key)  # each estimator of policies splits keys in its own way
     problem, space = as_real(base, task.space, key)
     slopes = differences(lambda h: _train(problem, horizon, key, h), space, key)
     if slopes.nonfinite is not None:
@@ -216,7 +216,7 @@ def _refused(name: str, exact: bool, why: str) -> Row:
 
 
 def _train(problem: Problem, horizon: int, key: Key, hparams: HParams) -> Array:
-    """Return the objective of the run that an estimate with `key` has."""
+    """Return the objective of the run of an estimate with `key`."""
     run_key, valid_key = split_key(key)
     state = unroll(problem, hparams, init_state(problem, run_key, hparams), horizon)
     return problem.objective(state.params, hparams, problem.valid_batch(valid_key))
@@ -225,7 +225,7 @@ def _train(problem: Problem, horizon: int, key: Key, hparams: HParams) -> Array:
 def _deterministic(problem: Problem, horizon: int, slopes: Slopes) -> dict[str, Case]:
     """Make the estimators that do not draw, and say which claim to be exact."""
 
-    def start(hparams):
+    def start(hparams: HParams) -> list[Array]:
         return tree.floats(init_state(problem, slopes.key, hparams))
 
     # a window does not reach the initial weights
@@ -269,11 +269,11 @@ def _drawn(
     """Make the estimators of integers and choices, each beside the differences of its own objective.
 
     Args:
-        problem: `frozen`, a function of what the policy draws.
-        horizon: number of inner steps.
-        space: of those hparams.
-        policy: that draws them.
-        slopes: those of weights that all combinations share.
+        problem: Problem from `frozen`, of the hparams that the policy draws.
+        horizon: Number of inner steps.
+        space: Space of those hparams.
+        policy: Policy that draws them.
+        slopes: Differences of the objective of weights that all combinations share.
     """
     key = slopes.key
     apart = differences(lambda phi: trained_apart(problem, policy, horizon, phi), policy.space, key)
@@ -305,7 +305,7 @@ def drawn_once(problem: Problem, policy: Policy, phi: PyTree) -> Array:
     key = jax.random.key(0)
     batch = problem.valid_batch(key)
 
-    def judged(h):
+    def judged(h: HParams) -> Array:
         params = unroll(problem, h, init_state(problem, key, h), 1).params
         return probs @ jax.vmap(lambda g: problem.objective(params, g, batch))(hparams)
 
@@ -319,7 +319,7 @@ def _outcomes(policy: Policy, phi: PyTree) -> tuple[HParams, Array]:
 
 
 def _unfit(problem: Problem, hparams: HParams, horizon: int) -> dict[str, str]:
-    """Say of each estimator that is not for this task why not."""
+    """Say why each estimator that does not take this task refuses it."""
     refused = _irreversible(problem, hparams, horizon)
     num, many = sum(leaf.size for leaf in jax.tree.leaves(hparams)), ""
     if num > MOST_TANGENTS:
@@ -328,7 +328,7 @@ def _unfit(problem: Problem, hparams: HParams, horizon: int) -> dict[str, str]:
 
 
 def _irreversible(problem: Problem, hparams: HParams, horizon: int) -> str:
-    """Say why the training cannot be undone step by step; nothing where it can."""
+    """Say why the training cannot be undone step by step; return "" where it can."""
     try:
         start = init_state(problem, jax.random.key(0), hparams)
         Recursion(problem, hparams, start, horizon)

@@ -1,4 +1,4 @@
-"""By which ways each hyperparameter acts on training, read off its program; nothing is compiled or run."""
+"""Ways by which each hyperparameter acts on training, read off its program; nothing is compiled or run."""
 
 import warnings
 from collections.abc import Callable
@@ -29,9 +29,9 @@ def check_implicit(
     horizon: int,
     batch: Callable[[Problem, TrainState], Batch],
 ) -> None:
-    """Raise a `ValueError` where the implicit function theorem has nothing to say, leaf by leaf.
+    """Raise a `ValueError` where the implicit function theorem does not apply, leaf by leaf.
 
-    Warns of the leaves of which it says a part (`check_leaves`).
+    The check warns of leaves of which the theorem covers only a part (`check_leaves`).
 
     **Cost:** traces of a gradient and of three steps; nothing is compiled or run.
     """
@@ -54,14 +54,14 @@ def check_leaves(
 ) -> None:
     """Raise for a leaf that moves the weights, but not through the loss; warn of each that does both.
 
-    A leaf is taken as a whole: of rates and penalties in one array it is not known which entry does what.
+    A leaf counts as a whole: where one array has rates and penalties, nothing tells which entry does what.
 
     Args:
-        problem: the training loop.
-        hparams: hyperparameters of the shapes to be used.
-        horizon: number of inner steps.
-        in_loss: for each leaf, whether the gradient of the loss reads it.
-        what: name of the hypergradient that sees the loss alone.
+        problem: Training loop.
+        hparams: Hyperparameters of the shapes to be used.
+        horizon: Number of inner steps.
+        in_loss: Flag of each leaf, whether the gradient of the loss reads it.
+        what: Name of the hypergradient that sees the loss alone.
     """
     elsewhere = past_the_loss(problem, hparams, horizon)
     names = zip(tree.leaf_names(hparams), in_loss, elsewhere, strict=True)
@@ -93,7 +93,7 @@ def _stationarity_reads(
 
     def stationarity(weights: PyTree, floats: list[Array], hparams: HParams) -> PyTree:
         start = init_state(problem, key, jax.lax.stop_gradient(hparams))
-        # integers and keys of the carried state are no arguments of a derivative: they are made here
+        # integers and keys of the carried state cannot be arguments of a derivative: they are made here
         join = tree.split_float(carried(start.params))[1]
         params = with_parts(start.params, weights, join(floats))
         loss = inner_loss(problem, params, batch(problem, start._replace(params=params)))

@@ -1,4 +1,13 @@
-"""Populations: many members of one problem, trained side by side."""
+"""Populations: many members of one problem, trained side by side.
+
+- `base`: Train many members of one problem at once.
+- `devices`: Devices that a population is spread over: the cores of this machine, or the devices of many
+  hosts.
+- `groups`: Members that do not share one compiled program: each shape has its own, compiled once.
+- `layouts`: Layouts: a function of one member is carried over N side by side, in chunks, in a loop or on
+  many devices.
+- `sizing`: Find the layout that trains a population fastest within a bound on memory, by measurement.
+"""
 
 from hypergrad.populations.base import Member, Population, count, make_population, population, take
 from hypergrad.populations.devices import mesh, num_cores, use_cores

@@ -22,8 +22,8 @@ class Member(NamedTuple):
     """State of one run. In a population every leaf has the leading axis `[N]`, or `[N, num_seeds]`.
 
     Attributes:
-        train: state of training.
-        diverged: first step whose loss was not finite, `NEVER` while all were finite; int32.
+        train: State of training.
+        diverged: First step whose loss was not finite, `NEVER` while all were finite; int32.
     """
 
     train: TrainState
@@ -58,8 +58,8 @@ class Population(NamedTuple):
         judge: (hparams, states) -> (objectives `[N]`, info), where info has arrays `[N]` for people:
             `diverged`, the step at which training or the objective was first not finite, or -1.
         take: (states, index) -> states of the members `index`.
-        host: whether it works on the host between compiled calls, and so cannot be traced.
-        measure: (function, hparams, states) -> what `function(params, hparams)` returns for each member, a mean
+        host: Whether it works on the host between compiled calls, and so cannot be traced.
+        measure: (function, hparams, states) -> result of `function(params, hparams)` for each member, a mean
             over its seeds, `[N, ...]`.
         whole: (tree) -> the same arrays, whole on every device, so that every process may read them.
     """
@@ -92,12 +92,12 @@ def population(
             where None, on a CPU in chunks of four.
         num_seeds: Runs a member; its value is their mean, NaN if one of them diverged, and `judge` adds
             their standard deviation as `spread`.
-        order: Key that draws the minibatches of every member, which then see the same ones and draw them
-            once; each member draws its own where None.
+        order: Key of the minibatches of every member: all members then see the same ones, drawn once; each
+            member draws its own where None.
 
     Raises:
-        ValueError: for arguments that cannot work and, when called, for keys and hparams of different
-            N, or an N that the mesh of the layout does not divide.
+        ValueError: for invalid arguments and, when called, for keys and hparams of different N, or an N that
+            the mesh of the layout does not divide.
     """
     check_problem(problem)
     check_whole("num_seeds", num_seeds)
@@ -113,7 +113,7 @@ def population(
 def make_population(
     problem: Problem, layout: Layout, num_seeds: int = 1, order: Key | None = None
 ) -> Population:
-    """Build what `population` returns, of arguments that have been checked."""
+    """Build what `population` returns, from arguments that have been checked."""
     many = num_seeds > 1
     orders = jax.random.split(order, num_seeds) if many and order is not None else order
     order_axis = None if order is None else 0
@@ -156,7 +156,7 @@ def make_population(
     def value(hparams: HParams, states: PyTree) -> Array:
         return judge(hparams, states)[0]
 
-    @lru_cache(maxsize=32)  # a layout on the host compiles what it is given
+    @lru_cache(maxsize=32)  # a layout on the host compiles its function
     def measure_each(function: Callable) -> Mapped:
         return each(_of_weights(function), None, None, 0, gather=True)
 

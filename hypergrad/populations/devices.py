@@ -18,25 +18,25 @@ def use_cores(num: int | None = None) -> int:
     """Make every core of this machine a device, so that `mesh` spreads members over them.
 
     jax fixes its devices with its first computation. Call this function before that, as the command line does
-    before it loads a task. Programs on an accelerator are not affected.
+    before it loads a task. Programs on an accelerator do not change.
 
     Args:
-        num: Number of devices; one for every core that this process may run on where None. A number that
-            is given must be reached; where None, a call that comes too late is no error.
+        num: Number of devices; one for every core that this process may run on where None. A given number must
+            be reached; where None, a call that comes too late is not an error.
 
     Returns:
         The number of CPU devices.
 
     Raises:
-        ValueError: for a number below 1, or one that comes too late.
+        ValueError: for a number below 1, or a number given too late.
     """
     wanted = num_cores() if num is None else check_whole("num", num, example=4)
     try:
-        # a user who sets the older flag knows better than our default
+        # a user who sets the older flag overrides our default
         if num is not None or "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
             jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:
-        pass  # jax has computed already, and keeps the devices that it computed on
+        pass  # jax has computed already, and keeps its devices
     there = _num_cpu_devices()
     if num is not None and there != num and jax.default_backend() == "cpu":
         raise ValueError(
@@ -49,7 +49,7 @@ def use_cores(num: int | None = None) -> int:
 def _num_cpu_devices() -> int:
     try:
         return len(jax.devices("cpu"))
-    except RuntimeError:  # JAX_PLATFORMS leaves them out
+    except RuntimeError:  # JAX_PLATFORMS leaves CPUs out
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Members that do not share one compiled program: each shape has its own, compiled once."""
+"""Populations whose members do not share one program: each shape has its own, compiled once."""
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache, lru_cache
@@ -18,17 +18,17 @@ from hypergrad.problem import Problem, Task, check_problem, fixed, with_hparams
 from hypergrad.space import static
 
 Cost = Callable[[tuple[int, ...]], float]
-"""Padded sizes -> the predicted cost of one member, in any unit."""
+"""(padded sizes) -> the predicted cost of one member, in any unit."""
 
 
 class Buckets(NamedTuple):
-    """Padded shapes, and what they are predicted to cost.
+    """Padded shapes, and their predicted cost.
 
     Attributes:
-        shapes: the sizes of each bucket, cheapest first.
-        prices: the predicted cost of one member in each.
-        cost: mean predicted cost of a member.
-        one: the same in a single bucket; `cost / one` is what bucketing leaves of it.
+        shapes: Sizes of each bucket, cheapest first.
+        prices: Predicted cost of one member in each.
+        cost: Mean predicted cost of a member.
+        one: Mean predicted cost in a single bucket; `cost / one` is the share that bucketing leaves of it.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -61,14 +61,14 @@ def plan_buckets(sizes: Any, cost: Cost, *, most: int = 3, price: float = 0.0) -
 
     **Cost:** O(U² B) for U distinct sizes, on the host.
 
-    **Limits:** the optimum in one direction; in several, the best among cuts of that order.
+    **Limits:** the plan is optimal for one direction; for several, it is the best among cuts of that order.
 
     Args:
         sizes: Sizes `[N, D]` of members, whole numbers such as width, depth and batch size. Draw them from
             the space, so that each occurs as often as expected, and add the largest.
         cost: Cost of one member in a program of these padded sizes.
         most: Largest number of buckets, each of which is compiled.
-        price: Price of one bucket more, in units of a member's cost.
+        price: Price of one more bucket, in units of a member's cost.
 
     Raises:
         ValueError: for invalid sizes, or a cost that is not positive.
@@ -125,9 +125,9 @@ class ShapeGroup(NamedTuple):
     """Members that share a program.
 
     Attributes:
-        label: label that they share.
-        index: their places in the population, `[M]`, on the host.
-        states: states of those members `[M]`.
+        label: Label that they share.
+        index: Places of the members in the population, `[M]`, on the host.
+        states: States of those members `[M]`.
     """
 
     label: Hashable
@@ -141,15 +141,16 @@ def grouped(
     strip: Callable[[HParams], HParams] = lambda hparams: hparams,
     restore: Callable[[Any, HParams], HParams] = lambda label, hparams: hparams,
 ) -> Population:
-    """Build a population out of others, one for each label.
+    """Build a population from others, one for each label.
 
-    **Limits:** works on the host: labels are read from concrete hparams. States are a list of `ShapeGroup`.
+    **Limits:** the population works on the host, because labels are read from concrete hparams. States are a
+    list of `ShapeGroup`.
 
     Args:
-        assign: hparams `[N]` -> the label of each member.
-        build: label -> the population of its members; called once a label.
-        strip: hparams -> those that the populations are given.
-        restore: (label, what a member was given) -> its hparams as they were before `strip`.
+        assign: (hparams `[N]`) -> the label of each member.
+        build: (label) -> the population of its members; called once a label.
+        strip: (hparams) -> hparams of the populations.
+        restore: (label, hparams of a member) -> its hparams before `strip`.
     """
     of = cache(build)
 
@@ -207,7 +208,7 @@ def grouped(
 
 
 def _in_places(groups: list[ShapeGroup], parts: list[PyTree]) -> PyTree:
-    """Join what was found for each group in the order of the members."""
+    """Join the results of the groups in the order of the members."""
     places = np.concatenate([group.index for group in groups])
     back = np.empty(len(places), int)
     back[places] = np.arange(len(places))
@@ -215,7 +216,7 @@ def _in_places(groups: list[ShapeGroup], parts: list[PyTree]) -> PyTree:
 
 
 def _rows_of(group: ShapeGroup, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of the asked members are of a group, and the row of each in it."""
+    """Return which of the asked members are in a group, and the row of each in it."""
     place = {int(member): row for row, member in enumerate(group.index)}
     new = np.flatnonzero([int(member) in place for member in index])
     return new, np.array([place[int(member)] for member in index[new]])
@@ -232,9 +233,9 @@ def partitioned(
     **Cost:** one compilation for each distinct combination of static values.
 
     Args:
-        problem: the training loop, whose functions take hparams with static values.
-        space: with or without static dimensions.
-        build: problem -> population of members with the same static values.
+        problem: Training loop, whose functions take hparams with static values.
+        space: Space with or without static dimensions.
+        build: (problem) -> population of members with the same static values.
     """
     check_problem(problem)
     spaces.check_space(space)
@@ -271,9 +272,9 @@ def partitioned(
 
 
 def alike(problem: Problem, space: PyTree) -> Population:
-    """Build the population whose static dimensions have their defaults, whatever its members are given.
+    """Build the population whose static dimensions have their defaults, whatever hparams its members get.
 
-    Unlike that of `partitioned` it can be traced: a scheduler that cannot work is found before anything
+    Unlike that of `partitioned`, it can be traced: a scheduler that cannot work is found before anything
     compiles.
     """
     label, _ = static.split(space, spaces.default(space))
@@ -294,7 +295,7 @@ def per_shape(task: Task, build: Callable[[Task], Callable[..., Any]]) -> Callab
 
     Args:
         task: Task; hparams are one value of its space, as a study records it.
-        build: Function task -> a traceable function of hparams that are not static, and more.
+        build: (task) -> a traceable function of hparams that are not static, and more.
     """
     programs: dict[tuple[int, ...], Callable[..., Any]] = {}
 
@@ -315,9 +316,9 @@ def bucketed(
     """Build a population whose members have masked shapes, each in the cheapest padded program it fits.
 
     Args:
-        build: padded sizes `(S_1, ..., S_D)` -> population whose program has them.
-        sizes: hparams `[N]` -> the sizes of each member, whole `[N, D]`.
-        buckets: the padded sizes, from `buckets.plan`.
+        build: (padded sizes `(S_1, ..., S_D)`) -> population whose program has them.
+        sizes: (hparams `[N]`) -> the sizes of each member, whole `[N, D]`.
+        buckets: Padded sizes, from `buckets.plan`.
     """
 
     def assign(hparams: HParams) -> list[tuple[int, ...]]:

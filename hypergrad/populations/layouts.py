@@ -1,4 +1,4 @@
-"""Layouts: a function of one member is carried over N side by side, in chunks, in a loop or on many devices."""
+"""Layouts: run a function of one member for N members side by side, in chunks, in a loop or on devices."""
 
 import warnings
 from collections.abc import Callable
@@ -17,25 +17,25 @@ from hypergrad.core.types import Array, PyTree
 from hypergrad.populations.devices import mesh as make_mesh
 
 CPU_WIDTH = 4
-"""Members side by side on one core of a CPU: fastest for small networks, see `sizing.fastest_layout`."""
+"""Number of members side by side on one core of a CPU: fastest for small networks (`fastest_layout`)."""
 
 Mapped = Callable[..., PyTree]
 """(shared, *parts) -> results; every leaf of the parts and of the results has the leading axis `[N]`."""
 
 
 class Layout(NamedTuple):
-    """A way to carry a function over N members, as a value.
+    """A way to run a function of one member for N members, as a value.
 
-    The bits of a member's result depend on the width of the compiled program, and where that is fixed on
-    nothing else: not on N, not on its neighbours, not on the number of devices.
+    The bits of a member's result depend on the width of the compiled program. Where the width is fixed, they
+    depend on nothing else: not on N, not on the member's neighbours, not on the number of devices.
 
     Attributes:
-        each: (function, gather) -> `Mapped`, where `function(shared, *parts)` works on one member. `gather`
-            asks for results that are whole on every device.
-        width: members computed side by side on one device; None: all of them.
-        multiple: number that must divide N; 1 where any N will do.
-        host: whether it loops on the host, and so cannot be traced.
-        label: name for people.
+        each: (function, gather) -> `Mapped`, where `function(shared, *parts)` works on one member. With
+            `gather`, results are whole on every device.
+        width: Number of members computed side by side on one device; None: all of them.
+        multiple: Number that must divide N; 1 where any N will do.
+        host: Whether it loops on the host, and so cannot be traced.
+        label: Name for people.
         whole: (tree) -> the same arrays, each of them whole on every device, also of other hosts.
     """
 
@@ -87,7 +87,7 @@ def looped(width: int = 1, mesh: Mesh | None = None) -> Layout:
     That program fits every N, so that a population that shrinks compiles once. States pass through the
     host's memory.
 
-    **Limits:** cannot be traced; a scheduler then works on the host between the calls.
+    **Limits:** the layout cannot be traced; a scheduler then works on the host between the calls.
 
     Args:
         width: Number of members of a call; on a mesh, of each device.
@@ -107,8 +107,8 @@ def sharded(mesh: Mesh | None = None, inner: Layout | None = None, *, pad: bool 
     """Give each device of a mesh its share of the members, and compute those by `inner`.
 
     Devices exchange nothing while members train; one number a member is gathered. Populations
-    that shrink are filled up with copies of the last member. Over several hosts (`jax.distributed.initialize()`
-    first of all) every process runs the same study, and finds the same trials.
+    that shrink are filled up with copies of the last member. On several hosts (after
+    `jax.distributed.initialize()`) every process runs the same study, and finds the same trials.
 
     Args:
         mesh: Mesh of one axis; all devices of jax, on all its hosts, where None.
@@ -220,7 +220,7 @@ def _many_devices(inner: Mapped, mesh: Mesh, gather: bool) -> Mapped:
             mesh=mesh,
             in_specs=(whole, *(split for _ in parts)),
             out_specs=whole if gather else split,
-            check_vma=False,  # it refuses loops whose carry starts from a constant
+            check_vma=False,  # the check refuses loops whose carry starts from a constant
         )
         results = spread(shared, *_fill(parts, mesh.devices.size))
         return jax.tree.map(lambda x: x[:num], results)
@@ -240,9 +240,10 @@ def _fill(parts: PyTree, multiple: int) -> PyTree:
 def _backing_off(
     at: Callable[[int | None], Mapped], width: int | None, num_devices: int = 1
 ) -> Mapped:
-    """Call `at(width)`, and with half the width whenever a device runs out of memory.
+    """Call `at(width)`, and again with half the width whenever a device runs out of memory.
 
-    Within a trace nothing runs, and so no memory can run out: the caller of the compiled program meets that.
+    Within a trace nothing runs, and so no memory can run out: that error comes to the caller of the compiled
+        program.
     """
     call = at(width)
 

@@ -1,4 +1,4 @@
-"""Find the layout that trains a population fastest within a bound on memory, by measurement."""
+"""Measurement of the layout that trains a population fastest within a bound on memory."""
 
 import time
 from functools import lru_cache
@@ -17,13 +17,13 @@ from hypergrad.populations.layouts import Layout, chunked, looped, sharded, vect
 from hypergrad.problem import Problem
 
 GROWTH = 4
-"""Factor between the widths that are tried."""
+"""Factor between successive widths that are tried."""
 
 PATIENCE = 1.3
-"""Factor to the fastest layout from which wider ones are not tried."""
+"""Ratio to the time of the fastest layout beyond which wider ones are not tried."""
 
 SECONDS = 0.05
-"""Shortest time of a measurement; its number of steps is chosen accordingly."""
+"""Shortest time of a measurement, which decides its number of steps."""
 
 REPEATS = 3
 """Number of measurements of each layout, of which the shortest counts."""
@@ -33,9 +33,9 @@ class Tried(NamedTuple):
     """A layout that was tried.
 
     Attributes:
-        label: name of the layout.
-        seconds: time of one step of one member, compilation excluded; NaN where it was not run.
-        num_bytes: size of its compiled program: arguments, results and temporaries.
+        label: Name of the layout.
+        seconds: Time of one step of one member, compilation excluded; NaN where it was not run.
+        num_bytes: Size of its compiled program: arguments, results and temporaries.
     """
 
     label: str
@@ -47,10 +47,10 @@ class Sized(NamedTuple):
     """The layout that was chosen.
 
     Attributes:
-        layout: layout to pass to `population`.
-        seconds: time of one step of one member.
-        num_bytes: size of its compiled program.
-        tried: every layout that was tried, in order.
+        layout: Layout to pass to `population`.
+        seconds: Time of one step of one member.
+        num_bytes: Size of its compiled program.
+        tried: Every layout that was tried, in order.
     """
 
     layout: Layout
@@ -81,8 +81,8 @@ def fastest_layout(
 
     Args:
         problem: Training loop.
-        hparams: Hyperparameters of N members; their values are used for the timing alone.
-        memory: Bound in bytes on each device; where None, the memory that the device reports, if it does.
+        hparams: Hyperparameters of N members; only the timing uses their values.
+        memory: Bound in bytes on each device; where None, the memory that the device reports, if any.
         num_devices: Number of devices over which the N members will be spread (`sharded`).
         num_seeds: Runs a member, as in `population`.
         order: Shared order of minibatches, as in `population`.
@@ -93,7 +93,7 @@ def fastest_layout(
     Raises:
         ValueError: for an invalid bound, or one that not even the leanest layout keeps.
     """
-    population(problem, layout=vectorized(), num_seeds=num_seeds, order=order)  # which checks them
+    population(problem, layout=vectorized(), num_seeds=num_seeds, order=order)  # checks them
     check_whole("num_devices", num_devices)
     if memory is None:
         memory = _device_memory()
@@ -171,7 +171,8 @@ def _program(asked: _Asked, label: str) -> tuple[Any, int, int]:
     """Compile `advance`, of one member for a loop.
 
     Returns:
-        The program, the bytes that all members take as the compiler states them, and the members it trains.
+        The program, the bytes that all members take according to the compiler, and the number of members that
+        it trains.
     """
     num = count(asked.hparams)
     layout = next(layout for layout in _ladder(num) if layout.label == label)
@@ -184,7 +185,7 @@ def _program(asked: _Asked, label: str) -> tuple[Any, int, int]:
     program = jax.jit(asked.members(layout).advance).lower(hparams, states, steps).compile()
     analysis = program.memory_analysis()
     if analysis is None:
-        return program, 0, size  # a backend that does not say: halving what did not fit is left
+        return program, 0, size  # unknown: halving the width remains
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
     # a loop holds the arguments and the results of all members, too
     return program, int(analysis.temp_size_in_bytes + held * num // size), size

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hypergrad.core import tree
 from hypergrad.core.types import HParams
-from hypergrad.report import table
+from hypergrad.report import trials as tables
 from hypergrad.report.text import counted, duration, number
 from hypergrad.searchers import Trials
 from hypergrad.study import export
@@ -68,7 +68,7 @@ class Study(NamedTuple):
 
     def table(self) -> Any:
         """Return all trials, one row each: a pandas frame, or a dict of arrays without pandas."""
-        return table.frame(self.trials)
+        return tables.frame(self.trials)
 
     def to_xarray(self) -> Any:
         """Return all trials as an `xarray.Dataset`; xarray is an extra.
@@ -76,7 +76,7 @@ class Study(NamedTuple):
         Raises:
             ValueError: If xarray is not installed.
         """
-        return table.dataset(self.trials)
+        return tables.dataset(self.trials)
 
     def schedule(self, name: str) -> Callable[..., Any]:
         """Return a tuned schedule as an `optax.Schedule`; its last value holds past its end.

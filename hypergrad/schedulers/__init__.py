@@ -1,4 +1,16 @@
-"""Schedulers: how to spend training. One method, one file, one contract (`base.Scheduler`)."""
+"""Schedulers: how to spend training. One method, one file, one contract (`base.Scheduler`).
+
+- `base`: The contract of every scheduler, and what those that stop trials early share.
+- `flatness`: Flatness-guided search: train all for an epoch, and the flattest of them to the end (FGHPO).
+- `full`: Train everything to the end.
+- `halving`: Successive halving: train many a little, and the best of them further.
+- `hyperband`: Hyperband: several successive halvings, from the boldest to the most patient.
+- `objectives`: Schedulers whose trials are judged by several objectives, or have to keep to constraints.
+- `pareto`: Several objectives at once, all minimised: the front, its hypervolume, and one number made of
+  them.
+- `pb2`: Population-based bandits: what to try next in population-based training, from a Gaussian process.
+- `pbt`: Population-based training: the worst go on from the best, with other hyperparameters.
+"""
 
 from hypergrad.core.methods import Method, by_name
 from hypergrad.schedulers.base import Rung, Scheduler, geometric_rungs

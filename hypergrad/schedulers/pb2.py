@@ -14,15 +14,14 @@ from hypergrad.problem import Problem
 from hypergrad.schedulers.base import Explore, Periods, Scheduler, keep_past
 from hypergrad.schedulers.pbt import default_period, pbt
 from hypergrad.searchers.bayes import maximise
+from hypergrad.searchers.models.acquisitions import Acquisition, confidence_bound
 from hypergrad.searchers.models.gaussian_process import (
-    Acquisition,
     Covariance,
     Kernel,
     Posterior,
     agreement,
     believe,
     condition,
-    confidence_bound,
     fit_covariance,
     prior_kernel,
 )

@@ -1,4 +1,23 @@
-"""Searchers: what to try. One method, one file, one contract (`base.Searcher`)."""
+"""Searchers: what to try. One method, one file, one contract (`base.Searcher`).
+
+- `base`: The contract of every searcher: what to try next.
+- `bayes`: Bayesian optimization: a Gaussian process over the space, and an acquisition that is maximised on
+  it.
+- `cma_es`: CMA-ES: a normal distribution that moves, widens and turns towards the better half of every
+  generation.
+- `cross_entropy`: Cross-entropy search (CEHPO): draw from a distribution, fit it to the best draws, smooth,
+  repeat.
+- `evolution`: Differential evolution: trials made of differences between members of a population.
+- `grid`: Grid search: every combination of a few values of each dimension.
+- `models/`: What searchers model with: densities, Gaussian processes, points that fill a cube.
+- `optuna/`: Optuna as a searcher, and our searchers as samplers of Optuna.
+- `prior`: Search near what the user holds to be good: independent trials from a prior.
+- `random`: Random search: the baseline that every other searcher has to beat.
+- `sobol`: Scrambled Sobol search: trials that fill the unit cube more evenly than independent ones.
+- `tpe`: Tree-structured Parzen estimators: try what is likelier among good trials than among the others.
+- `wrappers`: Searchers made of others: two in turn, long schedules held constant, earlier trials told
+  first.
+"""
 
 from hypergrad.core.methods import Method, by_name
 from hypergrad.searchers.base import Searcher, SearcherWarning, Trials, final_values

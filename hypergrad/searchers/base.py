@@ -18,11 +18,11 @@ class Trials(NamedTuple):
     """What came of N trials; every array has the leading axis `[N]`.
 
     Attributes:
-        hparams: hyperparameters that were tried.
-        values: last objective of each; NaN where it diverged.
-        steps: training steps that each was given, int32.
-        parent: index of the member that each descends from, int32 (its own where nothing was copied).
-        info: a dict of further arrays, for people.
+        hparams: Hyperparameters that were tried.
+        values: Last objective of each; NaN where it diverged.
+        steps: Training steps that each was given, int32.
+        parent: Index of the member that each descends from, int32 (its own where nothing was copied).
+        info: Dict of further arrays, for people.
     """
 
     hparams: HParams

@@ -14,15 +14,14 @@ from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.searchers.base import Searcher, Trials, guarded, observe
+from hypergrad.searchers.models.acquisitions import Acquisition, log_expected_improvement
 from hypergrad.searchers.models.gaussian_process import (
-    Acquisition,
     Covariance,
     Kernel,
     Posterior,
     believe,
     condition,
     fit_covariance,
-    log_expected_improvement,
     matern,
     predict,
     prior_kernel,

@@ -35,13 +35,13 @@ class CmaState(NamedTuple):
     Attributes:
         mean: m, in unit coordinates, `[n]`.
         covariance: C, `[n, n]`.
-        sigma: step size σ, in units of the range.
-        p_sigma: evolution path p_σ of steps made white, by which σ is adapted, `[n]`.
-        p_c: evolution path p_c of steps as they are, by which C is adapted, `[n]`.
-        tables: probability of every option of the other coordinates.
-        units, scores: the last trials told, `[P, D]` and `[P]`: generations smaller than P wait here.
-        waiting: how many of them wait, int32.
-        step: updates so far g, int32.
+        sigma: Step size σ, in units of the range.
+        p_sigma: Evolution path p_σ of steps made white, by which σ is adapted, `[n]`.
+        p_c: Evolution path p_c of steps as they are, by which C is adapted, `[n]`.
+        tables: Probability of every option of the other coordinates.
+        units, scores: Last trials told, `[P, D]` and `[P]`: generations smaller than P wait here.
+        waiting: How many of them wait, int32.
+        step: Updates so far g, int32.
     """
 
     mean: Array
@@ -79,9 +79,9 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
     generations are smaller than `num_members`, trials wait until there are as many.
 
     Args:
-        space: a pytree of traceable dimensions, at least one of which is not a `Choice`.
+        space: Pytree of traceable dimensions, at least one of which is not a `Choice`.
         num_members: λ where generations are smaller than that, at least 4; else λ is their size.
-        sigma: first σ, in units of the range; the first mean is the middle.
+        sigma: First σ, in units of the range; the first mean is the middle.
 
     Returns:
         A searcher. Its info has σ, the `condition` of C (the ratio of its longest axis to its shortest) and
@@ -231,11 +231,11 @@ class Rates(NamedTuple):
 
     Attributes:
         weights: w of the μ best, `[μ]`.
-        mu_eff: how many equal weights would have the same variance.
-        c_sigma, d_sigma: rate of p_σ, and damping of σ.
-        c_c: rate of p_c.
-        c_1, c_mu: rates of the updates of C by p_c, and by the μ best.
-        chi_n: expected length of a standard normal vector.
+        mu_eff: How many equal weights would have the same variance.
+        c_sigma, d_sigma: Rate of p_σ, and damping of σ.
+        c_c: Rate of p_c.
+        c_1, c_mu: Rates of the updates of C by p_c, and by the μ best.
+        chi_n: Expected length of a standard normal vector.
     """
 
     weights: np.ndarray

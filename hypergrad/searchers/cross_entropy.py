@@ -31,9 +31,9 @@ class Stop(NamedTuple):
     """When a study of cross-entropy search is done, beside its budget.
 
     Attributes:
-        generations: number of generations in a row in which γ_t does not change.
-        tolerance: relative change of γ_t up to which it counts as unchanged.
-        sigma, epsilon: the distribution has settled when every standard deviation is below `sigma`, a share of
+        generations: Number of generations in a row in which γ_t does not change.
+        tolerance: Relative change of γ_t up to which it counts as unchanged.
+        sigma, epsilon: Distribution has settled when every standard deviation is below `sigma`, a share of
             the range, and every table gives one value at least 1 − `epsilon`.
     """
 
@@ -47,16 +47,16 @@ class CrossEntropyState(NamedTuple):
     """State of `cross_entropy`.
 
     Attributes:
-        params: parameters v_t of the distribution.
-        step: generations told so far, int32.
-        kept: best trials so far in unit coordinates, `[keep, D]`.
-        kept_scores: their scores, `[keep]`; infinite where there is no trial yet.
-        gamma: score γ_t of the last elite.
-        unchanged: generations in which γ_t has not changed, int32.
-        num_elites: number of elites of the last generation, int32.
-        before, after: mean log-likelihood of those elites under the distribution that they were drawn from,
+        params: Parameters v_t of the distribution.
+        step: Generations told so far, int32.
+        kept: Best trials so far in unit coordinates, `[keep, D]`.
+        kept_scores: Their scores, `[keep]`; infinite where there is no trial yet.
+        gamma: Score γ_t of the last elite.
+        unchanged: Generations in which γ_t has not changed, int32.
+        num_elites: Number of elites of the last generation, int32.
+        before, after: Mean log-likelihood of those elites under the distribution that they were drawn from,
             and under the one that was fitted to them.
-        stopped: which rule has stopped the search, int32.
+        stopped: Which rule has stopped the search, int32.
     """
 
     params: PyTree
@@ -115,13 +115,13 @@ def cross_entropy(
     initial weights for each trial, `keep` holds on to lucky ones.
 
     Args:
-        space: a pytree of traceable dimensions.
-        rho: share ρ of a generation that is elite.
-        keep: number of the best trials so far that compete again in every generation.
+        space: Pytree of traceable dimensions.
+        rho: Share ρ of a generation that is elite.
+        keep: Number of the best trials so far that compete again in every generation.
         family: (space) -> the family of f; `functools.partial(distribution, ...)` for tables, Markov
             tables, correlations, a prior, other smoothing and floor.
         score: (trials) -> scores to be minimised, `[M]`; the objectives where None; see `steps_to`.
-        stop: rule by which `info["done"]` becomes true.
+        stop: Rule by which `info["done"]` becomes true.
 
     Returns:
         A searcher. Its info has γ_t (`gamma`), the elites' log-likelihood `before` and `after` the update,

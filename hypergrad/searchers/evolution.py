@@ -20,10 +20,10 @@ class EvolutionState(NamedTuple):
     """State of `evolution`.
 
     Attributes:
-        units: members in unit coordinates, `[P, D]`.
-        scores: their scores, `[P]`; infinite before the first trial, and where a trial failed.
-        vectors, shift: scrambled Sobol sequence that the first members come from.
-        count: trials told so far, int32.
+        units: Members in unit coordinates, `[P, D]`.
+        scores: Their scores, `[P]`; infinite before the first trial, and where a trial failed.
+        vectors, shift: Scrambled Sobol sequence that the first members come from.
+        count: Trials told so far, int32.
     """
 
     units: Array
@@ -58,11 +58,11 @@ def evolution(
     member with a later trial: under new initial weights each time, a lucky value stays for long.
 
     Args:
-        space: a pytree of traceable dimensions.
-        num_members: size P of the population, at least 4.
-        mutation: bounds of F, which is drawn once for each trial.
-        crossover: probability that a coordinate is the mutant's; one coordinate always is.
-        best: share of the population that x_b is drawn from.
+        space: Pytree of traceable dimensions.
+        num_members: Size P of the population, at least 4.
+        mutation: Bounds of F, which is drawn once for each trial.
+        crossover: Probability that a coordinate is the mutant's; one coordinate always is.
+        best: Share of the population that x_b is drawn from.
 
     Raises:
         ValueError: for an invalid space, and for settings out of range.

@@ -25,8 +25,8 @@ class GridState(NamedTuple):
     """State of `grid`.
 
     Attributes:
-        order: points in the order in which they are tried, int32 `[num_points]`.
-        count: trials told so far, int32.
+        order: Points in the order in which they are tried, int32 `[num_points]`.
+        count: Trials told so far, int32.
     """
 
     order: Array
@@ -46,9 +46,9 @@ def grid(
     begins the grid again.
 
     Args:
-        space: a pytree of traceable dimensions.
-        num_levels: number of values of each dimension: one for all of them, or by leaf name (3 for others).
-        shuffle: whether the points are tried in an order that the key of `init` draws; a grid that is cut
+        space: Pytree of traceable dimensions.
+        num_levels: Number of values of each dimension: one for all of them, or by leaf name (3 for others).
+        shuffle: Whether the points are tried in an order that the key of `init` draws; a grid that is cut
             short is then not one corner of it.
 
     Raises:

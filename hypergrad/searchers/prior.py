@@ -24,9 +24,9 @@ def prior(space: PyTree, prior: Priors, *, uniform: float = 0.25) -> Searcher:
     With halving or hyperband this is the prior part of PriorBand.
 
     Args:
-        space: a pytree of traceable dimensions.
+        space: Pytree of traceable dimensions.
         prior: {leaf name: `Prior(value, spread)`}.
-        uniform: share of trials that are drawn without the prior.
+        uniform: Share of trials that are drawn without the prior.
 
     Raises:
         ValueError: for a prior that is not of the space, and a share outside [0, 1].

@@ -15,7 +15,7 @@ def random(space: PyTree, draw: Callable[[PyTree, Key], HParams] = spaces.sample
     """Draw every trial independently, uniform in unit coordinates.
 
     Args:
-        space: a pytree of dimensions without static ones.
+        space: Pytree of dimensions without static ones.
         draw: (space, key) -> hparams; `space.sample_constant` holds schedules constant over time.
 
     Reference:

@@ -17,8 +17,8 @@ class SobolState(NamedTuple):
     """State of `sobol`.
 
     Attributes:
-        vectors, shift: scrambled direction numbers, and the digital shift.
-        count: trials told so far, int32.
+        vectors, shift: Scrambled direction numbers, and the digital shift.
+        count: Trials told so far, int32.
     """
 
     vectors: Array
@@ -33,7 +33,7 @@ def sobol(space: PyTree) -> Searcher:
     again after them. Generations of a power of two keep the whole of its evenness.
 
     Args:
-        space: a pytree of traceable dimensions, of at most 21,201 coordinates.
+        space: Pytree of traceable dimensions, of at most 21,201 coordinates.
 
     Reference:
         Sobol, "On the distribution of points in a cube", USSR Comput. Math. 7, 1967; Joe, Kuo,

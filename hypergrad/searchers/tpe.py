@@ -26,9 +26,9 @@ class TPEState(NamedTuple):
     """State of `tpe`.
 
     Attributes:
-        memory: trials that the densities are made of.
-        vectors, shift: scrambled Sobol sequence that the first trials come from.
-        told: trials told so far, int32.
+        memory: Trials that the densities are made of.
+        vectors, shift: Scrambled Sobol sequence that the first trials come from.
+        told: Trials told so far, int32.
     """
 
     memory: Memory
@@ -60,13 +60,13 @@ def tpe(
     **Limits:** at most `capacity` trials are remembered: the better half, and the newest others.
 
     Args:
-        space: a pytree of traceable dimensions.
-        capacity: number of trials that are remembered, at least 4.
-        num_initial: number of scrambled Sobol trials before the densities are used; 2 D, from 8 to 20, where
+        space: Pytree of traceable dimensions.
+        capacity: Number of trials that are remembered, at least 4.
+        num_initial: Number of scrambled Sobol trials before the densities are used; 2 D, from 8 to 20, where
             None.
-        share: share γ of the trials that are good.
-        num_candidates: draws from l for each suggestion (and coordinate).
-        multivariate: whether coordinates are judged together.
+        share: Share γ of the trials that are good.
+        num_candidates: Draws from l for each suggestion (and coordinate).
+        multivariate: Whether coordinates are judged together.
 
     Raises:
         ValueError: for an invalid space, and for settings out of range.

@@ -32,9 +32,9 @@ def first_then(first: Searcher, searcher: Searcher, num: int) -> Searcher:
     A generation comes from one of them: from `first` as long as fewer than `num` trials have been told.
 
     Args:
-        first: a searcher, e.g. `prior(space, {"lr": Prior(1e-3)})`.
-        searcher: another over the same space; the trials that it would begin with are left out.
-        num: number of trials that `first` is asked for.
+        first: Searcher, e.g. `prior(space, {"lr": Prior(1e-3)})`.
+        searcher: Another over the same space; the trials that it would begin with are left out.
+        num: Number of trials that `first` is asked for.
 
     Raises:
         ValueError: for a searcher that works on the host, and an invalid number.
@@ -70,9 +70,9 @@ def held_constant(
     """Search over a space whose long schedules have one value for all steps.
 
     Args:
-        space: a pytree of dimensions without static ones.
+        space: Pytree of dimensions without static ones.
         make: (space without long schedules) -> the searcher over it.
-        most: free steps up to which a schedule is searched as it is; 0 holds every schedule constant.
+        most: Free steps up to which a schedule is searched as it is; 0 holds every schedule constant.
     """
 
     def is_long(dim: Any) -> bool:
@@ -116,9 +116,9 @@ def warm_start(searcher: Searcher, trials: Many[Trials], space: PyTree | None = 
     """Tell a searcher of earlier trials before it is asked for the first.
 
     Args:
-        searcher: any searcher over the space of those trials.
-        trials: earlier generations, such as `Study.trials`, whose values were measured alike.
-        space: space of those trials, where it has static dimensions: their values are then those that the
+        searcher: Any searcher over the space of those trials.
+        trials: Earlier generations, such as `Study.trials`, whose values were measured alike.
+        space: Space of those trials, where it has static dimensions: their values are then those that the
             user named, as `tune` has them.
 
     Raises:

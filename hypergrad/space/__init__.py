@@ -1,4 +1,15 @@
-"""Search spaces: dimensions, and the maps to and from their values."""
+"""Search spaces: dimensions, and the maps to and from their values.
+
+- `description`: A space as JSON, and its dimensions read back: `{name: {"kind": "LogReal", "low": 0.001,
+  ...}}`.
+- `dimensions`: Search spaces: a pytree whose leaves are dimensions, and the maps between its three
+  coordinate systems.
+- `maps`: Maps between a space, the unit cube and unconstrained numbers; schedules and selections.
+- `schedules`: Schedules whose peaks, lengths and ends may be hyperparameters.
+- `static`: Static dimensions, whose values change the shapes of a compiled program.
+- `units`: The unit coordinates of a space as searchers use them: many trials at once, some coordinates
+  counted.
+"""
 
 from hypergrad.space import schedules
 from hypergrad.space.description import describe_space, space_from_description

@@ -289,17 +289,26 @@ def dynamic(space: PyTree) -> PyTree:
     return jax.tree.map(lambda dim: replace(dim, static=False) if dim.static else dim, space)
 
 
-def check_value(space: PyTree, hparams: HParams) -> None:
-    """Raise a `ValueError` unless concrete `hparams` have the structure, shapes and bounds of `space`."""
+def paired(
+    space: PyTree, values: PyTree, called: str = "hparams"
+) -> list[tuple[str, Dimension, Any]]:
+    """Pair each dimension with its value: (name, dimension, value) in the order of the leaves.
+
+    Raises:
+        ValueError: unless `values` has the structure of `space`.
+    """
     names = tree.leaf_names(space)
-    if jax.tree.structure(space) != jax.tree.structure(hparams):
+    if jax.tree.structure(space) != jax.tree.structure(values):
         raise ValueError(
-            f"hparams has the leaves {tree.leaf_names(hparams)}, expected those of the space, {names}; "
+            f"{called} has the leaves {tree.leaf_names(values)}, expected those of the space, {names}; "
             "start from default(space)"
         )
-    for name, dim, value in zip(
-        names, jax.tree.leaves(space), jax.tree.leaves(hparams), strict=True
-    ):
+    return list(zip(names, jax.tree.leaves(space), jax.tree.leaves(values), strict=True))
+
+
+def check_value(space: PyTree, hparams: HParams) -> None:
+    """Raise a `ValueError` unless concrete `hparams` have the structure, shapes and bounds of `space`."""
+    for name, dim, value in paired(space, hparams):
         wrong = _misfit(dim, value)
         if wrong:
             raise ValueError(f"hparams[{name!r}] {wrong}; start from default(space)")

@@ -18,6 +18,7 @@ from hypergrad.space.dimensions import (
     Real,
     Sequence,
     check_space,
+    paired,
 )
 
 
@@ -70,7 +71,7 @@ def to_unit(space: PyTree, hparams: HParams) -> Array:
 
     A whole number or option maps to the middle of its share of [0, 1].
     """
-    parts = jax.tree.map(lambda dim, value: jnp.ravel(_to_unit(dim, value)), space, hparams)
+    parts = _leaf_by_leaf(space, hparams, lambda dim, value: jnp.ravel(_to_unit(dim, value)))
     return jnp.concatenate(jax.tree.leaves(parts))
 
 
@@ -160,7 +161,7 @@ def unconstrain(space: PyTree, hparams: HParams) -> PyTree:
         ratios = _ratios(_lower(dim.element, value))
         return _logit(ratios, 1 - ratios)
 
-    return jax.tree.map(leaf, space, hparams)
+    return _leaf_by_leaf(space, hparams, leaf)
 
 
 def constrain(space: PyTree, unconstrained: PyTree) -> HParams:
@@ -175,7 +176,22 @@ def constrain(space: PyTree, unconstrained: PyTree) -> HParams:
             upper = 1 - lower
         return _interpolate(dim, lower, upper)
 
-    return jax.tree.map(leaf, space, unconstrained)
+    return _leaf_by_leaf(space, unconstrained, leaf, "unconstrained")
+
+
+def _leaf_by_leaf(
+    space: PyTree, values: PyTree, function: Callable[..., Any], called: str = "hparams"
+) -> PyTree:
+    """Map `function(dimension, value)` over a space, or raise a `ValueError` for a leaf of another shape."""
+    found = []
+    for name, dim, value in paired(space, values, called):
+        shape = dim.shape if called == "hparams" else dim.coordinates_shape
+        if np.shape(value) != shape and not dim.static:
+            raise ValueError(
+                f"{called}[{name!r}] has shape {np.shape(value)}, expected {shape}; start from default(space)"
+            )
+        found.append(function(dim, value))
+    return jax.tree.unflatten(jax.tree.structure(space), found)
 
 
 def _logit(lower: Array, upper: Array) -> Array:

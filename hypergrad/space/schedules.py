@@ -33,10 +33,10 @@ def linear(start: Number, end: Number, num_steps: Number, begin: Number = 0) -> 
     s(t) = (start − end)(1 − clip(t − begin, 0, n) / n) + end
 
     Args:
-        start: value up to step `begin`, and for ever where n <= 0.
-        end: value from step `begin` + n on.
+        start: Value up to step `begin`, and for ever where n <= 0.
+        end: Value from step `begin` + n on.
         num_steps: n.
-        begin: first step that changes; 0 where negative.
+        begin: First step that changes; 0 where negative.
     """
     begin, length = _clipped(begin), _positive(num_steps)
 
@@ -56,7 +56,7 @@ def cosine(
     s(t) = start ((1 − α) (½ (1 + cos(π min(t, n) / n)))^p + α)
 
     Args:
-        start: value at step 0.
+        start: Value at step 0.
         num_steps: n, positive.
         alpha: α, the last value as a share of the first.
         exponent: p.
@@ -82,11 +82,11 @@ def warmup_cosine(
     """Rise to `peak` on a line, then fall to `end` along half a cosine.
 
     Args:
-        start: value at step 0.
-        peak: value after the warm-up.
-        warmup_steps: length of the rise.
-        num_steps: length of the whole, the rise included.
-        end: last value.
+        start: Value at step 0.
+        peak: Value after the warm-up.
+        warmup_steps: Length of the rise.
+        num_steps: Length of the whole, the rise included.
+        end: Last value.
         exponent: of the cosine.
     """
     none = peak == 0.0
@@ -108,11 +108,11 @@ def one_cycle(
     From peak / first at step 0 over `peak` at rising · n to peak / (first · last) at step n.
 
     Args:
-        peak: largest value.
+        peak: Largest value.
         num_steps: n.
-        rising: share of the steps that rise.
+        rising: Share of the steps that rise.
         first: `peak` as a multiple of the first value.
-        last: the first value as a multiple of the last one.
+        last: First value as a multiple of the last one.
     """
     top = rising * num_steps
     # optax rounds down to whole steps; an array, a hyperparameter, keeps the fraction that it learns by
@@ -137,9 +137,9 @@ def piecewise(start: Number, boundaries: Sequence[Number], scales: Sequence[Numb
     s(t) = start · Π {scale_i : t >= boundary_i}
 
     Args:
-        start: first value.
-        boundaries: steps, in rising order. A boundary has no derivative: the value jumps there.
-        scales: factor at each boundary, not negative.
+        start: First value.
+        boundaries: Steps, in rising order. A boundary has no derivative: the value jumps there.
+        scales: Factor at each boundary, not negative.
 
     Raises:
         ValueError: where there are not as many scales as boundaries.
@@ -168,11 +168,11 @@ def exponential(
     s(t) = start · rate^((t − begin) / n), no further than `end`
 
     Args:
-        start: value up to step `begin`, and for ever where n <= 0 or the rate is 0.
+        start: Value up to step `begin`, and for ever where n <= 0 or the rate is 0.
         num_steps: n.
-        rate: factor in n steps.
-        begin: first step that changes; 0 where negative.
-        end: bound of the value, from below where the rate is less than 1, else from above; None for none.
+        rate: Factor in n steps.
+        begin: First step that changes; 0 where negative.
+        end: Bound of the value, from below where the rate is less than 1, else from above; None for none.
     """
     begin, length = _clipped(begin), _positive(num_steps)
     moves = _and(num_steps > 0, rate != 0)

@@ -17,9 +17,9 @@ class Coordinates(NamedTuple):
     """Description of the D unit coordinates of a space: numpy arrays `[D]`, known before anything compiles.
 
     Attributes:
-        leaf: index of the dimension that each belongs to, in the order of the tree.
-        levels: number of values; 0 where it is continuous.
-        ordered: false for the options of a `Choice`, whose order has no meaning.
+        leaf: Index of the dimension that each belongs to, in the order of the tree.
+        levels: Number of values; 0 where it is continuous.
+        ordered: False for the options of a `Choice`, whose order has no meaning.
     """
 
     leaf: np.ndarray

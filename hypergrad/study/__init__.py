@@ -1,4 +1,12 @@
-"""A study: a tuner run on disk, step by step."""
+"""A study: a tuner run on disk, step by step.
+
+- `callbacks`: Who is told of a study as it runs: progress bars, logs, trackers.
+- `disk/`: A study on disk: files, folder, journal, checkpoints and records.
+- `export`: Tuned hyperparameters as a JSON file, and learned schedules read back from one.
+- `loggers`: Logs for trackers.
+- `resume`: Go on with a study on disk, or make one of its trials again: to the same bits.
+- `run`: Run any tuner: budget, callbacks, failures; with a storage, every step on disk before it counts.
+"""
 
 from hypergrad.study.callbacks import Callback, CallbackWarning, Ended, Listeners, Progress, jsonl
 from hypergrad.study.disk.description import begin, has_begun, read_description

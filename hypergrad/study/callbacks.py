@@ -1,4 +1,4 @@
-"""Who is told of a study as it runs: progress bars, logs, trackers. One protocol for all of them."""
+"""Callbacks that follow a study as it runs: progress bars, logs, trackers. One protocol for all of them."""
 
 import json
 import os
@@ -16,16 +16,16 @@ from hypergrad.study.disk.files import open_file, to_plain
 
 
 class Progress(NamedTuple):
-    """Where a study is, after one step.
+    """Progress of a study after one step.
 
     Attributes:
-        phase: name of the method ("descent"), "random" for the baseline, or "judge".
-        done: number of steps done in this phase.
-        total: number of steps of this phase in all.
-        value: lowest objective of this step.
-        best: lowest objective so far.
+        phase: Name of the method ("descent"), "random" for the baseline, or "judge".
+        done: Number of steps done in this phase.
+        total: Number of steps of this phase in all.
+        value: Lowest objective of this step.
+        best: Lowest objective so far.
         hparams: {leaf name: value} of this step's best member; empty while judging.
-        record: further numbers of that member, and the trainings spent so far; empty while judging.
+        record: Further numbers of that member, and the trainings spent so far; empty while judging.
     """
 
     phase: str
@@ -38,31 +38,31 @@ class Progress(NamedTuple):
 
 
 class Ended(Protocol):
-    """What a callback is told at the end: fields of the `hypergrad.Study` that `tune` returns."""
+    """Result that a callback gets at the end: fields of the `hypergrad.Study` that `tune` returns."""
 
     @property
     def best(self) -> HParams | None:
-        """The hparams with the lowest objective; None if no trial had a finite one."""
+        """Return the hparams with the lowest objective; None if no trial had a finite one."""
         ...
 
     @property
     def best_value(self) -> float:
-        """That objective; infinity if no trial had a finite one."""
+        """Return that objective; infinity if no trial had a finite one."""
         ...
 
     @property
     def trials(self) -> list[Trials]:
-        """The trials of every step, in order."""
+        """Return the trials of every step, in order."""
         ...
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the study."""
+        """Tell whether Ctrl-C ended the study."""
         ...
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time over all sessions."""
+        """Return the wall-clock time over all sessions."""
         ...
 
     def hparams(self) -> dict[str, Any]:
@@ -78,9 +78,10 @@ class Callback(NamedTuple):
     """Three functions of the host, each called in the study's own process, in order.
 
     Attributes:
-        start: (description) -> None, before the first step; the content of `study.json`.
+        start: (description) -> None, before the first step, with the content of `study.json`.
         step: (Progress) -> None, after every step of every phase. The step is on disk by then.
-        end: (what `tune` returns, or None) -> None, once, however the study ended; None after an error.
+        end: (result of `tune`, or None) -> None, once, however the study ended; the argument is None after an
+            error.
     """
 
     start: Callable[[dict[str, Any]], Any] = _ignore
@@ -89,11 +90,11 @@ class Callback(NamedTuple):
 
 
 class CallbackWarning(UserWarning):
-    """A callback raised an error; the study went on without it."""
+    """A callback raised an error; the study continued without it."""
 
 
 class Listeners:
-    """The callbacks of one study. One that raises is called no more, with a warning: the study goes on.
+    """The callbacks of one study. One that raises is not called again: the study continues with a warning.
 
     Args:
         callbacks: Callbacks, in the order in which they are called.
@@ -133,8 +134,8 @@ class Listeners:
 def jsonl(path: str | Path) -> Callback:
     """Append one line of JSON a call: {"event": "start" | "step" | "end", ...}.
 
-    Unlike the study's journal it has every phase, is not waited for on the disk, and may lie anywhere, but
-    for links and pipes, which are not followed. A resumed study goes on in the same file.
+    Unlike the study's journal, the log has every phase, does not wait for the disk, and may lie anywhere except
+    at links and pipes, which are not followed. A resumed study continues in the same file.
     """
 
     def write(event: str, content: dict[str, Any]) -> None:
@@ -161,7 +162,7 @@ def jsonl(path: str | Path) -> Callback:
 def scalars(now: Progress) -> dict[str, float]:
     """List the finite numbers of a step as `phase/name`: value, best, the record, and `hparams.name`.
 
-    Arrays of hparams (schedules, one number a layer) are given by their mean; texts are left out.
+    Arrays of hparams (schedules, one number a layer) appear as their mean; texts are left out.
     """
     numbers = {n: x for n, x in now.hparams.items() if np.asarray(x).dtype.kind != "U"}
     means = {f"hparams.{name}": np.mean(value) for name, value in numbers.items()}

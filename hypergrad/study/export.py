@@ -23,7 +23,7 @@ VERSION = 1
 
 
 def document(hparams: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of the file for hparams by leaf name; what is not finite is refused.
+    """Return the content of the file for hparams by leaf name; a value that is not finite is refused.
 
     A float32 is written with the digits that read back to the same bits.
     """
@@ -45,7 +45,7 @@ def write(path: str | Path, hparams: dict[str, Any]) -> None:
         ValueError: for values that are not finite, and where the file cannot be written.
     """
     text = json.dumps(document(hparams), allow_nan=False, indent=1) + "\n"
-    place = Path(os.path.realpath(path))  # a link stays one
+    place = Path(os.path.realpath(path))  # a link stays a link
     wrong = None
     if place.is_dir():
         wrong = f"a folder, expected a file; write e.g. {os.path.join(path, 'hparams.json')}"
@@ -71,7 +71,7 @@ def read_hparams(path: str | Path) -> dict[str, Any]:
     """Read a file of `document` as {leaf name: numpy array or text}.
 
     Raises:
-        ValueError: in one line, for a file that is not one.
+        ValueError: in one line, for a file of another kind.
     """
     name = repr(str(path))
     try:

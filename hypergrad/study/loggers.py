@@ -1,4 +1,4 @@
-"""Logs for trackers. Each needs a library of its own, which is imported when the log is made."""
+"""Logs for trackers. Each needs its own library, which is imported when the log is made."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +46,7 @@ def wandb(directory: str | Path, *, project: str = "hypergrad", mode: str = "off
     """Write a run of Weights & Biases: study.json as its config and the scalars of every step.
 
     Args:
-        directory: Directory in which the run is kept; `wandb sync DIRECTORY/wandb/offline-run-*` uploads it.
+        directory: Directory of the run; `wandb sync DIRECTORY/wandb/offline-run-*` uploads it.
         project: Project of the run.
         mode: Mode of the run, "offline" or "online" to upload as it goes.
 

@@ -1,4 +1,4 @@
-"""Go on with a study on disk, or make one of its trials again: to the same bits."""
+"""Continue a study on disk, or repeat one of its trials: to the same bits."""
 
 import contextlib
 import operator
@@ -24,12 +24,12 @@ from hypergrad.tuners import Tuner
 
 
 class Trial(NamedTuple):
-    """One trial of a study, made again.
+    """One trial of a study, repeated.
 
     Attributes:
         step: Step of the tuner.
         member: Place of the trial in that step.
-        told: `Trials` of this one, without the leading axis.
+        told: `Trials` of this trial, without the leading axis.
         key: Key of the step.
     """
 
@@ -40,20 +40,20 @@ class Trial(NamedTuple):
 
 
 def resume_run(tuner: Tuner, directory: str | Path | Folder, on_step: OnStep | None = None) -> Run:
-    """Go on with a study where it ended, to the same bits as if it never had.
+    """Continue a study where it ended, to the same bits as without the interruption.
 
-    The run starts from the newest whole checkpoint that a recorded step follows. The steps after it that have
-    a record are made again and compared, so that another task, or other data, does not go unnoticed. What
-    was damaged is made again from what was not, with a `StudyWarning`.
+    The run starts from the newest whole checkpoint that a recorded step follows. Later steps that have a record
+    are repeated and compared, so that another task, or other data, does not go unnoticed. Damaged parts are
+    made again from intact ones, with a `StudyWarning`.
 
     Args:
         tuner: The same tuner as at the start, built again.
         directory: Directory of the study, or one that `lock` opened.
-        on_step: Function that is called after every step that had no record.
+        on_step: Function that is called after every step without a record.
 
     Raises:
         ValueError: where there is no study, another process is running it, this machine cannot repeat it
-            (platform, number of devices, x64), or a step made again differs from its record.
+            (platform, number of devices, x64), or a repeated step differs from its record.
     """
     check_kind("tuner", tuner, Tuner, "tuners.descent(...)")
     opened = contextlib.nullcontext(directory) if isinstance(directory, Folder) else lock(directory)
@@ -68,7 +68,7 @@ def resume_run(tuner: Tuner, directory: str | Path | Folder, on_step: OnStep | N
 
 
 def replay_trial(tuner: Tuner, directory: str | Path, trial: int) -> Trial:
-    """Make one trial of a study again, to the same bits.
+    """Repeat one trial of a study, to the same bits.
 
     **Cost:** the steps from the newest checkpoint before the trial, or from the start.
 
@@ -78,7 +78,7 @@ def replay_trial(tuner: Tuner, directory: str | Path, trial: int) -> Trial:
         trial: Number of the trial, counted from 0 over all members of all steps.
 
     Raises:
-        ValueError: where there is no such trial, or it does not come out as recorded.
+        ValueError: where there is no such trial, or its result differs from its record.
     """
     check_kind("tuner", tuner, Tuner, "tuners.descent(...)")
     folder = check_folder(directory)
@@ -98,7 +98,7 @@ def replay_trial(tuner: Tuner, directory: str | Path, trial: int) -> Trial:
 
 
 def _description_for_here(folder: Path) -> dict[str, Any]:
-    """Read what a study is, and compare its machine with this one."""
+    """Read the description of a study, and compare its machine with this one."""
     description = read_description(folder)
     for text in machine_differences(description["machine"]):
         warnings.warn(text, StudyWarning, stacklevel=3)

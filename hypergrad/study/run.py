@@ -1,4 +1,4 @@
-"""Run any tuner: budget, callbacks, failures; with a storage, every step on disk before it counts."""
+"""Run any tuner: budget, callbacks, failures; with a storage, every step is on disk before it counts."""
 
 import contextlib
 import signal
@@ -26,7 +26,7 @@ OnStep = Callable[[int, Trials, float], Any]
 
 
 class Run(NamedTuple):
-    """What a tuner found.
+    """Result of a tuner.
 
     Attributes:
         best: Hparams with the lowest finite objective among the trials trained longest in their step, as
@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the trials to the bit: equal for two runs that are the same."""
+        """Return the SHA-256 of the trials to the bit: equal for two runs that are the same."""
         return records.digest(self.trials)
 
 
@@ -61,26 +61,26 @@ def run(
 ) -> Run:
     """Take `num_steps` steps of a tuner.
 
-    Ctrl-C ends the run after the step in flight and keeps the best so far; pressed twice it ends the step,
-    too. A trial that is not finite is kept among the trials and never becomes the best.
+    Ctrl-C ends the run after the current step and keeps the best so far; pressed twice, it ends the step too. A
+    trial that is not finite stays among the trials and never becomes the best.
 
-    With `storage`, a step counts when its record is on the disk; `on_step` is called after that. Whatever
-    ends the process then, `resume_run` goes on and arrives at the same bits.
+    With `storage`, a step counts when its record is on the disk; `on_step` is called after that. Whatever ends
+    the process then, `resume_run` continues and arrives at the same bits.
 
     **Cost:** with `storage`, one wait for the disk a step, two more a checkpoint.
 
     Args:
         tuner: Tuner of any method.
         key: Key of the whole study; step i draws from `fold_in(key, i)`.
-        num_steps: Number of steps; a tuner that says it is done ends earlier.
+        num_steps: Number of steps; a tuner that reports `done` ends earlier.
         on_step: Function that is called after every step.
-        storage: New folder, or one that `create` opened; with None nothing is written.
+        storage: New folder, or one that `create` opened; nothing is written where None.
         details: Further entries for the folder's `study.json`.
         checkpoint_seconds: Time between two checkpoints of the tuner's state; 0 for one after every step.
-            What came after the last one is computed again on `resume_run`, and compared with its records.
+            On `resume_run`, steps after the last checkpoint are computed again and compared with their records.
 
     Raises:
-        ValueError: for arguments that cannot work, a folder that is not free, or a disk that refuses.
+        ValueError: for invalid arguments, a folder that is not free, or a disk that refuses to write.
     """
     check_whole("budget", num_steps)
     check_kind("tuner", tuner, Tuner, "tuners.descent(...)")
@@ -174,7 +174,7 @@ def take_step(tuner: Tuner, key: Key, state: PyTree) -> tuple[PyTree, Trials]:
 
 @contextlib.contextmanager
 def _noted_interrupt() -> Iterator[list[int]]:
-    """Note the first Ctrl-C in a list instead of raising it: in C code an exception may get lost."""
+    """Note the first Ctrl-C in a list instead of raising it: an exception may get lost in C code."""
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -187,7 +187,7 @@ def _noted_interrupt() -> Iterator[list[int]]:
         return
     try:
         signal.signal(signal.SIGINT, note)
-    except ValueError:  # only the main thread may, and only it is interrupted
+    except ValueError:  # only the main thread may set a handler, and only it is interrupted
         yield asked
         return
     try:

@@ -1,4 +1,17 @@
-"""Tuners: methods, whole. One method, one file, one contract (`base.Tuner`)."""
+"""Tuners: complete methods. One method, one file, one contract (`base.Tuner`).
+
+- `base`: The contract of every tuner: one durable step of progress, whatever the method.
+- `bilevel`: Stochastic bilevel optimization: weights, linear system and hparams move together, in one loop.
+- `bilevel_methods`: The directions of stochastic bilevel optimization, and the methods that follow them.
+- `clipping`: How a policy moves: an optimizer that cuts its gradient, and several moves on the same draws.
+- `controller`: The controller: shared weights and the policy over architectures and optimizers, trained in
+  turn.
+- `controller_info`: What a controller says of a step: the summary of its updates, and warnings with the
+  step.
+- `descent`: Hypergradient descent: walk down the objective in the unconstrained coordinates of the space.
+- `methods`: All methods by name, and the settings that each of them reads.
+- `search`: Population search: a searcher times a scheduler.
+"""
 
 from hypergrad.tuners.base import Tuner
 from hypergrad.tuners.bilevel import BilevelState, bilevel

@@ -8,13 +8,13 @@ from hypergrad.searchers import Trials
 
 
 class Tuner(NamedTuple):
-    """A method, whole; all that a study knows.
+    """A method as a whole: all that a study knows of it.
 
     Attributes:
         init: (key) -> state, a pytree of arrays, numbers and PRNG keys. A study writes it to disk between
             steps, so its structure, shapes and dtypes must not change.
         step: (key, state) -> (state, trials). The same arguments must give the same bits, because a study is
-            resumed by making steps again. The trials are journalled. Where `trials.info["done"]` exists and
+            resumed by repeating steps. The trials are journalled. Where `trials.info["done"]` exists and
             is true, the study ends.
     """
 

@@ -38,10 +38,10 @@ class BilevelState(NamedTuple):
     """State of R restarts; every array has the leading axis `[R]`.
 
     Attributes:
-        point: where the three variables of each restart are.
-        memory: of the method.
-        anchor: the unconstrained hparams before the last step that was finite.
-        num_skipped: steps that were not finite so far, int32.
+        point: Where the three variables of each restart are.
+        memory: Memory of the method.
+        anchor: Unconstrained hparams before the last step that was finite.
+        num_skipped: Steps that were not finite so far, int32.
     """
 
     point: Point
@@ -65,19 +65,19 @@ def bilevel(
 
     w ← w − optimizer(∇_w L),   v ← v − linear(H v − ∇_w f),   z ← z − optimizer(∂f/∂z − (∂²L/∂w∂z)ᵀ v)
 
-    with λ = constrain(z). No training is run to its end and no system solved: both follow the hparams as
-    these move, so the hparams have to move more slowly than the weights and v can follow.
+    with λ = constrain(z). No training is run to its end and no system is solved: both follow the hparams as
+    these move. So the hparams must move slowly enough for the weights and v to follow.
 
     **Cost:** an iteration: about four gradients on one minibatch (see the methods). Memory of the weights
     and v, whatever the number of iterations.
 
-    **Limits:** those of the implicit hypergradient: what acts through the optimizer or the initial weights
-    alone is refused by name, and of a leaf that the loss reads too that part is left out, with a
-    `StructuralZeroWarning`; the weights have to be able to come to rest. The value of a step is the
+    **Limits:** those of the implicit hypergradient: a leaf that acts through the optimizer or the initial
+    weights alone is refused by name. Where the loss reads the leaf too, that part is left out, with a
+    `StructuralZeroWarning`. The weights must be able to come to rest. The value of a step is the
     objective of the weights as they are, which lag behind w*(λ); train the best again to judge them.
     A step that does not end in finite numbers is counted and noted with its first bad iteration. Weights
-    and v then start anew, and the hparams go half way back to where they were one finite step before, and on
-    from there at half their speed.
+    and v then start anew, and the hparams go half way back to where they were before the last finite step, and
+    continue from there at half their speed.
 
     Args:
         problem: Training loop, whose optimizer moves the weights.
@@ -169,7 +169,7 @@ def _begin(parts: _Parts, key: Key, z: PyTree, speed: Array) -> tuple[Point, PyT
 def _iterate(
     parts: _Parts, key: Key, state: BilevelState
 ) -> tuple[BilevelState, HParams, Array, dict[str, Array]]:
-    """Make the iterations of one restart; where they end in no finite numbers, go half way back."""
+    """Make the iterations of one restart; go half way back where they end in numbers that are not finite."""
     loop, method, num = parts.loop, parts.method, parts.num_iterations
     run_key, draw_key, valid_key, begin_key = jax.random.split(key, 4)
     point = state.point._replace(train=state.point.train._replace(key=draw_key))

@@ -34,15 +34,15 @@ from hypergrad.train import (
 
 
 class Point(NamedTuple):
-    """Where the three variables are.
+    """Place of the three variables.
 
     Attributes:
-        train: the weights w with the state of their optimizer.
-        v: the estimate of H⁻¹ ∇_w f, a pytree like the weights.
-        linear: state of the optimizer of v.
-        z: the hparams in unconstrained coordinates.
-        outer: state of the optimizer of z.
-        speed: factor of the steps of z, `[]`.
+        train: Weights w with the state of their optimizer.
+        v: Estimate of H⁻¹ ∇_w f, a pytree like the weights.
+        linear: State of the optimizer of v.
+        z: Hparams in unconstrained coordinates.
+        outer: State of the optimizer of z.
+        speed: Factor of the steps of z, `[]`.
     """
 
     train: TrainState
@@ -54,7 +54,7 @@ class Point(NamedTuple):
 
 
 class Inner(NamedTuple):
-    """What a minibatch of training says: ∇_w L, H v, (∂²L/∂w∂λ)ᵀ v."""
+    """Terms of a minibatch of training: ∇_w L, H v, (∂²L/∂w∂λ)ᵀ v."""
 
     slope: PyTree
     product: PyTree
@@ -62,19 +62,19 @@ class Inner(NamedTuple):
 
 
 class Outer(NamedTuple):
-    """What a minibatch of validation says: ∇_w f, ∂f/∂λ."""
+    """Terms of a minibatch of validation: ∇_w f, ∂f/∂λ."""
 
     pull: PyTree
     direct: PyTree
 
 
 class Loop(NamedTuple):
-    """What every method moves in: the problem as a function of z, and the optimizers.
+    """The setting of every method: the problem as a function of z, and the optimizers.
 
     Attributes:
-        problem: whose hparams are unconstrained coordinates z.
+        problem: Problem whose hparams are unconstrained coordinates z.
         linear: (z) -> optimizer of v.
-        outer: optimizer of z.
+        outer: Optimizer of z.
     """
 
     problem: Problem
@@ -88,8 +88,8 @@ class BilevelMethod(NamedTuple):
     Attributes:
         init: (loop, point) -> memory, a pytree of zeros.
         iterate: (loop, key, point, memory) -> (point, memory, loss `[]`). One update of the hparams.
-        refresh: memory -> memory; undoes what rounding did to it, once a tuner's step.
-        num_updates: updates of the weights in one iteration.
+        refresh: (memory) -> memory, without the rounding errors so far; called once in a step of the tuner.
+        num_updates: Updates of the weights in one iteration.
     """
 
     init: Callable[[Loop, Point], PyTree]
@@ -192,7 +192,7 @@ def soba() -> BilevelMethod:
 
 
 def amigo(num_inner: int = 10, num_linear: int = 10) -> BilevelMethod:
-    """Move w, then v, then the hparams, each from where the one before it has come to.
+    """Move w, then v, then the hparams, each from the point that the one before it has reached.
 
     1. w ← num_inner steps along ∇_w L                 a fresh minibatch each
     2. v ← num_linear steps along H v − ∇_w f          a fresh minibatch each, ∇_w f on one
@@ -200,7 +200,7 @@ def amigo(num_inner: int = 10, num_linear: int = 10) -> BilevelMethod:
 
     **Cost:** an iteration: num_inner + 2 num_linear + 4 gradients, about.
 
-    **Limits:** as of `soba`.
+    **Limits:** those of `soba`.
 
     Reference:
         Arbel, Mairal, 2022, arXiv:2111.14580, Algorithm 1 (AmIGO).
@@ -247,9 +247,9 @@ class FiniteSum(NamedTuple):
     """A loss and an objective as means over finitely many minibatches of equal weight.
 
     Attributes:
-        num_train: number of minibatches of the loss.
+        num_train: Number of minibatches of the loss.
         train: (index) -> minibatch of the loss.
-        num_valid: number of minibatches of the objective.
+        num_valid: Number of minibatches of the objective.
         valid: (index) -> minibatch of the objective.
     """
 
@@ -267,8 +267,8 @@ def finite_sum(problem: Problem, batch_size: int) -> FiniteSum:
     draws a part, write a `FiniteSum` of your own.
 
     Args:
-        problem: with a `train_set`.
-        batch_size: a divisor of the number of examples, since every minibatch has the same weight.
+        problem: Problem with a `train_set`.
+        batch_size: Divisor of the number of examples, since every minibatch has the same weight.
 
     Raises:
         ValueError: without a `train_set`, and for another batch size, with the nearest that divides.
@@ -314,18 +314,18 @@ def saba(sums: FiniteSum) -> BilevelMethod:
 
     d = g_i − table_i + mean(table),   table_i ← g_i
 
-    whose expectation is the full sum's, and whose noise vanishes as the variables come to rest. So
+    The expectation of d is that of the full sum, and its noise vanishes as the variables come to rest. So
     constant rates converge to the solution.
 
     **Cost:** an iteration: about four gradients; memory of num_train (2 params + hparams) and num_valid
     (params + hparams) numbers.
 
-    **Limits:** a finite sum: `problem.train_batch` and `valid_batch` are not called by it. The tables
+    **Limits:** a finite sum; the method calls neither `problem.train_batch` nor `valid_batch`. The tables
     begin at zero, so the first passes over the sum are as noisy as `soba`'s. The rate of the weights must
     stay near 1/(3 λ_max); at 1/λ_max, which serves full batches, it diverged on a quadratic.
 
     Args:
-        sums: the minibatches, from `finite_sum(problem, batch_size)` or of your own.
+        sums: Minibatches, from `finite_sum(problem, batch_size)` or of your own.
 
     Reference:
         Dagréou, Ablin, Vaiter, Moreau, 2022, arXiv:2201.13409, section 3.3 (SABA).

@@ -14,8 +14,8 @@ class Clipping(NamedTuple):
     """Several moves on the same draws, as far as the probabilities stay near; built by `clipped`.
 
     Attributes:
-        epsilon: how far a probability may move, as a share.
-        num_epochs: moves on the same draws.
+        epsilon: Largest change of a probability, as a share of it.
+        num_epochs: Moves on the same draws.
     """
 
     epsilon: float
@@ -27,7 +27,7 @@ def clipped(epsilon: float = 0.2, num_epochs: int = 4) -> Clipping:
 
     direct ← ∇ (1/S) Σ_s max(r_s A_s, clip(r_s, 1 − ε, 1 + ε) A_s),   r_s = π_φ(a_s) / π_old(a_s)
 
-    for an objective to be lowered. The response is that of the first move.
+    The objective is to be lowered. The response is that of the first move.
 
     Reference:
         Schulman et al., 2017, arXiv:1707.06347, equation 7.
@@ -42,10 +42,11 @@ def policy_adam(learning_rate: optax.ScalarOrSchedule = 0.02) -> optax.GradientT
 
     g ← g min(1, 20 / ‖g‖)
 
-    Adam remembers a gradient's square for a thousand updates, so that a single one of 1e16, which shared
-    weights about to diverge do give, would stop the policy for good. Cutting the whole keeps its direction,
-    which leaving out what is large would not; where it cuts, its mean over draws is no longer the gradient's.
-    In 200 updates of the task `supernet_digits` with each response, none of which diverged, the norm was 0.6
-    to 0.8 in the median and 8 (none), 11 (unrolled) and 18 (implicit) at most: 20 leaves such runs as they are.
+    Adam remembers the square of a gradient for a thousand updates. Shared weights that are about to diverge do
+    give a gradient of 1e16, and a single one would stop the policy for good. Cutting the whole gradient keeps
+    its direction, and leaving out its large entries would not. Where it cuts, its mean over draws is no longer
+    the gradient's. In 200 updates of the task `supernet_digits` with each response, none of which diverged, the
+    norm was 0.6 to 0.8 in the median and 8 (none), 11 (unrolled) and 18 (implicit) at most: 20 leaves such runs
+    as they are.
     """
     return optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adam(learning_rate))

@@ -54,7 +54,7 @@ def controller(
 
     w ← training under settings and architectures of π_φ,   φ ← φ − optimizer(direct + response − β ∇H(π_φ))
 
-    Which response, and on how many draws, is the estimator's: `shared(problem, horizon, policy, ...)`. With
+    The estimator, `shared(problem, horizon, policy, ...)`, decides the response and the number of draws. With
     `left_out()` this is ENAS, with a `policies.mixture` DARTS.
 
     **Cost:** `num_updates` estimates and `num_candidates` objectives a step; memory of one set of weights and,
@@ -70,7 +70,7 @@ def controller(
         policy: Policy that the estimator was built with.
         estimator: Estimator over shared weights, `estimators.shared(problem, horizon, policy, ...)`.
         num_updates: Number of updates of the policy in a step of the tuner, one compiled loop.
-        optimizer: Optimizer of φ; `policy_adam()` where None. Another one should cut the gradient, too.
+        optimizer: Optimizer of φ; `policy_adam()` where None. Another optimizer should cut the gradient, too.
         entropy_bonus: Weight β of the entropy, in units of the objective a nat.
         clipping: Rule for several moves an estimate, `clipped()` for those of PPO; one move where None.
         num_candidates: Number of trials of a step: the policy's mode, then draws.
@@ -80,9 +80,9 @@ def controller(
         norms of direct gradient, response and whole (of their means over the updates), the cosine between
         the first two, their variances (mean squared distance from the mean), residual and damping of the
         solves, the entropy, how many updates were skipped, in how many the response was refused and left out,
-        how many windows were dropped, and in how many all draws did equally well. `expected_value` is
-        over the windows that were kept; `first_nonfinite` the step of training at which the last of those that
-        were not finite ceased to be so, −1 without one.
+        how many windows were dropped, and in how many all draws did equally well. `expected_value` is the mean
+        over the windows that were kept. `first_nonfinite` is the latest step of training at which an update
+        ceased to be finite, −1 without one.
 
     Raises:
         ValueError: for settings out of range.
@@ -180,7 +180,7 @@ def _step(parts: _Parts, key: Key, state: ControllerState) -> tuple[ControllerSt
 def _update(
     parts: _Parts, carry: tuple[PyTree, PyTree, SharedState], key: Key
 ) -> tuple[tuple[PyTree, PyTree, SharedState], dict[str, Any]]:
-    """Train the weights for a window, and move φ; what is not finite moves neither φ nor its optimizer."""
+    """Train the weights for a window, and move φ; an update that is not finite leaves φ and its optimizer."""
     phi, opt_state, state = carry
     hparams, pull = jax.vjp(parts.at, phi)
     state, found = parts.estimator.estimate(key, state, hparams)
@@ -196,7 +196,7 @@ def _update(
 def _moved(
     parts: _Parts, phi: PyTree, opt_state: PyTree, found: Estimate, grads: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """Move φ along a gradient once, or as often as the clipping says; return it with its optimizer's state."""
+    """Move φ along a gradient once, or as often as `clipping` says; return it with its optimizer's state."""
     clipping = parts.clipping
     if clipping is None:
         return _move(parts, phi, opt_state, grads)
@@ -277,7 +277,7 @@ def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, floa
         entropy_bonus=ENTROPY_BONUS,
         num_candidates=CANDIDATES,
     )
-    # what cannot work is refused before a study begins
+    # settings that cannot work are refused before a study begins
     jax.eval_shape(lambda key: tuner.step(key, tuner.init(key)), jax.random.key(0))
     return tuner, 1
 

@@ -1,4 +1,4 @@
-"""What a controller says of a step: the summary of its updates, and warnings with the step."""
+"""The report of a controller on a step: the summary of its updates, and warnings with the step."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ COLLAPSED = 0.01
 """Share of its first entropy below which a policy has collapsed: it draws one architecture nearly always."""
 
 COUNTS = ("skipped", "refused", "dropped", "flat")
-"""What the info counts over the updates of a step."""
+"""Entries of the info that are counts over the updates of a step."""
 
 
 class ControllerWarning(UserWarning):
@@ -27,12 +27,12 @@ class ControllerState(NamedTuple):
     """State of a controller.
 
     Attributes:
-        phi: parameters of the policy; unconstrained coordinates where it has a space.
-        opt_state: of the policy's optimizer.
-        estimator: of the estimator, the shared weights among it.
-        step: steps of the tuner so far, int32 `[]`.
-        first_entropy: of the policy, in nats, `[]`.
-        collapsed_at: first step after which the policy had collapsed, int32 `[]`; −1 before.
+        phi: Parameters of the policy; unconstrained coordinates where it has a space.
+        opt_state: State of the policy's optimizer.
+        estimator: State of the estimator, with the shared weights.
+        step: Steps of the tuner so far, int32 `[]`.
+        first_entropy: First entropy of the policy, in nats, `[]`.
+        collapsed_at: First step after which the policy had collapsed, int32 `[]`; −1 before.
     """
 
     phi: PyTree
@@ -44,7 +44,7 @@ class ControllerState(NamedTuple):
 
 
 def told_of(found: Estimate, parts: tuple[PyTree, PyTree], finite: Array) -> dict[str, Any]:
-    """What an update says of itself."""
+    """Diagnostics of one update."""
     info = found.info
     return {
         "direct": parts[0],
@@ -68,14 +68,14 @@ def summarized(told: dict[str, Any]) -> dict[str, Array]:
     finite, kept = told["finite"], told["finite"] & ~told["dropped"]
     num = jnp.maximum(jnp.sum(finite), 1)
 
-    def mean(tree, over=finite):
-        def one(x):
+    def mean(tree: PyTree, over: Array = finite) -> PyTree:
+        def one(x: Array) -> Array:
             weights = over.reshape((-1,) + (1,) * (x.ndim - 1))
             return jnp.sum(jnp.where(weights, x, 0), 0) / jnp.maximum(jnp.sum(over), 1)
 
         return jax.tree.map(one, tree)
 
-    def variance(each, middle):
+    def variance(each: PyTree, middle: PyTree) -> Array:
         apart = jax.tree.map(jnp.subtract, each, middle)
         squares = jax.vmap(tree.norm)(apart) ** 2
         spread = jnp.sum(jnp.where(finite, squares, 0)) / jnp.maximum(num - 1, 1)

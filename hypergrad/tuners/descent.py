@@ -23,22 +23,22 @@ MAX_START = 6.9
 """Largest |z| of a start: a thousandth of the range from a bound, where gradients do not vanish yet."""
 
 UNLIMITED = np.iinfo(np.int32).max
-"""Patience of a descent that is not stopped: more steps than any study makes."""
+"""Patience of a descent that is not stopped: more steps than any study takes."""
 
 
 class DescentState(NamedTuple):
     """State of R restarts; every array has the leading axis `[R]` but `key` and `since_best`.
 
     Attributes:
-        unconstrained: where each restart is.
-        last_finite: where it last had a finite value and hypergradient.
-        opt_state: of the outer optimizer.
-        estimator: of the estimator.
-        best: the hparams with the lowest objective so far.
-        best_value: that objective; infinity before the first finite one.
-        num_skipped: non-finite steps so far, int32.
-        since_best: steps since any restart improved, int32 `[]`.
-        key: the key of every step where steps are not resampled.
+        unconstrained: Point of each restart.
+        last_finite: Last point with a finite value and hypergradient.
+        opt_state: State of the outer optimizer.
+        estimator: State of the estimator.
+        best: Hparams with the lowest objective so far.
+        best_value: Objective of `best`; infinity before the first finite one.
+        num_skipped: Non-finite steps so far, int32.
+        since_best: Steps since any restart improved, int32 `[]`.
+        key: Key of every step where steps are not resampled.
     """
 
     unconstrained: PyTree
@@ -79,8 +79,8 @@ def descent(
         optimizer: Outer optimizer; Adam with a learning rate of 0.1 where None.
         num_restarts: Number of descents that run side by side, as one program.
         clip: Largest Euclidean norm of a hypergradient in unconstrained coordinates; a longer one is cut.
-        patience: Number of steps without a better objective in any restart after which the study ends; it
-            goes on where None.
+        patience: Number of steps without a better objective in any restart after which the study ends; the
+            study runs to its budget where None.
         resample: Whether every step draws new initial weights and minibatches (a stochastic gradient of the
             expected objective) instead of keeping the first ones (a smooth problem that may be overfitted).
         start: Hparams at which restart 0 starts; the defaults of the space where None. The other restarts
@@ -157,7 +157,7 @@ def _move(
     """Move one restart: z ← z − optimizer(∂λ/∂zᵀ hypergrad), or half way back where that is not finite.
 
     Returns:
-        What the arguments after the key become, the hparams, their value `[]`, and the info.
+        The new values of the arguments after the key, the hparams, their value `[]`, and the info.
     """
     hparams, pull = jax.vjp(lambda z: spaces.constrain(parts.space, z), z)
     memory, estimate = parts.estimator.estimate(key, memory, hparams)
@@ -215,7 +215,7 @@ def _largest_start(dim: spaces.Dimension) -> float:
 
 
 def _where(mask: Array, new: PyTree, old: PyTree) -> Any:
-    def pick(a, b):
+    def pick(a: Array, b: Array) -> Array:
         return jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(pick, new, old)
@@ -225,7 +225,7 @@ def estimator_of(task: Task, settings: Any) -> Estimator:
     """Build the estimator of a descent, for one seed.
 
     Raises:
-        ValueError: for a `memory` beside another estimator than "reverse", the one that has a use for it.
+        ValueError: for a `memory` with another estimator than "reverse", the only one that uses it.
     """
     if settings.memory is None:
         return ESTIMATORS[settings.estimator].make(task.problem, task.horizon, task.space)

@@ -7,8 +7,8 @@ from hypergrad.tuners.controller import CONTROLLER
 from hypergrad.tuners.descent import DESCENT
 
 TUNERS: dict[str, Method] = by_name(DESCENT, BILEVEL, CONTROLLER)
-"""Tuners by name that follow hypergradients; each `make` takes (task, settings, start), and returns a tuner
-and how many estimates or steps of its own one of its steps costs."""
+"""Tuners that follow hypergradients, by name; each `make` takes (task, settings, start), and returns a tuner
+and the cost of one of its steps, in estimates or steps of its own."""
 
 METHODS: dict[str, Method] = TUNERS | SEARCHERS
 """All that `--method` may name: tuners, and the searchers of a search."""

@@ -31,12 +31,12 @@ def search(
     are compiled by themselves.
 
     Args:
-        population: how members are trained.
-        searcher: what to try.
-        scheduler: how to spend on it.
-        num: trials a generation.
-        space: whose static dimensions have the values in trials that the user named, where the searcher
-            is of `space.dynamic(space)`; as the searcher has them where None.
+        population: Population that trains the members.
+        searcher: Searcher that suggests the trials.
+        scheduler: Scheduler that spends training on them.
+        num: Trials a generation.
+        space: Space whose static dimensions have the user's values in trials, where the searcher is one of
+            `space.dynamic(space)`; the searcher's values where None.
     """
     check_kind("population", population, Population, "population(problem)")
     check_kind("searcher", searcher, Searcher, "searchers.random(space)")
@@ -48,7 +48,7 @@ def search(
 def make_search(
     population: Population, searcher: Searcher, scheduler: Scheduler, num: int, space: PyTree | None
 ) -> Tuner:
-    """Build what `search` returns, of arguments that have been checked."""
+    """Build what `search` returns from arguments that have been checked."""
     on_host = searcher.host
 
     def train(key: Key, hparams: HParams) -> Trials:

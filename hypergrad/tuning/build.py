@@ -9,7 +9,7 @@ import numpy as np
 
 from hypergrad import space as spaces
 from hypergrad.core.checks import check_kind, check_whole
-from hypergrad.core.types import PyTree
+from hypergrad.core.types import Key, PyTree
 from hypergrad.estimators import ESTIMATORS
 from hypergrad.estimators.policies import RESPONSES
 from hypergrad.populations import alike, fastest_layout, layout_for, make_population, partitioned
@@ -143,7 +143,7 @@ def build_search(task: Task, settings: Settings) -> tuple[Tuner, float]:
         one_shape = alike(task.problem, task.space)
     tuner = make_search(members, searcher, scheduler, size, task.space)
 
-    def generation(key):
+    def generation(key: Key) -> Any:
         if not (searcher.host or shapes):
             return tuner.step(key, tuner.init(key))
         keys = jax.random.split(key, size)

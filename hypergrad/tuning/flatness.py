@@ -11,7 +11,7 @@ import numpy as np
 
 from hypergrad import curvature as cv, space as spaces, study
 from hypergrad.core import tree
-from hypergrad.core.types import Array, Batch, HParams, Key, Params
+from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
 from hypergrad.populations import per_shape
 from hypergrad.problem import Problem, Task, split_loss
 from hypergrad.report.results import FLATNESS_FILE, Flatness, load_results
@@ -113,7 +113,7 @@ def _measure(task: Task, hparams: HParams, key: Key) -> tuple[dict[str, Array], 
     params = unroll(problem, hparams, init_state(problem, key, hparams), task.horizon).params
     state, weights = carried(params), trained(params)
 
-    def loss(weights, batch):
+    def loss(weights: PyTree, batch: Batch) -> Array:
         whole = with_parts(params, weights, state)
         return split_loss(whole, problem.loss(whole, hparams, batch))[0]
 

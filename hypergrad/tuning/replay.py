@@ -9,7 +9,7 @@ import numpy as np
 
 from hypergrad import study
 from hypergrad.core import tree
-from hypergrad.core.types import Key, PyTree
+from hypergrad.core.types import Array, Key, PyTree
 from hypergrad.estimators import ONLINE
 from hypergrad.problem import Problem, Task, fixed
 from hypergrad.schedulers import BY_COPIES
@@ -83,7 +83,7 @@ def replay(
     num_steps = int(found.told.steps)
 
     @jax.jit
-    def train(key):
+    def train(key: Key) -> Array:
         return unroll_losses(
             task.problem, hparams, init_state(task.problem, key, hparams), num_steps
         )[1]

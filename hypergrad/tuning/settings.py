@@ -163,9 +163,6 @@ OPTIONS = (
 OPTION = {option.name: option for option in OPTIONS}
 
 
-OPTION = {option.name: option for option in OPTIONS}
-
-
 def _is_line(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 4096 and value.isprintable()
 
@@ -266,7 +263,7 @@ def check_options(
     found = {}
     for name, value in given.items():
         kind = OPTION[name].kind
-        read = _bytes(value) if name == "memory" else value
+        read: Any = _bytes(value) if name == "memory" else value
         form = _FORMS.get(name) or _FORMS[kind]
         if not form.fits(read):
             raise ValueError(f"{called(name)} is {_short(value)}, expected {form.expected}")

@@ -315,7 +315,7 @@ def measure_ratio(
     """Measure the time of one hypergradient, or step, as a multiple of one training run, once compiled."""
     key = jax.random.key(0)
 
-    def train(hparams):
+    def train(hparams: HParams) -> PyTree:
         state = init_state(task.problem, key, hparams)
         return unroll(task.problem, hparams, state, task.horizon).params
 

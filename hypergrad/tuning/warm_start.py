@@ -12,7 +12,7 @@ import numpy as np
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
-from hypergrad.core.types import HParams, PyTree
+from hypergrad.core.types import Array, HParams, PyTree
 from hypergrad.problem import Task
 from hypergrad.searchers import Prior, Trials, final_values
 from hypergrad.searchers.wrappers import is_held
@@ -139,7 +139,7 @@ def start_of(task: Task, settings: Settings) -> HParams | None:
         start = best_trial(read_trials(settings.warm_start, task.space))
     prior = priors_of(settings)
 
-    def leaf(name, x):
+    def leaf(name: str, x: Any) -> Array:
         value = prior[name].value if name in prior else x
         return jnp.asarray(np.broadcast_to(value, np.shape(x)), jnp.result_type(float))
 

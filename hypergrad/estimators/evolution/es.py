@@ -35,8 +35,8 @@ def es(
 
     **Cost:** 2 `num_pairs` trainings side by side, memory of as many states; independent of the horizon.
 
-    **Limits:** unbiased for the gradient of the smoothed objective, which is that of F where F is quadratic
-    and off by O(σ²) elsewhere; chaos finer than σ is averaged away, and so are signs, roundings and other
+    **Limits:** unbiased for the gradient of the smoothed objective, which is that of F where F is quadratic and
+    differs by O(σ²) elsewhere; chaos finer than σ is averaged away, and so are signs, roundings and other
     jumps. The noise grows with √(number of hparams). Pairs that are not finite are left out of the means
     and counted (`info.num_nonfinite`): the estimate is then that of the region where training survives. The
     slopes of pairs are skewed, so the standard error of few pairs misleads: on a quadratic of three hparams,
@@ -44,12 +44,12 @@ def es(
     16,000).
 
     Args:
-        problem: the training loop; only the training loss needs a derivative.
-        horizon: number of inner steps.
-        sigma: standard deviation of the moves, a number or a pytree like hparams; in the unconstrained
+        problem: Training loop; only the training loss needs a derivative.
+        horizon: Number of inner steps.
+        sigma: Standard deviation of the moves, a number or a pytree like hparams; in the unconstrained
             coordinates of `space` if one is given (0.1 where None), else in those of the hparams.
-        space: real dimensions, so that no move leaves their bounds (`moves.gaussian`).
-        num_pairs: number of antithetic pairs, at least 2.
+        space: Real dimensions, so that no move leaves their bounds (`moves.gaussian`).
+        num_pairs: Number of antithetic pairs, at least 2.
 
     Returns:
         A stateless estimator; `info` is an `EvolutionInfo`.

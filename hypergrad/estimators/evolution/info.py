@@ -1,4 +1,4 @@
-"""The estimate that antithetic pairs make together, and what its diagnostics mean."""
+"""The estimate of antithetic pairs, and the meaning of its diagnostics."""
 
 from typing import NamedTuple
 
@@ -18,16 +18,16 @@ class EvolutionInfo(NamedTuple):
     """Diagnostics of a hypergradient by evolution; `advice` says in words what they mean.
 
     Attributes:
-        direct: hypergradient less response, a pytree like `hparams`.
-        response: the same estimate with the objective read at the unmoved hparams, a pytree like `hparams`.
-        horizon: number of steps of a whole run, int32 `[]`.
-        growth: 1, `[]`: nothing is differentiated that could grow.
-        first_nonfinite: first step at which a run of this estimate was not finite (the number of steps made
+        direct: Hypergradient minus response, a pytree like `hparams`.
+        response: Same estimate with the objective read at the unmoved hparams, a pytree like `hparams`.
+        horizon: Number of steps of a whole run, int32 `[]`.
+        growth: Always 1, `[]`, because nothing that could grow is differentiated.
+        first_nonfinite: First step at which a run of this estimate was not finite (the number of steps made
             if only its objective was not), -1 if none; int32 `[]`.
-        std_error: standard error of the hypergradient from the spread of the pairs, a pytree like `hparams`.
-        value_std_error: standard error of the value, `[]`; infinite where it is the value of one pair.
-        num_pairs: number of antithetic pairs that ran, int32 `[]`.
-        num_nonfinite: number of pairs that are left out of all means, int32 `[]`.
+        std_error: Standard error of the hypergradient from the spread of the pairs, a pytree like `hparams`.
+        value_std_error: Standard error of the value, `[]`; infinite where it is the value of one pair.
+        num_pairs: Number of antithetic pairs that ran, int32 `[]`.
+        num_nonfinite: Number of pairs that are left out of all means, int32 `[]`.
     """
 
     direct: HParams
@@ -79,13 +79,13 @@ def summarize(
     """Average the slopes of the pairs that are finite.
 
     Args:
-        moves: perturbation that moved the pairs.
-        hparams: hyperparameters before the moves.
-        units: unit noise that each change is credited to, leading axis `[num_pairs]`.
-        changes: change of the target `[num_pairs, 2]`: at the moved hparams, and at the unmoved ones.
-        found: window of each pair, leading axis `[num_pairs]`.
-        reported: whether the value counts the objective of a pair `[num_pairs]`.
-        horizon: number of steps of a whole run.
+        moves: Perturbation that moved the pairs.
+        hparams: Hyperparameters before the moves.
+        units: Unit noise that gets the credit for each change, leading axis `[num_pairs]`.
+        changes: Change of the target `[num_pairs, 2]`: at the moved hparams, and at the unmoved ones.
+        found: Window of each pair, leading axis `[num_pairs]`.
+        reported: Whether the value counts the objective of a pair `[num_pairs]`.
+        horizon: Number of steps of a whole run.
     """
     alive = (found.first_nonfinite < 0) & jnp.all(jnp.isfinite(changes), -1)
     slopes = jax.vmap(lambda unit, change: moves.slope(hparams, unit, change))

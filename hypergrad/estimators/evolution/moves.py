@@ -1,4 +1,4 @@
-"""Random moves of hyperparameters: in which coordinates, how far, and slopes there as gradients in hparams."""
+"""Random moves of hyperparameters: their coordinates and size, and slopes as gradients in hparams."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,13 +35,13 @@ def gaussian(sigma: float | PyTree | None, space: PyTree | None = None) -> Pertu
     g_z in z becomes the shortest g with (∂λ/∂z)ᵀ g = g_z, so that `descent` pulls it back to g_z itself;
     for a dimension without knots or order that is g_z / (∂λ/∂z), the chain rule.
 
-    **Limits:** with a space, a value at a bound has z = ±∞ and cannot be moved: its slope is zero. Without
-    one, moves know no bounds: a learning rate may become negative.
+    **Limits:** with a space, a value at a bound has z = ±∞ and cannot be moved: its slope is zero. Without one,
+    moves have no bounds: a learning rate may become negative.
 
     Args:
-        sigma: the standard deviation σ in z: a number, or a pytree like hparams of numbers or arrays that
-            broadcast to the coordinates. None: 0.1 with a space.
-        space: real dimensions in the structure of the hparams.
+        sigma: Standard deviation σ in z: a number, or a pytree like hparams of numbers or arrays that
+            broadcast to the coordinates; 0.1 where None with a space.
+        space: Real dimensions in the structure of the hparams.
 
     Raises:
         ValueError: for a sigma that is not positive, for neither sigma nor space, for a dimension that is not

@@ -1,4 +1,4 @@
-"""Noise-reuse evolution strategies: as persistent ones, with one noise for the whole of a run."""
+"""Noise-reuse evolution strategies: like persistent ones, but with one noise for a whole run."""
 
 from hypergrad.core import tree
 from hypergrad.core.methods import Method
@@ -20,35 +20,36 @@ def nres(
     num_pairs: int = 16,
     target: Target = final_objective,
 ) -> Estimator:
-    """Noise-reuse evolution strategies: as `pes`, with one noise for the whole of a run.
+    """Build noise-reuse evolution strategies: like `pes`, but with one noise for a whole run.
 
     hypergrad = E[ε (p₊ − p₋)] / 2σ²,   ε drawn when the pair starts,   p as in `pes`
 
     Over a run the parts of `final_objective` add up to ε (F₊ − F₋) / 2σ²: those of `es`, cut into windows.
-    ES-Single is the same without antithetic pairs and with all of them in step.
+    ES-Single is the same without antithetic pairs, and with all runs in step.
 
     **Cost:** that of `pes`.
 
     **Limits:** unbiased for the gradient that `es` has, over the keys of `init` and `estimate`, while hparams
-    stand still. Of all ways to share noise between windows this one has the least variance, which does
-    not grow with their number. But noise is drawn once a run, so that successive estimates are more alike than
-    those of `pes`. The standard error of few pairs misleads more than that of `es`: on the same quadratic, 6 %
-    of estimates are off by more than 4 standard errors with 8 pairs, 1 % with 32. Else the limits of `pes`.
+    stand still. Of all ways to share noise between windows this way has the least variance, which does not grow
+    with their number. But noise is drawn once a run, so successive estimates are more alike than those of
+    `pes`. The standard error of few pairs misleads more than that of `es`: on the same quadratic, 6 %
+    of estimates are off by more than 4 standard errors with 8 pairs, 1 % with 32. Otherwise the limits of `pes`
+    hold.
 
     Args:
-        problem: the training loop; only the training loss needs a derivative.
-        horizon: number of inner steps of a whole run.
-        window: number of steps of one estimate; divides the horizon.
-        sigma: as in `es`.
-        space: as in `es`.
-        num_pairs: number of antithetic pairs, at least 2; a multiple of horizon / window spreads them exactly.
-        target: objective of a run: `final_objective`, `mean_objective` or a `Target` of your own.
+        problem: Training loop; only the training loss needs a derivative.
+        horizon: Number of inner steps of a whole run.
+        window: Number of steps of one estimate; divides the horizon.
+        sigma: Standard deviation of the moves, as in `es`.
+        space: Space of the moves, as in `es`.
+        num_pairs: Number of antithetic pairs, at least 2; a multiple of horizon / window spreads them exactly.
+        target: Objective of a run: `final_objective`, `mean_objective` or a `Target` of your own.
 
     Returns:
         An estimator with state `Pairs`; `info` is an `EvolutionInfo`.
 
     Raises:
-        ValueError: as `pes`.
+        ValueError: as in `pes`.
 
     Reference:
         Li, Harrison, Sohl-Dickstein, Smith, Metz, 2023, arXiv:2304.12180, Algorithm 1; ES-Single: Vicol,

@@ -1,4 +1,4 @@
-"""Antithetic pairs of training runs: their keys, what they carry, and one window of one pair."""
+"""Antithetic pairs of training runs: their keys, their state, and one window of one pair."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from hypergrad.train import TrainState, init_state, split_key, unroll_losses
 
 
 class Target(NamedTuple):
-    """What a truncated estimator differentiates: the mean over a run's windows of `part`.
+    """The target of a truncated estimator: the mean over a run's windows of `part`.
 
     Attributes:
         part: (before, after, num_windows) -> the window's part, linear in the objectives at the ends of the
@@ -42,11 +42,11 @@ class Pairs(NamedTuple):
     """Antithetic pairs in mid-run; every array has the leading axis `[num_pairs]`.
 
     Attributes:
-        train: the two runs, on a second axis `[2]`: at +ε and at −ε.
-        noise: unit noise that the last gap was credited to (PES: the sum since the start of the run).
+        train: Two runs, on a second axis `[2]`: at +ε and at −ε.
+        noise: Unit noise that got the credit for the last gap (PES: the sum since the start of the run).
         gaps: f₊ − f₋ at the end of the last window `[2]`: at the moved hparams, and at the unmoved ones.
-        first_nonfinite: first step of the run that was not finite, -1 if none; int32.
-        num_windows: number of windows since `init`, int32; with it, a key used twice still draws anew.
+        first_nonfinite: First step of the run that was not finite, -1 if none; int32.
+        num_windows: Number of windows since `init`, int32; because of it, a key used twice still draws anew.
     """
 
     train: TrainState
@@ -60,10 +60,10 @@ class Window(NamedTuple):
     """One window of one pair.
 
     Attributes:
-        train: the two runs at its end `[2]`.
+        train: Two runs at its end `[2]`.
         gaps: f₊ − f₋ at its end `[2]`: at the moved hparams, and at the unmoved ones.
         value: (f₊ + f₋) / 2 at its end `[]`.
-        first_nonfinite: first step with a loss that was not finite, the number of steps made if only an
+        first_nonfinite: First step with a loss that was not finite, the number of steps made if only an
             objective was not, -1 if none; int32 `[]`.
     """
 
@@ -112,8 +112,8 @@ def run_window(
 def pair_keys(key: Key, num_pairs: int) -> tuple[Key, Key]:
     """Split a key into those of the runs and of the validation batches, one for each pair.
 
-    Each pair has a batch of its own, so that the standard error sees the noise of batches, and the mean over
-    the pairs lowers it.
+    Each pair has its own batch, so that the standard error sees the noise of batches, and the mean over the
+    pairs lowers it.
     """
     run_key, valid_key = split_key(key)
     return jax.random.split(run_key, num_pairs), jax.random.split(valid_key, num_pairs)

@@ -22,34 +22,34 @@ def pes(
     num_pairs: int = 16,
     target: Target = final_objective,
 ) -> Estimator:
-    """Persistent evolution strategies: a hypergradient for every window of training, without truncation bias.
+    """Build persistent evolution strategies: a hypergradient for every window, without truncation bias.
 
-    Each pair goes on where it is for one window, with noise ε_k of its own, and the change of the
-    objective is credited to all noise since its run began:
+    Each pair continues for one window with fresh noise ε_k. All noise since its run began gets the credit for
+    the change of the objective:
 
     ξ_k = ξ_{k−1} + ε_k,   hypergrad = E[ξ_k (p₊ − p₋)] / 2σ²,   p = K (f_k − f_{k−1}) or f_k (`target`)
 
     At the end of its run a pair starts anew with ξ = 0. The pairs are spread evenly over the windows of
     a run (from `init` on), so that each estimate has parts of all of them.
 
-    **Cost:** 2 `num_pairs` windows an estimate, memory of as many states; `init` trains the pairs to where
-    they start, up to 2 `num_pairs` trainings, once.
+    **Cost:** 2 `num_pairs` windows an estimate, memory of as many states; `init` trains the pairs to their
+    starts once, at most 2 `num_pairs` trainings.
 
     **Limits:** unbiased, over the keys of `init` and `estimate` and while hparams stand still, for the
     gradient of E[target(λ + ε_1, …, λ + ε_K)], smoothed by independent noise for each of the K windows.
-    Hparams that change within a run bring a lag of the order of their change. The variance grows with K:
-    see `nres`. Successive estimates share noise, so they are not independent. The standard
-    error takes the pairs for independent draws: it counts the differences between windows too and errs
-    upwards. Non-finite pairs are left out and counted until their run ends, as in `es`.
+    Hparams that change within a run cause a lag of the order of their change. The variance grows with K:
+    see `nres`. Successive estimates share noise, so they are not independent. The standard error treats the
+    pairs as independent draws: it counts the differences between windows too, and errs upwards. Non-finite
+    pairs are left out and counted until their run ends, as in `es`.
 
     Args:
-        problem: the training loop; only the training loss needs a derivative.
-        horizon: number of inner steps of a whole run.
-        window: number of steps of one estimate; divides the horizon.
-        sigma: as in `es`.
-        space: as in `es`.
-        num_pairs: number of antithetic pairs, at least 2; a multiple of horizon / window spreads them exactly.
-        target: objective of a run: `final_objective`, `mean_objective` or a `Target` of your own.
+        problem: Training loop; only the training loss needs a derivative.
+        horizon: Number of inner steps of a whole run.
+        window: Number of steps of one estimate; divides the horizon.
+        sigma: Standard deviation of the moves, as in `es`.
+        space: Space of the moves, as in `es`.
+        num_pairs: Number of antithetic pairs, at least 2; a multiple of horizon / window spreads them exactly.
+        target: Objective of a run: `final_objective`, `mean_objective` or a `Target` of your own.
 
     Returns:
         An estimator with state `Pairs`; `info` is an `EvolutionInfo`.

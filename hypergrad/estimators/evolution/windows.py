@@ -25,7 +25,7 @@ from hypergrad.estimators.evolution.pairs import (
 from hypergrad.problem import Problem, check_problem
 
 Rule: TypeAlias = Callable[[Array, PyTree, PyTree], tuple[PyTree, PyTree]]
-"""(whether the run starts, fresh noise, noise of the state) -> noise to move by, noise to credit."""
+"""(whether the run starts, fresh noise, noise of the state) -> (noise of the move, noise that gets credit)."""
 
 
 def quarter(horizon: int) -> int:
@@ -80,9 +80,7 @@ def by_windows(
         pairs = jax.vmap(lambda k: _blank(problem, moves, k, hparams))(
             jax.random.split(start_key, num_pairs)
         )
-        # spread evenly from a random one on, so that a pair is at every window with the same probability
-        offset = jax.random.randint(phase_key, (), 0, num_windows)
-        windows = (offset + jnp.arange(num_pairs) * num_windows // num_pairs) % num_windows
+        windows = _spread_pairs(phase_key, num_pairs, num_windows)
 
         def turn(pairs: Pairs, inputs: tuple[Array, Key]) -> tuple[Pairs, None]:
             index, key = inputs
@@ -105,6 +103,15 @@ def by_windows(
         return after, summarize(moves, hparams, after.noise, changes, found, reported, horizon)
 
     return Estimator(init, estimate)
+
+
+def _spread_pairs(key: Key, num_pairs: int, num_windows: int) -> Array:
+    """Return the window at which each pair starts `[num_pairs]`.
+
+    The pairs are spread evenly, beginning at a random window, so that each is at every window equally often.
+    """
+    offset = jax.random.randint(key, (), 0, num_windows)
+    return (offset + jnp.arange(num_pairs) * num_windows // num_pairs) % num_windows
 
 
 def _blank(problem: Problem, moves: Perturbation, key: Key, hparams: HParams) -> Pairs:

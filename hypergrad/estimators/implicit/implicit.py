@@ -46,21 +46,23 @@ class ImplicitInfo(NamedTuple):
     Attributes:
         direct: ∂f/∂λ at the final weights, a pytree like `hparams`.
         response: −(∂²L/∂w∂λ)ᵀ v, a pytree like `hparams`; hypergrad = direct + response.
-        horizon: number of steps trained, int32 `[]`; none is differentiated through.
-        growth: 1, `[]`: nothing is unrolled that could grow.
-        first_nonfinite: as in `UnrollInfo`.
-        gradient_norm: ‖∇_w L‖ at the final weights, `[]`; zero in theory, and the error is of its order.
-        gap: v·∇_w L, to first order f(w) − f(w*): how much the objective would still fall by training on, `[]`.
-        unrest: |gap| / (‖∇_w f‖ ‖w‖), `[]`: the gap as a share of what moving the weights by their own size
-            could change, so that a constant in the objective does not matter.
+        horizon: Number of steps trained, int32 `[]`; none is differentiated through.
+        growth: Always 1, `[]`, because nothing that could grow is unrolled.
+        first_nonfinite: First non-finite step, as in `UnrollInfo`.
+        gradient_norm: Norm ‖∇_w L‖ at the final weights, `[]`; zero in theory, and the error is of its order.
+        gap: Product v·∇_w L, to first order f(w) − f(w*), by which more training would still lower the
+            objective, `[]`.
+        unrest: Share |gap| / (‖∇_w f‖ ‖w‖), `[]`: the gap relative to the change from moving the weights by
+            their own size, so that a constant in the objective does not matter.
         residual: ‖∇_w f − H v‖ / ‖∇_w f‖, `[]`.
         iterations: of the linear solver, int32 `[]`.
         smallest_curvature: smallest p·Hp / p·p that the solver met, `[]`; at or below zero H is not positive
             definite. Solvers other than `cg`, `nystrom` and `direct` meet few directions, so that a value above
             zero says little there.
-        condition: estimate from below of the condition number of H, `[]`.
-        converged: whether the solver reached its tolerance, bool `[]`.
-        damping: γ where the solver took H + γI in place of H, `[]`; its diagnostics are then those of H + γI.
+        condition: Estimate from below of the condition number of H, `[]`.
+        converged: Whether the solver reached its tolerance, bool `[]`.
+        damping: Damping γ where the solver took H + γI in place of H, `[]`; its diagnostics are then those of H
+            + γI.
     """
 
     direct: HParams
@@ -112,12 +114,12 @@ class ImplicitInfo(NamedTuple):
 
 
 class ImplicitState(NamedTuple):
-    """What a warm start needs.
+    """State of the estimator, which a warm start needs.
 
     Attributes:
-        train: trained state; None without a warm start.
+        train: Trained state; None without a warm start.
         solution: v of the last solve; None without a warm start.
-        iteration: number of estimates made, int32 `[]`.
+        iteration: Number of estimates made, int32 `[]`.
     """
 
     train: TrainState | None
@@ -144,25 +146,26 @@ def implicit(
     **Cost:** training, one solve (a product is about one gradient of the loss) and one more product;
     memory of one state and the activations of one batch, whatever the horizon.
 
-    **Limits:** exact at a minimum with an exact solve. Off it the error is O(‖∇_w L‖) and that of the
-    solve; see `info` and `advice`. What acts through the optimizer or the initial weights has no implicit
-    hypergradient: a leaf that acts in no other way is an error, which names it. Where the loss reads the leaf
+    **Limits:** exact at a minimum with an exact solve. Elsewhere the error is O(‖∇_w L‖), plus that of the
+    solve; see `info` and `advice`. An effect through the optimizer or the initial weights has no implicit
+    hypergradient: a leaf that acts in no other way raises an error that names it. Where the loss reads the leaf
     too, such as rate and penalty in one array, that part is left out, with a `StructuralZeroWarning`. The
-    loss must have forward derivatives. Carried state is taken to have settled too.
+    loss must have forward derivatives. Carried state is assumed to have settled too.
 
     Args:
-        problem: the training loop.
-        horizon: largest number of inner steps of an estimate.
-        solve: a linear solver from `hypergrad.solve`; `cg()` where None. `solve.positive(cg())` damps
+        problem: Training loop.
+        horizon: Largest number of inner steps of an estimate.
+        solve: Linear solver from `hypergrad.solve`; `cg()` where None. `solve.positive(cg())` damps
             where H bends down.
-        curvature: curvature matrix to solve with: `hessian_of_loss`, or `gauss_newton(...)`.
-        batch: (problem, state) -> the batch of L; `full_batch` where the problem has a `train_set`, else
+        curvature: Curvature matrix of the solve: `hessian_of_loss`, or `gauss_newton(...)`.
+        batch: (problem, state) -> batch of L; `full_batch` where the problem has a `train_set`, else
             `next_batch`, the minibatch that training would draw next.
-        warm_start: go on from the weights, optimizer state and v of the last estimate. The key of `init`
-            then draws the initial weights and the minibatches, that of `estimate` the validation batch.
+        warm_start: Whether to continue from the weights, optimizer state and v of the last estimate. The key of
+            `init` then draws the initial weights and the minibatches, and the key of `estimate` the validation
+            batch.
         tolerance: (iteration) -> ε: each estimate trains until the gradient of a step's batch has a norm of
             at most ε, and solves to a relative residual of ε (HOAG lets ε shrink with the iteration);
-            None: all of the horizon, and the solver's own tolerance.
+            None: the whole horizon, and the solver's own tolerance.
 
     Returns:
         An estimator; `info` is an `ImplicitInfo`.
@@ -191,11 +194,8 @@ def implicit(
         check_function("tolerance", tolerance, "lambda iteration: 1e-3", "iteration")
 
     def init(key: Key, hparams: HParams) -> ImplicitState:
-        iteration = jnp.zeros((), jnp.int32)
-        if not warm_start:
-            return ImplicitState(None, None, iteration)
-        start = init_state(problem, key, hparams)
-        return ImplicitState(start, jax.tree.map(jnp.zeros_like, trained(start.params)), iteration)
+        nothing = ImplicitState(None, None, jnp.zeros((), jnp.int32))
+        return _warm(problem, key, hparams) if warm_start else nothing
 
     def estimate(
         key: Key, state: ImplicitState, hparams: HParams
@@ -225,8 +225,7 @@ def implicit(
 
         (slope, _), (_, cross) = jax.jvp(gradient, (weights,), (v,))
         response = jax.tree.map(jnp.subtract, through_state, cross)
-        gap = tree.dot(jax.tree.leaves(v), jax.tree.leaves(slope))
-        whole = tree.norm(adjoint) * tree.norm(weights)
+        gap, unrest = _gap(v, slope, adjoint, weights)
         info = ImplicitInfo(
             direct=direct,
             response=response,
@@ -235,7 +234,7 @@ def implicit(
             first_nonfinite=jnp.where((bad < 0) & ~jnp.isfinite(value), num_steps, bad),
             gradient_norm=tree.norm(slope),
             gap=gap,
-            unrest=jnp.abs(gap) / jnp.where(whole == 0, 1, whole),
+            unrest=unrest,
             **solved._asdict(),
         )
         kept = (final, v) if warm_start else (None, None)
@@ -251,6 +250,20 @@ IMPLICIT = Method(
     (),
     lambda problem, horizon, space: implicit(problem, horizon),
 )
+
+
+def _warm(problem: Problem, key: Key, hparams: HParams) -> ImplicitState:
+    """Return the state before the first estimate with a warm start."""
+    start = init_state(problem, key, hparams)
+    solution = jax.tree.map(jnp.zeros_like, trained(start.params))
+    return ImplicitState(start, solution, jnp.zeros((), jnp.int32))
+
+
+def _gap(v: PyTree, slope: PyTree, adjoint: PyTree, weights: PyTree) -> tuple[Array, Array]:
+    """Return `gap` and `unrest` of `ImplicitInfo`, each `[]`."""
+    gap = tree.dot(jax.tree.leaves(v), jax.tree.leaves(slope))
+    whole = tree.norm(adjoint) * tree.norm(weights)
+    return gap, jnp.abs(gap) / jnp.where(whole == 0, 1, whole)
 
 
 _Progress: TypeAlias = tuple[TrainState, Array, Array, Array]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
+from hypergrad.core.autodiff import gauss_newton_product, hessian_product
 from hypergrad.core.checks import check_function, check_whole
 from hypergrad.core.solve import MatVec, Solve, cg, gmres
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
@@ -34,7 +35,7 @@ Curvature: TypeAlias = Callable[[Problem, Params, HParams, Batch], MatVec]
 """(problem, params, hparams, batch) -> the product of a curvature matrix with a direction of the weights."""
 
 BatchOf: TypeAlias = Callable[[Problem, TrainState], Batch]
-"""(problem, state at the end of training) -> the batch over which L is taken to be stationary."""
+"""(problem, state at the end of training) -> the batch over which L is assumed to be stationary."""
 
 
 def full_batch(problem: Problem, state: TrainState) -> Batch:
@@ -64,17 +65,17 @@ def hessian_of_loss(problem: Problem, params: Params, hparams: HParams, batch: B
     **Limits:** the loss must have forward derivatives (no `jax.custom_vjp` in it).
     """
     loss = inner_loss(problem, params, batch)
-    return jax.linearize(lambda w: jax.grad(loss)(w, hparams), trained(params))[1]
+    return hessian_product(lambda w: loss(w, hparams), trained(params))
 
 
 def gauss_newton(
     outputs: Callable[[Params, HParams, Batch], PyTree],
     convex: Callable[[PyTree, HParams, Batch], Array],
 ) -> Curvature:
-    """Use the Gauss-Newton matrix G = Jᵀ (∂²c/∂z²) J of a loss L = c(z(w)) for the Hessian.
+    """Use the Gauss-Newton matrix G = Jᵀ (∂²c/∂z²) J of a loss L = c(z(w)) in place of the Hessian.
 
-    Positive semidefinite where c is convex in the outputs z, whatever the network. A penalty on the
-    weights belongs into both: let the outputs be (logits, weights), and c add the penalty.
+    The matrix is positive semidefinite where c is convex in the outputs z, whatever the network. A penalty on
+    the weights belongs in both: let the outputs be (logits, weights), and let c add the penalty.
 
     **Limits:** biased by Σ_i (∂c/∂z_i) ∂²z_i/∂w², which vanishes where the loss is fitted.
 
@@ -86,16 +87,13 @@ def gauss_newton(
         Schraudolph, 2002, "Fast curvature matrix-vector products"; Martens, 2010.
     """
 
-    def curvature(problem, params, hparams, batch):
+    def curvature(problem: Problem, params: Params, hparams: HParams, batch: Batch) -> MatVec:
         weights = trained(params)
 
         def forward(weights: PyTree) -> PyTree:
             return outputs(with_parts(params, weights, carried(params)), hparams, batch)
 
-        made, push = jax.linearize(forward, weights)
-        pull = jax.linear_transpose(push, weights)
-        _, bend = jax.linearize(jax.grad(lambda z: convex(z, hparams, batch)), made)
-        return lambda u: pull(bend(push(u)))[0]
+        return gauss_newton_product(forward, lambda z: convex(z, hparams, batch), weights)
 
     return curvature
 
@@ -103,11 +101,11 @@ def gauss_newton(
 def settle(
     problem: Problem, weights: PyTree, hparams: HParams, params: Params, batch: Batch
 ) -> Params:
-    """Return `params` with these weights, the carried state following them by its own fixed point.
+    """Return `params` with these weights; the carried state follows them by its own fixed point.
 
     c* = s(w, c*, λ)   ⟹   dc* = (I − ∂s/∂c)⁻¹ (∂s/∂w dw + ∂s/∂λ dλ)
 
-    for running statistics and averaged weights, which the objective may read. The value is that of
+    This serves running statistics and averaged weights, which the objective may read. The value is that of
     `params`; only derivatives are made here. Nothing happens without carried state.
     """
     state = carried(params)
@@ -133,7 +131,7 @@ def settle(
 
 
 def _as_found(function: Callable, found: PyTree) -> PyTree:
-    """Take what training found for the root."""
+    """Return the result of training as the root."""
     return found
 
 
@@ -149,16 +147,16 @@ def best_response(
     **Cost:** `horizon` steps of training and a linear solve a derivative; memory of one state, whatever
     the horizon.
 
-    **Limits:** off the minimum the derivative is wrong by O(‖∇_w L‖). This function does not report it; the
-    estimator `implicit` does. What acts through the optimizer or the initial weights is left out: a leaf that
-    acts in no other way is an error, one that the loss reads too brings a `StructuralZeroWarning`. The
-    Hessian is that of the loss, taken to be symmetric.
+    **Limits:** away from the minimum the derivative is wrong by O(‖∇_w L‖). This function does not report it;
+    the estimator `implicit` does. Effects through the optimizer or the initial weights are left out: a leaf
+    that acts in no other way raises an error, and one that the loss reads too brings a `StructuralZeroWarning`.
+    The Hessian is that of the loss, assumed to be symmetric.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps.
-        solve: a linear solver from `hypergrad.solve`; `cg()` where None.
-        batch: function that returns the batch over which L is stationary; `full_batch` where the problem has
+        problem: Training loop.
+        horizon: Number of inner steps.
+        solve: Linear solver from `hypergrad.solve`; `cg()` where None.
+        batch: Function that returns the batch over which L is stationary; `full_batch` where the problem has
             a `train_set`, else `next_batch`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Baselines of the score function: what a value is compared with."""
+"""Baselines of the score function, with which values are compared."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from hypergrad.core.types import Array, PyTree
 
 
 class Baseline(NamedTuple):
-    """What is subtracted from values before they weigh scores: no bias, less variance.
+    """A baseline, subtracted from values before they weigh scores: no bias, less variance.
 
     Attributes:
         init: () -> state.
-        advantages: (state, values `[S]`) -> (state, advantages `[S]`). What is subtracted from a value must
+        advantages: (state, values `[S]`) -> (state, advantages `[S]`). The number subtracted from a value must
             come from other values.
     """
 
@@ -49,7 +49,7 @@ def running_mean(decay: float = 0.9) -> Baseline:
         mean, weight = state
         learned = mean / jnp.where(weight > 0, weight, 1)
         now = jnp.mean(values)
-        # a run that diverged is not remembered
+        # the mean leaves out a run that diverged
         seen = jnp.isfinite(now)
         mean = jnp.where(seen, decay * mean + (1 - decay) * now, mean).astype(mean.dtype)
         weight = jnp.where(seen, decay * weight + (1 - decay), weight)
@@ -59,6 +59,6 @@ def running_mean(decay: float = 0.9) -> Baseline:
 
 
 def mean_of_others(values: Array) -> Array:
-    """Return for each of `[S, ...]` the mean of the other ones; zeros where there is no other."""
+    """Return for each of `[S, ...]` the mean of the others; zeros where there are none."""
     num = values.shape[0]
     return (jnp.sum(values, 0) - values) / (num - 1) if num > 1 else jnp.zeros_like(values)

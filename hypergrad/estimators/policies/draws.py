@@ -2,8 +2,8 @@
 
 w* (φ) trained on E_{a~π_φ}[L(w, a)],   objective E_{a~π_φ}[f(w*, a)]
 
-As a problem whose hyperparameters are φ, it can be handed to every estimator of real hyperparameters: the
-draws are made differentiable in φ inside the loss, to the order that the response needs.
+The result is a problem whose hyperparameters are φ, for every estimator of real hyperparameters. Inside the
+loss the draws are differentiable in φ, to the order that the response needs.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def sampled(num_samples: int = 8) -> Draws:
 
 
 def unboxed(num_samples: int = 8) -> Draws:
-    """Draw like `sampled`, with the pathwise derivative of real leaves and none of the draws."""
+    """Draw like `sampled`, with the pathwise derivative of real leaves and no derivative of the draws."""
     check_whole("num_samples", num_samples)
 
     def draws(policy: Policy, key: Key, phi: PyTree) -> tuple[HParams, Callable]:
@@ -97,8 +97,8 @@ def enumerated() -> Draws:
 def expected(problem: Problem, policy: Policy, draws: Draws, key: Key) -> Problem:
     """Make the problem whose hyperparameters are a policy's φ and whose weights all draws share.
 
-    Each step of training draws anew, and so does the objective; batches carry the key. What the optimizer
-    and the initial weights read is drawn once, and must be real.
+    Each step of training draws anew, and so does the objective; batches carry the key. Leaves that the
+    optimizer and the initial weights read are drawn once, and must be real.
 
     **Cost:** a step costs as many losses as there are draws.
 
@@ -106,10 +106,11 @@ def expected(problem: Problem, policy: Policy, draws: Draws, key: Key) -> Proble
     optimizer and the initial weights read may be noisy, but must not depend on what is drawn.
 
     Args:
-        problem: the training loop, a function of the policy's hparams.
-        policy: how hparams are drawn.
-        draws: `sampled(num_samples)` or `enumerated()`.
-        key: of the one draw that the optimizer and the initial weights read, and of the draws over `train_set`.
+        problem: Training loop, a function of the policy's hparams.
+        policy: Policy that draws the hparams.
+        draws: Draws of the expectation, `sampled(num_samples)` or `enumerated()`.
+        key: Key of the single draw that the optimizer and the initial weights read, and of the draws over
+            `train_set`.
     """
 
     def over(function: Callable[[HParams], PyTree], phi: PyTree, key: Key) -> PyTree:
@@ -153,10 +154,10 @@ def check_policy(problem: Problem, policy: Policy, phi: PyTree, *, must_draw: bo
     **Cost:** abstract evaluation of one step, and two traces of the policy.
 
     Args:
-        problem: the training loop.
-        policy: how hparams are drawn.
-        phi: its parameters.
-        must_draw: whether a policy without discrete leaves of its own is refused.
+        problem: Training loop.
+        policy: Policy that draws the hparams.
+        phi: Parameters φ of the policy.
+        must_draw: Whether a policy without discrete leaves of its own is refused.
 
     Raises:
         ValueError: in one line, for a φ of another structure, and for a policy that draws nothing.
@@ -209,7 +210,7 @@ def check_shared(problem: Problem, policy: Policy, phi: PyTree) -> None:
 
 
 def own_leaves(problem: Problem, hparams: HParams) -> list[str]:
-    """Name the leaves of `hparams` that are no floats and that the optimizer or the initial weights read."""
+    """Name the leaves of `hparams` that are not floats and that the optimizer or the initial weights read."""
     other = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), hparams)
     blind = problem._replace(loss=lambda params, h, batch: problem.loss(params, other, batch))
 

@@ -1,8 +1,8 @@
 """Policies with heads: one for each leaf of a space, over a state that all of them share.
 
-A network goes through the leaves, real ones first: a head emits the mean and the width of a normal, or the
-logits of a choice, and reads what came of it before the next one emits. So architecture and optimizer are one
-policy, whose interactions the shared state represents (Adam and Lorraine).
+A network goes through the leaves, real leaves first. A head emits the mean and the width of a normal, or the
+logits of a choice, and reads the drawn value before the next head emits. So architecture and optimizer are one
+policy, and the shared state represents how they interact (Adam and Lorraine).
 """
 
 from collections.abc import Callable
@@ -29,26 +29,27 @@ from hypergrad.estimators.policies.policy import (
 )
 
 NUM_PATHS = 32
-"""Draws from which the entropy of a policy of several choices is estimated."""
+"""Number of draws from which the entropy of a policy of several choices is estimated."""
 
 MASKED_LOGIT = -1e9
-"""Logit of the options that a leaf does not have."""
+"""Logit of options that a leaf does not have."""
 
 MAX_COORDINATE = 16.0
 """Bound of unconstrained values read back from hparams; at a bound of the range they would be infinite."""
 
 Settle: TypeAlias = Callable[[Array, Array, Array], Array]
-"""(what a real head is given, mean, width), each `[D]` -> unconstrained value `[D]`."""
+"""(input of a real head, mean, width), each `[D]` -> unconstrained value `[D]`."""
 
 Choose: TypeAlias = Callable[[Array, Array], Array]
-"""(what a discrete head is given, log-probabilities `[K]`) -> option, int32 `[]`."""
+"""(input of a discrete head, log-probabilities `[K]`) -> option, int32 `[]`."""
 
 
 class Network(NamedTuple):
     """Heads over a shared state, as pure functions; `models/policies.py` has a recurrent one in flax.
 
-    The heads are numbered, those of the real leaves first, and have outputs of one size (`Sizes`), of which
-    each uses the first it needs. Outputs of zero mean: the space's default, or uniform choices.
+    The heads are numbered, those of the real leaves first. Their outputs have one size (`Sizes`), and each head
+    uses as many of the first entries as it needs. Outputs of zero stand for the default of the space, or for
+    uniform choices.
 
     Attributes:
         init: (key) -> φ.
@@ -65,11 +66,11 @@ class Network(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What a network must emit.
+    """Sizes of the outputs that a network must emit.
 
     Attributes:
-        reals: normals of each real leaf: the free steps of a schedule, the entries of an array.
-        options: logits of each discrete leaf.
+        reals: Normals of each real leaf: the free steps of a schedule, the entries of an array.
+        options: Logits of each discrete leaf.
     """
 
     reals: tuple[int, ...]
@@ -77,12 +78,12 @@ class Sizes(NamedTuple):
 
     @property
     def num_heads(self) -> int:
-        """One for each leaf."""
+        """Return the number of heads, one for each leaf."""
         return len(self.reals) + len(self.options)
 
     @property
     def size(self) -> int:
-        """Of the outputs: the most options, or twice the most normals (means, then log widths)."""
+        """Return the size of the outputs: the most options, or twice the most normals."""
         return max(2 * max(self.reals, default=0), max(self.options))
 
 
@@ -99,7 +100,7 @@ def sizes(space: PyTree) -> Sizes:
 
 
 def independent(space: PyTree) -> Network:
-    """Make the simplest network: every head is a parameter of its own, and reads nothing."""
+    """Make the simplest network: every head is a separate parameter, and reads nothing."""
     counts = sizes(space)
     return Network(
         init=lambda key: jnp.zeros((counts.num_heads, counts.size), jnp.result_type(float)),
@@ -110,21 +111,21 @@ def independent(space: PyTree) -> Network:
 
 
 class _Heads(NamedTuple):
-    """A network over the leaves of a space: L real and C discrete ones, padded to D entries and K options.
+    """A network over the leaves of a space: L real and C discrete leaves, padded to D entries and K options.
 
     Attributes:
-        network: what emits and reads.
-        width: standard deviation of the normals where the network emits zero.
-        counts: outputs of the heads.
-        dims: of all leaves, in the order of the space.
-        treedef: of the space.
-        reals: places of the real leaves among all, `L` of them.
-        choices: places of the discrete leaves, `C` of them.
-        names: of the real leaves.
-        middle: what the outputs of a real head are added to, so that zero gives the default, `[L, D]`.
-        entries: which entries a real leaf has, bool `[L, D]`.
-        known: which options a discrete leaf has, bool `[C, K]`.
-        lowest: first value of a discrete leaf, int32 `[C]`.
+        network: Network that emits and reads.
+        width: Standard deviation of the normals where the network emits zero.
+        counts: Outputs of the heads.
+        dims: Dimensions of all leaves, in the order of the space.
+        treedef: Tree structure of the space.
+        reals: Places of the real leaves among all, `L` of them.
+        choices: Places of the discrete leaves, `C` of them.
+        names: Names of the real leaves.
+        middle: Offsets of the outputs of a real head, so that zero gives the default, `[L, D]`.
+        entries: Mask of the entries that a real leaf has, bool `[L, D]`.
+        known: Mask of the options that a discrete leaf has, bool `[C, K]`.
+        lowest: First value of a discrete leaf, int32 `[C]`.
     """
 
     network: Network
@@ -142,13 +143,13 @@ class _Heads(NamedTuple):
 
 
 class _Walk(NamedTuple):
-    """What came of the heads.
+    """Results of the heads.
 
     Attributes:
-        mean, std: of the normals, in unconstrained coordinates, `[L, D]`.
-        z: drawn or given, `[L, D]`.
-        log_probs: of the options of each choice, `[C, K]`.
-        options: drawn or given, int32 `[C]`.
+        mean, std: Moments of the normals, in unconstrained coordinates, `[L, D]`.
+        z: Values drawn or given, `[L, D]`.
+        log_probs: Log-probabilities of the options of each choice, `[C, K]`.
+        options: Options drawn or given, int32 `[C]`.
     """
 
     mean: Array
@@ -159,7 +160,7 @@ class _Walk(NamedTuple):
 
     @property
     def taken(self) -> Array:
-        """Log-probability of each option, `[C]`."""
+        """Return the log-probability of each option, `[C]`."""
         return jnp.take_along_axis(self.log_probs, self.options[:, None], 1)[:, 0]
 
 
@@ -170,7 +171,7 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
     a_l ~ softmax(logits_l(s_l)),    log π_φ(a | λ) = Σ_l log π_φ(a_l | a_1 … a_{l−1}, λ)
     s_l the state of the network after all heads before l
 
-    A `LogReal` is log-normal but for its bounds: the normal is squashed into the logarithm of its range.
+    A `LogReal` is log-normal except at its bounds: the normal is squashed into the logarithm of its range.
 
     **Cost:** a pass through the heads a draw, its probability included; two loops, which compile once whatever
     the number of leaves.
@@ -178,14 +179,15 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
     **Limits:** the entropy is an estimate over 32 fixed draws where heads read choices.
 
     Args:
-        space: a pytree of dimensions, none static, at least one of them Integer or Choice.
-        network: the heads; `independent(space)`, the factorized policy, where None.
-        width: σ where the network emits a log width of zero, in unconstrained coordinates; the emitted one
-            moves it between e⁻² and e² times that. 0: no noise, the real leaves are the means.
+        space: Pytree of dimensions, none of them static, at least one of them Integer or Choice.
+        network: Heads over a shared state; `independent(space)`, the factorized policy, where None.
+        width: Value of σ where the network emits a log width of zero, in unconstrained coordinates; the emitted
+            log width moves σ between e⁻² and e² times that. With 0 there is no noise, and real leaves are their
+            means.
 
     Raises:
-        ValueError: for a space that cannot be drawn from, a width below 0, and a network that does not emit
-            what the space needs.
+        ValueError: for a space that cannot be drawn from, a width below 0, and a network whose outputs do not
+            fit the space.
 
     Reference:
         Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Zoph and Le, 2017,
@@ -300,7 +302,7 @@ def _read(heads: _Heads, phi: PyTree, hparams: HParams) -> _Walk:
 
 
 def _assemble(heads: _Heads, found: _Walk) -> HParams:
-    """Make hparams of a walk."""
+    """Make hparams from a walk."""
     leaves: list[Array] = [jnp.zeros(())] * len(heads.dims)
     options = found.options + heads.lowest
     for row, (index, num) in enumerate(zip(heads.reals, heads.counts.reals, strict=True)):
@@ -323,9 +325,8 @@ def _log_density(heads: _Heads, phi: PyTree, hparams: HParams) -> dict[str, Arra
     """Return log N(z_l; μ_l, σ_l²) up to a constant for each real leaf."""
     found = _read(heads, phi, jax.lax.stop_gradient(hparams))
     each = -(((found.z - found.mean) / found.std) ** 2) / 2 - jnp.log(found.std)
-    return {
-        name: jnp.sum(jnp.where(heads.entries[i], each[i], 0)) for i, name in enumerate(heads.names)
-    }
+    sums = [jnp.sum(jnp.where(live, x, 0)) for live, x in zip(heads.entries, each, strict=True)]
+    return dict(zip(heads.names, sums, strict=True))
 
 
 def _entropy(heads: _Heads, phi: PyTree) -> Array:
@@ -333,7 +334,7 @@ def _entropy(heads: _Heads, phi: PyTree) -> Array:
 
     def along(key: Key) -> tuple[Array, Array]:
         found = _drawn(heads, phi, *jax.random.split(key))
-        # of each choice given those before it, and how likely these were
+        # the entropy of each choice given the choices before it, and the probability of those
         each = -jnp.sum(jnp.exp(found.log_probs) * found.log_probs, 1)
         return each, jnp.cumsum(found.taken) - found.taken
 
@@ -363,7 +364,7 @@ def _outcomes(heads: _Heads, held: Key | None, phi: PyTree) -> HParams:
 
 
 def _middle(dim: spaces.Dimension) -> Array:
-    """Return what the outputs of a head are added to, so that zero gives the default."""
+    """Return the offset of the outputs of a head, so that zero gives the default."""
     z = jnp.ravel(spaces.unconstrain({"": dim}, spaces.default({"": dim}))[""])
     inside = 0.86 * MAX_LOGIT  # a thousandth of the range from a bound
     return MAX_LOGIT * jnp.arctanh(jnp.clip(z, -inside, inside) / MAX_LOGIT)
@@ -378,7 +379,7 @@ def _coordinates(dim: spaces.Dimension) -> tuple[int, ...]:
 
 
 def _check_network(network: Network, counts: Sizes) -> None:
-    """Raise a `ValueError` unless a network emits what a space needs, and keeps the shapes of its state."""
+    """Raise a `ValueError` unless a network's outputs fit a space and its state keeps its shapes."""
     check_kind("network", network, Network, "policies.independent(space)")
 
     def once(key: Key, index: Array) -> tuple[PyTree, Array, PyTree]:

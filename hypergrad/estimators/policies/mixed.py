@@ -28,15 +28,16 @@ class MixedInfo(NamedTuple):
     """Diagnostics of a hypergradient of a policy and of real leaves.
 
     Attributes:
-        direct: the part at fixed weights, a pytree like φ: all that ENAS follows.
-        response: the part by way of the weights, likewise; hypergrad = direct + response.
-        horizon: number of steps differentiated through, or trained, int32 `[]`.
-        growth: as in `UnrollInfo`, `[]`.
-        first_nonfinite: as in `UnrollInfo`.
-        direct_norm, response_norm: Euclidean norms of the two, `[]`.
-        cosine: between them, `[]`; near −1, following `direct` alone goes the wrong way. 0 where one is zero.
-        entropy: of the policy in nats, `[]`.
-        inner: info of the estimator that differentiated the expected problem.
+        direct: Part at fixed weights, a pytree like φ; ENAS follows nothing else.
+        response: Part by way of the weights, likewise; hypergrad = direct + response.
+        horizon: Number of steps differentiated through, or trained, int32 `[]`.
+        growth: Growth, as in `UnrollInfo`, `[]`.
+        first_nonfinite: First non-finite step, as in `UnrollInfo`.
+        direct_norm, response_norm: Euclidean norms of the two parts, `[]`.
+        cosine: Cosine between them, `[]`; near −1, following `direct` alone goes the wrong way; 0 where one is
+            zero.
+        entropy: Entropy of the policy in nats, `[]`.
+        inner: Info of the estimator that differentiated the expected problem.
     """
 
     direct: PyTree
@@ -69,25 +70,26 @@ def mixed(
     J(φ) = E_{a~π_φ}[f(w(φ), a)],   w(φ) trained on E_{a~π_φ}[L(w, a)]
     ∇J = E[(f − b) ∇ log π_φ(a) + ∂f/∂λ ∂λ/∂φ] + (dw/dφ)ᵀ E[∇_w f]          direct + response
 
-    Real leaves have their pathwise derivative, drawn ones the score function, both inside the loss too: with
-    □ = exp(log π − stop(log π)), ∂/∂φ of the mean of □ ∇_w L is E[∇_w L ∇_φ log π], the mixed term of the
+    Real leaves have their pathwise derivative and drawn leaves the score function, inside the loss as well:
+    with □ = exp(log π − stop(log π)), ∂/∂φ of the mean of □ ∇_w L is E[∇_w L ∇_φ log π], the mixed term of the
     response. The problem of `expected` is then one of real hyperparameters φ, and any estimator will do.
 
     **Cost:** as many losses a step as there are draws, times that of `through`: 2.5 to 5 by default.
 
     **Limits:** with `enumerated()` exact for training in expectation, as far as `through` is. With
-    `sampled(S)` the direct part is unbiased; the response is that of the weights which the draws made, and
-    pathwise: as the objective is not linear in the weights, its bias is O(1/S), and so is that of an implicit
-    response, which multiplies averages over the same draws. `score_shared` is unbiased. What the optimizer
-    or the initial weights read cannot be drawn here: use `score`.
+    `sampled(S)` the direct part is unbiased; the response is pathwise, through weights that were trained on the
+    draws. The objective is not linear in these weights, so the bias of the response is O(1/S). An implicit
+    response multiplies averages over the same draws, and its bias is O(1/S) too. `score_shared` is unbiased.
+    Leaves that the optimizer or the initial weights read cannot be drawn here: use `score`.
 
     Args:
-        problem: the training loop, a function of the policy's hparams.
-        horizon: number of inner steps.
-        policy: how hparams are drawn, e.g. `policies.factorized(space)`.
-        draws: `policies.sampled(num_samples)` or `policies.enumerated()`; `sampled(8)` where None.
-        through: (problem, horizon) -> how the response is found: `implicit`, `truncated`, `forward`, ...;
-            `no_response` for ENAS; as `reverse` where None. What it refuses it refuses by the leaf's name.
+        problem: Training loop, a function of the policy's hparams.
+        horizon: Number of inner steps.
+        policy: Policy that draws the hparams, e.g. `policies.factorized(space)`.
+        draws: Draws of the expectation, `policies.sampled(num_samples)` or `policies.enumerated()`;
+            `sampled(8)` where None.
+        through: (problem, horizon) -> estimator of the response: `implicit`, `truncated`, `forward`, ...;
+            `no_response` for ENAS; as `reverse` where None. A leaf that it cannot take is named.
         precondition: (φ, gradient) -> gradient, linear: `policies.natural(space)` makes the natural gradient.
 
     Returns:
@@ -144,7 +146,7 @@ def no_response(problem: Problem, horizon: int) -> Estimator:
 
     **Cost:** training, and one gradient of the objective.
 
-    **Limits:** biased: the response is left out, and is all there is for most hyperparameters of training.
+    **Limits:** biased: the response is left out, and most hyperparameters of training have no other part.
 
     Returns:
         A stateless estimator; `info` is an `UnrollInfo` with a response and a horizon of zero.

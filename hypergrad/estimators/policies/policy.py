@@ -1,13 +1,13 @@
 """Policies: distributions over the integers and choices of a space, differentiable where values are not.
 
-A policy has parameters φ, a pytree of real arrays, and makes hparams of them. Integer and categorical
+A policy has parameters φ, a pytree of real arrays, and makes hparams from them. Integer and categorical
 leaves are drawn, and their gradient comes from ∇_φ log π_φ (the score function); real leaves are a
 differentiable function of φ (pathwise).
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.space import Choice, Integer
 
 MAX_OPTIONS = 256
-"""Most options of one leaf: each has a logit of its own."""
+"""Largest number of options of one leaf, each of which has a logit."""
 
 MAX_OUTCOMES = 1024
-"""Most combinations that are enumerated."""
+"""Largest number of combinations that are enumerated."""
 
 MAX_LOGIT = 8.0
 """Bound of the logits in a policy's space: no option falls below a probability of about e⁻¹⁶."""
@@ -36,16 +36,16 @@ class Policy(NamedTuple):
         init: (key) -> φ.
         sample: (key, φ) -> hparams. Real leaves are differentiable in φ, the others drawn.
         log_prob: (φ, hparams) -> log π_φ of the drawn leaves, `[]`.
-        entropy: (φ) -> of the drawn leaves in nats, `[]`.
+        entropy: (φ) -> entropy of the drawn leaves in nats, `[]`.
         mode: (φ) -> the most probable hparams.
         outcomes: (φ) -> all hparams that can be drawn, leading axis `[N]`; raises where they are too many.
-        space: the space of φ, a pytree of real dimensions, for `tuners.descent`; None for networks.
+        space: Space of φ, a pytree of real dimensions, for `tuners.descent`; None for networks.
         given: (key) -> the same policy with the noise of its real leaves fixed, so that all draws share them;
             None where real leaves have no noise.
         log_density: (φ, hparams) -> {leaf name: log density of that real leaf, `[]`} at constant values; None
             where real leaves have no noise.
-        draw: (key, φ) -> (hparams, their log_prob), what `sample` and `log_prob` give, in one pass; None where
-            it takes the two of them.
+        draw: (key, φ) -> (hparams, their log_prob), the results of `sample` and `log_prob`, in one pass; None
+            where that takes the two of them.
     """
 
     init: Callable[[Key], PyTree]
@@ -60,7 +60,7 @@ class Policy(NamedTuple):
     draw: Callable[[Key, PyTree], tuple[HParams, Array]] | None = None
 
 
-def is_discrete(dim: spaces.Dimension) -> bool:
+def is_discrete(dim: spaces.Dimension) -> TypeGuard[Integer | Choice]:
     """Tell whether a dimension has no derivative of its own."""
     return isinstance(dim, (Integer, Choice))
 
@@ -84,7 +84,7 @@ def factorized(space: PyTree) -> Policy:
     the value itself for a real leaf. It starts uniform, and real leaves at their defaults.
 
     Args:
-        space: a pytree of dimensions, none static, at least one of them Integer or Choice.
+        space: Pytree of dimensions, none of them static, at least one of them Integer or Choice.
 
     Raises:
         ValueError: for a static dimension, one of more than 256 options, or a space without discrete ones.
@@ -123,7 +123,7 @@ def factorized(space: PyTree) -> Policy:
 
 
 def _first(dim: spaces.Dimension, default: Array) -> Array:
-    """Return what a leaf of φ starts from."""
+    """Return the first value of a leaf of φ."""
     return jnp.zeros(num_options(dim), jnp.result_type(float)) if is_discrete(dim) else default
 
 
@@ -174,7 +174,7 @@ def combinations(counts: Sequence[int]) -> np.ndarray:
 
 
 def check_drawable(space: PyTree) -> None:
-    """Raise a `ValueError` for a space that a policy cannot draw from, or need not."""
+    """Raise a `ValueError` for a space from which a policy cannot draw, or need not."""
     spaces.check_space(space, traceable=True)
     dims = tree.named(space)
     if not any(map(is_discrete, dims.values())):
@@ -197,17 +197,17 @@ def natural(space: PyTree, damping: float = 0.0) -> Callable[[PyTree, PyTree], P
     (F + ρI)⁻¹ g = y + u (p·y) / (ρ Σu),   y = g / (p + ρ),   u = p / (p + ρ)       for damping ρ > 0
 
     The natural gradient does not depend on how the probabilities are parametrized: an option of small
-    probability moves as fast as its advantage says.
+    probability moves as fast as its advantage demands.
 
     **Cost:** K operations a leaf. **Limits:** without damping an option of probability p adds noise of the
     order of 1/p.
 
     Args:
-        space: of a `factorized` policy.
-        damping: ρ, at least 0.
+        space: Space of a `factorized` policy.
+        damping: Damping ρ, at least 0.
 
     Returns:
-        (φ, gradient) -> gradient, linear in the gradient; real leaves pass.
+        (φ, gradient) -> gradient, linear in the gradient; real leaves pass unchanged.
 
     Reference:
         Amari, "Natural gradient works efficiently in learning", Neural Computation 10, 1998.

@@ -30,7 +30,8 @@ def softmax(temperature: float = 1.0) -> Relaxation:
 def gumbel_softmax(temperature: float = 1.0) -> Relaxation:
     """Mix the options by a relaxed sample: y = softmax((φ + g)/τ), g standard Gumbel noise.
 
-    At τ → 0 a sample of softmax(φ) in one-hot form; the lower τ, the less bias and the more variance.
+    As τ → 0 this becomes a sample of softmax(φ) in one-hot form; the lower τ, the less bias and the more
+    variance.
 
     Reference:
         Jang, Gu, Poole, 2017, arXiv:1611.01144; Maddison, Mnih, Teh, 2017, arXiv:1611.00712.
@@ -62,7 +63,7 @@ def straight_through(temperature: float = 1.0) -> Relaxation:
 
 
 def relax(space: PyTree, relaxation: Relaxation, key: Key, phi: PyTree) -> HParams:
-    """Make hparams of φ whose choices are weights `[K]` and whose integers are weighted means.
+    """Make hparams from φ whose choices are weights `[K]` and whose integers are weighted means.
 
     A problem reads them with `space.select`, which takes indices and weights alike.
     """
@@ -90,8 +91,8 @@ def mixture(space: PyTree, relaxation: Relaxation | None = None) -> Policy:
     **Limits:** the objective at mixed options is not its expectation over options; `mode` picks the likeliest.
 
     Args:
-        space: a pytree of dimensions, none of them static, at least one of them Integer or Choice.
-        relaxation: `softmax()` where None, as in DARTS; `gumbel_softmax(τ)` draws.
+        space: Pytree of dimensions, none of them static, at least one of them Integer or Choice.
+        relaxation: Relaxation of a choice; `softmax()` where None, as in DARTS; `gumbel_softmax(τ)` draws.
 
     Reference:
         Liu, Simonyan, Yang, 2019, arXiv:1806.09055.

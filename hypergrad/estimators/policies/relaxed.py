@@ -1,4 +1,4 @@
-"""Relaxed hypergradients: choices mixed instead of made, so that any estimator differentiates them."""
+"""Relaxed hypergradients: options are mixed instead of chosen, so that any estimator differentiates them."""
 
 from typing import Any, NamedTuple
 
@@ -18,14 +18,14 @@ class RelaxedInfo(NamedTuple):
     """Diagnostics of a relaxed hypergradient over S draws.
 
     Attributes:
-        direct, response: their means over the draws, pytrees like φ; hypergrad = direct + response.
-        horizon: number of steps differentiated through by one estimate, int32 `[]`.
-        growth: largest over the draws, `[]`.
-        first_nonfinite: earliest over the draws, as in `UnrollInfo`.
-        std_error: standard error of the hypergradient over the draws, a pytree like φ; it says nothing of
-            the bias. NaN for one draw.
-        value_std_error: of the value, likewise, `[]`.
-        entropy: of the policy in nats, `[]`.
+        direct, response: Means of the two parts over the draws, pytrees like φ; hypergrad = direct + response.
+        horizon: Number of steps differentiated through by one estimate, int32 `[]`.
+        growth: Largest growth over the draws, `[]`.
+        first_nonfinite: Earliest non-finite step over the draws, as in `UnrollInfo`.
+        std_error: Standard error of the hypergradient over the draws, a pytree like φ; it does not include the
+            bias. NaN for one draw.
+        value_std_error: Standard error of the value, likewise, `[]`.
+        entropy: Entropy of the policy in nats, `[]`.
     """
 
     direct: PyTree
@@ -50,20 +50,21 @@ def relaxed(
     ∇J ≈ (1/S) Σ_s (∂y_s/∂φ)ᵀ ∂F(y_s)/∂y,   F = objective after training with weights y for choices
 
     The problem gets weights `[K]` for a Choice, which `hypergrad.select` mixes, and a real number for an
-    Integer. φ is that of `policies.factorized(space)`. With `relaxation=softmax()` and one sample
-    this is DARTS, by `reverse` unrolled, by `truncated(..., window=1)` with one step, by `implicit` at rest.
+    Integer. φ is that of `policies.factorized(space)`. With `relaxation=softmax()` and one sample this is
+    DARTS: unrolled by `reverse`, with one step by `truncated(..., window=1)`, at rest by `implicit`.
 
     **Cost:** S estimates of the wrapped estimator, side by side.
 
     **Limits:** biased: F at mixed choices is not the expectation of F over choices, and differs more the
     less linear F is; the bias of `gumbel_softmax` falls and the variance grows as τ falls. With
-    `straight_through` the value is that of true samples, the gradient biased still. `score` is unbiased.
+    `straight_through` the value is that of true samples, but the gradient is still biased. `score` is unbiased.
 
     Args:
-        estimator: of the problem that reads relaxed choices, stateless, e.g. `reverse(problem, horizon)`.
-        space: a pytree of dimensions, none static, at least one of them Integer or Choice.
-        relaxation: `policies.gumbel_softmax(τ)` (τ = 1 where None), `straight_through(τ)` or `softmax(τ)`.
-        num_samples: S, draws an estimate, all with the same initial weights and minibatches.
+        estimator: Estimator of the problem that reads relaxed choices, e.g. `reverse(problem, horizon)`.
+        space: Pytree of dimensions, none of them static, at least one of them Integer or Choice.
+        relaxation: Relaxation of a choice, `policies.gumbel_softmax(τ)` (τ = 1 where None),
+            `straight_through(τ)` or `softmax(τ)`.
+        num_samples: Number S of draws in an estimate, all with the same initial weights and minibatches.
 
     Returns:
         An estimator of φ with the states of the wrapped one; `info` is a `RelaxedInfo`.

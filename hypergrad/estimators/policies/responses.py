@@ -1,4 +1,4 @@
-"""How the shared weights answer a change of the hyperparameters."""
+"""Responses of the shared weights to a change of the hyperparameters."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,14 +24,14 @@ from hypergrad.train import TrainState, carried, draw_batch, init_state, trained
 
 
 class Pull(NamedTuple):
-    """How the objective answers to φ by way of the weights.
+    """Response of the objective to φ through the weights.
 
     Attributes:
-        response: (dw/dφ)ᵀ ∂f/∂w, a pytree like φ.
-        solution: what the next pull may start from.
-        growth: of the adjoint a step, `[]`; 1 where nothing is unrolled.
-        residual, damping: of the linear solve, `[]`; 0 where none is made.
-        sound: whether the response can be believed, bool `[]`.
+        response: Response (dw/dφ)ᵀ ∂f/∂w, a pytree like φ.
+        solution: Start of the next pull.
+        growth: Growth of the adjoint a step, `[]`; 1 where nothing is unrolled.
+        residual, damping: Diagnostics of the linear solve, `[]`; 0 without one.
+        sound: Whether the response can be trusted, bool `[]`.
     """
 
     response: PyTree
@@ -43,7 +43,7 @@ class Pull(NamedTuple):
 
 
 def _unsolved(response: PyTree, solution: PyTree, growth: Array) -> Pull:
-    """Return what came without a linear solve."""
+    """Return the response of a pull without a linear solve."""
     return Pull(response, solution, growth, jnp.zeros(()), jnp.zeros(()), jnp.array(True))
 
 
@@ -51,8 +51,8 @@ class ResponseWindow(NamedTuple):
     """Some steps of training on a policy's draws, which can be pulled back.
 
     Attributes:
-        state: after the last step.
-        losses: before each step, `[num_steps]`.
+        state: State after the last step.
+        losses: Loss before each step, `[num_steps]`.
         pull: (key, adjoint of the state's float leaves, solution of the window before) -> `Pull`.
     """
 
@@ -62,14 +62,14 @@ class ResponseWindow(NamedTuple):
 
 
 class Response(NamedTuple):
-    """How shared weights answer to a policy, as a value: `left_out()`, `unrolled(...)` or `at_rest(...)`.
+    """A response of shared weights to a policy, as a value: `left_out()`, `unrolled(...)` or `at_rest(...)`.
 
     Attributes:
         follow: (expected problem, problem, φ, first state, horizon) -> `Window`. The problem itself draws the
             examples, so that independent draws can be made over the same ones.
-        sees: names of the ways of a real leaf that have a derivative here, among "objective", "loss" and
+        sees: Names of the ways of a real leaf that have a derivative here, among "objective", "loss" and
             "optimizer".
-        solution: (weights) -> what the first pull starts from.
+        solution: (weights) -> start of the first pull.
     """
 
     follow: Callable[[Problem, Problem, PyTree, TrainState, int], ResponseWindow]
@@ -78,7 +78,7 @@ class Response(NamedTuple):
 
 
 def left_out() -> Response:
-    """Take the response for zero, as ENAS does: the weights are held when the policy moves.
+    """Take the response as zero, as ENAS does: the weights are held constant when the policy moves.
 
     Reference:
         Pham, Guan, Zoph, Le, Dean, 2018, arXiv:1802.03268.
@@ -99,19 +99,19 @@ def left_out() -> Response:
 
 
 def unrolled(window: int | None = None, *, backward: Backward | None = None) -> Response:
-    """Differentiate through the last `window` steps of training, draws and all.
+    """Differentiate through the last `window` steps of training, including the draws.
 
     response = Σ_t ᾱ_{t+1} ∂Φ_t/∂φ,   Φ_t an optimizer's step on (1/S) Σ_s □_s L(w_t, a_s)
 
-    It sees whatever acts in these steps: losses, learning rates, momenta, decays. With a window and horizon of
-    one step of SGD and a `policies.mixture` this is DARTS of second order.
+    The response sees whatever acts in these steps: losses, learning rates, momenta, decays. With a window and
+    horizon of one step of SGD and a `policies.mixture` this is DARTS of second order.
 
-    **Limits:** the steps before the window are dropped (short-horizon bias). With S draws a step the weights at
-    the end are those of the draws and f is not linear in them: biased by O(1/S).
+    **Limits:** the steps before the window are dropped (short-horizon bias). With S draws a step, the last
+    weights depend on the draws and f is not linear in them: the bias is O(1/S).
 
     Args:
-        window: steps, at most the horizon; all of an estimate's where None.
-        backward: as in `reverse`.
+        window: Number of steps, at most the horizon; all steps of an estimate where None.
+        backward: Backward pass, as in `reverse`.
     """
     if window is not None:
         check_whole("window", window)
@@ -143,29 +143,30 @@ def unrolled(window: int | None = None, *, backward: Backward | None = None) -> 
 def at_rest(
     solve: Solve | None = None, *, full: bool = True, max_residual: float = 1.0
 ) -> Response:
-    """Take the weights for the minimum of the expected loss, and differentiate that.
+    """Take the weights as the minimum of the expected loss, and differentiate that minimum.
 
     response = −Mᵀ H⁻¹ E[∇_w f],   H = E[∇²_w L],   M = E[∇_w L ∇_φ log π_φ(a)ᵀ] + E[∂²L/∂w∂λ ∂λ/∂φ]
 
-    The three expectations have draws of their own, so that their product has the mean of a product; what
-    remains is the bias of E[Ĥ⁻¹] ≠ H⁻¹, O(1/S). Mᵀv is the score-function gradient of the scalar ⟨∇_w L, v⟩,
-    with the mean of the other draws as its baseline.
+    The three expectations use separate draws, so that the mean of their product is the product of their means.
+    The remaining bias is that of E[Ĥ⁻¹] ≠ H⁻¹, O(1/S). Mᵀv is the score-function gradient of the scalar ⟨∇_w L,
+    v⟩, with the mean of the other draws as its baseline.
 
-    The Hessian of a network bends down in some directions, where H⁻¹ says nothing of a minimum: the default
-    damps it until it does not, as `solve.positive` has it, and says how far.
+    The Hessian of a network bends down in some directions, where H⁻¹ does not describe a minimum. The default
+    damps it until it is positive, by `solve.positive`, and reports the damping.
 
-    **Cost:** a solve, whose products take a gradient of the loss a draw, and one product more.
+    **Cost:** a solve, each of whose products takes one gradient of the loss for each draw, and one more
+    product.
 
-    **Limits:** exact where the weights are at rest; off it wrong by O(‖∇_w L‖). Does not see learning rates,
-    momenta and decoupled decays.
+    **Limits:** exact where the weights are at rest; elsewhere wrong by O(‖∇_w L‖). The response does not see
+    learning rates, momenta and decoupled decays.
 
     Args:
-        solve: a linear solver from `hypergrad.solve`, e.g. `neumann(10)`; `positive(cg())` where None. The
+        solve: Linear solver of `hypergrad.core.solve`, e.g. `neumann(10)`; `positive(cg())` where None. The
             solve of a window starts from the solution of the one before.
-        full: whether the loss is that of the whole `train_set` (where the problem has one) or of the next
+        full: Whether the loss is that of the whole `train_set` (where the problem has one) or of the next
             minibatch.
-        max_residual: of the solve, relative; with a larger one the response is left out, and `info.refused`
-            says so. Zero in place of a solution has a residual of 1.
+        max_residual: Largest relative residual of the solve; with a larger one the response is left out, and
+            `info.refused` says so. A solution of zero has a residual of 1.
 
     Reference:
         Adam and Lorraine, "More Efficient Stochastic Hyperparameter Optimization"; Pedregosa, 2016,
@@ -292,7 +293,7 @@ def credited(
 
 
 def _implicit() -> Response:
-    """Solve on a minibatch, because the loss of a network has directions that bend down."""
+    """Solve on a minibatch, damped because the loss of a network bends down in some directions."""
     return at_rest(positive(cg(5)), full=False)
 
 
@@ -306,4 +307,4 @@ RESPONSES: dict[str, Method] = by_name(
         _implicit,
     ),
 )
-"""Responses of shared weights by name; `make` takes nothing."""
+"""Responses of shared weights by name; `make` takes no arguments."""

@@ -1,4 +1,4 @@
-"""Score-function hypergradients: runs weighted by how much better than others they did (REINFORCE)."""
+"""Score-function hypergradients: runs weighted by how much better they are than others (REINFORCE)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -37,18 +37,18 @@ class ScoreInfo(NamedTuple):
     """Diagnostics of a score-function hypergradient over S runs.
 
     Attributes:
-        direct: the part at fixed weights, a pytree like φ. In `score` that of the real leaves alone: values
-            do not tell what a choice does by way of the weights from what it does to the objective.
-        response: the rest, a pytree like φ; hypergrad = direct + response.
-        horizon: number of steps of a run, int32 `[]`.
-        growth: largest over the runs where they were differentiated, else 1, `[]`.
-        first_nonfinite: earliest over the runs, as in `UnrollInfo`.
-        std_error: standard error of the hypergradient, by the jackknife over the runs (which errs upwards
+        direct: Part at fixed weights, a pytree like φ. In `score` only real leaves have this part: values do
+            not separate the effect of a choice through the weights from its effect on the objective.
+        response: Remaining part, a pytree like φ; hypergrad = direct + response.
+        horizon: Number of steps of a run, int32 `[]`.
+        growth: Largest growth over the runs where they were differentiated, else 1, `[]`.
+        first_nonfinite: Earliest non-finite step over the runs, as in `UnrollInfo`.
+        std_error: Standard error of the hypergradient, by the jackknife over the runs (which errs upwards
             with few), a pytree like φ; NaN for one run.
-        value_std_error: of the value, likewise, `[]`.
-        values: the objective of each run `[S]`.
-        entropy: of the policy in nats, `[]`; near zero, little is left to learn from.
-        samples: the hparams that each run of `score` drew, leading axis `[S]`; None in `score_shared`.
+        value_std_error: Standard error of the value, likewise, `[]`.
+        values: Objective of each run `[S]`.
+        entropy: Entropy of the policy in nats, `[]`; near zero, draws hardly differ and teach little.
+        samples: Hparams that each run of `score` drew, leading axis `[S]`; None in `score_shared`.
     """
 
     direct: PyTree
@@ -64,13 +64,13 @@ class ScoreInfo(NamedTuple):
 
 
 class _Runs(NamedTuple):
-    """What came of S runs; every array has the leading axis `[S]`.
+    """Results of S runs; every array has the leading axis `[S]`.
 
     Attributes:
-        value, first_nonfinite, growth: as in an estimate.
-        direct, response: pathwise parts, pytrees like φ; None without real leaves.
-        direct_score, response_score: ∇ log π of what was drawn for the objective, and for training.
-        samples: the hparams drawn.
+        value, first_nonfinite, growth: Fields as in an estimate.
+        direct, response: Pathwise parts, pytrees like φ; None without real leaves.
+        direct_score, response_score: Scores ∇ log π of the draws for the objective, and for training.
+        samples: Hparams drawn.
     """
 
     value: Array
@@ -93,7 +93,7 @@ def score(
     precondition: Precondition | None = None,
     through: Through | None = None,
 ) -> Estimator:
-    """Follow the expected objective of a policy, every draw of which trains weights of its own.
+    """Follow the expected objective of a policy, where every draw trains separate weights.
 
     J(φ) = E_{a~π_φ}[F(a, λ)],   F = objective after training with choices a and real hparams λ
     ∇J ≈ (1/S) Σ_s (F_s − b_s) ∇_φ log π_φ(a_s) + ∂F_s/∂λ ∂λ/∂φ
@@ -104,20 +104,20 @@ def score(
     **Cost:** S trainings side by side, and memory of S states; where the policy has real leaves, S
     hypergradients by `through`.
 
-    **Limits:** unbiased, with every baseline of `policies`. The standard error falls as 1/√S. It does not
-    see the noise that all runs share (`average` does), and is itself a guess below some 30 draws: 0 where
-    every draw weighs the same, e.g. where all drew one option. An option of small probability is seldom
-    seen. A run that diverges makes the estimate not finite: where that is what a choice does, bound the
-    objective, e.g. by jnp.where(jnp.isfinite(f), jnp.minimum(f, 9.0), 9.0).
+    **Limits:** unbiased, with every baseline of `policies`. The standard error falls as 1/√S. It does not see
+    the noise that all runs share (`average` does). Below some 30 draws it is a rough guess: 0 where every draw
+    weighs the same, e.g. where all drew one option. An option of small probability is seldom drawn. A run that
+    diverges makes the estimate not finite: where a choice makes runs diverge, bound the objective, e.g. by
+    jnp.where(jnp.isfinite(f), jnp.minimum(f, 9.0), 9.0).
 
     Args:
-        problem: the training loop, a function of the policy's hparams.
-        horizon: number of inner steps.
-        policy: how hparams are drawn, e.g. `policies.factorized(space)`.
-        num_samples: S, draws an estimate.
-        baseline: what to subtract; `policies.leave_one_out()` where None.
+        problem: Training loop, a function of the policy's hparams.
+        horizon: Number of inner steps.
+        policy: Policy that draws the hparams, e.g. `policies.factorized(space)`.
+        num_samples: Number S of draws in an estimate.
+        baseline: Baseline that is subtracted from the values; `policies.leave_one_out()` where None.
         precondition: (φ, gradient) -> gradient, linear: `policies.natural(space)` makes the natural gradient.
-        through: how runs are differentiated in the real leaves, e.g. `implicit`; as `reverse` where None.
+        through: (problem, horizon) -> estimator of the real leaves, e.g. `implicit`; as `reverse` where None.
 
     Returns:
         An estimator whose state is the baseline's; `info` is a `ScoreInfo`.
@@ -178,22 +178,23 @@ def score_shared(
 
     ∇J ≈ (1/R) Σ_r (F_r − b_r) Σ_{t,s} ∇_φ log π_φ(a_{r,t,s}) + ∂F_r/∂λ ∂λ/∂φ
 
-    where the sum over the draws of training steps is the response, over those of the objective the direct
-    gradient.
+    where the sum over the draws of training steps is the response, and the sum over the draws of the objective
+    is the direct gradient.
 
     **Cost:** R trainings side by side; R hypergradients where the policy has real leaves.
 
     **Limits:** unbiased whatever S and R, where `mixed` is biased by O(1/S); the variance grows with the
-    horizon and with S, as every draw of the run is given the credit of its end. Each run has initial weights
-    and minibatches of its own, and the standard error covers them.
+    horizon and with S, because every draw of a run gets the credit of its end. Each run has its own initial
+    weights and minibatches, and the standard error covers them.
 
     Args:
-        problem: the training loop, a function of the policy's hparams.
-        horizon: number of inner steps.
-        policy: how hparams are drawn.
-        num_runs: R, runs an estimate.
-        num_samples: S, draws a step.
-        baseline: what to subtract; `policies.leave_one_out()` over the runs where None.
+        problem: Training loop, a function of the policy's hparams.
+        horizon: Number of inner steps.
+        policy: Policy that draws the hparams.
+        num_runs: Number R of runs in an estimate.
+        num_samples: Number S of draws in a step.
+        baseline: Baseline that is subtracted from the values; `policies.leave_one_out()` over the runs where
+            None.
         precondition: (φ, gradient) -> gradient, linear: `policies.natural(space)` makes the natural gradient.
 
     Returns:
@@ -303,7 +304,7 @@ def _jackknife(
     weights = jnp.zeros((num, num), without.dtype).at[np.arange(num)[:, None], others].set(without)
     apart = (1 - np.eye(num)).astype(without.dtype)
 
-    def mean(weights: Array) -> Callable[[Array], Array]:
+    def mean(weights: Array | np.ndarray) -> Callable[[Array], Array]:
         return lambda x: jnp.tensordot(weights.astype(x.dtype), x, 1) / (num - 1)
 
     each = jax.tree.map(mean(weights), tree.add(runs.direct_score, runs.response_score))
@@ -326,7 +327,7 @@ def _train(
 
 
 def _part(whole: PyTree, names: list[str]) -> tuple[dict[str, Array], Callable[[dict], PyTree]]:
-    """Take the leaves of these names out of a tree, and return the way back."""
+    """Take the leaves of these names out of a tree, and return the function that puts them back."""
     leaves, treedef = jax.tree.flatten(whole)
     named = dict(zip(tree.leaf_names(whole), leaves, strict=True))
 

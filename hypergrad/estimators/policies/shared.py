@@ -1,4 +1,4 @@
-"""One policy for architecture and optimizer over weights that go on training: direct gradient and response."""
+"""One policy for architecture and optimizer over weights that keep training: direct gradient and response."""
 
 from functools import partial
 from typing import NamedTuple
@@ -27,14 +27,15 @@ from hypergrad.train import TrainState, trained
 
 
 class SharedState(NamedTuple):
-    """What goes on from estimate to estimate.
+    """State that continues from estimate to estimate.
 
     Attributes:
-        run: the training of the shared weights.
-        solution: of the response.
-        credit: of the baseline of the credited leaves; `()` without.
-        first: expected objective at the first weights, `[]`.
-        last: expected objective after the last window that was kept, `[]`; that of the first weights before.
+        run: Training of the shared weights.
+        solution: Solution of the response's last solve.
+        credit: State of the baseline of the credited leaves; `()` without them.
+        first: Expected objective at the first weights, `[]`.
+        last: Expected objective after the last window that was kept, `[]`; before any, that of the first
+            weights.
     """
 
     run: OnlineState
@@ -45,7 +46,7 @@ class SharedState(NamedTuple):
 
     @property
     def params(self) -> Params:
-        """The shared weights."""
+        """Return the shared weights."""
         return self.run.train.params
 
 
@@ -53,22 +54,22 @@ class SharedInfo(NamedTuple):
     """Diagnostics of a policy's gradient over shared weights.
 
     Attributes:
-        direct: E[(f − b) ∇ log π] and the pathwise part at fixed weights, a pytree like φ: what ENAS follows.
-        response: the part by way of the weights, times the scale, likewise; hypergrad = direct + response.
-        horizon: steps of training of this estimate, int32 `[]`.
-        growth, residual, damping: as in `Pull`.
-        refused: whether the response was left out because it was not finite, or its solve too bad to believe,
-            bool `[]`.
-        diverged: whether the window was dropped because its weights had diverged, bool `[]`; `value` and
+        direct: E[(f − b) ∇ log π] and the pathwise part at fixed weights, a pytree like φ; ENAS follows this.
+        response: Part by way of the weights, times the scale, likewise; hypergrad = direct + response.
+        horizon: Steps of training of this estimate, int32 `[]`.
+        growth, residual, damping: Diagnostics as in `Pull`.
+        refused: Whether the response was left out because it was not finite, or its solve was too poor to
+            trust, bool `[]`.
+        diverged: Whether the window was dropped because its weights had diverged, bool `[]`; `value` and
             `values` are those of the dropped weights.
-        first_nonfinite: as in `OnlineInfo`.
-        direct_norm, response_norm: Euclidean norms, `[]`.
-        cosine: between the two, `[]`; 0 where one is zero.
-        step: steps of training of the shared weights so far, int32 `[]`.
-        values: objective of each draw at the shared weights, `[S]`.
-        samples: the draws, leading axis `[S]`.
-        credit: what the score function gave to real leaves that the response does not see, part of `response`;
-            its norm, `[]`.
+        first_nonfinite: First non-finite step, as in `OnlineInfo`.
+        direct_norm, response_norm: Euclidean norms of the two parts, `[]`.
+        cosine: Cosine between the two, `[]`; 0 where one is zero.
+        step: Steps of training of the shared weights so far, int32 `[]`.
+        values: Objective of each draw at the shared weights, `[S]`.
+        samples: Hparams of the draws, leading axis `[S]`.
+        credit: Norm of the part of `response` that the score function gave to real leaves that the response
+            does not see, `[]`.
     """
 
     direct: PyTree
@@ -101,45 +102,50 @@ def shared(
     restart_every: int | None = None,
     far: float = 10.0,
 ) -> Estimator:
-    """Train shared weights on a policy's draws for some steps, and say where the policy should move.
+    """Train shared weights on a policy's draws for some steps, and return the gradient of the policy.
 
     J(φ) = E_{a~π_φ}[f(w*(φ), a)],   w*(φ) = argmin_w E_{a~π_φ}[L(w, a)]
     ∇J = E[(f − b) ∇ log π_φ(a) + ∂f/∂λ ∂λ/∂φ] + (dw*/dφ)ᵀ E[∇_w f]          direct + scale · response
 
-    1. draw the real leaves, optimizer settings among them, once: λ ~ π_φ
+    1. draw the real leaves, with the optimizer settings, once: λ ~ π_φ
     2. w ← `horizon` steps of training under λ, each on fresh draws a ~ π_φ(· | λ)
     3. direct from S draws at w, and the response from `response`
 
-    The weights go on from estimate to estimate, as in ENAS, whose policy gradient this is with `left_out()`.
+    The weights continue from estimate to estimate, as in ENAS; with `left_out()` this is its policy gradient.
     `mixed` is its counterpart for training that starts anew.
 
-    **Cost:** a loss a draw and step, an objective a draw, and the response.
+    **Cost:** one loss for each draw and step, one objective for each draw, and the response.
 
     A response that is not finite, or whose solve is worse than none, is left out and counted: `info.refused`.
 
     A window after which J is not finite, or above J₀ + far |J₀| with J₀ that of the first weights, has diverged
-    (`info.diverged`), and its weights are dropped. The weights before it go on, without their optimizer's
-    momenta, or new ones where those before were worse than the first. It counts as J₀ + far |J₀| for credit,
-    its direct part is zero, and so is a response that does not see the optimizer, which made it diverge.
+    (`info.diverged`), and its weights are dropped. Training continues from the weights before it, without their
+    optimizer's momenta, or from new weights where those were worse than the first. For credit the window counts
+    as J₀ + far |J₀|. Its direct part is zero, and so is a response that does not see the optimizer, which made
+    it diverge.
 
     **Limits:** with `enumerated()` exact, as far as the response is; with `sampled(S)` the direct part is
-    unbiased, for the response see `unrolled` and `at_rest`. The weights follow a path of φ. Initial weights
-    have no part in a window that goes on. What `credit` gives is the effect on this window alone, and noisy.
-    Where windows are dropped all this holds for the others: leaving them out is a bias, which `credit` mends
-    only in its own leaves and up to the bound. A J₀ near zero makes the bound a narrow one: raise `far`.
+    unbiased; for the response see `unrolled` and `at_rest`. The weights follow a path of φ. Initial weights
+    have no part in a window that continues. `credit` measures the effect on this window alone, with noise.
+    Where windows are dropped, all this holds for the others: leaving them out is a bias, which `credit`
+    corrects only in its own leaves and up to the bound. A J₀ near zero makes the bound narrow: raise `far`.
 
     Args:
-        problem: the training loop, a function of the policy's hparams.
-        horizon: steps of training an estimate.
-        policy: how hparams are drawn, e.g. `policies.multitask(space, network)`.
-        response: `left_out()`, `unrolled(window)` or `at_rest(solve)`; `unrolled()` where None.
-        draws: `policies.sampled(S)` or `policies.enumerated()`; `sampled(8)` where None.
-        scale: of the response; 0 follows the direct part and still reports the other.
-        credit: a baseline, e.g. `policies.running_mean()`, with which real leaves that the response does not
+        problem: Training loop, a function of the policy's hparams.
+        horizon: Number of training steps in an estimate.
+        policy: Policy that draws the hparams, e.g. `policies.multitask(space, network)`.
+        response: Response of the weights, `left_out()`, `unrolled(window)` or `at_rest(solve)`; `unrolled()`
+            where None.
+        draws: Draws of the expectation, `policies.sampled(S)` or `policies.enumerated()`; `sampled(8)` where
+            None.
+        scale: Factor of the response; 0 follows the direct part and still reports the response.
+        credit: Baseline, e.g. `policies.running_mean()`, with which real leaves that the response does not
             see (learning rates at rest, say) learn by the score function from how much the window lowered the
-            objective, as all of ENAS does. None: such a leaf is refused by name.
-        restart_every: start new weights after so many steps, such as the length of a schedule; None: never.
-        far: how far above J₀, in units of |J₀|, weights have diverged; `math.inf`: where J is not finite.
+            objective, as all leaves do in ENAS. Where None, such a leaf is refused by name.
+        restart_every: Number of steps after which new weights start, such as the length of a schedule; the
+            weights are never replaced where None.
+        far: Distance above J₀, in units of |J₀|, at which weights count as diverged; with `math.inf` they do
+            only where J is not finite.
 
     Returns:
         An estimator of φ whose state is a `SharedState` and whose `info` is a `SharedInfo`.
@@ -184,12 +190,12 @@ class _Parts(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """What a window draws once, before its first step.
+    """The draws of a window, made once, before its first step.
 
     Attributes:
-        policy: whose real leaves all draws of the window share.
-        problem: the expected one, of which the weights are trained.
-        key: of the draw that optimizer and initial weights read.
+        policy: Policy whose real leaves are the same in all draws of the window.
+        problem: Expected problem on which the weights are trained.
+        key: Key of the draw that optimizer and initial weights read.
     """
 
     policy: Policy
@@ -198,12 +204,12 @@ class _Drawn(NamedTuple):
 
 
 class _Verdict(NamedTuple):
-    """What the weights after a window are worth.
+    """Objective of the weights after a window.
 
     Attributes:
-        value: expected objective, `[]`.
-        bound: above which weights have diverged, `[]`.
-        diverged: whether these have, bool `[]`.
+        value: Expected objective, `[]`.
+        bound: Objective above which weights have diverged, `[]`.
+        diverged: Whether these weights have diverged, bool `[]`.
     """
 
     value: Array
@@ -212,7 +218,7 @@ class _Verdict(NamedTuple):
 
     @property
     def counted(self) -> Array:
-        """The value, or the bound in its place where the weights diverged, `[]`."""
+        """Return the value, or the bound in its place where the weights diverged, `[]`."""
         return jnp.where(self.diverged, self.bound, self.value)
 
 
@@ -229,7 +235,7 @@ def _init(parts: _Parts, key: Key, phi: PyTree) -> SharedState:
 def _estimate(
     parts: _Parts, key: Key, state: SharedState, phi: PyTree
 ) -> tuple[SharedState, Estimate]:
-    """Take the three steps of `shared`, then add credit and drop what diverged."""
+    """Take the three steps of `shared`, then add credit and drop weights that diverged."""
     check_policy(parts.problem, parts.policy, phi, must_draw=False)
     check_shared(parts.problem, parts.policy, phi)
     names = credited(parts.problem, parts.policy, phi, parts.response, parts.credit, parts.horizon)
@@ -297,7 +303,7 @@ def _draw_once(parts: _Parts, key: Key, phi: PyTree) -> _Drawn:
 def _judge(
     parts: _Parts, drawn: _Drawn, key: Key, at: TrainState, leaves: list[Array], phi: PyTree
 ) -> tuple[Array, tuple[Array, HParams]]:
-    """Return the expected objective `[]` of a state with these float leaves; that of each draw, the draws."""
+    """Return the expected objective `[]` of a state with these float leaves, that of each draw, the draws."""
     data_key, draw_key = jax.random.split(key)
     data = parts.problem.valid_batch(data_key)
     hparams, expect = parts.draws(drawn.policy, draw_key, phi)
@@ -336,10 +342,11 @@ def _next_start(
     before: tuple[TrainState, Array],
     start: tuple[TrainState, Array],
 ) -> tuple[TrainState, Array]:
-    """Return what the next window starts from, and its expected objective.
+    """Return the state that the next window starts from, and its expected objective.
 
-    That is the state after the window; where it diverged, the one before it with the optimizer's state of
-    a start, because momenta may be what diverged; and a new start where that one was no better.
+    That is the state after the window. Where the window diverged, it is the state before it with the
+    optimizer's state of a new start, because momenta may have diverged. Where that state was no better, it is a
+    new start.
     """
     kept = before[0]._replace(opt_state=start[0].opt_state), before[1]
     worse = ~(before[1] <= start[1])

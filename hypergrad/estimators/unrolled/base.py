@@ -1,4 +1,4 @@
-"""What the estimators share that differentiate through every step of training."""
+"""Helpers that estimators share when they differentiate through every step of training."""
 
 from typing import Any, NamedTuple
 
@@ -25,12 +25,12 @@ class UnrollInfo(NamedTuple):
     Attributes:
         direct: ∂f/∂λ at the final weights, a pytree like `hparams`.
         response: (∂f/∂w)(dw/dλ), a pytree like `hparams`; hypergrad = direct + response.
-        horizon: number of steps differentiated through, int32 `[]`.
+        horizon: Number of steps differentiated through, int32 `[]`.
         sensitivity: `[horizon]`; in reverse mode the norm of the adjoint of the weights before each
             step, in forward mode that of their derivative after each step.
-        growth: geometric mean growth of `sensitivity` a step (towards the start in reverse mode, towards
+        growth: Geometric mean growth of `sensitivity` a step (towards the start in reverse mode, towards
             the end in forward mode), `[]`. Well above 1 means chaos: gradients through the run explode.
-        first_nonfinite: first step whose training loss was not finite, the number of steps if only the
+        first_nonfinite: First step whose training loss was not finite, the number of steps if only the
             objective was not, -1 if none; int32 `[]`.
     """
 
@@ -63,7 +63,8 @@ def objective_parts(
 def growth_rate(first: Array, norms: Array) -> Array:
     """Return the geometric mean growth a step of the norms `first` `[]`, `norms` `[T]`.
 
-    It is taken from the first norm above zero to the last before an overflow; 1 where nothing could grow.
+    The mean runs from the first norm above zero to the last before an overflow; it is 1 where nothing could
+    grow.
     """
     norms = jnp.append(first, norms)
     begin, end = jnp.argmax(norms > 0), jnp.sum(jnp.cumprod(jnp.isfinite(norms[1:])))
@@ -84,13 +85,13 @@ def unrolled_estimate(
     """Estimate by reverse mode through `num_steps` steps from `start`.
 
     Args:
-        problem: the training loop.
-        key: draws the validation batch, and (with `through_init`) drew `start`: see `split_key`.
-        hparams: real hyperparameters.
-        start: the state before the first step differentiated.
-        num_steps: number of steps.
-        backward: the backward pass (`adjoint.mixed_mode`, `adjoint.plain`).
-        through_init: whether `start` is the run's first state and depends on the hparams.
+        problem: Training loop.
+        key: Key that draws the validation batch, and (with `through_init`) drew `start`: see `split_key`.
+        hparams: Real hyperparameters.
+        start: State before the first step differentiated.
+        num_steps: Number of steps.
+        backward: Backward pass (`adjoint.mixed_mode`, `adjoint.plain`).
+        through_init: Whether `start` is the run's first state and depends on the hparams.
 
     Returns:
         The estimate, the training losses `[num_steps]`, the pass's certificate, and the state after the
@@ -134,7 +135,7 @@ def by_unrolling(problem: Problem, horizon: int, backward: Backward | None = Non
 
 
 def unrolling(problem: Problem, horizon: int, backward: Backward | None = None) -> Estimator:
-    """Make what `by_unrolling` makes, for hparams that have been checked."""
+    """Make the estimator of `by_unrolling`, for hparams that have been checked."""
     backward = mixed_mode() if backward is None else backward
 
     def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:

@@ -1,4 +1,4 @@
-"""One-step hypergradients in the form of DARTS: one virtual step of gradient descent, as training goes on."""
+"""One-step hypergradients in the form of DARTS: one virtual step while training continues."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -49,10 +49,10 @@ def exact_product(gradient: Gradients, weights: PyTree, v: PyTree) -> tuple[PyTr
 def central_difference(scale: float = 0.01) -> SecondOrderProduct:
     """Approximate the product by gradients at two points: (∇L(w + εv) − ∇L(w − εv)) / 2ε.
 
-    For losses whose gradient has no forward derivative; the error is O(ε²), and rounding divided by ε.
+    Use it for losses whose gradient has no forward derivative. The error is O(ε²), plus rounding divided by ε.
 
     Args:
-        scale: ε = scale / ‖v‖, as DARTS has it.
+        scale: Factor in ε = scale / ‖v‖, as in DARTS.
     """
     check_positive("scale", scale)
 
@@ -81,22 +81,22 @@ def darts(
 
     w' = w − ξ ∇_w L(w, λ),   hypergrad = ∂f(w', λ)/∂λ − ξ (∂²L(w, λ)/∂w∂λ)ᵀ ∇_w' f(w', λ)
 
-    Each estimate trains `interval` steps with the problem's own optimizer. Then it looks one step of size ξ
-    ahead, on the minibatch that comes next, and does not keep that step.
+    Each estimate trains `interval` steps with the problem's own optimizer. Then it takes one virtual step of
+    size ξ on the next minibatch, and does not keep it.
 
     **Cost:** `interval` steps of training and about four gradients.
 
     **Limits:** a horizon of one step, with its bias: the response is ξ times the first term of the
-    Neumann series for the implicit one. It sees the loss alone, whatever the optimizer. A leaf that acts
-    through the optimizer or the initial weights alone is an error, which names it. Where the loss reads it
-    too, that part is left out, with a `StructuralZeroWarning`. `one_step` sees both.
+    Neumann series for the implicit one. The hypergradient sees the loss alone, whatever the optimizer. A leaf
+    that acts through the optimizer or the initial weights alone raises an error that names it. Where the loss
+    reads it too, that part is left out, with a `StructuralZeroWarning`. `one_step` sees both.
 
     Args:
-        problem: the training loop.
-        step_size: ξ, usually the learning rate; 0 leaves the direct gradient (first-order DARTS).
-        interval: number of inner steps trained by an estimate.
+        problem: Training loop.
+        step_size: Step size ξ, usually the learning rate; 0 leaves the direct gradient (first-order DARTS).
+        interval: Number of inner steps trained by an estimate.
         product: `exact_product`, or `central_difference()` as in the paper.
-        restart_every: number of steps after which a new run begins; None: never.
+        restart_every: Number of steps after which a new run begins; None: never.
 
     Returns:
         An estimator whose state is an `OnlineState`; `info` is an `OnlineInfo` with a horizon of 1 and

@@ -40,14 +40,14 @@ class DriftInfo(NamedTuple):
     Attributes:
         direct: ∂f/∂λ at the final weights, a pytree like `hparams`.
         response: (∂f/∂w)(dw/dλ), a pytree like `hparams`; hypergrad = direct + response.
-        horizon: number of steps differentiated through, int32 `[]`.
-        sensitivity: norm of the adjoint of the weights before each step `[horizon]`.
-        growth: geometric mean growth of `sensitivity` a step towards the start, `[]`.
-        first_nonfinite: first step whose training loss was not finite, the number of steps if only the
+        horizon: Number of steps differentiated through, int32 `[]`.
+        sensitivity: Norm of the adjoint of the weights before each step `[horizon]`.
+        growth: Geometric mean growth of `sensitivity` a step towards the start, `[]`.
+        first_nonfinite: First step whose training loss was not finite, the number of steps if only the
             objective was not, -1 if none; int32 `[]`.
-        mismatch: largest relative distance, over all segments and leaves, between the state that undoing the
+        mismatch: Largest relative distance, over all segments and leaves, between the state that undoing the
             segment came to and the one stored there, `[]`.
-        num_recomputed: number of segments that missed it by more than `tolerance` and were computed again
+        num_recomputed: Number of segments that missed it by more than `tolerance` and were computed again
             from checkpoints, int32 `[]`; 0 where `tolerance` is infinite.
     """
 
@@ -83,23 +83,23 @@ def drift(
     w_t = (w_{t+1} + η v_{t+1}) / D,   v_t = (v_{t+1} − G(∇L(w_t), w_t)) / m
 
     are the states that the adjoint meets on its way back, so they need not be stored. Undoing a step
-    multiplies rounding errors by 1/m. Therefore one state in S is stored and taken up again, with
-    min_momentum^(−S) = 1/(30√ε). Where undoing a segment misses the state stored at its start by more than
+    multiplies rounding errors by 1/m. Therefore one state in S is stored and used again, with min_momentum^(−S)
+    = 1/(30√ε). Where undoing a segment misses the state stored at its start by more than
     `tolerance`, its part of the hypergradient is computed again by `mixed_mode`, from that state.
 
     **Cost:** 3 to 4 x training with memory of horizon/S states (in float32 S is 43 at momentum 0.9, 20 at
-    0.8); a segment that is computed again costs 4 trainings of it more.
+    0.8); computing a segment again costs 4 more trainings of it.
 
     **Limits:** SGD with momentum alone. Its rate, momentum and decoupled decay may change with the step and
     with the leaf of the params; clipping or an L2 term may come before the momentum. Carried state is
-    stored at every step. Exact but for rounding, which `info.mismatch` shows.
+    stored at every step. The result is exact except for rounding, which `info.mismatch` shows.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps.
-        min_momentum: the smallest momentum that the run will meet, in (0, 1). A smaller one costs time, not
+        problem: Training loop.
+        horizon: Number of inner steps.
+        min_momentum: Smallest momentum that the run will meet, in (0, 1). A smaller one costs time, not
             accuracy.
-        tolerance: relative mismatch up to which a segment counts; None: 3√ε of the params' dtype. With
+        tolerance: Relative mismatch up to which a segment counts; None: 3√ε of the params' dtype. With
             `math.inf` the mismatch is reported and nothing is computed again, which saves its memory.
 
     Returns:
@@ -143,7 +143,7 @@ _Parts: TypeAlias = tuple[list[Array], list[Array]]
 """Leaves of the weights, and the velocity of each."""
 
 _Back: TypeAlias = tuple[_Parts, Adjoint]
-"""What travels back from segment to segment."""
+"""Quantities that travel back from segment to segment."""
 
 
 def undo_by_drift(min_momentum: float, tolerance: float | None) -> Backward:
@@ -192,8 +192,8 @@ def undo_by_drift(min_momentum: float, tolerance: float | None) -> Backward:
 def longest_segment(min_momentum: float, epsilon: float) -> int:
     """Return the number of steps S with min_momentum^(−S) = 1/(30√ε), at least 1.
 
-    Rounding alone would allow ten times that. But undoing the first steps of a network loses more than 1/m a
-    step: longer segments missed the first state, and had to be computed again.
+    Rounding alone would allow ten times that. But undoing the first steps of a network loses more than a factor
+    of 1/m a step: longer segments missed the first state, and had to be computed again.
     """
     return max(1, int(math.log(30 * math.sqrt(epsilon)) / math.log(min_momentum)))
 
@@ -259,7 +259,8 @@ def _parts(recursion: Recursion, state: TrainState) -> _Parts:
 def _distance(reached: list[Array], anchor: list[Array], end: list[Array]) -> Array:
     """Return the largest ‖reached − anchor‖ of a leaf, relative to the larger of its ‖anchor‖ and ‖end‖.
 
-    By leaf, so that a small one is not lost beside a large one; `end`, because a first velocity is 0.
+    Each leaf has its own distance, so that a small leaf is not lost beside a large one. `end` counts because a
+    first velocity is 0.
     """
 
     def relative(reached: Array, anchor: Array, end: Array) -> Array:

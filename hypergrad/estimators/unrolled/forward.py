@@ -25,16 +25,16 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
 
     Z_0 = dw_0/dλ,   Z_{t+1} = (∂Φ_t/∂w) Z_t + ∂Φ_t/∂λ,   hypergrad = ∂f/∂λ + (∂f/∂w) Z_T
 
-    **Cost:** about (1 + 1.5 num_hparams) x training, memory `chunk` states; independent of the horizon.
+    **Cost:** about (1 + 1.5 num_hparams) x training, memory of `chunk` states; independent of the horizon.
     Against `reverse` it breaks even near two hyperparameters.
 
-    **Limits:** exact but for rounding. The loss and its gradient must have forward derivatives.
+    **Limits:** exact except for rounding. The loss and its gradient must have forward derivatives.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps.
-        chunk: number of tangents that travel together; None: all of them. The last chunk is filled up with
-            zeros where it is shorter. Each chunk trains once more.
+        problem: Training loop.
+        horizon: Number of inner steps.
+        chunk: Number of tangents that travel together; None: all of them. A shorter last chunk is filled up
+            with zeros. Each chunk trains once more.
 
     Returns:
         A stateless estimator; `info` is an `UnrollInfo` whose `sensitivity` is ‖Z‖ after each step.

@@ -1,4 +1,4 @@
-"""Hypergradient descent: the learning rate's derivative from two gradients that training makes anyway."""
+"""Hypergradient descent: the learning rate's derivative from two gradients that training computes anyway."""
 
 import jax
 import jax.numpy as jnp
@@ -36,28 +36,28 @@ from hypergrad.train import (
 
 
 def hd(problem: Problem, interval: int = 1, *, restart_every: int | None = None) -> Estimator:
-    """Differentiate the next training loss through the last update, with its gradient held.
+    """Differentiate the next training loss through the last update, with its gradient held constant.
 
     w_t = w_{t−1} + u(g_{t−1}, λ),   hypergrad = g_tᵀ ∂u(g_{t−1}, λ)/∂λ,   g_t = ∇_w L_t(w_t)
 
-    For SGD with the learning rate α this is −g_t · g_{t−1}; for Adam −g_t · m̂/(√v̂ + ε). Any hparam of
-    any optimizer is served, since the optimizer's own update is differentiated.
+    For SGD with the learning rate α this is −g_t · g_{t−1}; for Adam −g_t · m̂/(√v̂ + ε). Any hparam of any
+    optimizer works, because the optimizer's own update is differentiated.
 
     **Cost:** `interval` steps of training and one gradient more; no second derivatives.
 
-    **Limits:** descends the *training* loss, and sees one step: learning rates end near the largest
-    stable one early on and fall as gradients of successive minibatches disagree. What acts through the
+    **Limits:** the method descends the *training* loss, and sees one step: learning rates end near the largest
+    stable one early on and fall as gradients of successive minibatches disagree. A leaf that acts through the
     loss or the initial weights is refused by name. Of a schedule only the entry of the last step gets a
     gradient.
 
     Args:
-        problem: the training loop.
-        interval: number of inner steps trained by an estimate.
-        restart_every: number of steps after which a new run begins; None: never.
+        problem: Training loop.
+        interval: Number of inner steps trained by an estimate.
+        restart_every: Number of steps after which a new run begins; None: never.
 
     Returns:
-        An estimator whose state is an `OnlineState`; `info` is an `OnlineInfo` with a horizon of 1. Its
-        value is the objective, as everywhere; its hypergradient is that of the training loss.
+        An estimator whose state is an `OnlineState`; `info` is an `OnlineInfo` with a horizon of 1. The value
+        is the objective, as everywhere; the hypergradient is that of the training loss.
 
     Raises:
         ValueError: for settings out of range and, when traced, for a leaf that is not real or not an
@@ -107,7 +107,7 @@ HD = Method(
 
 
 def _check_optimizer_alone(problem: Problem, hparams: HParams) -> None:
-    """Raise for a leaf that the loss reads, and for one that the optimizer does not read."""
+    """Raise a `ValueError` for a leaf that the loss reads, and for a leaf that the optimizer does not read."""
     for name, (in_loss, in_update) in zip(
         tree.leaf_names(hparams), _ways(problem, hparams), strict=True
     ):

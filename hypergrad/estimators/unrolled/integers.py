@@ -1,7 +1,7 @@
 """Products of integers by fractions that can be undone to the bit, in vectors of int32 or int64.
 
-A product by a factor below 1 sends several integers to one. Which one it was goes on a stack of digits, one
-word for each entry, `rest`; undoing the product takes it off again.
+A product by a factor below 1 sends several integers to one. A stack of digits, `rest`, one word for each entry,
+records which of them it was; undoing the product takes the record off again.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ import jax.numpy as jnp
 from hypergrad.core.types import Array
 
 NUM_BITS = 8
-"""Bits of a digit: products are by fractions n/2^8, of which the rest is made up for without loss."""
+"""Bits of a digit: products are by fractions n/2^8, and `_excess` makes up for the rest without loss."""
 
 DIGIT = 2**NUM_BITS - 1
-"""The largest digit; selects the last one."""
+"""Largest digit, and the mask of the last one."""
 
 
 def shrink(value: Array, rest: Array, factor: Array) -> tuple[Array, Array]:
     """Multiply integers by `factor`, to within one unit, so that `grow` can undo it.
 
-    With d = 2^NUM_BITS and n = ⌊factor·d⌋, the last digit of `rest` is taken for one more digit of the value,
-    so that the product by n/d is whole: value·d + digit = q·d + r ↦ q·n + s. There r goes on the stack
-    and s comes off: rest·d + r = k·n + s, rest ← k. What n/d lacks of the factor, `_excess` adds.
+    With d = 2^NUM_BITS and n = ⌊factor·d⌋, the last digit of `rest` becomes one more digit of the value, so
+    that the product by n/d is whole: value·d + digit = q·d + r ↦ q·n + s. There r goes on the stack
+    and s comes off: rest·d + r = k·n + s, rest ← k. `_excess` adds what n/d lacks of the factor.
     """
     n, excess = _fraction(factor, value.dtype)
     quotient, remainder = _divide(rest, n, 2)
@@ -37,7 +37,7 @@ def shrink(value: Array, rest: Array, factor: Array) -> tuple[Array, Array]:
 def grow(value: Array, rest: Array, factor: Array) -> tuple[Array, Array]:
     """Undo `shrink` exactly."""
     n, excess = _fraction(factor, value.dtype)
-    # each turn divides the distance to the number that was stretched to `value` by n at least, until it is 0
+    # each turn divides the distance to the number that was stretched to `value` by at least n, until it is 0
     first = value - _excess(value, excess / (1 + excess))
     unstretched = jax.lax.fori_loop(0, 3, lambda _, x: value - _excess(x, excess), first)
     high, remainder = _divide(unstretched, n, 2)
@@ -51,17 +51,17 @@ def _excess(value: Array, excess: Array) -> Array:
 
 
 def _fraction(factor: Array, dtype: Any) -> tuple[Array, Array]:
-    """Return n = ⌊factor·d⌋, and by what share of n/d, at most 1/n, it falls short of the factor."""
+    """Return n = ⌊factor·d⌋, and the share of n/d, at most 1/n, by which n/d falls short of the factor."""
     scaled = factor * 2**NUM_BITS
     whole = jnp.maximum(jnp.floor(scaled), 1)
     return whole.astype(dtype), (scaled - whole) / whole
 
 
 def _divide(value: Array, n: Array, num_turns: int) -> tuple[Array, Array]:
-    """Divide integers by n > 0: quotient towards −∞ and remainder in [0, n), as vectors of floats can.
+    """Divide integers by n > 0 with vectors of floats: quotient towards −∞ and remainder in [0, n).
 
-    A float quotient of more than its digits is off by some units; a second turn divides what it leaves. A
-    quotient that is off by 1, as one that was made a product with 1/n may be, is put right.
+    A float quotient that needs more digits than a float has is off by some units; a second turn divides its
+    remainder. A quotient that is off by 1, as a product with 1/n may be, is corrected.
     """
     quotient, remainder = jnp.zeros_like(value), value
     for _ in range(num_turns):
@@ -73,14 +73,14 @@ def _divide(value: Array, n: Array, num_turns: int) -> tuple[Array, Array]:
 
 
 def real(value: Array) -> Array:
-    """Return integers as floats of as many bits."""
+    """Return integers as floats with the same number of bits."""
     return value.astype(jnp.float64 if value.dtype.itemsize == 8 else jnp.float32)
 
 
 def capacity(factors: Sequence[float], word_bits: int) -> int:
-    """Return how many times all `factors` in turn can be multiplied by before the stack may overflow.
+    """Return the number of rounds of products by all `factors` before the stack may overflow.
 
-    Whatever the data: a product by n/d takes a stack of at most U to one of at most (U ÷ n)·d + d − 1.
+    The bound holds whatever the data: a product by n/d takes a stack of at most U to at most (U ÷ n)·d + d − 1.
     """
     bound, times = DIGIT, 0
     while True:

@@ -5,7 +5,7 @@ One step of it is, for every leaf of the weights,
     v ← m v + G(g, w),   w ← D w − η v,
 
 with a momentum m, a rate η and a decay D that may depend on the step, the leaf and the hyperparameters, and
-any stateless G (clipping, an L2 term). From (w, v) after a step follow w before it, then g and G, then v.
+any stateless G (clipping, an L2 term). The state (w, v) after a step gives w before it, then g and G, then v.
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ from hypergrad.problem import Problem
 from hypergrad.train import TrainState, carried, step_and_grads, trained, with_parts
 
 MOMENTUM_SPAN = "the smallest momentum of the run"
-"""What `min_momentum` of `drift` and `reversible` is, in words."""
+"""Description of `min_momentum` in `drift` and `reversible`."""
 
 
 class NotMomentum(ValueError):
     """The optimizer is not SGD with momentum.
 
     Args:
-        got: what it does or has instead, after "problem.optimizer".
-        expected: what SGD with momentum does or has there.
+        got: Words for what it does or has instead, after "problem.optimizer".
+        expected: Words for what SGD with momentum does or has there.
     """
 
     def __init__(self, got: str, expected: str = "SGD with momentum"):
@@ -45,9 +45,9 @@ class Coefficients(NamedTuple):
     """The numbers of one step for each leaf of the weights `[L]`, or of all steps `[T, L]`.
 
     Attributes:
-        momenta: m.
-        rates: η.
-        decays: D − 1, exactly 0 without decoupled decay; None where updates do not read the weights.
+        momenta: Momenta m.
+        rates: Rates η.
+        decays: Decays D − 1, exactly 0 without decoupled decay; None where updates do not read the weights.
     """
 
     momenta: Array
@@ -59,9 +59,9 @@ class Course(NamedTuple):
     """The part of a run's states that depends on no gradient, and is known before the run starts.
 
     Attributes:
-        step: index of each step `[T]`.
-        fixed: counters and keys in the optimizer's state before each step, leading axis `[T]`.
-        coefficients: those of each step `[T, L]`; None where all steps have the same.
+        step: Index of each step `[T]`.
+        fixed: Counters and keys in the optimizer's state before each step, leading axis `[T]`.
+        coefficients: Coefficients of each step `[T, L]`; None where all steps have the same.
     """
 
     step: Array
@@ -73,9 +73,9 @@ class Recursion:
     """The momentum recursion in `problem.optimizer`, found by asking the optimizer itself.
 
     The optimizer updates weights of one entry a leaf. Its answers to a unit gradient, a unit velocity and a
-    unit weight are the coefficients. Whether other updates follow from them is tested with numbers, at 0.5
-    for every hyperparameter, before anything else compiles: random entries of three sizes, at up to 66 steps
-    from the first to the last, and one update of weights of the real shapes.
+    unit weight are the coefficients. A test with numbers, before anything else compiles, shows whether other
+    updates follow from them. It sets every hyperparameter to 0.5 and takes random entries of three sizes at up
+    to 66 steps from the first to the last, and one update of weights of the real shapes.
 
     **Cost:** once a trace, one compiled program: some 200 updates of one number a leaf, and one update of
     the weights.
@@ -84,20 +84,20 @@ class Recursion:
     hyperparameters.
 
     Attributes:
-        decays: whether a step may have a decoupled decay: whether updates read the weights.
-        scheduled: whether the coefficients change from step to step.
-        constant: the smallest momentum, where no hyperparameter or schedule changes any; else None.
+        decays: Whether a step may have a decoupled decay, because updates read the weights.
+        scheduled: Whether the coefficients change from step to step.
+        constant: Smallest momentum, where no hyperparameter or schedule changes any momentum; else None.
 
     Args:
-        problem: the training loop.
-        hparams: hyperparameters, traced or not.
-        state: the state before the first step.
-        num_steps: length of the run.
+        problem: Training loop.
+        hparams: Hyperparameters, traced or not.
+        state: State before the first step.
+        num_steps: Length of the run.
 
     Raises:
         NotMomentum: for an optimizer that is not this recursion.
         ValueError: for a recursion that cannot be undone: a constant momentum of 0, or of 1 and more, a
-            velocity in another dtype than its weights, and rates or momenta of several numbers a leaf.
+            velocity in another dtype than its weights, or rates or momenta of several numbers a leaf.
     """
 
     def __init__(self, problem: Problem, hparams: HParams, state: TrainState, num_steps: int):
@@ -131,7 +131,7 @@ class Recursion:
         return velocity, [x for x, i in zip(leaves, self.places, strict=True) if i is None]
 
     def join(self, velocity: Sequence[Array], fixed: Sequence[Array]) -> PyTree:
-        """Make an optimizer state of the parts that `split` returns."""
+        """Make an optimizer state from the parts that `split` returns."""
         rest = iter(fixed)
         leaves = [next(rest) if i is None else velocity[i] for i in self.places]
         return jax.tree.unflatten(jax.tree.structure(self.start.opt_state), leaves)
@@ -146,7 +146,7 @@ class Recursion:
             return Coefficients(momenta, rates, None)
         updates, velocity, _ = self._respond(hparams, fixed, zero, zero, one)
         decays = updates + rates * velocity
-        # an L2 term within G makes u = −η v up to rounding, which is no decay
+        # an L2 term within G makes u = −η v up to rounding, which is not a decay
         decays = jnp.where(jnp.abs(decays) > 1e-5 * jnp.abs(updates), decays, 0)
         return Coefficients(momenta, rates, decays)
 
@@ -177,7 +177,7 @@ class Recursion:
     def state(
         self, at: Course, loss_state: PyTree, weights: list[Array], velocity: list[Array]
     ) -> TrainState:
-        """Make the state before a step of its part of the course and of what was run backwards."""
+        """Make the state before a step from its part of the course, weights and velocity."""
         params = with_parts(self.start.params, self.treedef.unflatten(weights), loss_state)
         return TrainState(at.step, params, self.join(velocity, at.fixed), self.start.key)
 
@@ -190,7 +190,7 @@ class Recursion:
         return self.split(after.opt_state)[0], carried(after.params), value, grads
 
     def _find_velocity(self, hparams: HParams) -> list[int | None]:
-        """Tell for each leaf of the optimizer's state whose velocity it is; None for what is no float."""
+        """Tell for each leaf of the optimizer's state whose velocity it is; None if it is not a float."""
         leaves = jax.tree.leaves(self.start.opt_state)
         num_floats, num = sum(map(tree.is_float, leaves)), len(self.leaves)
         if num_floats != num:
@@ -253,14 +253,14 @@ class Recursion:
         try:
             with jax.ensure_compile_time_eval():
                 errors, momenta = (np.asarray(x) for x in jax.jit(self._examine)(example))
-        except TypeError as error:  # an update that insists on the loss, for example
+        except TypeError as error:  # for example an update that needs the loss
             raise NotMomentum(f"failed on gradients alone ({error})") from error
         return np.where(np.isnan(errors), np.inf, errors).max(0), momenta
 
     def _classify(self, hparams: HParams) -> bool:
         """Find out what the coefficients depend on; return whether anything changes a momentum.
 
-        Read off the program, not the numbers: a decay may begin late, or at other hparams.
+        The answer comes from the program, not from numbers: a decay may begin late, or at other hparams.
         """
         fixed, zero = self.split(self.start.opt_state)[1], np.zeros(len(self.leaves))
         self.decays = any(uses(lambda w: self._respond(hparams, fixed, zero, zero, w)[0], zero))
@@ -271,7 +271,7 @@ class Recursion:
         return any(uses(lambda *x: self.coefficients(*x).momenta, hparams, fixed))
 
     def _examine(self, hparams: HParams) -> list[Array]:
-        """Return how far updates depart from the recursion, and the m of those with one entry a leaf."""
+        """Return how far updates depart from the recursion; momenta of those with one entry a leaf."""
         num, last = len(self.leaves), self.num_steps - 1
         weights = self.treedef.unflatten(self._small(np.zeros(num)))
         fixed = self.split(self.problem.optimizer(hparams).init(weights))[1]
@@ -298,7 +298,7 @@ class Recursion:
         return [jnp.concatenate([errors, whole[None]]), momenta]
 
     def _examine_whole(self, hparams: HParams, fixed: list[Array]) -> Array:
-        """Return how far an update of weights of their own shapes departs from the recursion `[L]`."""
+        """Return the departure `[L]` from the recursion of an update of weights in their own shapes."""
         momenta, rates, decays = self.coefficients(hparams, fixed)
         assert decays is not None
         optimizer, keys = self.problem.optimizer(hparams), jax.random.split(jax.random.key(0), 3)

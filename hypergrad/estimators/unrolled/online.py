@@ -1,4 +1,4 @@
-"""What the estimators share that take hypergradients while training goes on."""
+"""Helpers that estimators share when they take hypergradients while training continues."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from hypergrad.problem import Problem
 from hypergrad.train import TrainState, init_state, split_key
 
 NUM_READINGS = 20
-"""Hypergradients that the command line takes in one run of training that goes on."""
+"""Number of hypergradients that the command line takes in one continuing run of training."""
 
 
 def reading_interval(horizon: int) -> int:
@@ -21,20 +21,20 @@ def reading_interval(horizon: int) -> int:
 
 
 class OnlineInfo(NamedTuple):
-    """Diagnostics of a hypergradient taken while training goes on.
+    """Diagnostics of a hypergradient taken while training continues.
 
     Attributes:
         direct: ∂f/∂λ, a pytree like `hparams`.
-        response: the part of (∂f/∂w)(dw/dλ) that is known, a pytree like `hparams`; hypergrad = direct +
+        response: Known part of (∂f/∂w)(dw/dλ), a pytree like `hparams`; hypergrad = direct +
             response.
-        horizon: number of training steps whose derivative is in the response, int32 `[]`. Where it is less than
+        horizon: Number of training steps whose derivative is in the response, int32 `[]`. Where it is less than
             `step`, the hypergradient has short-horizon bias: the terms of earlier steps are missing.
-        growth: geometric mean growth a step of the adjoint or, in forward mode, of Z, `[]`. In reverse mode
-            with growth ρ < 1, what is missing is about ρ^horizon of the whole.
-        first_nonfinite: first training step of the run whose loss was not finite, `step` if only the
+        growth: Geometric mean growth a step of the adjoint or, in forward mode, of Z, `[]`. In reverse mode
+            with growth ρ < 1, the missing part is about ρ^horizon of the whole.
+        first_nonfinite: First training step of the run whose loss was not finite, `step` if only the
             objective was not, -1 if none; int32 `[]`. The next estimate then starts a new run.
-        step: number of steps since the run of training started, int32 `[]`.
-        moved: distance of the hparams from those at that start, ‖λ − λ_start‖, `[]`. Above zero the weights,
+        step: Number of steps since the run of training started, int32 `[]`.
+        moved: Distance of the hparams from those at that start, ‖λ − λ_start‖, `[]`. Above zero the weights,
             and Z in forward mode, come from a path of hparams, not from the last ones.
     """
 
@@ -48,12 +48,13 @@ class OnlineInfo(NamedTuple):
 
 
 class OnlineState(NamedTuple):
-    """Training that goes on from estimate to estimate.
+    """Training that continues from estimate to estimate.
 
     Attributes:
-        train: the state that training is in.
-        first: hparams with which its run started.
-        tangents: in forward mode, Z of the state's float leaves, leading axis `[num_hparams]`; else `()`.
+        train: State of training.
+        first: Hparams at the start of its run.
+        tangents: Derivative Z of the state's float leaves in forward mode, leading axis `[num_hparams]`; else
+            `()`.
     """
 
     train: TrainState
@@ -62,7 +63,7 @@ class OnlineState(NamedTuple):
 
 
 def first_state(problem: Problem, key: Key, hparams: HParams) -> OnlineState:
-    """Start a run of training that will go on from estimate to estimate; `key` is that of an estimate."""
+    """Start a run of training that continues from estimate to estimate; `key` is that of an estimate."""
     first = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), hparams)
     return OnlineState(init_state(problem, split_key(key)[0], hparams), first)
 
@@ -70,7 +71,7 @@ def first_state(problem: Problem, key: Key, hparams: HParams) -> OnlineState:
 def go_on(state: OnlineState, fresh: OnlineState, restart_every: int | None) -> OnlineState:
     """Return `state` with the minibatches of `fresh`, or `fresh` where the run is over or not finite.
 
-    Estimates in turn with one and the same key are one run: that of `init_state`.
+    Successive estimates with the same key make one run: that of `init_state`.
     """
     everything = [x.astype(jnp.float32) for x in tree.floats((state.train.params, state.tangents))]
     over = ~jnp.isfinite(tree.norm(everything))
@@ -94,13 +95,13 @@ def online_info(
     """Make the diagnostics of an estimate.
 
     Args:
-        before: training as this estimate found it.
-        after: training as this estimate leaves it.
-        hparams: hyperparameters of this estimate.
-        parts: direct and response.
-        horizon: number of steps differentiated through.
-        growth: growth a step of the adjoint or of Z.
-        bad: first non-finite step of this estimate (`first_nonfinite`).
+        before: Training before this estimate.
+        after: Training after this estimate.
+        hparams: Hyperparameters of this estimate.
+        parts: Direct gradient and response.
+        horizon: Number of steps differentiated through.
+        growth: Growth a step of the adjoint or of Z.
+        bad: First non-finite step of this estimate (`first_nonfinite`).
     """
     return OnlineInfo(
         *parts,

@@ -31,14 +31,14 @@ class _Step(NamedTuple):
     """One step of training, Φ(w, c, o, λ), cut into what carries a derivative.
 
     Attributes:
-        problem: the training loop.
-        state: the state before the step.
-        batch: what the step is trained on.
-        weights: w, a pytree.
-        carried: c, float leaves of the state that the loss carries along.
-        opt_state: o, float leaves of the optimizer's state.
-        hparams: λ, float leaves.
-        joins: the ways back from `carried`, `opt_state` and `hparams` to the whole of each.
+        problem: Training loop.
+        state: State before the step.
+        batch: Batch of the step.
+        weights: Weights w, a pytree.
+        carried: Float leaves c of the state that the loss carries along.
+        opt_state: Float leaves o of the optimizer's state.
+        hparams: Float leaves λ of the hyperparameters.
+        joins: Functions from `carried`, `opt_state` and `hparams` back to the whole of each.
     """
 
     problem: Problem
@@ -81,13 +81,13 @@ class _Step(NamedTuple):
 
 
 class _Bars(NamedTuple):
-    """Adjoints of what a step reads.
+    """Adjoints of the arrays that a step reads.
 
     Attributes:
-        weights: w̄, a pytree.
-        carried: c̄.
-        opt_state: ō.
-        hparams: λ̄.
+        weights: Adjoint w̄ of the weights, a pytree.
+        carried: Adjoint c̄ of the carried state.
+        opt_state: Adjoint ō of the optimizer's state.
+        hparams: Adjoint λ̄ of the hyperparameters.
     """
 
     weights: PyTree
@@ -97,15 +97,15 @@ class _Bars(NamedTuple):
 
 
 class _UpdateBars(NamedTuple):
-    """Adjoints of what the optimizer reads.
+    """Adjoints of the arrays that the optimizer reads.
 
     Attributes:
-        grads: v, the adjoint of the gradient, a pytree.
-        opt_state: ō.
-        weights: w̄ through the optimizer, a pytree.
-        hparams: λ̄ through the optimizer.
-        loss: adjoints of the loss and of the carried state that it is evaluated at, where the optimizer
-            reads it, else `()`.
+        grads: Adjoint v of the gradient, a pytree.
+        opt_state: Adjoint ō of the optimizer's state.
+        weights: Adjoint w̄ through the optimizer, a pytree.
+        hparams: Adjoint λ̄ through the optimizer.
+        loss: Adjoints of the loss and of the carried state at which it is evaluated, where the optimizer reads
+            it, else `()`.
     """
 
     grads: PyTree
@@ -124,13 +124,13 @@ def pull_step(
     """Pull the adjoint back over one step of training, whose loss and gradient were kept.
 
     Args:
-        problem: the training loop.
-        hparams: hyperparameters.
-        kept: the state before the step, its loss `[]`, the gradient of its weights.
-        adjoint: cotangent of the hparams' float leaves so far, adjoint of the state after the step.
+        problem: Training loop.
+        hparams: Hyperparameters.
+        kept: State before the step, its loss `[]`, and the gradient of its weights.
+        adjoint: Cotangent of the hparams' float leaves so far, adjoint of the state after the step.
 
     Returns:
-        Both before the step, and the norm of the adjoint of the weights there, float32 `[]`.
+        Both adjoints before the step, and the norm of the adjoint of the weights there, float32 `[]`.
     """
     state, value, grads = kept
     total, state_bar = adjoint
@@ -182,11 +182,11 @@ def _pull_update(
 def _pull_gradient(step: _Step, v: PyTree, c_bar: list[Array]) -> tuple[_Bars, _Bars]:
     """Pull v, the adjoint of the gradient, and c̄ back through the gradient and the carried state.
 
-    The new carried state s(w, c, λ) has an adjoint too. Adding κ⟨c̄, s⟩ to the loss makes the one derivative
-    along (v, κ̇ = 1) at κ = 0 return Hv + ∂⟨c̄, s⟩ together.
+    The new carried state s(w, c, λ) has an adjoint too. With κ⟨c̄, s⟩ added to the loss, a single derivative
+    along (v, κ̇ = 1) at κ = 0 returns Hv + ∂⟨c̄, s⟩.
 
     Returns:
-        The gradient of the loss in all that it reads, and the adjoints.
+        The gradient of the loss in everything that it reads, and the adjoints.
     """
 
     def gradient(weights: PyTree, kappa: Array) -> tuple[PyTree, list[Array], list[Array]]:
@@ -202,7 +202,7 @@ def _pull_gradient(step: _Step, v: PyTree, c_bar: list[Array]) -> tuple[_Bars, _
 
 
 def _pull_loss(bars: _Bars, slopes: _Bars, value_bar: Array, c_bar: list[Array]) -> _Bars:
-    """Add what the optimizer reads of the loss: its adjoint times the gradient of the loss."""
+    """Add the path through the loss that the optimizer reads: its adjoint times the gradient of the loss."""
 
     def add(bar: list[Array], slope: PyTree) -> list[Array]:
         return [a + value_bar * b for a, b in zip(bar, jax.tree.leaves(slope), strict=True)]

@@ -27,17 +27,17 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
     d f(w_T, λ)/dλ = ∂f/∂λ + Σ_t ᾱ_{t+1} ∂Φ_t/∂λ + ᾱ_0 ∂w_0/∂λ,   ᾱ_t = ᾱ_{t+1} ∂Φ_t/∂w_t,   ᾱ_T = ∂f/∂w_T
 
     **Cost:** 2 to 5 x training, whatever the number of hparams, with memory of 32 MiB or O(√horizon) states,
-    whichever is more (the default, `mixed_mode()`); other trade-offs through `backward`, or `plan` for a
-    budget in bytes.
+    whichever is more (the default, `mixed_mode()`). `backward` makes other trade-offs; `plan` finds the one for
+    a budget in bytes.
 
-    **Limits:** exact but for rounding. Where training is chaotic the exact gradient is useless: watch
+    **Limits:** exact except for rounding. Where training is chaotic the exact gradient is useless: watch
     `info.growth`. Signs and roundings in the optimizer give zeros; a warning names the leaves. Loops of
     unknown length (the line searches of `optax.lbfgs`) have no reverse mode; use `forward` for them.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps.
-        backward: the backward pass: `mixed_mode(checkpoint)`, or `plain(checkpoint)` for losses whose
+        problem: Training loop.
+        horizon: Number of inner steps.
+        backward: Backward pass, `mixed_mode(checkpoint)`, or `plain(checkpoint)` for losses whose
             gradient has no forward derivative.
 
     Returns:
@@ -69,11 +69,11 @@ class Plan(NamedTuple):
     """A backward pass chosen for a memory budget.
 
     Attributes:
-        backward: what to pass to `reverse` or `truncated`.
-        checkpoint: its segment lengths.
-        num_bytes: temporary memory of the compiled estimate.
-        tried: (checkpoint, bytes) of each pass considered, fastest first; where the states alone exceed the
-            budget, their bytes.
+        backward: Argument `backward` of `reverse` or `truncated`.
+        checkpoint: Segment lengths of that pass.
+        num_bytes: Temporary memory of the compiled estimate.
+        tried: Pairs (checkpoint, bytes) of each pass considered, fastest first; where the states alone exceed
+            the budget, their bytes.
     """
 
     backward: Backward
@@ -93,11 +93,11 @@ def plan(
     **Cost:** one compilation for each pass tried, up to four.
 
     Args:
-        problem: the training loop.
-        hparams: hyperparameters of the shapes to be used.
-        horizon: number of inner steps.
-        memory: budget in bytes for the temporaries of the estimates.
-        num_seeds: number of estimates made side by side, under `vmap`.
+        problem: Training loop.
+        hparams: Hyperparameters of the shapes that estimates will have.
+        horizon: Number of inner steps.
+        memory: Budget in bytes for the temporaries of the estimates.
+        num_seeds: Number of estimates made side by side, under `vmap`.
 
     Raises:
         ValueError: where even the leanest pass needs more, with the number of bytes it needs.

@@ -33,7 +33,7 @@ from hypergrad.train import (
 )
 
 MIN_DECAY = 255 / 256
-"""The smallest decoupled decay D of a step that the stack has room for."""
+"""Smallest decoupled decay D of a step for which the stack has room."""
 
 
 class ReversibleInfo(NamedTuple):
@@ -42,15 +42,15 @@ class ReversibleInfo(NamedTuple):
     Attributes:
         direct: ∂f/∂λ at the final weights, a pytree like `hparams`.
         response: (∂f/∂w)(dw/dλ), a pytree like `hparams`; hypergrad = direct + response.
-        horizon: number of steps differentiated through, int32 `[]`.
-        sensitivity: norm of the adjoint of the weights before each step `[horizon]`.
-        growth: geometric mean growth of `sensitivity` a step towards the start, `[]`.
-        first_nonfinite: first step at which the training loss was not finite or a number left the range,
+        horizon: Number of steps differentiated through, int32 `[]`.
+        sensitivity: Norm of the adjoint of the weights before each step `[horizon]`.
+        growth: Geometric mean growth of `sensitivity` a step towards the start, `[]`.
+        first_nonfinite: First step at which the training loss was not finite or a number left the range,
             the number of steps if only the objective was not finite, -1 if none; int32 `[]`.
-        exact: the certificate: whether every integer came back to what it was, at the start and wherever
-            the stack was stored, bool `[]`.
-        largest: largest magnitude of a weight, update, gradient or velocity on the way, `[]`.
-        bits: what is stored a parameter and step, `[]`.
+        exact: Certificate that every integer came back to its value, at the start and wherever the stack was
+            stored, bool `[]`.
+        largest: Largest magnitude of a weight, update, gradient or velocity during the run, `[]`.
+        bits: Number of bits stored a parameter and step, `[]`.
     """
 
     direct: HParams
@@ -79,12 +79,12 @@ class ReversibleInfo(NamedTuple):
 
 
 class Integers(NamedTuple):
-    """All weights and velocities in fixed point, each a vector `[P]` of int32, or int64 for float64 params.
+    """The weights and velocities in fixed point, each a vector `[P]` of int32, or int64 for float64 params.
 
     Attributes:
-        weights: w / unit.
-        velocity: v / unit.
-        rest: remainders of the multiplications, a stack of digits that undoing them takes off again.
+        weights: Weights w / unit.
+        velocity: Velocities v / unit.
+        rest: Remainders of the multiplications, a stack of digits from which undoing takes them again.
     """
 
     weights: Array
@@ -102,25 +102,25 @@ def reversible(
     with integers V and W of unit u. Sums of integers are undone by differences. A product by m < 1 forgets
     log₂(1/m) bits, which go on a stack of digits, one word a parameter (`shrink`). The stack is stored and
     emptied before it can overflow, after a number of steps that depends on `min_momentum` alone, not on the
-    data. Nothing else is stored of weights and velocities.
+    data. Nothing else of the weights and velocities is stored.
 
     **Cost:** 4 to 5 x training; memory of `info.bits` a parameter and step (0.26 at momentum 0.9, 0.5 at
     0.8, where two float32 states take 64), and of a few numbers a step.
 
     **Limits:** SGD with momentum alone. Its rate, momentum and decoupled decay may change with the step and
     with the leaf of the params, rate x decay at most 1/256; clipping or an L2 term may come before the
-    momentum. Training is optax's but for rounding, to `limit`·2⁻³⁰ (float64 params: 2⁻⁶²) whatever the size of
-    a gradient. Carried state is stored at every step. The gradient computed again must be the same to
-    the bit: compilers do that, but do not promise it. Where `info.exact` is false (other bits, or a momentum
-    below the declared one) the hypergradient is NaN rather than a wrong number. Where a number left the
-    range, the value is NaN too, and `info.first_nonfinite` is the step. The estimate itself has no derivative,
-    since integers have none; taking it is an error.
+    momentum. Training is optax's except for rounding to `limit`·2⁻³⁰ (float64 params: 2⁻⁶²), whatever the size
+    of a gradient. Carried state is stored at every step. The gradient must be the same to the bit when it is
+    computed again: compilers do that, but do not promise it. Where `info.exact` is false (other bits, or a
+    momentum below the declared one) the hypergradient is NaN rather than a wrong number. Where a number left
+    the range, the value is NaN too, and `info.first_nonfinite` is the step. The estimate itself has no
+    derivative, because integers have none; differentiating it raises an error.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps.
-        min_momentum: the smallest momentum that the run will meet, in [0.25, 1).
-        limit: magnitude that no weight, update, gradient or velocity may reach; with half of it, rounding is
+        problem: Training loop.
+        horizon: Number of inner steps.
+        min_momentum: Smallest momentum that the run will meet, in [0.25, 1).
+        limit: Magnitude that no weight, update, gradient or velocity may reach; half the limit makes rounding
             half as coarse.
 
     Returns:
@@ -135,7 +135,7 @@ def reversible(
     """
     check_problem(problem)
     check_whole("horizon", horizon)
-    # below 0.25 a step forgets more bits than there is use in storing
+    # below 0.25 a step forgets more bits than are worth storing
     check_share("min_momentum", min_momentum, "[0.25, 1)", what=MOMENTUM_SPAN, example=0.8)
     what = "a magnitude that no weight and no velocity reaches"
     check_share("limit", limit, f"(0, {2**20})", what=what, example=8.0)
@@ -172,7 +172,7 @@ REVERSIBLE = Method(
 
 @jax.custom_jvp
 def _once(hparams: HParams) -> HParams:
-    """Return the hparams; raise where they are differentiated: through integers the answer would be zero."""
+    """Return the hparams; raise a `ValueError` where they are differentiated: integers would give zero."""
     return hparams
 
 
@@ -185,13 +185,13 @@ def _refuse(primals: tuple, tangents: tuple) -> tuple:
 
 
 class _Scheme(NamedTuple):
-    """How the params are laid out in integers.
+    """The layout of the params in integers.
 
     Attributes:
-        recursion: the momentum recursion, which knows the leaves.
-        word: dtype of the integers.
-        unit: value of the integer 1, a power of two.
-        interval: number of steps after which the stack must be stored.
+        recursion: Momentum recursion, which knows the leaves.
+        word: Dtype of the integers.
+        unit: Value of the integer 1, a power of two.
+        interval: Number of steps after which the stack must be stored.
     """
 
     recursion: Recursion
@@ -244,10 +244,10 @@ class _Scheme(NamedTuple):
 
 
 _Back: TypeAlias = tuple[Integers, Adjoint, Array]
-"""What travels back from segment to segment: integers, adjoint, and whether all came back to the bit."""
+"""Quantities that travel back between segments: integers, adjoint, whether all came back to the bit."""
 
 _Kept: TypeAlias = tuple[Course, PyTree, Array]
-"""What is stored of a segment: its part of the course, the carried states, and the full stack."""
+"""Stored parts of a segment: its part of the course, the carried states, and the full stack."""
 
 
 def undo_exactly(min_momentum: float, limit: float) -> Backward:
@@ -309,8 +309,8 @@ def _advance(
     """Make one step of training in integers.
 
     Returns:
-        Integers and carried state after it; its loss `[]`, the largest magnitude in it `[]`, and the carried
-        state before it.
+        The integers and carried state after the step; its loss `[]`, the largest magnitude in it `[]`, and the
+        carried state before it.
     """
     (weights, velocity, rest), loss_state = carry
     m, rate, decay = scheme.spread(at.coefficients or first)
@@ -338,10 +338,10 @@ def _undo_segment(
     carry: _Back,
     stored: _Kept,
 ) -> tuple[_Back, Array]:
-    """Undo a segment to the bit, and pull the adjoint back over it; return the norms `[length]` too."""
+    """Undo a segment to the bit, and pull the adjoint back over it; return the norms `[length]` as well."""
     (weights, velocity, emptied), adjoint, exact = carry
     course, loss_states, full = stored
-    # on the way back, the stack must come to what was left when it was emptied here
+    # on the way back, the stack must come to its value after it was emptied here
     exact &= jnp.all(emptied == full & DIGIT)
 
     def undo_step(
@@ -373,7 +373,7 @@ def _scheme(recursion: Recursion, min_momentum: float, limit: float) -> _Scheme:
             "problem.optimizer; pass that, because it decides how much room is kept"
         )
     word_bits = 64 if any(jnp.finfo(leaf.dtype).bits > 32 for leaf in recursion.leaves) else 32
-    # an integer of two bits less than the word holds `limit`, so that sums of two do not overflow
+    # an integer of two bits less than the word holds `limit`, so that a sum of two does not overflow
     unit = 2.0 ** (math.ceil(math.log2(limit)) - word_bits + 2)
     factors = [min_momentum, *([MIN_DECAY] if recursion.decays else [])]
     interval = capacity(factors, word_bits)

@@ -1,4 +1,4 @@
-"""Real-time hypergradients: forward mode along a training run that goes on while its hparams change."""
+"""Real-time hypergradients: forward mode along a training run that continues while its hparams change."""
 
 import jax
 from jax.flatten_util import ravel_pytree
@@ -31,20 +31,20 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
 
     Z_{t+1} = (∂Φ_t/∂w)(w_t, λ_t) Z_t + (∂Φ_t/∂λ)(w_t, λ_t),   hypergrad_t = ∂f/∂λ + (∂f/∂w) Z_t
 
-    Each estimate trains `interval` more steps with the hparams that it gets, and reads the hypergradient
-    at their end. So the hparams are updated many times in one run of training.
+    Each estimate trains `interval` more steps with its hparams, and reads the hypergradient at their end. So
+    the hparams are updated many times in one run of training.
 
     **Cost:** about (1 + 1.5 num_hparams) x `interval` steps of training; memory of num_hparams states,
     whatever the horizon.
 
-    **Limits:** while the hparams stand still this is `forward`, exact to rounding. Once they move, Z is
-    the sum of derivatives taken at the values they had, a bias that grows with `info.moved`. Where
-    training is chaotic Z grows without bound (`info.growth` above 1): restart it.
+    **Limits:** while the hparams stand still this is `forward`, exact except for rounding. Once they move, Z
+    sums derivatives at the values that the hparams had then, a bias that grows with `info.moved`. Where
+    training is chaotic, Z grows without bound (`info.growth` above 1): restart it.
 
     Args:
-        problem: the training loop.
-        interval: number of inner steps between two hypergradients.
-        restart_every: number of steps after which a new run begins, with Z_0 = dw_0/dλ; None: never.
+        problem: Training loop.
+        interval: Number of inner steps between two hypergradients.
+        restart_every: Number of steps after which a new run begins, with Z_0 = dw_0/dλ; None: never.
 
     Returns:
         An estimator whose state is an `OnlineState` with Z; `info` is an `OnlineInfo` whose horizon is

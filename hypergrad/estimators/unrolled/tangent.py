@@ -1,4 +1,4 @@
-"""The forward pass over a training run: how the derivative of the weights travels along with them.
+"""The forward pass over a training run, along which the derivative of the weights travels with them.
 
 Z_0 = dw_0/dλ,   Z_{t+1} = (∂Φ_t/∂w) Z_t + ∂Φ_t/∂λ
 
@@ -26,7 +26,7 @@ def first_tangents(
 ) -> list[Array]:
     """Return Z_0 along each direction, leading axis `[num_directions]`."""
 
-    def start(hparams):
+    def start(hparams: HParams) -> list[Array]:
         return state_floats(init_state(problem, key, hparams))[0]
 
     return jax.vmap(lambda direction: jax.jvp(start, (hparams,), (direction,))[1])(directions)
@@ -46,11 +46,11 @@ def push_step(
     """
     leaves, join = state_floats(state)
 
-    def advance(leaves, hparams):
+    def advance(leaves: list[Array], hparams: HParams) -> tuple[list[Array], tuple]:
         new, loss = step(problem, hparams, join(leaves))
         return state_floats(new)[0], (new, loss)
 
-    def along(tangent, direction):
+    def along(tangent: list[Array], direction: HParams) -> tuple[list[Array], tuple]:
         primals, moving = (leaves, hparams), (tangent, direction)
         _, moved, kept = jax.jvp(advance, primals, moving, has_aux=True)
         return moved, kept

@@ -50,17 +50,17 @@ def truncated(
     without the term through `init`.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps trained by an estimate.
-        window: number of steps differentiated, the last ones; at most `horizon`.
-        backward: as in `reverse`.
-        warm_start: go on from where the last estimate's training ended, instead of from the start.
-        restart_every: number of steps after which a warm start begins a new run, such as the length of a
+        problem: Training loop.
+        horizon: Number of inner steps trained by an estimate.
+        window: Number of last steps that are differentiated, at most `horizon`.
+        backward: Backward pass, as in `reverse`.
+        warm_start: Whether to continue from the end of the last estimate's training, instead of from the start.
+        restart_every: Number of steps after which a warm start begins a new run, such as the length of a
             schedule; None: never.
 
     Returns:
-        A stateless estimator, whose `info` is an `UnrollInfo` with the window for its `horizon`; with
-        `warm_start` one whose state is an `OnlineState` and whose `info` is an `OnlineInfo`.
+        A stateless estimator, whose `info` is an `UnrollInfo` with the window for its `horizon`. With
+        `warm_start`, its state is an `OnlineState` and its `info` an `OnlineInfo`.
 
     Raises:
         ValueError: for a window outside [1, horizon] and, when traced, for a leaf that is not real.
@@ -117,24 +117,24 @@ def truncated(
 
 
 def one_step(problem: Problem, interval: int = 1, *, restart_every: int | None = None) -> Estimator:
-    """Differentiate the objective through the last step of training alone, as training goes on.
+    """Differentiate the objective through the last step of training alone, while training continues.
 
     w' = Φ_t(w, λ),   hypergrad ≈ ∂f(w', λ)/∂λ + (∂f/∂w') ∂Φ_t(w, λ)/∂λ
 
-    The step is that of the problem's own optimizer, with all that depends on λ in it: learning rates and
-    momenta get a hypergradient as well as penalties and weights of examples. `darts` is a cheaper form that
+    The step is that of the problem's own optimizer, with everything in it that depends on λ: learning rates and
+    momenta get a hypergradient, as penalties and weights of examples do. `darts` is a cheaper form that
     sees the loss alone.
 
     **Cost:** `interval` steps of training and one step's reverse pass.
 
-    **Limits:** the shortest horizon there is, hence the strongest short-horizon bias: only what λ did to
+    **Limits:** the shortest horizon there is, hence the strongest short-horizon bias: only the effect of λ on
     the last step counts. For penalties and weights the sign is mostly right; learning rates are driven
     too low. Of a schedule only the entry of the last step gets a gradient.
 
     Args:
-        problem: the training loop.
-        interval: number of inner steps trained by an estimate.
-        restart_every: number of steps after which a new run begins; None: never.
+        problem: Training loop.
+        interval: Number of inner steps trained by an estimate.
+        restart_every: Number of steps after which a new run begins; None: never.
 
     Returns:
         `truncated` with a window of 1 and a warm start.

@@ -15,7 +15,7 @@ class Chain(NamedTuple):
     """Tables of S sequences of L steps over K atoms.
 
     Attributes:
-        first: probabilities of the first step, `[S, K]`.
+        first: Probabilities of the first step, `[S, K]`.
         moves: T_l(j → j'), `[L − 1, S, K, K]`, upper triangular: atoms are in descending order.
     """
 
@@ -40,12 +40,12 @@ def chains(
     atom that no elite was at stays as it was.
 
     Args:
-        name: name of the leaf.
+        name: Name of the leaf.
         shape: (L, S).
-        num_atoms: number K of atoms.
-        smoothing: smoothing of the tables.
-        floor: share of the first tables in what is drawn.
-        near: value of a prior in unit coordinates, `[L · S]`, and its spread; None where there is no prior.
+        num_atoms: Number K of atoms.
+        smoothing: Smoothing of the tables.
+        floor: Share of the first tables in what is drawn.
+        near: Value of a prior in unit coordinates, `[L · S]`, and its spread; None where there is no prior.
     """
     length, num = shape
     share = 1 - np.arange(num_atoms) / (num_atoms - 1)

@@ -42,13 +42,13 @@ def distribution(
     (powers of) the ratios of its successive shares of the range, log b_{l+1} = log b_l − g_l, g_l ≥ 0.
 
     Args:
-        space: a pytree of traceable dimensions.
-        atoms: number of values that a real dimension is cut into, for all of them or by leaf name; continuous
+        space: Pytree of traceable dimensions.
+        atoms: Number of values that a real dimension is cut into, for all of them or by leaf name; continuous
             where None.
-        correlated: whether the continuous coordinates are joined by their correlation (`families.normals`).
+        correlated: Whether the continuous coordinates are joined by their correlation (`families.normals`).
         prior: {leaf name: `Prior(value, spread)`}, the first distribution; uniform where there is none.
-        smoothing: smoothing of every update.
-        floor: share of the first distribution in what is drawn from a table.
+        smoothing: Smoothing of every update.
+        floor: Share of the first distribution in what is drawn from a table.
 
     Raises:
         ValueError: for an invalid space, atoms, prior, smoothing or floor, naming the argument.

@@ -24,7 +24,7 @@ class Family(NamedTuple):
     """A family of distributions over d unit coordinates; `params` is a pytree that names one of them.
 
     Attributes:
-        start: params of the first distribution.
+        start: Params of the first distribution.
         transform: (params, uniforms `[N, d]`) -> units `[N, d]`, the draws that uniforms in (0, 1) become.
         log_density: (params, units `[N, d]`) -> `[N]`, of what `transform` draws.
         fit: (params, units `[N, d]`, weights `[N]`) -> params that minimise the Kullback-Leibler
@@ -48,10 +48,10 @@ class Smoothing(NamedTuple):
     """How far a distribution follows the elites of one generation.
 
     Attributes:
-        c: share of the fit in means and correlations: new = c · fitted + (1 − c) · old.
-        beta: share β of the fit in standard deviations at first; β_t = β − β (1 − 1/t)^q in generation t.
-        q: how fast β_t falls; a distribution whose β_t falls cannot collapse early.
-        tables: share of the fit in probabilities; less, because a table has no width that could fall late.
+        c: Share of the fit in means and correlations: new = c · fitted + (1 − c) · old.
+        beta: Share β of the fit in standard deviations at first; β_t = β − β (1 − 1/t)^q in generation t.
+        q: How fast β_t falls; a distribution whose β_t falls cannot collapse early.
+        tables: Share of the fit in probabilities; less, because a table has no width that could fall late.
 
     The defaults are for generations of 16 with four elites: a c near 1 did best in docs/cehpo.md, and q was
     chosen on the functions and tests at hand. Tables that follow the elites by more than a fifth put all
@@ -161,11 +161,11 @@ def tables(
 
     Args:
         first: P_0 of each coordinate, `[K_d]`.
-        names: name of each coordinate.
-        ends: where the K values of each coordinate stand, `[d]`; true: at k / (K − 1), on the bounds of a range
+        names: Name of each coordinate.
+        ends: Where the K values of each coordinate stand, `[d]`; true: at k / (K − 1), on the bounds of a range
             cut into atoms; false: at the middles (k + ½) / K of counted values.
-        smoothing: smoothing of P.
-        floor: share of P_0 in what is drawn.
+        smoothing: Smoothing of P.
+        floor: Share of P_0 in what is drawn.
     """
     dtype = jnp.result_type(float)
     sizes = np.array([len(table) for table in first])

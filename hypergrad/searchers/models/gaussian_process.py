@@ -1,8 +1,8 @@
 """A Gaussian process over unit coordinates, for tables that are padded to a fixed number of rows.
 
 In the order of use: the kernel and its covariance (`matern`), the fit of the kernel to trials
-(`fit_covariance`), the process conditioned on them (`condition`, `predict`, `believe`), and the acquisitions
-that say where to try next, all for an objective that is minimised.
+(`fit_covariance`), and the process conditioned on them (`condition`, `predict`, `believe`), for an objective
+that is minimised.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.scipy.special import log_ndtr
-from jax.scipy.stats import norm
 
-from hypergrad.core.checks import check_least
 from hypergrad.core.types import Array, PyTree
 
 
@@ -23,10 +20,10 @@ class Kernel(NamedTuple):
     """Logarithms of the positive numbers of a kernel.
 
     Attributes:
-        scale: length scales, `[D]`.
-        amplitude: variance of the process.
-        noise: variance of an observation.
-        warp: a and b of the input warping, `[2, D]`; zeros where inputs are not warped.
+        scale: Length scales, `[D]`.
+        amplitude: Variance of the process.
+        noise: Variance of an observation.
+        warp: And b of the input warping, `[2, D]`; zeros where inputs are not warped.
     """
 
     scale: Array
@@ -43,9 +40,9 @@ class Posterior(NamedTuple):
     """A process conditioned on n rows, of which some are empty.
 
     Attributes:
-        kernel: kernel of the process.
-        units: trials in unit coordinates, `[n, D]`.
-        mask: which rows hold a trial, `[n]`.
+        kernel: Kernel of the process.
+        units: Trials in unit coordinates, `[n, D]`.
+        mask: Which rows hold a trial, `[n]`.
         root: R = L⁻¹ with L Lᵀ = K + noise I; rows of the identity where empty, `[n, n]`.
         white: R y, `[n]`.
     """
@@ -83,7 +80,7 @@ def matern(ordered: np.ndarray) -> Covariance:
     over options c and all other coordinates d.
 
     Args:
-        ordered: whether the order of each coordinate means something, `[D]`; false for options.
+        ordered: Whether the order of each coordinate means something, `[D]`; false for options.
     """
     numbers = np.flatnonzero(ordered)
 
@@ -169,13 +166,13 @@ def fit_covariance(
     **Cost:** 2 · num_steps factors and inverses, O(n³) each.
 
     Args:
-        start: kernel of the last fit.
-        covariance: covariance of the process, e.g. `matern(ordered)`.
-        units: trials in unit coordinates, `[n, D]`.
-        targets: standardized scores, `[n]`; zero where rows are empty.
-        mask: which rows hold a trial, `[n]`.
-        warp: whether the input warping is fitted too.
-        num_steps: steps of Adam from each of the two starts.
+        start: Kernel of the last fit.
+        covariance: Covariance of the process, e.g. `matern(ordered)`.
+        units: Trials in unit coordinates, `[n, D]`.
+        targets: Standardized scores, `[n]`; zero where rows are empty.
+        mask: Which rows hold a trial, `[n]`.
+        warp: Whether the input warping is fitted too.
+        num_steps: Steps of Adam from each of the two starts.
     """
     optimizer = optax.adam(0.15)
     centre = prior_kernel(units.shape[1])
@@ -266,56 +263,3 @@ def believe(posterior: Posterior, covariance: Covariance, unit: Array, row: Arra
         root=posterior.root.at[row].set((unit_row - v @ posterior.root) / d),
         white=posterior.white.at[row].set(0),
     )
-
-
-Acquisition: TypeAlias = Callable[[Array, Array, Array], Array]
-"""(mean, standard deviation, best value so far) of the objective at points -> scores, to be maximised."""
-
-
-def expected_improvement(mean: Array, std: Array, best: Array) -> Array:
-    """Return E max(best − f, 0) = std (φ(z) + z Φ(z)), z = (best − mean) / std."""
-    z = (best - mean) / std
-    return std * (norm.pdf(z) + z * norm.cdf(z))
-
-
-def log_expected_improvement(mean: Array, std: Array, best: Array) -> Array:
-    """Return log E max(best − f, 0), which still has a slope where the improvement itself rounds to 0.
-
-    log(φ(z) + z Φ(z)) for z > −1, φ taken out for z ≤ −1, and φ(z) / z² (1 − 3/z² + 15/z⁴) below −8.
-
-    Reference:
-        Ament et al., "Unexpected Improvements to Expected Improvement for Bayesian Optimization",
-        NeurIPS 2023.
-    """
-    z = (best - mean) / std
-    near = jnp.maximum(z, -1)
-    middle = jnp.clip(z, -8, -1)
-    far = jnp.minimum(z, -8)
-    log_pdf = -(middle**2) / 2 - 0.5 * np.log(2 * np.pi)
-    below = log_pdf + jnp.log1p(middle * jnp.exp(log_ndtr(middle) - log_pdf))
-    tail = -(far**2) / 2 - 0.5 * np.log(2 * np.pi) - 2 * jnp.log(-far)
-    tail = tail + jnp.log1p(-3 / far**2 + 15 / far**4)
-    above = jnp.log(norm.pdf(near) + near * norm.cdf(near))
-    return jnp.log(std) + jnp.where(z > -1, above, jnp.where(z > -8, below, tail))
-
-
-def probability_of_improvement(mean: Array, std: Array, best: Array) -> Array:
-    """Return log P(f < best) = log Φ((best − mean) / std)."""
-    return log_ndtr((best - mean) / std)
-
-
-def confidence_bound(kappa: float = 2.0) -> Acquisition:
-    """Return the score −(mean − κ std): the lower confidence bound of an objective to be minimised.
-
-    Args:
-        kappa: number κ of standard deviations, at least 0.
-
-    Raises:
-        ValueError: for an invalid κ.
-    """
-    kappa = check_least("kappa", kappa, example=2.0)
-
-    def bound(mean: Array, std: Array, best: Array) -> Array:
-        return kappa * std - mean
-
-    return bound

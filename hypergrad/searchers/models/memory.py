@@ -12,9 +12,9 @@ class Memory(NamedTuple):
     """Trials in the order in which they were told.
 
     Attributes:
-        units: unit coordinates, `[C, D]`; rows from `count` on are empty.
-        scores: what is minimised, `[C]`; infinite for trials that failed, and for empty rows.
-        count: number of trials remembered, int32.
+        units: Unit coordinates, `[C, D]`; rows from `count` on are empty.
+        scores: What is minimised, `[C]`; infinite for trials that failed, and for empty rows.
+        count: Number of trials remembered, int32.
     """
 
     units: Array

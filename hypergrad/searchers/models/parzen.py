@@ -21,9 +21,9 @@ class Parzen(NamedTuple):
     """A mixture of kernels around n rows, of which some are empty, and of the uniform distribution.
 
     Attributes:
-        units: centres of the kernels, `[n, D]`.
-        mask: which rows hold one, `[n]`.
-        width: bandwidths, `[n, D]`.
+        units: Centres of the kernels, `[n, D]`.
+        mask: Which rows hold one, `[n]`.
+        width: Bandwidths, `[n, D]`.
     """
 
     units: Array

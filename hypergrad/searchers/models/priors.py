@@ -21,9 +21,9 @@ class Prior(NamedTuple):
     """The best value of one dimension is held to be near `value`.
 
     Attributes:
-        value: value of the dimension: a number, an option of a `Choice`, a number or one for each step of a
+        value: Value of the dimension: a number, an option of a `Choice`, a number or one for each step of a
             `Sequence`.
-        spread: standard deviation as a share of the range (of its logarithm for `LogReal`), in (0, 1]; for a
+        spread: Standard deviation as a share of the range (of its logarithm for `LogReal`), in (0, 1]; for a
             `Choice`, the probability of all other options together.
     """
 

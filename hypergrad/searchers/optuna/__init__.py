@@ -1,4 +1,12 @@
-"""Optuna as a searcher, and our searchers as samplers of Optuna."""
+"""Optuna as a searcher, and our searchers as samplers of Optuna.
+
+- `live`: A sampler of Optuna with its study, which is held in memory.
+- `parameters`: Spaces and trials as Optuna has them.
+- `samplers`: Samplers for users of Optuna, built on the searchers `cross_entropy` and `bayes`.
+- `searcher`: Any sampler of Optuna as a searcher.
+- `trials`: Trials written into studies of Optuna, for its dashboard and plots, and read from them, for warm
+  starts.
+"""
 
 from typing import TYPE_CHECKING, Any
 

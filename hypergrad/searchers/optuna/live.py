@@ -22,10 +22,10 @@ class Parts(NamedTuple):
     """What a sampler is made from, and speaks through.
 
     Attributes:
-        found: parameters of the space.
+        found: Parameters of the space.
         sampler: (seed=...) -> the sampler.
-        draw: unit coordinates `[N, D]` -> hparams `[N]`.
-        place: hparams `[N]` -> unit coordinates `[N, D]`.
+        draw: Unit coordinates `[N, D]` -> hparams `[N]`.
+        place: Hparams `[N]` -> unit coordinates `[N, D]`.
     """
 
     found: Many[Parameter]
@@ -38,9 +38,9 @@ class Live:
     """A sampler with its study, after what it has been asked and told.
 
     Attributes:
-        mark: bits of the state that it stands for.
-        trials: trials that it was asked for, and not told of yet.
-        hparams: hyperparameters of those, `[num]`.
+        mark: Bits of the state that it stands for.
+        trials: Trials that it was asked for, and not told of yet.
+        hparams: Hyperparameters of those, `[num]`.
     """
 
     def __init__(self, parts: Parts, seed: int):

@@ -29,10 +29,10 @@ class Parameter(NamedTuple):
     """A unit coordinate as a parameter of Optuna.
 
     Attributes:
-        name: name of the leaf, and the place in it where the leaf has several coordinates.
+        name: Name of the leaf, and the place in it where the leaf has several coordinates.
         distribution: an `optuna.distributions.BaseDistribution`.
-        value: unit coordinate -> value of the parameter.
-        unit: value of the parameter -> unit coordinate.
+        value: Unit coordinate -> value of the parameter.
+        unit: Value of the parameter -> unit coordinate.
     """
 
     name: str

@@ -21,9 +21,9 @@ from hypergrad.searchers.base import Searcher, Trials
 from hypergrad.searchers.bayes import TrustRegion, bayes
 from hypergrad.searchers.cross_entropy import cross_entropy
 from hypergrad.searchers.models import targets
+from hypergrad.searchers.models.acquisitions import Acquisition, log_expected_improvement
 from hypergrad.searchers.models.distribution import distribution
 from hypergrad.searchers.models.families import Smoothing
-from hypergrad.searchers.models.gaussian_process import Acquisition, log_expected_improvement
 from hypergrad.searchers.sobol import sobol
 from hypergrad.space import Choice, Dimension, Integer, Real
 
@@ -39,10 +39,10 @@ class Axis(NamedTuple):
     Parameters that differ only in their bounds are the same dimension, and share compiled programs.
 
     Attributes:
-        name: name of the parameter.
-        dim: dimension that is searched.
-        value: value of the dimension -> value of the parameter.
-        place: value of the parameter -> value of the dimension.
+        name: Name of the parameter.
+        dim: Dimension that is searched.
+        value: Value of the dimension -> value of the parameter.
+        place: Value of the parameter -> value of the dimension.
     """
 
     name: str
@@ -187,9 +187,9 @@ class SearcherSampler(optuna.samplers.BaseSampler):
 
     Args:
         make: (space) -> searcher; one function for all samplers that may share compiled programs.
-        size: number of trials that the searcher is asked for and told at once.
-        num_initial: number of scrambled Sobol trials before the searcher is asked.
-        seed: seed of every draw; drawn from the system where None.
+        size: Number of trials that the searcher is asked for and told at once.
+        num_initial: Number of scrambled Sobol trials before the searcher is asked.
+        seed: Seed of every draw; drawn from the system where None.
     """
 
     def __init__(
@@ -250,12 +250,12 @@ class CrossEntropySampler(SearcherSampler):
     with more than 16 values, and steps, are cells of a range.
 
     Args:
-        generation: number of trials after which the distribution is fitted to the best of them.
-        rho: share of a generation that is elite.
-        keep: number of the best trials so far that compete again in every generation.
-        correlated: whether continuous parameters are joined by their correlation.
-        smoothing: smoothing of every update.
-        seed: seed of every draw; drawn from the system where None.
+        generation: Number of trials after which the distribution is fitted to the best of them.
+        rho: Share of a generation that is elite.
+        keep: Number of the best trials so far that compete again in every generation.
+        correlated: Whether continuous parameters are joined by their correlation.
+        smoothing: Smoothing of every update.
+        seed: Seed of every draw; drawn from the system where None.
 
     Raises:
         ValueError: for settings out of range.
@@ -291,13 +291,13 @@ class BayesSampler(SearcherSampler):
     **Limits:** those of `searchers.bayes`; trials that run at the same time do not know of one another.
 
     Args:
-        num_initial: number of scrambled Sobol trials before the process is used.
-        capacity: number of trials that are remembered.
+        num_initial: Number of scrambled Sobol trials before the process is used.
+        capacity: Number of trials that are remembered.
         acquisition: (mean, std, best) -> score, such as those of `models.gaussian_process`.
         transform: (values, filled) -> targets that the process is fitted to, such as those of `models.targets`.
-        warp: whether a warping of each parameter is fitted too.
-        trust_region: box around the best trial to search in; everywhere where None.
-        seed: seed of every draw; drawn from the system where None.
+        warp: Whether a warping of each parameter is fitted too.
+        trust_region: Box around the best trial to search in; everywhere where None.
+        seed: Seed of every draw; drawn from the system where None.
 
     Raises:
         ValueError: for settings out of range.

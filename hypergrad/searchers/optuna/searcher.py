@@ -26,12 +26,12 @@ class OptunaState(NamedTuple):
     """State of `optuna_searcher`: what the sampler was asked and told, from which it is made again.
 
     Attributes:
-        seed: seed of the sampler, uint32.
-        hparams: hyperparameters of the trials told, `[C, ...]`; rows from `count` on are empty.
-        values, steps: what came of them, `[C]`.
-        batch: index of the `tell` that each came with, int32 `[C]`.
-        asked: number of trials that the sampler was asked for before that `tell`, int32 `[C]`.
-        count: trials told so far, int32.
+        seed: Seed of the sampler, uint32.
+        hparams: Hyperparameters of the trials told, `[C, ...]`; rows from `count` on are empty.
+        values, steps: What came of them, `[C]`.
+        batch: Index of the `tell` that each came with, int32 `[C]`.
+        asked: Number of trials that the sampler was asked for before that `tell`, int32 `[C]`.
+        count: Trials told so far, int32.
     """
 
     seed: Array
@@ -62,10 +62,10 @@ def optuna_searcher(
     says so.
 
     Args:
-        space: a pytree of traceable dimensions.
+        space: Pytree of traceable dimensions.
         sampler: (seed=...) -> an `optuna.samplers.BaseSampler`, e.g. `optuna.samplers.TPESampler` or
             `functools.partial(optuna.samplers.CmaEsSampler, popsize=16)`.
-        capacity: most trials of a study.
+        capacity: Most trials of a study.
 
     Raises:
         ValueError: without Optuna or what the sampler needs, for an invalid space or sampler, and when told of

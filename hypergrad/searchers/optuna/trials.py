@@ -31,10 +31,10 @@ def export_trials(
     numbers of `info` that every trial has for itself.
 
     Args:
-        trials: generations such as `Study.trials`; static dimensions have the values that the user named.
-        space: space of those trials.
-        storage: storage as `optuna.create_study` takes it, e.g. "sqlite:///runs/optuna.db"; memory where None.
-        name: name of the study.
+        trials: Generations such as `Study.trials`; static dimensions have the values that the user named.
+        space: Space of those trials.
+        storage: Storage as `optuna.create_study` takes it, e.g. "sqlite:///runs/optuna.db"; memory where None.
+        name: Name of the study.
 
     Returns:
         The `optuna.Study`, to be minimised.
@@ -87,7 +87,7 @@ def import_trials(study: Any, space: PyTree) -> Trials:
 
     Args:
         study: an `optuna.Study` of one objective.
-        space: space that the parameters are read in.
+        space: Space that the parameters are read in.
 
     Raises:
         ValueError: without Optuna, for several objectives, and where no trial is of the space.

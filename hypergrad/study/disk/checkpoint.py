@@ -1,8 +1,9 @@
 """The state of a tuner on disk: any pytree of arrays and PRNG keys, to the bit, without pickle.
 
-`checkpoint-N.npz` holds the leaves before step N in the order of the tree, each as its own bits;
-`checkpoint-N.json`, written after it, their types and the SHA-256 of the whole. The two newest are kept.
-The structure is never read from a file: it comes from a fresh state, and a checkpoint fits it or is refused.
+`checkpoint-N.npz` holds the leaves before step N in the order of the tree, each as its own bits.
+`checkpoint-N.json`, written after it, holds their types and the SHA-256 of the whole. The two newest are kept.
+The structure is never read from a file: it comes from a fresh state, and a checkpoint that does not fit is
+refused.
 """
 
 import contextlib
@@ -26,11 +27,11 @@ from hypergrad.study.disk.folder import CHECKPOINT
 NUM_KEPT = 2
 
 _OVERHEAD = 1024
-"""Bytes that a leaf may take beside its numbers: its two zip entries and its header."""
+"""Bytes that a leaf may take besides its numbers: its two zip entries and its header."""
 
 
 def save(folder: Path, step: int, state: PyTree) -> None:
-    """Write the state before a step, then forget all but the two newest.
+    """Write the state before a step, then remove all but the two newest.
 
     **Cost:** the size of the state in memory and on disk, and two waits for the disk.
 
@@ -47,7 +48,7 @@ def save(folder: Path, step: int, state: PyTree) -> None:
     manifest = {"step": step, "bytes": size, "npz": digest, "leaves": leaf_types(state)}
     write_json(path.with_suffix(".json"), manifest)
     keep = steps(folder)[:NUM_KEPT]
-    for name in os.listdir(folder):  # those without a manifest too, which a crash leaves
+    for name in os.listdir(folder):  # also those without a manifest, which a crash leaves
         match = CHECKPOINT.fullmatch(name)
         if match and int(match[1]) not in keep:
             remove(folder, int(match[1]))
@@ -56,7 +57,7 @@ def save(folder: Path, step: int, state: PyTree) -> None:
 def load(folder: Path, step: int, like: PyTree) -> PyTree:
     """Read the state before a step.
 
-    **Limits:** nothing is read that does not fit `like`: names, number, sizes and types are compared
+    **Limits:** a checkpoint that does not fit `like` is not read: names, number, sizes and types are compared
     first, so that memory is bounded by that of `like`.
 
     Args:
@@ -75,7 +76,7 @@ def load(folder: Path, step: int, like: PyTree) -> PyTree:
             )
         try:
             arrays = _read_members(file, blanks)
-        except Exception as error:  # whatever parsers of zip and npy raise at hostile bytes
+        except Exception as error:  # parsers of zip and npy may raise anything at hostile bytes
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{str(_path(folder, step))!r} is no checkpoint ({reason})") from None
     leaves, structure = jax.tree.flatten(like)
@@ -85,11 +86,11 @@ def load(folder: Path, step: int, like: PyTree) -> PyTree:
 def newest(folder: Path, most: int, fresh: PyTree) -> tuple[int, PyTree]:
     """Return the newest whole checkpoint of at most `most` steps, (0, `fresh`) where there is none.
 
-    The others are looked at, too: one that is damaged would be missed when it is needed.
+    The others are checked too, so that a damaged one is noticed before it is needed.
 
     Args:
         folder: Folder of the study.
-        most: Most steps that the state may be after.
+        most: Largest step of the state.
         fresh: First state of the tuner.
     """
     first, state = 0, fresh
@@ -109,7 +110,7 @@ def newest(folder: Path, most: int, fresh: PyTree) -> tuple[int, PyTree]:
 
 @contextlib.contextmanager
 def _opened(folder: Path, step: int, blanks: list[np.ndarray]) -> Iterator[tuple[BinaryIO, Any]]:
-    """Open a checkpoint that matches its manifest, and give what that says of its leaves."""
+    """Open a checkpoint that matches its manifest, and return the manifest's entries for its leaves."""
     bound = sum(x.nbytes + _OVERHEAD for x in blanks) + _OVERHEAD
     path = _path(folder, step)
     try:
@@ -142,9 +143,9 @@ def remove(folder: Path, step: int) -> None:
 
 
 def without_weak_types(state: PyTree) -> PyTree:
-    """Strip weak types, which no file keeps and on which the dtype of later arithmetic depends."""
+    """Strip weak types: no file keeps them, and the dtype of later arithmetic depends on them."""
 
-    def strip(leaf):
+    def strip(leaf: Any) -> Any:
         weak = getattr(leaf, "weak_type", False)
         return jax.lax.convert_element_type(leaf, leaf.dtype) if weak else leaf
 
@@ -186,7 +187,7 @@ def _all_bits(state: PyTree) -> list[np.ndarray]:
 
 
 def _bits(name: str, leaf: Any) -> np.ndarray:
-    """Return a leaf as an array of a dtype that every numpy reads; bfloat16 and its like as whole numbers."""
+    """Return a leaf as an array of a dtype that every numpy reads; bfloat16 and the like as whole numbers."""
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
     if array.dtype.kind == "O" or array.dtype.hasobject:
         raise ValueError(
@@ -206,7 +207,7 @@ def _restore(bits: np.ndarray, like: Any) -> Any:
         leaf = jnp.asarray(bits.view(like.dtype))
     else:
         return bits.view(like.dtype).copy() if like.ndim else bits.view(like.dtype)[()]
-    # an array that is committed to its device would not find the programs of one that is not
+    # an array committed to its device would not find the programs of an uncommitted one
     return jax.device_put(leaf, like.sharding) if like.committed else leaf
 
 

@@ -1,4 +1,4 @@
-"""What a study is: `study.json`, written twice, so that one flipped bit does not end it."""
+"""The description of a study: `study.json`, written twice, so that one flipped bit does not end it."""
 
 import warnings
 from pathlib import Path
@@ -15,12 +15,12 @@ from hypergrad.study.disk.journal import MAX_STEPS
 from hypergrad.study.disk.machine import describe_machine
 
 FORMAT = 3
-"""Format of the files of a study; a study of another one is refused."""
+"""Format of the files of a study; a study of another format is refused."""
 
 _NAMES = ("study.json", "study-copy.json")
 
 _KEY_SIZES = {None: 2, "threefry2x32": 2, "rbg": 4, "unsafe_rbg": 4}
-"""Implementation of a PRNG key, None for an old-style one -> how many numbers it has."""
+"""Implementation of a PRNG key (None for an old-style one) -> number of words of the key."""
 
 
 def begin(
@@ -31,7 +31,7 @@ def begin(
     *,
     checkpoint_seconds: float = 10.0,
 ) -> dict[str, Any]:
-    """Write `study.json`. From then on `resume_run` takes the steps.
+    """Write `study.json`. From then on `resume_run` can take the steps.
 
     Args:
         folder: Folder of the study, opened by `create`.
@@ -61,7 +61,7 @@ def begin(
 
 
 def has_begun(directory: str | Path) -> bool:
-    """Tell whether a folder holds a study to resume; `study.json` may be lost, and its copy is read then."""
+    """Tell whether a folder holds a study to resume; where `study.json` is lost, its copy is read."""
     return any((Path(directory) / name).is_file() for name in ("study.json", "journal.jsonl"))
 
 
@@ -83,7 +83,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
 
 
 def mend_description(directory: Path) -> None:
-    """Write `study.json` or its copy again where one of them is not whole; for the one writer.
+    """Write `study.json` or its copy again where one of them is damaged; only the study's writer may.
 
     Raises:
         FileNotFoundError: where there is neither.
@@ -118,7 +118,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def check_format(description: dict[str, Any], name: str) -> None:
-    """Raise a `ValueError` unless a study is of the format that this version writes."""
+    """Raise a `ValueError` unless a study has the format that this version writes."""
     found = description.get("format")
     if type(found) is not int or found != FORMAT:
         older = "an older one, " if type(found) is int and found < FORMAT else ""

@@ -1,4 +1,4 @@
-"""Files that a crash cannot tear: writes that are whole or not there, and JSON from a stranger."""
+"""Files that a crash cannot tear: writes that are whole or absent, and JSON from untrusted sources."""
 
 import contextlib
 import hashlib
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 MAX_BYTES = 64 * 2**20
-"""Most room that JSON may take: its bytes, and 64 for each list or object, which two characters make."""
+"""Most room that JSON may take: its bytes, and 64 for each list or object (two characters make one)."""
 
 MAX_DEPTH = 32
-"""Most lists and objects within one another."""
+"""Greatest depth of nested lists and objects."""
 
 ADVICE = "the file is damaged or was edited; restore it from a copy, or start a new study"
 
@@ -25,11 +25,11 @@ _SEAL = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",')
 
 
 class StudyWarning(UserWarning):
-    """A study's folder was damaged and made good, or this machine differs from the one before."""
+    """A study's folder was damaged and repaired, or this machine differs from the earlier one."""
 
 
 def to_plain(value: Any) -> Any:
-    """Turn arrays, tuples and numbers into what JSON can say; a non-finite number becomes null."""
+    """Turn arrays, tuples and numbers into JSON values; a non-finite number becomes null."""
     if isinstance(value, dict):
         return {str(name): to_plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -46,7 +46,7 @@ def to_plain(value: Any) -> Any:
 
 
 def open_file(path: Path, flags: int) -> int:
-    """Open a regular file of a study and return its descriptor; no link is followed, no pipe waited for.
+    """Open a regular file of a study and return its descriptor; never follow a link or wait for a pipe.
 
     Raises:
         FileNotFoundError: where there is none.
@@ -75,7 +75,7 @@ def open_file(path: Path, flags: int) -> int:
 
 
 def sync(fd: int) -> None:
-    """Wait until what was written to a file is on the disk."""
+    """Wait until the contents of a file are on the disk."""
     import fcntl
 
     full = getattr(fcntl, "F_FULLFSYNC", None)  # on macOS, fsync stops at the drive's own cache
@@ -96,13 +96,13 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[int]:
-    """Give the descriptor of a new file that takes the place of `path` at the end of the block.
+    """Give the descriptor of a new file that replaces `path` at the end of the block.
 
     A crash leaves the old file or the new one, never a part, and so does a full disk.
 
     Args:
         path: Path of the file.
-        temporary: Path at which it is written first; with None, `path` and `.tmp`, for the one writer.
+        temporary: Path at which it is written first; where None, `path` and `.tmp`, for a single writer.
 
     Raises:
         ValueError: where the disk refuses.
@@ -126,14 +126,14 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[int]:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of `data`; one call of the system may take a part of it."""
+    """Write all of `data`; one system call may take only a part of it."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def write_bytes(path: Path, data: bytes, temporary: Path | None = None) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part; as `replacing`."""
+    """Write a file so that a crash leaves the old one or the new one, never a part (`replacing`)."""
     with replacing(path, temporary) as fd:
         write_all(fd, data)
 
@@ -146,7 +146,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote, after its size, its depth and its checksum have been checked.
+    """Read a file of `write_json`, after its size, its depth and its checksum have been checked.
 
     Raises:
         FileNotFoundError: where there is none.
@@ -173,7 +173,7 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     Raises:
         ValueError: in one line that begins with `name`.
     """
-    # escapes and strings go first, so that the brackets left are structure
+    # escapes and strings go first, so that the remaining brackets are structure
     bare = re.sub(rb'"[^"]*"', b"", re.sub(rb"\\.", b"", data, flags=re.DOTALL))
     brackets = np.frombuffer(bare.translate(None, _NO_BRACKET), np.uint8)
     opens = (brackets == ord("[")) | (brackets == ord("{"))

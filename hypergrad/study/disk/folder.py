@@ -22,7 +22,7 @@ CHECKPOINT = re.compile(r"checkpoint-([0-9]{10})\.(npz|json)")
 DAMAGED = re.compile(r"journal-damaged(?:-([1-9][0-9]{0,8}))?\.jsonl")
 
 _REPORT = re.compile(r"\.report\.html\.[0-9a-f]{12}")
-"""What a process leaves that is killed while it writes a report."""
+"""Names that a process may leave when it is killed while it writes a report."""
 
 FILES = (
     "study-copy.json",
@@ -37,11 +37,11 @@ FILES = (
 FOLDERS = ("figures", "random", "tensorboard", "wandb")
 
 _BEFORE = ("lock", "study.json.tmp", "study-copy.json", "study-copy.json.tmp")
-"""What a process may leave that was killed before its study began."""
+"""Names that a process may leave when it is killed before its study begins."""
 
 
 class Folder(NamedTuple):
-    """A study's folder that this process alone may write, until the block that opened it ends."""
+    """A study's folder that only this process may write, until the block that opened it ends."""
 
     path: Path
 
@@ -70,13 +70,12 @@ def check_folder(directory: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def lock(directory: str | Path) -> Iterator[Folder]:
-    """Open a study's folder for writing, to the end of the block; no other process may meanwhile.
+    """Open a study's folder for writing until the end of the block; meanwhile no other process can.
 
     The lock is the kernel's: it ends with the block, or with the process, however that ends.
 
-    **Limits:** a child that is forked within the block shares the lock. Nothing that the child does ends it
-    for this process; but where this process is killed, it stays until the child has ended, too, or has
-    started another program.
+    **Limits:** a child that is forked within the block shares the lock, and cannot end it for this process. But
+    where this process is killed, the lock stays until the child has ended too, or has started another program.
 
     Raises:
         ValueError: where another process has it, naming that process; within a second.
@@ -87,7 +86,7 @@ def lock(directory: str | Path) -> Iterator[Folder]:
     with contextlib.ExitStack() as opened:
         fd = open_file(path / "lock", os.O_RDWR | os.O_CREAT)
         opened.callback(os.close, fd)
-        # the folder too, for a user may remove the file, taking it for a stale one
+        # the folder too, because a user may remove the file as stale
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         opened.callback(os.close, folder)
         try:
@@ -103,16 +102,16 @@ def lock(directory: str | Path) -> Iterator[Folder]:
         try:
             yield Folder(path)
         finally:
-            if os.getpid() == owner:  # a forked child that leaves the block ends nothing
+            if os.getpid() == owner:  # a forked child that leaves the block does not end the lock
                 with contextlib.suppress(OSError):
                     os.ftruncate(fd, 0)
-                for held in (folder, fd):  # to close them would leave it to children that still run
+                for held in (folder, fd):  # closing would leave it to children
                     with contextlib.suppress(OSError):
                         fcntl.flock(held, fcntl.LOCK_UN)
 
 
 def _lock_folder(fd: int) -> None:
-    """Lock a folder itself, where the file system can: some of the network's lock files alone."""
+    """Lock a folder itself, where the file system can: some network file systems lock only files."""
     import fcntl
 
     try:
@@ -124,7 +123,7 @@ def _lock_folder(fd: int) -> None:
 
 
 def _holder(fd: int) -> str:
-    """Name the process that holds a lock; one that has just taken it may not have said so yet."""
+    """Name the process that holds a lock; a process that has just taken it may not be named yet."""
     text = b""
     for _ in range(10):
         text = os.pread(fd, 32, 0).strip()
@@ -151,8 +150,8 @@ def create(directory: str | Path, overwrite: bool = False) -> Iterator[Folder]:
     """Make the folder of a new study and lock it, to the end of the block.
 
     Raises:
-        ValueError: where it holds something already and `overwrite` is false, is not a folder, has a name
-            of other characters, or is in use.
+        ValueError: where the folder is not empty and `overwrite` is false, is not a folder, has a name with
+            other characters, or is in use.
     """
     path = Path(directory)
     check_folder_name(path.absolute().name, "out")

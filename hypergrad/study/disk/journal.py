@@ -1,9 +1,9 @@
-"""An append-only journal of a study's steps: one line of JSON each, with a checksum, on disk before it counts.
+"""An append-only journal of a study's steps: a line of JSON each, with a checksum, on disk before it counts.
 
     {"crc": "1f2e3d4c", "step": 7, "best": 0.31, "seconds": 8.2, "values": [...], "hparams": {...}, ...}
 
-The CRC-32 is that of the bytes after it, and steps count from 0 without a gap, so that a changed, a lost and
-a repeated line are all noticed.
+The CRC-32 is that of the bytes after it, and steps count from 0 without a gap. So a changed, a lost and a
+repeated line are all noticed.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ _HEAD = re.compile(rb'\{"crc": "([0-9a-f]{8})", (?="step": (0|[1-9][0-9]{0,7}), 
 
 
 class Scan(NamedTuple):
-    """Where the whole records of a journal lie.
+    """Places of the whole records of a journal.
 
     Attributes:
         whole: Start and length of every record before the first damage, by step.
-        later: {step: (start, length)} of the whole records after it.
+        later: {step: (start, length)} of the whole records after the damage.
         end: Place where the records of `whole` end.
         size: Size of the file.
         damage: Sentence on the first damaged line, None if no line is damaged.
@@ -58,7 +58,7 @@ def encode_line(record: dict[str, Any]) -> bytes:
     """Write one record, whose first entry is its step, as a line with its checksum.
 
     Raises:
-        ValueError: where the line takes more room than a reader grants.
+        ValueError: where the line takes more room than a reader allows.
     """
     body = json.dumps(record, allow_nan=False).encode()[1:] + b"\n"
     line = b'{"crc": "%08x", %s' % (zlib.crc32(body), body)
@@ -81,8 +81,8 @@ def step_of(line: bytes) -> int | None:
 def scan(file: BinaryIO, name: str) -> Scan:
     """Find the whole records of a journal, one line in memory at a time.
 
-    A last line without an end was never acknowledged, unless its checksum says that it is whole. What
-    another process appends meanwhile is left for the next time.
+    A last line without an end was never acknowledged, unless its checksum shows that it is whole. Lines that
+    another process appends meanwhile are left for the next call.
 
     Raises:
         ValueError: for a line or a number of lines beyond all bounds.
@@ -115,7 +115,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: where there is none.
-        ValueError: at the first damaged line, saying which and what to do.
+        ValueError: at the first damaged line, with its number and what to do.
     """
     with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
         found = scan(file, str(path))
@@ -132,33 +132,33 @@ def _parse(line: bytes, path: Path) -> dict[str, Any]:
 
 
 def _kept_aside(folder: Path) -> list[tuple[int, Path]]:
-    """List what was kept aside of a journal, in order, each with its number."""
+    """List the files that were kept aside of a journal, in order, each with its number."""
     found = [m for m in map(DAMAGED.fullmatch, os.listdir(folder)) if m]
     return sorted((int(m[1] or 1), folder / m[0]) for m in found)
 
 
 def _next(path: Path) -> Path:
-    """Name the next place for damage, so that none is ever written over."""
+    """Name the next file for damage, so that none is ever overwritten."""
     taken = _kept_aside(path.parent)
     number = f"-{taken[-1][0] + 1}" if taken else ""
     return path.with_name(f"journal-damaged{number}.jsonl")
 
 
 class Journal:
-    """A journal opened by its one writer: what is not whole is cut off, damage is kept aside.
+    """A journal opened by its only writer: partial lines are cut off, damage is kept aside.
 
     Damage and what follows it move to `journal-damaged.jsonl` (`-2`, `-3`, ... for later ones, never over an
-    earlier one). The whole records among them can be asked for until their steps are in the journal again,
-    however often the process is killed on the way there.
+    earlier one). The whole records among them stay available until their steps are in the journal again,
+    however often the process is killed meanwhile.
 
     Attributes:
-        damage: Sentence on what was wrong when it was opened; None if nothing was.
+        damage: Sentence on the damage found when it was opened; None without damage.
 
     Args:
         path: Path of the journal, which is made if it is missing. The caller has locked its folder.
 
     Raises:
-        ValueError: where the file is not one to write, or the disk refuses.
+        ValueError: where the file cannot be written, or the disk refuses.
     """
 
     def __init__(self, path: Path):
@@ -167,7 +167,7 @@ class Journal:
         self._aside: dict[int, tuple[Path, int, int]] = {}
         self._fd = open_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
-            sync_folder(path.parent)  # always: who made the file may have been killed before he did
+            sync_folder(path.parent)  # always: its maker may have been killed before this
             with os.fdopen(os.dup(self._fd), "rb") as file:
                 found = scan(file, str(path))
                 self._whole = found.whole
@@ -181,7 +181,7 @@ class Journal:
             raise
 
     def _mend(self, found: Scan, file: BinaryIO) -> None:
-        """Cut off what is not whole; from damage on, it is kept aside first."""
+        """Cut off partial lines; keep damage and what follows it aside first."""
         if found.damage:
             aside = _next(self.path)
             file.seek(found.end)
@@ -202,7 +202,7 @@ class Journal:
             self._write(b"\n")
 
     def _find_aside(self) -> None:
-        """Find the whole records of steps that the journal lacks in what was ever kept aside."""
+        """Find the whole records of steps that the journal lacks among the files kept aside."""
         for _, path in _kept_aside(self.path.parent):
             with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
                 found = scan(file, str(path))
@@ -212,11 +212,11 @@ class Journal:
 
     @property
     def count(self) -> int:
-        """How many records, from step 0 on, are whole."""
+        """Return the number of whole records from step 0 on."""
         return len(self._whole)
 
     def record(self, step: int) -> dict[str, Any] | None:
-        """Return the record of a step, None where there is no whole one."""
+        """Return the record of a step; None where no whole record exists."""
         if step < len(self._whole):
             start, length = self._whole[step]
             return _parse(os.pread(self._fd, length, start), self.path)
@@ -230,7 +230,7 @@ class Journal:
         """Write the record of the next step and wait for the disk.
 
         Raises:
-            ValueError: where the record is too large or the disk refuses; nothing of it is left then.
+            ValueError: where the record is too large or the disk refuses; no part of it remains then.
         """
         line, start = encode_line(record), self._end
         self._write(line)

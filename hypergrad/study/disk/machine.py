@@ -1,4 +1,4 @@
-"""The machine that a study runs on: what the bits of a run depend on beside its inputs."""
+"""The machine of a study: everything besides its inputs on which the bits of a run depend."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ _MUST_MATCH = {
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what the bits of a run depend on beside its inputs."""
+    """Return everything besides its inputs on which the bits of a run depend."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version()}
@@ -46,7 +46,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def machine_differences(recorded: dict[str, Any]) -> list[str]:
-    """List what differs between this machine and that of a study and may change bits, each in a sentence.
+    """List the differences between this machine and that of a study that may change bits, in sentences.
 
     Raises:
         ValueError: for a difference that certainly changes them.

@@ -1,4 +1,4 @@
-"""Where the steps of a run are recorded: in a study's folder, or nowhere."""
+"""Recorders of the steps of a run: in a study's folder, or nowhere."""
 
 import time
 import warnings
@@ -15,14 +15,14 @@ from hypergrad.tuners import Tuner
 
 
 class Recorder:
-    """The journal and the checkpoints of a study, to its one writer.
+    """The journal and the checkpoints of a study, for its only writer.
 
     Args:
         folder: Folder of the study, which the caller has locked.
         seconds: Time between two checkpoints; 0 for one after every step.
 
     Raises:
-        ValueError: for a journal that is not a file to write, and where the disk refuses.
+        ValueError: for a journal that cannot be written, and where the disk refuses.
     """
 
     def __init__(self, folder: Path, seconds: float):
@@ -45,12 +45,12 @@ class Recorder:
         """
         count = self._journal.count
         for step in checkpoint.steps(self._folder):
-            if step > count:  # kept, it would push out those of the steps that are made again
+            if step > count:  # if kept, it would push out the checkpoints of the repeated steps
                 checkpoint.remove(self._folder, step)
                 where = repr(str(self._folder))
                 text = f"{where} has {count} whole records, expected {step}; they are made again"
                 warnings.warn(text, StudyWarning, stacklevel=4)
-        # one step at least is made again, and so compares this task, data and machine with its record
+        # at least one step is repeated, which compares this task, data and machine with its record
         step, state = checkpoint.newest(self._folder, count - 1, fresh)
         if not step:
             return state, [], 0.0
@@ -88,7 +88,7 @@ class Recorder:
         return new
 
     def save(self) -> None:
-        """Write the state after the last step, unless it is written."""
+        """Write the state after the last step, unless it is on disk already."""
         if self._last is not None and self._last[0] > self._saved:
             checkpoint.save(self._folder, *self._last)
             self._saved = self._last[0]
@@ -109,7 +109,7 @@ class Unrecorded:
     def record(
         self, step: int, trials: Trials, best_value: float, seconds: float, state: PyTree
     ) -> bool:
-        """Call every step new."""
+        """Return true: every step is new."""
         return True
 
     def save(self) -> None:
@@ -120,5 +120,5 @@ def _shape_of_trials(tuner: Tuner, key: Key, state: PyTree) -> Trials:
     """Return the structure, shapes and dtypes of a step's trials."""
     try:
         return jax.eval_shape(tuner.step, key, state)[1]
-    except Exception:  # a tuner that works on the host shows them by a step
+    except Exception:  # a tuner that works on the host shows them by taking a step
         return tuner.step(key, state)[1]

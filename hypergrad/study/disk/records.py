@@ -1,4 +1,4 @@
-"""What a study writes of a step, as JSON that reads back to the same bits."""
+"""The record of a step, as JSON that reads back to the same bits."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def encode(step: int, trials: Trials) -> dict[str, Any]:
     "inf" or "-inf" (the bits within a NaN are not kept).
 
     Raises:
-        ValueError: for a leaf that is neither true or false, whole, real nor text, naming it.
+        ValueError: for a leaf that is not boolean, whole, real or text, by its name.
     """
     record: dict[str, Any] = {"step": step}
     for part, value in trials._asdict().items():
@@ -45,7 +45,7 @@ def decode(record: dict[str, Any], like: Trials) -> Trials:
     """Turn a record back into trials of the structure and dtypes of `like`.
 
     Raises:
-        ValueError: where the record is of another tuner or space, or is no record.
+        ValueError: where the record is of another tuner or space, or is not a record.
     """
     step = record.get("step")
     parts = {}
@@ -69,7 +69,7 @@ def decode(record: dict[str, Any], like: Trials) -> Trials:
 
 
 def check_same(again: dict[str, Any], old: dict[str, Any]) -> None:
-    """Raise a `ValueError` naming the first part of a step made again that differs from its record."""
+    """Raise a `ValueError` naming the first part of a repeated step that differs from its record."""
     part = _first_difference(again, old)
     if part is not None:
         found, other = again[part], old.get(part)
@@ -84,7 +84,7 @@ def check_same(again: dict[str, Any], old: dict[str, Any]) -> None:
 
 
 def _first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """Name the first entry of `one` that is another in `other`, to the bit."""
+    """Name the first entry of `one` that differs in `other`, to the bit."""
     # as text: 0.0 == -0.0, but their bits differ
     return next((n for n in one if json.dumps(one[n]) != json.dumps(other.get(n))), None)
 
@@ -128,7 +128,7 @@ def _array(value: Any, like: Any, name: str, step: Any) -> np.ndarray:
     ):
         raise _misfit(step, name, "other shapes or types")
     if kind is str:
-        return array.astype(str)  # of whatever length: a text is not cut
+        return array.astype(str)  # of any length: a text is not cut
     try:
         return (array.astype(np.float64) if real else array).astype(dtype)
     except OverflowError:
