@@ -11,6 +11,7 @@ import optax
 from hypergrad.core import tree
 from hypergrad.core.autodiff import smooth
 from hypergrad.core.checks import check_share
+from hypergrad.core.resting import rested
 from hypergrad.core.scans import check_checkpoint, nested_scan
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree, Variables
 from hypergrad.problem import Problem, check_problem, split_loss
@@ -118,7 +119,8 @@ def update(
     """Apply the optimizer to the gradient of one step.
 
     Roots and quotients within the optimizer get finite derivatives where they are singular
-    (`autodiff.smooth`), which cures the NaN hypergradients of the Adam family and changes no value.
+    (`autodiff.smooth`), which cures the NaN hypergradients of the Adam family and changes no value. Weights
+    whose gradient is exactly zero do not spoil the derivatives of others (`core.resting`).
     Dtypes stay those of the state, so that bfloat16 params with float32 hparams train as optax would
     train them.
 
@@ -136,17 +138,29 @@ def update(
     def grad_fn(weights: PyTree, *_: Any) -> PyTree:
         return jax.grad(value_fn)(weights)
 
-    def apply(
-        hparams: HParams, grads: PyTree, opt_state: PyTree, weights: PyTree, value: Array
+    def change(
+        grads: PyTree, weights: PyTree, opt_state: PyTree, hparams: HParams, value: Array
     ) -> tuple[PyTree, PyTree]:
         optimizer = problem.optimizer(hparams)
         offered = {"value": value, "grad": grads, "value_fn": value_fn, "grad_fn": grad_fn}
         offered["obj_fn"] = value_fn  # what Sophia calls it
         extra = {name: offered[name] for name in _extra_args(optimizer, tuple(offered))}
-        updates, opt_state = optimizer.update(grads, opt_state, weights, **extra)
-        return optax.apply_updates(weights, updates), opt_state
+        # lookahead takes the gradient of the fast weights alone
+        if isinstance(weights, optax.LookaheadParams):
+            grads = grads.fast
+        try:
+            return optimizer.update(grads, opt_state, weights, **extra)
+        except AttributeError as error:
+            if error.name not in optax.LookaheadParams._fields:
+                raise
+            raise ValueError(
+                f"problem.init returned a {type(weights).__name__} of params, expected optax.LookaheadParams "
+                "for optax.lookahead; return optax.LookaheadParams.init_synced(params), read params.fast in "
+                "problem.loss and params.slow in problem.objective"
+            ) from error
 
-    new = smooth(apply)(hparams, grads, state.opt_state, weights, value)
+    updates, opt_state = rested(change)(grads, weights, state.opt_state, hparams, value)
+    new = (optax.apply_updates(weights, updates), opt_state)
     return tree.cast_like(new, (weights, state.opt_state))
 
 

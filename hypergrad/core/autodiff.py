@@ -18,6 +18,7 @@ from jax.extend.core.primitives import (
     select_n_p,
     sqrt_p,
 )
+from jax.tree_util import PyTreeDef
 
 from hypergrad.core.types import Array, PyTree
 
@@ -63,13 +64,18 @@ def smooth(function: Callable) -> Callable:
     """
 
     def smoothed(*args: PyTree) -> PyTree:
-        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        # a `where` anywhere may throw a value away
-        discards = any(eqn.primitive is select_n_p for eqn in equations(closed.jaxpr))
-        outs = jaxpr_as_fun(_substitute(closed, discards))(*jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shape), outs)
+        closed, treedef = smooth_program(function, *args)
+        return jax.tree.unflatten(treedef, jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
 
     return smoothed
+
+
+def smooth_program(function: Callable, *args: PyTree) -> tuple[ClosedJaxpr, PyTreeDef]:
+    """Trace what `smooth(function)` computes; return the program, and the structure of its outputs."""
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    # a `where` anywhere may throw a value away
+    discards = any(eqn.primitive is select_n_p for eqn in equations(closed.jaxpr))
+    return _substitute(closed, discards), jax.tree.structure(shape)
 
 
 def hessian_product(function: Callable[[PyTree], Array], x: PyTree) -> Callable[[PyTree], PyTree]:
@@ -207,14 +213,14 @@ def depends(function: Callable, *args) -> list[bool]:
         return jax.jvp(flat, primals, tangents)[1]
 
     jaxpr = jax.make_jaxpr(tangent)(tuple(shapes), tuple(shapes)).jaxpr
-    used = _live(jaxpr, [True] * len(jaxpr.outvars))
+    used = live_inputs(jaxpr, [True] * len(jaxpr.outvars))
     return used[len(shapes) :]
 
 
 def uses(function: Callable, *args) -> list[bool]:
     """Tell, for each leaf of `args`, whether the value of `function` depends on it; one trace."""
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-    return _live(jaxpr, [True] * len(jaxpr.outvars))
+    return live_inputs(jaxpr, [True] * len(jaxpr.outvars))
 
 
 def elementwise(function: Callable, x: Array | jax.ShapeDtypeStruct, *args) -> list[bool]:
@@ -262,7 +268,7 @@ def _aligned(jaxpr: Jaxpr, reads: Sequence[bool | None]) -> list[bool | None]:
     return [of(v) for v in jaxpr.outvars]
 
 
-def _live(jaxpr: Jaxpr, live_outs: list[bool]) -> list[bool]:
+def live_inputs(jaxpr: Jaxpr, live_outs: list[bool]) -> list[bool]:
     """Propagate liveness from the outputs of a jaxpr back to its inputs."""
     live = {
         v
@@ -274,7 +280,7 @@ def _live(jaxpr: Jaxpr, live_outs: list[bool]) -> list[bool]:
         if not any(outs):
             continue
         if eqn.primitive is jit_p:
-            ins = _live(eqn.params["jaxpr"].jaxpr, outs)
+            ins = live_inputs(eqn.params["jaxpr"].jaxpr, outs)
         elif eqn.primitive is scan_p:
             ins = _live_scan(eqn.params, outs)
         else:
@@ -295,7 +301,7 @@ def _live_scan(params: dict, outs: list[bool]) -> list[bool]:
         num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
     carry, stacked = outs[:num_carry], outs[num_carry:]
     while True:
-        ins = _live(params["jaxpr"].jaxpr, carry + stacked)
+        ins = live_inputs(params["jaxpr"].jaxpr, carry + stacked)
         grown = [
             a or b for a, b in zip(carry, ins[num_consts : num_consts + num_carry], strict=True)
         ]

@@ -53,13 +53,30 @@ def unrolled_advice(info: Any) -> list[str]:
     step = exploded_step(getattr(info, "sensitivity", np.zeros(0)))
     # what is merely summed over the steps, as tangents are, grows too: by the number of steps in all
     in_all = float(info.growth) ** min(float(info.horizon), 1e3)
+    said = _resting(info)
     if step is None and not (info.growth > CHAOTIC_GROWTH and in_all > CHAOTIC):
-        return []
+        return said
     passed = "" if step is None else f" and exploded (grew past {EXPLODED:.0e} fold) at step {step}"
     return [
+        *said,
         f"the derivative along the run grows {info.growth:.3g}x a step{passed}: training is chaotic here and "
         "its exact gradient says nothing; lower the learning rates or the horizon, or use pes, nres or es, "
-        "which smooth it, or truncated"
+        "which smooth it, or truncated",
+    ]
+
+
+def _resting(info: Any) -> list[str]:
+    """Name the leaves of params with entries at rest, whose adjoint grows though nothing moves there."""
+    resting = getattr(info, "resting", ())
+    names = tree.leaf_names(resting, bare="")
+    grown = zip(names, jax.tree.leaves(resting), strict=True)
+    return [
+        f"the derivative along the run grew {peak:.0e} fold at entries of params{name and f'[{name!r}]'} that "
+        "rest: their gradient is exactly zero from the start (a dead unit, a zero bias, a weight at its "
+        "optimum), where the slope of the optimizer is 1/eps; the hypergradient is right, but if it is as "
+        "large, it holds only while that gradient stays below eps: start elsewhere, or raise eps"
+        for name, peak in grown
+        if peak > 0
     ]
 
 

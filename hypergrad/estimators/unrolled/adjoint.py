@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from hypergrad.core import tree
 from hypergrad.core.scans import check_checkpoint, nested_scan
-from hypergrad.core.types import Array, HParams
+from hypergrad.core.types import Array, HParams, PyTree
 from hypergrad.estimators.unrolled.pull_step import Adjoint, pull_step
 from hypergrad.problem import Problem
 from hypergrad.train import (
@@ -35,12 +35,31 @@ class Pulled(NamedTuple):
         state: adjoint of the first state's float leaves.
         norms: norm of the adjoint of the weights before each step `[num_steps]`.
         certificate: how well a pass reconstructed states; `()` where all were stored.
+        resting: Largest entry of the adjoint of each leaf of the weights at entries that rest (`Sizes`) before
+            each step `[num_steps, L]`, which `norms` leaves out; `()` from a pass that does not tell.
     """
 
     hparams: list[Array]
     state: list[Array]
     norms: Array
     certificate: Any = ()
+    resting: Any = ()
+
+
+class Sizes(NamedTuple):
+    """How large the adjoint of the weights is before a step.
+
+    An entry rests while it is where it started and its gradient is exactly zero. Its adjoint grows by the
+    optimizer's slope 1/ε though nothing moves there (`core.resting`). What has grown beyond `STEEP` so
+    is counted apart, as it says nothing about the weights that move.
+
+    Attributes:
+        norm: Norm over all other entries, float32 `[]`.
+        resting: Largest absolute value over those entries in each leaf, 0 without any, float32 `[L]`.
+    """
+
+    norm: Array
+    resting: Array
 
 
 class DifferentiableRun(NamedTuple):
@@ -56,6 +75,9 @@ class DifferentiableRun(NamedTuple):
     losses: Array
     pullback: Callable[[list[Array]], Pulled]
 
+
+STEEP = 1e3
+"""How often the size of the last adjoint an entry that rests must be to be counted apart."""
 
 MAX_STORED = 32 * 2**20
 """Bytes up to which `mixed_mode()` keeps every step; beyond the caches, computing again is as fast."""
@@ -149,8 +171,15 @@ def mixed_mode(checkpoint: tuple[int, ...] | None = None) -> Backward:
 
         def pullback(adjoint: list[Array]) -> Pulled:
             zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
-            (total, adjoint), norms = _sweep(problem, hparams, stored, (zeros, adjoint), levels)
-            return Pulled(total, adjoint, norms)
+            first, scale = trained(state.params), tree.norm(adjoint)
+
+            def size(before: TrainState, grads: PyTree, adjoint: list[Array]) -> Sizes:
+                return _sizes(first, scale, trained(before.params), grads, adjoint)
+
+            (total, adjoint), sizes = _sweep(
+                problem, hparams, stored, (zeros, adjoint), levels, size
+            )
+            return Pulled(total, adjoint, sizes.norm, resting=sizes.resting)
 
         return DifferentiableRun(final, losses, pullback)
 
@@ -203,23 +232,43 @@ def _sweep(
     stored: _Stored,
     adjoint: Adjoint,
     levels: tuple[int, ...],
-) -> tuple[Adjoint, Array]:
-    """Pull the adjoint back over all stored segments, the last one first; return it and the norms."""
+    size: Callable[[TrainState, PyTree, list[Array]], Sizes],
+) -> tuple[Adjoint, Sizes]:
+    """Pull the adjoint back over all stored segments, the last one first; return it and its sizes `[T]`."""
 
-    def segment(adjoint: Adjoint, start: TrainState, length: int) -> tuple[Adjoint, Array]:
+    def segment(adjoint: Adjoint, start: TrainState, length: int) -> tuple[Adjoint, Sizes]:
         inner = _store(problem, hparams, start, length, levels[1:])[2]
-        return _sweep(problem, hparams, inner, adjoint, levels[1:])
+        return _sweep(problem, hparams, inner, adjoint, levels[1:], size)
 
-    def pull(adjoint: Adjoint, start: Any) -> tuple[Adjoint, Array]:
-        if stored.size == 1:
-            return pull_step(problem, hparams, start, adjoint)
-        return segment(adjoint, start, stored.size)
+    def pull(adjoint: Adjoint, start: Any) -> tuple[Adjoint, Sizes]:
+        if stored.size > 1:
+            return segment(adjoint, start, stored.size)
+        adjoint, _ = pull_step(problem, hparams, start, adjoint)
+        before, _, grads = start
+        return adjoint, size(before, grads, adjoint[1])
 
-    tail_norms = jnp.zeros((0,), jnp.float32)
+    last = []
     if stored.rest:
-        adjoint, tail_norms = segment(adjoint, stored.tail, stored.rest)
-    adjoint, norms = jax.lax.scan(pull, adjoint, stored.starts, reverse=True)
-    return adjoint, jnp.concatenate([norms.reshape(-1), tail_norms])
+        adjoint, tail = segment(adjoint, stored.tail, stored.rest)
+        last = [tail]
+    adjoint, sizes = jax.lax.scan(pull, adjoint, stored.starts, reverse=True)
+    if stored.size > 1:
+        sizes = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), sizes)
+    return adjoint, jax.tree.map(lambda *xs: jnp.concatenate(xs), sizes, *last)
+
+
+def _sizes(
+    first: PyTree, scale: Array, weights: PyTree, grads: PyTree, adjoint: list[Array]
+) -> Sizes:
+    """Measure the adjoint of the state before a step; `scale` `[]` is the size of the last one."""
+    others, resting = [], []
+    parts = (jax.tree.leaves(x) for x in (first, weights, grads))
+    for start, w, g, bar in zip(*parts, adjoint, strict=False):
+        rests = (w == start) & (g == 0) & ~(jnp.abs(bar) <= STEEP * scale)
+        others.append(jnp.where(rests, 0, bar))
+        peak = jnp.max(jnp.where(rests, jnp.abs(bar), 0), initial=0)
+        resting.append(peak.astype(jnp.float32))
+    return Sizes(tree.norm(others).astype(jnp.float32), jnp.stack(resting))
 
 
 def plain(checkpoint: tuple[int, ...] = (1,)) -> Backward:

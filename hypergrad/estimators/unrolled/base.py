@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.types import Array, HParams, Key
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import warn_structural_zeros
 from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, no_state
 from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode, state_floats
@@ -32,6 +32,10 @@ class UnrollInfo(NamedTuple):
             the end in forward mode), `[]`. Well above 1 means chaos: gradients through the run explode.
         first_nonfinite: First step whose training loss was not finite, the number of steps if only the
             objective was not, -1 if none; int32 `[]`.
+        resting: Multiple of the size of the last adjoint that entries at rest reached in each leaf of
+            params, a pytree of float32 `[]`; 0 without such entries. They are weights that are where
+            they started, with a gradient that is exactly zero; `sensitivity` and `growth` leave them out.
+            `()` in forward mode, where they do not matter.
     """
 
     direct: HParams
@@ -40,6 +44,7 @@ class UnrollInfo(NamedTuple):
     sensitivity: Array
     growth: Array
     first_nonfinite: Array
+    resting: PyTree = ()
 
 
 def objective_parts(
@@ -101,7 +106,7 @@ def unrolled_estimate(
     try:
         run = backward(problem, hparams, start, num_steps)
         value, direct, adjoint = objective_parts(problem, valid_key, hparams, run.state)
-        total, first, norms, certificate = run.pullback(adjoint)
+        total, first, norms, certificate, resting = run.pullback(adjoint)
     except ValueError as error:
         if "Reverse-mode differentiation does not work" not in str(error):
             raise
@@ -118,7 +123,11 @@ def unrolled_estimate(
     growth = growth_rate(last, norms[::-1])
     nonfinite = first_nonfinite(run.losses, value)
     horizon = jnp.asarray(num_steps, jnp.int32)
-    info = UnrollInfo(direct, response, horizon, norms, growth, nonfinite)
+    if not isinstance(resting, tuple):
+        peaks = jnp.max(resting, 0, initial=0) / tree.norm(adjoint)
+        treedef = jax.tree.structure(trained(run.state.params))
+        resting = jax.tree.unflatten(treedef, list(jnp.where(peaks > 0, peaks, 0)))
+    info = UnrollInfo(direct, response, horizon, norms, growth, nonfinite, resting)
     estimate = Estimate(value, tree.add(direct, response), info)
     return estimate, run.losses, certificate, run.state
 
