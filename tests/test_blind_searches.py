@@ -10,6 +10,7 @@ import pytest
 from benchmarks.functions import hartmann, levy, rastrigin, rosenbrock, tuning
 from hypergrad import schedulers, study
 from hypergrad.populations import population, vectorized
+from hypergrad.report import figures, style
 from hypergrad.searchers import (
     SearcherWarning,
     Smoothing,
@@ -144,7 +145,6 @@ def test_tables_follow_the_elites_slowly():
     assert law.settled(params, 0.0, 1e-2), "it gets there"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("make", "most"), [(levy, 1.6), (rastrigin, 0.5)])
 def test_cross_entropy_over_tables_finds_the_best(make, most):
     function, size = make(), 16
@@ -241,3 +241,28 @@ def test_schedulers_take_scalars_of_numpy():
             for s in (settings, theirs)
         ]
         assert shapes[0] == shapes[1]
+
+
+# ---- reports
+
+
+@pytest.mark.parametrize("huge", HUGE)
+def test_a_huge_value_does_not_flatten_a_figure(huge):
+    best = np.linspace(1.0, -1.0, 20)  # an axis that cannot be logarithmic
+    trace = {"trainings": np.arange(20.0), "value": best.copy(), "best": best.copy()}
+    trace["value"][5] = trace["value"][0] = trace["best"][0] = huge
+    figure = figures.objective(trace, None, huge, "loss")
+    low, high = figure.axes[0].get_ylim()
+    assert -1.5 < low < -1 and 0.5 < high < 1.5
+    legend = " ".join(text.get_text() for text in figure.legends[0].get_texts())
+    assert "off the scale" in legend and "default (off the scale)" in legend
+    plane = np.linspace(0, 1, 25).reshape(5, 5)
+    plane[4, 4] = huge
+    assert 1 < style.scale_ceiling(plane.ravel()) < 4
+
+
+def test_a_logarithmic_axis_shows_all_decades():
+    best = np.geomspace(1e4, 1e-4, 20)
+    trace = {"trainings": np.arange(20.0), "value": best, "best": best}
+    low, high = figures.objective(trace, None, np.nan, "loss").axes[0].get_ylim()
+    assert low < 1e-4 and high > 1e4

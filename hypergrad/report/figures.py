@@ -89,7 +89,8 @@ def objective(
     with styled():
         figure, (axes,) = panels(width, 0.46 if width >= WIDE else 0.8)
         own = RANDOM_STYLE if method == "random" else TUNED_STYLE
-        ceiling = scale_ceiling(np.concatenate([trace["best"], rival, [default]]))
+        lines = np.concatenate([trace["best"], rival, [default]])
+        ceiling = scale_ceiling(lines, log=np.nanmin(lines, initial=np.inf) > 0)
         cost, value = trace["trainings"], trace["value"]
         if value.size:
             dots = {"color": own["color"], "alpha": 0.4, "linestyle": "none", "markersize": 3.2}
@@ -107,12 +108,13 @@ def objective(
                 *line, drawstyle="steps-post", label="random search, best so far", **RANDOM_STYLE
             )
         if math.isfinite(default):
-            axes.axhline(float(drawable(np.array(default))), label="default", **DEFAULT_STYLE)
+            label = "default" if default <= ceiling else "default (off the scale)"
+            axes.axhline(float(drawable(np.array(default))), label=label, **DEFAULT_STYLE)
         label = "best so far" if method == "random" else "tuned, best so far"
         axes.plot(*thinned(cost, trace["best"]), drawstyle="steps-post", label=label, **own)
         axes.set(xlabel="cost (trainings)", ylabel=clean(name))
-        shown = np.concatenate([value[value <= ceiling], trace["best"], rival, [default]])
-        fit_scale(axes, shown)
+        shown = np.concatenate([value, lines])
+        fit_scale(axes, shown[shown <= ceiling])
         legend_above(figure, axes, width)
         return figure
 

@@ -169,11 +169,18 @@ def _settle(figure: "Figure") -> None:
         figure.set_layout_engine("none")
 
 
-def scale_ceiling(values: np.ndarray) -> float:
-    """Return where a scale ends, so that a diverged step does not flatten the rest."""
-    finite = values[np.isfinite(values)]
+def scale_ceiling(values: np.ndarray, *, log: bool = False) -> float:
+    """Return where a scale ends, so that a diverged step does not flatten the rest.
+
+    A linear scale leaves out values that are a thousand times as far above the lowest as three quarters are.
+    """
+    finite = drawable(values[np.isfinite(values)].astype(float))
     if not finite.size:
         return math.inf
+    if not log:
+        above = finite - finite.min()
+        usual = max(np.quantile(above, 0.75, method="lower"), above[above > 0].min(initial=np.inf))
+        finite = finite[above <= 1e3 * usual]
     spread = finite.max() - finite.min()
     return float(finite.max() + max(2 * spread, abs(finite.max()), 1e-12))
 

@@ -283,7 +283,7 @@ class _Steps:
         hparams = tree.named(jax.tree.map(lambda x: x[member], told.hparams))
         record = {n: x[member].item() for n, x in told.info.items() if x.shape == values.shape}
         record["trainings"] = self.cost * (index + 1)
-        finite = told.values[np.isfinite(told.values)]
+        finite = told.values[np.isfinite(told.values)].astype(float)  # whose sum may overflow
         record["failures"] = len(values) - len(finite)
         record["median"] = float(np.median(finite)) if len(finite) else float("nan")
         lowest = float(values[member])
