@@ -8,6 +8,11 @@ from typing import NamedTuple
 _WORDS = "? na n/a n.a. #n/a #na <na> nan -nan null (null) none nil \\n - -- – — . .. ... missing"
 MISSING = frozenset(_WORDS.split())
 """Words for missing in lower case, beside the empty cell."""
+ERRORS = frozenset(
+    f"#{word}"
+    for word in "DIV/0! REF! VALUE! NAME? NUM! NULL! SPILL! CALC! FIELD! ERROR!".split()  # noqa: SIM905
+)
+"""What a spreadsheet writes where a formula failed; it also writes #N/A, which is missing."""
 _CODES = "USD EUR GBP JPY CHF CNY INR AUD CAD NZD SEK NOK DKK PLN CZK HUF BRL MXN ZAR KRW RUB TRY kr zł Rs"
 
 _CURRENCY = rf"(?:[A-Z]{{0,3}}[$¢£¤¥฿\u20a0-\u20cf]|(?:{_CODES.replace(' ', '|')})(?![A-Za-z]))"
@@ -46,33 +51,40 @@ def read_number(text: str, decimal: str) -> Reading | None:
     plain = _plain_number(text, decimal)
     if plain is not None:
         return Reading(plain)
-    body, sign = text.translate(_MINUS), 1.0
-    if body[:1] == "(" and body[-1:] == ")":
-        body, sign = body[1:-1].strip(), -1.0
-    percent = body[-1:] == "%" or body[:1] == "%"
-    body = body.strip("%").strip() if percent and body.count("%") == 1 else body
-    body, signed = _signed(body, sign)
-    mark = "%" if percent else ""
+    body, negative = _negative(text.translate(_MINUS), False)
+    percent = body.count("%") == 1 and "%" in (body[0], body[-1])
+    body, mark = (body.strip("%").strip(), "%") if percent else (body, "")
+    body, signed = _signed(body)
     for form, order in ((_BEFORE, (1, 2)), (_BEHIND, (2, 1))):
         found = None if mark else form.fullmatch(body)
         if found:
             mark, body = (found.group(i) for i in order)
-            body, signed = _signed(body, signed) if signed == sign else (body, signed)
-    if mark not in ("", "%") and not body and signed < 0:
+            if not signed:
+                body, negative = _negative(body, negative)
+                body, signed = _signed(body)
+    if mark not in ("", "%") and not body and signed == "-":
         return Reading(0.0, mark)  # accountants write $ - for nothing
-    if (sign < 0 and signed > 0) or not body or body[0] in "+-":
+    if (negative and signed) or not body or body[0] in "+-":
         return None
     value = _plain_number(body, decimal)
     if value is None and _GROUPS[decimal].fullmatch(body):
         value = float("".join(c if c.isdigit() else "." * (c == decimal) for c in body))
-    return None if value is None else Reading(signed * (value / 100 if percent else value), mark)
+    if value is None:
+        return None
+    value = value / 100 if percent else value
+    return Reading(-value if negative or signed == "-" else value, mark)
 
 
-def _signed(body: str, sign: float) -> tuple[str, float]:
-    """Cut off a leading sign; a minus makes `sign` negative, and two signs stay where they are."""
-    if body[:1] in ("-", "+") and body[1:2] not in ("-", "+") and sign > 0:
-        return body[1:].lstrip(), -sign if body[0] == "-" else sign
-    return body, sign
+def _negative(body: str, already: bool) -> tuple[str, bool]:
+    """Take off the parentheses around a negative number, once."""
+    if not already and body[:1] == "(" and body[-1:] == ")":
+        return body[1:-1].strip(), True
+    return body, already
+
+
+def _signed(body: str) -> tuple[str, str]:
+    """Cut off a leading sign."""
+    return (body[1:].lstrip(), body[0]) if body[:1] in ("-", "+") else (body, "")
 
 
 def _plain_number(text: str, decimal: str) -> float | None:

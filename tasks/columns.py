@@ -1,46 +1,19 @@
 """How the columns of a table are taken, each as a whole: numbers, times, booleans, texts or an index."""
 
 import contextlib
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from tasks.cells import MISSING, Reading, read_number, read_time
+from tasks.cells import ERRORS
 from tasks.csv_file import Cells
+from tasks.drafts import OPTION, READ, WAYS, Dialect, Draft
 
-KINDS = ("number", "time", "text", "skip")
-"""What a column can be taken as by request."""
-WAYS = {"number": (".", ","), "time": ("day", "month")}
-"""Ways to read a cell, by kind: the mark before decimals, and what stands first in a date."""
-_READ: dict[str, Callable[[str, str], Reading | None]] = {"number": read_number, "time": read_time}
-OPTION = {"number": "decimal", "time": "dates"}
-"""Option that decides between the two ways."""
 _INDEX = "index id row rows row_id rowid rownames unnamed:_0 level_0 # no nr"
 INDEX_NAMES = frozenset(_INDEX.split())
 """Names, in lower case with _ for spaces, of columns that are left out where they count the rows."""
 MAX_CODES = 20
 """Most different numbers that are taken for categories beside texts, as 2, 3, 4 and 5more."""
-
-
-class Dialect(NamedTuple):
-    """What a user says of how a file is written; None leaves it to the file.
-
-    Attributes:
-        delimiter: one character between cells.
-        encoding: of the file, as Python names it.
-        decimal: "." or ",", what stands before decimals where a column reads both ways.
-        dates: "day" or "month", what stands first in dates such as 03/04/2020 where a column reads both ways.
-        missing: words that are missing in every column; where None, `MISSING` in columns of numbers.
-        kinds: column -> "number" or "time" (other cells are missing), "text", or "skip".
-    """
-
-    delimiter: str | None = None
-    encoding: str | None = None
-    decimal: str | None = None
-    dates: str | None = None
-    missing: Sequence[str] | None = None
-    kinds: dict[str, str] = {}  # noqa: RUF012, never changed
 
 
 class Column(NamedTuple):
@@ -65,87 +38,6 @@ class Column(NamedTuple):
     note: str
 
 
-def missing_words(dialect: Dialect) -> frozenset[str]:
-    """Return the words for missing in lower case; the empty cell is missing besides."""
-    return MISSING if dialect.missing is None else frozenset(map(str.lower, dialect.missing))
-
-
-class _Draft:
-    """A column with its different texts, counted, and what they say when read in each way."""
-
-    def __init__(self, name: str, texts: np.ndarray, dialect: Dialect):
-        self.name, self.texts = name, texts
-        self.different, self.rows, self.codes, self.counts = np.unique(
-            texts, return_index=True, return_inverse=True, return_counts=True
-        )
-        words = missing_words(dialect)
-        self.word = np.array([text.lower() in words for text in self.different], bool)
-        self.empty = self.different == ""
-        self.known = ~self.word & ~self.empty
-        self.num_known = int(self.counts[self.known].sum())
-        self.read = {
-            way: np.full(len(self.different), np.nan) for ways in WAYS.values() for way in ways
-        }
-        asked = dialect.kinds.get(name)
-        for kind in WAYS if asked is None else {asked} & set(WAYS):
-            if not self._whole():
-                self._read_all(kind)
-        self.good = {way: int(self.counts[~np.isnan(v)].sum()) for way, v in self.read.items()}
-
-    def _whole(self) -> bool:
-        """Tell whether one way reads every cell."""
-        return any(not np.isnan(values[self.known]).any() for values in self.read.values())
-
-    def _read_all(self, kind: str) -> None:
-        """Read in both ways; where the first reads every cell, the other counts only if it does, too."""
-        one, two = WAYS[kind]
-        self.read[one] = self._read(kind, one)
-        function, texts = _READ[kind], self.different[self.known]
-        if not self._whole() or all(function(text, two) for text in texts):
-            self.read[two] = self._read(kind, two)
-
-    def _read(self, kind: str, way: str) -> np.ndarray:
-        """Return a value a different text, NaN for one that says nothing in this way or has an odd mark."""
-        function = _READ[kind]
-        found = [
-            function(text, way) if known else None
-            for text, known in zip(self.different, self.known, strict=True)
-        ]
-        values = np.array([np.nan if one is None else one.value for one in found])
-        marks = np.array(["" if one is None else one.mark for one in found], dtype=object)
-        weights = self.counts * ~np.isnan(values)
-        totals = {mark: int(weights[marks == mark].sum()) for mark in set(marks)}
-        fit = np.isin(marks, list(_marks_alike(kind, totals))) | (
-            (values == 0) & (kind == "number")
-        )
-        return np.where(fit, values, np.nan)
-
-    def best(self, kind: str) -> list[str]:
-        """Return the ways that read the most cells, one alone where all give the same."""
-        most = max(self.good[way] for way in WAYS[kind])
-        ways = [way for way in WAYS[kind] if self.good[way] == most]
-        if len(ways) == 2 and np.array_equal(*(self.read[way] for way in ways), equal_nan=True):
-            return ways[:1]
-        return ways
-
-    def settled(self, kind: str) -> bool:
-        """Tell whether every cell reads in one way, and not in the other: evidence for other columns."""
-        one, two = (self.good[way] == self.num_known for way in WAYS[kind])
-        return one != two
-
-
-def _marks_alike(kind: str, totals: dict[str, int]) -> set[str]:
-    """Return the marks that may stand in one column: percentages alone, one currency beside plain numbers."""
-    if not totals:
-        return set()
-    if kind == "time":
-        return {max(totals, key=lambda mark: (totals[mark], mark))}
-    money = {mark: n for mark, n in totals.items() if mark not in ("", "%")}
-    if totals.get("%", 0) > totals.get("", 0) + sum(money.values()):
-        return {"%"}
-    return {"", *([max(money, key=lambda mark: (money[mark], mark))] if money else [])}
-
-
 def take_columns(where: str, cells: Cells, label: str, dialect: Dialect) -> list[Column]:
     """Take each column as numbers, times, booleans, texts or an index, or refuse it.
 
@@ -160,7 +52,7 @@ def take_columns(where: str, cells: Cells, label: str, dialect: Dialect) -> list
         ValueError: in one line, for a cell that is odd, or a column that reads two ways.
     """
     lines = cells.lines
-    drafts = [_Draft(*column, dialect) for column in zip(cells.header, cells.columns, strict=True)]
+    drafts = [Draft(*column, dialect) for column in zip(cells.header, cells.columns, strict=True)]
     kinds = [
         dialect.kinds.get(d.name)
         or ("index" if d.name != label and _is_index(i, d) else _kind(where, d, lines, label))
@@ -190,7 +82,7 @@ def take_columns(where: str, cells: Cells, label: str, dialect: Dialect) -> list
     return taken
 
 
-def _is_index(position: int, draft: _Draft) -> bool:
+def _is_index(position: int, draft: Draft) -> bool:
     """Tell whether a column names or counts the rows, and says nothing of them."""
     num = len(draft.texts)
     if num < 2 or len(draft.different) < num or not draft.known.all():
@@ -209,7 +101,7 @@ def counts_rows(texts: np.ndarray) -> bool:
     return first is not None and all(text == str(i) for i, text in enumerate(texts, first))
 
 
-def _kind(where: str, draft: _Draft, lines: np.ndarray, label: str) -> str:
+def _kind(where: str, draft: Draft, lines: np.ndarray, label: str) -> str:
     """Return the kind of a column, or refuse it where a few cells are unlike the rest, or all unlike."""
     num = draft.num_known
     if not num:
@@ -218,27 +110,51 @@ def _kind(where: str, draft: _Draft, lines: np.ndarray, label: str) -> str:
     if len(words) <= 4 and set(map(str.lower, words)) <= {"true", "false"}:
         return "boolean"
     kind = max(WAYS, key=lambda kind: draft.good[draft.best(kind)[0]])
-    read = ~np.isnan(draft.read[draft.best(kind)[0]])
-    good = int(draft.counts[read].sum())
-    if good == num:
+    way = draft.best(kind)[0]
+    if draft.good[way] == num:
         return kind
-    odd = draft.known & ~read
-    numbers, texts = int(read.sum()), int(odd.sum())
-    like_codes = numbers <= MAX_CODES and good >= 2 * numbers
-    few = num - good == 1 or num - good < 0.1 * num
-    if not good or not (few or (numbers >= texts and not like_codes)):
+    if _is_categories(draft):
         if draft.name != label:
-            _check_repeated(where, draft, lines)
+            _check_texts(where, draft, lines)
         return "text"
-    alike = _alike(draft, kind, draft.best(kind)[0])
+    alike, odd = _alike(draft, kind, way), draft.known & np.isnan(draft.read[way])
     raise ValueError(
-        f"{_place(where, draft, odd, lines)}, where {good} of {num} cells are {alike}, expected {alike} only; "
-        f"mend it, or pass kinds={{{draft.name!r}: {kind!r}}} to count it as missing, or 'text' for categories"
+        f"{_place(where, draft, odd, lines)}, where {draft.good[way]} of {num} cells are {alike}, "
+        f"expected {alike} only; mend it, or pass kinds={{{draft.name!r}: {kind!r}}} to count it as missing, "
+        "or 'text' for categories"
     )
 
 
-def _check_repeated(where: str, draft: _Draft, lines: np.ndarray) -> None:
-    """Refuse texts most of which occur once: one-hot, they would say nothing of other rows."""
+def _is_categories(draft: Draft) -> bool:
+    """Tell whether texts are categories, some of which may be written as numbers, or numbers with odd cells."""
+    values = np.array([_says_something(text) for text in draft.different], bool) & draft.known
+    texts = draft.known & ~values
+    num_values, num_texts = int(draft.counts[values].sum()), int(draft.counts[texts].sum())
+    if not num_values:
+        return True
+    if num_texts <= 1 or num_texts < 0.1 * draft.num_known or ERRORS & set(draft.different):
+        return False
+    codes = values.sum() <= MAX_CODES and num_values >= 2 * values.sum()
+    whole = all(text.isdigit() for text in draft.different[values])
+    return bool((codes and whole) or values.sum() < texts.sum())
+
+
+def _says_something(text: str) -> bool:
+    """Tell whether a cell is a number, a time or a boolean, in any way."""
+    if text.lower() in ("true", "false"):
+        return True
+    return any(READ[kind](text, way) for kind, ways in WAYS.items() for way in ways)
+
+
+def _check_texts(where: str, draft: Draft, lines: np.ndarray) -> None:
+    """Refuse texts most of which occur once: one-hot, they would say nothing of other rows. Refuse errors."""
+    errors = np.isin(draft.different, list(ERRORS)) & draft.known
+    if errors.any():
+        words = [str(text) for text in draft.different[errors]]
+        raise ValueError(
+            f"{_place(where, draft, errors, lines)}, where a formula failed, expected its value; mend it, or "
+            f"pass missing={words}"
+        )
     once = draft.known & (draft.counts == 1)
     if once.sum() > max(MAX_CODES, draft.num_known / 2):
         raise ValueError(
@@ -248,7 +164,7 @@ def _check_repeated(where: str, draft: _Draft, lines: np.ndarray) -> None:
         )
 
 
-def _place(where: str, draft: _Draft, which: np.ndarray, lines: np.ndarray) -> str:
+def _place(where: str, draft: Draft, which: np.ndarray, lines: np.ndarray) -> str:
     """Name the first row that has one of the texts that are meant, a mask over the different ones."""
     row = int(draft.rows[which].min())
     return (
@@ -256,9 +172,9 @@ def _place(where: str, draft: _Draft, which: np.ndarray, lines: np.ndarray) -> s
     )
 
 
-def _alike(draft: _Draft, kind: str, way: str) -> str:
+def _alike(draft: Draft, kind: str, way: str) -> str:
     """Say what the cells have alike that are read."""
-    read = [_READ[kind](text, way) for text in draft.different[~np.isnan(draft.read[way])]]
+    read = [READ[kind](text, way) for text in draft.different[~np.isnan(draft.read[way])]]
     marks = {one.mark for one in read if one is not None} - {""}
     mark = next(iter(marks), "")
     if kind == "time":
@@ -267,7 +183,7 @@ def _alike(draft: _Draft, kind: str, way: str) -> str:
 
 
 def _way(
-    where: str, draft: _Draft, kind: str, lines: np.ndarray, evidence: set[str], dialect: Dialect
+    where: str, draft: Draft, kind: str, lines: np.ndarray, evidence: set[str], dialect: Dialect
 ) -> str:
     """Return the way in which a column is read, or refuse it where nothing decides."""
     ways = draft.best(kind)
@@ -297,7 +213,7 @@ def _shown(kind: str, value: float) -> str:
 
 
 def _numeric(
-    where: str, draft: _Draft, kind: str, way: str, lines: np.ndarray, asked: bool
+    where: str, draft: Draft, kind: str, way: str, lines: np.ndarray, asked: bool
 ) -> Column:
     read = draft.read[way]
     infinite = np.abs(read) > np.finfo(np.float32).max
@@ -313,6 +229,8 @@ def _numeric(
         texts = draft.different[~np.isnan(read)]
         notes += ["decimal comma"] if any("," in text for text in texts) and way == "," else []
         notes += [f"{mark} between thousands"] if any(mark in text for text in texts) else []
+        zeros = any(text[:1] == "0" and text[1:].isdigit() for text in texts)
+        notes += ["leading zeros say nothing"] if zeros else []
     odd = draft.different[draft.known & np.isnan(read)] if asked else []
     notes += [f"missing: {_listed(draft, [*draft.different[draft.word], *odd])}"]
     if kind == "number" and counts_rows(draft.texts):
@@ -322,7 +240,7 @@ def _numeric(
     return _column(draft, kind, values, missing, _example(draft, kind, values, missing), notes)
 
 
-def _example(draft: _Draft, kind: str, values: np.ndarray, missing: np.ndarray) -> str:
+def _example(draft: Draft, kind: str, values: np.ndarray, missing: np.ndarray) -> str:
     """Return the first cell that is not missing, with its value where Python would not read it like that."""
     if missing.all():
         return ""
@@ -336,7 +254,7 @@ def _example(draft: _Draft, kind: str, values: np.ndarray, missing: np.ndarray) 
     return text if text == shown else f"{text} = {shown}"
 
 
-def _listed(draft: _Draft, texts: list[str]) -> str:
+def _listed(draft: Draft, texts: list[str]) -> str:
     """List texts with how often each occurs, or nothing where there is none."""
     if not texts:
         return ""
@@ -345,7 +263,7 @@ def _listed(draft: _Draft, texts: list[str]) -> str:
     return ", ".join(shown) + (f" and {len(texts) - 5} more" if len(texts) > 5 else "")
 
 
-def _boolean(draft: _Draft) -> Column:
+def _boolean(draft: Draft) -> Column:
     value = np.array(
         [{"true": 1.0, "false": 0.0}.get(text.lower(), np.nan) for text in draft.different]
     )
@@ -356,7 +274,7 @@ def _boolean(draft: _Draft) -> Column:
     return _column(draft, "boolean", values, missing, example, notes)
 
 
-def _textual(draft: _Draft, kind: str, dialect: Dialect) -> Column:
+def _textual(draft: Draft, kind: str, dialect: Dialect) -> Column:
     """Take a column as texts: only the empty cell is missing, and words that the user named."""
     gone = draft.empty if dialect.missing is None else draft.empty | draft.word
     missing = gone[draft.codes]

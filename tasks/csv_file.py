@@ -87,7 +87,8 @@ def read_cells(path: Path, delimiter: str | None, encoding: str | None) -> Cells
         raise _broken(path, f"{len(rows.lines)} rows by csv, {len(frame)} by pandas")
     columns = [_stripped(pandas, frame[i].iloc[kept]) for i in frame]
     lines = rows.lines[kept] + skipped
-    header = _header(path, [column[0] for column in columns], rows, kept, lines)
+    names = [column[0] for column in columns]
+    header = _header(path, names, _Rows(lines, rows.counts[kept], rows.ends[kept]), delimiter)
     used = columns[: len(header)]
     return Cells(header, lines[1:], [column[1:] for column in used], delimiter)
 
@@ -107,6 +108,11 @@ def _broken(path: Path, reason: str, line: int | None = None) -> ValueError:
 def _text(path: Path, encoding: str | None) -> str:
     """Decode a file, without its byte order mark."""
     content = _content(path)
+    if content.startswith((b"PK\3\4", b"\x1f\x8b")):
+        raise ValueError(
+            f"data {str(path)!r} is an archive, as the workbooks of spreadsheets are, expected a CSV file; "
+            "export or unpack it"
+        )
     mark = next((mark for mark in _MARKS if content.startswith(mark)), b"")
     name = encoding or _MARKS.get(mark, "utf-8")
     try:
@@ -213,25 +219,28 @@ def _fits(rows: _Rows) -> bool:
     return bool(((rows.ends[kept] <= width) & (width <= rows.counts[kept])).all())
 
 
-def _header(
-    path: Path, names: list[str], rows: _Rows, kept: np.ndarray, lines: np.ndarray
-) -> list[str]:
+def _header(path: Path, names: list[str], rows: _Rows, delimiter: str) -> list[str]:
     """Return the names of the columns that count.
 
     Empty cells behind the last name belong to no column. A table of R has a name less than columns: its
-    first column, the names of the rows, has none.
+    first column, the names of the rows, has none. With commas such a file is refused, because decimal
+    commas without quotes look the same.
     """
-    ends, counts = rows.ends[kept], rows.counts[kept]
-    width = ends[0]
-    if (ends[1:] > width).any() and (counts[1:] == counts[0]).all():
+    counts, width = rows.counts, rows.ends[0]
+    if (rows.ends > width).any() and (counts == counts[0]).all():
         width = counts[0]  # a column without a name, which is refused unless it is an index
-    elif (counts[1:] == width + 1).all() and (ends[1:] > width).any():
+    elif (rows.ends[1:] == width + 1).all() and delimiter != ",":
         return ["", *names[:width]]
-    wrong = np.flatnonzero((ends > width) | (counts < width))
+    wrong = np.flatnonzero((rows.ends > width) | (counts < width))
     if len(wrong):
         first = wrong[0]
+        advice = "mend that row"
+        if counts[first] > width:
+            advice += (
+                f", and put cells that hold a {DELIMITERS.get(delimiter, 'delimiter')} in quotes"
+            )
         raise ValueError(
-            f"data {str(path)!r} has {counts[first]} fields in row {lines[first]}, expected {width} as in "
-            "the header; mend that row"
+            f"data {str(path)!r} has {counts[first]} fields in row {rows.lines[first]}, expected {width} as in "
+            f"the header; {advice}"
         )
     return names[:width]

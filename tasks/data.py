@@ -9,8 +9,9 @@ import numpy as np
 from hypergrad.core.checks import check_name, is_whole
 from tasks.arrays import find_file, read_idx, read_npz
 from tasks.cells import read_number
-from tasks.columns import KINDS, OPTION, WAYS, Column, Dialect, missing_words, take_columns
+from tasks.columns import Column, take_columns
 from tasks.csv_file import read_cells
+from tasks.drafts import KINDS, OPTION, WAYS, Dialect, missing_words
 
 __all__ = [
     "Dialect",

@@ -8,7 +8,7 @@ import optax
 from hypergrad.core.checks import check_whole
 from hypergrad.core.flax import from_linen
 from hypergrad.problem import Task
-from hypergrad.space import LogReal, Real, Sequence, schedule
+from hypergrad.space import Dimension, LogReal, Real, Sequence, schedule
 from models.mlp import MLP
 from tasks import data as files
 from tasks.supervised import cross_entropy, squared_error, supervised, take
@@ -51,18 +51,8 @@ def task(
     """
     check_whole("horizon", horizon)
     check_whole("width", width)
-    if data in BUNDLED and label is not None:
-        raise ValueError(
-            f"label is {label!r}, expected none for the bundled {data!r}, whose label is known; "
-            "leave it out, or name a CSV file as data"
-        )
     dialect = files.Dialect(delimiter, encoding, decimal, dates, missing, kinds or {})
-    if data in BUNDLED and dialect != files.Dialect():
-        name = next(n for n, one in dialect._asdict().items() if one)
-        raise ValueError(
-            f"{name} is given with the bundled {data!r}, expected a CSV file; leave it out"
-        )
-    table = _bundled(data) if data in BUNDLED else files.read_csv(data, label, dialect)
+    table = _table(data, label, dialect)
     labels, names = files.encode_labels(table, kind)
     parts = files.split(len(labels), (0.2, 0.2), seed, None if names is None else labels)
     if names is None:
@@ -80,17 +70,10 @@ def task(
         )
 
     problem, score = supervised(model, take(inputs, labels, parts), loss, optimizer, batch_size)
-    space = {
-        "lr": Sequence(LogReal(1e-4, 1e-1, default=3e-3), horizon),
-        "decay": LogReal(1e-6, 1.0, default=1e-3),
-        "b1": Real(0.0, 0.99, default=0.9),
-    }
-    if names is not None:
-        space["label_smoothing"] = Real(0.0, 0.3, default=0.01)
     return Task(
         name="tabular",
         problem=problem,
-        space=space,
+        space=_space(horizon, names is not None),
         horizon=horizon,
         test=score,
         metric="squared error (standardized)" if names is None else "accuracy",
@@ -98,6 +81,31 @@ def task(
         description=f"An MLP of {width} units on {len(labels)} rows with {inputs.shape[1]} encoded features.",
         notes={f"Columns of {Path(data).name}": table.taken} if table.taken else None,
     )
+
+
+def _space(horizon: int, classify: bool) -> dict[str, Dimension]:
+    space = {
+        "lr": Sequence(LogReal(1e-4, 1e-1, default=3e-3), horizon),
+        "decay": LogReal(1e-6, 1.0, default=1e-3),
+        "b1": Real(0.0, 0.99, default=0.9),
+    }
+    return space | ({"label_smoothing": Real(0.0, 0.3, default=0.01)} if classify else {})
+
+
+def _table(data: str, label: str | None, dialect: files.Dialect) -> files.Table:
+    if data not in BUNDLED:
+        return files.read_csv(data, label, dialect)
+    if label is not None:
+        raise ValueError(
+            f"label is {label!r}, expected none for the bundled {data!r}, whose label is known; "
+            "leave it out, or name a CSV file as data"
+        )
+    given = [name for name, value in dialect._asdict().items() if value]
+    if given:
+        raise ValueError(
+            f"{given[0]} is given with the bundled {data!r}, expected a CSV file; leave it out"
+        )
+    return _bundled(data)
 
 
 def _bundled(name: str) -> files.Table:

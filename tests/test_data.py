@@ -370,6 +370,9 @@ def test_tabular_refuses(tmp_path):
     assert "width is 0" in refusal(tabular.task, data=path, batch_size=4, width=0)
     assert "label is 'y', expected none" in refusal(tabular.task, data="iris", label="y")
     assert "horizon is 0" in refusal(tabular.task, data=path, horizon=0)
+    assert "decimal is given with the bundled 'iris'" in refusal(
+        tabular.task, data="iris", decimal=","
+    )
 
 
 IMAGES = {

@@ -212,6 +212,19 @@ def test_categories_of_numbers_and_texts_stay_categories(tmp_path):
     assert list(column(tmp_path, [*cells[:2], "x"], kinds={"x": "text"})[0]) == ["2", "3", "x"]
 
 
+def test_a_column_of_several_kinds_is_never_categories(tmp_path):
+    for cells in (["1.5", "1,5"], ["5%", "5"], ["2020", "2020-01-05"], ["1", "TRUE"], ["$5", "€5"]):
+        assert f"holds {cells[1]!r} in column 'x'" in refusal(tmp_path, [cells[0], *cells * 20])
+
+
+def test_failed_formulas_are_no_categories(tmp_path):
+    assert "holds '#DIV/0!'" in refusal(tmp_path, ["1", "2", "#DIV/0!"] * 9)
+    message = refusal(tmp_path, ["red", "blue", "#REF!"] * 9)
+    assert "row 4, where a formula failed" in message and "missing=['#REF!']" in message
+    assert list(column(tmp_path, ["red", "#REF!"], missing=["#REF!"])[0]) == ["red", ""]
+    assert "holds 'free'" in refusal(tmp_path, ["$1.50", "$2", "free"] * 9)
+
+
 def test_texts_that_hardly_repeat_are_refused(tmp_path):
     cells = [f"{i} kg" for i in range(NUM)]
     assert "holds '0 kg' in column 'x', row 2, where 40 of 40 texts occur once" in refusal(
@@ -232,6 +245,7 @@ def test_index_columns_are_left_out(tmp_path):
         assert table.names == ["x"] and list(table.columns[0]) == [0.5, 1.5, 2.5]
         assert (table.taken[0]["kind"], table.taken[0]["note"]) == ("index", "left out")
     assert column(tmp_path, ["0", "1", "2"])[1]["note"] == "counts the rows"
+    assert column(tmp_path, ["017", "02", "5"])[1]["note"] == "leading zeros say nothing"
     assert read(tmp_path, "id,x,t\n7,1,a\n9,2,b\n").names == ["id", "x"]
     assert read(tmp_path, "id,x\n1,5\n2,6\n", "id").names == ["x"]
     table = read(tmp_path, "who,x,t\nann,1,a\nbob,2,b\n", kinds={"who": "skip"})
@@ -292,6 +306,20 @@ def test_empty_cells_behind_the_rows_and_empty_rows_are_left_out(tmp_path):
         else:
             with pytest.raises(ValueError, match="fields in row 2, expected"):
                 read(tmp_path, content)
+
+
+def test_decimal_commas_without_quotes_are_refused(tmp_path):
+    for first in ("0", "ann"):
+        with pytest.raises(
+            ValueError, match=r"has 4 fields in row 2, expected 3.*hold a comma in quotes"
+        ):
+            read(tmp_path, f"x,y,t\n{first},0,5,a\n1,1,5,b\n")
+
+
+def test_workbooks_and_archives_are_refused(tmp_path):
+    for content in (b"PK\3\4" + bytes(30), b"\x1f\x8b\x08" + bytes(30)):
+        with pytest.raises(ValueError, match="is an archive, as the workbooks of spreadsheets are"):
+            read(tmp_path, content)
 
 
 def test_a_file_without_a_header_is_refused(tmp_path):
