@@ -9,7 +9,7 @@ from scipy import integrate, special, stats
 from hypergrad.searchers import Trials
 from hypergrad.searchers.base import observe
 from hypergrad.searchers.models import (
-    gaussian_process,
+    acquisitions,
     gaussian_process as gp,
     memory,
     sobol_points,
@@ -283,14 +283,14 @@ def test_acquisitions_are_their_integrals(mean):
     gain = integrate.quad(lambda f: (best - f) * density(f), mean - 12 * std, best)[0]
     args = map(jnp.asarray, (mean, std, best))
     mean_, std_, best_ = args
-    assert float(gaussian_process.expected_improvement(mean_, std_, best_)) == pytest.approx(
+    assert float(acquisitions.expected_improvement(mean_, std_, best_)) == pytest.approx(
         gain, rel=1e-4
     )
-    log = float(gaussian_process.log_expected_improvement(mean_, std_, best_))
+    log = float(acquisitions.log_expected_improvement(mean_, std_, best_))
     assert log == pytest.approx(np.log(gain), rel=1e-4, abs=1e-4)
-    chance = float(gaussian_process.probability_of_improvement(mean_, std_, best_))
+    chance = float(acquisitions.probability_of_improvement(mean_, std_, best_))
     assert chance == pytest.approx(stats.norm.logcdf((best - mean) / std), rel=1e-4)
-    bound = gaussian_process.confidence_bound(1.5)(mean_, std_, best_)
+    bound = acquisitions.confidence_bound(1.5)(mean_, std_, best_)
     assert float(bound) == pytest.approx(1.5 * std - mean, rel=1e-5)
 
 
@@ -299,14 +299,12 @@ def test_log_improvement_has_a_slope_far_away():
     wide = np.float64(z)
     mills = np.sqrt(np.pi / 2) * special.erfcx(-wide / np.sqrt(2))
     exact = stats.norm.logpdf(wide) + np.log1p(wide * mills)
-    log = jax.jit(gaussian_process.log_expected_improvement)
+    log = jax.jit(acquisitions.log_expected_improvement)
     np.testing.assert_allclose(log(-z, jnp.ones(8), jnp.zeros(8)), exact, rtol=2e-4)
-    slope = jax.vmap(jax.grad(gaussian_process.log_expected_improvement), (0, None, None))(
-        -z, 1.0, 0.0
-    )
+    slope = jax.vmap(jax.grad(acquisitions.log_expected_improvement), (0, None, None))(-z, 1.0, 0.0)
     assert jnp.all(jnp.isfinite(slope)) and jnp.all(slope < 0)
     with pytest.raises(ValueError, match="kappa is -1"):
-        gaussian_process.confidence_bound(-1)
+        acquisitions.confidence_bound(-1)
 
 
 @pytest.mark.parametrize("transform", [standardize, normal_scores, power])

@@ -131,7 +131,7 @@ def bayes(
         capacity: number of trials that are remembered, at least 4.
         num_initial: number of scrambled Sobol trials before the process is used; 2 D, from 4 to 20, where
             None.
-        acquisition: (mean, std, best) -> score, such as those of `models.gaussian_process`.
+        acquisition: (mean, std, best) -> score, such as those of `models.acquisitions`.
         transform: (scores, filled) -> targets that the process is fitted to, such as those of
             `models.targets`.
         warp: whether a warping of each coordinate is fitted too.

@@ -293,7 +293,7 @@ class BayesSampler(SearcherSampler):
     Args:
         num_initial: Number of scrambled Sobol trials before the process is used.
         capacity: Number of trials that are remembered.
-        acquisition: (mean, std, best) -> score, such as those of `models.gaussian_process`.
+        acquisition: (mean, std, best) -> score, such as those of `models.acquisitions`.
         transform: (values, filled) -> targets that the process is fitted to, such as those of `models.targets`.
         warp: Whether a warping of each parameter is fitted too.
         trust_region: Box around the best trial to search in; everywhere where None.
