@@ -5,6 +5,7 @@
 - `extras`: What a task adds to its report: test scores, a code snippet, a diagram of its architecture.
 - `figures`: The figures of a study, from plain arrays.
 - `leaves`: The tuned hyperparameters by the way in which a report shows them.
+- `notes`: tables that a task adds for people.
 - `page`: Write the report of a finished study: one HTML page that works offline, and its figures.
 - `results`: Read a finished study from its folder, and check every type and shape on the way.
 - `sentences`: What a report says of a study: numbers as they are written, and sentences made from them.
