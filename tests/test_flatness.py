@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
+from jax.flatten_util import ravel_pytree
 
 from hypergrad import curvature as cv
 from hypergrad.curvature.models import loss_of
@@ -62,6 +64,71 @@ def test_keskar_searches_where_no_corner_is_best():
         got = fast(lambda w: cv.keskar(bump, w, (), epsilon=0.1, max_iterations=50))(jnp.zeros(2))
         here = np.exp(-5.0)
         np.testing.assert_allclose(got, (1 - here) / (1 + here), rtol=1e-6)
+
+
+def test_keskar_leaves_the_poor_corner_with_more_starts():
+    """The gradient points to the corner of +1, where the rise is 0.4; that of -1 is 14.6 high."""
+
+    def poor(w, batch):
+        return 0.1 * jnp.sum(w) + 5 * jax.nn.relu(-jnp.sum(w) - 1.0)
+
+    rises = [float(cv.keskar(poor, jnp.zeros(4), (), epsilon=1.0, num_starts=n)) for n in (1, 16)]
+    np.testing.assert_allclose(rises, [0.4, 14.6], rtol=1e-6)
+
+
+SIZES = [(6, 9), (9, 7), (7, 4)]
+
+
+def small_network(params, batch):
+    a = batch[0]
+    for i, layer in enumerate(params):
+        a = a @ layer["kernel"] + layer["bias"]
+        a = jax.nn.relu(a) if i < len(params) - 1 else a
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(a), batch[1][:, None], 1))
+
+
+@pytest.mark.slow
+def test_keskar_is_as_high_as_scipy_finds():
+    """Within 5 % of the best of 20 random starts of SciPy's L-BFGS-B, on three trained networks."""
+    with jax.enable_x64(True):
+        step = jax.jit(
+            lambda p, b: jax.tree.map(lambda a, g: a - 0.3 * g, p, jax.grad(small_network)(p, b))
+        )
+        ours = jax.jit(lambda p, b, e: cv.keskar(small_network, p, b, epsilon=e))
+        rise = jax.jit(jax.value_and_grad(lambda p, b: -small_network(p, b)))
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            params = [
+                {
+                    "kernel": jnp.asarray(rng.normal(size=s) / s[0] ** 0.5),
+                    "bias": jnp.asarray(0.1 * rng.normal(size=s[1])),
+                }
+                for s in SIZES
+            ]
+            batch = jnp.asarray(rng.normal(size=(11, 6))), jnp.asarray(rng.integers(0, 4, 11))
+            for _ in range(300):
+                params = step(params, batch)
+            flat, unflatten = ravel_pytree(params)
+            start, at = np.asarray(flat), float(small_network(params, batch))
+            for epsilon in (1e-3, 1e-2):
+                radius = epsilon * (abs(start) + 1)
+
+                def scaled(u, start=start, radius=radius, unflatten=unflatten, batch=batch):
+                    value, slope = rise(unflatten(jnp.asarray(start + radius * u)), batch)
+                    return float(value), np.asarray(ravel_pytree(slope)[0]) * radius
+
+                found = [
+                    -scipy.optimize.minimize(
+                        scaled,
+                        rng.uniform(-1, 1, len(start)),
+                        jac=True,
+                        method="L-BFGS-B",
+                        bounds=[(-1, 1)] * len(start),
+                    ).fun
+                    for _ in range(20)
+                ]
+                best = (max(found) - at) / (1 + at)
+                assert ours(params, batch, epsilon) >= 0.95 * best, (seed, epsilon)
 
 
 def test_ascent_has_its_closed_form():
@@ -274,6 +341,24 @@ def test_finite_differences():
             )(layers)
             assert np.abs(found - exact).max() < tolerance
             np.testing.assert_array_equal(found, found.T)
+
+
+def test_a_direction_of_vectors_alone_moves_them():
+    """Each is one filter; among kernels a vector does not move."""
+    vectors = {"w": jnp.array([3.0, 4.0]), "scale": jnp.asarray(2.0)}
+    direction = cv.filter_direction(vectors, jax.random.key(0))
+    np.testing.assert_allclose(jnp.linalg.norm(direction["w"]), 5.0, rtol=1e-6)
+    np.testing.assert_allclose(abs(direction["scale"]), 2.0, rtol=1e-6)
+    loss = lambda p, batch: jnp.sum(p["w"] ** 2) + p["scale"] ** 2  # noqa: E731
+    values = cv.landscape(loss, vectors, (), [direction], num=3).values
+    assert len(set(np.asarray(values).tolist())) == 3
+    among = cv.filter_direction({**vectors, "kernel": jnp.ones((2, 2))}, jax.random.key(0))
+    assert not jnp.any(among["w"]) and jnp.any(among["kernel"])
+    still = jax.tree.map(jnp.zeros_like, vectors)
+    with pytest.raises(
+        ValueError, match=r"directions\[0\] is zero, expected one that moves a weight"
+    ):
+        cv.landscape(loss, vectors, (), [cv.filter_direction(still, jax.random.key(0))], num=3)
 
 
 def test_landscapes():

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_whole
 from hypergrad.core.types import Array, Batch, Key, Params, PyTree
 from hypergrad.curvature.models import (
@@ -35,7 +37,8 @@ def filter_direction(params: Params, key: Key) -> PyTree:
     """Draw a random direction whose filters are as long as those of the weights.
 
     d_f ← d_f ‖w_f‖ / ‖d_f‖ for the weights w_f into each unit (last axis of a kernel); biases and other
-    vectors do not move. Otherwise a network with larger weights would look flatter than it is.
+    vectors do not move. Otherwise a network with larger weights would look flatter than it is. Where the params
+    have vectors and numbers alone, each of them is one filter.
 
     Args:
         params: Weights w.
@@ -49,16 +52,21 @@ def filter_direction(params: Params, key: Key) -> PyTree:
     """
     check_params(params)
     leaves, treedef = jax.tree.flatten(widen(params))
+    kernels = any(leaf.ndim >= 2 for leaf in leaves)
     drawn = [
-        _normalize(jax.random.normal(k, leaf.shape, leaf.dtype), leaf)
+        _normalize(jax.random.normal(k, leaf.shape, leaf.dtype), leaf, kernels)
         for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, drawn)
 
 
-def _normalize(direction: Array, weights: Array) -> Array:
+def _normalize(direction: Array, weights: Array, kernels: bool) -> Array:
+    """Scale a direction as the weights, zero for a vector among kernels."""
     if weights.ndim < 2:
-        return jnp.zeros_like(weights)
+        if kernels:
+            return jnp.zeros_like(weights)
+        got = jnp.linalg.norm(direction)
+        return direction * jnp.linalg.norm(weights) / jnp.where(got > 0, got, 1)
     axes = tuple(range(weights.ndim - 1))
     wanted = jnp.linalg.norm(weights.reshape(-1, weights.shape[-1]), axis=0)
     got = jnp.sqrt(jnp.sum(jnp.square(direction), axes))
@@ -92,7 +100,7 @@ def landscape(
         chunk: Number of points side by side.
 
     Raises:
-        ValueError: unless there are one or two directions like the params.
+        ValueError: unless there are one or two directions like the params, none of them zero.
 
     Reference:
         Li, Xu, Taylor, Studer, Goldstein, 2018, arXiv:1712.09913; Goodfellow, Vinyals, Saxe, 2015.
@@ -106,11 +114,18 @@ def landscape(
             f"directions has {len(directions)} entries, expected one for a line or two for a plane"
         )
     wide = widen(params)
-    for direction in directions:
+    for i, direction in enumerate(directions):
         if jax.tree.map(jnp.shape, direction) != jax.tree.map(jnp.shape, wide):
             raise ValueError(
                 "directions has a pytree unlike the params, expected the same arrays; make it with "
                 "filter_direction(params, key)"
+            )
+        if not traced(direction) and not any(
+            np.asarray(x).any() for x in jax.tree.leaves(direction)
+        ):
+            raise ValueError(
+                f"directions[{i}] is zero, expected one that moves a weight: along it the loss is constant; "
+                "pass another (a filter of zeros has no length, and its direction none)"
             )
     function = loss_of(loss)
     flat, unravel = ravel_pytree(wide)
