@@ -9,6 +9,7 @@
 - `static`: Static dimensions, whose values change the shapes of a compiled program.
 - `units`: The unit coordinates of a space as searchers use them: many trials at once, some coordinates
   counted.
+- `values`: What a space may hold, its starting values, and whether a value is one of its own.
 """
 
 from hypergrad.space import schedules
@@ -21,12 +22,7 @@ from hypergrad.space.dimensions import (
     LogReal,
     Real,
     Sequence,
-    check_space,
-    check_value,
-    default,
-    dynamic,
     is_dimension,
-    starting_values,
 )
 from hypergrad.space.maps import (
     constrain,
@@ -48,6 +44,7 @@ from hypergrad.space.units import (
     snap,
     to_units,
 )
+from hypergrad.space.values import check_space, check_value, default, dynamic, starting_values
 
 __all__ = [
     "Choice",

@@ -7,16 +7,17 @@ real line for gradients.
 
 import math
 from collections.abc import Sequence as Options
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad.core import tree
-from hypergrad.core.checks import describe, is_number
-from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.core.checks import describe, is_number, is_whole
+from hypergrad.core.types import Array
+
+MAX_LEVELS = 2**22
+"""Most values of an `Integer`: the middle of each cell in [0, 1], in float32, leads back to its number."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Real(_Interval):
     """A real number in [low, high], uniform: u = (x − low) / (high − low).
 
     Attributes:
-        low, high: bounds, finite, low < high.
+        low, high: bounds within [-1e37, 1e37], low < high in float32.
         default: starting value; the middle of the range where None.
         shape: shape of the value, for one number per layer, class or example.
     """
@@ -71,7 +72,7 @@ class LogReal(_Interval):
     """A positive number in [low, high], uniform in its logarithm: u = log(x / low) / log(high / low).
 
     Attributes:
-        low, high: bounds, finite, 0 < low < high.
+        low, high: bounds within [1e-37, 1e37], low < high in float32.
         default: starting value; the geometric middle where None.
         shape: shape of the value.
     """
@@ -79,6 +80,12 @@ class LogReal(_Interval):
     def __post_init__(self):
         super().__post_init__()
         _check(self, "low", self.low > 0, "a positive number; use Real for ranges that reach zero")
+        _check(
+            self,
+            "low",
+            self.low >= 1e-37,
+            "at least 1e-37, as float32 can divide by; change its unit",
+        )
 
     @property
     def start(self) -> float:
@@ -87,11 +94,17 @@ class LogReal(_Interval):
 
     def lower(self, value: Array) -> Array:
         """Share of the logarithmic range above the lower bound."""
-        return jnp.log(value / self.low) / math.log(self.high / self.low)
+        span = math.log(self.high / self.low)
+        if span > 85:  # value / low would overflow
+            return (jnp.log(value) - math.log(self.low)) / span
+        return jnp.log(value / self.low) / span
 
     def upper(self, value: Array) -> Array:
         """Share of the logarithmic range below the upper bound."""
-        return jnp.log(self.high / value) / math.log(self.high / self.low)
+        span = math.log(self.high / self.low)
+        if span > 85:
+            return (math.log(self.high) - jnp.log(value)) / span
+        return jnp.log(self.high / value) / span
 
     def value(self, lower: Array, upper: Array) -> Array:
         """Invert (`lower`, `upper`), from the nearer bound."""
@@ -107,7 +120,7 @@ class Integer:
     """A whole number in [low, high], both included. It has no hypergradient.
 
     Attributes:
-        low, high: bounds, whole, low < high.
+        low, high: bounds, whole and within int32, low < high; at most 2^22 values.
         default: starting value; the middle where None.
         static: true where the number changes shapes; its value is then a Python int, not an array.
     """
@@ -121,6 +134,14 @@ class Integer:
 
     def __post_init__(self):
         _check_bounds(self, "a whole number; use Real for others", int)
+        for name in ("low", "high"):
+            wide = -(2**31) <= getattr(self, name) < 2**31
+            _check(
+                self, name, wide, f"a number in [{-(2**31)}, {2**31 - 1}], as int32 holds; shift it"
+            )
+        few = self.num_levels <= MAX_LEVELS
+        most = f"at most low + {MAX_LEVELS - 1}: float32 tells no more numbers apart; search its logarithm "
+        _check(self, "high", few, most + "or a multiple, and round within the problem")
 
     @property
     def num_levels(self) -> int:
@@ -212,6 +233,9 @@ class Sequence:
         real = "Real or LogReal; pass e.g. Sequence(LogReal(1e-3, 1.0), length=100)"
         _check(self, "element", isinstance(self.element, (Real, LogReal)), real)
         least = "a whole number of at least {}; pass e.g. 10"
+        for name in ("length", "knots"):
+            if is_whole(getattr(self, name)):
+                object.__setattr__(self, name, int(getattr(self, name)))
         _check(self, "length", type(self.length) is int and self.length >= 1, least.format(1))
         if self.knots is not None:
             _check(self, "knots", type(self.knots) is int and self.knots >= 2, least.format(2))
@@ -250,124 +274,32 @@ def is_dimension(leaf: Any) -> bool:
     return isinstance(leaf, Dimension)
 
 
-def check_space(space: PyTree, *, real: bool = False, traceable: bool = False) -> None:
-    """Raise a `ValueError` that names the first leaf of `space` that is not a dimension.
-
-    Args:
-        space: Space that the user passed.
-        real: Whether every dimension must have a hypergradient.
-        traceable: Whether the values of every dimension must share one compiled program.
-    """
-    names, leaves = tree.leaf_names(space), jax.tree.leaves(space)
-    if not leaves:
-        raise ValueError(
-            "space has no dimensions, expected at least one; pass e.g. {'lr': LogReal(1e-4, 1.0)}"
-        )
-    for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
-        if not is_dimension(leaf):
-            wrong = f"is {describe(leaf)}, expected a dimension (Real, LogReal, Integer, Choice, Sequence); "
-            wrong += "close over a value that is fixed"
-        elif name in names[:i]:
-            wrong = "is there twice, expected different names; rename one of them"
-        elif real and isinstance(leaf, Discrete):
-            wrong = (
-                f"is {type(leaf).__name__}, expected a real dimension, because only those have a "
-            )
-            wrong += (
-                "hypergradient; fix its value in the problem, or search it with method 'random'"
-            )
-        elif traceable and leaf.static:
-            wrong = "is static, expected a dimension whose values share one compiled program; fix its value in "
-            wrong += "the problem, or search it with tune(method='random')"
-        else:
-            continue
-        raise ValueError(f"space[{name!r}] {wrong}")
-
-
-def dynamic(space: PyTree) -> PyTree:
-    """Return the space with every static dimension traced, as searchers see it."""
-    return jax.tree.map(lambda dim: replace(dim, static=False) if dim.static else dim, space)
-
-
-def paired(
-    space: PyTree, values: PyTree, called: str = "hparams"
-) -> list[tuple[str, Dimension, Any]]:
-    """Pair each dimension with its value: (name, dimension, value) in the order of the leaves.
-
-    Raises:
-        ValueError: unless `values` has the structure of `space`.
-    """
-    names = tree.leaf_names(space)
-    if jax.tree.structure(space) != jax.tree.structure(values):
-        raise ValueError(
-            f"{called} has the leaves {tree.leaf_names(values)}, expected those of the space, {names}; "
-            "start from default(space)"
-        )
-    return list(zip(names, jax.tree.leaves(space), jax.tree.leaves(values), strict=True))
-
-
-def check_value(space: PyTree, hparams: HParams) -> None:
-    """Raise a `ValueError` unless concrete `hparams` have the structure, shapes and bounds of `space`."""
-    for name, dim, value in paired(space, hparams):
-        wrong = _misfit(dim, value)
-        if wrong:
-            raise ValueError(f"hparams[{name!r}] {wrong}; start from default(space)")
-
-
-def _misfit(dim: Dimension, value: Any) -> str:
-    """Say why a value is not one of a dimension; nothing where it is."""
-    if isinstance(dim, Choice) and dim.static:
-        return "" if value in dim.options else f"is {value!r}, expected one of {dim.options}"
-    if np.shape(value) != dim.shape:
-        return f"has shape {np.shape(value)}, expected {dim.shape}"
-    array = np.asarray(value, np.float64)
-    if isinstance(dim, Discrete) and not np.all(array == np.round(array)):
-        return f"holds {array.ravel()[0]:g}, expected whole numbers"
-    bounds = dim.element if isinstance(dim, Sequence) else dim
-    low, high = bounds.low, bounds.high
-    # a bound rounded to float32 may lie just outside the float64 one
-    slack = 1e-6 * max(abs(low), abs(high))
-    if np.all((array >= low - slack) & (array <= high + slack)):
-        return ""
-    distance = np.abs(np.nan_to_num(array, nan=np.inf) - (low + high) / 2)
-    worst = array.ravel()[np.argmax(distance)]
-    return f"holds {worst:g}, expected values in [{low:g}, {high:g}]"
-
-
-def default(space: PyTree) -> HParams:
-    """Return the starting value of every dimension.
-
-    Raises:
-        ValueError: for a leaf that is not a dimension, by its name.
-    """
-    check_space(space)
-    return starting_values(space)
-
-
-def starting_values(space: PyTree) -> HParams:
-    """Return what `default` returns, of a space that has been checked."""
-
-    def start(dim: Dimension) -> Any:
-        if not isinstance(dim, Discrete):
-            return jnp.full(dim.shape, dim.start, jnp.result_type(float))
-        return dim.named(dim.start) if dim.static else jnp.asarray(dim.start, jnp.int32)
-
-    return jax.tree.map(start, space)
-
-
 def _check_bounds(
     dim: "_Interval | Integer", what: str = "a finite number; pass one", kind: type = float
 ) -> None:
     for name in ("low", "high", "default"):
         value = getattr(dim, name)
-        number = is_number(value) and math.isfinite(value) and (kind is float or type(value) is int)
+        number = is_number(value) and math.isfinite(value) and (kind is float or is_whole(value))
         _check(dim, name, number or (name == "default" and value is None), what)
+        if hasattr(value, "item"):  # a scalar of numpy
+            object.__setattr__(dim, name, value.item())
+        if kind is float and value is not None:
+            counted = "a number in [-1e37, 1e37], as float32 can count with; change its unit"
+            _check(dim, name, abs(value) <= 1e37, counted)
     ordered = f"low < high = {dim.high!r}; swap them, or close over a value that is fixed"
     _check(dim, "low", dim.low < dim.high, ordered)
+    if kind is float:
+        # XLA takes numbers below the smallest normal one for zero
+        apart = np.float32(dim.high) - np.float32(dim.low) >= np.finfo(np.float32).tiny
+        once = f"low < high = {dim.high!r} in float32, where they are one number; move them apart"
+        _check(dim, "low", apart, once)
     inside = dim.default is None or dim.low <= dim.default <= dim.high
     _check(dim, "default", inside, f"a value in [{dim.low!r}, {dim.high!r}]; move it inside")
-    sizes = isinstance(dim.shape, tuple) and all(type(n) is int and n > 0 for n in dim.shape)
+    shape = dim.shape
+    sizes = isinstance(shape, tuple) and all(is_whole(n) and n > 0 for n in shape)
     _check(dim, "shape", sizes, "a tuple of positive sizes; pass e.g. (3,)")
+    if isinstance(dim, _Interval):
+        object.__setattr__(dim, "shape", tuple(map(int, shape)))
 
 
 def _check(dim: Any, name: str, good: bool, expected: str) -> None:

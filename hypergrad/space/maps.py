@@ -10,16 +10,8 @@ import numpy as np
 from jax import core
 
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.space.dimensions import (
-    Choice,
-    Dimension,
-    Discrete,
-    LogReal,
-    Real,
-    Sequence,
-    check_space,
-    paired,
-)
+from hypergrad.space.dimensions import Choice, Dimension, Discrete, LogReal, Real, Sequence
+from hypergrad.space.values import check_space, paired
 
 
 def num_coordinates(space: PyTree) -> int:

@@ -12,7 +12,8 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.types import HParams, PyTree
-from hypergrad.space.dimensions import Choice, Dimension, Integer, starting_values
+from hypergrad.space.dimensions import Choice, Dimension, Integer
+from hypergrad.space.values import starting_values
 
 
 def static_names(space: PyTree) -> list[str]:

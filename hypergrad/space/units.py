@@ -9,8 +9,9 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.types import Array, HParams, PyTree
-from hypergrad.space.dimensions import Choice, Discrete, check_space
+from hypergrad.space.dimensions import Choice, Discrete
 from hypergrad.space.maps import from_unit, to_unit
+from hypergrad.space.values import check_space
 
 
 class Coordinates(NamedTuple):
