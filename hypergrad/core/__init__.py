@@ -4,12 +4,13 @@
 - `autodiff`: Derivatives: finite ones where autodiff makes none, curvature products, who depends on whom.
 - `checks`: The shared vocabulary of checks, made on what a caller passes before anything compiles.
 - `flax`: Flax modules as init and apply: `from_linen`, `from_nnx`.
-- `jaxopt`: Solvers of jaxopt, loaded when they are first used.
-- `krylov`: The loops of the linear solvers: conjugate gradients and Richardson's iteration, on one flat
-  vector.
+- `jaxopt`: The minimizer of jaxopt, loaded when it is first used.
+- `krylov`: The loops of the iterative linear solvers, on one flat vector.
 - `methods`: Description of a method that a family offers by name.
 - `scans`: Scans in segments of equal length and, where that does not divide the steps, a shorter last one.
 - `solve`: Linear solvers for A x = b, where A is known by its products alone.
+- `systems`: The contract of the linear solvers, and what they share: flat vectors, and how well a system was
+  solved.
 - `tree`: The pytree algebra that `optax.tree` lacks: names of leaves, floats apart from the rest.
 - `types`: Aliases that the whole package shares.
 """
