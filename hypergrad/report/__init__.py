@@ -2,10 +2,10 @@
 
 - `contents`: What stands on the page of a report, as plain data for its template.
 - `diagrams`: Figures beside those of every study: an architecture, and slices through a landscape.
-- `extras`: What a task adds to its report: test scores, a code snippet, a diagram of its architecture.
+- `extras`: What a task adds to its report: test scores, a code snippet, a diagram of its architecture, notes.
 - `figures`: The figures of a study, from plain arrays.
 - `leaves`: The tuned hyperparameters by the way in which a report shows them.
-- `notes`: tables that a task adds for people.
+- `notes`: Tables that a task adds for people, such as how the columns of its file were read.
 - `page`: Write the report of a finished study: one HTML page that works offline, and its figures.
 - `results`: Read a finished study from its folder, and check every type and shape on the way.
 - `sentences`: What a report says of a study: numbers as they are written, and sentences made from them.
