@@ -355,24 +355,27 @@ def test_missing_pandas_is_one_line(tmp_path, monkeypatch):
         read(tmp_path, "x,t\n1,a\n2,b\n")
 
 
-texts = st.text(st.sampled_from('ab1,; "\n\r\té'), max_size=40)
+pieces = st.sampled_from(["a", ' "b, c"', '"d""e"', '"x\r\ny"', "", " ", " f g", '"', "\t", "\r"])
+rows = st.lists(pieces, min_size=2, max_size=3).map(",".join)
+contents = st.lists(rows, max_size=5).flatmap(
+    lambda rows: st.sampled_from(["\n", "\r\n", "\n\n"]).map(lambda end: end.join(rows))
+)
 
 
-@given(content=texts)
+@given(content=contents)
 @settings(max_examples=300, deadline=None)
-@example(content='a,b\n"x\r\ny",1\n , 2')
-@example(content='a, "b"\n"",""\n\n1,2\r3,4')
+@example(content='a, "b"\n"", "x, y"\n\n1,2\r3,4')
 def test_pandas_reads_what_csv_reads(tmp_path, content):
     path = tmp_path / "f.csv"
     path.write_bytes(content.encode())
     try:
         cells = csv_file.read_cells(path, ",", None)
     except ValueError as error:
-        if "t.csv" not in str(error) and "f.csv" not in str(error):
+        if "f.csv" not in str(error) or "by pandas" in str(error):
             raise
         return
     reader = csv.reader(io.StringIO(content, newline=""), strict=True, skipinitialspace=True)
     rows = [[cell.strip() for cell in row] for row in reader]
-    rows = [row for row in rows if any(row)][1:]
+    rows = [row[: len(cells.header)] for row in rows if any(row)]
     found = [list(row) for row in zip(*cells.columns, strict=True)]
-    assert found == [row[: len(cells.header)] for row in rows]
+    assert [cells.header, *found] == rows
