@@ -28,7 +28,7 @@ from hypergrad.schedulers import (
     staged,
     traverse,
 )
-from hypergrad.schedulers.base import Periods
+from hypergrad.schedulers.base import Periods, geometric_rungs, num_halvings
 from hypergrad.schedulers.hyperband import brackets, num_trials
 from hypergrad.schedulers.pb2 import time_varying
 from hypergrad.schedulers.pbt import choose_parents
@@ -325,6 +325,17 @@ def test_a_walk_along_the_front():
     assert np.isfinite(lost["a"]).all()
     one = walk(hparams, scores[:, :1].repeat(2, 1), None)
     assert one["a"].tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("eta", [1.01, 1.2, 1.5, 2.0, 3.0])
+def test_every_rung_trains(eta):
+    for num_steps in (1, 7, 10, 27, 100):
+        last = num_halvings(num_steps, 1, eta)
+        rungs = geometric_rungs(20, num_steps, last, eta)
+        assert np.all(np.diff([0, *(r.steps for r in rungs)]) > 0)
+        assert rungs[0].num == 20 and rungs[-1].steps == num_steps
+    # the members of a rung are those that are left when its steps begin
+    assert [tuple(r[:2]) for r in geometric_rungs(20, 10, 8, 1.3)][:3] == [(20, 1), (15, 2), (9, 3)]
 
 
 def test_the_brackets_are_those_of_the_paper():

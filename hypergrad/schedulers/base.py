@@ -138,11 +138,16 @@ def geometric_rungs(num: int, num_steps: int, last: int, eta: float) -> tuple[Ru
     """Return the rungs 0 to `last` of successive halving.
 
     n_i = ⌊n η^{−i}⌋ (at least 1),   r_i = R η^{i−s} (rounded, at least 1),   s = last
+
+    With η below 2 several of them may round to one number of steps. They are one rung, of the first's members,
+    as the others would train nothing.
     """
-    return tuple(
-        Rung(max(1, _floor(num / eta**i)), max(1, round(num_steps * eta ** (i - last))))
-        for i in range(last + 1)
-    )
+    rungs: list[Rung] = []
+    for i in range(last + 1):
+        steps = max(1, round(num_steps * eta ** (i - last)))
+        if not rungs or steps > rungs[-1].steps:
+            rungs.append(Rung(max(1, _floor(num / eta**i)), steps))
+    return tuple(rungs)
 
 
 def spent(rungs: Many[Rung]) -> int:
