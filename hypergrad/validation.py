@@ -1,5 +1,6 @@
 """Check that the functions of a problem fit one another, before anything compiles."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
+from hypergrad.core.autodiff import live_inputs
 from hypergrad.core.checks import check_whole, describe
 from hypergrad.core.host import check_indices
 from hypergrad.core.pure import traced_program
@@ -20,7 +22,7 @@ from hypergrad.problem import (
     fixed,
     split_loss,
 )
-from hypergrad.space import check_space, static
+from hypergrad.space import Sequence, check_space, static
 from hypergrad.train import carried, start_state, trained, update, with_parts
 
 CONSTANT = "return every part of the carried state, in constant shapes"
@@ -52,15 +54,57 @@ def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1)
     if not isinstance(problem, Task):
         check_problem(problem)
         check_whole("horizon", horizon)
-        check_step(problem, hparams)
+        warn_unread([check_step(problem, hparams)])
         return
     check_space(problem.space)
+    check_whole("horizon", problem.horizon)
+    found = []
     for corner in static.corners(problem.space):
         label, free = static.split(problem.space, corner)
-        validate(fixed(problem, label).problem, free, problem.horizon)
+        one = fixed(problem, label).problem
+        check_problem(one)
+        found.append(check_step(one, free))
+    warn_blind(problem, found)
 
 
-def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> None:
+class UnreadWarning(UserWarning):
+    """A hyperparameter, or a part of a schedule, is read by no function of the problem."""
+
+
+def warn_unread(found: list[dict[str, bool]]) -> None:
+    """Warn of every hyperparameter that no function of the problem reads, in any corner; see `check_step`."""
+    for name in dict.fromkeys(name for reads in found for name in reads):
+        if not any(reads.get(name, False) for reads in found):
+            warnings.warn(
+                f"hparams[{name!r}] is never read: its hypergradient is zero, and a search over it is blind; "
+                "read it in problem.init, loss, objective or optimizer (an optimizer made outside of "
+                "problem.optimizer knows no hparams), or leave it out",
+                UnreadWarning,
+                stacklevel=3,
+            )
+
+
+def warn_blind(task: Task, found: list[dict[str, bool]]) -> None:
+    """Warn of what `check_step` found unread in every corner of a task, and of schedules of another length."""
+    fixed_names = static.static_names(task.space)
+    names = [name for name in tree.leaf_names(task.space) if name not in fixed_names]
+    # a space of static dimensions alone has a number in the place of the others
+    warn_unread([dict(zip(names, reads.values(), strict=False)) for reads in found])
+    space, horizon = task.space, task.horizon
+    dimensions = jax.tree.leaves(space)
+    for name, dim in zip(tree.leaf_names(space), dimensions, strict=True):
+        if isinstance(dim, Sequence) and dim.length != horizon:
+            holds = f"`schedule` holds its last value from step {dim.length} on"
+            lost = f"a value a step leaves the last {dim.length - horizon} unread"
+            warnings.warn(
+                f"space[{name!r}] has length {dim.length} and the horizon is {horizon}: "
+                f"{holds if dim.length < horizon else lost}; pass length={horizon} for a value a step",
+                UnreadWarning,
+                stacklevel=3,
+            )
+
+
+def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> dict[str, bool]:
     """Raise a `ValueError` unless one step of training and its objective can be evaluated.
 
     **Cost:** abstract evaluation of both; nothing is compiled or run.
@@ -69,6 +113,9 @@ def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> Non
         problem: Training loop.
         hparams: Hyperparameters of the structure and shapes to be used.
         real: Whether every leaf of the hyperparameters must have a derivative.
+
+    Returns:
+        Whether any function of the problem reads a leaf of the hyperparameters, by its name.
     """
     check_hparams(hparams, real=real)
     tried = _try(problem, hparams, real)
@@ -86,6 +133,7 @@ def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> Non
                 raise ValueError(
                     f"{what}[{name!r}] of shape {b.shape}, expected {a.shape}; {advice}"
                 )
+    return tried.reads
 
 
 class _Tried(NamedTuple):
@@ -97,17 +145,24 @@ class _Tried(NamedTuple):
     state: PyTree
     objective: Any
     moved: PyTree
+    reads: dict[str, bool]
 
 
 def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     """Trace each function of a problem once, the batches twice, and check what is seen."""
     key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
+    reads = dict.fromkeys(tree.leaf_names(hparams), False)
 
     def traced(name: str, function: Callable, *args, params: PyTree = ()) -> Any:
         name = f"problem.{name}"
         program, out = traced_program(name, function, *args, twice=name.endswith("_batch"))
         if real:
             check_indices(name, program, [_origin(arg, hparams, params) for arg in args])
+        live = iter(live_inputs(program.jaxpr, [True] * len(program.jaxpr.outvars)))
+        for arg in args:
+            used = [next(live) for _ in jax.tree.leaves(arg)]
+            if arg is hparams:
+                reads.update({k: reads[k] or now for k, now in zip(reads, used, strict=True)})
         return out
 
     params = traced("init", problem.init, key, hparams)
@@ -130,8 +185,8 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     valid = traced("valid_batch", problem.valid_batch, key)
     judged = traced("objective", problem.objective, params, hparams, valid, params=params)
     step = partial(_update, problem)
-    moved = traced("optimizer", step, hparams, params, key, batch, value, grads, params=params)
-    return _Tried(weights, carried(params), value, state, judged, moved)
+    moved, _ = traced("optimizer", step, hparams, params, key, batch, value, grads, params=params)
+    return _Tried(weights, carried(params), value, state, judged, moved, reads)
 
 
 def _origin(arg: PyTree, hparams: HParams, params: Params) -> list[str | None]:
@@ -153,14 +208,14 @@ def _loss(
 def _update(
     problem: Problem, hparams: HParams, params: Params, key: Key, batch: Batch, *gradient: Any
 ) -> PyTree:
-    """Return the weights after the first step, or raise a `ValueError` for no optimizer."""
+    """Return weights and optimizer state after the first step, or raise a `ValueError` for no optimizer."""
     optimizer = problem.optimizer(hparams)
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(
             f"problem.optimizer returned {describe(optimizer)}, expected an "
             "optax.GradientTransformation; return e.g. optax.sgd(hparams['lr'])"
         )
-    return update(problem, hparams, start_state(problem, params, hparams, key), batch, *gradient)[0]
+    return update(problem, hparams, start_state(problem, params, hparams, key), batch, *gradient)
 
 
 def check_hparams(hparams: HParams, *, real: bool = False) -> None:

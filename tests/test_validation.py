@@ -1,5 +1,6 @@
 """`validate`: the functions of a problem or a task are tried once, abstractly, before anything runs."""
 
+import warnings
 from collections import Counter
 
 import jax
@@ -9,8 +10,8 @@ import pytest
 
 from hypergrad.core.types import Variables
 from hypergrad.problem import Problem, Task
-from hypergrad.space import Choice, Integer, LogReal
-from hypergrad.validation import check_step, validate
+from hypergrad.space import Choice, Integer, LogReal, Sequence, schedule
+from hypergrad.validation import UnreadWarning, check_step, validate, warn_unread
 
 PROBLEM = Problem(
     init=lambda key, h: jax.random.normal(key, (2, 3)),
@@ -78,7 +79,8 @@ def test_a_task_brings_its_defaults_and_every_static_option():
         seen.add(h["width"])
         return jnp.ones((h["width"], 2))
 
-    validate(a_task(space=space, problem=PROBLEM._replace(init=init)))
+    with pytest.warns(UnreadWarning, match=r"hparams\['act'\] is never read"):
+        validate(a_task(space=space, problem=PROBLEM._replace(init=init)))
     assert seen == {1, 2, 3}
 
 
@@ -115,3 +117,58 @@ def test_hyperparameters_without_a_derivative():
     check_step(PROBLEM, H | {"num": 3})
     with pytest.raises(ValueError, match=r"hparams\['num'\] has dtype int32, expected floating"):
         check_step(PROBLEM, H | {"num": 3}, real=True)
+
+
+def trained_with(optimizer, loss=lambda w, h, b: jnp.sum(w**2)):
+    return Problem(
+        lambda key, h: jnp.ones(2),
+        loss,
+        lambda w, h, b: jnp.sum(w),
+        optimizer,
+        lambda key, step: (),
+        lambda key: (),
+    )
+
+
+OUTSIDE = optax.sgd(0.1)
+
+
+@pytest.mark.parametrize(
+    ("problem", "unread"),
+    [
+        (trained_with(lambda h: optax.sgd(h["lr"])), ["spare"]),
+        (trained_with(lambda h: OUTSIDE), ["lr", "spare"]),
+        # it acts from the second step on
+        (trained_with(lambda h: optax.sgd(h["lr"], h["spare"])), []),
+        (trained_with(lambda h: optax.sgd(h["lr"]), lambda w, h, b: jnp.sum(w) * h["spare"]), []),
+    ],
+)
+def test_a_hyperparameter_that_is_never_read_is_named(problem, unread):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        validate(problem, {"lr": 0.1, "spare": 0.5})
+    told = [str(w.message) for w in said if issubclass(w.category, UnreadWarning)]
+    assert [line.split("'")[1] for line in told] == unread
+    assert all("outside" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("length", "words"), [(5, "from step 5 on"), (20, "last 10 unread"), (10, "")]
+)
+def test_a_schedule_of_another_length_than_the_horizon_is_named(length, words):
+    space = {"lr": Sequence(LogReal(1e-3, 1.0), length)}
+    made = trained_with(lambda h: optax.sgd(schedule(h["lr"])))
+    task = a_task(problem=made, space=space, horizon=10)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        validate(task)
+    told = [str(w.message) for w in said if issubclass(w.category, UnreadWarning)]
+    assert len(told) == bool(words) and all("'lr'" in x and words in x for x in told)
+
+
+def test_a_hyperparameter_of_one_option_is_read():
+    made = trained_with(lambda h: optax.sgd(h["lr"]))
+    assert check_step(made, {"lr": 0.1, "spare": 1.0}) == {"lr": True, "spare": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_unread([{"lr": False}, {"lr": True}])

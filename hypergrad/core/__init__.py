@@ -7,6 +7,8 @@
 - `jaxopt`: The minimizer of jaxopt, loaded when it is first used.
 - `krylov`: The loops of the iterative linear solvers, on one flat vector.
 - `methods`: Description of a method that a family offers by name.
+- `resting`: The derivative of an optimizer at weights that rest: whose gradient is exactly zero, though it may
+  bend.
 - `scans`: Scans in segments of equal length and, where that does not divide the steps, a shorter last one.
 - `solve`: Linear solvers for A x = b, where A is known by its products alone.
 - `systems`: The contract of the linear solvers, and what they share: flat vectors, and how well a system was

@@ -128,7 +128,8 @@ def warn_structural_zeros(
         warnings.warn(
             f"the hypergradient of hparams[{name!r}] is zero by structure: it reaches the objective only "
             f"through {start}a sign, a rounding, a comparison or an integer, or not at all; search it "
-            "instead, or use an optimizer without sign (Lion and sign-SGD have one)",
+            "instead, use an optimizer without sign (Lion and sign-SGD have one), or make the optimizer within "
+            "problem.optimizer, from its hparams",
             StructuralZeroWarning,
             stacklevel=3,
         )

@@ -23,7 +23,7 @@ from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, make_searc
 from hypergrad.tuners.controller import CANDIDATES
 from hypergrad.tuning.settings import Settings
 from hypergrad.tuning.warm_start import held_trials, priors_of, read_trials, start_of
-from hypergrad.validation import check_step
+from hypergrad.validation import check_step, warn_blind
 
 NAMES: dict[str, Mapping[str, Any]] = {
     "method": METHODS,
@@ -107,11 +107,13 @@ def check_task(task: Task, settings: Settings) -> Settings:
             f"memory is {settings.memory}, expected None {because}: what fits is measured for one shape; "
             "pass chunk, the members side by side on each device"
         )
+    found = []
     for hparams in static.corners(task.space):
         label, start = static.split(task.space, hparams)
         one, start = fixed(task, label), jax.tree.map(jax.numpy.asarray, start)
-        check_step(one.problem, start)
+        found.append(check_step(one.problem, start))
         check_extras(one, jax.tree.map(np.asarray, start))
+    warn_blind(task, found)
     return settings
 
 
