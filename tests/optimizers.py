@@ -88,9 +88,6 @@ BUILD = {
     "measure_with_ema": lambda lr, b: optax.chain(
         optax.sgd(lr, b), optax.measure_with_ema(optax.global_norm, 0.9)
     ),
-    "monitor": lambda lr, b: optax.chain(
-        optax.sgd(lr, b), optax.monitor({"norm": optax.global_norm})
-    ),
     "multi_transform": lambda lr, b: optax.multi_transform(_either(lr, b), _labels),
     "nadam": lambda lr, b: optax.nadam(lr, b),
     "nadamw": lambda lr, b: optax.nadamw(lr, b),
@@ -217,6 +214,11 @@ REFUSED = {
     "scale_by_zoom_linesearch": (
         lambda lr, b: optax.chain(optax.sgd(lr), optax.scale_by_zoom_linesearch(5)),
         "forward",
+    ),
+    # what it measures is no part of its first state
+    "monitor": (
+        lambda lr, b: optax.chain(optax.sgd(lr), optax.monitor({"norm": optax.global_norm})),
+        "structure",
     ),
     # one gradient for each example
     "dpsgd": (lambda lr, b: contrib.dpsgd(lr, 1.0, 0.1, 0), "batch"),

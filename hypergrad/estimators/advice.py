@@ -53,7 +53,7 @@ def unrolled_advice(info: Any) -> list[str]:
     step = exploded_step(getattr(info, "sensitivity", np.zeros(0)))
     # what is merely summed over the steps, as tangents are, grows too: by the number of steps in all
     in_all = float(info.growth) ** min(float(info.horizon), 1e3)
-    said = _resting(info)
+    said = [*_broken(info), *_resting(info)]
     if step is None and not (info.growth > CHAOTIC_GROWTH and in_all > CHAOTIC):
         return said
     passed = "" if step is None else f" and exploded (grew past {EXPLODED:.0e} fold) at step {step}"
@@ -62,6 +62,18 @@ def unrolled_advice(info: Any) -> list[str]:
         f"the derivative along the run grows {info.growth:.3g}x a step{passed}: training is chaotic here and "
         "its exact gradient says nothing; lower the learning rates or the horizon, or use pes, nres or es, "
         "which smooth it, or truncated",
+    ]
+
+
+def _broken(info: Any) -> list[str]:
+    """Name the leaves of params that are not finite at the end, though losses and objective are."""
+    finite = getattr(info, "finite", ())
+    named = zip(tree.leaf_names(finite, bare=""), jax.tree.leaves(finite), strict=True)
+    return [
+        f"the weights params{name and f'[{name!r}]'} are not finite at the end, though losses and objective "
+        "are, which do not read them: check the optimizer in their dtype (Adam's eps of 1e-8 is 0 in float16)"
+        for name, whole in named
+        if not whole
     ]
 
 

@@ -50,7 +50,7 @@ class Sizes(NamedTuple):
     """How large the adjoint of the weights is before a step.
 
     An entry rests while it is where it started and its gradient is exactly zero. Its adjoint grows by the
-    optimizer's slope 1/ε though nothing moves there (`core.resting`). What has grown beyond `STEEP` so
+    optimizer's slope 1/ε though nothing moves there (`core.resting`). What has grown beyond `OUTGROWN` so
     is counted apart, as it says nothing about the weights that move.
 
     Attributes:
@@ -76,7 +76,7 @@ class DifferentiableRun(NamedTuple):
     pullback: Callable[[list[Array]], Pulled]
 
 
-STEEP = 1e3
+OUTGROWN = 1e3
 """How often the size of the last adjoint an entry that rests must be to be counted apart."""
 
 MAX_STORED = 32 * 2**20
@@ -264,7 +264,7 @@ def _sizes(
     others, resting = [], []
     parts = (jax.tree.leaves(x) for x in (first, weights, grads))
     for start, w, g, bar in zip(*parts, adjoint, strict=False):
-        rests = (w == start) & (g == 0) & ~(jnp.abs(bar) <= STEEP * scale)
+        rests = (w == start) & (g == 0) & ~(jnp.abs(bar) <= OUTGROWN * scale)
         others.append(jnp.where(rests, 0, bar))
         peak = jnp.max(jnp.where(rests, jnp.abs(bar), 0), initial=0)
         resting.append(peak.astype(jnp.float32))

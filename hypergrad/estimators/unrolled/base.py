@@ -36,6 +36,8 @@ class UnrollInfo(NamedTuple):
             params, a pytree of float32 `[]`; 0 without such entries. They are weights that are where
             they started, with a gradient that is exactly zero; `sensitivity` and `growth` leave them out.
             `()` in forward mode, where they do not matter.
+        finite: Whether the final weights are finite, for each leaf of params, a pytree of booleans `[]`. A
+            leaf that neither loss nor objective reads may not be, though all else is.
     """
 
     direct: HParams
@@ -45,6 +47,7 @@ class UnrollInfo(NamedTuple):
     growth: Array
     first_nonfinite: Array
     resting: PyTree = ()
+    finite: PyTree = ()
 
 
 def objective_parts(
@@ -63,6 +66,11 @@ def objective_parts(
 
     value, (adjoint, direct) = jax.value_and_grad(objective, (0, 1))(leaves, hparams)
     return value, direct, adjoint
+
+
+def finite_leaves(state: TrainState) -> PyTree:
+    """Tell for each leaf of the weights whether all of it is finite, bool `[]`."""
+    return jax.tree.map(lambda w: jnp.all(jnp.isfinite(w)), trained(state.params))
 
 
 def growth_rate(first: Array, norms: Array) -> Array:
@@ -127,7 +135,9 @@ def unrolled_estimate(
         peaks = jnp.max(resting, 0, initial=0) / tree.norm(adjoint)
         treedef = jax.tree.structure(trained(run.state.params))
         resting = jax.tree.unflatten(treedef, list(jnp.where(peaks > 0, peaks, 0)))
-    info = UnrollInfo(direct, response, horizon, norms, growth, nonfinite, resting)
+    info = UnrollInfo(
+        direct, response, horizon, norms, growth, nonfinite, resting, finite_leaves(run.state)
+    )
     estimate = Estimate(value, tree.add(direct, response), info)
     return estimate, run.losses, certificate, run.state
 

@@ -126,7 +126,7 @@ def drift(
         found, _, certificate, _ = unrolled_estimate(
             problem, key, hparams, start, horizon, backward
         )
-        return state, found._replace(info=DriftInfo(*found.info[:-1], *certificate))
+        return state, found._replace(info=DriftInfo(*found.info[:6], *certificate))
 
     return Estimator(no_state, estimate)
 

@@ -10,7 +10,12 @@ from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key
 from hypergrad.estimators.advice import warn_structural_zeros
 from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, no_state
-from hypergrad.estimators.unrolled.base import UnrollInfo, growth_rate, objective_parts
+from hypergrad.estimators.unrolled.base import (
+    UnrollInfo,
+    finite_leaves,
+    growth_rate,
+    objective_parts,
+)
 from hypergrad.estimators.unrolled.tangent import first_tangents, push_step
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import (
@@ -55,8 +60,8 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
         warn_structural_zeros(problem, hparams, horizon)
         run_key, valid_key = split_key(key)
 
-        def push(directions: HParams) -> tuple[tuple[Array, HParams, Array], Array, Array]:
-            """Train with one block of tangents; return (value, direct, losses), the response and ‖Z_t‖²."""
+        def push(directions: HParams) -> tuple[tuple, Array, Array]:
+            """Train with a block of tangents; return what all share, the response and ‖Z_t‖²."""
 
             def body(carry: tuple, _: None) -> tuple[tuple, tuple[Array, Array]]:
                 state, tangents = carry
@@ -71,7 +76,7 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
             )
             value, direct, adjoint = objective_parts(problem, valid_key, hparams, final)
             response = jax.vmap(lambda tangent: tree.dot(adjoint, tangent))(tangents)
-            return (value, direct, losses), response, squares
+            return (value, direct, losses, finite_leaves(final)), response, squares
 
         flat, unravel = ravel_pytree(hparams)
         size = flat.size if chunk is None else min(chunk, flat.size)
@@ -84,13 +89,19 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
             shared, response, squares = jax.lax.map(push, blocks)
             shared = jax.tree.map(lambda x: x[0], shared)
             squares = squares.sum(0)
-        value, direct, losses = shared
+        value, direct, losses, finite = shared
         response = unravel(response.reshape(-1)[: flat.size].astype(flat.dtype))
         norms = jnp.sqrt(squares).astype(jnp.float32)
         growth = growth_rate(norms[0], norms[1:])
         nonfinite = first_nonfinite(losses, value)
         info = UnrollInfo(
-            direct, response, jnp.asarray(horizon, jnp.int32), norms, growth, nonfinite
+            direct,
+            response,
+            jnp.asarray(horizon, jnp.int32),
+            norms,
+            growth,
+            nonfinite,
+            finite=finite,
         )
         return state, Estimate(value, tree.add(direct, response), info)
 

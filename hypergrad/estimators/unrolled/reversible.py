@@ -156,7 +156,7 @@ def reversible(
             return jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), parts)
 
         response, hypergrad = vouched((found.info.response, found.hypergrad), exact & inside)
-        info = ReversibleInfo(*found.info._replace(response=response)[:-1], *certificate)
+        info = ReversibleInfo(*found.info._replace(response=response)[:6], *certificate)
         return state, Estimate(vouched(found.value, inside), hypergrad, info)
 
     return Estimator(no_state, estimate)
