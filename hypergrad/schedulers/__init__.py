@@ -43,11 +43,11 @@ SCHEDULERS: dict[str, Method] = by_name(FULL, HALVING, HYPERBAND, FLATNESS, PBT,
 
 Each is made by `make(problem, space, horizon, size)`, with the settings that the command line uses: of a task's
 problem and space, the training steps of the trials that are trained longest, and the trials of a generation.
-That returns the scheduler, and what a generation costs in trainings of `horizon` steps.
+That returns the scheduler, and the cost of a generation in trainings of `horizon` steps.
 """
 
 BY_COPIES = ("pbt", "pb2")
-"""Schedulers by name whose members go on from one another."""
+"""Names of the schedulers whose members continue from one another."""
 
 __all__ = [
     "BY_COPIES",
