@@ -3,10 +3,11 @@
 - `about`: The commands that tune nothing: verify, recommend, list and completion.
 - `finished`: The commands that look at a study: replay, export, report and flatness.
 - `loading`: Import the user's task by the name given on the command line, and build it with its arguments.
-- `main`: The command line.
-- `options`: Options and commands as click takes them.
+- `main`: The command line. Heavy libraries are imported by the commands that need them.
+- `options`: Options and commands as click takes them. Nothing heavy is imported here, so `--help` answers at
+  once.
 - `studies`: The commands that tune: tune, run and resume.
 - `studyfile`: Study files: the options of `tune` in TOML, refused with the line, the key and the nearest
   valid name.
-- `terminal`: What the commands print: progress, tables, and one JSON object for machines.
+- `terminal`: Output of the commands: progress, tables, and one JSON object for machines.
 """
