@@ -1,8 +1,8 @@
 """What everything stands on: types, trees, checks, derivatives, scans and linear solvers.
 
-- `abstract`: Evaluate a user's function abstractly: shapes and dtypes alone, nothing is computed.
+- `abstract`: Abstract evaluation of a user's function: shapes and dtypes only, nothing is computed.
 - `autodiff`: Derivatives: finite ones where autodiff makes none, curvature products, who depends on whom.
-- `checks`: The shared vocabulary of checks, made on what a caller passes before anything compiles.
+- `checks`: Shared checks of a caller's arguments, made before anything compiles.
 - `flax`: Flax modules as init and apply: `from_linen`, `from_nnx`. The only file that imports flax.
 - `jaxopt`: Solvers of jaxopt, loaded when they are first used. The only file that imports jaxopt.
 - `krylov`: The loops of the linear solvers: conjugate gradients and Richardson's iteration, on one flat

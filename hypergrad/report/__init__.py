@@ -1,7 +1,7 @@
 """Reports: the study that a user holds, its results read back, its figures and its page.
 
-- `contents`: What stands on the page of a report, as plain data for its template.
-- `diagrams`: Figures beside those of every study: an architecture, and slices through a landscape.
+- `contents`: Content of the page of a report, as plain data for its template.
+- `diagrams`: Figures of some studies: an architecture, and slices through a landscape.
 - `extras`: What a task adds to its report: test scores, a code snippet, a diagram of its architecture.
 - `figures`: The figures of a study, from plain arrays.
 - `leaves`: The tuned hyperparameters by the way in which a report shows them.
