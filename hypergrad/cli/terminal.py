@@ -83,7 +83,7 @@ class Bar:
 
 
 def print_warnings(caught: list[warnings.WarningMessage], known: Collection[str] = ()) -> None:
-    """Print this package's warnings in a line each, but for those that the result has, too."""
+    """Print this package's warnings in a line each, except those that the result also has."""
     ours = [w for w in caught if w.category.__module__.startswith("hypergrad.")]
     for text in dict.fromkeys(str(w.message) for w in ours):
         if text not in known:

@@ -101,7 +101,7 @@ def frobenius_estimate(
 
     Args:
         loss: Any model that `product` takes.
-        params: n weights.
+        params: Weights w, n numbers.
         batch: Batch of the loss.
         key: Key of the random vectors.
         num_products: Number of products, or with a tolerance, the largest number.

@@ -72,7 +72,7 @@ def top_eigenvalues(
 
     Args:
         loss: Any model that `product` takes.
-        params: n weights.
+        params: Weights w, n numbers.
         batch: Batch of the loss.
         key: Key of the random vectors.
         num: Number of eigenvalues.
@@ -129,7 +129,7 @@ def power_iteration(
 
     Args:
         loss: Any model that `product` takes.
-        params: n weights.
+        params: Weights w, n numbers.
         batch: Batch of the loss.
         key: Key of the first vector.
         num_steps: Largest number of products.
@@ -188,7 +188,7 @@ def spectral_density(
 
     Args:
         loss: Any model that `product` takes.
-        params: n weights.
+        params: Weights w, n numbers.
         batch: Batch of the loss.
         key: Key of the probes, Gaussian vectors.
         num_probes: Number of probes.

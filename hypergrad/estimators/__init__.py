@@ -58,7 +58,7 @@ ESTIMATORS: dict[str, Method] = by_name(
 """The estimators that the command line offers; `make(problem, horizon, space)` builds one."""
 
 ONLINE = (ONE_STEP.name, RTHO.name, HD.name)
-"""Estimators whose training goes on from one hypergradient to the next."""
+"""Estimators whose training continues from one hypergradient to the next."""
 
 __all__ = [
     "ESTIMATORS",

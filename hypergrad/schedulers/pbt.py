@@ -241,5 +241,5 @@ def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Sch
 
 
 PBT = Method(
-    "pbt", "the worst go on from copies of the best, with other hyperparameters", (), _make
+    "pbt", "the worst continue from copies of the best, with other hyperparameters", (), _make
 )

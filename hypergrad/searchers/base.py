@@ -74,7 +74,7 @@ def check_trials(space: PyTree, trials: Trials) -> None:
     if jax.tree.structure(space) != jax.tree.structure(trials.hparams):
         raise ValueError(
             f"hparams has the leaves {theirs}, expected those of the space, {ours}; "
-            "tell the searcher what came of the trials it was asked for"
+            "tell the searcher the results of its own suggestions"
         )
     shape, steps = jnp.shape(trials.values), jnp.shape(trials.steps)
     for name, leaf in tree.named(trials.hparams).items():
@@ -82,7 +82,7 @@ def check_trials(space: PyTree, trials: Trials) -> None:
         if len(shape) != 1 or num != shape or not shape[0]:
             raise ValueError(
                 f"values has shape {shape}, expected {num or '[N]'}, one for each trial of hparams[{name!r}]; "
-                "tell the searcher what came of the trials it was asked for"
+                "tell the searcher the results of its own suggestions"
             )
     if steps != shape:
         raise ValueError(

@@ -157,7 +157,7 @@ OPTIONS = (
     ),
     Option("out", str, "folder of the study (default runs/TASK)", "DIR"),
     Option("overwrite", bool, "replace the study that is in the folder"),
-    Option("log", list, "name of a log to write, too, from `list`; may be repeated", "NAME"),
+    Option("log", list, "name of an additional log, from `list`; may be repeated", "NAME"),
 )
 
 OPTION = {option.name: option for option in OPTIONS}
