@@ -3,8 +3,9 @@
 The simulated quadratic of benchmark_bilevel, rebuilt from its description: loss and objective are means over
 1,024 quadratics each, with Hessians of rank one whose mean has eigenvalues from 0.1 to 1, 100 weights and 10
 hyperparameters, and cross terms of size 0.1. With h(λ) = f(w*(λ), λ), the target is ‖∇h‖² <= 1e-9 in float32;
-∇h is known in closed form and taken in float64. All start where ‖∇h‖² = 12.87, as there. A method that does
-not arrive is stopped after `LIMIT` seconds. Compilation is not counted. The full run takes about three minutes.
+∇h is known in closed form and taken in float64. All methods start where ‖∇h‖² = 12.87, as there. A method that
+does not arrive is stopped after `LIMIT` seconds. Compilation is not counted. The full run takes about three
+minutes.
 """
 
 import argparse
@@ -31,11 +32,11 @@ LIMIT = 6.0
 REPEATS = 5
 BATCH = 64
 BOUND = 20.0
-"""The hyperparameters are searched in [−20, 20]; start and solution lie well within."""
+"""Bounds of the hyperparameters; start and solution lie well within."""
 
 
 class Sizes(NamedTuple):
-    """How large a problem is."""
+    """Sizes of a problem."""
 
     num_examples: int = 1024
     num_weights: int = 100
@@ -91,8 +92,8 @@ class Made(NamedTuple):
     """A problem with its answer.
 
     Attributes:
-        problem: in float32, on minibatches of 64.
-        sums: All of its minibatches.
+        problem: Problem in float32, on minibatches of 64.
+        sums: Finite sum of all its minibatches.
         full: Problem on all examples.
         start: First hyperparameters.
         level: (hparams) -> ‖∇h‖², from the closed form in float64.
@@ -110,7 +111,7 @@ class Made(NamedTuple):
 
 
 def make(sizes: Sizes) -> Made:
-    """Draw the problem, and work out ∇h."""
+    """Draw the problem, and compute ∇h."""
     random = np.random.default_rng(2442)
     inner, outer = make_level(random, sizes), make_level(random, sizes)
     num = sizes.num_examples
@@ -187,7 +188,7 @@ def make_problem(
 
 
 Run = Callable[[int], Iterator[np.ndarray]]
-"""(seed) -> hparams after each piece of work; compiled before the first is asked for."""
+"""(seed) -> hparams after each piece of work; compiled before the first piece."""
 
 
 def by_tuner(
@@ -314,7 +315,7 @@ def measure(made: Made, repeats: int, limit: float) -> list[Figure]:
 def race(
     pieces: Iterator[np.ndarray], level: Callable[[Any], float], limit: float
 ) -> tuple[float, float, bool]:
-    """Let a solver work until it arrives or its time is over; return seconds, the last level and whether."""
+    """Run a solver until it arrives or its time is over; return seconds, the last level and the success."""
     seconds, last = 0.0, float("inf")
     while seconds < limit:
         began = time.perf_counter()

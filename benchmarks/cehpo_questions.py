@@ -1,10 +1,10 @@
-"""The questions that the paper of cross-entropy hyperparameter optimization (CEHPO) leaves open, by experiment.
+"""Experiments on the open questions of the paper on cross-entropy hyperparameter optimization (CEHPO).
 
-Functions with known minima, local ones among them, and Adam and AMSGrad on MNIST-10k with a small
-network (only with --data, its folder): against random, grid and Bayesian search, by dimension, smoothing c,
-sample size M, share of elites rho and first distribution, with the stopping rules followed on the way. All
-seeds of a setting run in one compiled program. The full run takes about ten minutes; docs/cehpo.md has what it
-found.
+The cases are functions with known minima, some with local minima, and Adam and AMSGrad on MNIST-10k with a
+small network (only with --data, its folder). Cross-entropy search runs against random, grid and Bayesian
+search, by dimension, smoothing c, sample size M, share of elites rho and first distribution; the stopping rules
+are followed on the way. All seeds of a setting run in one compiled program. The full run takes about ten
+minutes; docs/cehpo.md has the results.
 """
 
 import argparse
@@ -47,7 +47,7 @@ STARTS = {
     "narrow, in the middle": (0.5, 0.1),
     "narrow, off": (0.15, 0.1),
 }
-"""Mean and standard deviation of every coordinate at first; the minima lie elsewhere."""
+"""First mean and standard deviation of every coordinate; the minima lie elsewhere."""
 FUNCTIONS: dict[str, Callable[[], Function]] = {
     "bowl of logarithms": logs,
     "Rosenbrock": rosenbrock,
@@ -55,7 +55,7 @@ FUNCTIONS: dict[str, Callable[[], Function]] = {
     "Rastrigin": rastrigin,
 }
 SMOOTHING = Smoothing(c=0.7, beta=0.9, q=5.0)
-"""Where it is not what is varied: as in the middle of the paper's range, and not what followed from this."""
+"""Value of c where it is not varied: in the middle of the paper's range, not the best one found here."""
 MNIST_BUDGET, MNIST_SEEDS, MNIST_SMALL = 192, 5, 64
 MNIST_STEPS = 60
 
@@ -102,7 +102,7 @@ def with_smoothing(family: Family, c: jax.Array) -> Family:
 
 
 def trace(function: Function, num: int, rho: float, budget: int) -> Callable:
-    """Compile (key, c, mean, deviation) -> what cross-entropy search does, generation by generation."""
+    """Compile (key, c, mean, deviation) -> the course of cross-entropy search, generation by generation."""
     values_of = jax.vmap(function.value, (None, 0))
     index = jnp.arange(num, dtype=jnp.int32)
 
@@ -141,7 +141,7 @@ def trace(function: Function, num: int, rho: float, budget: int) -> Callable:
 
 
 def rounded(values: Any) -> list:
-    """Round to four digits; what is not finite becomes None."""
+    """Round to four digits; a number that is not finite becomes None."""
     flat = [float(f"{v:.4g}") if np.isfinite(v) else None for v in np.ravel(values)]
     return flat
 
@@ -180,7 +180,7 @@ def by_smoothing(name: str, budget: int, num_seeds: int) -> list[Figure]:
 
 
 def stopping(found: dict[str, np.ndarray]) -> list[Figure]:
-    """Say when each rule would have ended the searches, and what that would have lost."""
+    """Return when each rule would have ended the searches, and the loss from that."""
     change = np.abs(np.diff(found["gamma"], prepend=np.inf))
     near = change <= 0.01 * np.abs(found["gamma"])
     in_a_row = np.cumsum(near, 1) - np.maximum.accumulate(np.where(near, 0, np.cumsum(near, 1)), 1)
@@ -304,7 +304,7 @@ def image_problem(optimizer: str, data: str, num_train: int = 6000) -> Problem:
 
 
 def on_images(optimizer: str, data: str, quick: bool) -> list[Figure]:
-    """Search for lr, b1, b2 and eps; every trial has weights and minibatches of its own seed."""
+    """Search for lr, b1, b2 and eps; every trial has its own weights and minibatches."""
     problem = image_problem(optimizer, data)
     budget, small, num_seeds = (32, 16, 1) if quick else (MNIST_BUDGET, MNIST_SMALL, MNIST_SEEDS)
     members = population(problem, layout=chunked(4), order=jax.random.key(0))
@@ -338,7 +338,7 @@ def on_images(optimizer: str, data: str, quick: bool) -> list[Figure]:
                 tried.append(hparams)
                 values.append(np.asarray(trials.values))
             flat = np.where(np.isfinite(np.concatenate(values)), np.concatenate(values), np.inf)
-            # the lowest of noisy values is a lucky one: the best setting is trained again
+            # the lowest of noisy values is partly luck: the best setting is trained again
             best = int(flat.argmin())
             chosen = jax.tree.map(lambda *x, i=best: jnp.repeat(jnp.concatenate(x)[i], 16), *tried)
             judged.append(float(np.mean(train(members, again, chosen).values)))
@@ -480,7 +480,7 @@ def draw(results: Results) -> Any:
         for style, found in zip(styles, trained.values(), strict=False):
             for color, (method, of) in zip(COLORS, found.items(), strict=True):
                 steps = 16 * np.arange(1, 1 + len(of["lowest"]))
-                if method == "grid":  # so far above the others that they would be one line
+                if method == "grid":  # so far above the others that those would be one line
                     continue
                 label = method if style == "-" else None
                 fourth.plot(steps, of["lowest"], color=color, linestyle=style, label=label)

@@ -1,9 +1,10 @@
-"""Hypergradient descent from a start where training is chaotic: who still makes progress, and why.
+"""Hypergradient descent from a start where training is chaotic: which estimators make progress, and why.
 
-A small tanh network on digits by gradient descent on full batches, with learning rates through five knots. The
-start is a rate so large that training bounces: neighbouring rates end far apart, and the adjoint grows by a
-factor at every step on its way back. All estimators descend from there with the same tuner, with several seeds,
-and every iterate is judged by the same trainings. The full run takes about two minutes.
+The case is a small tanh network on digits, trained by gradient descent on full batches, with learning rates
+through five knots. The start is a rate so large that training bounces: neighbouring rates end far apart, and
+the adjoint grows by a factor at every step on its way back. All estimators descend from there with the same
+tuner, with several seeds, and every iterate is judged by the same trainings. The full run takes about two
+minutes.
 """
 
 import argparse
@@ -27,12 +28,12 @@ from hypergrad.tuners import descent
 
 HORIZON, WINDOW = 50, 10
 PENALTY = 1e-2
-"""Without it the network would saturate at large rates, and stay so."""
+"""Penalty without which the network would saturate at large rates, and stay saturated."""
 RATES = LogReal(1e-2, 30.0, default=4.0)
 SPACE = {"lr": Sequence(RATES, HORIZON, knots=5)}
 NUM_SEEDS, NUM_STEPS = 5, 100
 NUM_JUDGE = 4
-"""Trainings, the same at every step, whose mean objective is drawn."""
+"""Number of trainings, the same at every step, whose mean objective is drawn."""
 SIGMA = 0.2
 NUM_LANDSCAPE = 400
 STYLES: dict[str, dict[str, Any]] = {
@@ -186,7 +187,7 @@ def adjoint(problem: Problem, results: Results) -> list[Figure]:
 
 
 def rounded(values: Any) -> list[float | None]:
-    """Round to four digits; what is not finite becomes None."""
+    """Round to four digits; a number that is not finite becomes None."""
     return [float(f"{v:.4g}") if np.isfinite(v) else None for v in np.asarray(values, float)]
 
 

@@ -1,11 +1,11 @@
 """Whether the suite passes: oldest and newest Python here, oldest and newest supported jax, x64 on and off.
 
-Each cell has an environment of its own in `.cache/compat`, made once, and runs the whole suite in it. Of the
-eight combinations four are run, in which any two settings meet; `make test` is a fifth. `--quick` runs the
-one cell that is farthest from that: the newest Python, the oldest jax, x64 on.
-Cells that are in the results file are not run again. The full run takes about ten minutes a cell, and 25
-where the environment says `XLA_FLAGS=`: then every program is compiled as users compile it, where the suite
-by itself asks for plain code (see tests/conftest.py). Nothing here touches the environment that runs it.
+Each cell has its own environment in `.cache/compat`, made once, and runs the whole suite in it. Four of the
+eight combinations are run, in which any two settings meet; `make test` is a fifth. `--quick` runs the one cell
+that is farthest from `make test`: the newest Python, the oldest jax, x64 on. Cells that are in the results file
+are not run again. The full run takes about ten minutes a cell, and 25 where the environment has `XLA_FLAGS=`:
+then every program is compiled as users compile it, whereas the suite by itself asks for plain code (see
+tests/conftest.py). Nothing here touches the environment that runs it.
 """
 
 import json
@@ -40,7 +40,7 @@ class Cell(NamedTuple):
 
 
 def run(results: Results, options) -> None:
-    """Run every cell that is not in the results yet, then say which failed."""
+    """Run every cell that is not in the results yet, then name those that failed."""
     cells = list(find_cells())
     if not cells:
         raise ValueError(
@@ -65,7 +65,7 @@ def run(results: Results, options) -> None:
 
 
 def find_cells() -> Iterator[Cell]:
-    """Choose cells such that any two of Python, jax and x64 meet at both ends: half of all."""
+    """Choose half of the cells, such that any two of Python, jax and x64 meet at both ends."""
     found = [(f"3.{minor}", python) for minor in MINORS if (python := find_python(minor))]
     for end, (version, python) in enumerate(found[:: max(1, len(found) - 1)]):
         for jax in ("oldest", "newest"):
@@ -166,9 +166,9 @@ def requirements() -> list[str]:
 
 
 def constraints(jax: str) -> list[str]:
-    """List the versions to use: those of constraints.txt but for jax, which is the oldest or free.
+    """List the versions to use: those of constraints.txt except for jax, which is the oldest or free.
 
-    A flax reads what is internal to its jax, so that the newest jax has the newest flax.
+    Each flax reads internals of its jax, so the newest jax needs the newest flax.
     """
     pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     others = [line for line in pinned if not re.match(r"(jax|jaxlib)==", line)]

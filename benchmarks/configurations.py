@@ -1,4 +1,4 @@
-"""Small networks at every setting of a grid, trained and measured once: what the searches of `fghpo` look up.
+"""Small networks at every setting of a grid, trained and measured once, for the searches of `fghpo`.
 
 The grid is Table 3 of the paper on flatness-guided search, thinned so that it can be trained whole on one
 core: depth 1 to 4, width 16 to 64, batch 4 to 256, learning rate 1e-5 to 1. Each network is a ReLU MLP
@@ -28,13 +28,13 @@ BUNDLED = ("iris", "wine", "breast_cancer", "digits")
 DEPTHS, WIDTHS, BATCHES = (1, 2, 3, 4), (16, 32, 64), (4, 16, 64, 256)
 RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 GRID = np.array(list(product(DEPTHS, WIDTHS, BATCHES, RATES)))
-"""The settings `[288, 4]`, in the order of every column of the results."""
+"""Settings `[288, 4]`, in the order of every column of the results."""
 NUM_SEEDS = 2
 EPOCHS = 20
 READ = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, EPOCHS)
 """Epochs after which the validation set is read."""
 LOOKS = 2
-"""At all measures: after the first epoch and the last."""
+"""Epochs after which all measures are taken, the first and the last."""
 
 
 def run(results: Results, options: argparse.Namespace) -> None:
@@ -108,7 +108,7 @@ def column(results: Results, case: str, name: str) -> np.ndarray:
 
 
 def table(results: Results) -> str:
-    """Write what was trained, and the processor seconds that the last seed took, when all was compiled."""
+    """Write the trained networks, and the processor seconds of the last seed, when everything was compiled."""
     rows = []
     for name, case in results.cases.items():
         best = column(results, name, "auc_test")
@@ -131,7 +131,7 @@ def table(results: Results) -> str:
 
 
 def summary(results: Results) -> str:
-    """Write which rates the flattest fifth after an epoch was trained with, and how good it is in the end."""
+    """Write the rates of the flattest fifth after an epoch, and its quality in the end."""
     rows = []
     for measure in MEASURES:
         shares, gaps = [], []

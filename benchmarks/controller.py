@@ -1,10 +1,10 @@
 """Does the response matter? ENAS with and without it, beside DARTS and searches that share no weights.
 
 Every method searches the same space, `tasks.supernet_digits` (the optimizer fixed or part of it), on digits,
-with 50 to 1000 training images: the fewer there are, the more do training and validation want different things.
-What it found is trained again from scratch: the four best by its own account once, and of these the best on
-validation twice more, with fresh seeds; validation and test are those last ones'. The whole is repeated over
-ten seeds, each with a split, weights and minibatches of its own, side by side in one program.
+with 50 to 1000 training images: the fewer there are, the more training and validation disagree. Its finds are
+trained again from scratch: the four best by its own account once, and the best of these on validation twice
+more, with fresh seeds. Validation and test figures are those of the last two trainings. The whole is repeated
+over ten seeds side by side in one program, each with its own split, weights and minibatches.
 
 Two budgets: equal gradient evaluations, where a backward pass through a step of training counts as two
 gradients and a product with the Hessian as two (a solve tried again with more damping counts once); and equal
@@ -53,9 +53,9 @@ SIZES = (50, 1000, 200)
 NUM_LAYERS, BATCH, HORIZON, NUM_VALID = 2, 32, 200, 200
 UPDATES, WINDOW, DRAWS, CANDIDATES = 5, 10, 4, 16
 MEMBERS = 10
-"""Of a generation of the populations."""
+"""Number of trials in a generation of the populations."""
 EVALUATIONS = 4000
-"""Gradients of a minibatch that a search may take."""
+"""Number of gradients of a minibatch that a search may take."""
 MOST_STEPS = 64
 PRODUCTS = 5
 FINALISTS, NUM_JUDGE = 4, 2
@@ -72,9 +72,9 @@ class Method(NamedTuple):
         build: (problem, learning rate of the policy) -> tuner.
         evaluations: Gradients of a minibatch that a step of the tuner takes.
         joint: Whether the optimizer is part of the space.
-        trained: Whether the values of its trials are those of trained weights, so that the best of all steps
-            count, and not the last ones.
-        rate: of the policy; 0 where it never moves.
+        trained: Whether the values of its trials are those of trained weights, so that the best trials of all
+            steps count, and not the last ones.
+        rate: Learning rate of the policy; 0 where it never moves.
     """
 
     build: Callable[[Problem, Array], Tuner]
@@ -93,7 +93,7 @@ def by_policy(
         baseline = running_mean() if credit else None
         draws = sampled(num)
         estimator = shared(problem, WINDOW, policy, response=response, draws=draws, credit=baseline)
-        candidates = CANDIDATES if num > 1 else 1  # a mixture has its mode alone
+        candidates = CANDIDATES if num > 1 else 1  # a mixture has only its mode
         settings = {
             "optimizer": policy_adam(rate),
             "num_candidates": candidates,
@@ -197,7 +197,7 @@ def _program(method: Method) -> Callable:
 
 
 def _step_time(call: Callable) -> float:
-    """Return the CPU time of a step: the median of what two steps take longer than none."""
+    """Return the CPU time of a step: the median of the extra time of two steps over none."""
     times = [call(SIZES[0], 2)[1] - call(SIZES[0], 0)[1] for _ in range(REPEATS)]
     return max(float(np.median(times)), 1e-9) / 2
 
@@ -221,7 +221,7 @@ def stacked(num_seeds: int) -> Splits:
 def one(
     method: Method, splits: Splits, key: Key, num_train: Array, num_steps: Array, rate: Array
 ) -> Any:
-    """Search for one seed; return the finalists, their values, and how direct and response went."""
+    """Search for one seed; return the finalists, their values, and the course of direct and response."""
     problem, _ = supernet(splits, NUM_LAYERS, BATCH, 10, num_train)
     tuner = method.build(problem, rate)
     init_key, run_key = jax.random.split(key)
@@ -312,7 +312,7 @@ PAIRS = (
     ("joint", "ENAS"),
     ("ENAS", "random, shared weights"),
 )
-"""Each with what it adds something to; the first `NUM_RESPONSES` add a response."""
+"""Pairs of a method and the one that it extends; the first `NUM_RESPONSES` add a response."""
 NUM_RESPONSES = 5
 
 
@@ -340,7 +340,7 @@ def _row(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def summary(results: Results) -> str:
-    """Write what each addition changed, seed by seed, with 95 % intervals, and what they settle."""
+    """Write the change by each addition, seed by seed, with 95 % intervals, and a verdict."""
     rows = []
     for budget, (more, less), num in itertools.product(BUDGETS, PAIRS, sorted(SIZES)):
         apart = differences(results, budget, more, less, num)
@@ -351,7 +351,7 @@ def summary(results: Results) -> str:
 
 
 def answer(results: Results) -> str:
-    """Say which intervals of what a response changes do not hold zero, and on which side they lie."""
+    """Say which intervals of the change by a response exclude zero, and on which side they lie."""
     found: dict[str, list[str]] = {"gain": [], "loss": []}
     count = 0
     pairs = PAIRS[:NUM_RESPONSES]
@@ -375,7 +375,7 @@ def answer(results: Results) -> str:
 def differences(
     results: Results, budget: str, more: str, less: str, num: int
 ) -> dict[str, list[float]]:
-    """Return, for each metric, how far two methods are apart, seed by seed; nothing where one is missing."""
+    """Return, for each metric, the difference of two methods, seed by seed; nothing where one is missing."""
     found = results.cases.get(case_of(num, budget), {})
     if more not in found or less not in found:
         return {}
@@ -399,7 +399,7 @@ def interval(values: list, sign: str = "") -> str:
 
 
 def mean_and_half(values: list) -> tuple[float, float]:
-    """Return the mean of those that are known, and half the width of its 95 % interval."""
+    """Return the mean of the known values, and half the width of its 95 % interval."""
     known = np.array([v for v in values if v is not None])
     if len(known) < 2:
         return float(known[0]) if len(known) else np.nan, np.inf
@@ -431,7 +431,7 @@ def draw(results: Results) -> Any:
             plots.draw_band(angle, band, style["color"])
             angle.plot(steps, middle, label=name, **style)
             for part, width in (("direct_norm", 0.8), ("response_norm", 1.8)):
-                # a seed whose shared weights diverged would be all of a mean
+                # a seed whose shared weights diverged would dominate a mean
                 line = np.nanmedian(np.array(found[part], float), 0)
                 label = f"{part.partition('_')[0]}, {name.rpartition(' ')[2]}"
                 norms.plot(steps, line, label=label, linewidth=width, **style)

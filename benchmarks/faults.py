@@ -56,7 +56,7 @@ IN_MEMORY = ("prefixes", "flips")
 WRITERS = 8
 READERS = 3
 LARGE = 4 * 2**20
-"""Bytes of text in some records of the journal that is read meanwhile: one is not written in one go."""
+"""Bytes of text in some records of the journal that is read meanwhile: too many for one write."""
 
 
 def run(results: Results, options) -> None:
@@ -65,7 +65,7 @@ def run(results: Results, options) -> None:
         if fault not in results.cases:
             print(f"{fault} ...", flush=True)
             began = time.perf_counter()
-            # no bit of these depends on what waiting for a disk does, and memory is faster
+            # no bit of these depends on waiting for a disk, and memory is faster
             place = "/dev/shm" if fault in IN_MEMORY and os.path.isdir("/dev/shm") else None
             with tempfile.TemporaryDirectory(dir=place) as folder:
                 counts = FAULTS[fault](Path(folder), num)
@@ -85,9 +85,9 @@ def make(method: str, num_steps: int = NUM_STEPS) -> Tuner:
     scheduler = scheduler or "full"
     budget = num_steps * (1 if method in TUNERS else most_trials(method, scheduler))
     task = quadratic.task(horizon=3, num_params=2)
-    if method == "bilevel":  # which takes hyperparameters of the loss alone
+    if method == "bilevel":  # takes hyperparameters of the loss alone
         task = ridge.task(horizon=3, num_features=2)
-    if method == "controller":  # which takes a choice
+    if method == "controller":  # takes a choice
         task = with_choice(task)
     return build(task, Settings(method, budget=budget, num_seeds=1, scheduler=scheduler))[0]
 
@@ -115,7 +115,7 @@ def undisturbed(method: str, num_steps: int = NUM_STEPS) -> str:
 
 
 def go_on(method: str, folder: Path, num_steps: int = NUM_STEPS, on_step=None) -> study.Run:
-    """Run the study in a folder, or go on with it."""
+    """Run the study in a folder, or continue it."""
     tuner = make(method, num_steps)
     if (folder / "study.json").exists():
         return study.resume_run(tuner, folder, on_step)
@@ -124,7 +124,7 @@ def go_on(method: str, folder: Path, num_steps: int = NUM_STEPS, on_step=None) -
 
 
 class Stop(Exception):
-    """Ends a study from within, as a process that dies would."""
+    """An error that ends a study from within, as a process that dies would."""
 
 
 def stopped(method: str, folder: Path, num_steps: int) -> None:
@@ -139,15 +139,15 @@ def stopped(method: str, folder: Path, num_steps: int) -> None:
 
 
 def share(num: int) -> Iterator[tuple[str, int]]:
-    """Divide a number among the cases; those that get nothing are left out."""
+    """Divide a number among the cases; leave out those that get nothing."""
     for i, method in enumerate(CASES):
         if share_of := num // len(CASES) + (i < num % len(CASES)):
             yield method, share_of
 
 
 def kills(folder: Path, num: int, num_steps: int = KILLED_STEPS) -> dict[str, Counter]:
-    """Kill -9 a study at random instants, go on each time, compare the end."""
-    # what is compiled is kept, so that a killed process costs a second
+    """Kill -9 a study at random instants, continue each time, compare the end."""
+    # compiled programs are kept, so that a killed process costs a second
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     context = multiprocessing.get_context("forkserver")
@@ -217,7 +217,7 @@ def _records(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def prefixes(folder: Path, num: int) -> dict[str, Counter]:
-    """Cut a journal of `num` records at every byte; open it, count its records, go on."""
+    """Cut a journal of `num` records at every byte; open it, count its records, continue."""
     counts = {}
     for method in CASES:
         count = counts[method] = Counter({"prefixes": 0, "whole records lost": 0, "failed": 0})
@@ -252,7 +252,7 @@ def _rest(lines: list[bytes], cut: int) -> Iterator[tuple[bytes, int]]:
 
 
 def flips(folder: Path, num: int) -> dict[str, Counter]:
-    """Flip one bit of one file of a study that was stopped; go on, compare the end."""
+    """Flip one bit of one file of a stopped study; continue, compare the end."""
     draw = random.Random(1)
     counts = {}
     for method, share_of in share(num):
@@ -285,7 +285,7 @@ def flips(folder: Path, num: int) -> dict[str, Counter]:
 
 
 def full_disks(folder: Path, num: int) -> dict[str, Counter]:
-    """Let a file-size limit stop a study somewhere; lift it, go on, compare the end."""
+    """Let a file-size limit stop a study somewhere; lift it, continue, compare the end."""
     draw = random.Random(2)
     counts = {}
     for method, share_of in share(num):
@@ -310,7 +310,7 @@ def full_disks(folder: Path, num: int) -> dict[str, Counter]:
 
 @contextlib.contextmanager
 def file_limit(size: int) -> Iterator[None]:
-    """Refuse to let any file of this process grow beyond `size` bytes, to the end of the block."""
+    """Refuse to let any file of this process grow beyond `size` bytes, until the end of the block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,11 +1,12 @@
-"""Flatness-guided search with every measure, beside plain halving and the searches of its paper, at equal cost.
+"""Flatness-guided search with every measure, against plain halving and its paper's searches, at equal cost.
 
 Every method searches the grid that `configurations` has trained, by the library's own schedulers and
 searchers, and pays an epoch for an epoch: N_1 = 50 settings for one epoch and N_2 = 10 of them to the
 twentieth, 240 in all. It chooses by the AUC on the validation set and is judged by that on the test set.
-Twenty repeats draw other settings, half of them on each of two splits; pairwise Mann-Whitney tests, by
-Benjamini and Hochberg's procedure at 5 % over all pairs of a data set. Repeats share the trained networks,
-so that their spread is that of the search, not of training. Resumable by data set and method.
+Twenty repeats draw other settings, half of them on each of two splits. Methods are compared by pairwise
+Mann-Whitney tests, with Benjamini and Hochberg's procedure at 5 % over all pairs of a data set. Repeats share
+the trained networks, so that their spread is that of the search, not of training. Resumable by data set and
+method.
 """
 
 import argparse
@@ -45,7 +46,7 @@ from hypergrad.tuners import search
 FIRST, KEPT = 50, 10
 """N_1 and N_2 of the paper."""
 BUDGET = FIRST + KEPT * (EPOCHS - 1)
-"""Epochs that each method may train."""
+"""Number of epochs that each method may train."""
 TRIALS = BUDGET // EPOCHS
 REPEATS = 20
 LEVEL = 0.05
@@ -67,7 +68,7 @@ Table = dict[str, Any]
 
 
 def place(hparams: Any) -> Any:
-    """Return the row of the table that settings stand for: their place in the grid, or given as such."""
+    """Return the row of the table for settings: their place in the grid, or the given row."""
     if "row" in hparams:
         return hparams["row"]
     sizes = [len(x) for x in (grid.DEPTHS, grid.WIDTHS, grid.BATCHES, grid.RATES)]
@@ -124,7 +125,7 @@ def searched(table, key, searcher, scheduler, num, generations):
 
 
 def one_by_one(searcher: Callable) -> Callable:
-    """Return a search of whole trainings, each suggested when those before it are known."""
+    """Return a search of whole trainings, each suggested when the results of all earlier ones are known."""
 
     def run(table, key):
         return searched(table, key, searcher(), full(EPOCHS), 1, TRIALS)
@@ -139,7 +140,7 @@ def bohb_brackets() -> tuple[tuple[Rung, ...], ...]:
 
 
 def bohb(first: Callable, later: Callable) -> Callable:
-    """Return hyperband whose first bracket is drawn, the others suggested by the trials of those before."""
+    """Return hyperband whose first bracket is drawn, and whose others are suggested from earlier trials."""
 
     def run(table, key):
         num = sum(rungs[0].num for rungs in bohb_brackets())
@@ -177,7 +178,7 @@ def drawing(space: Any) -> dict[str, Callable]:
 
 
 def learning(space: Any, given: Callable = lambda searcher: searcher) -> dict[str, Callable]:
-    """Return the methods that learn from what they have tried; `given` may wrap their searchers."""
+    """Return the methods that learn from their trials; `given` may wrap their searchers."""
 
     def made(searcher, **options):
         return lambda: given(searcher(space, **options))
@@ -230,7 +231,7 @@ def run(results: Results, options: argparse.Namespace) -> None:
 
 
 def trained_grid(quick: bool) -> Results:
-    """Open what `configurations` has trained."""
+    """Open the results of `configurations`."""
     path = Path(__file__).parent / "results" / f"configurations{'-quick' * quick}.jsonl"
     if not path.exists():
         raise ValueError(
@@ -259,7 +260,7 @@ def chosen(method: Callable, table: Table, key: Any) -> tuple[Any, Any]:
 
 
 def keep(results, case, name, found, epochs, seeds, tables, test) -> None:
-    """Keep the test and validation AUC of what was chosen, repeat by repeat, and what it cost."""
+    """Keep the test and validation AUC of the choice, repeat by repeat, and its cost."""
     metrics = {
         SCORE: [test[seed, row % test.shape[1]] for row, seed in zip(found, seeds, strict=True)],
         "validation AUC": [
@@ -321,7 +322,7 @@ def overlap(trained: Results, case: str, seeds: np.ndarray) -> list[Figure]:
 
 
 def methods_in(case: dict[str, Any]) -> list[str]:
-    """List the methods that a data set has test scores of."""
+    """List the methods whose test scores a data set has."""
     return [name for name in case if SCORE in case[name]]
 
 

@@ -1,4 +1,4 @@
-"""Theorem 1 checked on trained networks, and what each measure of flatness says of generalization.
+"""Theorem 1 checked on trained networks, and the relation of each measure of flatness to generalization.
 
 Of the networks that `configurations` has trained: how often the exact norm violates the lower bound of
 Theorem 1, and Spearman's rank correlation of each measure after one epoch with the exact norm, with the final
@@ -37,7 +37,7 @@ TARGETS = {
     "test AUC": lambda get: get("auc_test"),
     "gap": lambda get: get(f"accuracy_train_{EPOCHS}") - get("accuracy_test"),
 }
-"""What a measure is correlated with; `get` reads a column, `[seeds, settings]`."""
+"""Quantity with which measures are correlated; `get` reads a column, `[seeds, settings]`."""
 GIVEN = " given validation AUC"
 LOW_RATE = 0.01
 FEW = f"test AUC, rates to {LOW_RATE:g}"
@@ -89,7 +89,7 @@ def run(results: Results, options: argparse.Namespace) -> None:
 
 
 def own_batches(quick: bool) -> dict[str, Any]:
-    """Return what `own_batches` has measured, nothing where it has not run."""
+    """Return the results of `own_batches`; nothing where it has not run."""
     path = Path(__file__).parent / "results" / f"own_batches{'-quick' * quick}.jsonl"
     return load(path).cases if path.exists() else {}
 
@@ -103,7 +103,7 @@ def resamples(num: int) -> np.ndarray:
 def with_interval(values: np.ndarray) -> list[float] | None:
     """Return the first of many values, of the settings as they are, and the 95 % interval of the others.
 
-    None where there are no numbers.
+    The interval is None where there are no numbers.
     """
     if not (np.isfinite(values[0]) and np.isfinite(values[1:]).any()):
         return None
@@ -227,7 +227,7 @@ def correlated(
 
 
 def overlap(own: np.ndarray, four: np.ndarray) -> list[float]:
-    """Return how far the ten flattest of fifty drawn settings are the same by both values, and the range."""
+    """Return the overlap of the ten flattest of fifty drawn settings by both values, and its range."""
     shares = []
     for i in range(fghpo.REPEATS):
         drawn = np.random.default_rng(i).permutation(own.shape[1])[: fghpo.FIRST]
@@ -334,7 +334,7 @@ def compare_learners(
 
 
 def ten_lowest(other: np.ndarray, networks: np.ndarray) -> np.ndarray:
-    """Return which share of the ten lowest of both is of the other learner, over the last axis."""
+    """Return the share of the other learner among the ten lowest of both, over the last axis."""
     order = np.argsort(np.concatenate([other, networks], -1), -1)[..., :10]
     return np.mean(order < other.shape[-1], -1)
 
@@ -430,7 +430,7 @@ def shares(cases: dict[str, Any], labels: list[str]) -> list[list[str]]:
 
 
 def averaged(cases: dict[str, Any], measures: Any, columns: list[str]) -> list[list[str]]:
-    """Return a row a measure: the mean over data sets, and on how many the interval leaves 0 out."""
+    """Return a row a measure: the mean over data sets, and the number whose interval excludes 0."""
     rows = []
     for measure in measures:
         have = [case[measure] for case in cases.values() if measure in case]
@@ -461,7 +461,7 @@ def readings_table(results: Results) -> str:
 
 
 def own_table(results: Results) -> str:
-    """Write what measuring at the setting's own batch changes: correlations, and searches."""
+    """Write the effect of measuring at the setting's own batch: correlations, and searches."""
     names = [name for n in OWN for name in (n, f"own {n}")]
     columns = [*TARGETS, f"test AUC{GIVEN}", AGREES]
     cases = {name: case for name, case in results.cases.items() if f"own {OWN[0]}" in case}
@@ -479,7 +479,7 @@ def own_table(results: Results) -> str:
 
 
 def summary(results: Results) -> str:
-    """Write what the exact norm says between learners."""
+    """Write the relation of the exact norm to quality between learners."""
     cases = {name: case["learners"] for name, case in results.cases.items() if "learners" in case}
     labels = list(next(iter(cases.values()), {}))
     return markdown(

@@ -1,9 +1,9 @@
 """Exact Frobenius norms of Hessians: our paths, jax.hessian, torch.func.hessian, curvlinops, PyHessian.
 
-ReLU networks with biases and softmax cross-entropy at their first weights, on m random samples, in float32.
-What would take minutes or gigabytes is measured on some of its columns and scaled ("of the columns" says
-how many), or left out with the reason. Errors are against float64: the dense matrix up to 5,000
-parameters, sample pairs above. Takes about half an hour; it goes on where it was stopped.
+The networks are ReLU MLPs with biases and softmax cross-entropy at their first weights, on m random samples, in
+float32. A path that would take minutes or gigabytes is measured on some of its columns and scaled ("of the
+columns" says how many), or left out with the reason. Errors are against float64: the dense matrix up to 5,000
+parameters, sample pairs above. The full run takes about half an hour; it continues where it was stopped.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ WARM = 0.2
 """Seconds below which a call is made once before it counts."""
 MEMORY = 2**29
 WHOLE = 6_000
-"""Parameters up to which all columns are made; above, `SOME` of them."""
+"""Largest number of parameters at which all columns are made; above, `SOME` of them."""
 SOME = 256
 PEERS = ("torch.func.hessian", "curvlinops", "PyHessian")
 SHOWN = {
@@ -46,7 +46,7 @@ SHOWN = {
 
 
 class Setting(NamedTuple):
-    """A network of these widths, and how many samples."""
+    """A network of these widths, and the number of samples."""
 
     widths: tuple[int, ...]
     samples: int
@@ -94,7 +94,7 @@ def network(made: dict[str, np.ndarray], layers: int, dtype: Any = jnp.float32):
 
 
 def programs(setting: Setting) -> dict[str, tuple[Any, float]]:
-    """Name -> ((params, batch) -> a norm, the share of the columns that it makes)."""
+    """Return {name: ((params, batch) -> a norm, the share of the columns that it makes)}."""
     model = cv.mlp(jax.nn.relu)
     last = str(len(setting.widths) - 2)
     whole = setting.size <= WHOLE
@@ -211,7 +211,7 @@ class Peer(Worker):
     """A PyTorch peer.
 
     Attributes:
-        share: of the columns that it makes.
+        share: Share of the columns that it makes.
     """
 
     def __init__(self, python: str, peer: str, data: Path, setting: Setting):

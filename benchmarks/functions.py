@@ -1,4 +1,4 @@
-"""What the benchmarks of searchers minimise: functions with known minima, and small networks on real data."""
+"""Objectives of the benchmarks of searchers: functions with known minima, and small networks on real data."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from hypergrad.schedulers import full
 from hypergrad.space import Choice, Integer, LogReal, Real, select
 
 CEILING = 5.0
-"""Objectives of networks are cut here, and those that are not finite are set to it: chance is at most 2.3."""
+"""Upper bound of the objectives of networks, also in place of those not finite; chance is at most 2.3."""
 HORIZON = 27
 """Training steps of a network; a power of 3, as hyperband likes it."""
 KEY = jax.random.key(0)
@@ -27,9 +27,9 @@ class Function(NamedTuple):
 
     Attributes:
         space: Flat dict of scalar dimensions.
-        value: (data, hparams of one trial) -> what is minimised.
-        least: Its lowest value; None where nobody knows.
-        data: of a network: an argument, so that one compiled program serves all data sets.
+        value: (data, hparams of one trial) -> the objective to minimise.
+        least: Lowest value of the function; None where it is not known.
+        data: Data of a network, an argument so that one compiled program serves all data sets.
         problem: (data) -> the training loop of which `value` is the objective after `HORIZON` steps; None
             for others.
     """
@@ -56,7 +56,7 @@ def vector(hparams: HParams) -> Array:
 
 
 def logs(num: int = 8) -> Function:
-    """A bowl over logarithms, four times as steep in one direction as in another, away from the middle."""
+    """Build a bowl over logarithms, four times as steep in one direction as in another, off the middle."""
     goal, steep = np.linspace(-4.0, 0.0, num), np.linspace(0.25, 1.0, num)
     space = {f"x{i:02d}": LogReal(1e-5, 1e1) for i in range(num)}
 
@@ -67,7 +67,7 @@ def logs(num: int = 8) -> Function:
 
 
 def rosenbrock(num: int = 6) -> Function:
-    """A bent valley within [-2, 2]: coordinates have to move together."""
+    """Build a bent valley within [-2, 2]: coordinates have to move together."""
 
     def value(h):
         x = 4 * vector(h) - 2
@@ -77,7 +77,7 @@ def rosenbrock(num: int = 6) -> Function:
 
 
 def hartmann() -> Function:
-    """Four wells in six dimensions."""
+    """Build four wells in six dimensions."""
     alpha = np.array([1.0, 1.2, 3.0, 3.2])
     a = np.array([
         [10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14],
@@ -95,7 +95,7 @@ def hartmann() -> Function:
 
 
 def levy(num: int = 6) -> Function:
-    """A bowl with ripples, its minimum at 1 within [-10, 10]."""
+    """Build a bowl with ripples, its minimum at 1 within [-10, 10]."""
 
     def value(h):
         w = 1 + (20 * vector(h) - 11) / 4
@@ -107,7 +107,7 @@ def levy(num: int = 6) -> Function:
 
 
 def ackley() -> Function:
-    """Many small wells around one deep one: four reals, two whole numbers, and an option that moves it."""
+    """Build many small wells around a deep one: four reals, two whole numbers, an option that moves it."""
     space = {
         **{f"x{i}": Real(-5.0, 10.0) for i in range(4)},
         "x4": Integer(-5, 10),
@@ -127,7 +127,7 @@ def ackley() -> Function:
 
 
 def rastrigin(num: int = 6) -> Function:
-    """A local minimum at every whole number in [-3, 5], the lowest at 1."""
+    """Build a local minimum at every whole number in [-3, 5], the lowest at 1."""
 
     def value(h):
         x = 8 * vector(h) - 4
@@ -137,7 +137,7 @@ def rastrigin(num: int = 6) -> Function:
 
 
 def tuning() -> Function:
-    """Made up after training: what counts is the rate over 1 - momentum, and too high a one is fatal.
+    """Build an imitation of training: the rate over 1 - momentum counts, and too high a ratio is fatal.
 
     Four logarithmic, one real, one whole dimension and two choices.
     """
@@ -175,9 +175,9 @@ class Data(NamedTuple):
     """A data set within padded arrays.
 
     Attributes:
-        inputs: Standardized, `[ROWS, FEATURES]`; `num_train` rows to train on, then `num_valid`.
-        labels: `[ROWS]`.
-        num_train, num_valid, num_features, num_classes: How much of the arrays counts.
+        inputs: Standardized inputs `[ROWS, FEATURES]`; `num_train` rows to train on, then `num_valid`.
+        labels: Labels `[ROWS]`.
+        num_train, num_valid, num_features, num_classes: Sizes of the parts of the arrays that count.
     """
 
     inputs: Array
@@ -220,9 +220,9 @@ def load(name: str) -> Data:
 
 
 def network(name: str) -> Function:
-    """An MLP on a small data set, by Adam from the same weights on the same minibatches.
+    """Build an MLP on a small data set, by Adam from the same weights on the same minibatches.
 
-    Nothing is random, so that the lowest value is no luck of the weights. Five logarithmic dimensions, one
+    Nothing is random, so that the lowest value is not luck of the weights. Five logarithmic dimensions, one
     real, the width (units beyond it are zero) and the activation.
     """
     return Function(NETWORK_SPACE, trained, None, load(name), network_problem)

@@ -2,8 +2,9 @@
 
 Half the training labels are flipped to another class. Softmax regression is trained on the weighted examples,
 the weights descend the loss on a clean validation set, and examples whose weight falls below one half are
-thrown out. The same regression is then fitted to what is left and the validation set, and judged beside
-fits to the validation set alone, to everything with its noise, and to everything with the true labels.
+thrown out. The same regression is then fitted to the remaining examples and the validation set. It is judged
+against fits to the validation set alone, to all examples with their noise, and to all examples with the true
+labels.
 """
 
 import argparse
@@ -28,9 +29,9 @@ from tasks.supervised import Splits, cross_entropy, take
 
 NUM_SEEDS = 5
 PENALTY = 1e-2
-"""Of the regression that is cleaned; a lower one lets it learn the wrong labels by heart."""
+"""Penalty of the regression that is cleaned; a lower one lets it learn the wrong labels by heart."""
 FIT_PENALTY = 1e-3
-"""Of the regressions that are compared."""
+"""Penalty of the regressions that are compared."""
 METHODS = ("cleaned", "validation only", "noisy", "oracle")
 
 
@@ -68,7 +69,7 @@ def flat(splits: Splits) -> Splits:
 
 
 def flip(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Give half of the labels another class; return them and which were."""
+    """Give half of the labels another class; return the labels, and which were changed."""
     random = np.random.default_rng(seed + 1000)
     flipped = np.zeros(len(labels), bool)
     flipped[random.permutation(len(labels))[: len(labels) // 2]] = True
@@ -77,7 +78,7 @@ def flip(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_problem(train, valid, penalty: float) -> Problem:
-    """Weighted softmax regression by gradient descent with momentum, on all examples at a time."""
+    """Build weighted softmax regression by gradient descent with momentum, on all examples at a time."""
     x, y = map(jnp.asarray, train)
     # the largest curvature of a weighted example's loss is at most half its squared length
     rate = 1.0 / (0.5 * float(np.linalg.norm(train[0], 2) ** 2 / len(train[1])) + 0.5 + penalty)
@@ -130,7 +131,7 @@ def accuracy(fitted, test) -> float:
 
 
 def measure(splits: Splits, budget: int, seed: int) -> list[Figure]:
-    """Flip, clean and judge; the test set is read at the end alone."""
+    """Flip, clean and judge; the test set is read only at the end."""
     labels, flipped = flip(splits.train[1], seed)
     noisy = (splits.train[0], labels)
     began = time.perf_counter()

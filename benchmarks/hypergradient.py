@@ -1,8 +1,8 @@
 """Cost and agreement of every way to differentiate one training run, beside the PyTorch peers.
 
-The run: digits, an MLP with one hidden layer, SGD with momentum or Adam; the hyperparameters are the
-logarithms of the learning rate and of the L2 penalty, and the logit of the momentum (β₁). All see the same
-weights and minibatches.
+The run trains an MLP with one hidden layer on digits by SGD with momentum or Adam; the hyperparameters are the
+logarithms of the learning rate and of the L2 penalty, and the logit of the momentum (β₁). All libraries see the
+same weights and minibatches.
 """
 
 import contextlib
@@ -119,7 +119,7 @@ def make_problem(setting: Setting, activation=jax.nn.relu) -> tuple[Problem, dic
 
 
 def schemes(problem: Problem, setting: Setting) -> dict[str, Any]:
-    """List every estimator that is exact here, or exact but for the rounding that it reports."""
+    """List every estimator that is exact here, or exact except for the rounding that it reports."""
     horizon = setting.horizon
     root = sqrt_checkpoint(horizon)
     found = {"default": reverse(problem, horizon)}
@@ -221,7 +221,7 @@ def measure(setting: Setting, torch_python: str | None) -> list[Figure]:
 
 
 def certificate(name: str, info: Any) -> list[Figure]:
-    """Keep what an estimator that undoes training says of how well it did."""
+    """Keep the diagnostics of an estimator that undoes training."""
     if hasattr(info, "mismatch"):
         return [
             Figure(name, "mismatch", float(info.mismatch), "relative"),
@@ -236,14 +236,14 @@ def certificate(name: str, info: Any) -> list[Figure]:
 
 
 class Peer(Worker):
-    """A PyTorch peer, with what its hypergradient is and how much memory it takes."""
+    """A PyTorch peer, with its hypergradient and its memory."""
 
     def __init__(self, python, peer: str, data: Path, setting: Setting, *, wide: bool = False):
         request = {"peer": peer, "data": str(data), "wide": wide, **setting._asdict()}
         super().__init__(python, "peers_torch.py", request)
         self.version = self.made["torch"]
         try:
-            # what PyTorch itself takes is no memory of the hypergradient
+            # PyTorch's own memory is not memory of the hypergradient
             self.ask({"run": "train"})
             before = self.ask({"run": "train"})["peak_bytes"]
             self.answer = self.ask({"run": "gradient"})
@@ -260,7 +260,7 @@ class Peer(Worker):
 
 
 def hypergrad_float64(problem: Problem, hparams: dict, horizon: int) -> np.ndarray:
-    """Repeat the same run in float64, where rounding does not part long trainings so soon."""
+    """Repeat the same run in float64, where rounding separates long trainings later."""
     with jax.enable_x64(True):
         estimator = reverse(in_float64(problem), horizon)
         point = {name: jnp.asarray(value, jnp.float64) for name, value in hparams.items()}
@@ -297,7 +297,7 @@ def vector(grads: dict[str, Any]) -> np.ndarray:
 
 
 def relative(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference of an entry that is there (not NaN), relative to the norm of the whole."""
+    """Return the largest difference of an entry that is not NaN, relative to the norm of the whole."""
     return float(np.nanmax(np.abs(actual - expected)) / np.linalg.norm(expected))
 
 

@@ -1,6 +1,6 @@
 """Cost and agreement of implicit hypergradients beside jaxopt, lineax, TorchOpt, betty-ml and PyTorch.
 
-One estimate is one step of training from weights that are trained already, and 20 iterations of the linear
+One estimate is one step of training from trained weights, and 20 iterations of the linear
 solver on the full batch. Peers return value and hypergradient; ours also with `info` (gradient norm, residual,
 curvature), which costs two products more. The cases: a weight for every training example (data
 hyper-cleaning) of a softmax regression, and a penalty for every weight of a network (Lorraine et al., 2020).
@@ -31,7 +31,7 @@ ITERATIONS = 20
 REPEATS = 15
 RATE = 0.1
 NEVER = 1e-30
-"""A tolerance that is not met, so that every method does all iterations."""
+"""Tolerance that is never met, so that every method does all iterations."""
 KEY = jax.random.key(0)
 PEERS = ("torch cg", "TorchOpt cg", "TorchOpt normal_cg", "betty cg")
 
@@ -113,7 +113,7 @@ def arrays(setting: Setting, data: str | None) -> dict[str, Any]:
 
 
 def make_problem(setting: Setting, made: dict[str, np.ndarray]) -> Problem:
-    """Full-batch gradient descent on weighted cross-entropy with penalties."""
+    """Build full-batch gradient descent on weighted cross-entropy with penalties."""
     weights = {n: jnp.asarray(made[n]) for n in made if n[0] in "wb"}
     layers = len(setting.widths) - 1
     train, valid = (
@@ -207,7 +207,7 @@ def measure(setting: Setting, options) -> list[Figure]:
         name: (lambda e: lambda h: e.estimate(KEY, e.init(KEY, h), h)[1])(estimator)
         for name, estimator in ours(problem).items()
     }
-    # what the peers return: the compiler leaves out what only `info` needs
+    # like the peers' result: the compiler removes the work that only `info` needs
     programs |= {f"{name}, no info": drop_info(programs[name]) for name in list(programs)[:2]}
     for name in ("cg", "normal_cg"):
         solve = partial(getattr(linear_solve, f"solve_{name}"), maxiter=ITERATIONS, tol=0.0)
@@ -241,7 +241,7 @@ def measure(setting: Setting, options) -> list[Figure]:
     exact = reference(setting, made)
     for name, grad in grads.items():
         error = float(np.linalg.norm(grad - exact) / np.linalg.norm(exact))
-        error = error if np.isfinite(error) else None  # a peer that is not a number
+        error = error if np.isfinite(error) else None  # a peer's result may be NaN
         figures.append(Figure(name, "error", error, "relative"))
         figures += [Figure(name, f"time, {n}", took, "s") for n, took in times[name].items()]
     return figures
@@ -270,7 +270,7 @@ class Peer(Worker):
 
 
 def wrong(method: str, methods: dict[str, Any]) -> bool:
-    """Tell whether conjugate gradients miss by more than thrice what ours do in as many iterations."""
+    """Tell whether conjugate gradients have more than three times our error after as many iterations."""
     error = methods[method]["error"]
     return error is None or (
         " cg" in method and error > 3 * methods["hypergrad cg, no info"]["error"]

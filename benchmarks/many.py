@@ -1,7 +1,7 @@
-"""32 hypergradients at once, at other hyperparameters each, against a loop of the one compiled program.
+"""32 hypergradients at once, each at its own hyperparameters, against a loop of one compiled program.
 
 The run is that of `hypergradient`: an MLP on digits. `--cores 2` gives each of two cores a device of its own,
-which must be set before jax computes anything: that is why this is a benchmark by itself. The full run takes
+which must be set before jax computes anything; therefore this is a separate benchmark. The full run takes
 about two minutes.
 """
 
@@ -17,14 +17,14 @@ from benchmarks.record import Figure, Results, interleave, markdown, num_cores, 
 NUM_MEMBERS = 32
 REPEATS = 7
 CHUNK = 4
-"""Members side by side on one device; the fastest on one core."""
+"""Number of members side by side on one device; the fastest on one core."""
 
 
 def run(results: Results, options: argparse.Namespace) -> None:
     """Measure every run that is not in the results yet."""
     num_devices = max(n for n in range(1, num_cores() + 1) if NUM_MEMBERS % n == 0)
     jax.config.update("jax_num_cpu_devices", num_devices)
-    from benchmarks.hypergradient import QUICK, SETTINGS  # makes a key, so only now
+    from benchmarks.hypergradient import QUICK, SETTINGS  # makes a key, so it is imported late
 
     for setting in QUICK if options.quick else (SETTINGS[0], SETTINGS[3]):
         if setting.name not in results.cases:

@@ -1,7 +1,7 @@
-"""Small networks trained and measured as populations: what `configurations` and `pools` share.
+"""Small networks trained and measured as populations, for `configurations` and `pools`.
 
-ReLU networks trained by Adam with the softmax cross-entropy. Widths and depths are masks: networks of one
-batch size are one program, whatever their sizes.
+The networks are ReLU MLPs, trained by Adam with the softmax cross-entropy. Widths and depths are masks:
+networks of one batch size are one program, whatever their sizes.
 """
 
 import time
@@ -18,7 +18,7 @@ from hypergrad import curvature as cv
 from hypergrad.curvature.models import dense, loss_of
 
 NUM_PARTS, PART = 4, 16
-"""Minibatches that measures are taken on, and the samples in each."""
+"""Number of minibatches of the measures, and of the samples in each."""
 
 
 class Split(NamedTuple):
@@ -29,21 +29,21 @@ class Split(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A network on its way; every leaf `[N, ...]`."""
+    """A network in training; every leaf `[N, ...]`."""
 
     params: Any
     moments: Any
 
 
 class Settings(NamedTuple):
-    """How N networks are made and trained; every leaf `[N]`.
+    """Settings of N networks and their training; every leaf `[N]`.
 
     Attributes:
-        width: Units of each hidden layer.
-        depth: Hidden layers.
-        rate: of learning.
-        decay: λ of ½ λ ‖kernels‖² beside the loss.
-        beta_1, beta_2, epsilon: of Adam.
+        width: Number of units of each hidden layer.
+        depth: Number of hidden layers.
+        rate: Learning rate.
+        decay: Strength λ of the penalty ½ λ ‖kernels‖².
+        beta_1, beta_2, epsilon: Settings of Adam.
     """
 
     width: Any
@@ -64,14 +64,14 @@ def settings(
     beta_2: Any = 0.999,
     epsilon: Any = 1e-8,
 ) -> Settings:
-    """Make settings of arrays `[N]` and numbers that all share."""
+    """Make settings from arrays `[N]` and from numbers that all networks share."""
     whole = [np.broadcast_to(x, np.shape(rate)).astype(np.int32) for x in (width, depth)]
     real = (rate, decay, beta_1, beta_2, epsilon)
     return Settings(*whole, *(np.broadcast_to(x, np.shape(rate)).astype(np.float32) for x in real))
 
 
 class Sizes(NamedTuple):
-    """Of the largest network: what it takes and gives, its hidden layers and their units."""
+    """Sizes of the largest network: inputs and outputs, hidden layers and their units."""
 
     inputs: int
     classes: int
@@ -83,9 +83,9 @@ class Group(NamedTuple):
     """Networks that train together.
 
     Attributes:
-        rows: Their places in the columns of the results `[N]`.
-        batch: Samples in a minibatch, all of them at most.
-        settings: of each.
+        rows: Places of the networks in the columns of the results `[N]`.
+        batch: Number of samples in a minibatch, at most all.
+        settings: Settings of each network.
         largest: Most hidden layers and units among all groups.
     """
 
@@ -246,7 +246,7 @@ def measure_exact(members: Member, settings: Settings, parts: Split, bent: bool)
 
 
 def each(members: Member, settings: Settings, parts: Split, function: Callable) -> dict[str, Any]:
-    """Return what (model, params, batch) -> {name: []} gives on each minibatch, `[N, NUM_PARTS]`."""
+    """Return the values of (model, params, batch) -> {name: []} on each minibatch, `[N, NUM_PARTS]`."""
 
     def one(x):
         params, width, depth = x
@@ -256,7 +256,7 @@ def each(members: Member, settings: Settings, parts: Split, function: Callable) 
 
 
 def tidy(values: np.ndarray) -> list[float | None]:
-    """Round to five digits; what is not finite is null."""
+    """Round to five digits; a number that is not finite becomes null."""
     return [float(f"{v:.5g}") if np.isfinite(v) else None for v in values]
 
 
@@ -269,7 +269,7 @@ def train_and_measure(
     the last, the training set and all measures too, as suprema over the same minibatches for all networks.
 
     Returns:
-        The columns, a number for each network, NaN where it diverged; and the processor seconds of each
+        The columns, with a number for each network, NaN where it diverged, and the processor seconds of each
         kind of work.
     """
     (train, valid, test), classes = data
@@ -324,7 +324,7 @@ def violations(bound: Any, exact: dict[str, Any]) -> dict[str, Any]:
 
 
 def measured_parts(train: Split, seed: int) -> Split:
-    """Return the minibatches that measures are taken on, `[NUM_PARTS, size, ...]`."""
+    """Return the minibatches of the measures, `[NUM_PARTS, size, ...]`."""
     order = np.random.default_rng(seed).permutation(len(train.labels))
     size = min(PART, len(order) // NUM_PARTS)
     part = order[: NUM_PARTS * size].reshape(NUM_PARTS, size)

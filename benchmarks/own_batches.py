@@ -1,4 +1,4 @@
-"""The grid's networks after their first epoch again, measured at each setting's own batch as in Algorithm 1.
+"""The grid's networks after their first epoch, measured at each setting's own batch as in Algorithm 1.
 
 `configurations` takes every measure on four minibatches of 16 samples, the same for all settings. Algorithm 1
 takes the supremum over the minibatches of the setting itself, whose size is searched over (4 to 256): section
@@ -47,11 +47,11 @@ from hypergrad import curvature as cv
 from hypergrad.curvature.models import dense, loss_of
 
 OWN = ("theorem_1", "section_3", "published", "last_layer")
-"""What is measured at the setting's own batch."""
+"""Measures taken at the setting's own batch."""
 NUM_FURTHER = 4
-"""Of the smallest data sets, on which the further measures are taken."""
+"""Number of the smallest data sets, on which the further measures are taken."""
 SIDE = 256
-"""Samples whose minibatches are measured side by side."""
+"""Number of samples whose minibatches are measured side by side."""
 
 
 def run(results: Results, options: argparse.Namespace) -> None:
@@ -72,7 +72,7 @@ def run(results: Results, options: argparse.Namespace) -> None:
 
 
 def work(trained: Results, case: str, folder: str | None, measure: Callable) -> list[Figure]:
-    """Train the first epoch of every setting and seed; return what `measure` gives, and how long it took.
+    """Train the first epoch of every setting and seed; return the results of `measure`, and its time.
 
     `measure` takes (members, settings, minibatches of the epoch, minibatches of `configurations`) and returns
     (method, {name: [N]}).
@@ -130,7 +130,7 @@ def own(members: Member, of: Settings, order: Split, parts: Split) -> tuple[str,
 def further(
     members: Member, of: Settings, order: Split, parts: Split
 ) -> tuple[str, dict[str, Any]]:
-    """Return the measures that `configurations` has not, and how often Theorem 1 exceeds the last layer."""
+    """Return the measures that `configurations` lacks, and how often Theorem 1 exceeds the last layer."""
     return "further", measure_further(members, of, parts) | measure_last(members, of, parts)
 
 
@@ -260,7 +260,7 @@ FURTHER = (
 
 
 def table(results: Results) -> str:
-    """Write which share of the networks has the validation AUC it had, and what the passes took."""
+    """Write the share of networks whose validation AUC is as before, and the time of the passes."""
     rows = []
     for name, case in results.cases.items():
         check = case["check"]

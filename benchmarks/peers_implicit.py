@@ -95,7 +95,7 @@ class Case:
         return torch.autograd.grad(self.entropies(weights, self.valid).mean(), hparams)[0]
 
     def betty(self, hparams):
-        """betty-ml's `cg`, given what it asks of its problems and nothing around them."""
+        """betty-ml's `cg`, with the methods that it needs of its problems and nothing else."""
         from betty.hypergradient.cg import cg
 
         weights = self.step(self.weights, hparams.detach())

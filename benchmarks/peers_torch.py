@@ -109,7 +109,7 @@ class Case:
         lr, momentum = log_lr.exp(), logit_momentum.sigmoid()
         model = Net(self.weights)
         if self.adam:
-            # its moments take a number as β₁, no tensor: that hypergradient is missing
+            # its moments take a number as β₁, not a tensor: that hypergradient is missing
             optimizer = torchopt.MetaAdam(
                 model,
                 lr=lambda count: lr,
@@ -145,7 +145,7 @@ class Case:
 
 
 def peak_bytes():
-    """Most memory this program has held; unlike ru_maxrss it does not begin with the parent's."""
+    """Return the peak memory of this program; unlike ru_maxrss it does not begin with the parent's."""
     with open("/proc/self/status") as file:
         line = next(line for line in file if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

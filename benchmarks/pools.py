@@ -2,9 +2,9 @@
 
 Bayesmark's space of `MLP-adam`, whose optimizer is the paper's: one hidden layer of 50 to 200 units, L2
 penalty α from 1e-5 to 10, batch 10 to 250, rate 1e-5 to 0.1, Adam's β_1, β_2 and ε. Its `tol` and
-`validation_fraction` speak of early stopping and are left out: all train twenty epochs, on one split. Batch
-sizes are seven, evenly spaced, as often each; the rest is drawn as Bayesmark draws it. MNIST and SVHN take
-networks of dense layers (depth 1 to 4, width 16 to 64, rate 1e-5 to 1) where the paper's are
+`validation_fraction` concern early stopping and are left out: all networks train twenty epochs, on one split.
+Batch sizes are seven, evenly spaced, as often each; the rest is drawn as Bayesmark draws it. MNIST and SVHN
+take networks of dense layers (depth 1 to 4, width 16 to 64, rate 1e-5 to 1) where the paper's are
 convolutional, on 10,000 images; batches begin at 32 for the sake of time.
 
 Each pool is trained and measured once a split. Searches draw from it, at equal cost as in `fghpo`: Algorithm 1
@@ -90,7 +90,7 @@ def run(results: Results, options: argparse.Namespace) -> None:
 
 
 def files_of(name: str, folder: str | None) -> list[Path]:
-    """Return the files of a set of images, none where one is missing."""
+    """Return the files of a set of images; none where one is missing."""
     found = [sorted(Path(folder).glob(file)) for file in IMAGES[name]] if folder else []
     return [paths[0] for paths in found] if all(found) else []
 
@@ -113,7 +113,7 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         made = loadmat(path, variable_names=["X", "y"])
         pixels, labels = np.moveaxis(made["X"], 3, 0), made["y"].ravel() % 10
-    except Exception as error:  # whatever a damaged file makes of the reader
+    except Exception as error:  # the reader may raise anything at a damaged file
         raise ValueError(
             f"data {str(path)!r} cannot be read as SVHN ({type(error).__name__}), expected its cropped digits "
             "X [32, 32, 3, images] and y; fetch it again"
@@ -164,7 +164,7 @@ def log_odds(share: Any) -> Any:
 
 
 def drawn_from(name: str, quick: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the space that a pool was drawn from, and the settings of the pool there, `[settings]`.
+    """Return the space from which a pool was drawn, and the settings of the pool there, `[settings]`.
 
     Batch sizes count by their place among those of the pool, betas by their log-odds.
     """
@@ -199,7 +199,7 @@ def nearest(units: Any, wanted: Any, tried: Any) -> Any:
 
 
 def on_pool(space: Any, settings: Any) -> Callable[[Searcher], Searcher]:
-    """Make a searcher of `space` ask for rows of a pool, those nearest to what it suggests, none twice."""
+    """Make a searcher of `space` ask for the rows of a pool nearest to its suggestions, none twice."""
     units = to_units(space, settings)
 
     def given(searcher):
@@ -242,19 +242,19 @@ def optuna_on_pool(space: Any, settings: Any, values: np.ndarray, seed: int) -> 
     for _ in range(TRIALS):
         trial = study.ask(ways)
         given = np.array([trial.params[name] for name in ways])
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)  # another than this is trained
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)  # another row is trained instead
         wanted = np.where(levels > 0, (given + 0.5) / np.maximum(levels, 1), given)
         row = int(nearest(units, wanted, np.isin(np.arange(len(units)), rows)))
         trained = [int(u * n) if n else float(u) for u, n in zip(units[row], levels, strict=True)]
         params = dict(zip(ways, trained, strict=True))
-        value = float(np.nan_to_num(values[row], nan=1e30, posinf=1e30))  # it ranks only
+        value = float(np.nan_to_num(values[row], nan=1e30, posinf=1e30))  # only its rank matters
         study.add_trial(optuna.trial.create_trial(params=params, distributions=ways, value=value))
         rows.append(row)
     return rows
 
 
 def searches(name: str, pools: list[dict[str, np.ndarray]], quick: bool) -> list[Figure]:
-    """Search the pools by every method; return the scores of what was chosen, repeat by repeat."""
+    """Search the pools by every method; return the scores of its choices, repeat by repeat."""
     num = len(pools[0]["loss_test"])
     space, settings = drawn_from(name, quick)
     methods = drawing({"row": Integer(0, num - 1)}) | learning(space, on_pool(space, settings))
@@ -289,7 +289,7 @@ def searches(name: str, pools: list[dict[str, np.ndarray]], quick: bool) -> list
 
 
 def table_of(name: str, pool: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return what the searches of `fghpo` look up: objectives after some epochs, measures."""
+    """Return the table for the searches of `fghpo`: objectives after some epochs, measures."""
     curve = np.full((len(READ), len(pool["loss_test"])), np.nan)
     for epoch in LOOKS:
         curve[READ.index(epoch)] = (
@@ -300,7 +300,7 @@ def table_of(name: str, pool: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def score(name: str, pool: dict[str, np.ndarray], part: str) -> np.ndarray:
-    """Return what each setting of a pool is worth, from 0 to 1: accuracy, or Bayesmark's normalized score."""
+    """Return the score of each setting of a pool, from 0 to 1: accuracy, or Bayesmark's normalized score."""
     if name in IMAGES:
         return np.nan_to_num(pool[f"accuracy_{part}"])
     return normalized(pool[f"loss_{part}"])
@@ -327,13 +327,13 @@ def table(results: Results) -> str:
 
 
 def sizes(results: Results) -> str:
-    """Tell how many settings the pools have."""
+    """Return the number of settings of the pools."""
     found = sorted({len(case["pool"]["loss_test"][0]) for case in results.cases.values()})
     return " or ".join(map(str, found))
 
 
 def summary(results: Results) -> str:
-    """Write the score that Bayesmark reports, of the validation loss, the mean of the repeats."""
+    """Write Bayesmark's score of the validation loss, as the mean over the repeats."""
     cases = {name: case for name, case in results.cases.items() if name not in IMAGES}
     methods = fghpo.methods_in(next(iter(cases.values())))
     rows = []

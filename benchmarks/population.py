@@ -3,12 +3,13 @@
 The trial is the same for all: an MLP on digits with 8, 32 or 64 hidden units, 200 steps of Adam, six
 hyperparameters, which are traced. In turn, in one process, on one core: (a) Optuna's TPE with its SQLite
 storage, (b) the same in memory, (c) a Python loop of the jitted training alone, (d) ours, a study of
-cross-entropy search whose trials are on disk when they count. Optuna's TPE slows down as a study grows: it
-is timed in the middle of a study of N trials, a dozen at a time, for its rate there is steady; the loop
-over 64 trials.
+cross-entropy search whose trials are on disk when they count. Optuna's TPE slows down as a study grows: it is
+timed in the middle of a study of N trials, a dozen at a time, where its rate is steady; the loop is timed over
+64 trials.
 
-Then what a search costs beside training: a generation of cross-entropy search (and evosax's nearest),
-suggestions of a Gaussian process, and generations that stay on the device. The full run takes seven minutes.
+The second part measures the cost of a search besides training: a generation of cross-entropy search (and
+evosax's nearest), suggestions of a Gaussian process, and generations that stay on the device. The full run
+takes seven minutes.
 """
 
 import argparse
@@ -40,7 +41,7 @@ WIDTHS, SIZES = (8, 32, 64), (64, 256, 1024)
 HORIZON, BATCH_SIZE = 200, 32
 REPEATS = 5
 NUM_OPTUNA, NUM_LOOP, LEAST = 12, 64, 256
-"""Trials that one turn of Optuna, of the loop and (at least) of ours times."""
+"""Number of trials in one timed turn of Optuna, of the loop and (at least) of ours."""
 SPACE = {
     "lr": LogReal(1e-4, 1e-1),
     "b1": Real(0.0, 0.99),
@@ -160,7 +161,7 @@ def drawn(num: int) -> Any:
 
 
 def loop(train: Callable) -> Callable[[], float]:
-    """Train one after the other, and read each value as a search would."""
+    """Train one trial after the other, and read each value as a search would."""
     trials = [{n: float(x[i]) for n, x in drawn(NUM_LOOP).items()} for i in range(NUM_LOOP)]
     keys = list(jax.random.split(KEY, NUM_LOOP))
 
@@ -174,7 +175,7 @@ def loop(train: Callable) -> Callable[[], float]:
 
 
 def ours(tuner: Tuner, num_steps: int) -> Callable[[], float]:
-    """Run a study that is written, all of it timed, the making of its folder included."""
+    """Run a study on disk, and time all of it, including the creation of its folder."""
 
     def call() -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +188,7 @@ def ours(tuner: Tuner, num_steps: int) -> Callable[[], float]:
 
 @contextmanager
 def optuna_study(train: Callable, num: int, disk: bool) -> Iterator[Callable[[], float]]:
-    """Open a study that has half of `num` trials, and go on with it."""
+    """Open a study that has half of `num` trials, and continue it."""
     import optuna  # pyright: ignore[reportMissingImports]
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -220,7 +221,7 @@ def distributions() -> dict[str, Any]:
 
 
 def finished(num: int) -> list[Any]:
-    """Return trials of a bowl, at random settings, as Optuna keeps them."""
+    """Return trials of a bowl, at random settings, in Optuna's form."""
     import optuna  # pyright: ignore[reportMissingImports]
 
     hparams, values = drawn(num), bowl(jax.random.uniform(KEY, (num, len(SPACE))))
@@ -239,7 +240,7 @@ def bowl(units: jax.Array) -> jax.Array:
 
 
 def recompilation(num: int) -> list[Figure]:
-    """Count what compiles while so many trials with other hyperparameters are trained."""
+    """Count the compilations while `num` trials with other hyperparameters are trained."""
     problem = make_problem(8)
     size = num // 16
     members = population(problem, layout=chunked(), order=KEY)
@@ -292,7 +293,7 @@ def _turn(searcher: Searcher, key, state, values, num: int):
 
 
 def evosax_step(num: int) -> Callable[[], Any]:
-    """One generation of the strategy of evosax that is nearest: mean and deviation of the elites."""
+    """Return one generation of evosax's nearest strategy: mean and deviation of the elites."""
     from evosax.algorithms import SimpleES  # pyright: ignore[reportMissingImports]
 
     strategy = SimpleES(population_size=num, solution=jnp.zeros(len(SPACE)))
@@ -381,7 +382,7 @@ def on_device(num_generations: int, repeats: int) -> list[Figure]:
 
 
 def table(results: Results) -> str:
-    """Write the rates, their ratios, and what a search costs beside training, as Markdown."""
+    """Write the rates, their ratios, and the cost of a search besides training, as Markdown."""
     rows = []
     for case, found in results.cases.items():
         if "units" not in case:

@@ -1,4 +1,4 @@
-"""What every benchmark shares: a results file that survives being stopped, and honest timing."""
+"""Helpers of every benchmark: a results file that survives a stop, and honest timing."""
 
 import json
 import os
@@ -19,7 +19,7 @@ PACKAGES = ("hypergrad-jax", "jax", "jaxlib", "optax", "numpy")
 
 
 class Figure(NamedTuple):
-    """One measured number: of a method, in a case; several with a seed each make one list."""
+    """One measured number of a method in a case; several, with a seed each, make one list."""
 
     method: str
     metric: str
@@ -29,16 +29,16 @@ class Figure(NamedTuple):
 
 
 class Results:
-    """A file of JSON lines, a header first and then one line a figure; reopened, it goes on with the next case.
+    """A file of JSON lines: a header, then one line a figure; reopened, it continues with the next case.
 
     Attributes:
-        cases: Case -> method -> metric -> value, or the list of values over seeds.
+        cases: Dict case -> method -> metric -> value, or the list of values over seeds.
 
     Args:
-        path: of the file; created with its folder.
+        path: Path of the file, which is created with its folder.
         benchmark: Name in the header.
-        settings: What must be equal for two runs to share a file, such as the number of cores.
-        resume: Whether figures will be added: versions and commit must then be equal too.
+        settings: Settings that must be equal for two runs to share a file, such as the number of cores.
+        resume: Whether figures will be added; versions and commit must then be equal too.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Results:
     def _read(self, header: dict[str, Any], resume: bool) -> None:
         try:
             text = self.path.read_text(encoding="utf-8")
-            if not text.endswith("\n"):  # stopped while it wrote; the case is not whole
+            if not text.endswith("\n"):  # stopped while writing; the case is not whole
                 raise ValueError
             self.header, *figures = (json.loads(line) for line in text.splitlines())
             names = ("benchmark", "settings", "versions", "commit")
@@ -110,7 +110,7 @@ class Results:
 
 
 def command() -> str:
-    """Repeat the command line, of paths the last part only: where things lie is this machine's own affair."""
+    """Repeat the command line, with only the last part of paths, because folders differ between machines."""
     words = (Path(word).name if "/" in word else word for word in sys.argv[1:])
     return shlex.join(["python", "-m", "benchmarks", *words])
 
@@ -169,16 +169,16 @@ def interleave(
 ) -> dict[str, dict[str, float]]:
     """Time all `calls` in turn, `repeats` times after one turn that does not count.
 
-    Taking turns, they share whatever disturbs the machine.
+    Because they take turns, they share any disturbance of the machine.
 
     Args:
-        calls: Name -> a function that works and returns the seconds it took.
-        repeats: How many turns count.
-        warm: Call that took less than these seconds in the first turn is made twice in each, and the
-            second counts: what came before leaves cold caches, which cost short calls a good part.
+        calls: Dict name -> a function that works and returns the seconds that it took.
+        repeats: Number of turns that count.
+        warm: Seconds below which a call of the first turn is made twice in each later turn, and the second call
+            counts: cold caches would cost short calls a good part.
 
     Returns:
-        For each name the median, lowest and highest seconds.
+        The median, lowest and highest seconds for each name.
     """
     first = {name: call() for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}

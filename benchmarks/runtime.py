@@ -1,10 +1,10 @@
-"""What a search costs in seconds, method by method, on one data set: the paper's Figure 2.
+"""The cost of a search in seconds, method by method, on one data set: the paper's Figure 2.
 
 Measured on the training set of `vehicle` (breast cancer without --data), in processor seconds on one core:
 an epoch of networks one at a time and as populations of 10 and 50, each measure on 50 networks after an
-epoch, and all that a searcher and a scheduler compute in a whole search of `fghpo`. Put together by counts
-of epochs and of validations: every method trains 240 epochs, BOHB ten fewer. The networks are of depth 2,
-width 64 and batch 64, computed under the masks of `configurations`. Compiling is not counted.
+epoch, and all that a searcher and a scheduler compute in a whole search of `fghpo`. These are combined by
+counts of epochs and of validations: every method trains 240 epochs, BOHB ten fewer. The networks are of depth
+2, width 64 and batch 64, computed under the masks of `configurations`. Compiling is not counted.
 """
 
 import argparse
@@ -29,9 +29,9 @@ DEPTH, WIDTH, BATCH, RATE = 2, 64, 64, 1e-3
 REPEATS = 5
 POPULATIONS = (1, KEPT, FIRST)
 BY_ONE = ("TPE", "HEBO-like", "TuRBO-like", "TPE (Optuna)")
-"""Methods that train one setting after another: each waits for those before it."""
+"""Methods that train one setting after another, because each waits for the earlier ones."""
 OURS = "FGHPO theorem_1"
-"""The paper's own search, whose seconds are set against the others'."""
+"""The paper's own search, with whose seconds the others are compared."""
 SEARCHES = (CONTROL, "random", "BOHB", "TPE", "HEBO-like", "TuRBO-like")
 
 
@@ -53,11 +53,11 @@ def one_norm(name: str) -> Callable:
 
 
 ALL = networks.CHEAP | {name: one_norm(name) for name in networks.EXACT}
-"""Measure -> (model, params, batch) -> []."""
+"""{measure: (model, params, batch) -> []}."""
 
 
 def run(results: Results, options: argparse.Namespace) -> None:
-    """Measure what is not in the results yet."""
+    """Measure every case that is not in the results yet."""
     name = "vehicle" if options.data else "breast_cancer"
     if name not in results.cases:
         print(f"{name} ...", flush=True)
@@ -149,7 +149,7 @@ def costs(case: dict[str, Any]) -> dict[str, tuple[float, float, float, float]]:
     took = {part: found["time, median"] for part, found in case.items()}
 
     def price(part: str, num: int) -> float:
-        # of a population whose size was not measured, between those that were
+        # for a population whose size was not measured, interpolate
         return float(np.interp(num, POPULATIONS, [took[f"{part} of {n}"] for n in POPULATIONS]))
 
     made = {}

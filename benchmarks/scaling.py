@@ -1,4 +1,4 @@
-"""Weak scaling of a population over devices, and what a generation sends between them.
+"""Weak scaling of a population over devices, and the bytes of a generation between them.
 
 The run is that of `hypergradient`: an MLP on digits, momentum, 200 steps. Each core is a device of its own
 (`--cores 2` for two). Two questions:
@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.record import Figure, Results, interleave, markdown, num_cores, timed
 
 A_DEVICE = 64
-"""Members on each device."""
+"""Number of members on each device."""
 SIZES = (256, 1024)
 """Numbers of members for which the program is read."""
 REPEATS = 7
@@ -33,7 +33,7 @@ COLLECTIVE = re.compile(
 
 
 def run(results: Results, options: argparse.Namespace) -> None:
-    """Measure what is not in the results yet."""
+    """Measure every case that is not in the results yet."""
     jax.config.update("jax_num_cpu_devices", num_cores())
     for name, measure in (("weak scaling", scaling), ("traffic", traffic)):
         if name not in results.cases:
@@ -94,7 +94,7 @@ def scaling(quick: bool) -> list[Figure]:
 
 
 def traffic(quick: bool) -> list[Figure]:
-    """Read off compiled programs what they send; `halving` also moves the survivors' states."""
+    """Read the bytes that they send off compiled programs; `halving` also moves the survivors' states."""
     from hypergrad.schedulers import full, halving
 
     figures = []
@@ -114,7 +114,7 @@ def traffic(quick: bool) -> list[Figure]:
 def collectives(text: str, num: int) -> list[tuple[str, int]]:
     """List the collective operations of a compiled program for N members, as (what, bytes of the result).
 
-    An array with at most three numbers a member is of "scalars", one with more of "states".
+    An array with at most three numbers a member counts as "scalars", a larger one as "states".
     """
     found = []
     for result in COLLECTIVE.findall(text):

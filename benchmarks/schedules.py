@@ -2,8 +2,8 @@
 
 Only the learning rate differs: every way trains the same network for the same number of steps, with the task's
 defaults for everything else. The whole comparison is repeated with other splits of the data, other weights and
-other minibatches: each way chooses by the validation loss of `NUM_CHOOSE` trainings, and what it chose is
-judged by `NUM_JUDGE` fresh ones. The full run takes about forty minutes.
+other minibatches: each way chooses by the validation loss of `NUM_CHOOSE` trainings, and its choice is judged
+by `NUM_JUDGE` fresh ones. The full run takes about forty minutes.
 """
 
 import argparse
@@ -30,15 +30,15 @@ from tasks.supervised import Splits
 
 RATES = LogReal(1e-3, 2.0, default=0.1)
 NUM_SEEDS = 10
-"""Repetitions of the whole comparison."""
+"""Number of repetitions of the whole comparison."""
 NUM_CHOOSE = 8
-"""Trainings on which every way chooses; a hypergradient is averaged over as many."""
+"""Number of trainings on which every way chooses; a hypergradient is averaged over as many."""
 NUM_LAST = 20
 """Last iterates of the descent among which it chooses: their own values are of as many different seeds, and
-the lowest of noisy values is a lucky one."""
+the lowest of noisy values is partly luck."""
 NUM_JUDGE = 10
 NUM_GRID = 40
-"""Rates tried for the constant and the cosine, which have one parameter."""
+"""Number of rates tried for the constant and the cosine, which have one parameter."""
 NUM_KNOTS = 5
 UNITS = {"validation loss": "nats", "test loss": "nats", "test accuracy": "fraction"}
 
@@ -65,7 +65,7 @@ def run(results: Results, options: argparse.Namespace) -> None:
 
 
 def rates_only(task: Task) -> Task:
-    """Fix all hparams of a task at their defaults, but for the learning rates."""
+    """Fix all hparams of a task at their defaults, except the learning rates."""
     rest = {name: x for name, x in default(task.space).items() if name != "lr"}
 
     def fixed(function: Callable) -> Callable:
@@ -128,7 +128,7 @@ def measure(task: Task, splits: Splits, budget: int, seed: int) -> list[Figure]:
 def descend(task: Task, estimator: Estimator, key: Key, budget: int) -> Array:
     """Descend on the schedule; return its iterates, `[budget, horizon]`.
 
-    Noise in the hypergradients asks for a shorter memory of their squares than Adam's own.
+    Noise in the hypergradients demands a shorter memory of their squares than Adam's own.
     """
     rate = optax.cosine_decay_schedule(0.05, budget)
     optimizer = optax.adam(rate, b2=0.99)
@@ -138,17 +138,17 @@ def descend(task: Task, estimator: Estimator, key: Key, budget: int) -> Array:
 
 
 def constants(num: int, horizon: int) -> Array:
-    """Rates from the lowest to the highest allowed, `[num, horizon]`."""
+    """Return rates from the lowest to the highest allowed, `[num, horizon]`."""
     return jnp.broadcast_to(jnp.geomspace(RATES.low, RATES.high, num)[:, None], (num, horizon))
 
 
 def cosines(num: int, horizon: int) -> Array:
-    """Half cosines to zero from the same rates, `[num, horizon]`."""
+    """Return half cosines to zero from the same rates, `[num, horizon]`."""
     return constants(num, horizon) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.arange(horizon) / horizon))
 
 
 def randoms(key: Key, num: int, horizon: int) -> Array:
-    """Schedules through a few random knots, `[num, horizon]`; one draw a step would be a straw man."""
+    """Draw schedules through a few random knots, `[num, horizon]`; one draw a step would be a straw man."""
     space = {"lr": Sequence(RATES, horizon, knots=NUM_KNOTS)}
     return jax.vmap(lambda k: sample(space, k)["lr"])(jax.random.split(key, num))
 
@@ -194,7 +194,7 @@ def judge(
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Mean over seeds, and half its 95 % interval by Student's t; NaN for one seed."""
+    """Return the mean over seeds, and half its 95 % interval by Student's t; NaN for one seed."""
     if len(values) < 2:
         return float(np.mean(values)), float("nan")
     half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5

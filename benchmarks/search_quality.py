@@ -1,11 +1,11 @@
-"""Who finds better hyperparameters for the same budget: our searchers and schedulers beside Optuna's samplers.
+"""The quality of searches at the same budget: our searchers and schedulers beside Optuna's samplers.
 
-Six functions with known minima (logarithmic, whole and optional dimensions among them) and an MLP on four
-data sets, whose objective is its validation loss after a fixed training, the same weights and minibatches for
-all: 20 seeds of a search. A budget is 512 evaluations; 64 for Gaussian processes. Ours have the settings of
-the command line: generations of 16, a quarter of them elite. Schedulers spend as many training steps as the
-others, and have the best of what they trained to the end. The full run takes an hour on a core of its own;
-what is finished is not run again.
+The cases are six functions with known minima (some with logarithmic, whole and optional dimensions) and an MLP
+on four data sets. Its objective is the validation loss after a fixed training, with the same weights and
+minibatches for all. Each search has 20 seeds. A budget is 512 evaluations; 64 for Gaussian processes. Ours have
+the settings of the command line: generations of 16, a quarter of them elite. Schedulers spend as many training
+steps as the others, and their best is among the trials trained to the end. The full run takes an hour on a
+separate core; finished cases are not run again.
 """
 
 import argparse
@@ -43,11 +43,11 @@ from hypergrad.space import Choice, Integer, LogReal
 from hypergrad.tuners import search
 
 BUDGET, SMALL_BUDGET = 512, 64
-"""Evaluations, and those of Gaussian processes."""
+"""Numbers of evaluations in general, and of Gaussian processes."""
 CHECKPOINTS = (16, 32, 64, 128, 256, 512)
 NUM_SEEDS = 20
 WORST = 1e6
-"""Value of a training that diverged, and at checkpoints before the first that did not."""
+"""Value of a training that diverged, and of checkpoints before the first training that did not."""
 SHORTEST = 3
 """Training steps of hyperband's shortest runs."""
 PBT_MEMBERS = 64
@@ -73,7 +73,7 @@ def run(results: Results, options: argparse.Namespace) -> None:
 
 
 Search = Callable[[int], tuple[np.ndarray, list[int]]]
-"""(seed) -> the lowest value so far, and after how many evaluations that is."""
+"""(seed) -> the lowest value so far, and the number of evaluations before it."""
 _values = jax.jit(jax.vmap(trained, (None, 0)))
 _value = jax.jit(trained)
 
@@ -154,7 +154,7 @@ def at_checkpoints(
 ) -> tuple[np.ndarray, list[int]]:
     """Take the lowest of values, each of which cost as much, at every checkpoint within the budget.
 
-    A training that diverged has `WORST`, which is more than any that did not.
+    A training that diverged has `WORST`, which is more than any other value.
     """
     lowest = np.minimum.accumulate(np.where(np.isfinite(values), values, WORST))
     at = [c for c in CHECKPOINTS if cost <= c <= budget]
@@ -209,7 +209,7 @@ def scheduled(function: Function, budget: int) -> dict[str, Search]:
     cost = sum(map(spent, brackets(**settings))) / HORIZON
 
     def banded(name, searcher, inside=None):
-        # the searcher inside learns between brackets, that outside between passes over all brackets
+        # the inner searcher learns between brackets, the outer one between passes over all brackets
         return generations(
             name, searcher, hyperband(**settings, searcher=inside), num, cost, function, budget
         )
@@ -305,7 +305,8 @@ def last(found: dict[str, dict[str, Any]], *names: str) -> int:
 def duels(results: Results) -> dict[tuple[str, str], list[int]]:
     """Count our wins, ties and losses against every rival over the cases.
 
-    Two-sided Mann-Whitney over seeds at the last budget both had; Benjamini-Hochberg over all pairs and cases.
+    The test is two-sided Mann-Whitney over seeds at the last budget of both, with Benjamini-Hochberg over all
+    pairs and cases.
     """
     from scipy.stats import false_discovery_control, mannwhitneyu
 
@@ -320,7 +321,7 @@ def duels(results: Results) -> dict[tuple[str, str], list[int]]:
                 one, other = (at_budget(found, n, budget) for n in (name, rival))
                 pairs.append((name, rival))
                 chances.append(mannwhitneyu(one, other).pvalue)
-                # the share of pairs of seeds that we win says which way a difference goes
+                # the share of pairs of seeds that we win gives the sign of a difference
                 ours, draws = one[:, None] < other, one[:, None] == other
                 better.append(ours.mean() + draws.mean() / 2)
     counts: dict[tuple[str, str], list[int]] = {}

@@ -2,8 +2,8 @@
 
 A trial has four real hyperparameters and one value, and is acknowledged when it is on the disk: all three
 wait for it (SQLite by its default, the journals by fsync). hypergrad runs a random search of one training
-step and writes one record a batch; Optuna asks for a batch of random trials and tells their values one by
-one, or adds them finished, which is as near as it comes to a batch. Both go to its storage trial by trial, so
+step and writes one record a batch; Optuna asks for a batch of random trials and tells their values one by one,
+or adds them finished, which is its closest form of a batch. Both go to its storage trial by trial, so
 at most 64 of a batch are timed, which favours it if anything.
 """
 
@@ -29,7 +29,7 @@ from hypergrad.tuners import Tuner, search
 BATCHES = (1, 32, 512)
 NUM_TRIALS = {1: 64, 32: 1024, 512: 8192}
 MOST = 64
-"""Trials of Optuna that one turn times."""
+"""Number of trials of Optuna in one timed turn."""
 NAMES = ("a", "b", "c", "d")
 REPEATS = 5
 OURS = "hypergrad"
@@ -71,7 +71,7 @@ def measure(batch: int, quick: bool) -> list[Figure]:
 
 
 def ours(batch: int, num: int) -> Callable[[], float]:
-    """Search at random with one record a batch; what is compiled stays so."""
+    """Search at random with one record a batch; compiled programs are kept."""
     tuner = make(batch)
     key, steps = jax.random.key(0), num // batch
     study.run(tuner, key, 1)
@@ -111,7 +111,7 @@ def journal_file(folder: Path):
 
 
 def theirs(store: Callable, work: Callable, batch: int, num: int) -> Callable[[], float]:
-    """Do the same with Optuna; making the study is not counted, as it is slow and done once."""
+    """Do the same with Optuna; the creation of the study does not count, because it is slow and done once."""
     import optuna  # pyright: ignore[reportMissingImports]
 
     def call() -> float:

@@ -22,7 +22,7 @@ PICTURES = {
     "runtime": "docs/flatness_runtime.png",
     "search_quality": "docs/search_quality.png",
 }
-"""Benchmark -> the picture that its `draw` makes of the results."""
+"""{benchmark: picture that its `draw` makes of the results}."""
 BLOCK = re.compile(r"<!-- (\w+) (\w*table|summary) -->\n.*?<!-- end -->", re.DOTALL)
 DOCUMENTS = tuple(
     str(path.relative_to(ROOT))
@@ -37,7 +37,7 @@ DOCUMENTS = tuple(
 
 
 def render(text: str, folder: Path) -> str:
-    """Replace every table in a document by what the results files in `folder` say now."""
+    """Replace every table in a document by one from the results files in `folder`."""
 
     def block(match: re.Match[str]) -> str:
         name, kind = match.groups()
@@ -56,7 +56,7 @@ def render(text: str, folder: Path) -> str:
 
 
 def load(path: Path) -> Results:
-    """Open a kept results file as it is."""
+    """Open a kept results file without adding to it."""
     header = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
     return Results(path, header["benchmark"], header["settings"], resume=False)
 

@@ -18,7 +18,7 @@ class Worker:
         made: Answer to the first request, which makes the case.
 
     Args:
-        python: of the other end.
+        python: Python of the other end.
         script: File of this folder that ends in `serve`.
         request: First one.
     """

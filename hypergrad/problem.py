@@ -78,7 +78,7 @@ class Task(NamedTuple):
         higher_is_better: Direction of that metric.
         snippet: (hparams) -> plain optax code with these settings, to paste elsewhere; optional.
         description: One sentence for the report.
-        policy: a `Policy` over the space, for the method "controller"; a policy with one head for each leaf
+        policy: Policy over the space, for the method "controller"; a policy with one head for each leaf
             where None.
         diagram: (hparams) -> {"nodes": [lines of text of each], "edges": [pairs of nodes]}, the architecture
             that the report draws; optional.

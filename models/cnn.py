@@ -13,8 +13,8 @@ class CNN(nn.Module):
 
     Attributes:
         num_classes: Number of outputs.
-        width: Channels.
-        activation: After BatchNorm.
+        width: Number of channels.
+        activation: Activation after BatchNorm.
         dropout: Share of channels dropped in training.
     """
 
@@ -36,10 +36,10 @@ class NnxCNN(nnx.Module):
     """The same network as an nnx module.
 
     Args:
-        num_channels: C of the inputs.
+        num_channels: Number of channels C of the inputs.
         num_classes: Number of outputs.
-        width: Channels.
-        activation: After BatchNorm.
+        width: Number of channels.
+        activation: Activation after BatchNorm.
         dropout: Share of channels dropped in training.
         rngs: Random streams `params` and `dropout`.
     """

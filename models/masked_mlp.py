@@ -14,15 +14,15 @@ class MaskedMLP(nn.Module):
     x_{k+1} = m_k ⊙ φ(x_k W_k + b_k) for k < depth, else x_k;   m_k = 1 for the first `width` units;
     outputs = x W_out + b_out. `[B, D] -> [B, num_outputs]`.
 
-    Weights of padded units and skipped layers are zero from the start and have zero gradients: whatever
-    the optimizer, they neither move nor count in a norm or a penalty. Outputs, gradients and training
+    Weights of padded units and skipped layers are zero from the start and have zero gradients. Whatever the
+    optimizer, they neither move nor count in a norm or a penalty. Outputs, gradients and training
     are those of the MLP without padding, to rounding. First weights have the scale of the true width.
 
     Attributes:
         most_width: Padded width of every hidden layer.
-        most_depth: Hidden layers there are, at least 1.
-        num_outputs: of the last layer.
-        activation: Applied after hidden layers.
+        most_depth: Number of hidden layers, at least 1.
+        num_outputs: Number of outputs of the last layer.
+        activation: Activation after hidden layers.
     """
 
     most_width: int
@@ -35,9 +35,9 @@ class MaskedMLP(nn.Module):
         """Apply the network.
 
         Args:
-            inputs: `[B, ...]`, flattened.
-            width: Units of each hidden layer, a whole number or `[most_depth]`.
-            depth: Hidden layers that count, at least 1.
+            inputs: Inputs `[B, ...]`, which are flattened.
+            width: Number of units of each hidden layer, a whole number or `[most_depth]`.
+            depth: Number of hidden layers that count, at least 1.
         """
         x = inputs.reshape(inputs.shape[0], -1)
         widths = jnp.broadcast_to(width, (self.most_depth,))
@@ -47,7 +47,7 @@ class MaskedMLP(nn.Module):
             live = (units < widths[k]) & (k < depth)
             new = MaskedDense(name=f"dense_{k}")(x, rows, live)
             new = jnp.where(live, self.activation(new), 0)
-            # skipped: the layer before goes on, its padding included
+            # skipped: the layer before passes through, with its padding
             x = new if k == 0 else jnp.where(k < depth, new, x)
             rows = live if k == 0 else jnp.where(k < depth, live, rows)
         return MaskedDense(name="output")(x, rows, jnp.ones(self.num_outputs, bool))
@@ -67,7 +67,7 @@ class MaskedDense(nn.Module):
 
         kernel = self.param("kernel", init, mask.shape)
         bias = self.param("bias", nn.initializers.zeros_init(), columns.shape)
-        # the mask stops the gradient, too
+        # the mask stops the gradient too
         return inputs @ jnp.where(mask, kernel, 0) + jnp.where(columns, bias, 0)
 
 
@@ -75,9 +75,9 @@ def unpad(params: Any, width: Any, depth: int) -> dict[str, Any]:
     """Cut the params of a `MaskedMLP` down to those of `MLP((width,) * depth + (num_outputs,))`.
 
     Args:
-        params: of one network, under the names of its layers.
-        width: as it was applied, a whole number or one for each layer.
-        depth: as it was applied.
+        params: Params of one network, by the names of its layers.
+        width: Width in use, a whole number or one for each layer.
+        depth: Depth in use.
     """
     widths = [int(w) for w in jnp.broadcast_to(jnp.asarray(width), (depth,))]
     found, before = {}, params["dense_0"]["kernel"].shape[0]
@@ -95,7 +95,7 @@ def unpad(params: Any, width: Any, depth: int) -> dict[str, Any]:
 def masked_mean(values: jax.Array, num: Any) -> jax.Array:
     """Return the mean of the first `num` values of `[B, ...]`: a batch size that may be traced.
 
-    Mean over examples, then over whatever further axes there are; those after `num` have no gradient.
+    The mean is over examples, then over any further axes; examples after `num` have no gradient.
     """
     shape = (-1,) + (1,) * (values.ndim - 1)
     live = (jnp.arange(values.shape[0]) < num).reshape(shape)
@@ -103,7 +103,7 @@ def masked_mean(values: jax.Array, num: Any) -> jax.Array:
 
 
 def mlp_cost(num_inputs: int, num_outputs: int) -> Callable[[tuple[int, ...]], float]:
-    """Return the cost of a step by its padded sizes (width, depth, batch size): its multiplications.
+    """Return the cost of a step, in multiplications, from its padded sizes (width, depth, batch size).
 
     Sizes that are left out count as 1.
     """

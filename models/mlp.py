@@ -14,7 +14,7 @@ class MLP(nn.Module):
 
     Attributes:
         features: Width of each layer, the outputs last.
-        activation: Applied between layers.
+        activation: Activation between layers.
         dropout: Share of hidden units dropped in training.
     """
 
@@ -39,7 +39,7 @@ class NnxMLP(nnx.Module):
 
     Args:
         features: Width of the inputs, of each layer, the outputs last.
-        activation: Applied between layers.
+        activation: Activation between layers.
         dropout: Share of hidden units dropped in training.
         rngs: Random streams `params` and `dropout`.
     """

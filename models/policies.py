@@ -9,17 +9,17 @@ from flax import linen as nn
 
 
 class Recurrent(nn.Module):
-    """A recurrent network with a head for each leaf of a space, that reads what it has emitted before.
+    """A recurrent network with a head for each leaf of a space, which reads its earlier emissions.
 
     outputs_l = h_l W_l + b_l,   h_{l+1} = tanh(h_l U + value_l V_l + c_l)
 
-    The methods are those of `policies.Network`; each head has matrices of its own, and all share U and the
-    state. Outputs are small at first: near the defaults, and near uniform.
+    The methods are those of `policies.Network`; each head has its own matrices, and all share U and the state.
+    Outputs are small at first, near the defaults and near uniform choices.
 
     Attributes:
-        num_heads: Leaves of the space.
-        size: of the outputs of a head.
-        width: of the state.
+        num_heads: Number of leaves of the space.
+        size: Size of the outputs of a head.
+        width: Size of the state.
     """
 
     num_heads: int

@@ -21,14 +21,14 @@ class Supernet(nn.Module):
 
     m_l is 1 for the first units of the layer's width and 0 for the others, s_l is 0 or 1. A choice is the
     index of an option, int32 `[]`, or weights `[K]` over all of them, which mix (DARTS). Either way all options
-    are computed and one product with their weights picks or mixes: another architecture is another input of the
-    same program, and `jax.vmap` runs many. Weights that no choice reads have zero gradients.
+    are computed, and one product with their weights picks or mixes. So another architecture is only another
+    input of the same program, and `jax.vmap` runs many. Weights that no choice reads have zero gradients.
 
     Attributes:
-        num_layers: L.
-        widths: to choose from; the last and largest is that of the shared weights.
-        num_outputs: of the last layer.
-        rank: of the bottleneck.
+        num_layers: Number L of layers.
+        widths: Widths to choose from; the last and largest is that of the shared weights.
+        num_outputs: Number of outputs of the last layer.
+        rank: Rank of the bottleneck.
     """
 
     num_layers: int = 3
@@ -41,8 +41,8 @@ class Supernet(nn.Module):
         """Apply the network.
 
         Args:
-            inputs: `[B, ...]`, flattened.
-            architecture: `operation_l`, `width_l`, `activation_l` and `skip_l` of each layer l from 0.
+            inputs: Inputs `[B, ...]`, which are flattened.
+            architecture: Choices `operation_l`, `width_l`, `activation_l` and `skip_l` of each layer l from 0.
         """
         size = max(self.widths)
         units = jnp.arange(size)
@@ -72,19 +72,19 @@ class Supernet(nn.Module):
 
 
 def _weights(choice: Any, num: int) -> jax.Array:
-    """Return a choice as weights `[num]`: one-hot of an index, weights as they are."""
+    """Return a choice as weights `[num]`: one-hot for an index, weights unchanged."""
     return jax.nn.one_hot(choice, num) if jnp.ndim(choice) == 0 else choice
 
 
 def diagram(
     architecture: Mapping[str, Any], num_layers: int, widths: tuple[int, ...]
 ) -> dict[str, Any]:
-    """Describe an architecture as a graph: what `hypergrad.Task.diagram` returns.
+    """Describe an architecture as a graph, the result of `hypergrad.Task.diagram`.
 
     Args:
-        architecture: as the network takes it, indices.
-        num_layers: of the network.
-        widths: of the network.
+        architecture: Architecture as the network takes it, in indices.
+        num_layers: Number of layers of the network.
+        widths: Widths of the network.
 
     Returns:
         `nodes`, one list of lines each, and `edges`, pairs of nodes; an edge past a node is a skip.

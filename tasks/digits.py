@@ -22,10 +22,10 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
     w ← w − lr_t (m_t + decay_t · decay_scale_layer · w), decay on kernels only.
 
     Args:
-        horizon: Training steps.
-        batch_size: Examples a step, drawn with replacement.
-        width: Hidden units.
-        seed: of the split into 1000 training, 400 validation and 397 test images.
+        horizon: Number of training steps.
+        batch_size: Number of examples a step, drawn with replacement.
+        width: Number of hidden units.
+        seed: Seed of the split into 1000 training, 400 validation and 397 test images.
     """
     check_whole("horizon", horizon)
     splits = load(seed)

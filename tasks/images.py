@@ -19,10 +19,10 @@ MODELS = {
     "cnn": lambda width, num_classes: from_linen(CNN(num_classes, width), train_argument="train"),
 }
 MAX_CLASSES = 1000
-"""One more than the largest label."""
+"""Bound of the labels, one more than the largest."""
 
 Labelled = tuple[np.ndarray, np.ndarray]
-"""Images `[N, ...]` and labels `[N]`, as they stand in the files."""
+"""Images `[N, ...]` and labels `[N]`, unchanged from the files."""
 
 
 def task(
@@ -41,16 +41,16 @@ def task(
 
     Args:
         data: Folder with `train-images-idx3-ubyte[.gz]` and its labels, or the `t10k` pair, or both; or
-            an npz file with arrays `x_train`, `y_train`, `x_test`, `y_test`, or `x` and `y`. Test images
-            come from the test files where there are such beside training files; a single set is split.
-        num_train: Training images.
-        num_valid: Validation images.
-        num_test: Test images.
-        horizon: Training steps.
-        batch_size: Images a step.
-        model: "mlp", or "cnn" (with BatchNorm).
-        width: Hidden units, or channels.
-        seed: of the split.
+            an npz file with arrays `x_train`, `y_train`, `x_test`, `y_test`, or `x` and `y`. Test images come
+            from the test files where both kinds of files exist; a single set is split.
+        num_train: Number of training images.
+        num_valid: Number of validation images.
+        num_test: Number of test images.
+        horizon: Number of training steps.
+        batch_size: Number of images a step.
+        model: Name of the network, "mlp", or "cnn" (with BatchNorm).
+        width: Number of hidden units, or of channels.
+        seed: Seed of the split.
     """
     check_whole("horizon", horizon)
     check_whole("width", width)

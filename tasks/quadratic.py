@@ -20,9 +20,9 @@ def task(*, horizon: int = 50, num_params: int = 5, seed: int = 0) -> Task:
     B_t = [[I − lr_t A, −lr_t momentum I], [A, momentum I]]; `exact` multiplies it out.
 
     Args:
-        horizon: Training steps.
+        horizon: Number of training steps.
         num_params: Size of w.
-        seed: of A, c and the target.
+        seed: Seed of A, c and the target.
     """
     check_whole("horizon", horizon)
     check_whole("num_params", num_params)

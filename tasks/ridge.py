@@ -16,9 +16,9 @@ def task(*, horizon: int = 300, num_features: int = 8, seed: int = 0) -> Task:
     hypergradient, which training approaches as the horizon grows.
 
     Args:
-        horizon: Training steps.
+        horizon: Number of training steps.
         num_features: Size of w.
-        seed: of the data.
+        seed: Seed of the data.
     """
     check_whole("horizon", horizon)
     check_whole("num_features", num_features)

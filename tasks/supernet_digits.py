@@ -45,16 +45,16 @@ def task(
 
     Args:
         data: Folder or file of images, as the task `images` reads them (MNIST); the 8x8 digits where None.
-        num_train: Training images, few by default, so that training and validation want different things.
-        num_valid: Validation images.
-        num_test: Test images.
-        horizon: Training steps of an architecture by itself.
-        batch_size: Images a step, drawn with replacement.
-        num_layers: Between the first layer and the last.
-        knots: of a learning-rate schedule over the horizon; 0 for one constant rate.
+        num_train: Number of training images, few by default, so that training and validation disagree.
+        num_valid: Number of validation images.
+        num_test: Number of test images.
+        horizon: Number of training steps of a single architecture.
+        batch_size: Number of images a step, drawn with replacement.
+        num_layers: Number of layers between the first and the last.
+        knots: Number of knots of a learning-rate schedule over the horizon; 0 for a constant rate.
         tune_optimizer: Whether the three settings of the optimizer are part of the space.
         policy_width: Size of the policy's state.
-        seed: of the split.
+        seed: Seed of the split.
     """
     check_whole("horizon", horizon)
     check_whole("num_layers", num_layers)
@@ -85,7 +85,7 @@ FIXED = {"lr": 0.1, "momentum": 0.9, "penalty": 1e-4}
 
 
 def search_space(num_layers: int, horizon: int | None, knots: int = 0) -> dict:
-    """Build the space; without a horizon that of architectures alone."""
+    """Build the space; without a horizon, build that of architectures alone."""
     space = {
         f"{kind}_{layer}": Choice(options)
         for layer in range(num_layers)
@@ -114,9 +114,9 @@ def supernet(
     num_classes: int,
     num_train: Any = None,
 ):
-    """Build the problem and its test scores; settings of the optimizer that are not there are `FIXED`.
+    """Build the problem and its test scores; missing settings of the optimizer are `FIXED`.
 
-    The arrays may be traced, and so may `num_train`, of which many training images the first are used.
+    The arrays may be traced, and so may `num_train`: the first `num_train` training images are used.
     """
     train, valid, test = (tuple(map(jnp.asarray, part)) for part in splits)
     network = Supernet(num_layers, WIDTHS, num_classes)
@@ -171,7 +171,7 @@ def first(num_layers: int) -> dict:
 
 
 def _load(data: str | None, num_train: int, num_valid: int, num_test: int, seed: int) -> Splits:
-    """Load images of any size, of the digits as many as asked for from each part."""
+    """Load images of any size; from each part of the digits, take the requested number."""
     if data is not None:
         splits = load_images(data, num_train, num_valid, num_test, seed)
     else:

@@ -309,7 +309,7 @@ def test_ctrl_c_ends_cleanly_and_the_study_resumes(tmp_path):
     assert json.loads((out / "result.json").read_text())["interrupted"] is True
     before = len(journal.read_text().splitlines())
     advice = re.search(
-        r"^hypergrad: ended by Ctrl-C after (\d+) steps; go on with: (.*)$", stderr, re.M
+        r"^hypergrad: ended by Ctrl-C after (\d+) steps; continue with: (.*)$", stderr, re.M
     )
     # the step in flight may be done without being on disk
     assert int(advice[1]) - before in (0, 1) and before < 400

@@ -35,7 +35,7 @@ def stopped(folder, tuner, after=3):
 
 def test_another_task_is_noticed_by_the_step_made_again(tmp_path):
     folder = stopped(tmp_path / "s", toy())
-    with pytest.raises(ValueError, match="step 0 was made again, and its hparams"):
+    with pytest.raises(ValueError, match="step 0 was repeated, and its hparams"):
         study.resume_run(toy(shift=1e-3), folder)
     whole = study.run(toy(), KEY, STEPS)
     assert study.resume_run(toy(), folder).digest == whole.digest
@@ -95,7 +95,7 @@ def test_records_after_damage_are_compared_however_often_it_is_killed(tmp_path):
     other = dict(found[3], values=[0.0, 0.0])
     kept = first.splitlines(keepends=True)
     (folder / "journal-damaged.jsonl").write_bytes(b"".join(kept[:2]) + encode_line(other))
-    with pytest.raises(ValueError, match="step 3 was made again, and its values differ"):
+    with pytest.raises(ValueError, match="step 3 was repeated, and its values differ"):
         study.resume_run(toy(), folder)
     (folder / "journal-damaged.jsonl").write_bytes(first)
     assert study.resume_run(toy(), folder).digest == study.run(toy(), KEY, STEPS).digest

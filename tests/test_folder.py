@@ -112,7 +112,7 @@ def test_a_folder_with_nothing_but_leftovers_may_be_overwritten(tmp_path):
         assert sorted(os.listdir(tmp_path)) == ["lock"]
     (tmp_path / "thesis.tex").write_text("years")
     with (
-        pytest.raises(ValueError, match="holds something else"),
+        pytest.raises(ValueError, match="holds something other"),
         create(tmp_path, overwrite=True),
     ):
         pass

@@ -281,7 +281,8 @@ def test_out_of_memory_halves_the_width(monkeypatch):
         for wide, narrow in ((8, 4), (4, 2)):
             assert (
                 sum(
-                    f"with {wide} members side by side; going on with {narrow}," in t for t in texts
+                    f"with {wide} members side by side; continuing with {narrow}," in t
+                    for t in texts
                 )
                 == 2
             )

@@ -519,7 +519,7 @@ def test_bad_files_are_one_line_errors(case, tmp_path):
 
 
 def test_missing_directory(tmp_path):
-    with pytest.raises(ValueError, match="does not exist or is no directory"):
+    with pytest.raises(ValueError, match="does not exist or is not a directory"):
         report.write_report(tmp_path / "nowhere")
 
 
@@ -535,7 +535,7 @@ def test_pipe_is_refused(tmp_path):
     folder = save(tmp_path, *study_files())
     (folder / "result.json").unlink()
     os.mkfifo(folder / "result.json")
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         results.load_results(folder)
 
 

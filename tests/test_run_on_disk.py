@@ -52,7 +52,7 @@ def test_ctrl_c_keeps_the_last_whole_step(tmp_path, whole):
 def test_a_step_that_differs_from_its_record_is_refused(tmp_path):
     end_after(4, tmp_path / "s", every=1e9)
     message = refused(study.resume_run, toy(shift=1e-3), tmp_path / "s")
-    assert "step 0 was made again, and its hparams 'a' differ" in message
+    assert "step 0 was repeated, and its hparams 'a' differ" in message
 
 
 @pytest.mark.parametrize("trial", [0, 3, 7])

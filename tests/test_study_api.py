@@ -406,13 +406,13 @@ def test_schedules_that_are_none(tuned):
     [
         ("", "is not valid JSON"),
         ("[" * 100_000, "is nested too deep"),
-        ("{}", "is no file of tuned hyperparameters"),
+        ("{}", "is not a file of tuned hyperparameters"),
         ("[]", "the whole is a list, expected an object"),
         ('{"format": "hypergrad.hparams", "version": 2}', "version 1"),
         ('{"format": "hypergrad.hparams", "version": 1}', "has no hparams"),
-        ("[1, [2]]", "something else than finite numbers"),
-        ("[1, NaN]", "something else than finite numbers"),
-        ("{}", "something else than finite numbers"),
+        ("[1, [2]]", "something other than finite numbers"),
+        ("[1, NaN]", "something other than finite numbers"),
+        ("{}", "something other than finite numbers"),
         ("[]", "is one value, expected a schedule"),
     ],
 )
@@ -463,7 +463,7 @@ def test_an_export_touches_its_own_file_alone(tmp_path):
     [
         (".", "a folder, expected a file; write e.g. ./hparams.json"),
         ("folder/", "a folder, expected a file; write e.g. folder/hparams.json"),
-        ("pipe", "no regular file, expected one, or a new name"),
+        ("pipe", "not a regular file, expected one, or a new name"),
         ("absent/a.json", "in a folder that is not there"),
     ],
 )

@@ -8,5 +8,5 @@
 - `studies`: The commands that tune: tune, run and resume.
 - `studyfile`: Study files: the options of `tune` in TOML, refused with the line, the key and the nearest
   valid name.
-- `terminal`: What the commands print: progress, tables, and one JSON object for machines.
+- `terminal`: Output of the commands: progress, tables, and one JSON object for machines.
 """

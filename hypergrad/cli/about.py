@@ -13,7 +13,8 @@ from hypergrad.core.checks import check_name
 if TYPE_CHECKING:
     from hypergrad.estimators.verify import Row
 
-VERIFY = """Every estimator has a row; one that cannot take the task says why. The method bilevel has no row:
+VERIFY = """Every estimator has a row; one that cannot take the task gives the reason. The method bilevel has no
+row:
 it moves weights, linear system and hyperparameters together, without a hypergradient of its own. Where it
 comes to rest, its direction is that of implicit."""
 
@@ -70,7 +71,7 @@ def _print_rows(shown: Shown, task: str, rows: "list[Row]", bad: list[bool]) -> 
 
 
 def _note(row: "Row", wrong: bool) -> str:
-    """Say what an error means: it should be nothing, is by design, or is noise."""
+    """Explain an error: it should be zero, is by design, or is noise."""
     look = " <- look at it" if wrong else ""
     if row.deviation is not None:
         return f" (noise: {row.deviation:.1f} standard errors){look}"
@@ -81,7 +82,7 @@ def _note(row: "Row", wrong: bool) -> str:
 
 @command(
     "recommend",
-    "say which estimator to use on a task, and why",
+    "recommend an estimator for a task, with the reasons",
     word("task"),
     *options((*OF_TASK, "memory", "seed")),
 )
@@ -121,7 +122,7 @@ def _list(shown: Shown) -> int:
 
 
 def _groups() -> dict[str, dict[str, str]]:
-    """Return {group: {name: sentence}} of what can be named."""
+    """Return {group: {name: sentence}} of everything that has a name."""
     from hypergrad.study import LOGS
     from hypergrad.tuning.build import NAMES
 

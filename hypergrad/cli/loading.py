@@ -49,7 +49,7 @@ def load_task(name: str, given: dict[str, Any], file: "StudyFile | None" = None)
         file: Study file that holds some of them, for messages.
 
     Raises:
-        ValueError: for an unknown task or argument, with the nearest name there is.
+        ValueError: for an unknown task or argument, with the nearest known name.
     """
     from hypergrad.problem import Task
 
@@ -79,18 +79,18 @@ def load_task(name: str, given: dict[str, Any], file: "StudyFile | None" = None)
 
 
 def load_recorded(command: str, directory: str, given: dict[str, Any]) -> "Task":
-    """Build the task that the command line names, with the arguments that the study has of it.
+    """Build the task that the command line names, with its arguments in the study.
 
     Args:
         command: Words of the command before its directory, for messages.
         directory: Folder of the study.
-        given: Options of the command, `allow_changes` among them, and `task` where it is named.
+        given: Options of the command, with `allow_changes`, and with `task` where it is named.
     """
     from hypergrad.study import StudyWarning, read_description
     from hypergrad.study.disk.files import to_plain
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", StudyWarning)  # whoever reads it next warns, in a line
+        warnings.simplefilter("ignore", StudyWarning)  # the next reader warns, in one line
         described = read_description(directory)
     if "task" not in given:
         trial = f" {given['trial']}" if "trial" in given else ""
@@ -100,7 +100,7 @@ def load_recorded(command: str, directory: str, given: dict[str, Any]) -> "Task"
         )
     num = described["machine"].get("num_devices")
     if type(num) is int and 1 <= num <= MAX_DEVICES:
-        # the study says what it needs where this comes too late
+        # where this comes too late, the study names its need
         with contextlib.suppress(ValueError):
             take_cores(str(described.get("method")), num)
     recorded = described.get("task_arguments")
@@ -166,7 +166,7 @@ def _resolve(name: str) -> Any:
 
 
 def _import(name: str) -> ModuleType:
-    """Import a module by its name, or a file by its path, whatever else has its name."""
+    """Import a module by its name, or a file by its path even if another module has its name."""
     if not name.endswith(".py"):
         return importlib.import_module(name)
     path = Path(name)
@@ -185,7 +185,7 @@ def _search_first(folder: str) -> None:
 
 
 class Known(NamedTuple):
-    """What a file in ./tasks says of its task, without being imported.
+    """Description of a task in ./tasks, read from its file without an import.
 
     Attributes:
         summary: First line of the docstring.
@@ -197,7 +197,7 @@ class Known(NamedTuple):
 
 
 def known_tasks() -> dict[str, Known]:
-    """List the files in ./tasks that define a function `task`, by reading them; others are left out."""
+    """List the files in ./tasks that define a function `task`, by reading them; leave others out."""
     found = {}
     for path in sorted(Path("tasks").glob("*.py")):
         try:

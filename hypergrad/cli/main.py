@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _said(error: click.UsageError) -> str:
-    """Say in one line what click did not understand, with the nearest name."""
+    """Report in one line the words that click did not understand, with the nearest name."""
     near = getattr(error, "possibilities", None)
     text = error.message if near else error.format_message()
     path = error.ctx.command_path if error.ctx else "hypergrad"
@@ -83,7 +83,7 @@ def _said(error: click.UsageError) -> str:
 
 
 def fail(text: str, status: int, argv: list[str]) -> int:
-    """Say in one line what went wrong, and to a machine as JSON, too."""
+    """Report an error in one line, and for machines as JSON too."""
     print(f"hypergrad: {text}", file=sys.stderr)
     if "--json" in argv:
         print(json.dumps({"error": text, "status": status}))

@@ -1,4 +1,4 @@
-"""Options and commands as click takes them. Nothing heavy is imported here: `--help` answers at once."""
+"""Options and commands as click takes them. Nothing heavy is imported here, so `--help` answers at once."""
 
 import json
 import os
@@ -12,16 +12,16 @@ from hypergrad.cli.loading import known_tasks
 from hypergrad.tuning.settings import OPTION, Option, Settings, check_options
 
 OF_TASK = ("data", "label", "horizon", "arg")
-"""Options that say which task it is, beside its name."""
+"""Options that choose the task, besides its name."""
 
 
 class Shown(NamedTuple):
-    """What a command may print.
+    """Form of a command's output.
 
     Attributes:
-        as_json: One JSON object, for machines.
-        quiet: Result only.
-        color: With colours.
+        as_json: Whether to print one JSON object, for machines.
+        quiet: Whether to print the result only.
+        color: Whether to use colours.
     """
 
     as_json: bool
@@ -32,12 +32,12 @@ class Shown(NamedTuple):
 def command(
     name: str, text: str, *params: click.Parameter, epilog: str = ""
 ) -> Callable[[Callable[..., int]], click.Command]:
-    """Make a command of a function.
+    """Make a command from a function.
 
     Args:
         name: Word on the command line.
-        text: What it does, for `--help`.
-        params: Words and flags, handed to the function by their names where they were given.
+        text: Description for `--help`.
+        params: Words and flags, passed to the function by their names where they were given.
         epilog: Text after the options, as it stands.
 
     Returns:
@@ -51,7 +51,7 @@ def command(
             shown = Shown(as_json, quiet, not os.environ.get("NO_COLOR"))
             try:
                 return function(shown, **{n: v for n, v in given.items() if v is not None})
-            except BrokenPipeError:  # whoever read the output has read enough
+            except BrokenPipeError:  # the reader of the output has closed it
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 0
 
@@ -94,7 +94,7 @@ def word(name: str, *, required: bool = True) -> click.Argument:
 
 
 def options(names: Iterable[str]) -> list[click.Parameter]:
-    """Make options of tuning by their names; those that are not given leave nothing behind."""
+    """Make options of tuning by their names; an option that is not given has no entry."""
     return [_option(OPTION[name]) for name in names]
 
 
@@ -112,7 +112,7 @@ def _option(option: Option) -> click.Option:
 
 
 def _reader(option: Option, called: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """Return what click calls with the words of an option; None stands for those not given."""
+    """Return the function that click calls with the words of an option; None stands for an option not given."""
 
     def read(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
         if value is None or value is False or value == ():
@@ -123,7 +123,7 @@ def _reader(option: Option, called: str) -> Callable[[click.Context, click.Param
 
 
 def _read(option: Option, value: Any) -> Any:
-    """Turn the words of an option into its kind; what cannot be turned is left to `check_options`."""
+    """Turn the words of an option into its kind; leave words that do not fit to `check_options`."""
     if option.kind is dict:
         pairs = [_pair(option, text) for text in value]
         names = [name for name, _ in pairs]
@@ -170,7 +170,7 @@ def _json(text: str) -> Any:
 
 
 def _completer(kind: str, name: str = "") -> Callable[[click.Context, click.Parameter, str], list]:
-    """Return what click calls for the words that may stand in a place."""
+    """Return the function that click calls to complete a word."""
 
     def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list:
         from click.shell_completion import CompletionItem
@@ -181,7 +181,7 @@ def _completer(kind: str, name: str = "") -> Callable[[click.Context, click.Para
         if kind == "SHELL":
             known = list(SHELLS)
         found = [CompletionItem(one) for one in known if one.startswith(begun)]
-        if kind == "TASK":  # a shell may expand what it is given: names that are only names
+        if kind == "TASK":  # a shell may expand its completions: offer plain names only
             tasks = [one for one in known_tasks() if one.isidentifier() and one.startswith(begun)]
             found = [CompletionItem(begun, type="file"), *map(CompletionItem, tasks)]
         return found
@@ -193,7 +193,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def known_names() -> dict[str, Collection[str]]:
-    """Return the names that options may have, by option. It imports the methods."""
+    """Return the names that options may have, by option; this imports the methods."""
     from hypergrad.study import LOGS
     from hypergrad.tuning.build import NAMES
 

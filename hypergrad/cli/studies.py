@@ -74,11 +74,11 @@ def _run(shown: Shown, file: str, **given: Any) -> int:
 
 @command(
     "resume",
-    "go on with a study that was ended",
+    "continue an unfinished study",
     word("directory"),
     word("task", required=False),
     *options((*OF_TASK, "log")),
-    flag("--allow-changes", "go on although the task's source files have changed"),
+    flag("--allow-changes", "continue although the task's source files have changed"),
 )
 def _resume(shown: Shown, directory: str, **given: Any) -> int:
     task = loading.load_recorded("resume", directory, given)
@@ -119,7 +119,7 @@ def _tune_task(
     arguments: dict[str, Any],
     file: "StudyFile | None" = None,
 ) -> int:
-    """Tune what the options name; `file` is the study file that they are from, if they are."""
+    """Tune the task that the options name; `file` is the study file of the options, if there is one."""
     name = given["task"]
     out = Path(given.get("out") or Path("runs") / _plain_name(name))
     loading.take_cores(given.get("method", Settings().method), given.get("devices"))
@@ -147,7 +147,7 @@ def _show(
     task: str,
     logs: list[str],
 ) -> int:
-    """Start or resume a study, show how it goes and print what came out."""
+    """Start or resume a study, show its progress and print its result."""
     from hypergrad.cli import terminal
     from hypergrad.study import LOGS, log
 
@@ -161,11 +161,11 @@ def _show(
             warnings.simplefilter("default")
             found = start(callbacks)
     except ValueError:
-        terminal.print_warnings(caught)  # they may say why
+        terminal.print_warnings(caught)  # they may hold the reason
         raise
     except KeyboardInterrupt:
         begun = (out / "study.json").is_file()
-        text = f"ended by Ctrl-C; {f'go on with: {again}' if begun else 'nothing was written'}"
+        text = f"ended by Ctrl-C; {f'continue with: {again}' if begun else 'nothing was written'}"
         print(f"hypergrad: {text}", file=sys.stderr)
         if shown.as_json:
             print(json.dumps({"error": text, "status": INTERRUPTED}))
@@ -182,7 +182,9 @@ def _show(
         print(f"report: {found.report}")
     if found.interrupted:
         num = len(found.trials)
-        print(f"hypergrad: ended by Ctrl-C after {num} steps; go on with: {again}", file=sys.stderr)
+        print(
+            f"hypergrad: ended by Ctrl-C after {num} steps; continue with: {again}", file=sys.stderr
+        )
     return status
 
 

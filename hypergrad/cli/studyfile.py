@@ -31,7 +31,7 @@ class StudyFile(NamedTuple):
 
     Attributes:
         path: Path of the file.
-        options: Dict {option: value}, every value checked; what the file leaves out is left out.
+        options: Dict {option: value}, every value checked; options that the file leaves out have no entry.
         text: Text of the file.
     """
 
@@ -40,7 +40,7 @@ class StudyFile(NamedTuple):
     text: str
 
     def place(self, *keys: str) -> str:
-        """Say where a key stands, `'study.toml', line 3`, for messages."""
+        """Return the place of a key, `'study.toml', line 3`, for messages."""
         return _place(self.path, self.text, keys)
 
 
@@ -52,7 +52,7 @@ def read(path: str | Path, known: Mapping[str, Collection[str]]) -> StudyFile:
         known: Dict {option: the names it may have}, for options whose values are names.
 
     Raises:
-        ValueError: in one line that names the file, and the line in it where one is to blame.
+        ValueError: in one line that names the file, and the line in it that is at fault, if any.
     """
     path = Path(path)
     text = _text(path)
@@ -62,7 +62,7 @@ def read(path: str | Path, known: Mapping[str, Collection[str]]) -> StudyFile:
         last = f"at line {len(text.rstrip().splitlines())}, the last"
         reason = _line(error).replace("at end of document", last)
         raise ValueError(
-            f"{str(path)!r} is not valid TOML: {reason}, expected key = value; mend it there"
+            f"{str(path)!r} is not valid TOML: {reason}, expected key = value; correct it there"
         ) from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 1,000 deep
         raise ValueError(
@@ -84,8 +84,8 @@ def _place(path: Path, text: str, keys: tuple[str, ...]) -> str:
 def find_line(text: str, keys: tuple[str, ...]) -> int | None:
     """Find the line of a key or table in valid TOML.
 
-    tomllib does not tell; but where the key is set a second time, ahead of the text, it names the line of
-    the first as the one that cannot be.
+    tomllib does not tell. But where the key is set once more ahead of the text, its error names the line of the
+    key in the text.
 
     Args:
         text: Text of the whole file.
@@ -95,7 +95,7 @@ def find_line(text: str, keys: tuple[str, ...]) -> int | None:
         The line, from 1, of the key, or of the inline table it stands in; None where it is not found.
     """
     lines = text.split("\n")
-    at, left = 0, keys  # the second key stands behind the header of its table, where that has one
+    at, left = 0, keys  # the second key goes behind the header of its table, if there is one
     while left:
         path = ".".join(json.dumps(key, ensure_ascii=False) for key in left)
         last = _clash([*lines[:at], f"{path} = 0", *lines[at:], ""])
@@ -109,7 +109,7 @@ def find_line(text: str, keys: tuple[str, ...]) -> int | None:
 
 
 def _clash(lines: list[str]) -> int | None:
-    """Return the last line of what tomllib refuses, from 1; None where the text is valid."""
+    """Return the last line, from 1, of the text that tomllib refuses; None where the text is valid."""
     try:
         tomllib.loads("\n".join(lines))
     except tomllib.TOMLDecodeError as error:
@@ -142,7 +142,7 @@ def _path(header: str) -> list[str]:
 def _text(path: Path) -> str:
     content, wrong = b"", None
     try:
-        if stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        if stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait forever
             with open(path, "rb") as file:
                 content = file.read(MAX_STUDYFILE_BYTES + 1)
         else:
@@ -155,7 +155,7 @@ def _text(path: Path) -> str:
         most = f"over {MAX_STUDYFILE_BYTES} bytes"
         wrong = f" has {most}, expected a study file of a few lines; name another"
     try:
-        # as editors save it: with or without a byte order mark, with either line end
+        # as editors save it: with or without a byte order mark, with either line ending
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1

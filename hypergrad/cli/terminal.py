@@ -1,4 +1,4 @@
-"""What the commands print: progress, tables, and one JSON object for machines."""
+"""Output of the commands: progress, tables, and one JSON object for machines."""
 
 import json
 import sys
@@ -46,7 +46,7 @@ class Bar:
 
     @property
     def callback(self) -> Callback:
-        """What the study calls."""
+        """Return the callback of the study."""
         return Callback(start=self._start, step=self._step, end=self._end)
 
     def _start(self, description: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ class Bar:
 
 
 def print_warnings(caught: list[warnings.WarningMessage], known: Collection[str] = ()) -> None:
-    """Print this package's warnings in a line each, but for those that the result has, too."""
+    """Print this package's warnings in a line each, except those that the result also has."""
     ours = [w for w in caught if w.category.__module__.startswith("hypergrad.")]
     for text in dict.fromkeys(str(w.message) for w in ours):
         if text not in known:
@@ -105,7 +105,7 @@ def print_notes(notes: dict[str, list[dict[str, Any]]] | None) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print one JSON object on one line; what is not finite is null."""
+    """Print one JSON object on one line; a number that is not finite becomes null."""
     print(json.dumps(to_plain(value), allow_nan=False))
 
 
@@ -128,7 +128,7 @@ def print_result(result: dict[str, Any]) -> None:
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what a machine wants of a result: scores and hparams, without curves and traces."""
+    """Return the parts of a result for machines: scores and hparams, without curves and traces."""
     names = ("hparams", "valid", "test")
     return {
         "interrupted": result["interrupted"],

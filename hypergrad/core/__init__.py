@@ -1,21 +1,23 @@
 """What everything stands on: types, trees, checks, derivatives, scans and linear solvers.
 
-- `abstract`: Evaluate a user's function abstractly: shapes and dtypes alone, nothing is computed.
+- `abstract`: Abstract evaluation of a user's function: shapes and dtypes only, nothing is computed.
 - `autodiff`: Derivatives: finite ones where autodiff makes none, curvature products, who depends on whom.
-- `checks`: The shared vocabulary of checks, made on what a caller passes before anything compiles.
+- `checks`: Shared checks of a caller's arguments, made before anything compiles.
 - `flax`: Flax modules as init and apply: `from_linen`, `from_nnx`.
 - `flow`: Follow values through a traced program: what reaches what, and whether two programs are the same.
 - `host`: Data that stay on the host: batches by index, for traced programs.
 - `jaxopt`: The minimizer of jaxopt, loaded when it is first used.
 - `krylov`: The loops of the iterative linear solvers, on one flat vector.
 - `methods`: Description of a method that a family offers by name.
-- `resting`: The derivative of an optimizer at weights that rest: whose gradient is exactly zero, though it may
-  bend.
-- `pure`: Check that a user's function is a function of its arguments: nothing read on, frozen, or drawn aside.
-- `scans`: Scans in segments of equal length and, where that does not divide the steps, a shorter last one.
+- `pure`: Check that a user's function is a function of its arguments: nothing read on, frozen, or drawn
+  aside.
+- `resting`: The derivative of an optimizer at weights that rest: whose gradient is exactly zero, though it
+  may bend.
+- `scans`: Scans in segments of equal length, with a shorter last one where the length does not divide the
+  steps.
 - `solve`: Linear solvers for A x = b, where A is known by its products alone.
-- `systems`: The contract of the linear solvers, and what they share: flat vectors, and how well a system was
-  solved.
+- `systems`: The contract of the linear solvers, and what they share: flat vectors, and how well a system
+  was solved.
 - `tree`: The pytree algebra that `optax.tree` lacks: names of leaves, floats apart from the rest.
 - `types`: Aliases that the whole package shares.
 """

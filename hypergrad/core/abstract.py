@@ -1,4 +1,4 @@
-"""Evaluate a user's function abstractly: shapes and dtypes alone, nothing is computed."""
+"""Abstract evaluation of a user's function: shapes and dtypes only, nothing is computed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,9 +26,9 @@ def abstract(
     Args:
         name: Name of the function, as the user knows it.
         function: Function to evaluate.
-        *args: Its arguments, arrays or their shapes.
+        *args: Arguments of the function, arrays or their shapes.
         given: Arguments that the message names, "hparams" or "params".
-        trace: (function, *args) -> the shapes of what the function returns.
+        trace: (function, *args) -> the shapes of the function's results.
 
     Raises:
         ValueError: where the function fails. An error that already says what was expected stays as it is.

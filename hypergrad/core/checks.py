@@ -1,4 +1,4 @@
-"""The shared vocabulary of checks, made on what a caller passes before anything compiles."""
+"""Shared checks of a caller's arguments, made before anything compiles."""
 
 import difflib
 import math
@@ -21,7 +21,7 @@ def is_number(value: Any) -> bool:
 
 
 def describe(value: Any) -> str:
-    """Say what a value is in one line of at most 80 characters."""
+    """Describe a value in one line of at most 80 characters."""
     if hasattr(value, "dtype") and hasattr(value, "shape") and not is_number(value):
         return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
     return " ".join(repr(value).split())[:80]
@@ -66,7 +66,7 @@ def check_share(
         value: Value that the caller passed.
         span: Interval as it is written, such as "(0, 1]"; a bracket includes its end.
         what: Kind of number in words, such as "a number" or "a share of the range".
-        example: Value that would do.
+        example: Valid value.
     """
     low, high = map(float, span[1:-1].split(","))
     excluded = [end for end, bracket in ((low, span[0]), (high, span[-1])) if bracket in "()"]
@@ -150,6 +150,6 @@ def check_name(argument: str, name: str, known: Collection[str]) -> str:
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:
-    """Return the one of `known` that `name` most looks like, None where none comes near."""
+    """Return the name in `known` that is most similar to `name`; None where none is close."""
     near = difflib.get_close_matches(str(name)[:100], list(known), n=1, cutoff=0.4)
     return near[0] if near else None

@@ -8,11 +8,12 @@ class Method(NamedTuple):
     """A method by name, described once, in its own file.
 
     Attributes:
-        name: on the command line and in study files.
-        sentence: What it does, for `hypergrad list`.
-        reads: Settings that it reads beside those that its whole family reads.
-        make: Builds it with the settings that the command line uses; its arguments are those of the family.
-        generation: of a search, most trials of a generation where the user does not say.
+        name: Name on the command line and in study files.
+        sentence: Description for `hypergrad list`.
+        reads: Settings that it reads besides those of its whole family.
+        make: Function that builds it with the settings of the command line; its arguments are those of the
+            family.
+        generation: Largest default generation of a search.
     """
 
     name: str

@@ -13,13 +13,13 @@ Key: TypeAlias = jax.Array
 """A PRNG key, as `jax.random.key(seed)` makes it (old-style uint32 keys work too)."""
 
 Params: TypeAlias = Any
-"""What the inner loop trains: a pytree of floating-point arrays, or `hypergrad.Variables`."""
+"""Params that the inner loop trains: a pytree of floating-point arrays, or `hypergrad.Variables`."""
 
 HParams: TypeAlias = Any
 """Hyperparameters: any pytree of arrays."""
 
 Batch: TypeAlias = Any
-"""What one step consumes: examples and, where a model draws noise, the key of its dropout."""
+"""Batch of one step: examples and, where a model draws noise, the key of its dropout."""
 
 InitFn: TypeAlias = Callable[[Key, HParams], Params]
 
@@ -37,13 +37,13 @@ ValidBatchFn: TypeAlias = Callable[[Key], Batch]
 class Variables(NamedTuple):
     """Params that carry untrained state along: BatchNorm statistics, averaged weights, counters.
 
-    A problem without such state never meets this class. One with it returns `Variables` from `init`;
-    `loss` then receives the whole and returns `(value, new_state)`: the state is updated by the one
-    forward pass that training makes anyway, and every estimator differentiates through it.
+    A problem without such state never needs this class. A problem with state returns `Variables` from `init`;
+    `loss` then receives both parts and returns `(value, new_state)`. The forward pass of training updates the
+    state, and every estimator differentiates through it.
 
     Attributes:
-        params: Trained; the only part the optimizer sees. Floating-point leaves.
-        state: Carried; whatever the loss returns beside its value, of the same structure.
+        params: Trained part, the only one that the optimizer sees; floating-point leaves.
+        state: Carried part, which the loss returns beside its value, of the same structure.
     """
 
     params: PyTree

@@ -4,18 +4,19 @@
   level.
 - `blocks`: Exact norms of the Hessian blocks of a layered network, two ways: sample pairs, and dense tiles.
 - `chunked`: A mean loss that is computed a few samples at a time.
-- `columns`: Exact Hessian norms of any model by its columns; half of them are enough, since H is symmetric.
+- `columns`: Exact Hessian norms of any model by its columns; half of them are enough, because H is
+  symmetric.
 - `complexity`: Measures of flatness and capacity at the weights alone: gradients, paths, relative flatness.
-- `estimate`: Estimates of ‖H‖_F from products with random vectors, with an interval that holds.
-- `fghpo`: Values that stand in for the norm of the Hessian in flatness-guided search, as its paper has
-  them.
-- `frobenius`: The exact Frobenius norm of a Hessian, by the cheapest path that serves the model.
+- `estimate`: Estimates of ‖H‖_F from products with random vectors, with an interval that keeps its
+  confidence.
+- `fghpo`: Values that replace the norm of the Hessian in flatness-guided search, as in its paper.
+- `frobenius`: The exact Frobenius norm of a Hessian, by the cheapest path for the model.
 - `landscape`: Slices through the landscape of a loss, along directions that can be compared between
   networks.
-- `layers`: Layered networks: which params their layers hold, and the signals between the layers, sample by
+- `layers`: Layered networks: the params of their layers, and the signals between the layers, sample by
   sample.
-- `memory`: How much memory a measure may use, and work that goes by chunks to stay within it.
-- `models`: The losses that every measure of curvature takes, and the checks at their door.
+- `memory`: The memory that a measure may use, and work by chunks to stay within it.
+- `models`: The losses that every measure of curvature takes, and their checks.
 - `problems`: Measures of a trained network, such as its flatness, as objectives, penalties and constraints.
 - `products`: Products of curvature matrices with vectors, and the matrices themselves for small networks.
 - `sharpness`: Worst-case sharpness: how much the loss rises at most within a ball or a box around the

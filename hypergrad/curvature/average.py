@@ -24,7 +24,7 @@ class Expected(NamedTuple):
 
     Attributes:
         value: Mean `[]`.
-        std_error: Its standard error `[]`.
+        std_error: Standard error of the mean `[]`.
     """
 
     value: Array
@@ -36,7 +36,7 @@ class Volume(NamedTuple):
 
     Attributes:
         log_volume: Natural logarithm, `[]`.
-        radii: Distance to the level along each direction `[directions]`; `largest` where no level was met.
+        radii: Distance to the level along each direction `[directions]`; `largest` where the level was not met.
         met: Share of the directions along which the level was met, `[]`.
     """
 
@@ -118,8 +118,8 @@ def pac_bayes(
 ) -> Array:
     """Return 1/σ² for the largest σ at which the expected rise of the loss stays below `rise`.
 
-    Sharper minima bear only smaller moves: the larger the value, the sharper. It is found by bisection of
-    log σ, with the same random directions at every σ.
+    Sharper minima bear only smaller moves, so a larger value means a sharper minimum. It is found by bisection
+    of log σ, with the same random directions at every σ.
 
     **Cost:** 2 `num_pairs` x `num_bisections` losses. **Limits:** σ within [1e-6, 1] x `largest`.
 
@@ -128,7 +128,7 @@ def pac_bayes(
         params: Weights w.
         batch: Batch of the loss.
         key: Key of the moves.
-        rise: Rise of the loss that is allowed; Jiang et al. take a fall of 0.1 in accuracy.
+        rise: Largest allowed rise of the loss; Jiang et al. take a fall of 0.1 in accuracy.
         largest: Largest σ to try.
         num_pairs: Number of pairs of moves.
         num_bisections: Number of bisections.
@@ -176,17 +176,17 @@ def flat_volume(
 
     **Cost:** `num_points` + 30 losses a direction, one direction after another.
 
-    **Limits:** the largest term rules a mean of n-th powers: in high dimensions it is a lower bound, for
-    comparing networks of one shape. Rescaling the layers changes it (Dinh et al., 2017). The first crossing
-    is looked for on a logarithmic grid of `num_points` from 1e-5 `largest` on, then bisected.
+    **Limits:** the largest term dominates a mean of n-th powers: in high dimensions the estimate is a lower
+    bound, for comparing networks of one shape. Rescaling the layers changes it (Dinh et al., 2017). The first
+    crossing is searched on a logarithmic grid of `num_points` from 1e-5 `largest` on, then bisected.
 
     Args:
         loss: Any model.
         params: Weights w, n numbers.
         batch: Batch of the loss.
         key: Key of the directions.
-        epsilon: Rise ε of the loss that is allowed.
-        largest: Largest distance r to look at.
+        epsilon: Largest allowed rise ε of the loss.
+        largest: Largest distance r to try.
         num_directions: Number of directions.
         num_points: Number of points of the grid.
 
@@ -212,7 +212,7 @@ def flat_volume(
             return function(unravel(flat + r * direction), batch) <= level
 
         inside = jax.lax.map(below, grid)
-        first = jnp.argmin(inside)  # the first that is not inside
+        first = jnp.argmin(inside)  # the first point that is not inside
         met = ~jnp.all(inside)
         low = jnp.where(first > 0, grid[first - 1], 0)
 

@@ -37,11 +37,11 @@ from hypergrad.curvature.memory import sum_chunks
 
 
 class LayerNorms(NamedTuple):
-    """What one pass over the units of a layer l gives.
+    """Result of one pass over the units of a layer l.
 
     Attributes:
         squares: Squared norms ‖H_lk‖² for k ≥ l, each `[]`.
-        pairs: Sum Σ_k Q_lk + Q_kl `[m, m]` over k ≥ l (Q_ll once), of the blocks that were made of pairs.
+        pairs: Sum Σ_k Q_lk + Q_kl `[m, m]` over k ≥ l (Q_ll once), of the blocks made of pairs.
         diagonal: Diagonal of H_ll, `[in, units]`.
     """
 
@@ -55,7 +55,7 @@ def layer_norms(rows: Rows, by_pairs: list[bool], chunk: int) -> LayerNorms:
 
     Args:
         rows: Rows of the layer l.
-        by_pairs: For each k ≥ l, whether the block is made by sample pairs or by tiles.
+        by_pairs: Whether sample pairs (rather than tiles) make the block, for each k ≥ l.
         chunk: Number of units of layer l at a time.
     """
     below, (size, units) = rows.inputs[0], rows.deltas[0].shape
@@ -120,7 +120,7 @@ def pair_terms(of: Signals) -> Array:
 
 
 def _add_cross(of: Signals) -> Callable:
-    """Return the step that adds ⟨B^i[p], δ^j⟩ ⟨ã^i, P^j[p]⟩ of one unit: one at a time, to stay in cache."""
+    """Return the step that adds ⟨B^i[p], δ^j⟩ ⟨ã^i, P^j[p]⟩ of one unit, to stay in cache."""
 
     def add(total: Array, of_unit: tuple[Array, Array]) -> tuple[Array, None]:
         bend, move = of_unit

@@ -1,4 +1,4 @@
-"""Exact Hessian norms of any model by its columns; half of them are enough, since H is symmetric."""
+"""Exact Hessian norms of any model by its columns; half of them are enough, because H is symmetric."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from hypergrad.curvature.models import Model, check_model, composed_of, loss_of,
 
 
 class Frobenius(NamedTuple):
-    """A Frobenius norm, and how it is made up of blocks.
+    """A Frobenius norm, and the norms of its blocks.
 
     Attributes:
         value: Norm ‖H‖_F `[]`.
@@ -43,7 +43,7 @@ def root(square: Array) -> Array:
 
 
 class LeafGroup(NamedTuple):
-    """The leaves of one layer: those whose paths differ in the last part only.
+    """The leaves of one layer: those whose paths differ only in the last part.
 
     Attributes:
         name: Name of the layer.
@@ -55,7 +55,7 @@ class LeafGroup(NamedTuple):
 
 
 def group_leaves(params: Params) -> list[LeafGroup]:
-    """Group the leaves of the params into layers: all that stands in one dict or tuple below the params."""
+    """Group the leaves of the params into layers: everything in one dict or tuple below the params."""
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names(params)):
         groups.setdefault(name.rpartition(".")[0] or name, []).append(index)
@@ -63,7 +63,7 @@ def group_leaves(params: Params) -> list[LeafGroup]:
 
 
 def choose_layers(known: list[str], wanted: Sequence[str] | None) -> list[int]:
-    """Return the places of the wanted layers, in the order in which they are known; all where None."""
+    """Return the places of the wanted layers, in their known order; all where None."""
     if wanted is None:
         return list(range(len(known)))
     if isinstance(wanted, str) or len(wanted) == 0:
@@ -92,25 +92,25 @@ def frobenius_columns(
 
     ‖H‖² = Σ_l ‖H_ll‖² + 2 Σ_{l<k} ‖H_lk‖²;   column j of layer l is H e_j, rows of layers k ≥ l only
 
-    The tangent is nonzero in layer l alone and only gradients of layers k ≥ l are made, so that each
-    product sees the part of the network that it needs: about half the work of full columns.
+    The tangent is nonzero only in layer l, and only gradients of layers k ≥ l are made. So each product sees
+    only the part of the network that it needs: about half the work of full columns.
 
     **Cost:** one product with the Hessian a parameter, about four evaluations of the loss each; memory
     `chunk` of them. A gradient of the result works, and costs several times that.
 
-    **Limits:** the gradient of the loss must have forward derivatives, which the rules of a
-    `jax.custom_vjp` may have or not; for Gauss-Newton there must be none in what makes the outputs.
+    **Limits:** the gradient of the loss must have forward derivatives, which the rules of a `jax.custom_vjp`
+    may lack; for Gauss-Newton, the function of the outputs must not contain one.
 
     Args:
         loss: (params, batch) -> [], `Composed` or `Layered`.
         params: Any pytree of float arrays.
         batch: Batch of the loss.
         layers: Names of the layers whose blocks are wanted; the others count as frozen; all where None.
-            A layer is all that stands in one dict or tuple below the params, and has the name of their path;
-            a leaf of the params themselves is one of its own.
+            A layer is everything in one dict or tuple below the params, and has the name of their path; a leaf
+            of the params themselves is a layer by itself.
         gauss_newton: Whether to take the Gauss-Newton matrix instead; the loss must then be `Composed` or
             `Layered`.
-        memory: Bytes to use; they decide the chunk where that is None.
+        memory: Bytes to use; they decide the chunk where `chunk` is None.
         chunk: Number of columns at a time, whatever their memory.
 
     Returns:

@@ -26,7 +26,7 @@ def gradient_variance(loss: Model, params: Params, batch: Batch, *, chunk: int =
     """Return (1/m) Σ_i ‖g_i − ḡ‖², the variance of the gradients of single samples.
 
     **Cost:** a gradient a sample, `chunk` at a time, and memory of as many. A second pass over the samples
-    keeps the differences to the mean from cancelling.
+    avoids cancellation in the differences to the mean.
 
     Args:
         loss: Any model whose batch has the samples along its first axes.
@@ -66,9 +66,9 @@ def path_norm(model: Layered, params: Params, batch: Batch) -> Array:
     One forward pass with squared weights on inputs of ones gives the sum, frozen layers included. A bias
     counts as the weight of a path that begins at a 1.
 
-    **Limits:** for networks whose activations leave positive numbers as they are (ReLU, the identity, max
-    pooling); with others it is the same expression, but not a norm of paths. Weights that are used outside
-    of `dense` are not squared.
+    **Limits:** the network's activations must leave positive numbers as they are (ReLU, the identity, max
+    pooling); with others it is the same expression, but not a norm of paths. Weights used outside `dense` are
+    not squared.
 
     Args:
         model: Layered network.

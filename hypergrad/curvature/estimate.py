@@ -1,4 +1,4 @@
-"""Estimates of ‖H‖_F from products with random vectors, with an interval that holds."""
+"""Estimates of ‖H‖_F from products with random vectors, with an interval that keeps its confidence."""
 
 from collections.abc import Callable
 from statistics import NormalDist
@@ -15,14 +15,14 @@ from hypergrad.curvature.models import Model, check_positive_or_traced
 from hypergrad.curvature.products import Operator, Product, check_product, hvp, operator
 
 FEWEST = 30
-"""Number of products below which no interval is given: it would cover far less than it says."""
+"""Number of products below which no interval is given: it would cover far less than it claims."""
 
 ROUNDING = 10
-"""Number of machine epsilons of what was added up by which an interval is widened on both sides."""
+"""Number of machine epsilons of the sum by which an interval is widened on both sides."""
 
 
 class NormInterval(NamedTuple):
-    """Where ‖H‖_F lies with the confidence asked for.
+    """Interval that holds ‖H‖_F with the requested confidence.
 
     Attributes:
         low: Lower end `[]`.
@@ -39,9 +39,9 @@ class FrobeniusEstimate(NamedTuple):
     Attributes:
         value: Estimate `[]`.
         std_error: Standard error of the value, `[]`; from few probes it is itself uncertain.
-        interval: Where ‖H‖_F lies; None from fewer than 30 products.
+        interval: Interval of ‖H‖_F; None from fewer than 30 products.
         num_products: Number of products with H that were made, int32 `[]`.
-        converged: Whether the interval is within the tolerance asked for, bool `[]`; true without one.
+        converged: Whether the interval is within the requested tolerance, bool `[]`; true without a tolerance.
     """
 
     value: Array
@@ -56,8 +56,8 @@ class Moments(NamedTuple):
 
     Attributes:
         count: Number of terms `[]`.
-        mean: Their mean `[]`.
-        spread: Sum of their squared deviations from it `[]`.
+        mean: Mean of the terms `[]`.
+        spread: Sum of their squared deviations from the mean `[]`.
     """
 
     count: Array
@@ -83,25 +83,25 @@ def frobenius_estimate(
 
     ‖H‖_F² = ‖H Q‖_F² + E ‖H (I − Q Qᵀ) v‖²,   v of random signs, Q an orthonormal basis of H S
 
-    S has `rank` random columns and costs as many products; H Q costs as many again and is exact. The rest
-    of the products go to the mean, whose terms are small where few directions hold most of H.
+    S has `rank` random columns and costs as many products; H Q costs as many again and is exact. The remaining
+    products go to the mean, whose terms are small where few directions hold most of H.
 
-    The interval takes the mean as χ²-distributed, with the degrees of freedom that the spread of the terms
-    gives. It is made for the cube root, in which a χ² is nearly normal (Wilson-Hilferty), and with Student's
-    t, because the spread is an estimate itself: mean / (1 − h ± t √h)³, h = (standard error / 3 mean)².
+    The interval treats the mean as χ²-distributed, with degrees of freedom from the spread of the terms. It is
+    made for the cube root, in which a χ² is nearly normal (Wilson-Hilferty), and with Student's t, because the
+    spread is itself an estimate: mean / (1 − h ± t √h)³, h = (standard error / 3 mean)².
     A mean ± t standard errors would cover less where one eigenvalue dominates. Where all terms are equal, or
     Q spans all of H, rounding is the whole error: the interval is at least 10 ε of the value wide on both
     sides.
 
-    With a `tolerance`, probes go on, `chunk` at a time, until the interval is within it on both sides, or
-    `num_products` are spent: "to 1 % with 95 %" is `tolerance=0.01`. To stop where the interval happens to
-    be short costs a little of its coverage.
+    With a `tolerance`, probes continue, `chunk` at a time, until the interval is within it on both sides, or
+    `num_products` are spent: "to 1 % with 95 %" is `tolerance=0.01`. Stopping where the interval happens to be
+    short costs a little of its coverage.
 
     **Cost:** `num_products` products, memory `rank` vectors and `chunk` products.
 
     Args:
         loss: Any model that `product` takes.
-        params: n weights.
+        params: Weights w, n numbers.
         batch: Batch of the loss.
         key: Key of the random vectors.
         num_products: Number of products, or with a tolerance, the largest number.
@@ -113,8 +113,8 @@ def frobenius_estimate(
         memory: Bytes for the vectors.
 
     Raises:
-        ValueError: for a rank that leaves no probes, counts below 1, a tolerance with too few products, vectors
-            that do not fit into memory.
+        ValueError: for a rank that leaves no probes, counts below 1, a tolerance with too few products, and
+            vectors that do not fit into memory.
 
     Reference:
         Hutchinson, 1990; Meyer, Musco, Musco, Woodruff, 2021, arXiv:2010.09649 (Hutch++, of H²); Wilson,
@@ -137,7 +137,7 @@ def frobenius_estimate(
     exact = jnp.sum(jnp.square(images))
 
     def probes(index: Array, alive: Array, seen: Moments) -> Moments:
-        """Add the terms of one chunk, those that are alive."""
+        """Add the live terms of one chunk."""
         signs = jax.random.rademacher(jax.random.fold_in(probe_key, index), (chunk, linear.size))
         vectors = signs.astype(linear.dtype)
         vectors = vectors - (vectors @ basis) @ basis.T
@@ -173,7 +173,7 @@ def frobenius_estimate(
 def choose_rank(
     params: Params, num_products: int, rank: int | None, chunk: int, memory: int, most: int
 ) -> int:
-    """Return the rank of Q: what was asked for, or a third of the products and at most `most`; n at most.
+    """Return the rank of Q: the given one, or a third of the products and at most `most`; n at most.
 
     Raises:
         ValueError: for counts below 1, a rank that leaves no probes, vectors that do not fit into memory.
@@ -200,7 +200,7 @@ def sketch(linear: Operator, key: Key, rank: int, chunk: int) -> tuple[Array, Ar
     signs = jax.random.rademacher(key, (rank, linear.size)).astype(linear.dtype)
     batch_size = min(chunk, rank)
     images = jax.lax.map(linear.matvec, signs, batch_size=batch_size)
-    # any Q gives the same result, so that its own derivative, infinite where it spans all of H, is left out
+    # any Q gives the same result, so its own derivative, infinite where it spans all of H, is left out
     basis = jax.lax.stop_gradient(jnp.linalg.qr(images.T)[0])
     return basis, jax.lax.map(linear.matvec, basis.T, batch_size=batch_size)
 
@@ -217,7 +217,7 @@ def _run(probes: Callable, start: Moments, count: int, chunk: int) -> Moments:
 def _run_until(
     probes: Callable, start: Moments, count: int, chunk: int, unfinished: Callable[[Moments], Array]
 ) -> Moments:
-    """Run probes in chunks as long as the moments are unfinished, `count` at most."""
+    """Run probes in chunks as long as the moments are unfinished, at most `count`."""
 
     def step(carry: tuple[Array, Moments]) -> tuple[Array, Moments]:
         index, seen = carry
@@ -228,7 +228,7 @@ def _run_until(
 
 
 def merge(seen: Moments, values: Array, alive: Array) -> Moments:
-    """Add values `[k]` to the moments, those that are alive (Chan, Golub, LeVeque, 1983)."""
+    """Add the live ones of the values `[k]` to the moments (Chan, Golub, LeVeque, 1983)."""
     count = jnp.sum(alive).astype(seen.mean.dtype)
     safe = jnp.maximum(count, 1)
     mean = jnp.sum(jnp.where(alive, values, 0)) / safe
@@ -250,8 +250,9 @@ def standard_error(seen: Moments) -> Array:
 def interval(exact: Array, seen: Moments, confidence: float) -> NormInterval:
     """Return the interval of √(exact + mean): see `frobenius_estimate`.
 
-    Student's t with half the degrees of freedom of normal terms: these are skewed, and their spread less
-    well known. Simulated on spectra from one eigenvalue to many, 95 % then covers 92 to 97 %.
+    The interval uses Student's t with half the degrees of freedom of normal terms, because the terms are skewed
+    and their spread is less well known. Simulated on spectra from one eigenvalue to many, 95 % then covers 92
+    to 97 %.
     """
     quantile = student(confidence, jnp.maximum((seen.count - 1) / 2, 1))
     mean = jnp.where(seen.mean > 0, seen.mean, 1)
@@ -267,9 +268,9 @@ def interval(exact: Array, seen: Moments, confidence: float) -> NormInterval:
 
 
 def student(confidence: float, freedom: Array | float) -> Array:
-    """Return the two-sided quantile of Student's t, from the normal one by Cornish and Fisher's series.
+    """Return the two-sided quantile of Student's t, from the normal quantile by Cornish and Fisher's series.
 
-    It is right to 2 % from three degrees of freedom on.
+    The series is accurate to 2 % from three degrees of freedom on.
     """
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     terms = (

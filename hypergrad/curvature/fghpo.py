@@ -1,4 +1,4 @@
-"""Values that stand in for the norm of the Hessian in flatness-guided search, as its paper has them."""
+"""Values that replace the norm of the Hessian in flatness-guided search, as in its paper."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def theorem_1(model: Layered, params: Params, batch: Batch) -> Array:
 def section_3(model: Layered, params: Params, batch: Batch) -> Array:
     """Return the form of the paper's section 3, (1/m) inf_i ‖a_i^[L−1]‖ / ‖W^[L]‖; arguments as `theorem_1`.
 
-    **Limits:** zero where the last hidden layer is dead on a sample; the paper takes this for no information.
+    **Limits:** zero where the last hidden layer is dead on a sample; the paper takes this as no information.
     """
     inputs, _, kernel = _last(model, params, batch)
     least = jnp.min(jnp.linalg.norm(inputs, axis=-1))
@@ -53,7 +53,7 @@ def section_3(model: Layered, params: Params, batch: Batch) -> Array:
 
 
 def published(model: Layered, params: Params, batch: Batch) -> Array:
-    """Return what the authors' public code computes, ‖A^[L−1]‖ ‖A^[L]‖ / ‖W^[L]‖; arguments as `theorem_1`.
+    """Return the value of the authors' public code, ‖A^[L−1]‖ ‖A^[L]‖ / ‖W^[L]‖; arguments as in `theorem_1`.
 
     **Limits:** the norms are those of the whole stacked batch, so that the value grows with its size.
     """

@@ -1,4 +1,4 @@
-"""The exact Frobenius norm of a Hessian, by the cheapest path that serves the model."""
+"""The exact Frobenius norm of a Hessian, by the cheapest path for the model."""
 
 import math
 import warnings
@@ -45,18 +45,18 @@ PAIR = 5
 """Number of arrays `[m, m]` that a block of sample pairs has at one time; measured for blocks side by side."""
 
 KEPT = 3
-"""Number of arrays `[m, m]` that a block of another layer has where all go into one matrix; measured, too."""
+"""Number of arrays `[m, m]` of a block of another layer where all go into one matrix; measured, too."""
 
 
 class FallbackWarning(UserWarning):
-    """A model cannot take the fast path; the message says why, and which path is taken."""
+    """A model cannot take the fast path; the message gives the reason, and the path taken."""
 
 
 def layer_names(loss: Model, params: Params, batch: Batch) -> list[str]:
     """Name the layers in the order of the blocks of `frobenius`: that of their first weights in the params.
 
     A layer is a call of `dense` where the model is `Layered` and takes the fast path. Elsewhere, and always in
-    `frobenius_columns`, it is all that stands in one dict or tuple below the params.
+    `frobenius_columns`, it is everything in one dict or tuple below the params.
     """
     return [group.name for group in block_leaves(loss, params, batch)]
 
@@ -101,7 +101,7 @@ def frobenius(
 
     Args:
         loss: (params, batch) -> [], `Composed` or `Layered`.
-        params: Any pytree of float arrays of one dtype, computed with in at least float32.
+        params: Any pytree of float arrays of one dtype; the computation is in at least float32.
         batch: Batch of the loss; for `Layered`, arrays with the samples along their first axis.
         layers: Names of the layers (`layer_names`) whose blocks are wanted; all where None.
         gauss_newton: Whether to take the Gauss-Newton matrix instead of the Hessian.
@@ -180,11 +180,11 @@ def frobenius_dense(
 def sample_pairs(
     loss: Layered, params: Params, batch: Batch, *, gauss_newton: bool = False, memory: int = MEMORY
 ) -> Array:
-    """Return Q `[m, m]`, from which the squared norm on every part S of the batch is a sum: 1_SᵀQ1_S / |S|².
+    """Return Q `[m, m]`, whose sum over a part S of the batch is the squared norm on S: 1_SᵀQ1_S / |S|².
 
     So the supremum over minibatches of flatness-guided search costs no more than the whole batch.
 
-    **Limits:** it is that of the loss without its penalty; `l2` does not enter.
+    **Limits:** Q is that of the loss without its penalty; `l2` does not enter.
 
     Args:
         loss: Layered model.
@@ -199,10 +199,10 @@ def sample_pairs(
 
 
 class LayerPlan(NamedTuple):
-    """How the blocks of a layer l will be computed.
+    """Plan of the blocks of a layer l.
 
     Attributes:
-        by_pairs: For each block H_lk, k ≥ l, whether it is made by sample pairs or by tiles.
+        by_pairs: Whether sample pairs (rather than tiles) make the block H_lk, for each k ≥ l.
         chunk: Number of units of the layer at a time.
         num_bytes: Largest number of bytes at one time.
     """
@@ -224,12 +224,12 @@ def plan_layer(
 ) -> LayerPlan:
     """Choose pairs or tiles for every block of a layer, and how many units fit into memory.
 
-    Where both are allowed the cheaper is taken, and tiles where that does not fit.
+    Where both are allowed, the cheaper is taken, or tiles where that does not fit.
 
     Args:
         layers: Layers that are trained.
         index: Place l of the layer among them.
-        links: How the inputs of each layer k ≥ l depend on z_l.
+        links: Dependence of the inputs of each layer k ≥ l on z_l.
         samples: Number m of samples.
         width: Bytes of a number.
         memory: Bytes to use.
@@ -299,7 +299,7 @@ def _layered(
     by_pairs: bool | None,
     of_samples: bool = False,
 ) -> tuple[Frobenius, Array]:
-    """Go through the layers; return the norm, and the sum of Q over the blocks that were made of pairs."""
+    """Go through the layers; return the norm, and the sum of Q over the blocks made of pairs."""
     params = widen(params)
     known = trained_layers(model, params, batch)
     layers = [known[i] for i in choose_layers([layer.name for layer in known], wanted)]

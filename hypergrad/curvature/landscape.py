@@ -85,7 +85,7 @@ def landscape(
 ) -> Landscape:
     """Return the loss on a line or a plane through the weights, which lie at its middle.
 
-    `report.diagrams.landscape_figure` draws it. With `filter_direction` a step of one moves each filter by its
+    `report.diagrams.landscape_figure` draws it. With `filter_direction`, a step of 1 moves each filter by its
     own length.
 
     **Cost:** `num` losses for one direction, num² for two, `chunk` side by side.
@@ -94,7 +94,7 @@ def landscape(
         loss: Any model.
         params: Weights w.
         batch: Batch of the loss.
-        directions: One or two pytrees like the params.
+        directions: List of one or two pytrees like the params.
         radius: Distance from the weights to each end.
         num: Number of points a direction; an odd number puts one on the weights themselves.
         chunk: Number of points side by side.

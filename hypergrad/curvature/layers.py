@@ -1,4 +1,4 @@
-"""Layered networks: which params their layers hold, and the signals between the layers, sample by sample."""
+"""Layered networks: the params of their layers, and the signals between the layers, sample by sample."""
 
 import enum
 import itertools
@@ -43,7 +43,7 @@ class Layer(NamedTuple):
 
 
 class Link(enum.Enum):
-    """How the inputs ã_k of a layer depend on z_l: not at all, unit by unit, or each on many."""
+    """Dependence of the inputs ã_k of a layer on z_l: none, unit by unit, or each on many."""
 
     NONE = enum.auto()
     DIAGONAL = enum.auto()
@@ -51,7 +51,7 @@ class Link(enum.Enum):
 
 
 class Unservable(ValueError):
-    """A model in which a weight is not used exactly once per sample in an affine layer; `reason` says how."""
+    """A model that does not use each weight exactly once per sample in an affine layer; see `reason`."""
 
     def __init__(self, reason: str, expected: str):
         self.reason = reason
@@ -67,7 +67,7 @@ def softmax_cross_entropy(logits: Array, label: Array) -> Array:
     of that are sums of the *small* probabilities; 1 − p_M, which rounding spoils, never occurs.
 
     **Limits:** the value and all its derivatives are NaN where y is not from 0 to classes − 1. A class whose
-    logit is −∞ (masked) has no part in them.
+    logit is −∞ (masked) does not contribute.
 
     Args:
         logits: Logits z `[classes]`.
@@ -121,7 +121,7 @@ def mlp(
 
     Args:
         activation: Function applied after every layer but the last.
-        loss: (outputs, target) -> [], of one sample.
+        loss: (outputs, target) -> [], the loss of one sample.
         layers: Keys of the layers in the params, first to last; all of a list or tuple where None.
         l2: Strengths of the penalty, as in `Layered`.
     """
@@ -202,7 +202,7 @@ def trained_layers(model: Layered, params: Params, batch: Batch) -> list[Layer]:
 
 
 def _name(params: Params, layer: Layer, whole: bool = False) -> str:
-    """Name a layer by what the paths of its weights share, or by the `whole` path of the first of them."""
+    """Name a layer by the shared part of its weights' paths, or by the `whole` path of the first."""
     paths = [names(params)[i].split(".") for i in (layer.kernel, layer.bias) if i is not None]
     if whole:
         return ".".join(paths[0])
@@ -213,7 +213,7 @@ def _name(params: Params, layer: Layer, whole: bool = False) -> str:
 def _used_elsewhere(
     model: Layered, params: Params, example: Batch, layers: list[Layer]
 ) -> list[bool]:
-    """Tell for every leaf whether the loss uses it beside the layers: with each z free, it must use none."""
+    """Tell for every leaf whether the loss uses it besides the layers: with each z free, it must use none."""
     leaves, treedef = jax.tree.flatten(params)
     by_call = {layer.call: layer for layer in layers}
 
@@ -242,7 +242,7 @@ def signals(
     """Run the forward pass of one sample with a shift added to every z.
 
     Returns:
-        The outputs, and the inputs of every layer that meet its kernel, no entries where it is frozen.
+        The outputs, and the inputs that meet the kernel of every layer, without entries where it is frozen.
     """
     by_call = {layer.call: index for index, layer in enumerate(layers)}
     calls = itertools.count()
@@ -266,12 +266,12 @@ def augment(layer: Layer, signal: Array) -> Array:
 
 
 class Rows(NamedTuple):
-    """What a layer l needs for its blocks H_lk, k ≥ l; `push` makes the rows of some of its units.
+    """Inputs to the blocks H_lk, k ≥ l, of a layer l; `push` makes the rows of some of its units.
 
     Attributes:
         inputs: Inputs ã_k for k ≥ l, each `[m, in]`.
         deltas: Derivatives δ_k = ∂ℓ/∂z_k for k ≥ l, each `[m, units]`.
-        links: How ã_k depends on z_l, for k ≥ l.
+        links: Dependence of ã_k on z_l, for k ≥ l.
         slopes: Derivatives ∂ã_k[p]/∂z_l[p] `[m, units]` for the diagonal links, in their order.
         push: (units p `[chunk]` of layer l) -> (B_lk[p] = ∂²ℓ/∂z_l[p]∂z_k for k ≥ l, each
             `[m, chunk, units]`; P_k[p] = ∂ã_k/∂z_l[p] for the full links, each `[m, chunk, in]`), zeros
@@ -336,7 +336,7 @@ def rows_of(
         return [zeros[index] + shift, *zeros[index + 1 :]]
 
     def curved(shift: Array, example: Batch) -> tuple[list[Array], list[Array]]:
-        """Return δ_k and what is wanted of ã_k as functions of a shift of z_l."""
+        """Return δ_k and the wanted parts of ã_k as functions of a shift of z_l."""
 
         def loss(upper: list[Array]) -> tuple[Array, list[Array]]:
             outputs, inputs = forward(upper, example)

@@ -1,4 +1,4 @@
-"""How much memory a measure may use, and work that goes by chunks to stay within it."""
+"""The memory that a measure may use, and work by chunks to stay within it."""
 
 import math
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from hypergrad.core.checks import check_bytes
 from hypergrad.core.types import Array, Params, PyTree
 
 MEMORY = 2**29
-"""Bytes that one call may use, where the caller does not say."""
+"""Bytes that one call may use by default."""
 
 VECTORS = 2**32
-"""Bytes that the vectors of an estimate or a spectrum may take, where the caller does not say."""
+"""Bytes that the vectors of an estimate or a spectrum may take by default."""
 
 
 class NotEnoughMemory(ValueError):
-    """More bytes are needed than there are; `reason` is the message without its advice."""
+    """The work needs more bytes than there are; `reason` is the message without its advice."""
 
     def __init__(self, what: str, needed: int, memory: int, advice: str):
         self.reason = f"memory is {memory} bytes, expected at least {needed} for {what}"
@@ -43,10 +43,10 @@ def check_vectors(count: int, params: Params, memory: int, advice: str) -> None:
 
 
 def fitting(what: str, one: int, memory: int, advice: str, *, most: int, beside: int = 0) -> int:
-    """Return how many pieces of `one` bytes each fit into memory beside other bytes, `most` at most.
+    """Return how many pieces of `one` bytes each fit into memory beside other bytes, at most `most`.
 
     Raises:
-        NotEnoughMemory: where not one does, with the bytes that it needs and the advice.
+        NotEnoughMemory: where not even one fits, with the bytes that it needs and the advice.
     """
     needed = beside + one
     if needed > memory:
@@ -60,13 +60,13 @@ def size_of(params: Params) -> int:
 
 
 def itemsize(params: Params) -> int:
-    """Return the bytes of one parameter as it is computed with."""
+    """Return the bytes of one parameter in computations."""
     dtype = jnp.result_type(*jax.tree.leaves(params))
     return jnp.promote_types(dtype, jnp.float32).itemsize
 
 
 def bytes_of_one(function: Callable, x: PyTree) -> int:
-    """Bound the memory of `function` for one of many arguments side by side: half of all that it makes.
+    """Bound the memory of `function` for one of many arguments side by side: half of everything it makes.
 
     **Cost:** a trace; nothing is run.
     """
@@ -75,7 +75,7 @@ def bytes_of_one(function: Callable, x: PyTree) -> int:
 
 
 def num_bytes(jaxpr: Jaxpr) -> int:
-    """Add up the bytes of all that a program makes, and of all programs within it: the body of a loop once."""
+    """Add up the bytes that a program makes, with all programs within it; the body of a loop counts once."""
     return sum(
         sum(map(num_bytes, programs(eqn)))
         + (0 if eqn.primitive is jit_p else sum(map(_variable_bytes, eqn.outvars)))
@@ -90,10 +90,10 @@ def _variable_bytes(variable: Any) -> int:
 def sum_chunks(
     body: Callable[[Array], tuple[PyTree, PyTree]], count: int, chunk: int
 ) -> tuple[PyTree, PyTree]:
-    """Add what `body` makes of the indices 0 … count − 1, `chunk` of them at a time.
+    """Add the terms of `body` for the indices 0 … count − 1, `chunk` of them at a time.
 
-    The last chunk runs over the end: `body` must make zeros of an index ≥ count, as `jax.nn.one_hot` does.
-    Each chunk is computed again on the way back, so that a gradient stores none of them.
+    The last chunk runs past the end: `body` must return zeros for an index ≥ count, as `jax.nn.one_hot` does.
+    Each chunk is computed again in the backward pass, so that a gradient stores none of them.
 
     Args:
         body: (indices `[chunk]`) -> (terms to add, rows `[chunk, ...]` to keep).

@@ -1,4 +1,4 @@
-"""The losses that every measure of curvature takes, and the checks at their door."""
+"""The losses that every measure of curvature takes, and their checks."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Dense: TypeAlias = Callable[[PyTree, Array], Array]
 
 
 class Composed(NamedTuple):
-    """A loss in two parts, L = c(z(w)): what Gauss-Newton products need.
+    """A loss in two parts, L = c(z(w)), for Gauss-Newton products.
 
     Attributes:
         outputs: (params, batch) -> z, a floating-point pytree, for example logits.
@@ -41,9 +41,9 @@ class Layered(NamedTuple):
 
     The forward pass of *one* sample calls `dense(layer, inputs)` for every affine layer, where `layer` is a
     part of the params with one matrix `[in, units]` and at most one vector `[units]` (a dict as flax
-    makes it, a tuple, or the bare matrix). Between the layers anything goes: activations, residuals,
-    normalization over units. A layer that is closed over instead of part of the params is frozen. A weight
-    that is used at several places of a sample, as in a convolution, falls back to columns.
+    makes it, a tuple, or the bare matrix). Anything may happen between the layers: activations, residuals,
+    normalization over units. A layer that is closed over instead of part of the params is frozen. A weight with
+    several uses in a sample, as in a convolution, falls back to columns.
 
         def forward(dense, params, example):
             hidden = jax.nn.relu(dense(params["hidden"], example[0]))
@@ -53,7 +53,7 @@ class Layered(NamedTuple):
 
     Attributes:
         forward: (dense, params, example) -> outputs.
-        loss: (outputs, example) -> [], of one sample.
+        loss: (outputs, example) -> [], the loss of one sample.
         l2: Strengths λ, one number or a pytree prefix of the params with a number for each.
     """
 
@@ -86,7 +86,7 @@ def parts(layer: PyTree) -> tuple[Array, Array | None]:
 
 
 def loss_of(model: Model) -> BatchLoss:
-    """Return the loss (params, batch) -> `[]`, in whatever form it was given, computed precisely."""
+    """Return the loss (params, batch) -> `[]` of any of the three forms, computed precisely."""
     if isinstance(model, (Layered, Composed)):
         composed = composed_of(model)
         return lambda params, batch: composed.convex(composed.outputs(params, batch), batch)
@@ -96,7 +96,7 @@ def loss_of(model: Model) -> BatchLoss:
 def precise(function: Callable) -> Callable:
     """Return the same function with matrix products in full precision, in its derivatives too.
 
-    Accelerators round the factors of float32 products to 10 bits or less where nothing else is asked for.
+    By default, accelerators round the factors of float32 products to 10 bits or less.
     """
 
     @functools.wraps(function)
@@ -175,7 +175,7 @@ def check_model(model: Model, params: Params, batch: Batch) -> None:
 
 
 def check_layered(name: str, model: Any, params: Params, batch: Batch, made: str) -> None:
-    """Check a model as `check_model` does, if it shows its layers; `made` says what is made from them."""
+    """Check a model as `check_model` does, if it shows its layers; `made` names their use in the message."""
     if not isinstance(model, Layered):
         raise ValueError(
             f"{name} is {describe(model)}, expected a Layered, because {made} its layers; build one with "
@@ -196,7 +196,7 @@ def check_params(params: Params) -> None:
             raise ValueError(
                 f"params[{name!r}] has dtype {dtype}, expected floating point; close over what is not trained"
             )
-        # numpy, because within a trace jax would not tell
+        # numpy, because within a trace jax cannot tell
         if not traced(leaf) and not np.isfinite(np.asarray(leaf).astype(np.float64)).all():
             raise ValueError(
                 f"params[{name!r}] is not finite, expected finite weights; training has diverged, lower the "
@@ -249,7 +249,7 @@ def names(params: Params) -> list[str]:
 
 
 def widen(params: Params) -> Params:
-    """Return the params as arrays of at least float32, in which every measure but the products is computed."""
+    """Return the params as arrays of at least float32, for every measure except the products."""
 
     def cast(leaf: Any) -> Array:
         dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)

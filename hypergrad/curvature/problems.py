@@ -13,7 +13,7 @@ from hypergrad.problem import Problem, check_problem, check_scalar, split_loss
 from hypergrad.train import carried, trained, with_parts
 
 Measure: TypeAlias = Callable[[Params, HParams], Array]
-"""(params, hparams) -> [], of one network: the flatter the lower."""
+"""(params, hparams) -> [], the measure of one network: the flatter, the lower."""
 
 LossCurvature: TypeAlias = Callable[[BatchLoss, Params, Batch], Array]
 """(loss, params, batch) -> [], such as `curvature.sam`."""
@@ -29,8 +29,8 @@ def supremum(
     """Return the measure sup_{x ⊂ X} μ(x; h) over minibatches of the training set.
 
     With `batch_size`, the batches divide `problem.train_set`; examples beyond the last whole batch are left
-    out, and all members see the same batches. Without it, they are the first `num_batches` that a run of key
-    0 would be trained on.
+    out, and all members see the same batches. Without it, they are the first `num_batches` of a training run of
+    key 0.
 
     **Cost:** one measurement a batch, one after another.
 
@@ -76,8 +76,8 @@ def judged_by(problem: Problem, measure: Measure) -> Problem:
 def penalized(problem: Problem, measure: Measure, weight: float) -> Problem:
     """Return the problem whose objective is f + weight · μ.
 
-    The hypergradient goes through the measure where the measure can be differentiated: exact norms, products,
-    `sam` and `adaptive` can, and `keskar` as far as its search has found the maximum.
+    The hypergradient goes through the measure where that can be differentiated: exact norms, products, `sam`
+    and `adaptive` can, and `keskar` as far as its search has found the maximum.
 
     Args:
         problem: Training loop.
@@ -92,15 +92,15 @@ def penalized(problem: Problem, measure: Measure, weight: float) -> Problem:
 def bounded(problem: Problem, measure: Measure, bound: float) -> Problem:
     """Return the problem whose objective is f where μ ≤ bound, and infinite elsewhere.
 
-    A trial beyond the bound counts as one that failed: every searcher and scheduler ranks it last, however low
-    its objective is.
+    A trial beyond the bound counts as failed: every searcher and scheduler ranks it last, however low its
+    objective is.
 
-    **Limits:** of no use to a hypergradient, which does not see the bound from within.
+    **Limits:** a hypergradient does not see the bound from within.
 
     Args:
         problem: Training loop.
         measure: (params, hparams) -> [].
-        bound: Largest value of the measure that is allowed.
+        bound: Largest allowed value of the measure.
     """
     if not traced_scalar(bound):
         check_share("bound", number_of(bound), "(-inf, inf)", what="a finite number")
@@ -123,7 +123,7 @@ def _with(problem: Problem, measure: Measure, join: Callable[[Array, Array], Arr
 def _batches(
     problem: Problem, num_batches: int | None, batch_size: int | None
 ) -> tuple[Callable[[Array], Batch], int]:
-    """Return index -> minibatch, and how many there are."""
+    """Return a function (index) -> minibatch, and the number of minibatches."""
     if num_batches is not None:
         check_whole("num_batches", num_batches)
     if batch_size is None:

@@ -45,7 +45,7 @@ Linear: TypeAlias = Callable[[PyTree], PyTree]
 """(vector) -> A vector."""
 
 INDEX = 4
-"""Bytes of the place of a weight."""
+"""Bytes of a weight's index."""
 
 
 def hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
@@ -58,7 +58,7 @@ def hvp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
         loss: (params, batch) -> [], `Composed` or `Layered`.
         params: Weights w.
         batch: Batch of the loss.
-        vector: v, a pytree like the params.
+        vector: Vector v, a pytree like the params.
 
     Raises:
         ValueError: where loss, params, batch and vector do not fit.
@@ -79,16 +79,16 @@ def _hessian_at(loss: Model, params: Params, batch: Batch) -> Linear:
 def ggn_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTree:
     """Return G v = Jᵀ (∂²c/∂z²) J v of a loss c(z(w)): the Hessian without the curvature of the network.
 
-    Positive semidefinite where c is convex. For softmax cross-entropy and squared error it is the Fisher
+    G is positive semidefinite where c is convex. For softmax cross-entropy and squared error it is the Fisher
     matrix, with labels drawn from the model.
 
-    **Cost:** two to three gradients. **Limits:** no `jax.custom_vjp` in what makes the outputs.
+    **Cost:** two to three gradients. **Limits:** no `jax.custom_vjp` in the function of the outputs.
 
     Args:
         loss: `Composed` or `Layered`.
         params: Weights w.
         batch: Batch of the loss.
-        vector: v, a pytree like the params.
+        vector: Vector v, a pytree like the params.
 
     Raises:
         ValueError: for a plain function, and where loss, params, batch and vector do not fit.
@@ -114,13 +114,13 @@ def fisher_vp(loss: Model, params: Params, batch: Batch, vector: PyTree) -> PyTr
     **Cost:** two to three gradients: J of the losses of all samples, forwards, then backwards.
 
     **Limits:** neither the Hessian nor the Fisher matrix, whose labels are drawn from the model: draw such
-    labels and put them into the batch, or take `ggn_vp`. A penalty has no part in it.
+    labels and put them into the batch, or take `ggn_vp`. A penalty does not enter.
 
     Args:
         loss: (params, batch) -> losses of the samples `[m]`, or `Layered`.
         params: Weights w.
         batch: Batch of the loss.
-        vector: v, a pytree like the params.
+        vector: Vector v, a pytree like the params.
 
     Raises:
         ValueError: where the loss does not return one number a sample.
@@ -145,7 +145,7 @@ _LINEAR: dict[Product, Callable[[Model, Params, Batch], Linear]] = {
     ggn_vp: _gauss_newton_at,
     fisher_vp: _fisher_at,
 }
-"""The same products of arguments that were checked before, linearized once at the params."""
+"""The same products, of arguments that were checked before, linearized once at the params."""
 
 
 def each_of(loss: Model) -> Callable[[Params, Batch], Array]:
@@ -189,9 +189,9 @@ class Operator(NamedTuple):
     """A curvature matrix as a linear function of flat vectors.
 
     Attributes:
-        matvec: x `[n]` -> A x `[n]`.
+        matvec: (x `[n]`) -> A x `[n]`.
         size: Number n of weights.
-        unravel: `[n]` -> a pytree like the params.
+        unravel: (x `[n]`) -> a pytree like the params.
         dtype: Dtype of the vectors.
     """
 
@@ -266,8 +266,8 @@ def hessian_blocks(
 ) -> dict[tuple[str, str], Array]:
     """Return the blocks {(layer, layer): matrix} of `hessian`; arguments and cost are the same.
 
-    A layer is all that stands in one dict or tuple below the params; a leaf of the params themselves is one
-    of its own.
+    A layer is everything in one dict or tuple below the params; a leaf of the params themselves is a layer by
+    itself.
     """
     whole = hessian(loss, params, batch, product=product, memory=memory)
     ends = [0]
@@ -297,10 +297,10 @@ def difference_hessian(
 
     The diagonal of the central form is (L(+2ε_i) − 2 L(w) + L(−2ε_i)) / 4ε², the same expression.
 
-    **Cost:** four losses a pair of weights (forward: one, beside n + 1), `chunk` pairs side by side.
+    **Cost:** four losses a pair of weights (forward: one, and n + 1 more in all), `chunk` pairs side by side.
 
     **Limits:** rounding adds an error of about (machine epsilon) |L| / ε²: in float32 two digits are left.
-    At a kink (a ReLU, a hinge) it is the bend over a distance ε, not a derivative.
+    At a kink (a ReLU, a hinge) the result is the bend over a distance ε, not a derivative.
 
     Args:
         loss: Any model; it need not be differentiable.
@@ -324,7 +324,7 @@ def difference_hessian(
     one = bytes_of_one(lambda w: function(unravel(w), batch), flat)
     count = size * (size + 1) // 2
     chunk = min(chunk, count)
-    # the pairs and their entries, all and again in whole chunks, and the matrix with its transpose
+    # all pairs and entries, those again in whole chunks, and the matrix with its transpose
     needed = 2 * count * (2 * INDEX + width) + 2 * width * size * size
     needed += chunk * 4 * (one + width * size)
     check_memory(

@@ -13,13 +13,13 @@ from hypergrad.curvature.products import Operator, Product, check_product, hvp, 
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalues, their vectors, and how far each has converged.
+    """Eigenvalues with their vectors and residuals.
 
     Attributes:
         values: Eigenvalues λ `[num]`, the largest first.
         vectors: Eigenvectors of unit norm, a pytree like the params with a leading axis `[num]`.
-        residuals: ‖H v − λ v‖ `[num]`: an eigenvalue lies within that of λ, beside rounding, which is at
-            most about √n ε ‖H‖.
+        residuals: Residuals ‖H v − λ v‖ `[num]`: an eigenvalue lies within that distance of λ, except for
+            rounding of at most about √n ε ‖H‖.
     """
 
     values: Array
@@ -28,12 +28,12 @@ class Eigenpairs(NamedTuple):
 
 
 class SpectralDensity(NamedTuple):
-    """Where the eigenvalues of H lie.
+    """Density of the eigenvalues of H.
 
     Attributes:
         nodes: Eigenvalues of T for each probe `[probes, k]`.
-        weights: Share of the spectrum that each node stands for `[probes, k]`; each row adds up to one. Nodes
-            that come after all that the probe reaches (see `top_eigenvalues`) have weight 0.
+        weights: Share of the spectrum of each node `[probes, k]`; each row adds up to one. Nodes beyond the
+            reach of the probe (see `top_eigenvalues`) have weight 0.
         grid: Places λ `[points]`.
         density: Density of the eigenvalues at these places, smoothed by a Gaussian of width σ, `[points]`;
             its integral is one.
@@ -62,17 +62,17 @@ def top_eigenvalues(
     H V_k = V_k T_k + β_k v_{k+1} e_kᵀ;   the eigenvalues of T_k at the ends of the spectrum come first
 
     Every new vector is made orthogonal to all earlier ones, twice, so that no eigenvalue appears again
-    as a ghost. Where H v_k has nothing new, the method goes on from a random vector orthogonal to all earlier
-    ones.
+    as a ghost. Where H v_k adds no new direction, the method continues from a random vector orthogonal to all
+    earlier ones.
 
-    **Cost:** `num_steps` products, memory `num_steps` vectors, time num_steps² n beside the products.
+    **Cost:** `num_steps` products, memory of `num_steps` vectors, and time num_steps² n besides the products.
 
     **Limits:** an eigenvalue of multiplicity two is found once, and a second time only after all that one
     vector reaches; the residuals say which eigenvalues have converged.
 
     Args:
         loss: Any model that `product` takes.
-        params: n weights.
+        params: Weights w, n numbers.
         batch: Batch of the loss.
         key: Key of the random vectors.
         num: Number of eigenvalues.
@@ -123,13 +123,13 @@ def power_iteration(
 
     v ← H v / ‖H v‖,   λ = vᵀ H v, until ‖H v − λ v‖ ≤ tolerance |λ|
 
-    It is for n so large that the basis of Lanczos' method does not fit.
+    Use it where n is so large that the basis of Lanczos' method does not fit.
 
     **Cost:** `num_steps` products at most, memory of two vectors. The error shrinks by |λ₂/λ₁| a step.
 
     Args:
         loss: Any model that `product` takes.
-        params: n weights.
+        params: Weights w, n numbers.
         batch: Batch of the loss.
         key: Key of the first vector.
         num_steps: Largest number of products.
@@ -188,7 +188,7 @@ def spectral_density(
 
     Args:
         loss: Any model that `product` takes.
-        params: n weights.
+        params: Weights w, n numbers.
         batch: Batch of the loss.
         key: Key of the probes, Gaussian vectors.
         num_probes: Number of probes.
@@ -235,12 +235,11 @@ def spectral_density(
 
 
 class Tridiagonal(NamedTuple):
-    """What k steps of Lanczos' method leave.
+    """Result of k steps of Lanczos' method.
 
     Attributes:
         alpha: Diagonal of T `[k]`.
-        beta: Entries beside the diagonal `[k]`, 0 where a new vector was drawn; the last is the norm of what
-            is left.
+        beta: Off-diagonal entries `[k]`, 0 where a new vector was drawn; the last is the norm of the remainder.
         basis: Orthonormal rows `[k, n]`.
     """
 
@@ -252,7 +251,7 @@ class Tridiagonal(NamedTuple):
 def lanczos(linear: Operator, key: Key, num_steps: int) -> Tridiagonal:
     """Run Lanczos' method from a random vector, with full reorthogonalization, n steps at most.
 
-    What is left of H v_k counts as nothing below 10 ε of the largest ‖H v‖ met. Then β is zero, and the next
+    The remainder of H v_k counts as zero below 10 ε of the largest ‖H v‖ met. Then β is zero, and the next
     vector is a random one orthogonal to all earlier ones. So T falls apart into blocks: the first belongs to
     the first vector alone, and an eigenvalue of several vectors is found in several blocks.
     """

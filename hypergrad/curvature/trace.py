@@ -64,7 +64,7 @@ def diagonal(
 
     Args:
         loss: Any model that `product` takes.
-        params: n weights.
+        params: Weights w, n numbers.
         batch: Batch of the loss.
         product: `hvp`, `ggn_vp` or `fisher_vp`.
         memory: Bytes to use; they decide the chunk where that is None.
@@ -132,7 +132,7 @@ def trace_estimate(
 
     Args:
         loss: Any model that `product` takes.
-        params: n weights.
+        params: Weights w, n numbers.
         batch: Batch of the loss.
         key: Key of the random signs.
         num_products: Number of products.
@@ -190,7 +190,7 @@ def diagonal_estimate(
 
     Args:
         loss: Any model that `product` takes.
-        params: n weights.
+        params: Weights w, n numbers.
         batch: Batch of the loss.
         key: Key of the random signs.
         num_products: Number of products.

@@ -1,17 +1,17 @@
 """Hypergradient estimators: one method, one file, one contract (`base.Estimator`).
 
 - `advice`: Say in words why an estimate should not be trusted, and which hyperparameters have none.
-- `average`: Average any estimator over seeds: less noise, and a standard error beside the number.
-- `base`: The contract of every hypergradient estimator, and what the members of the family share.
+- `average`: Averages of any estimator over seeds: less noise, and a standard error with the number.
+- `base`: The contract of every hypergradient estimator, and helpers that the family shares.
 - `evolution/`: Estimators that perturb the hyperparameters.
 - `implicit/`: Estimators that differentiate the condition of rest.
 - `policies/`: Policies over hyperparameters, and the estimators that learn them.
-- `recommend`: Which estimator? Measured on a training run and asked of the compiler, with the reasons in
+- `recommend`: Recommend an estimator, by measuring a training run and asking the compiler, with reasons in
   words.
-- `slopes`: Finite differences in float64, and the problems made for them: the reference of `verify`.
+- `slopes`: Finite differences in float64, and the problems made for them: the reference for `verify`.
 - `unrolled/`: Estimators that differentiate through the steps of training.
 - `verify`: Compare every estimator with float64 finite differences, on the user's own task.
-- `ways`: By which ways each hyperparameter acts on training, read off its program; nothing is compiled or
+- `ways`: Ways by which each hyperparameter acts on training, read off its program; nothing is compiled or
   run.
 """
 
@@ -58,7 +58,7 @@ ESTIMATORS: dict[str, Method] = by_name(
 """The estimators that the command line offers; `make(problem, horizon, space)` builds one."""
 
 ONLINE = (ONE_STEP.name, RTHO.name, HD.name)
-"""Estimators whose training goes on from one hypergradient to the next."""
+"""Estimators whose training continues from one hypergradient to the next."""
 
 __all__ = [
     "ESTIMATORS",

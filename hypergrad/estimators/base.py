@@ -17,7 +17,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: Objective `[]`.
-        hypergrad: d objective / d hparams, a pytree like `hparams`.
+        hypergrad: Derivative d objective / d hparams, a pytree like `hparams`.
         info: Method's own diagnostics, e.g. `UnrollInfo`.
     """
 

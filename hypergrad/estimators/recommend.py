@@ -303,7 +303,7 @@ def _within(case: _Case, count: int, reasons: list[str]) -> Recommendation:
     if chosen is not None:
         reasons.append(f"one state a segment fits: {_size(chosen.num_bytes)}")
         return _reverse(case, chosen, reasons)
-    reasons.append("segments take more, too")
+    reasons.append("segments take more than that, too")
     if count <= 8 * FEW:
         estimator = estimators.forward(problem, horizon, chunk=1)
         if _bytes(estimator, hparams) <= memory:

@@ -3,10 +3,10 @@
 - `base`: Train many members of one problem at once.
 - `devices`: Devices that a population is spread over: the cores of this machine, or the devices of many
   hosts.
-- `groups`: Members that do not share one compiled program: each shape has its own, compiled once.
-- `layouts`: Layouts: a function of one member is carried over N side by side, in chunks, in a loop or on
-  many devices.
-- `sizing`: Find the layout that trains a population fastest within a bound on memory, by measurement.
+- `groups`: Populations whose members do not share one program: each shape has its own, compiled once.
+- `layouts`: Layouts: run a function of one member for N members side by side, in chunks, in a loop or on
+  devices.
+- `sizing`: Measurement of the layout that trains a population fastest within a bound on memory.
 """
 
 from hypergrad.populations.base import Member, Population, count, make_population, population, take

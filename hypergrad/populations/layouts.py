@@ -271,7 +271,7 @@ def _halved(width: int, error: Exception) -> int:
     if width == 1 or not out_of_memory(error):
         raise error
     warnings.warn(
-        f"the device ran out of memory with {width} members side by side; going on with {width // 2}, whose "
+        f"the device ran out of memory with {width} members side by side; continuing with {width // 2}, whose "
         "results are the same to 1e-5, not to the bit",
         LayoutWarning,
         stacklevel=4,

@@ -1,8 +1,9 @@
 """Reports: the study that a user holds, its results read back, its figures and its page.
 
-- `contents`: What stands on the page of a report, as plain data for its template.
-- `diagrams`: Figures beside those of every study: an architecture, and slices through a landscape.
-- `extras`: What a task adds to its report: test scores, a code snippet, a diagram of its architecture, notes.
+- `contents`: Content of the page of a report, as plain data for its template.
+- `diagrams`: Figures of some studies: an architecture, and slices through a landscape.
+- `extras`: What a task adds to its report: test scores, a code snippet, a diagram of its architecture,
+  notes.
 - `figures`: The figures of a study, from plain arrays.
 - `leaves`: The tuned hyperparameters by the way in which a report shows them.
 - `notes`: Tables that a task adds for people, such as how the columns of its file were read.

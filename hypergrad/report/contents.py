@@ -1,4 +1,4 @@
-"""What stands on the page of a report, as plain data for its template."""
+"""Content of the page of a report, as plain data for its template."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ MAX_SNIPPET = 200_000
 
 
 def page_contents(results: Results) -> dict[str, Any]:
-    """Return what the template of the page reads, all but its figures."""
+    """Return the data of the page's template, except its figures."""
     study, best = results.study, ends(results)[1]
     by_gradient = study["method"] in TUNERS
     facts = [
@@ -60,7 +60,7 @@ def page_contents(results: Results) -> dict[str, Any]:
 
 
 def captions(results: Results) -> dict[str, str]:
-    """Return what each figure shows, by its name."""
+    """Return the description of each figure, by its name."""
     schedules, values, _ = tuned_leaves(results)
     skipped = int(results.trace["skipped"])
     many_columns = any(leaf.after.ndim > 1 for leaf in schedules)
@@ -146,7 +146,7 @@ def _choices(results: Results) -> list[str]:
 
 
 def _tuned(best: Configuration) -> dict[str, str]:
-    """Return the tuned hyperparameters as JSON, one a line, and how many there are."""
+    """Return the tuned hyperparameters as JSON, one a line, and their number."""
     numbers = sum(leaf.size if isinstance(leaf, np.ndarray) else 1 for leaf in best.leaves.values())
     size = f"{counted(len(best.leaves), 'hyperparameter')}, {counted(numbers, 'number')}"
     shown = readable_json(best.raw) if numbers <= MAX_NUMBERS else ""
@@ -157,7 +157,7 @@ def _tuned(best: Configuration) -> dict[str, str]:
 
 
 def _about(results: Results) -> list[tuple[str, list[str]]]:
-    """Return how the study was made, as names with lines of text."""
+    """Return the origin of the study, as names with lines of text."""
     study = results.study
     method = METHODS.get(study["method"])
     rows = {

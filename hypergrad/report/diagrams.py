@@ -1,4 +1,4 @@
-"""Figures beside those of every study: an architecture, and slices through a landscape."""
+"""Figures of some studies: an architecture, and slices through a landscape."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_NODES = 40
-"""Most nodes of a diagram."""
+"""Largest number of nodes of a diagram."""
 
 MAX_ACROSS = 7
-"""Boxes of an architecture in a row; more are drawn in a column."""
+"""Largest number of boxes of an architecture in a row; more are drawn in a column."""
 
 
 class Diagram(NamedTuple):

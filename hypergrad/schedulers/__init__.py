@@ -1,15 +1,14 @@
 """Schedulers: how to spend training. One method, one file, one contract (`base.Scheduler`).
 
-- `base`: The contract of every scheduler, and what those that stop trials early share.
-- `flatness`: Flatness-guided search: train all for an epoch, and the flattest of them to the end (FGHPO).
+- `base`: The contract of every scheduler, and helpers of those that stop trials early.
+- `flatness`: Flatness-guided search: train all trials for an epoch, and the flattest to the end (FGHPO).
 - `full`: Train everything to the end.
-- `halving`: Successive halving: train many a little, and the best of them further.
+- `halving`: Successive halving: train many trials a little, and the best of them further.
 - `hyperband`: Hyperband: several successive halvings, from the boldest to the most patient.
-- `objectives`: Schedulers whose trials are judged by several objectives, or have to keep to constraints.
-- `pareto`: Several objectives at once, all minimised: the front, its hypervolume, and one number made of
-  them.
-- `pb2`: Population-based bandits: what to try next in population-based training, from a Gaussian process.
-- `pbt`: Population-based training: the worst go on from the best, with other hyperparameters.
+- `objectives`: Schedulers whose trials are judged by several objectives, or must keep constraints.
+- `pareto`: Several objectives at once, all minimised: the front, its hypervolume, and their combination.
+- `pb2`: Population-based bandits: exploration in population-based training by a Gaussian process.
+- `pbt`: Population-based training: the worst members continue from the best, with other hyperparameters.
 """
 
 from hypergrad.core.methods import Method, by_name
@@ -43,11 +42,11 @@ SCHEDULERS: dict[str, Method] = by_name(FULL, HALVING, HYPERBAND, FLATNESS, PBT,
 
 Each is made by `make(problem, space, horizon, size)`, with the settings that the command line uses: of a task's
 problem and space, the training steps of the trials that are trained longest, and the trials of a generation.
-That returns the scheduler, and what a generation costs in trainings of `horizon` steps.
+That returns the scheduler, and the cost of a generation in trainings of `horizon` steps.
 """
 
 BY_COPIES = ("pbt", "pb2")
-"""Schedulers by name whose members go on from one another."""
+"""Names of the schedulers whose members continue from one another."""
 
 __all__ = [
     "BY_COPIES",

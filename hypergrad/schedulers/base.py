@@ -1,4 +1,4 @@
-"""The contract of every scheduler, and what those that stop trials early share."""
+"""The contract of every scheduler, and helpers of those that stop trials early."""
 
 import math
 from collections.abc import Callable, Sequence as Many
@@ -15,14 +15,14 @@ from hypergrad.searchers import Trials
 from hypergrad.space import Dimension, Sequence
 
 ETA = 3
-"""Of `halving` and `hyperband` by name: one trial of so many goes on, and so many times as far."""
+"""Factor η of `halving` and `hyperband` by name: one in η trials continues, for η times as long."""
 
 MOST_HALVINGS = 3
-"""Of the schedulers by name: the shortest runs have a 27th of the steps; fewer would say too little."""
+"""Divisor of the horizon for the shortest runs of the schedulers by name; shorter runs tell too little."""
 
 
 class SchedulerWarning(UserWarning):
-    """A scheduler that will not do here what its name promises."""
+    """A scheduler cannot do here what its name promises."""
 
 
 Scheduler: TypeAlias = Callable[[Population, Key, HParams], Trials]
@@ -37,12 +37,12 @@ Rank: TypeAlias = Callable[[Population, HParams, PyTree, Array], tuple[Array, di
 
 
 class Rung(NamedTuple):
-    """Where members are compared.
+    """A comparison of members.
 
     Attributes:
         num: Number n_i of members that are trained up to here.
         steps: Training steps r_i of each up to here, from the start.
-        rank: Ranking that decides which of them go on; by the objective where None.
+        rank: Ranking that decides which of them continue; by the objective where None.
     """
 
     num: int
@@ -51,14 +51,14 @@ class Rung(NamedTuple):
 
 
 class Periods(NamedTuple):
-    """What the members of a population were trained with in each period, and how they did.
+    """Hparams and objectives of the members of a population in each period.
 
     Attributes:
         hparams: Hparams of each period, `[P, N, ...]`.
         values: Objectives at the end of each period, `[P, N]`.
-        starts: Objectives at its start, `[P, N]`; NaN for the first period.
+        starts: Objectives at the start of each period, `[P, N]`; NaN for the first period.
         num: Number of periods so far, int32; the rows from there on are still zero.
-        moved: Whether each member is a copy that gets other hparams now, `[N]`; with None all are.
+        moved: Whether each member is a copy that gets other hparams now, `[N]`; all are where None.
     """
 
     hparams: HParams
@@ -69,13 +69,13 @@ class Periods(NamedTuple):
 
 
 Explore: TypeAlias = Callable[[Key, HParams, Periods], HParams]
-"""(key, hparams `[N]`, periods) -> other hparams `[N]`; only those of members just copied are used."""
+"""(key, hparams `[N]`, periods) -> other hparams `[N]`, used only for members that were just copied."""
 
 
 def keep_past(dim: Dimension, past: float | Array, value: Array, moved: Array) -> Array:
-    """Keep `value` for the share `past` of a schedule, which is over, and take `moved` from there on.
+    """Keep `value` for the completed share `past` of a schedule, and take `moved` from there on.
 
-    Other dimensions have no past: theirs is `moved`.
+    Other dimensions have no past: they take `moved`.
     """
     if not isinstance(dim, Sequence):
         return moved
@@ -101,14 +101,14 @@ def judge_members(
 
 
 def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Rung]) -> Trials:
-    """Train members from rung to rung, on each only the best of the rung before.
+    """Train members from rung to rung, on each rung only the best of the rung before.
 
     S_0 = all;  S_{i+1} = the n_{i+1} lowest scores of S_i at r_i steps
 
-    **Cost:** Σ_i n_i (r_i − r_{i−1}) steps: members that go on do so from where they stopped.
+    **Cost:** Σ_i n_i (r_i − r_{i−1}) steps: members that continue do so from where they stopped.
 
     Returns:
-        The last objective of each member; in `info` the last rung of each, and the steps of all together.
+        The last objective of each member; in `info` the last rung of each, and the total number of steps.
     """
     num = rungs[0].num
     keys = jax.random.split(key, num)
@@ -130,7 +130,7 @@ def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Run
         info |= {name: info.get(name, x).at[index].set(x) for name, x in found.items()}
         before = until
     info |= {"key": jax.random.key_data(keys), "rung": rung}
-    info["budget"] = jnp.asarray(spent(rungs), jnp.float32)  # a count of whole steps outgrows int32
+    info["budget"] = jnp.asarray(spent(rungs), jnp.float32)  # a count of steps outgrows int32
     return Trials(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
 
 
@@ -151,7 +151,7 @@ def geometric_rungs(num: int, num_steps: int, last: int, eta: float) -> tuple[Ru
 
 
 def spent(rungs: Many[Rung]) -> int:
-    """Return the training steps of all members together, Σ_i n_i (r_i − r_{i−1})."""
+    """Return the total number of training steps, Σ_i n_i (r_i − r_{i−1})."""
     before = [0, *(rung.steps for rung in rungs)]
     return sum(rung.num * (rung.steps - start) for rung, start in zip(rungs, before, strict=False))
 

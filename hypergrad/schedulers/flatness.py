@@ -1,4 +1,4 @@
-"""Flatness-guided search: train all for an epoch, and the flattest of them to the end (FGHPO)."""
+"""Flatness-guided search: train all trials for an epoch, and the flattest to the end (FGHPO)."""
 
 import contextlib
 import inspect
@@ -45,12 +45,12 @@ def flattest(measures: Array, values: Array) -> Array:
 
 
 def lowest_value(measures: Array, values: Array) -> Array:
-    """Rank by the objective alone: plain halving, the control beside every other ranking."""
+    """Rank by the objective alone: plain halving, the control for every other ranking."""
     return values
 
 
 def pareto(measures: Array, values: Array) -> Array:
-    """Rank by fronts: first those that no other beats in both, then those that only these beat, and so on.
+    """Rank by fronts: first trials that no other beats in both, then those that only these beat, and so on.
 
     Within a front the lower objective comes first.
     """
@@ -62,7 +62,7 @@ def pareto(measures: Array, values: Array) -> Array:
 
 
 def matched(share: float = 0.5) -> Ranking:
-    """Rank by flatness among the `share` of the lowest objectives, and the rest after them by objective.
+    """Rank by flatness among the `share` of the lowest objectives, and rank the rest after them by objective.
 
     Flatness at matched loss: a network that is flat because it has learned nothing does not count.
     """
@@ -102,24 +102,24 @@ def flatness(
 
     S[h] = sup_{x ⊂ X} μ(x; h) where that is > 0;   P[h] = Run(h) for the N_2 lowest of S
 
-    The N_1 trials are those that are asked for (50 in the paper), trained as one population; the N_2 go on
-    from where they stopped. `info["flatness"]` has S, and `info["discarded"]` tells whose score was not
+    The N_1 trials are those that are asked for (50 in the paper), trained as one population; the N_2 continue
+    from where they stopped. `info["flatness"]` has S, and `info["discarded"]` tells which scores were not
     finite: with `flattest` and `pareto`, the trials whose S is 0 or NaN.
 
     **Cost:** N_1 first_steps + N_2 (num_steps − first_steps) steps, and N_1 measures.
 
-    **Limits:** the number of trials that go on is fixed: where fewer than N_2 are left, discarded ones fill the
-    places. Their objectives become infinite, so that they are never the best: where a measure is 0 for all
-    trials, none is. A network that learned nothing is flat, too; measured on the paper's data
+    **Limits:** the number of trials that continue is fixed: where fewer than N_2 are left, discarded ones fill
+    the places. Their objectives become infinite, so that they are never the best: where a measure is 0 for all
+    trials, no trial is. A network that learned nothing is flat too; measured on the paper's data
     sets, ranking by the objective (`ranking=lowest_value`) is hard to beat (`docs/flatness.md`).
 
     Args:
         measure: Function (params, hparams) -> []; `curvature.supremum` makes one of any curvature measure. A
             validation loss, a norm of the weights or a test of your own will do as well.
-        num_steps: Training steps R of the trials that go on.
+        num_steps: Training steps R of the trials that continue.
         first_steps: Training steps of every trial before it is measured, an epoch in the paper; with
             `num_steps`, all are trained to the end.
-        num_kept: Number N_2 of trials that go on.
+        num_kept: Number N_2 of trials that continue.
         ranking: Ranking of the trials by measure and objective: `flattest`, `lowest_value`, `pareto`,
             `matched(share)` or `blended(weight)`.
 
@@ -127,8 +127,8 @@ def flatness(
         "Flatness-guided hyper-parameter optimization", Algorithm 1.
 
     Raises:
-        ValueError: for arguments that cannot work and, when called, for a measure or a ranking that returns
-            something of another shape.
+        ValueError: for invalid arguments and, when called, for a measure or a ranking that returns another
+            shape.
     """
     num_steps, first_steps = check_steps("first_steps", first_steps, num_steps)
     num_kept = check_whole("num_kept", num_kept)
@@ -147,7 +147,7 @@ def flatness(
     def run(population: Population, key: Key, hparams: HParams) -> Trials:
         num = count(hparams)
         like = jax.ShapeDtypeStruct((num,), jnp.result_type(float))
-        with contextlib.suppress(jax.errors.JAXTypeError):  # one of numpy is checked when called
+        with contextlib.suppress(jax.errors.JAXTypeError):  # numpy: checked when called
             check_one_each("ranking", jax.eval_shape(ranking, like, like), num)
         rungs = [Rung(num, first_steps, rank), Rung(min(num, num_kept), num_steps)]
         rungs = rungs if first_steps < num_steps else rungs[:1]
@@ -191,7 +191,7 @@ def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Sch
 
 
 def _norm(loss: Callable[..., Array], params: PyTree, batch: PyTree) -> Array:
-    """Estimate the Hessian's norm of any network, the same way for all."""
+    """Estimate the Hessian's norm, in the same way for every network."""
     key = jax.random.key(0)
     return frobenius_estimate(loss, params, batch, key, num_products=NUM_PRODUCTS).value
 
@@ -221,7 +221,7 @@ def traverse(
 
     The members that no other beats in both scores, sorted by the first, are the corners of a path; `num`
     convex combinations of adjacent corners, evenly spaced along it, are quantized to values that the space has:
-    whole numbers to the nearest, options to that of the nearer corner.
+    whole numbers to the nearest, options to those of the nearer corner.
 
     **Limits:** a combination is worth a test because it may be good: its scores are not the combination of
     the corners' scores.
@@ -231,7 +231,8 @@ def traverse(
         hparams: Settings tried so far, `[N]`.
         scores: Two scores of each, `[N, 2]`, the lower the better: loss and flatness, or two error rates.
         num: Number of combinations.
-        key: Seed that moves the points along the path, by at most half their distance; with None they stay.
+        key: Seed that moves the points along the path, by at most half their distance; they do not move where
+            None.
 
     Returns:
         hparams `[num]`, from the best in the first score to the best in the second.

@@ -40,21 +40,21 @@ FULL = Method("full", "every trial is trained to the end", (), _make)
 
 
 def reach(target: float, num_steps: int, *, every: int = 1) -> Scheduler:
-    """Give every trial `num_steps` steps, and look at its objective after every `every` of them.
+    """Give every trial `num_steps` steps, and check its objective after every `every` of them.
 
     `info["reached"]` has the number of steps after which the objective of a trial was first seen to be at most
     the target, or -1. `searchers.steps_to(target)` makes `cross_entropy` minimise it.
 
     **Cost:** that of `full`, and ⌈`num_steps` / `every`⌉ evaluations of the objective a trial. Trials that have
-    reached the target go on to the end: side by side in one program they would wait for the last one anyway,
-    and the values of all stay comparable.
+    reached the target continue to the end: side by side in one program they would wait for the last trial
+    anyway, and all values stay comparable.
 
-    **Limits:** nothing is seen between two looks: `reached` is a multiple of `every`, or the end.
+    **Limits:** the objective is not seen between two checks: `reached` is a multiple of `every`, or the end.
 
     Args:
         target: Objective to reach.
         num_steps: Training steps of every trial.
-        every: Training steps from one look to the next.
+        every: Training steps between two checks.
 
     Raises:
         ValueError: for a target that is not finite, or counts below 1.

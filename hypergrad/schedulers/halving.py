@@ -1,4 +1,4 @@
-"""Successive halving: train many a little, and the best of them further."""
+"""Successive halving: train many trials a little, and the best of them further."""
 
 from collections.abc import Sequence
 
@@ -25,16 +25,16 @@ def halving(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> Schedule
 
     n_i = ⌊N η^{−i}⌋,   r_i = R η^{i−s},   s = ⌊log_η(R / r_min)⌋,   i = 0, ..., s
 
-    **Cost:** Σ_i n_i (r_i − r_{i−1}) steps, about N R η^{−s} (1 + s (1 − 1/η)): those that go on do so
-    from where they stopped. Under `jit`, one compiled program with s + 1 sizes.
+    **Cost:** Σ_i n_i (r_i − r_{i−1}) steps, about N R η^{−s} (1 + s (1 − 1/η)): trials that continue do so from
+    where they stopped. Under `jit`, one compiled program with s + 1 sizes.
 
     **Limits:** a trial whose objective falls late is lost. Objectives of trials that stopped early are those
-    of fewer steps (`trials.steps`); trials that diverged stop first, ties go to the lower index.
+    of fewer steps (`trials.steps`); trials that diverged stop first, and ties go to the lower index.
 
     Args:
         num_steps: Training steps R of the trials that reach the last rung.
-        min_steps: Least training steps r_min of any trial.
-        eta: Factor η above 1: the best 1/η go on, for η times as long.
+        min_steps: Smallest number r_min of training steps of any trial.
+        eta: Factor η above 1: the best 1/η continue, for η times as long.
 
     Reference:
         Jamieson, Talwalkar, 2016, arXiv:1502.07943; Li et al., 2018, arXiv:1603.06560, Algorithm 1.
@@ -64,11 +64,11 @@ def staged(rungs: Sequence[Rung]) -> Scheduler:
     """Train from rung to rung as listed, each with its own ranking where it has one.
 
     Args:
-        rungs: Numbers of members, which never grow, and of training steps, which do.
+        rungs: Rungs, whose numbers of members never grow and whose training steps do.
 
     Raises:
-        ValueError: for rungs that do not follow one another and, when called, for another number of members
-            than the first rung has.
+        ValueError: for rungs out of order and, when called, for another number of members than that of the
+            first rung.
     """
     rungs = tuple(rungs)
     if not rungs or not all(isinstance(rung, Rung) for rung in rungs):

@@ -39,10 +39,10 @@ def hyperband(
 
     Args:
         num_steps: Training steps R of the trials that reach a last rung.
-        min_steps: Least training steps of any trial.
+        min_steps: Smallest number of training steps of any trial.
         eta: Factor η above 1 of each halving.
-        searcher: Searcher that is told of every bracket and chooses the hparams of the next, in place of those
-            that were asked for. A `tpe` makes it BOHB, an `evolution` DEHB. With None all are as asked.
+        searcher: Searcher that is told of every bracket and chooses the hparams of the next, in place of the
+            given ones. A `tpe` makes it BOHB, an `evolution` DEHB. The given hparams are used where None.
 
     Reference:
         Li, Jamieson, DeSalvo, Rostamizadeh, Talwalkar, 2018, arXiv:1603.06560, Algorithm 1 and Table 1.
@@ -74,9 +74,9 @@ def brackets(
 
     Args:
         num_steps: Training steps R.
-        min_steps: Least training steps of any trial.
+        min_steps: Smallest number of training steps of any trial.
         eta: Factor η.
-        num: Number of trials to divide among the brackets; that of the paper where None.
+        num: Number of trials to divide among the brackets; the paper's number where None.
 
     Raises:
         ValueError: for fewer trials than brackets.
@@ -107,7 +107,7 @@ def num_trials(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> int:
 
 
 def _join(told: list[Trials]) -> Trials:
-    """Put the trials of the brackets one behind another."""
+    """Concatenate the trials of the brackets."""
     joined = jax.tree.map(lambda *xs: jnp.concatenate([jnp.atleast_1d(x) for x in xs]), *told)
     sizes = [len(trials.values) for trials in told]
     bracket = jnp.repeat(

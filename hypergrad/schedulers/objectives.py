@@ -1,4 +1,4 @@
-"""Schedulers whose trials are judged by several objectives, or have to keep to constraints."""
+"""Schedulers whose trials are judged by several objectives, or must keep constraints."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from hypergrad.searchers import Trials
 def scalarized(
     scheduler: Scheduler, objectives: Callable[[Trials], Array], scalar: Scalarization
 ) -> Scheduler:
-    """Judge trials by several objectives, made one number.
+    """Judge trials by several objectives, combined into one number.
 
     The values of the trials become `scalar(objectives(trials))`, which the searcher minimises and by which the
     study takes its best. `info["objectives"]` `[N, K]` keeps the objectives, for `pareto_front` and
@@ -26,9 +26,9 @@ def scalarized(
 
     Args:
         scheduler: Scheduler that trains the trials.
-        objectives: Function (trials) -> `[N, K]`, e.g. `lambda t: jnp.stack([t.values, t.hparams["w"]], -1)`,
-            of what a population measures (`info`) and what follows from hparams.
-        scalar: Function that makes one number of them, such as `chebyshev(weights, ideal)`.
+        objectives: Function (trials) -> `[N, K]` of measurements of a population (`info`) and of hparams, e.g.
+            `lambda t: jnp.stack([t.values, t.hparams["w"]], -1)`.
+        scalar: Function that combines them into one number, such as `chebyshev(weights, ideal)`.
     """
     check_function("objectives", objectives, "lambda trials: trials.info['sizes']", "trials")
     check_function("scalar", scalar, "chebyshev((1.0, 0.1), (0.0, 0.0))", "objectives")
@@ -47,15 +47,15 @@ def scalarized(
 
 
 def constrained(scheduler: Scheduler, violation: Callable[[Trials], Array]) -> Scheduler:
-    """Let trials that break a constraint lose to all that keep it.
+    """Let trials that break a constraint lose to all trials that keep it.
 
     The constraint is g(trials) <= 0. The value of a trial with g > 0, or g = NaN, becomes infinite, so that it
     is never the best of a study nor among the elites; `info["violation"]` has max(g, 0) of each, NaN where it
-    diverged. Searchers rank those trials behind all others, the least violation first (Deb's rule), and so
-    find their way to where the constraint is kept. `info["objective"]` has the objectives as they were.
+    diverged. Searchers rank those trials behind all others, the smallest violation first (Deb's rule), and so
+    move to where the constraint is kept. `info["objective"]` has the original objectives.
 
-    **Limits:** within a run the scheduler does not know of it: a halving may stop trials that keep it in
-    favour of some that do not.
+    **Limits:** within a run the scheduler does not know of the constraint: a halving may stop trials that keep
+    it in favour of trials that do not.
 
     Args:
         scheduler: Scheduler that trains the trials.

@@ -1,4 +1,4 @@
-"""Several objectives at once, all minimised: the front, its hypervolume, and one number made of them."""
+"""Several objectives at once, all minimised: the front, its hypervolume, and their combination."""
 
 from collections.abc import Callable, Sequence as Many
 from typing import Any, TypeAlias
@@ -19,7 +19,7 @@ def pareto_front(objectives: Array) -> Array:
 
     a dominates b:  a_k <= b_k for every k, and a_k < b_k for one.
 
-    Equal trials are all on the front. A trial with a NaN is not, and dominates none.
+    Equal trials are all on the front. A trial with a NaN is not on it, and dominates none.
 
     **Cost:** O(N² K) time, memory O(N²).
 
@@ -31,7 +31,7 @@ def pareto_front(objectives: Array) -> Array:
 
 
 def pareto_ranks(objectives: Array) -> Array:
-    """Return the front that each trial is on, int32 `[N]`: 0 for the first, 1 for that of the others, ...
+    """Return the front of each trial, int32 `[N]`: 0 for the first, 1 for the front of the others, ...
 
     Trials with a NaN come last, with rank N.
 
@@ -63,13 +63,13 @@ def hypervolume(objectives: Array, reference: Array) -> float:
 
     |⋃_n [y_n, r]|,   over the trials with y_n < r in every objective
 
-    Three objectives are cut into slabs along the third, with the area of those below in each.
+    Three objectives are cut into slabs along the third; each has the area of the points below it.
 
     **Cost:** O(N log N) for two, O(N² log N) for three, on the host.
 
     Args:
         objectives: Objectives of the trials, `[N, K]`, K = 2 or 3; rows with a NaN count for nothing.
-        reference: Point `[K]` that is worse than all of interest, in every objective.
+        reference: Point `[K]` that is worse than every trial of interest, in every objective.
 
     Raises:
         ValueError: for another number of objectives, and a reference of another shape.
@@ -115,21 +115,21 @@ def _area(points: np.ndarray, corner: np.ndarray) -> float:
 
 
 def chebyshev(weights: Many[float], ideal: Many[float], *, slope: float = 0.05) -> Scalarization:
-    """Make one number of several objectives: the worst weighted distance from the best there could be.
+    """Combine several objectives into one number: the worst weighted distance from the ideal.
 
     max_k w_k (y_k − y*_k) + slope Σ_k w_k (y_k − y*_k)
 
-    Every point of the front, also where it is not convex, is the minimum for some weights; with weighted sums
-    only those of its convex hull are. The slope rules out points that are merely not dominated in every
+    Every point of the front, even where it is not convex, is the minimum for some weights; with weighted sums
+    only points of its convex hull are. The slope rules out points that are merely not dominated in every
     objective.
 
     Args:
         weights: Positive weight of each objective; for objectives of different scales, 1 / range.
-        ideal: Best value y* of each objective by itself, or one below.
+        ideal: Best value y* of each objective by itself, or a lower value.
         slope: Small weight of the sum.
 
     Raises:
-        ValueError: for weights that are not positive, an ideal of another length, a negative slope.
+        ValueError: for weights that are not positive, an ideal of another length, or a negative slope.
 
     Reference:
         Steuer, Choo, "An Interactive Weighted Tchebycheff Procedure for Multiple Objective Programming",

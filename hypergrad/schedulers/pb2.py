@@ -1,4 +1,4 @@
-"""Population-based bandits: what to try next in population-based training, from a Gaussian process."""
+"""Population-based bandits: exploration in population-based training by a Gaussian process."""
 
 from typing import NamedTuple
 
@@ -37,13 +37,13 @@ from hypergrad.space import (
 
 
 def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
-    """Explore where a Gaussian process expects the objective to fall most in the period to come.
+    """Explore where a Gaussian process expects the objective to fall most in the next period.
 
-    Δ_{p,i} = objective of member i at the end of period p, less that it went on from
+    Δ_{p,i} = objective of member i at the end of period p minus that at its start
     (λ, t) -> Δ  is modelled with the kernel  k_SE(λ, λ') · (1 − ω)^{|t − t'| / 2}  (`time_varying`), and each
-    copy gets the λ with the lowest bound  mean − κ std  at the time to come, one after the other. What the
-    members that go on have, and the copies before it got, is hallucinated to come out at its mean (GP-BUCB):
-    the mean stays that of the data, and std falls where they are. Length scales, ω, amplitude and noise are
+    copy gets the λ with the lowest bound mean − κ std at the next time, one copy after the other. Members that
+    continue, and earlier copies, count as observed at their predicted means (GP-BUCB): the mean stays that of
+    the data, and std falls where they are. Length scales, ω, amplitude and noise are
     those of the highest marginal likelihood, times a prior whose ω is about 0.3 for eight periods.
 
     **Cost:** 80 factorizations O(n³) a comparison, n = min(capacity, members x periods), and a search of the
@@ -58,7 +58,7 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
     Args:
         space: Pytree of traceable dimensions.
         kappa: Weight κ of the deviation in the bound.
-        capacity: Number of periods of members that are remembered, the newest.
+        capacity: Number of remembered periods of members, the newest.
 
     Returns:
         A function that `pbt(explore=...)` takes.
@@ -104,8 +104,8 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
 
 class _Model(NamedTuple):
     space: PyTree
-    dims: PyTree  # of the values that hparams have at one time
-    coords: Coordinates  # of those, and the time behind them
+    dims: PyTree  # dimensions of hparams at one time
+    coords: Coordinates  # coordinates of those, then the time
     covariance: Covariance
     bound: Acquisition
     capacity: int
@@ -144,7 +144,7 @@ def _changes(model: _Model, periods: Periods) -> tuple[Array, Array, Array]:
 def _posterior(
     model: _Model, units: Array, change: Array, filled: Array, num_more: int
 ) -> Posterior:
-    """Fit the process to the changes, with empty rows behind them for what it will hallucinate."""
+    """Fit the process to the changes, with empty rows behind them for the predicted ones."""
     targets = power(change, filled)
     prior = prior_kernel(model.coords.num)
     kernel = fit_covariance(prior, model.covariance, units, targets, filled)
@@ -161,9 +161,9 @@ def _posterior(
 def _one_after_another(
     model: _Model, key: Key, posterior: Posterior, hparams: HParams, moved: Array, time: Array
 ) -> Array:
-    """Return the units that each member gets, `[N, D]`: its own, or for a copy those of the lowest bound.
+    """Return the units of each member, `[N, D]`: its own, or for a copy those of the lowest bound.
 
-    Each is believed to come out at its mean before the next one is chosen.
+    Each counts as observed at its mean before the next one is chosen.
     """
     num, dtype = len(moved), posterior.units.dtype
     now = jnp.full((num, 1), time, dtype)
@@ -181,7 +181,7 @@ def _one_after_another(
         unit = jax.lax.cond(moved[member], choose, lambda: leaders[member])
         return believe(posterior, model.covariance, unit, row), unit[:-1]
 
-    order = jnp.argsort(moved)  # those that go on first
+    order = jnp.argsort(moved)  # those that continue first
     rows = len(posterior.units) - num + jnp.arange(num)
     steps = jax.random.split(key, num), rows, order
     return jax.lax.scan(one, posterior, steps)[1][jnp.argsort(order)]
@@ -194,10 +194,10 @@ def time_varying(ordered: np.ndarray) -> Covariance:
 
     times exp(−1{x_c ≠ x'_c} / scale_c) for each option c. Time has a length scale like the others:
     (1 − ω)^{|t − t'| / 2} = exp(−|t − t'| / scale_t), so that ω = 1 − exp(−2 / scale_t) for one unit of t, and
-    1 − exp(−2 / (periods · scale_t)) for a period where t is the share of the training that is over.
+    1 − exp(−2 / (periods · scale_t)) for a period where t is the completed share of the training.
 
     Args:
-        ordered: Whether each coordinate but the time is ordered, `[D]`; false for options.
+        ordered: Whether each coordinate except the time is ordered, `[D]`; false for options.
 
     Reference:
         Parker-Holder, Nguyen, Roberts, 2020, arXiv:2002.02518, section 4; Bogunovic, Scarlett, Cevher,

@@ -1,4 +1,4 @@
-"""Population-based training: the worst go on from the best, with other hyperparameters."""
+"""Population-based training: the worst members continue from the best, with other hyperparameters."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from hypergrad.searchers import Trials
 from hypergrad.space import Dimension
 
 NUM_PERIODS = 8
-"""Comparisons of `pbt` and `pb2` by name in a run, or a few more: the steps are divided evenly."""
+"""Number of comparisons of `pbt` and `pb2` by name in a run, or a few more, to divide the steps evenly."""
 
 
 class _Carry(NamedTuple):
@@ -27,7 +27,7 @@ class _Carry(NamedTuple):
     hparams: HParams
     states: PyTree
     parent: Array
-    start: Array  # objectives that the members go on from, `[N]`
+    start: Array  # objectives from which the members continue, `[N]`
     seen: Periods  # row p is what member i had in period p
     line: Periods  # row p is what the ancestor of member i had in period p
 
@@ -36,21 +36,21 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
     """Train a population, and after every period replace its worst members by copies of its best.
 
     Every `period` steps each of the worst ⌊fraction N⌋ members, and each that has diverged, takes the weights,
-    optimizer state, minibatch order and hparams of one drawn from the best ⌊fraction N⌋; then its hparams
+    optimizer state, minibatch order and hparams of a member drawn from the best ⌊fraction N⌋; then its hparams
     are explored.
 
     **Cost:** N x `num_steps` steps; the schedules found take N x periods x hparams in `info`. Under `jit`,
     one compiled program.
 
-    **Limits:** greedy: what pays late is lost. `trials.hparams` are those of the last period: of a schedule
-    over training, what the member was trained with; of a scalar, its last value. `info["schedule.NAME"]`
-    `[N, periods, ...]` has the hparams of each period, `info["curve"]` its objectives.
+    **Limits:** the method is greedy: hparams that pay late are lost. `trials.hparams` are those of the last
+    period: for a schedule, the values of the member's training; for a scalar, its last value.
+    `info["schedule.NAME"]` `[N, periods, ...]` has the hparams of each period, `info["curve"]` its objectives.
 
     Args:
         num_steps: Training steps of each member.
-        explore: Function that makes other hparams of a copy's: `perturb(space)`, or `pb2(space)`.
+        explore: Function that changes the hparams of a copy: `perturb(space)`, or `pb2(space)`.
         period: Training steps between comparisons; it divides `num_steps`.
-        fraction: Share of the members that is replaced, and that is copied; above 0, at most one half.
+        fraction: Share of the members that is replaced, and share that is copied; above 0, at most one half.
 
     Reference:
         Jaderberg et al., "Population Based Training of Neural Networks", 2017, arXiv:1711.09846, with
@@ -147,10 +147,10 @@ def _exploit(
 
 
 def choose_parents(key: Key, values: Array, fraction: float) -> tuple[Array, Array]:
-    """Choose the member that each one goes on from.
+    """Choose the member from which each one continues.
 
     Returns:
-        That member, int32 `[N]` (itself for most), and which ones were replaced, `[N]`.
+        The index of that member, int32 `[N]` (its own for most), and which members were replaced, `[N]`.
     """
     num = values.shape[0]
     size = min(max(1, int(fraction * num)), num // 2)
@@ -172,9 +172,9 @@ def perturb(
 ) -> Explore:
     """Multiply each dimension by `factor` or by 2 − `factor`, or draw it anew.
 
-    Whole numbers are rounded away from where they were, values stay within their bounds. Options are
-    drawn anew or kept; static dimensions are kept. Each dimension decides for itself. A schedule changes as a
-    whole from the present on: of its steps, what has been trained with stays.
+    Whole numbers are rounded away from their old values, and values stay within their bounds. Options are drawn
+    anew or kept; static dimensions are kept. Each dimension is drawn separately. A schedule changes as a whole
+    from the present on: its completed steps stay.
 
     **Limits:** a `Real` at zero moves only by being drawn anew.
 
@@ -241,5 +241,5 @@ def _make(problem: Problem, space: PyTree, horizon: int, size: int) -> tuple[Sch
 
 
 PBT = Method(
-    "pbt", "the worst go on from copies of the best, with other hyperparameters", (), _make
+    "pbt", "the worst continue from copies of the best, with other hyperparameters", (), _make
 )

@@ -1,6 +1,6 @@
 """Searchers: what to try. One method, one file, one contract (`base.Searcher`).
 
-- `base`: The contract of every searcher: what to try next.
+- `base`: The contract of every searcher, which suggests the next trials.
 - `bayes`: Bayesian optimization: a Gaussian process over the space, and an acquisition that is maximised on
   it.
 - `cma_es`: CMA-ES: a normal distribution that moves, widens and turns towards the better half of every
@@ -11,7 +11,7 @@
 - `grid`: Grid search: every combination of a few values of each dimension.
 - `models/`: What searchers model with: densities, Gaussian processes, points that fill a cube.
 - `optuna/`: Optuna as a searcher, and our searchers as samplers of Optuna.
-- `prior`: Search near what the user holds to be good: independent trials from a prior.
+- `prior`: Search near the user's prior: independent trials from it.
 - `random`: Random search: the baseline that every other searcher has to beat.
 - `sobol`: Scrambled Sobol search: trials that fill the unit cube more evenly than independent ones.
 - `tpe`: Tree-structured Parzen estimators: try what is likelier among good trials than among the others.

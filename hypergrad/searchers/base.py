@@ -1,4 +1,4 @@
-"""The contract of every searcher: what to try next."""
+"""The contract of every searcher, which suggests the next trials."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from hypergrad.space import to_units
 
 
 class Trials(NamedTuple):
-    """What came of N trials; every array has the leading axis `[N]`.
+    """Results of N trials; every array has the leading axis `[N]`.
 
     Attributes:
         hparams: Hyperparameters that were tried.
         values: Last objective of each; NaN where it diverged.
-        steps: Training steps that each was given, int32.
+        steps: Training steps of each, int32.
         parent: Index of the member that each descends from, int32 (its own where nothing was copied).
         info: Dict of further arrays, for people.
     """
@@ -41,7 +41,7 @@ def _nothing(state: PyTree) -> dict[str, Array]:
 
 
 class Searcher(NamedTuple):
-    """What to try, as a value.
+    """A way to suggest trials, as a value.
 
     Attributes:
         init: (key) -> state, whose structure, shapes and dtypes never change.
@@ -78,7 +78,7 @@ def check_trials(space: PyTree, trials: Trials) -> None:
     if jax.tree.structure(space) != jax.tree.structure(trials.hparams):
         raise ValueError(
             f"hparams has the leaves {theirs}, expected those of the space, {ours}; "
-            "tell the searcher what came of the trials it was asked for"
+            "tell the searcher the results of its own suggestions"
         )
     shape, steps = jnp.shape(trials.values), jnp.shape(trials.steps)
     for name, leaf in tree.named(trials.hparams).items():
@@ -86,7 +86,7 @@ def check_trials(space: PyTree, trials: Trials) -> None:
         if len(shape) != 1 or num != shape or not shape[0]:
             raise ValueError(
                 f"values has shape {shape}, expected {num or '[N]'}, one for each trial of hparams[{name!r}]; "
-                "tell the searcher what came of the trials it was asked for"
+                "tell the searcher the results of its own suggestions"
             )
     if steps != shape:
         raise ValueError(
@@ -117,10 +117,10 @@ def observe(space: PyTree, trials: Trials) -> tuple[Array, Array]:
 
 
 def final_values(trials: Trials) -> np.ndarray:
-    """Return the objectives of which one is the best, `[N]`; infinity for the others.
+    """Return the objectives among which the best is chosen, `[N]`; infinity for the others.
 
-    Those are the finite ones of the trials that were trained longest: one that a scheduler stopped early
-    may be low only because its training was short.
+    Those are the finite objectives of the trials that were trained longest: an objective of a trial that a
+    scheduler stopped early may be low only because its training was short.
     """
     values, steps = np.asarray(trials.values), np.asarray(trials.steps)
     finite = np.isfinite(values)

@@ -20,10 +20,10 @@ from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import Coordinates, cell, coordinates, from_units, names_of
 
 STILL = 0.25
-"""Least standard deviation of a counted coordinate, in cells: one draw in twenty leaves the middle one."""
+"""Smallest standard deviation of a counted coordinate, in cells: one draw in twenty leaves the middle cell."""
 
 FOLLOW, FLOOR = 0.3, 0.1
-"""How far tables follow one generation, and the share of their draws that is uniform."""
+"""Share of one generation in an update of the tables, and uniform share of their draws."""
 
 LEAST_SIGMA, MOST_SIGMA = 1e-10, 1.0
 """Bounds of σ, in units of the range."""
@@ -33,14 +33,14 @@ class CmaState(NamedTuple):
     """State of `cma_es`; n is the number of ordered coordinates.
 
     Attributes:
-        mean: m, in unit coordinates, `[n]`.
-        covariance: C, `[n, n]`.
+        mean: Mean m, in unit coordinates, `[n]`.
+        covariance: Covariance C, `[n, n]`.
         sigma: Step size σ, in units of the range.
         p_sigma: Evolution path p_σ of steps made white, by which σ is adapted, `[n]`.
-        p_c: Evolution path p_c of steps as they are, by which C is adapted, `[n]`.
+        p_c: Evolution path p_c of the unscaled steps, by which C is adapted, `[n]`.
         tables: Probability of every option of the other coordinates.
         units, scores: Last trials told, `[P, D]` and `[P]`: generations smaller than P wait here.
-        waiting: How many of them wait, int32.
+        waiting: Number of them that wait, int32.
         step: Updates so far g, int32.
     """
 
@@ -67,20 +67,20 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
     p_c ← (1 − c_c) p_c + h_σ √(c_c (2 − c_c) μ_eff) y_w,
     C ← (1 + c_1 (1 − h_σ) c_c (2 − c_c) − c_1 − c_μ) C + c_1 p_c p_cᵀ + c_μ Σ w_i y_i y_iᵀ,
 
-    with χ_n = E‖N(0, I)‖ and Hansen's rates for n and λ. The normals are scrambled Sobol points. Draws are
-    cut at the bounds, and the update is told what was tried. Of a counted coordinate, a trial in the mean's
-    own cell counts as the mean, and the standard deviation of a draw is kept above a quarter of a cell.
-    Options, which have no direction, have a table each, fitted to the same weighted trials as by
-    `cross_entropy`.
+    with χ_n = E‖N(0, I)‖ and Hansen's rates for n and λ. The normals are scrambled Sobol points. Draws are cut
+    at the bounds, and the update uses the cut draws. For a counted coordinate, a trial in the mean's own cell
+    counts as the mean, and the standard deviation of a draw stays above a quarter of a cell. Options have no
+    direction: each has a table, fitted to the same weighted trials as in `cross_entropy`.
 
     **Cost:** O(λ n² + n³) a generation, beside the training of λ trials.
 
-    **Limits:** the search becomes local: it does not start again when σ is small (`info["sigma"]`). Where
+    **Limits:** the search becomes local: it does not restart when σ is small (`info["sigma"]`). Where
     generations are smaller than `num_members`, trials wait until there are as many.
 
     Args:
         space: Pytree of traceable dimensions, at least one of which is not a `Choice`.
-        num_members: λ where generations are smaller than that, at least 4; else λ is their size.
+        num_members: Number λ of trials of an update where generations are smaller, at least 4; else λ is their
+            size.
         sigma: First σ, in units of the range; the first mean is the middle.
 
     Returns:
@@ -182,7 +182,7 @@ def _start(n: int, sigma: float, first: PyTree, num_members: int, num_coordinate
 def draw_members(state: CmaState, z: Array, still: np.ndarray) -> Array:
     """Return x = m + σ y with y = B D z, equations 38 to 40, from standard normals z, `[N, n]`.
 
-    `still` is the least standard deviation of each coordinate, `[n]`.
+    `still` is the smallest standard deviation of each coordinate, `[n]`.
     """
     values, axes = jnp.linalg.eigh(state.covariance)
     root = axes * jnp.sqrt(jnp.maximum(values, 0))
@@ -230,8 +230,8 @@ class Rates(NamedTuple):
     """Hansen's rates for n coordinates and λ trials (his table 1), without negative weights.
 
     Attributes:
-        weights: w of the μ best, `[μ]`.
-        mu_eff: How many equal weights would have the same variance.
+        weights: Weights w of the μ best, `[μ]`.
+        mu_eff: Number of equal weights with the same variance.
         c_sigma, d_sigma: Rate of p_σ, and damping of σ.
         c_c: Rate of p_c.
         c_1, c_mu: Rates of the updates of C by p_c, and by the μ best.

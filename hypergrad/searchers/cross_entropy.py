@@ -24,17 +24,17 @@ GOING_ON, UNCHANGED, SETTLED = 0, 1, 2
 
 
 LEAST_GENERATION = 3
-"""Fewest trials of a generation whose best half has two elites, to which a distribution can be fitted."""
+"""Smallest generation whose best half has two elites, to which a distribution can be fitted."""
 
 
 class Stop(NamedTuple):
-    """When a study of cross-entropy search is done, beside its budget.
+    """Rules that end a study of cross-entropy search before its budget.
 
     Attributes:
         generations: Number of generations in a row in which γ_t does not change.
         tolerance: Relative change of γ_t up to which it counts as unchanged.
-        sigma, epsilon: Distribution has settled when every standard deviation is below `sigma`, a share of
-            the range, and every table gives one value at least 1 − `epsilon`.
+        sigma, epsilon: Bounds of a settled distribution, in which every standard deviation is below `sigma`, a
+            share of the range, and every table gives one value at least 1 − `epsilon`.
     """
 
     generations: int = 5
@@ -50,13 +50,13 @@ class CrossEntropyState(NamedTuple):
         params: Parameters v_t of the distribution.
         step: Generations told so far, int32.
         kept: Best trials so far in unit coordinates, `[keep, D]`.
-        kept_scores: Their scores, `[keep]`; infinite where there is no trial yet.
+        kept_scores: Scores of the kept trials, `[keep]`; infinite where there is no trial yet.
         gamma: Score γ_t of the last elite.
         unchanged: Generations in which γ_t has not changed, int32.
         num_elites: Number of elites of the last generation, int32.
         before, after: Mean log-likelihood of those elites under the distribution that they were drawn from,
             and under the one that was fitted to them.
-        stopped: Which rule has stopped the search, int32.
+        stopped: Rule that has stopped the search, int32.
     """
 
     params: PyTree
@@ -75,7 +75,7 @@ def steps_to(target: float) -> Callable[[Trials], Array]:
     """Score trials by the training steps that they took to reach an objective of at most `target`.
 
     Trials that did not reach it follow those that did, by their objective. `schedulers.reach` notes when a
-    trial was there (`info["reached"]`); with other schedulers, a trial was there when it ended, at `steps`.
+    trial reached it (`info["reached"]`); with other schedulers, the end of the trial, `steps`, counts.
     """
 
     def score(trials: Trials) -> Array:
@@ -105,14 +105,14 @@ def cross_entropy(
     v* = argmin_v KL(uniform on E ‖ f(· ; v)) = argmax_v Σ_{m ∈ E} log f(x_m ; v),   v_{t+1} = smooth(v*, v_t).
 
     The draws are scrambled Sobol points pushed through the quantiles of f, with a fresh scramble a
-    generation. A trial that is not finite is never an elite; a generation without a finite one changes
+    generation. A trial that is not finite is never an elite; a generation without a finite trial changes
     nothing.
 
     **Cost:** O(M D) a generation, beside the training of M trials; D³ more with `correlated`.
 
-    **Limits:** it takes some ten generations of some 30 trials to learn anything. The mean log-likelihood
-    of the elites rises from `before` to `after` by definition; that of later elites need not. With new
-    initial weights for each trial, `keep` holds on to lucky ones.
+    **Limits:** the search needs some ten generations of some 30 trials to learn anything. The mean
+    log-likelihood of the elites rises from `before` to `after` by definition; that of later elites need not.
+    With new initial weights for each trial, `keep` holds on to lucky trials.
 
     Args:
         space: Pytree of traceable dimensions.
@@ -228,7 +228,7 @@ def _info(law: Family, rule: Stop, state: CrossEntropyState) -> dict[str, Array]
 
 
 def _is_same(gamma: Array, before: Array, rule: Stop) -> Array:
-    """Tell whether γ has not changed, but for the tolerance; two infinite ones are the same."""
+    """Tell whether γ has not changed beyond the tolerance; two infinite values are the same."""
     change = jnp.abs(gamma - before)
     return (gamma == before) | (change <= rule.tolerance * jnp.abs(gamma))
 
@@ -272,7 +272,7 @@ def _make(space: PyTree, num_trials: int, size: int, prior: Priors | None) -> Se
             f"population is {size} with method 'cross_entropy', expected at least {LEAST_GENERATION}, so that "
             f"two trials are elite; pass population={LEAST_GENERATION} or more, or a larger budget"
         )
-    # a distribution is fitted to a few elites at least, in small generations too
+    # a distribution needs a few elites, in small generations too
     rho = min(0.5, max(0.1, 4 / size))
     family = partial(distribution, prior=prior)
     return held_constant(space, partial(cross_entropy, rho=rho, family=family))

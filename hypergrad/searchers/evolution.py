@@ -21,8 +21,8 @@ class EvolutionState(NamedTuple):
 
     Attributes:
         units: Members in unit coordinates, `[P, D]`.
-        scores: Their scores, `[P]`; infinite before the first trial, and where a trial failed.
-        vectors, shift: Scrambled Sobol sequence that the first members come from.
+        scores: Scores of the members, `[P]`; infinite before the first trial, and where a trial failed.
+        vectors, shift: Scrambled Sobol sequence of the first members.
         count: Trials told so far, int32.
     """
 
@@ -49,20 +49,20 @@ def evolution(
     v = x_i + F (x_b − x_i) + F (x_r − x_s),   u_d = v_d with probability `crossover`, else x_{i,d},
 
     and u takes the place of x_i where its score is no worse. A coordinate that leaves [0, 1] goes half way
-    from x_i to the bound. An option, which has no differences, is that of x_b or x_r. The first
+    from x_i to the bound. An option has no differences: it is that of x_b or x_r. The first
     `num_members` trials are scrambled Sobol points. With hyperband this is the search of DEHB.
 
     **Cost:** O(num D) a generation.
 
     **Limits:** trial j of a generation stands for member (trials so far + j) mod P. Selection compares a
-    member with a later trial: under new initial weights each time, a lucky value stays for long.
+    member with a later trial: with new initial weights each time, a lucky value stays for long.
 
     Args:
         space: Pytree of traceable dimensions.
         num_members: Size P of the population, at least 4.
         mutation: Bounds of F, which is drawn once for each trial.
-        crossover: Probability that a coordinate is the mutant's; one coordinate always is.
-        best: Share of the population that x_b is drawn from.
+        crossover: Probability that a coordinate is the mutant's; at least one always is.
+        best: Share of the population from which x_b is drawn.
 
     Raises:
         ValueError: for an invalid space, and for settings out of range.
@@ -122,10 +122,10 @@ def evolution(
 
 
 def _select(state: EvolutionState, u: Array, scores: Array) -> EvolutionState:
-    """Let each trial u, `[N, D]`, take the place of the member that it stands for, where it is no worse."""
+    """Let each trial u, `[N, D]`, take the place of its member, where it is no worse."""
     num, num_members = len(scores), len(state.scores)
     target = (state.count + jnp.arange(num)) % num_members
-    # several trials may stand for one member: the best of them takes part, and the first of equals
+    # several trials may stand for one member: the best of them competes, and the first of equals
     lowest = jax.ops.segment_min(scores, target, num_members)
     is_lowest = scores == lowest[target]
     place = jnp.where(is_lowest, jnp.arange(num), num)

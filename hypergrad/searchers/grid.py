@@ -18,7 +18,7 @@ from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import coordinates, from_units
 
 MAX_GRID = 2**20
-"""Most points of a grid: the order in which they are tried is held in memory."""
+"""Largest number of points of a grid, whose order is held in memory."""
 
 
 class GridState(NamedTuple):
@@ -36,20 +36,20 @@ class GridState(NamedTuple):
 def grid(
     space: PyTree, num_levels: int | Mapping[str, int] = 3, *, shuffle: bool = True
 ) -> Searcher:
-    """Try all combinations; the study is done when each was told once.
+    """Try all combinations; the study is done when each has been told once.
 
     A real dimension has `num_levels` values from bound to bound, evenly spread in unit coordinates. An
-    `Integer` has as many, rounded, but none twice; a `Choice` has all its options. A schedule has the values
-    of its element at each free step.
+    `Integer` has as many, rounded and without repeats; a `Choice` has all its options. A schedule has the
+    values of its element at each free step.
 
-    **Cost:** num_levels^D trials for D real coordinates. A generation that is larger than what is left
+    **Cost:** num_levels^D trials for D real coordinates. A generation that is larger than the rest of the grid
     begins the grid again.
 
     Args:
         space: Pytree of traceable dimensions.
         num_levels: Number of values of each dimension: one for all of them, or by leaf name (3 for others).
-        shuffle: Whether the points are tried in an order that the key of `init` draws; a grid that is cut
-            short is then not one corner of it.
+        shuffle: Whether the points are tried in an order that the key of `init` draws; a grid that is cut short
+            is then not just one corner of it.
 
     Raises:
         ValueError: for an invalid number of values, and for a grid of more than 2^20 points.
@@ -111,7 +111,7 @@ def _levels(num: int, cells: int, ordered: bool) -> np.ndarray:
 
 
 def levels_within(space: PyTree, num_trials: int) -> int:
-    """Return the most levels, at least 2, whose grid has no more points than there are trials."""
+    """Return the largest number of levels, at least 2, whose grid has no more points than there are trials."""
     coords = coordinates(space)
 
     def size(num: int) -> int:

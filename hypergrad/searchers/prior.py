@@ -1,4 +1,4 @@
-"""Search near what the user holds to be good: independent trials from a prior."""
+"""Search near the user's prior: independent trials from it."""
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +13,23 @@ from hypergrad.searchers.wrappers import first_then, held_constant
 from hypergrad.space import coordinates, from_units
 
 LEAST_FIRST = 8
-"""First trials that come from a prior, where a searcher has no distribution of its own to begin with it."""
+"""Number of first trials from a prior, where a searcher has no distribution that could begin with it."""
 
 
 def prior(space: PyTree, prior: Priors, *, uniform: float = 0.25) -> Searcher:
     """Draw every trial from a prior: near its value where there is one, uniform elsewhere.
 
     x ~ (1 − uniform) · Π_d p_d(x_d) + uniform · U, with p_d a normal cut to the range (of the logarithm,
-    for `LogReal`) or a table. The uniform share keeps a wrong prior from being the end of the search.
+    for `LogReal`) or a table. The uniform share lets the search recover from a wrong prior.
     With halving or hyperband this is the prior part of PriorBand.
 
     Args:
         space: Pytree of traceable dimensions.
-        prior: {leaf name: `Prior(value, spread)`}.
+        prior: Dict {leaf name: `Prior(value, spread)`}.
         uniform: Share of trials that are drawn without the prior.
 
     Raises:
-        ValueError: for a prior that is not of the space, and a share outside [0, 1].
+        ValueError: for a prior that does not fit the space, and a share outside [0, 1].
 
     Reference:
         Mallik et al., "PriorBand: Practical Hyperparameter Optimization in the Age of Deep Learning",
@@ -53,7 +53,7 @@ def prior(space: PyTree, prior: Priors, *, uniform: float = 0.25) -> Searcher:
 
 
 def prior_first(searcher: Searcher, space: PyTree, priors: Priors | None, size: int) -> Searcher:
-    """Let the first generation, and 8 trials at least, come from a prior, where there is one."""
+    """Let the first generation, and at least 8 trials, come from a prior, where there is one."""
     if not priors:
         return searcher
     return first_then(prior(space, priors), searcher, max(size, LEAST_FIRST))

@@ -30,7 +30,7 @@ def sobol(space: PyTree) -> Searcher:
     """Walk along one scrambled Sobol sequence; each trial alone is uniform in unit coordinates.
 
     The key of `init` draws the scramble; that of `ask` is not used. A sequence has 2^20 points, and begins
-    again after them. Generations of a power of two keep the whole of its evenness.
+    again after them. Generations whose size is a power of two keep all of its evenness.
 
     Args:
         space: Pytree of traceable dimensions, of at most 21,201 coordinates.

@@ -19,15 +19,15 @@ from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import Coordinates, coordinates, from_units
 
 MOST_GOOD = 25
-"""Most trials that make the density of the good ones."""
+"""Largest number of trials in the density of the good ones."""
 
 
 class TPEState(NamedTuple):
     """State of `tpe`.
 
     Attributes:
-        memory: Trials that the densities are made of.
-        vectors, shift: Scrambled Sobol sequence that the first trials come from.
+        memory: Trials of which the densities are made.
+        vectors, shift: Scrambled Sobol sequence of the first trials.
         told: Trials told so far, int32.
     """
 
@@ -51,9 +51,9 @@ def tpe(
     The best share γ of the n trials (at most 25) make l, the others g. Each density is the mean of kernels
     around its trials and of one uniform: normals cut to [0, 1], and for options 0.8 · 1{same} + 0.2 / K.
     `multivariate` kernels are products over all coordinates, 0.7 n^(-1 / (D + 4)) standard deviations of their
-    n trials wide. Otherwise each coordinate has a choice of its own, and a kernel is as wide as the farther
-    neighbour is away. Both are at least 1 / (n + 2) or 1 / 100 wide. A suggestion joins g at once, as narrow as
-    any, so that those of one generation keep apart.
+    n trials wide. Otherwise each coordinate is chosen by itself, and a kernel is as wide as the distance of its
+    farther neighbour. Both are at least 1 / (n + 2) or 1 / 100 wide. A suggestion joins g at once with the
+    narrowest kernel, so that the suggestions of one generation keep apart.
 
     **Cost:** O(num_candidates · n · D) a suggestion.
 
@@ -65,7 +65,7 @@ def tpe(
         num_initial: Number of scrambled Sobol trials before the densities are used; 2 D, from 8 to 20, where
             None.
         share: Share γ of the trials that are good.
-        num_candidates: Draws from l for each suggestion (and coordinate).
+        num_candidates: Number of draws from l for each suggestion (and coordinate).
         multivariate: Whether coordinates are judged together.
 
     Raises:
@@ -95,7 +95,7 @@ def tpe(
         return state._replace(memory=memory, told=told)
 
     def suggest(key: Key, state: TPEState, num: int) -> Array:
-        """Return `num` suggestions in unit coordinates, each of which the next ones are told of."""
+        """Return `num` suggestions in unit coordinates, each of which takes the earlier ones into account."""
         ell, g = densities(coords, state.memory, share, multivariate)
         g = _with_room(g, num)
 
@@ -136,7 +136,7 @@ def densities(
 
 
 def _with_room(parzen: Parzen, num: int) -> Parzen:
-    """Return a density with `num` empty rows more, whose kernels will be as narrow as the narrowest."""
+    """Return a density with `num` more empty rows, whose kernels will be as narrow as the narrowest."""
     room = empty(num, parzen.units.shape[1])
     widths = jnp.broadcast_to(jnp.min(parzen.width, 0), room.units.shape)
     return Parzen(

@@ -15,11 +15,11 @@ from hypergrad.searchers.base import Searcher, Trials, check_trials
 from hypergrad.space import Sequence, static
 
 MAX_FREE = 8
-"""Most free steps of a schedule that is searched step by step."""
+"""Largest number of free steps of a schedule that is searched step by step."""
 
 
 class FirstThenState(NamedTuple):
-    """State of `first_then`: those of both searchers, and the trials told so far, int32."""
+    """State of `first_then`: the states of both searchers, and the number of trials told so far, int32."""
 
     searcher: PyTree
     first: PyTree
@@ -33,8 +33,8 @@ def first_then(first: Searcher, searcher: Searcher, num: int) -> Searcher:
 
     Args:
         first: Searcher, e.g. `prior(space, {"lr": Prior(1e-3)})`.
-        searcher: Another over the same space; the trials that it would begin with are left out.
-        num: Number of trials that `first` is asked for.
+        searcher: Another searcher over the same space; its own first trials are left out.
+        num: Number of trials from `first`.
 
     Raises:
         ValueError: for a searcher that works on the host, and an invalid number.
@@ -117,12 +117,12 @@ def warm_start(searcher: Searcher, trials: Many[Trials], space: PyTree | None = 
 
     Args:
         searcher: Any searcher over the space of those trials.
-        trials: Earlier generations, such as `Study.trials`, whose values were measured alike.
+        trials: Earlier generations, such as `Study.trials`, whose values were measured in the same way.
         space: Space of those trials, where it has static dimensions: their values are then those that the
             user named, as `tune` has them.
 
     Raises:
-        ValueError: for anything but trials, and (from the searcher) for those of another space.
+        ValueError: for anything but trials, and (from the searcher) for trials of another space.
     """
     earlier = [_numbered(f"trials[{i}]", told, space) for i, told in enumerate(trials)]
     tell = searcher.tell if searcher.host else jax.jit(searcher.tell)

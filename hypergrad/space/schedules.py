@@ -35,7 +35,7 @@ def linear(start: Number, end: Number, num_steps: Number, begin: Number = 0) -> 
     Args:
         start: Value up to step `begin`, and for ever where n <= 0.
         end: Value from step `begin` + n on.
-        num_steps: n.
+        num_steps: Number n of steps.
         begin: First step that changes; 0 where negative.
     """
     begin, length = _clipped(begin), _positive(num_steps)
@@ -57,9 +57,9 @@ def cosine(
 
     Args:
         start: Value at step 0.
-        num_steps: n, positive.
+        num_steps: Number n of steps, positive.
         alpha: α, the last value as a share of the first.
-        exponent: p.
+        exponent: Exponent p.
     """
     length = float(num_steps) if isinstance(num_steps, int) else num_steps
 
@@ -87,7 +87,7 @@ def warmup_cosine(
         warmup_steps: Length of the rise.
         num_steps: Length of the whole, the rise included.
         end: Last value.
-        exponent: of the cosine.
+        exponent: Exponent of the cosine.
     """
     none = peak == 0.0
     alpha = _where(none, 0.0, end / _where(none, 1.0, peak))
@@ -109,7 +109,7 @@ def one_cycle(
 
     Args:
         peak: Largest value.
-        num_steps: n.
+        num_steps: Number n of steps.
         rising: Share of the steps that rise.
         first: `peak` as a multiple of the first value.
         last: First value as a multiple of the last one.
@@ -169,7 +169,7 @@ def exponential(
 
     Args:
         start: Value up to step `begin`, and for ever where n <= 0 or the rate is 0.
-        num_steps: n.
+        num_steps: Number n of steps.
         rate: Factor in n steps.
         begin: First step that changes; 0 where negative.
         end: Bound of the value, from below where the rate is less than 1, else from above; None for none.

@@ -1,11 +1,11 @@
 """A study: a tuner run on disk, step by step.
 
-- `callbacks`: Who is told of a study as it runs: progress bars, logs, trackers.
+- `callbacks`: Callbacks that follow a study as it runs: progress bars, logs, trackers.
 - `disk/`: A study on disk: files, folder, journal, checkpoints and records.
 - `export`: Tuned hyperparameters as a JSON file, and learned schedules read back from one.
 - `loggers`: Logs for trackers.
-- `resume`: Go on with a study on disk, or make one of its trials again: to the same bits.
-- `run`: Run any tuner: budget, callbacks, failures; with a storage, every step on disk before it counts.
+- `resume`: Continue a study on disk, or repeat one of its trials: to the same bits.
+- `run`: Run any tuner: budget, callbacks, failures; with a storage, every step is on disk before it counts.
 """
 
 from hypergrad.study.callbacks import Callback, CallbackWarning, Ended, Listeners, Progress, jsonl

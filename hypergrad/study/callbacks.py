@@ -125,7 +125,7 @@ class Listeners:
                 self._callbacks.remove(callback)
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 warnings.warn(
-                    f"a callback failed at {name} ({reason}); it is called no more",
+                    f"a callback failed at {name} ({reason}); it is not called again",
                     CallbackWarning,
                     stacklevel=3,
                 )

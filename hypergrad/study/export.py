@@ -51,7 +51,7 @@ def write(path: str | Path, hparams: dict[str, Any]) -> None:
         wrong = f"a folder, expected a file; write e.g. {os.path.join(path, 'hparams.json')}"
     elif place.exists() and not place.is_file():
         wrong = (
-            "no regular file, expected one, or a new name; leave it out to write to the terminal"
+            "not a regular file, expected one, or a new name; leave it out to write to the terminal"
         )
     elif not place.parent.is_dir():
         wrong = "in a folder that is not there, expected one that is; make it first"
@@ -83,7 +83,8 @@ def read_hparams(path: str | Path) -> dict[str, Any]:
     hparams = found.get("hparams")
     if (found.get("format"), found.get("version")) != (HPARAMS_FORMAT, VERSION):
         raise ValueError(
-            f"{name} is no file of tuned hyperparameters, {HPARAMS_FORMAT!r}, version {VERSION}; export again"
+            f"{name} is not a file of tuned hyperparameters, {HPARAMS_FORMAT!r}, "
+            f"version {VERSION}; export again"
         )
     if not isinstance(hparams, dict):
         raise ValueError(f"{name} has no hparams, expected an object of them; write it again")
@@ -99,7 +100,7 @@ def _leaf(whose: str, value: Any) -> Any:
     except (ValueError, OverflowError):  # lists of different lengths
         good = False
     if not good:
-        raise ValueError(f"{whose} holds something else than finite numbers; write it again")
+        raise ValueError(f"{whose} holds something other than finite numbers; write it again")
     return array
 
 

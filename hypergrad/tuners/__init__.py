@@ -6,7 +6,7 @@
 - `clipping`: How a policy moves: an optimizer that cuts its gradient, and several moves on the same draws.
 - `controller`: The controller: shared weights and the policy over architectures and optimizers, trained in
   turn.
-- `controller_info`: What a controller says of a step: the summary of its updates, and warnings with the
+- `controller_info`: The report of a controller on a step: the summary of its updates, and warnings with the
   step.
 - `descent`: Hypergradient descent: walk down the objective in the unconstrained coordinates of the space.
 - `methods`: All methods by name, and the settings that each of them reads.

@@ -102,7 +102,7 @@ def make_search(
 
 
 def _named(space: PyTree, trials: Trials) -> Trials:
-    """Give static dimensions the values that the user named, in the schedules that pbt notes, too."""
+    """Give static dimensions the user's values, also in the schedules that pbt notes."""
     hparams, info = static.to_options(space, trials.hparams), dict(trials.info)
     for name, dim in tree.named(space).items():
         noted = f"schedule.{name}"

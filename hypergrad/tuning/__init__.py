@@ -1,14 +1,13 @@
 """The front door: tune a task, judge the result, resume and replay.
 
-- `build`: Build the tuner that settings ask for, and refuse what cannot work.
+- `build`: Build the tuner that settings ask for, and refuse settings that cannot work.
 - `flatness`: Measure how flat the networks of a finished study are, with a slice through the loss of each.
 - `judge`: Judge configurations on fresh seeds: curves, validation objectives and test scores with
   intervals.
-- `provenance`: Where a study comes from: its task, files, settings and digests.
+- `provenance`: The origin of a study: its task, files, settings and digests.
 - `replay`: Train one trial of a study again and show where it went wrong.
-- `resume`: Go on with a study of a task, or train one of its trials again and show where it went wrong.
-- `settings`: How to tune: the settings, and the options by which the command line and study files give
-  them.
+- `resume`: Continue a study of a task.
+- `settings`: The settings of tuning, and the options by which the command line and study files give them.
 - `tune`: The front door: tune a task, compare it with its baselines, leave a report.
-- `warm_start`: What a study begins with: the trials of another study, and the user's prior.
+- `warm_start`: Starts of a study: the trials of another study, and the user's prior.
 """

@@ -1,4 +1,4 @@
-"""Build the tuner that settings ask for, and refuse what cannot work."""
+"""Build the tuner that settings ask for, and refuse settings that cannot work."""
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -32,7 +32,7 @@ NAMES: dict[str, Mapping[str, Any]] = {
     "scheduler": SCHEDULERS,
     "response": RESPONSES,
 }
-"""Setting -> the names that it may have."""
+"""{setting: the names that it may have}."""
 
 
 def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
@@ -53,12 +53,12 @@ def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
 
 
 def check_used(given: Collection[str], method: str, called: Callable[[str], str] = str) -> None:
-    """Raise a `ValueError` for a setting that the method would not read: what is given must count.
+    """Raise a `ValueError` for a setting that the method would not read.
 
     Args:
         given: Names of the settings that the user gave.
         method: Name of the method.
-        called: Function from the name of a setting to what the user calls it.
+        called: Function from the name of a setting to the user's name for it.
     """
     for name in given:
         readers = readers_of(name)
@@ -77,7 +77,7 @@ def check_used(given: Collection[str], method: str, called: Callable[[str], str]
 
 
 def check_task(task: Task, settings: Settings) -> Settings:
-    """Return the settings, or raise a `ValueError` for what cannot work together, before anything compiles."""
+    """Return the settings; raise a `ValueError` if they cannot work together, before anything compiles."""
     if settings.method == "prior" and not settings.prior:
         raise ValueError(
             "prior is None, expected what the method 'prior' draws trials from; pass e.g. "
@@ -99,7 +99,7 @@ def check_task(task: Task, settings: Settings) -> Settings:
     because = f"because space[{names[0]!r}] is static" if names else ""
     if names and settings.scheduler == "pb2":
         raise ValueError(
-            f"scheduler is 'pb2', expected another {because}: a copy goes on with weights that fit no other "
+            f"scheduler is 'pb2', expected another {because}: a copy continues with weights that fit no other "
             "shape; choose 'pbt', whose copies keep their shape, or 'full'"
         )
     if names and settings.memory is not None:
@@ -118,14 +118,14 @@ def check_task(task: Task, settings: Settings) -> Settings:
 
 
 def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
-    """Build the tuner, and say how many estimates, trainings or steps of its own one of its steps costs."""
+    """Build the tuner, and return the cost of one of its steps, in estimates, trainings or its own steps."""
     if settings.method in TUNERS:
         return TUNERS[settings.method].make(task, settings, start_of(task, settings))
     return build_search(task, settings)
 
 
 def build_search(task: Task, settings: Settings) -> tuple[Tuner, float]:
-    """Build the tuner of a search, and say how many trainings a generation costs."""
+    """Build the tuner of a search, and return the number of trainings that a generation costs."""
     num_generations, size = generations(settings)
     num, told = num_generations * size, []
     if settings.warm_start is not None:
@@ -151,12 +151,12 @@ def build_search(task: Task, settings: Settings) -> tuple[Tuner, float]:
         keys = jax.random.split(key, size)
         return scheduler(one_shape, key, jax.vmap(partial(spaces.sample, space))(keys))
 
-    jax.eval_shape(generation, jax.random.key(0))  # what cannot be is refused before a study begins
+    jax.eval_shape(generation, jax.random.key(0))  # may refuse, before a study begins
     return tuner, cost
 
 
 def measured(task: Task, settings: Settings) -> Settings:
-    """Return the settings with the chunk of a search that is fastest within its memory, where that is given."""
+    """Return the settings with the fastest chunk of a search within its memory, where that is given."""
     if settings.method in TUNERS or settings.memory is None or settings.chunk is not None:
         return settings
     size = generations(settings)[1]
@@ -170,10 +170,10 @@ def measured(task: Task, settings: Settings) -> Settings:
 
 
 def most_trials(method: str, scheduler: str = "full") -> int:
-    """Return the most trials of a generation of a search, where the population is not given.
+    """Return the largest generation of a search, where the population is not given.
 
-    What is learned from one generation guides the next; the searches that model the objective make more
-    of each trial, and are better with more generations. Schedulers compare the trials of a generation.
+    Each generation guides the next. Searches that model the objective use each trial better, and do better with
+    more generations. Schedulers compare the trials of a generation.
     """
     return SEARCHERS[method].generation if scheduler == "full" else 16
 
@@ -181,9 +181,9 @@ def most_trials(method: str, scheduler: str = "full") -> int:
 def equal_generations(
     most: int, num_trials: int, size: int | None = None, num: int | None = None
 ) -> tuple[int, int]:
-    """Cut trials into equal generations of at most `most`: how many, and how large.
+    """Cut trials into equal generations of at most `most`; return their number and size.
 
-    Together they are less than one trial a generation more.
+    In all, they have less than one more trial a generation.
     """
     if size is None:
         num = -(-num_trials // most) if num is None else num
@@ -192,20 +192,20 @@ def equal_generations(
 
 
 def num_steps(settings: Settings) -> int:
-    """Return how many steps the tuner takes."""
+    """Return the number of steps of the tuner."""
     if settings.method in TUNERS:
         return settings.budget
     return generations(settings)[0]
 
 
 def generations(settings: Settings) -> tuple[int, int]:
-    """Return how many generations a search has, and how many trials each."""
+    """Return the number of generations of a search, and their trials."""
     most = most_trials(settings.method, settings.scheduler)
     return equal_generations(most, settings.budget, settings.population, settings.generations)
 
 
 def width(settings: Settings) -> int:
-    """Return how many trials one compiled step makes side by side."""
+    """Return the number of trials that one compiled step makes side by side."""
     if settings.method == "controller":
         return CANDIDATES
     if settings.method in TUNERS:

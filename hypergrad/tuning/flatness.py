@@ -20,16 +20,16 @@ from hypergrad.train import carried, init_state, trained, unroll, with_parts
 from hypergrad.tuning.provenance import settings_of
 
 MOST_SAMPLES = 256
-"""Training examples that every network is measured on."""
+"""Number of training examples on which every network is measured."""
 
 MOST_SEEDS = 3
-"""Networks measured for each configuration: the first of those that it was judged by."""
+"""Number of networks measured for each configuration: the first of its judged networks."""
 
 NUM_POINTS = 41
-"""Points of a slice."""
+"""Number of points of a slice."""
 
 PRODUCTS = 60
-"""Products with the Hessian for each estimate."""
+"""Number of products with the Hessian for each estimate."""
 
 Loss = Callable[[Params, Batch], Array]
 
@@ -64,19 +64,19 @@ MEASURES: dict[str, NetworkMeasure] = {
 def measure_flatness(task: Task, directory: str | Path, *, allow_changes: bool = False) -> Flatness:
     """Measure how flat the networks of a finished study are, and write its `flatness.json`.
 
-    The default, tuned and random configurations are trained again on the first seeds that they were judged
-    on. Each network is measured at the end of its training, on up to 256 training examples. The report shows
+    The default, tuned and random configurations are trained again on the first seeds of their comparison. Each
+    network is measured at the end of its training, on up to 256 training examples. The report shows
     the measures from then on.
 
     **Cost:** three trainings a configuration, and some 200 products with the Hessian for each of them.
 
     **Limits:** the Hessian's norm and its trace are estimates; `curvature.frobenius` has the exact norm. The
-    measures compare networks of one task under one loss, and no others.
+    measures compare only networks of one task under one loss.
 
     Args:
         task: Task of the study, unchanged since its start.
         directory: Folder of the study.
-        allow_changes: Whether to go on although the task's source files have changed.
+        allow_changes: Whether to continue although the task's source files have changed.
 
     Raises:
         ValueError: If there is no finished study in the folder, or it is of another task.

@@ -22,10 +22,10 @@ from hypergrad.tuning.provenance import final_digest
 from hypergrad.tuning.settings import Settings
 
 CURVE_POINTS = 25
-"""Points of a validation curve."""
+"""Number of points of a validation curve."""
 
 FINALISTS = 10
-"""Trials of each method that are trained again before one of them is chosen."""
+"""Number of trials of each method that are trained again before one of them is chosen."""
 
 
 def judge(
@@ -139,20 +139,20 @@ def _interval(values: np.ndarray) -> dict[str, Any]:
 
 
 def _t95(num: int) -> float:
-    """Two-sided 95 % quantile of Student's t with num − 1 degrees of freedom."""
+    """Return the two-sided 95 % quantile of Student's t with num − 1 degrees of freedom."""
     from scipy.stats import t  # comes with jax
 
     return float(t.ppf(0.975, num - 1))
 
 
 def _curve(steps: np.ndarray, values: np.ndarray) -> dict[str, Any]:
-    """Thin a curve over seeds to what a picture can show."""
+    """Thin a curve over seeds to the points that a picture can show."""
     keep = np.unique(np.round(np.linspace(0, len(steps) - 1, 400)).astype(int))
     return {"step": steps[keep], **_interval(values[:, keep])}
 
 
 def _bootstrap(scores: np.ndarray, num_resamples: int = 2000) -> dict[str, Any]:
-    """Mean of per-example scores with its 95 % percentile bootstrap interval over examples."""
+    """Return the mean of per-example scores with its 95 % percentile bootstrap interval over examples."""
     random = np.random.default_rng(0)
     num = len(scores)
     means = [scores[random.integers(num, size=num)].mean() for _ in range(num_resamples)]
@@ -169,16 +169,16 @@ def result_of(
     cost: float,
     best: HParams,
 ) -> dict[str, Any]:
-    """Return what `result.json` says of a finished study.
+    """Return the content of `result.json` for a finished study.
 
     Args:
         task: Task that was tuned.
         settings: Settings of the study.
-        found: The trials of the method.
-        baseline: The trials of random search, None where it was not run.
-        judged: What `judge` returned.
-        cost: Trainings that one step of the method costs.
-        best: The hparams that were chosen.
+        found: Trials of the method.
+        baseline: Trials of random search; None where it was not run.
+        judged: Result of `judge`.
+        cost: Number of trainings that one step of the method costs.
+        best: Chosen hparams.
     """
     trace = _trace(found, cost)
     notes = _notes(found, trace)
@@ -186,7 +186,7 @@ def result_of(
     try:
         snippet = task.snippet and check_snippet(task.snippet, best)
         diagram = task.diagram and check_diagram(task.diagram, best)
-    except ValueError as error:  # it worked for the defaults; a study is not lost because of it
+    except ValueError as error:  # it worked for the defaults; the study must not be lost
         notes.append(str(error))
     result = {
         "metric": {"name": task.metric, "higher_is_better": task.higher_is_better},
@@ -233,7 +233,7 @@ def _total(found: Study, name: str) -> int:
 
 
 def _notes(found: Study, trace: dict[str, Any]) -> list[str]:
-    """Return what went wrong in a study, in sentences."""
+    """Return the troubles of a study, in sentences."""
     notes = []
     if trace.get("skipped"):
         notes.append(f"steps that were not finite, and were skipped: {trace['skipped']}")

@@ -1,4 +1,4 @@
-"""Where a study comes from: its task, files, settings and digests."""
+"""The origin of a study: its task, files, settings and digests."""
 
 import contextlib
 import hashlib
@@ -70,7 +70,7 @@ def _of(described: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def final_digest(found: Study, baseline: Study | None, judged: dict[str, Any]) -> str:
-    """Return the SHA-256 of all that was trained: the method, its baseline, and the comparison of them."""
+    """Return the SHA-256 of all trainings: the method, its baseline, and the comparison of them."""
     parts = {
         "version": 1,
         "outcomes": found.digest,
@@ -81,14 +81,14 @@ def final_digest(found: Study, baseline: Study | None, judged: dict[str, Any]) -
 
 
 def check_same_result(path: Path, result: dict[str, Any]) -> None:
-    """Raise a `ValueError` where the study is finished already, and did not come out like this.
+    """Raise a `ValueError` where the study is finished already, and its result differs from this one.
 
     Journals are compared step by step, but the comparison at the end has no records.
     """
     try:
         old = read_json(path)
     except (FileNotFoundError, ValueError):
-        return  # there is none yet, or it is damaged and made again
+        return  # there is no result yet, or it is damaged and made again
     same_trials = old.get("digest") == result["digest"] and old.get("interrupted") is False
     digest = old.get("final_digest")
     if same_trials and digest is not None and digest != result["final_digest"]:
@@ -100,7 +100,7 @@ def check_same_result(path: Path, result: dict[str, Any]) -> None:
 
 
 def describe_study(task: Task, settings: Settings, details: dict[str, Any]) -> dict[str, Any]:
-    """Return what `study.json` says of a study that is about to begin."""
+    """Return the content of `study.json` for a study that is about to begin."""
     return {
         "format": FORMAT,
         "task": task.name,
@@ -125,8 +125,8 @@ def describe_study(task: Task, settings: Settings, details: dict[str, Any]) -> d
 def sources(task: Task) -> dict[str, str]:
     """Name the files outside this package that define a task, each with its SHA-256.
 
-    Those of its functions, and of the modules that these import, but for installed ones. What the code
-    reads, such as data, shows when a resumed study makes a step again.
+    These are the files of its functions, and of the modules that they import, except installed ones. A change
+    of anything that the code reads, such as data, shows when a resumed study repeats a step.
     """
     modules = [inspect.getmodule(f) for f in (*task.problem, task.test) if callable(f)]
     seen: set[str] = set()
@@ -151,7 +151,7 @@ def _file_name(path: Path) -> str:
 
 
 def _is_users(path: Path) -> bool:
-    """Tell whether a source file is the user's own: not of this package, of Python, or installed."""
+    """Tell whether a source file is the user's own: not part of this package or Python, and not installed."""
     if path.suffix != ".py" or {"site-packages", "dist-packages"} & set(path.parts):
         return False
     places = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))

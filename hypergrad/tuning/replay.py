@@ -30,9 +30,9 @@ class Replayed(NamedTuple):
     Attributes:
         trial: The trial, to the bits of its record.
         hparams: Dict {leaf name: value} of its hyperparameters.
-        losses: Training losses of its runs, `[num_runs, steps]` (one, or one a seed averaged over).
+        losses: Training losses of its runs, `[num_runs, steps]` (one run, or one for each averaged seed).
         first_nonfinite: First training step of any run whose loss is not finite; None where all are.
-        where: Operation that made it so, with its place in the source; None if not looked for.
+        where: Operation that made it so, with its place in the source; None without a search for it.
     """
 
     trial: study.Trial
@@ -62,10 +62,10 @@ def replay(
         space: Space of a `Problem`, the same as at the start.
         debug_nans: Whether to run the training step that went wrong operation by operation, to name the first
             that made a NaN or an infinity.
-        allow_changes: Whether to go on although the task's source files are not what they were.
+        allow_changes: Whether to continue although the task's source files have changed.
 
     Raises:
-        ValueError: where there is no such trial, or it does not come out as recorded.
+        ValueError: where there is no such trial, or its result differs from its record.
     """
     folder = check_folder(directory)
     described = study.read_description(folder)
@@ -100,14 +100,14 @@ def replay(
 
 
 def _goes_on(settings: Settings) -> str | None:
-    """Say what makes trials go on from the weights of others; None where each is trained from its start."""
+    """Say what makes trials continue from the weights of others; None where each starts from its own."""
     by_descent = settings.method == "descent"
     if settings.scheduler in BY_COPIES:
-        return f"{settings.scheduler!r}, whose members go on from one another"
+        return f"{settings.scheduler!r}, whose members continue from one another"
     if settings.method not in TUNERS or (by_descent and settings.estimator not in ONLINE):
         return None
     how = settings.estimator if by_descent else settings.method
-    return f"{how!r}, whose training goes on from trial to trial"
+    return f"{how!r}, whose training continues from trial to trial"
 
 
 def _training_keys(one: Trials, settings: Settings) -> list[Key]:
@@ -121,7 +121,7 @@ def _training_keys(one: Trials, settings: Settings) -> list[Key]:
 
 
 def _first_bad_operation(task: Task, hparams: Any, key: Key, last: int) -> str | None:
-    """Run the steps around a non-finite loss operation by operation, and name the first bad one.
+    """Run the steps around a non-finite loss operation by operation, and name the first bad operation.
 
     The weights that made the loss of step `last` came from the step before it; after the last step, the
     objective follows.
@@ -148,5 +148,5 @@ _HERE = Path(__file__).parents[1]
 
 
 def _is_code(frame: traceback.FrameSummary) -> bool:
-    """Tell whether a frame is of somebody's own code, not of a library."""
+    """Tell whether a frame is in the user's own code, not in a library."""
     return "site-packages" not in frame.filename and not frame.filename.startswith("<")

@@ -1,4 +1,4 @@
-"""Go on with a study of a task, or train one of its trials again and show where it went wrong."""
+"""Continue a study of a task."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,17 +23,17 @@ def resume(
     allow_changes: bool = False,
     callbacks: Iterable[Callback] = (),
 ) -> Study:
-    """Go on with a study where it ended, and finish it as if it never had.
+    """Continue a study where it ended, and finish it as if it had never been interrupted.
 
-    Everything but the task is read from the folder: settings, seed, what a step costs. The task is code,
+    Everything except the task is read from the folder: settings, seed, the cost of a step. The task is code,
     and code is never loaded because a file names it.
 
     Args:
         task: Task, the same as at the start.
         directory: Folder of the study.
         space: Space of a `Problem`, the same as at the start.
-        allow_changes: Whether to go on although the task's source files are not what they were.
-        callbacks: Callbacks, told of every step that was not taken before.
+        allow_changes: Whether to continue although the task's source files have changed.
+        callbacks: Callbacks, called for every step that was not taken before.
 
     Raises:
         ValueError: where there is no study, it is of another task, or it cannot be repeated here.
@@ -56,7 +56,7 @@ def resume(
 
 
 def _as_task(task: Any, space: PyTree | None, described: dict[str, Any]) -> Task:
-    """Return the task, or that of a problem: its horizon is the one that the study was started with."""
+    """Return the task, or that of a problem, whose horizon is then the one at the study's start."""
     horizon = described.get("horizon")
     if not isinstance(task, Problem) or type(horizon) is not int:
         horizon = None

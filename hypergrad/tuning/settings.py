@@ -1,4 +1,4 @@
-"""How to tune: the settings, and the options by which the command line and study files give them."""
+"""The settings of tuning, and the options by which the command line and study files give them."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 from hypergrad.core.checks import check_name, is_number, is_whole
 
 MAX_COUNT = 10**9
-"""Largest count that an option may be."""
+"""Largest count of an option."""
 
 MAX_DEVICES = 1024
-"""Most devices that are made because a flag or a file says so; no machine has more cores."""
+"""Largest number of devices that a flag or a file may ask for; no machine has more cores."""
 
 MAX_SEED = 2**32 - 1
 """Largest seed that fits into a key of jax."""
 
 
 class Settings(NamedTuple):
-    """How to tune.
+    """Settings of tuning.
 
     Attributes:
         method: Name of a method (`tuners.METHODS`), such as "descent" or "random".
@@ -41,12 +41,12 @@ class Settings(NamedTuple):
         devices: Number of devices over which the members of a search are spread; all that jax has where None.
         chunk: Number of members computed side by side on each device, one chunk after another; where None up
             to four on a CPU (one where the space has static dimensions), all on others.
-        prior: Dict {leaf name: where its best value is held to be}: a value, a value with its spread as a
-            share of the range, or `searchers.Prior(value, spread)`. "prior" draws trials from there,
+        prior: Dict {leaf name: likely place of its best value}: a value, a value with its spread as a share of
+            the range, or `searchers.Prior(value, spread)`. "prior" draws trials from there,
             "cross_entropy" its first distribution, other searches their first trials; "descent" and
             "bilevel" start at the value.
-        warm_start: Folder of an earlier study of the same hyperparameters, whose trials a search is told
-            before its first, and from whose best a descent starts.
+        warm_start: Folder of an earlier study of the same hyperparameters, whose trials a search learns before
+            its first trial, and whose best trial is the start of a descent.
     """
 
     method: str = "descent"
@@ -75,7 +75,7 @@ class Option(NamedTuple):
     Attributes:
         name: Key in a study file; a setting has the name of its field in `Settings`.
         kind: Type of the value; `list` and `dict` stand for several words and for NAME=VALUE pairs.
-        text: What it is, for `--help`.
+        text: Description for `--help`.
         metavar: Word that stands for the value in `--help`.
         alias: Shorter flag; empty where there is none.
     """
@@ -88,7 +88,7 @@ class Option(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """The option as it stands on the command line."""
+        """Return the option as it stands on the command line."""
         return "--" + self.name.replace("_", "-")
 
 
@@ -157,7 +157,7 @@ OPTIONS = (
     ),
     Option("out", str, "folder of the study (default runs/TASK)", "DIR"),
     Option("overwrite", bool, "replace the study that is in the folder"),
-    Option("log", list, "name of a log to write, too, from `list`; may be repeated", "NAME"),
+    Option("log", list, "name of an additional log, from `list`; may be repeated", "NAME"),
 )
 
 OPTION = {option.name: option for option in OPTIONS}
@@ -201,7 +201,7 @@ _FORMS: dict[type | str, _Form] = {
         'values by the names of hyperparameters; write e.g. {"lr": 1e-3}, or --prior lr=1e-3',
     ),
 }
-"""Option by name, or by kind -> the form of its value."""
+"""{name or kind of an option: the form of its value}."""
 
 
 _COMPANIONS = {
@@ -250,14 +250,14 @@ def check_options(
     called: Callable[[str], str] = str,
     known: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, Any]:
-    """Return options as `tune` takes them, or raise a `ValueError` for the first that cannot be.
+    """Return options as `tune` takes them, or raise a `ValueError` for the first invalid one.
 
     A `memory` may be a size such as "64M", a whole `learning_rate` becomes a float, and a `prior` becomes
     {leaf name: [value, spread]}.
 
     Args:
         given: Values by the names of options.
-        called: Function from the name of an option to what the user calls it.
+        called: Function from the name of an option to the user's name for it.
         known: Dict {option: the names it may have}, for options whose values are names.
     """
     found = {}
@@ -281,7 +281,7 @@ def check_options(
 
 
 def _pair(called: str, given: Any) -> list:
-    """Return the value and the spread of a prior, which is that of `Prior` where none is given."""
+    """Return the value and the spread of a prior; the spread is that of `Prior` where none is given."""
     from hypergrad.searchers.models.priors import SPREAD
 
     pair = list(given) if isinstance(given, (list, tuple)) else [given, SPREAD]
@@ -291,11 +291,11 @@ def _pair(called: str, given: Any) -> list:
             "in (0, 1]; write e.g. [1e-3, 0.15], or --prior lr=1e-3:0.15"
         )
     value, spread = pair
-    return [getattr(value, "tolist", lambda: value)(), float(spread)]  # of numpy and jax, too
+    return [getattr(value, "tolist", lambda: value)(), float(spread)]  # also numpy and jax
 
 
 def _bytes(value: Any) -> Any:
-    """Return the bytes of a size such as "64M" or "1.5 GiB"; other values as they are."""
+    """Return the bytes of a size such as "64M" or "1.5 GiB"; return other values as they are."""
     if not isinstance(value, str) or len(value) > 40:
         return value
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -318,7 +318,7 @@ def _short(value: Any) -> str:
 def check_settings(
     given: Mapping[str, Any], known: Mapping[str, Collection[str]] | None = None
 ) -> Settings:
-    """Return the settings that a user gives, or raise a `ValueError` that names the first that cannot be.
+    """Return the settings that a user gives, or raise a `ValueError` that names the first invalid one.
 
     Args:
         given: Values by the names of fields; a None stands for the default.

@@ -57,26 +57,26 @@ def tune(
 ) -> Study:
     """Tune a task, or a problem over a space, judge the result on fresh seeds, and write the study.
 
-    The last settings of a descent, or the best trials of a search, are trained again on the same seeds,
-    and the best of them is chosen: the lowest of many noisy values is a lucky one. The default
+    The last settings of a descent, or the best trials of a search, are trained again on the same seeds, and the
+    best of them is chosen, because the lowest of many noisy values is partly luck. The default
     hparams, the tuned ones and (for methods by gradient) the best of as many random trials as cost the
     same training time are then trained on fresh seeds; the test set is read then, once.
 
     Static dimensions of the space (`Integer` and `Choice` with `static=True`, whose values change shapes) are
-    for searches: each combination of their values is compiled once, on its first trial, and trained one
-    member a device at a time (`chunk` of them side by side). Trials, records and `best` have the values as
+    for searches: each combination of their values is compiled once, on its first trial, and each device trains
+    one member at a time (`chunk` of them side by side). Trials, records and `best` have the values as
     the user named them.
 
     **Cost:** descent: budget x num_seeds x num_restarts hypergradients, as much again for the random
     baseline, and 11 x max(num_seeds, 4) trainings of each for the choice.
 
     Args:
-        task: What to tune; a `Problem` has no test set, and needs a space and a horizon.
+        task: Task to tune; a `Problem` has no test set, and needs a space and a horizon.
         space: Space of a `Problem`, a pytree of dimensions.
-        horizon: Training steps of a `Problem`.
+        horizon: Number of training steps of a `Problem`.
         storage: Folder of the study; nothing is written where None.
-        overwrite: Whether to replace a study that is there.
-        callbacks: Callbacks, told of every step of every phase.
+        overwrite: Whether to replace an existing study.
+        callbacks: Callbacks, called for every step of every phase.
         details: Further entries for `study.json` (the command, the task's arguments).
         **settings: Fields of `Settings`: method="random", budget=64, ...
 
@@ -97,7 +97,7 @@ def tune(
         chosen = measured(task, chosen)
         tuner, per_step = build(
             task, chosen
-        )  # what cannot work is refused before a study is replaced
+        )  # settings that cannot work are refused before a study is replaced
         with contextlib.nullcontext() if storage is None else create(storage, overwrite) as folder:
             cost = per_step * relative_cost(task, chosen, tuner)
             described = describe_study(task, chosen, {**(details or {}), "cost": cost})
@@ -106,7 +106,7 @@ def tune(
 
 
 def _other_folder(directory: Any, storage: Any) -> str:
-    """Return the whole path of another study, so that this one is resumed from anywhere."""
+    """Return the whole path of another study, so that this study can be resumed from anywhere."""
     if not isinstance(directory, (str, Path)):
         raise ValueError(
             f"warm_start is {directory!r:.80}, expected the folder of a study; pass e.g. 'runs/digits'"
@@ -139,13 +139,13 @@ def collected_warnings() -> Iterator[list[warnings.WarningMessage]]:
 
 
 class Work(NamedTuple):
-    """A study to be done, or what is left of it.
+    """A study to run, or the rest of one.
 
     Attributes:
-        task: What to tune.
-        settings: How to tune it, checked.
+        task: Task to tune.
+        settings: Settings, already checked.
         tuner: Tuner that the settings ask for.
-        cost: Trainings that one step costs.
+        cost: Number of trainings that one step costs.
         folder: Folder of the study, locked; a study that it holds is resumed. Nothing is written where None.
         details: Entries of `study.json`.
     """
@@ -159,12 +159,12 @@ class Work(NamedTuple):
 
 
 def complete(work: Work, listeners: Listeners, caught: list[warnings.WarningMessage]) -> Study:
-    """Do what is left of a study: run the method and its random baseline, judge them, write the report.
+    """Run the rest of a study: the method and its random baseline, their comparison, and the report.
 
     Args:
         work: The study.
-        listeners: Callbacks, told of every step.
-        caught: Warnings raised so far, a list that grows.
+        listeners: Callbacks, called for every step.
+        caught: List of the warnings so far, which grows.
     """
     began = time.perf_counter()
     seed = jax.random.key(work.settings.seed)
@@ -178,7 +178,7 @@ def complete(work: Work, listeners: Listeners, caught: list[warnings.WarningMess
         listeners.start(work.details)
         running = time.perf_counter()
         found = _run_method(work, tune_key, listeners)
-        before = found.seconds - (time.perf_counter() - running)  # in sessions before this one
+        before = found.seconds - (time.perf_counter() - running)  # seconds of earlier sessions
         baseline = _run_baseline(work, found, random_key, listeners)
         result, best = _judge_all(work, found, baseline, (judge_key, choose_key), listeners)
         result["warnings"] += _for_report(caught)
@@ -201,7 +201,7 @@ def _run_method(work: Work, key: Key, listeners: Listeners) -> Study:
 
 
 def _run_baseline(work: Work, found: Study, key: Key, listeners: Listeners) -> Study | None:
-    """Search at random for as long as a method by gradient took; other methods have no baseline."""
+    """Search at random for as long as a gradient method took; other methods have no baseline."""
     if work.settings.method not in TUNERS or found.interrupted:
         return None
     num_trials = max(1, round(work.cost * len(found.trials)))
@@ -219,7 +219,7 @@ def _judge_all(
     """Choose the best of each method, and judge them beside the defaults on fresh seeds.
 
     Returns:
-        What `result.json` says, and the best hparams of the method with their value.
+        The content of `result.json`, and the best hparams of the method with their value.
     """
     task, settings = work.task, work.settings
     judge_key, choose_key = keys
@@ -234,7 +234,7 @@ def _judge_all(
 
 
 def _report(path: Path) -> Path | None:
-    """Write the report; a study is not lost because pictures cannot be drawn."""
+    """Write the report; warn where pictures cannot be drawn, so that the study is not lost."""
     from hypergrad.report.page import write_report
 
     try:
@@ -249,7 +249,7 @@ def _report(path: Path) -> Path | None:
 
 
 def _random_folder(folder: Folder | None):
-    """Open the folder of the random baseline, a study of its own within that of the method."""
+    """Open the folder of the random baseline, a separate study within that of the method."""
     if folder is None:
         return contextlib.nullcontext()
     path = folder.path / "random"
@@ -269,7 +269,7 @@ def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
 
 
 class _Steps:
-    """Tells the listeners of the steps of one phase."""
+    """Function that reports the steps of one phase to the listeners."""
 
     def __init__(self, listeners: Listeners, phase: str, num_steps: int, cost: float):
         self.listeners = listeners
@@ -293,7 +293,7 @@ class _Steps:
 
 
 def _run(tuner: Tuner, key: Key, folder: Folder | None, details: dict, show: _Steps) -> Study:
-    """Run a tuner, or go on with the study in the folder, where there is one."""
+    """Run a tuner, or continue the study in the folder, where there is one."""
     if folder is None:
         return Study(*take_steps(tuner, key, show.num_steps, show, Unrecorded()))
     if not study.has_begun(folder.path):

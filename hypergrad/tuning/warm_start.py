@@ -1,4 +1,4 @@
-"""What a study begins with: the trials of another study, and the user's prior."""
+"""Starts of a study: the trials of another study, and the user's prior."""
 
 import contextlib
 import hashlib
@@ -32,10 +32,10 @@ def read_trials(directory: str | Path, space: PyTree) -> Trials:
 
     Args:
         directory: Folder of the study, which may be running.
-        space: Space of the study to come, with the same leaves and shapes.
+        space: Space of the new study, with the same leaves and shapes.
 
     Raises:
-        ValueError: in one line, where there is no study, it is of other hyperparameters, or no trial of it
+        ValueError: in one line, where there is no study, its hyperparameters are others, or none of its trials
             is within the space.
     """
     path = check_folder(directory)
@@ -61,7 +61,7 @@ def read_trials(directory: str | Path, space: PyTree) -> Trials:
 
 
 def _read(record: dict[str, Any], space: PyTree, name: str) -> Trials:
-    """Return the trials of one record, without what only people read."""
+    """Return the trials of one record, without the parts that only people read."""
     names, hparams, values = tree.leaf_names(space), record.get("hparams"), record.get("values")
     leaves = list(hparams) if isinstance(hparams, dict) else None
     wrong = f"the leaves {leaves!s:.200}, expected those of the space, {names}"
@@ -128,9 +128,9 @@ def priors_of(settings: Settings) -> dict[str, Prior]:
 
 
 def start_of(task: Task, settings: Settings) -> HParams | None:
-    """Return where a descent starts: at the best of another study, with the values of the prior.
+    """Return the start of a descent: the best trial of another study, with the values of the prior.
 
-    None where the settings have neither.
+    The start is None where the settings have neither.
     """
     if settings.warm_start is None and not settings.prior:
         return None
@@ -148,7 +148,7 @@ def start_of(task: Task, settings: Settings) -> HParams | None:
 
 
 def digest_of(task: Task, settings: Settings) -> dict[str, str]:
-    """Return what `study.json` notes of the study whose trials it begins with; nothing where there is none."""
+    """Return the entries of `study.json` on the study whose trials come first; empty where there is none."""
     if settings.warm_start is None:
         return {}
     found = hashlib.sha256()

@@ -44,7 +44,8 @@ class Pairs(NamedTuple):
     Attributes:
         train: Two runs, on a second axis `[2]`: at +ε and at −ε.
         noise: Unit noise that got the credit for the last gap (PES: the sum since the start of the run).
-        gaps: f₊ − f₋ at the end of the last window `[2]`: at the moved hparams, and at the unmoved ones.
+        gaps: Differences f₊ − f₋ at the end of the last window `[2]`: at the moved hparams, and at the unmoved
+            ones.
         first_nonfinite: First step of the run that was not finite, -1 if none; int32.
         num_windows: Number of windows since `init`, int32; because of it, a key used twice still draws anew.
     """
@@ -61,7 +62,7 @@ class Window(NamedTuple):
 
     Attributes:
         train: Two runs at its end `[2]`.
-        gaps: f₊ − f₋ at its end `[2]`: at the moved hparams, and at the unmoved ones.
+        gaps: Differences f₊ − f₋ at its end `[2]`: at the moved hparams, and at the unmoved ones.
         value: (f₊ + f₋) / 2 at its end `[]`.
         first_nonfinite: First step with a loss that was not finite, the number of steps made if only an
             objective was not, -1 if none; int32 `[]`.

@@ -118,7 +118,7 @@ class ImplicitState(NamedTuple):
 
     Attributes:
         train: Trained state; None without a warm start.
-        solution: v of the last solve; None without a warm start.
+        solution: Solution v of the last solve; None without a warm start.
         iteration: Number of estimates made, int32 `[]`.
     """
 

@@ -1,6 +1,6 @@
 """Policies over hyperparameters, and the estimators that learn them.
 
-- `baselines`: Baselines of the score function: what a value is compared with.
+- `baselines`: Baselines of the score function, with which values are compared.
 - `draws`: Shared weights: train and judge one set of weights in expectation over a policy's draws.
 - `heads`: Policies with heads: one for each leaf of a space, over a state that all of them share.
 - `mixed`: Hypergradients of real, integer and categorical leaves at once: the direct part and the response
@@ -8,11 +8,11 @@
 - `policy`: Policies: distributions over the integers and choices of a space, differentiable where values
   are not.
 - `relaxations`: Relaxations: differentiable stand-ins for a categorical draw.
-- `relaxed`: Relaxed hypergradients: choices mixed instead of made, so that any estimator differentiates
-  them.
-- `responses`: How the shared weights answer a change of the hyperparameters.
-- `score`: Score-function hypergradients: runs weighted by how much better than others they did (REINFORCE).
-- `shared`: One policy for architecture and optimizer over weights that go on training: direct gradient and
+- `relaxed`: Relaxed hypergradients: options are mixed instead of chosen, so that any estimator
+  differentiates them.
+- `responses`: Responses of the shared weights to a change of the hyperparameters.
+- `score`: Score-function hypergradients: runs weighted by how much better they are than others (REINFORCE).
+- `shared`: One policy for architecture and optimizer over weights that keep training: direct gradient and
   response.
 """
 

@@ -276,7 +276,7 @@ def credited(
             where = "problem.init alone" if "init" in reached else "nothing"
             raise ValueError(
                 f"hparams[{name!r}] acts through {where}, expected a leaf of the loss, the optimizer or the "
-                "objective, because the shared weights go on from window to window; close over it"
+                "objective, because the shared weights continue from window to window; close over it"
             )
         unseen = [way for way in trains if way not in response.sees]
         if not unseen:

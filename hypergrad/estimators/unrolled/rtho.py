@@ -104,7 +104,7 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
 
 RTHO = Method(
     "rtho",
-    "forward mode, read twenty times in a run that goes on; for a few hyperparameters",
+    "forward mode, read twenty times in a continuing run; for a few hyperparameters",
     (),
     lambda problem, horizon, space: rtho(problem, reading_interval(horizon), restart_every=horizon),
 )

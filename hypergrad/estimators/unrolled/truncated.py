@@ -159,7 +159,7 @@ TRUNCATED = Method(
 
 ONE_STEP = Method(
     "one_step",
-    "backwards through the last step alone, twenty times in a run that goes on",
+    "backwards through the last step alone, twenty times in a continuing run",
     (),
     lambda problem, horizon, space: one_step(
         problem, reading_interval(horizon), restart_every=horizon

@@ -51,7 +51,7 @@ def confidence_bound(kappa: float = 2.0) -> Acquisition:
     """Return the score −(mean − κ std): the lower confidence bound of an objective to be minimised.
 
     Args:
-        kappa: number κ of standard deviations, at least 0.
+        kappa: Number κ of standard deviations, at least 0.
 
     Raises:
         ValueError: for an invalid κ.

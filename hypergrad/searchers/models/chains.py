@@ -16,7 +16,7 @@ class Chain(NamedTuple):
 
     Attributes:
         first: Probabilities of the first step, `[S, K]`.
-        moves: T_l(j → j'), `[L − 1, S, K, K]`, upper triangular: atoms are in descending order.
+        moves: Tables T_l(j → j'), `[L − 1, S, K, K]`, upper triangular: atoms are in descending order.
     """
 
     first: Array
@@ -34,17 +34,17 @@ def chains(
     """Draw S sequences of L atoms each that never rise: b_1 ~ P, b_{l+1} ~ T_l(b_l → ·).
 
     The atoms divide the range (in the logarithm, for `LogReal`) evenly, from its upper bound to its lower
-    one. The first distribution gives every sequence that never rises the same probability: that of a
-    first atom j is then proportional to the number C(K − 1 − j + r, r) of ways to go on for r steps.
-    P and T_l are fitted by the elites' counts, which minimise the Kullback-Leibler divergence; the row of an
-    atom that no elite was at stays as it was.
+    one. The first distribution gives every sequence that never rises the same probability: the probability of a
+    first atom j is then proportional to the number C(K − 1 − j + r, r) of ways to continue for r steps. P and
+    T_l are fitted by the elites' counts, which minimise the Kullback-Leibler divergence; the row of an atom
+    that no elite visited does not change.
 
     Args:
         name: Name of the leaf.
-        shape: (L, S).
+        shape: Shape (L, S) of the sequences.
         num_atoms: Number K of atoms.
         smoothing: Smoothing of the tables.
-        floor: Share of the first tables in what is drawn.
+        floor: Share of the first tables in the draws.
         near: Value of a prior in unit coordinates, `[L · S]`, and its spread; None where there is no prior.
     """
     length, num = shape
@@ -87,7 +87,7 @@ def chains(
         return jnp.all(jnp.max(_marginals(params), -1) >= 1 - epsilon)
 
     def info(params: Chain) -> dict[str, Array]:
-        # entropy of step l given the one before it; their sum is the entropy of the whole sequence
+        # entropy of step l given the one before it; the sum is the entropy of the whole sequence
         given = jnp.sum(_marginals(params)[:-1] * entropy(params.moves), -1)
         every = jnp.concatenate([entropy(params.first)[None], given]).sum(-1)
         return {f"entropy.{name}.{step}": every[step] for step in range(length)}
@@ -125,7 +125,7 @@ def _start(
 ) -> Chain:
     """Return the tables under which all sequences that never rise are equally likely, or those of a prior."""
     length, num = shape
-    # ways to go on from atom j for the steps that are left; divided by the largest, they are floats
+    # ways to continue from atom j for the remaining steps; divided by the largest, they are floats
     last = num_atoms - 1
     ways = np.array(
         [
@@ -147,7 +147,7 @@ def _start(
 
 
 def _left(length: int) -> np.ndarray:
-    """Return how many steps are left at each, `[L, 1]`: the powers that `space` has for such sequences."""
+    """Return the number of remaining steps at each, `[L, 1]`: the powers in `space` for such sequences."""
     return (length - np.arange(length))[:, None]
 
 

@@ -1,4 +1,4 @@
-"""The distribution that trials of a space are drawn from, dimension by dimension, and how a prior shapes it."""
+"""The distribution of the trials of a space, dimension by dimension, and its shape under a prior."""
 
 import math
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ from hypergrad.searchers.models.priors import Priors, in_units
 from hypergrad.space import Choice, Integer, Sequence, coordinates
 
 TABLE = 16
-"""Most values of an integer that has a table; one of more values has a normal over their order."""
+"""Largest number of values of an integer with a table; an integer of more values has a normal."""
 
 MAX_ATOMS = 1024
-"""Most atoms of a dimension."""
+"""Largest number of atoms of a dimension."""
 
 _UNIFORM = (0.5, math.sqrt(1 / 12))
 
@@ -46,9 +46,9 @@ def distribution(
         atoms: Number of values that a real dimension is cut into, for all of them or by leaf name; continuous
             where None.
         correlated: Whether the continuous coordinates are joined by their correlation (`families.normals`).
-        prior: {leaf name: `Prior(value, spread)`}, the first distribution; uniform where there is none.
+        prior: Dict {leaf name: `Prior(value, spread)`} of the first distribution, which is uniform elsewhere.
         smoothing: Smoothing of every update.
-        floor: Share of the first distribution in what is drawn from a table.
+        floor: Share of the first distribution in the draws from a table.
 
     Raises:
         ValueError: for an invalid space, atoms, prior, smoothing or floor, naming the argument.

@@ -17,7 +17,7 @@ from hypergrad.core.types import Array, PyTree
 from hypergrad.searchers.models import truncnorm
 
 SMALL = 1e-30
-"""Least probability, a float32 number: its logarithm is finite."""
+"""Smallest probability, a float32 number whose logarithm is finite."""
 
 
 class Family(NamedTuple):
@@ -25,10 +25,10 @@ class Family(NamedTuple):
 
     Attributes:
         start: Params of the first distribution.
-        transform: (params, uniforms `[N, d]`) -> units `[N, d]`, the draws that uniforms in (0, 1) become.
-        log_density: (params, units `[N, d]`) -> `[N]`, of what `transform` draws.
+        transform: (params, uniforms `[N, d]` in (0, 1)) -> units `[N, d]`, the draws.
+        log_density: (params, units `[N, d]`) -> log-density `[N]` of the draws of `transform`.
         fit: (params, units `[N, d]`, weights `[N]`) -> params that minimise the Kullback-Leibler
-            divergence from the weighted units; where those say nothing, the params as they were.
+            divergence from the weighted units; the old params where these tell nothing.
         blend: (old params, new params, step) -> params, smoothing; steps count from 1.
         settled: (params, sigma, epsilon) -> whether every standard deviation is below `sigma` and every
             table gives one value at least 1 − `epsilon`.
@@ -45,12 +45,12 @@ class Family(NamedTuple):
 
 
 class Smoothing(NamedTuple):
-    """How far a distribution follows the elites of one generation.
+    """Smoothing of the update of a distribution towards the elites of one generation.
 
     Attributes:
         c: Share of the fit in means and correlations: new = c · fitted + (1 − c) · old.
         beta: Share β of the fit in standard deviations at first; β_t = β − β (1 − 1/t)^q in generation t.
-        q: How fast β_t falls; a distribution whose β_t falls cannot collapse early.
+        q: Rate of the fall of β_t; a distribution whose β_t falls cannot collapse early.
         tables: Share of the fit in probabilities; less, because a table has no width that could fall late.
 
     The defaults are for generations of 16 with four elites: a c near 1 did best in docs/cehpo.md, and q was
@@ -123,7 +123,7 @@ def normals(mean: np.ndarray, std: np.ndarray, smoothing: Smoothing, correlated:
         total = jnp.maximum(jnp.sum(weights), 1)
         mean = weights @ units / total
         std = jnp.sqrt(weights @ (units - mean) ** 2 / total)
-        # one elite alone has a place, and no width
+        # a single elite has a place, but no width
         std = jnp.where(jnp.sum(weights > 0) > 1, std, params.std)
         if not correlated:
             return Normals(mean, std, params.correlation)
@@ -160,12 +160,12 @@ def tables(
     Kullback-Leibler divergence. The table itself is kept without the floor: with it, no table would settle.
 
     Args:
-        first: P_0 of each coordinate, `[K_d]`.
+        first: Table P_0 of each coordinate, `[K_d]`.
         names: Name of each coordinate.
-        ends: Where the K values of each coordinate stand, `[d]`; true: at k / (K − 1), on the bounds of a range
+        ends: Places of the K values of each coordinate, `[d]`; true: at k / (K − 1), on the bounds of a range
             cut into atoms; false: at the middles (k + ½) / K of counted values.
         smoothing: Smoothing of P.
-        floor: Share of P_0 in what is drawn.
+        floor: Share of P_0 in the draws.
     """
     dtype = jnp.result_type(float)
     sizes = np.array([len(table) for table in first])
@@ -203,9 +203,9 @@ def tables(
 
 
 def draw(table: Array, uniforms: Array) -> Array:
-    """Return the index that a uniform in (0, 1) falls on in a table `[..., K]`, int32."""
+    """Return the index in a table `[..., K]` on which a uniform in (0, 1) falls, int32."""
     heaps = jnp.cumsum(table, -1)
-    # divided by the last, the heaps end in an exact 1 where the table is padded with zeros
+    # divided by the last, the cumulative sums end in an exact 1 where the table is padded with zeros
     return jnp.sum(uniforms[..., None] >= heaps / heaps[..., -1:], -1).astype(jnp.int32)
 
 

@@ -23,7 +23,7 @@ class Kernel(NamedTuple):
         scale: Length scales, `[D]`.
         amplitude: Variance of the process.
         noise: Variance of an observation.
-        warp: And b of the input warping, `[2, D]`; zeros where inputs are not warped.
+        warp: Exponents a and b of the input warping, `[2, D]`; zeros where inputs are not warped.
     """
 
     scale: Array
@@ -42,9 +42,9 @@ class Posterior(NamedTuple):
     Attributes:
         kernel: Kernel of the process.
         units: Trials in unit coordinates, `[n, D]`.
-        mask: Which rows hold a trial, `[n]`.
-        root: R = L⁻¹ with L Lᵀ = K + noise I; rows of the identity where empty, `[n, n]`.
-        white: R y, `[n]`.
+        mask: Whether each row holds a trial, `[n]`.
+        root: Root R = L⁻¹ with L Lᵀ = K + noise I; rows of the identity where empty, `[n, n]`.
+        white: Whitened targets R y, `[n]`.
     """
 
     kernel: Kernel
@@ -67,7 +67,7 @@ _SPREAD = Kernel(0.8, 0.7, 2.5, 0.4)  # type: ignore[arg-type]
 
 
 def noise_floor() -> float:
-    """Return the least variance of the noise by precision: with less, few Cholesky factors succeed."""
+    """Return the smallest variance of the noise by precision: with less, few Cholesky factors succeed."""
     return 1e-6 if jnp.finfo(jnp.result_type(float)).bits == 32 else 1e-9
 
 
@@ -80,7 +80,7 @@ def matern(ordered: np.ndarray) -> Covariance:
     over options c and all other coordinates d.
 
     Args:
-        ordered: Whether the order of each coordinate means something, `[D]`; false for options.
+        ordered: Whether each coordinate has an order, `[D]`; false for options.
     """
     numbers = np.flatnonzero(ordered)
 
@@ -123,7 +123,7 @@ def _gram(kernel: Kernel, covariance: Covariance, units: Array, mask: Array) -> 
 
 
 def _penalty(kernel: Kernel) -> Array:
-    """Return −log p(kernel), but for a constant."""
+    """Return −log p(kernel) up to a constant."""
     centre = prior_kernel(kernel.scale.shape[0])
     pulls = [jnp.sum(((a - b) / s) ** 2) for a, b, s in zip(kernel, centre, _SPREAD, strict=True)]
     return sum(pulls[1:], pulls[0]) / 2
@@ -132,7 +132,7 @@ def _penalty(kernel: Kernel) -> Array:
 def loss_and_grads(
     kernel: Kernel, covariance: Covariance, units: Array, targets: Array, mask: Array
 ) -> tuple[Array, Kernel]:
-    """Return −log p(y) − log p(kernel), but for a constant, and its gradient.
+    """Return −log p(y) − log p(kernel) up to a constant, and its gradient.
 
     −log p(y) = ½ yᵀ(K + noise I)⁻¹ y + ½ log det(K + noise I) + …,
     whose derivative by K is ½ ((K + noise I)⁻¹ − α αᵀ), α = (K + noise I)⁻¹ y: it is pulled back through the
@@ -158,7 +158,7 @@ def fit_covariance(
     warp: bool = False,
     num_steps: int = 60,
 ) -> Kernel:
-    """Maximise the marginal likelihood times the prior, from the given kernel and from a noisy one.
+    """Maximise the marginal likelihood times the prior, from the given kernel and from a noisy kernel.
 
     One start may explain by noise what the other explains by short length scales: the likelier of the two
     ends is returned.
@@ -170,7 +170,7 @@ def fit_covariance(
         covariance: Covariance of the process, e.g. `matern(ordered)`.
         units: Trials in unit coordinates, `[n, D]`.
         targets: Standardized scores, `[n]`; zero where rows are empty.
-        mask: Which rows hold a trial, `[n]`.
+        mask: Whether each row holds a trial, `[n]`.
         warp: Whether the input warping is fitted too.
         num_steps: Steps of Adam from each of the two starts.
     """
@@ -182,7 +182,7 @@ def fit_covariance(
         loss, grads = loss_and_grads(kernel, covariance, units, targets, mask)
         if not warp:
             grads = grads._replace(warp=jnp.zeros_like(grads.warp))
-        # where the factor fails, the prior shows the way back
+        # where the factor fails, the prior leads back
         fine = jnp.isfinite(loss)
         away = jax.tree.map(jnp.subtract, kernel, centre)
         grads = jax.tree.map(lambda g, a: jnp.where(fine & jnp.isfinite(g), g, a), grads, away)

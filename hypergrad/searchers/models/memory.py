@@ -1,4 +1,4 @@
-"""The trials that a searcher remembers: a table of fixed size, as checkpoints and compiled programs need it."""
+"""The trials that a searcher remembers: a table of fixed size, for checkpoints and compiled programs."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class Memory(NamedTuple):
 
     Attributes:
         units: Unit coordinates, `[C, D]`; rows from `count` on are empty.
-        scores: What is minimised, `[C]`; infinite for trials that failed, and for empty rows.
+        scores: Scores to be minimised, `[C]`; infinite for trials that failed, and for empty rows.
         count: Number of trials remembered, int32.
     """
 
@@ -23,7 +23,7 @@ class Memory(NamedTuple):
 
     @property
     def filled(self) -> Array:
-        """Which rows hold a trial, `[C]`."""
+        """Tell which rows hold a trial, `[C]`."""
         return jnp.arange(self.scores.shape[0]) < self.count
 
 
@@ -45,7 +45,7 @@ def remember(memory: Memory, units: Array, scores: Array) -> Memory:
     filled = jnp.concatenate([memory.filled, jnp.ones(num, bool)])
     index = jnp.arange(capacity + num)
     rank = jnp.argsort(jnp.argsort(jnp.where(filled, scores, jnp.inf)))
-    # a trial's place in time is its worth, unless it is among the best
+    # the newest trials are worth most, except for the best ones
     worth = jnp.where(rank < capacity // 2, index + capacity + num, index)
     chosen = jax.lax.top_k(jnp.where(filled, worth, -1 - index), capacity)[1]
     chosen = jnp.sort(jnp.where(filled[chosen], chosen, chosen + capacity + num)) % (capacity + num)

@@ -14,7 +14,7 @@ OTHER = 0.2
 """Probability that a kernel around an option gives to all options alike."""
 
 SHARE_OF_SCOTT = 0.7
-"""Width of a joint kernel over that of Scott's rule, n^(-1 / (D + 4)) standard deviations."""
+"""Width of a joint kernel relative to Scott's rule, n^(-1 / (D + 4)) standard deviations."""
 
 
 class Parzen(NamedTuple):
@@ -22,7 +22,7 @@ class Parzen(NamedTuple):
 
     Attributes:
         units: Centres of the kernels, `[n, D]`.
-        mask: Which rows hold one, `[n]`.
+        mask: Whether each row holds a kernel, `[n]`.
         width: Bandwidths, `[n, D]`.
     """
 
@@ -42,14 +42,14 @@ def parzen_around(coords: Coordinates, units: Array, mask: Array, joint: bool) -
 
 
 def _scott(units: Array, mask: Array, num: Array) -> Array:
-    """Return seven tenths of Scott's rule, by the spread of each coordinate; 0 for one trial alone."""
+    """Return seven tenths of Scott's rule, by the spread of each coordinate; 0 for a single trial."""
     spread = jnp.where(num > 1, jnp.std(units, 0, where=mask[:, None], ddof=1), 0)
     scott = spread * jnp.maximum(num, 1) ** (-1 / (units.shape[1] + 4))
     return jnp.broadcast_to(SHARE_OF_SCOTT * scott, units.shape)
 
 
 def _neighbours(units: Array, mask: Array, num: Array) -> Array:
-    """Return how far away the farther neighbour of each row is; of one trial alone, the farther bound."""
+    """Return the distance of each row's farther neighbour; for a single trial, that of the farther bound."""
     order = jnp.argsort(jnp.where(mask[:, None], units, jnp.inf), axis=0)
     gaps = jnp.diff(jnp.take_along_axis(units, order, 0), axis=0)
     gaps = jnp.where(jnp.arange(1, len(units))[:, None] < num, gaps, 0)
@@ -75,7 +75,7 @@ def log_parzen(coords: Coordinates, parzen: Parzen, x: Array, joint: bool) -> Ar
 
 
 def draw_parzen(coords: Coordinates, key: Key, parzen: Parzen, num: int, joint: bool) -> Array:
-    """Draw from a density, `[num, D]`; where not `joint`, each coordinate from a kernel of its own."""
+    """Draw from a density, `[num, D]`; where not `joint`, draw a kernel for each coordinate."""
     which_key, value_key, option_key, free_key = jax.random.split(key, 4)
     shape = (num, coords.num)
     odds = jnp.append(jnp.where(parzen.mask, 0.0, -jnp.inf), 0.0)

@@ -1,4 +1,4 @@
-"""What a user holds to be likely of a dimension before any trial: "the learning rate is near 1e-3"."""
+"""A user's beliefs about a dimension before any trial: "the learning rate is near 1e-3"."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ SPREAD = 0.15
 
 
 class Prior(NamedTuple):
-    """The best value of one dimension is held to be near `value`.
+    """The belief that the best value of one dimension is near `value`.
 
     Attributes:
         value: Value of the dimension: a number, an option of a `Choice`, a number or one for each step of a
@@ -32,7 +32,7 @@ class Prior(NamedTuple):
 
 
 Priors = Mapping[str, Prior]
-"""Leaf name -> its prior; dimensions without one stay uniform."""
+"""{leaf name: prior}; dimensions without a prior stay uniform."""
 
 
 def in_units(space: PyTree, priors: Priors) -> dict[str, tuple[np.ndarray, float]]:

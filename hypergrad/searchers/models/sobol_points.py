@@ -15,7 +15,7 @@ LOG_POINTS = 20
 """The sequence has 2^20 points, and begins again after them."""
 
 MAX_COORDINATES = 21201
-"""Most dimensions: scipy has direction numbers for as many."""
+"""Largest number of dimensions for which scipy has direction numbers."""
 
 
 @functools.cache

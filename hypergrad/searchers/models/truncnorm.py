@@ -11,7 +11,7 @@ WIDEST = 10.0
 """Largest scale: a normal as wide as that is uniform on [0, 1] to a thousandth."""
 
 FARTHEST = 12.0
-"""Farthest location outside [0, 1], in scales: the tail is exponential there, and Φ still a float32 number."""
+"""Farthest location outside [0, 1], in scales: the tail is exponential there, and Φ still fits float32."""
 
 _GAUSS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 
@@ -21,7 +21,7 @@ _NODES = (_GAUSS + 1) / 2
 def moments(loc: Array, scale: Array) -> tuple[Array, Array]:
     """Return mean and standard deviation of a normal N(loc, scale²) cut to [0, 1].
 
-    By Gauss-Legendre quadrature over the part of [0, 1] within e^−32 of the mode's density.
+    The method is Gauss-Legendre quadrature over the part of [0, 1] within e^−32 of the mode's density.
     """
     mode = jnp.clip(loc, 0, 1)
     first, second = _mean_square(loc - mode, scale, -mode, 1 - mode)[:2]
@@ -85,7 +85,7 @@ def fit(mean: Array, std: Array, num_steps: int = 24) -> tuple[Array, Array]:
         d_b = (h_aa * g_b - h_ab * g_a) / determinant
         step = 1 / (1 + jnp.sqrt(jnp.maximum(g_a * d_a + g_b * d_b, 0)))
         new_a, new_b = a + step * d_a, jnp.minimum(b + step * d_b, b / 16)
-        # on the edge the mean alone is matched
+        # on the edge only the mean is matched
         over = new_b > most(new_a, new_b)
         along = g_a / jnp.maximum(h_aa, 1e-30)
         along = a + along / (1 + jnp.sqrt(jnp.maximum(g_a * along, 0)))

@@ -27,7 +27,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the samplers when they are asked for: they are classes of Optuna's."""
+    """Import the samplers on first use, because they are classes of Optuna's."""
     if name not in ("BayesSampler", "CrossEntropySampler"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     library("optuna", "optuna", "integration")

@@ -19,13 +19,13 @@ from hypergrad.searchers.optuna.parameters import (
 
 
 class Parts(NamedTuple):
-    """What a sampler is made from, and speaks through.
+    """The makings of a sampler, and its translation of trials.
 
     Attributes:
         found: Parameters of the space.
         sampler: (seed=...) -> the sampler.
-        draw: Unit coordinates `[N, D]` -> hparams `[N]`.
-        place: Hparams `[N]` -> unit coordinates `[N, D]`.
+        draw: (unit coordinates `[N, D]`) -> hparams `[N]`.
+        place: (hparams `[N]`) -> unit coordinates `[N, D]`.
     """
 
     found: Many[Parameter]
@@ -35,11 +35,11 @@ class Parts(NamedTuple):
 
 
 class Live:
-    """A sampler with its study, after what it has been asked and told.
+    """A sampler with its study, after its trials so far.
 
     Attributes:
-        mark: Bits of the state that it stands for.
-        trials: Trials that it was asked for, and not told of yet.
+        mark: Bits of the state that it represents.
+        trials: Trials that it has suggested and not been told of yet.
         hparams: Hyperparameters of those, `[num]`.
     """
 
@@ -61,7 +61,7 @@ class Live:
         self.hparams = self.parts.draw(np.array(units, jnp.result_type(float)))
 
     def tell(self, hparams: HParams, values: np.ndarray, steps: np.ndarray) -> None:
-        """Tell what came of the trials asked for, and add those that were not."""
+        """Tell the results of the suggested trials, and add trials that it did not suggest."""
         states = trial_states(values, steps)
         own = _same_rows(self.hparams, hparams, len(self.trials)) if self.trials else ()
         units = None
@@ -106,7 +106,7 @@ def installed(sampler: Any) -> Iterator[None]:
 
 
 def _same_rows(ours: HParams, theirs: HParams, num: int) -> np.ndarray:
-    """Tell which of the first `num` members have the very hparams that were asked for."""
+    """Tell which of the first `num` members have exactly the suggested hparams."""
     same = np.ones(min(num, len(jax.tree.leaves(theirs)[0])), bool)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         a, b = np.asarray(a)[: len(same)], np.asarray(b)[: len(same)]

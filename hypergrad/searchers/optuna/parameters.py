@@ -1,8 +1,8 @@
 """Spaces and trials as Optuna has them.
 
 A parameter of Optuna is a unit coordinate of the space in the user's units: `lr` for a scalar, `scales.0`,
-`scales.1`, ... for each entry of an array and each free step of a schedule. Those of a sequence that never
-rises are its unit coordinates, from 0 to 1: whatever their values, the sequence never rises.
+`scales.1`, ... for each entry of an array and each free step of a schedule. The parameters of a sequence that
+never rises are its unit coordinates, from 0 to 1: whatever their values, the sequence never rises.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ class Parameter(NamedTuple):
 
     Attributes:
         name: Name of the leaf, and the place in it where the leaf has several coordinates.
-        distribution: an `optuna.distributions.BaseDistribution`.
-        value: Unit coordinate -> value of the parameter.
-        unit: Value of the parameter -> unit coordinate.
+        distribution: Distribution, an `optuna.distributions.BaseDistribution`.
+        value: (unit coordinate) -> value of the parameter.
+        unit: (value of the parameter) -> unit coordinate.
     """
 
     name: str
@@ -111,7 +111,7 @@ def _between(low: float, x: float, high: float) -> float:
 
 
 def trial_states(values: np.ndarray, steps: np.ndarray) -> list[Any]:
-    """Return what Optuna calls the end of each trial: COMPLETE, PRUNED before the longest, or FAIL."""
+    """Return Optuna's name for the end of each trial: COMPLETE, PRUNED before the longest, or FAIL."""
     state = optuna_module("optuna.trial").TrialState
     finite = np.isfinite(values)
     longest = steps[finite].max() if finite.any() else 0

@@ -28,7 +28,7 @@ from hypergrad.searchers.sobol import sobol
 from hypergrad.space import Choice, Dimension, Integer, Real
 
 CELLS = 16
-"""Most values of a parameter that is searched as a whole number; more values are cells of a range."""
+"""Most values of a parameter that is searched as a whole number; more values become cells of a range."""
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -41,8 +41,8 @@ class Axis(NamedTuple):
     Attributes:
         name: Name of the parameter.
         dim: Dimension that is searched.
-        value: Value of the dimension -> value of the parameter.
-        place: Value of the parameter -> value of the dimension.
+        value: (value of the dimension) -> value of the parameter.
+        place: (value of the parameter) -> value of the dimension.
     """
 
     name: str
@@ -91,7 +91,7 @@ def axis(name: str, kind: Any) -> Axis:
 
 
 def axes_of(space: dict[str, BaseDistribution]) -> list[Axis]:
-    """Return the dimensions of a search space, those of one value left out; equal ones stand together."""
+    """Return the dimensions of a search space without those of one value; equal ones stand together."""
     found = [axis(name, kind) for name, kind in space.items() if not kind.single()]
     return sorted(found, key=lambda one: (repr(one.dim), one.name))
 
@@ -105,10 +105,10 @@ def _programs(make: Callable[[Any], Searcher], dims: tuple[Dimension, ...]) -> S
 
 
 class _Model:
-    """A searcher and what it knows of a study: trials are told as they end, `size` at a time.
+    """A searcher and its knowledge of a study: it is told of trials as they end, `size` at a time.
 
-    The first `num_initial` trials are scrambled Sobol points, and told with the one after them: a searcher
-    that takes seconds to compile is not compiled for a study of a few trials.
+    The first `num_initial` trials are scrambled Sobol points, and the searcher is told of them with the trial
+    after them. So a searcher that takes seconds to compile is not compiled for a study of a few trials.
     """
 
     def __init__(self, sampler: "SearcherSampler", axes: Many[Axis]):
@@ -134,7 +134,7 @@ class _Model:
             self.queue = []
 
     def trials_of(self, trials: Many[FrozenTrial], sign: float) -> Trials:
-        """Return trials of Optuna as a searcher is told of them."""
+        """Return trials of Optuna in the form that a searcher takes."""
         values, steps = [], []
         for trial in trials:
             value, step = trial.value, 2**30
@@ -154,7 +154,7 @@ class _Model:
         return Trials(hparams, *told, jnp.arange(len(trials), dtype=jnp.int32), {})
 
     def next(self, seed: int) -> dict[str, Any]:
-        """Return the parameters of the next trial, of a generation that is drawn at once."""
+        """Return the parameters of the next trial, from a generation that is drawn at once."""
         if not self.queue:
             self.num_asked += 1
             key = jax.random.fold_in(jax.random.key(seed), self.num_asked)
@@ -179,16 +179,16 @@ class SearcherSampler(optuna.samplers.BaseSampler):
     """An Optuna sampler around a searcher of this package.
 
     The parameters that all trials had so far, with the same distributions, are sampled together; others
-    (conditional ones, ranges that change) at random. Finished trials are read from the study, so that other
-    processes may add to it. Several threads may share a sampler.
+    (conditional parameters, ranges that change) are drawn at random. Finished trials are read from the study,
+    so that other processes may add to it. Several threads may share a sampler.
 
-    **Limits:** one objective. Trials that are running are not known to the searcher. The same seed gives
+    **Limits:** one objective. The searcher does not know of running trials. The same seed gives
     the same trials where they run one after another.
 
     Args:
         make: (space) -> searcher; one function for all samplers that may share compiled programs.
-        size: Number of trials that the searcher is asked for and told at once.
-        num_initial: Number of scrambled Sobol trials before the searcher is asked.
+        size: Number of trials in each ask and tell of the searcher.
+        num_initial: Number of scrambled Sobol trials before those of the searcher.
         seed: Seed of every draw; drawn from the system where None.
     """
 
@@ -220,7 +220,7 @@ class SearcherSampler(optuna.samplers.BaseSampler):
         return {name: kind for name, kind in common.items() if not kind.single()}
 
     def sample_relative(self, study, trial, search_space) -> dict[str, Any]:
-        """Return what the searcher proposes for the parameters of `search_space`."""
+        """Return the searcher's suggestion for the parameters of `search_space`."""
         self._raise_error_if_multi_objective(study)
         axes = axes_of(search_space)
         if not axes:
@@ -246,7 +246,7 @@ class CrossEntropySampler(SearcherSampler):
 
     **Cost:** about a millisecond a generation, once compiled.
 
-    **Limits:** nothing is learned from less than a generation, and some ten of them are needed. Whole numbers
+    **Limits:** the search learns nothing from less than a generation, and needs some ten of them. Whole numbers
     with more than 16 values, and steps, are cells of a range.
 
     Args:

@@ -23,14 +23,14 @@ from hypergrad.space import from_units, to_units
 
 
 class OptunaState(NamedTuple):
-    """State of `optuna_searcher`: what the sampler was asked and told, from which it is made again.
+    """State of `optuna_searcher`: the asks and tells of the sampler, from which it can be made again.
 
     Attributes:
         seed: Seed of the sampler, uint32.
         hparams: Hyperparameters of the trials told, `[C, ...]`; rows from `count` on are empty.
-        values, steps: What came of them, `[C]`.
-        batch: Index of the `tell` that each came with, int32 `[C]`.
-        asked: Number of trials that the sampler was asked for before that `tell`, int32 `[C]`.
+        values, steps: Results of those trials, `[C]`.
+        batch: Index of the `tell` of each trial, int32 `[C]`.
+        asked: Number of trials that the sampler suggested before that `tell`, int32 `[C]`.
         count: Trials told so far, int32.
     """
 
@@ -48,24 +48,24 @@ def optuna_searcher(
 ) -> Searcher:
     """Search with any sampler of Optuna: `study.ask` for every member, and `study.tell` for every value.
 
-    A trial that failed is told as FAIL. One that a scheduler stopped early is told as PRUNED, with its value as
-    the intermediate one at its last step. Trials that were not asked for (warm starts, members that a scheduler
-    changed) are added to the study as they are.
+    A trial that failed is told as FAIL. A trial that a scheduler stopped early is told as PRUNED, with its
+    value as the intermediate value at its last step. Trials that the sampler did not suggest (warm starts,
+    members that a scheduler changed) are added to the study unchanged.
 
     **Cost:** some milliseconds a trial, by Optuna; the members train side by side between `ask` and `tell`.
 
     **Limits:** the searcher works on the host (`host`). The study is in memory, and its sampler cannot be
     written to disk: a resumed study makes it again from its seed, by asking and telling as before. That is
     exact where the sampler draws from its seed alone, as Optuna's random, TPE, CMA-ES, QMC and evolutionary
-    samplers do. Where trials do not come out as recorded (unseeded parts, another version of Optuna or torch),
-    they are added as they were, and later ones may differ: `resume` compares them with their records and
-    says so.
+    samplers do. Where suggestions differ from their records (unseeded parts, another version of Optuna or
+    torch), the recorded trials are added, and later trials may differ: `resume` compares them with their
+    records and reports it.
 
     Args:
         space: Pytree of traceable dimensions.
         sampler: (seed=...) -> an `optuna.samplers.BaseSampler`, e.g. `optuna.samplers.TPESampler` or
             `functools.partial(optuna.samplers.CmaEsSampler, popsize=16)`.
-        capacity: Most trials of a study.
+        capacity: Largest number of trials of a study.
 
     Raises:
         ValueError: without Optuna or what the sampler needs, for an invalid space or sampler, and when told of

@@ -86,7 +86,7 @@ def import_trials(study: Any, space: PyTree) -> Trials:
     space, are left out; failed ones have NaN.
 
     Args:
-        study: an `optuna.Study` of one objective.
+        study: Study, an `optuna.Study` of one objective.
         space: Space that the parameters are read in.
 
     Raises:

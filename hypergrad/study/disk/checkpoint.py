@@ -78,7 +78,9 @@ def load(folder: Path, step: int, like: PyTree) -> PyTree:
             arrays = _read_members(file, blanks)
         except Exception as error:  # parsers of zip and npy may raise anything at hostile bytes
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{str(_path(folder, step))!r} is no checkpoint ({reason})") from None
+            raise ValueError(
+                f"{str(_path(folder, step))!r} is not a checkpoint ({reason})"
+            ) from None
     leaves, structure = jax.tree.flatten(like)
     return jax.tree.unflatten(structure, map(_restore, arrays, leaves))
 

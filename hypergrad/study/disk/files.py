@@ -65,7 +65,7 @@ def open_file(path: Path, flags: int) -> int:
     status = os.fstat(fd)
     wrong = None
     if not stat.S_ISREG(status.st_mode):
-        wrong = "is no regular file, expected one; " + ADVICE
+        wrong = "is not a regular file, expected one; " + ADVICE
     elif writes and status.st_nlink > 1:
         wrong = "has a second name (a hard link), expected none; copy the study with `cp -r` first"
     if wrong:
@@ -217,5 +217,5 @@ def failed(action: str, path: Path, error: OSError) -> ValueError:
     """Say in one line what the system refused to do."""
     return ValueError(
         f"cannot {action} {str(path)!r}: {error.strerror or error}; make room or allow it, "
-        "then go on with `hypergrad resume`"
+        "then continue with `hypergrad resume`"
     )

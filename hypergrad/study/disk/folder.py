@@ -60,7 +60,7 @@ def check_folder(directory: str | os.PathLike[str]) -> Path:
     path = Path(directory)
     if not path.is_dir():
         raise ValueError(
-            f"directory {str(path)!r} does not exist or is no directory; name the directory of a study"
+            f"directory {str(path)!r} does not exist or is not a directory; name the directory of a study"
         )
     for entry in os.scandir(path):
         if entry.is_symlink():
@@ -179,11 +179,11 @@ def _check_free(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ValueError(
             f"out is {str(path)!r}, which is not empty, expected a new folder; name another one, "
-            "pass --overwrite, or go on with `hypergrad resume`"
+            "pass --overwrite, or continue with `hypergrad resume`"
         )
     if not all(_is_ours(entry.name) for entry in path.iterdir()):
         raise ValueError(
-            f"out is {str(path)!r}, which holds something else than a study, expected a study to "
+            f"out is {str(path)!r}, which holds something other than a study, expected a study to "
             "overwrite; name another folder"
         )
 

@@ -192,8 +192,8 @@ class Journal:
             )
         elif found.size > found.end:
             self.damage = (
-                f"the last {found.size - found.end} bytes of {str(self.path)!r} are no whole record, as a "
-                "process leaves them that is killed while it writes; cut off"
+                f"the last {found.size - found.end} bytes of {str(self.path)!r} are not a whole record, "
+                "as a process killed while it writes leaves them; cut off"
             )
         if found.size > found.end:
             os.ftruncate(self._fd, found.end)

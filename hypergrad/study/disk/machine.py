@@ -60,8 +60,8 @@ def machine_differences(recorded: dict[str, Any]) -> list[str]:
     old = recorded.get("versions")
     flat = {**recorded, **(old if isinstance(old, dict) else {})}
     return [
-        f"{name} is {value!r} and was {flat.get(name)!r} when the study was started; if a step that is "
-        "made again differs from its record, the study stops"
+        f"{name} is {value!r} and was {flat.get(name)!r} when the study was started; if a "
+        "repeated step differs from its record, the study stops"
         for name, value in {**here, **here["versions"]}.items()
         if name != "versions" and value != flat.get(name)
     ]

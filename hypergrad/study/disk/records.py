@@ -78,7 +78,7 @@ def check_same(again: dict[str, Any], old: dict[str, Any]) -> None:
             leaf = _first_difference(found, other)
         name = part if leaf is None else f"{part} {leaf!r}"
         raise ValueError(
-            f"step {again['step']} was made again, and its {name} differ from its record, expected the same "
+            f"step {again['step']} was repeated, and its {name} differ from its record, expected the same "
             "bits; resume with the task, data, settings, versions and machine it was started with"
         )
 
