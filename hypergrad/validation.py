@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 
 from hypergrad.core import tree
 from hypergrad.core.autodiff import live_inputs
 from hypergrad.core.checks import check_whole, describe
+from hypergrad.core.draws import DATA, draws_that_lose, marks_of_batch
 from hypergrad.core.host import check_indices
 from hypergrad.core.pure import traced_program
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
@@ -26,6 +28,8 @@ from hypergrad.space import Sequence, check_space, static
 from hypergrad.train import carried, start_state, trained, update, with_parts
 
 CONSTANT = "return every part of the carried state, in constant shapes"
+
+WEIGHTS = "the weights"
 
 SCHEDULED = "read one value a step from a schedule, with schedule(hparams[...])"
 
@@ -54,7 +58,7 @@ def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1)
     if not isinstance(problem, Task):
         check_problem(problem)
         check_whole("horizon", horizon)
-        warn_unread([check_step(problem, hparams)])
+        warn_unread([check_step(problem, hparams).reads])
         return
     check_space(problem.space)
     check_whole("horizon", problem.horizon)
@@ -63,8 +67,21 @@ def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1)
         label, free = static.split(problem.space, corner)
         one = fixed(problem, label).problem
         check_problem(one)
-        found.append(check_step(one, free))
+        found.append(check_step(one, free).reads)
     warn_blind(problem, found)
+
+
+class Seen(NamedTuple):
+    """What one trace of a problem's functions shows of its hyperparameters.
+
+    Attributes:
+        reads: Whether any function reads a leaf, by its name.
+        drawn: Where every leaf must have a derivative, the leaves that set the odds of a random draw, which
+            loses their derivative, such as a dropout rate, and the function that draws; see `core.draws`.
+    """
+
+    reads: dict[str, bool]
+    drawn: dict[str, str]
 
 
 class UnreadWarning(UserWarning):
@@ -104,7 +121,7 @@ def warn_blind(task: Task, found: list[dict[str, bool]]) -> None:
             )
 
 
-def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> dict[str, bool]:
+def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> Seen:
     """Raise a `ValueError` unless one step of training and its objective can be evaluated.
 
     **Cost:** abstract evaluation of both; nothing is compiled or run.
@@ -115,7 +132,7 @@ def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> dic
         real: Whether every leaf of the hyperparameters must have a derivative.
 
     Returns:
-        Whether any function of the problem reads a leaf of the hyperparameters, by its name.
+        What was seen of the hyperparameters.
     """
     check_hparams(hparams, real=real)
     tried = _try(problem, hparams, real)
@@ -133,7 +150,7 @@ def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> dic
                 raise ValueError(
                     f"{what}[{name!r}] of shape {b.shape}, expected {a.shape}; {advice}"
                 )
-    return tried.reads
+    return tried.seen
 
 
 class _Tried(NamedTuple):
@@ -145,19 +162,30 @@ class _Tried(NamedTuple):
     state: PyTree
     objective: Any
     moved: PyTree
-    reads: dict[str, bool]
+    seen: Seen
 
 
 def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     """Trace each function of a problem once, the batches twice, and check what is seen."""
     key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
     reads = dict.fromkeys(tree.leaf_names(hparams), False)
+    programs: dict[str, ClosedJaxpr] = {}
+    drawn: dict[str, str] = {}
 
-    def traced(name: str, function: Callable, *args, params: PyTree = ()) -> Any:
-        name = f"problem.{name}"
-        program, out = traced_program(name, function, *args, twice=name.endswith("_batch"))
+    def traced(
+        name: str, function: Callable, *args, params: PyTree = (), drawn_by: str = ""
+    ) -> Any:
+        title = f"problem.{name}"
+        program, out = traced_program(title, function, *args, twice=name.endswith("_batch"))
+        programs[name] = program
         if real:
-            check_indices(name, program, [_origin(arg, hparams, params) for arg in args])
+            origins = [x for arg in args for x in _origins(arg, hparams, params)]
+            check_indices(title, program, origins)
+            marks = [DATA if x in (None, WEIGHTS) else frozenset([x]) for x in origins]
+            if drawn_by:
+                batch = marks_of_batch(programs[drawn_by])
+                marks[len(marks) - len(batch) :] = batch
+            drawn.update(dict.fromkeys(draws_that_lose(program, marks), title))
         live = iter(live_inputs(program.jaxpr, [True] * len(program.jaxpr.outvars)))
         for arg in args:
             used = [next(live) for _ in jax.tree.leaves(arg)]
@@ -180,21 +208,31 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
             )
     batch = traced("train_batch", problem.train_batch, key, index)
     slope = jax.value_and_grad(partial(_loss, problem), has_aux=True)
-    (_, out), grads = traced("loss", slope, weights, params, hparams, batch, params=params)
+    (_, out), grads = traced(
+        "loss", slope, weights, params, hparams, batch, params=params, drawn_by="train_batch"
+    )
     value, state = split_loss(params, out)
     valid = traced("valid_batch", problem.valid_batch, key)
-    judged = traced("objective", problem.objective, params, hparams, valid, params=params)
+    judged = traced(
+        "objective",
+        problem.objective,
+        params,
+        hparams,
+        valid,
+        params=params,
+        drawn_by="valid_batch",
+    )
     step = partial(_update, problem)
     moved, _ = traced("optimizer", step, hparams, params, key, batch, value, grads, params=params)
-    return _Tried(weights, carried(params), value, state, judged, moved, reads)
+    return _Tried(weights, carried(params), value, state, judged, moved, Seen(reads, drawn))
 
 
-def _origin(arg: PyTree, hparams: HParams, params: Params) -> list[str | None]:
+def _origins(arg: PyTree, hparams: HParams, params: Params) -> list[str | None]:
     """Name what each leaf of an argument depends on, None where on no hyperparameter."""
     if arg is hparams:
         return [f"hparams[{name!r}]" for name in tree.leaf_names(hparams)]
     ours = arg is params or arg is trained(params)
-    return ["the weights" if ours else None for _ in jax.tree.leaves(arg)]
+    return [WEIGHTS if ours else None for _ in jax.tree.leaves(arg)]
 
 
 def _loss(

@@ -3,6 +3,7 @@
 - `abstract`: Abstract evaluation of a user's function: shapes and dtypes only, nothing is computed.
 - `autodiff`: Derivatives: finite ones where autodiff makes none, curvature products, who depends on whom.
 - `checks`: Shared checks of a caller's arguments, made before anything compiles.
+- `draws`: Find random draws whose distribution depends on a value, and that lose its derivative.
 - `flax`: Flax modules as init and apply: `from_linen`, `from_nnx`.
 - `flow`: Follow values through a traced program: what reaches what, and whether two programs are the same.
 - `host`: Data that stay on the host: batches by index, for traced programs.

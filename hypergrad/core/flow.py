@@ -1,5 +1,6 @@
 """Follow values through a traced program: what reaches what, and whether two programs are the same."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -18,8 +19,11 @@ Visit: TypeAlias = Callable[[JaxprEqn, list[Marks]], list[Marks] | None]
 
 NOTHING: Marks = frozenset()
 
+TABLE_SIZE = 1024
+"""Most numbers of a constant that counts as a table of settings rather than data."""
 
-def flow(jaxpr: Jaxpr, ins: Sequence[Marks], visit: Visit) -> list[Marks]:
+
+def flow(jaxpr: Jaxpr, ins: Sequence[Marks], visit: Visit, consts: Marks = NOTHING) -> list[Marks]:
     """Carry marks from the inputs of a program to its outputs, also through loops, branches and calls.
 
     **Cost:** one visit an equation, some more within loops; nothing is traced or run. **Limits:**
@@ -30,11 +34,15 @@ def flow(jaxpr: Jaxpr, ins: Sequence[Marks], visit: Visit) -> list[Marks]:
         ins: Marks of each of its inputs.
         visit: What an equation does; it is asked first for those that hold programs, too, and may be asked
             several times within a loop.
+        consts: Marks of the arrays that the program closes over, but for those of at most `TABLE_SIZE` numbers.
 
     Returns:
         Marks of each output.
     """
     state: dict[Any, Marks] = dict(zip(jaxpr.invars, ins, strict=True))
+    for v in jaxpr.constvars:
+        aval: Any = v.aval
+        state[v] = consts if math.prod(aval.shape) > TABLE_SIZE else NOTHING
 
     def of(v: Any) -> Marks:
         return NOTHING if isinstance(v, Literal) else state.get(v, NOTHING)
@@ -43,38 +51,40 @@ def flow(jaxpr: Jaxpr, ins: Sequence[Marks], visit: Visit) -> list[Marks]:
         marks = [of(v) for v in eqn.invars]
         outs = visit(eqn, marks)
         if outs is None:
-            outs = _through(eqn, marks, visit)
+            outs = _through(eqn, marks, visit, consts)
         state.update(zip(eqn.outvars, outs, strict=True))
     return [of(v) for v in jaxpr.outvars]
 
 
-def _through(eqn: JaxprEqn, marks: list[Marks], visit: Visit) -> list[Marks]:
+def _through(eqn: JaxprEqn, marks: list[Marks], visit: Visit, closed: Marks) -> list[Marks]:
     """Return the marks of the results of one equation."""
     inner, name = programs(eqn), eqn.primitive.name
     if name == "scan":
-        return _loop(inner[0], marks, eqn.params, visit)
+        return _loop(inner[0], marks, eqn.params, visit, closed)
     if name == "while":
         num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
         test, body = eqn.params["cond_jaxpr"].jaxpr, eqn.params["body_jaxpr"].jaxpr
         consts, carry = marks[num_cond : num_cond + num_body], marks[num_cond + num_body :]
         while True:
-            stops = flow(test, marks[:num_cond] + carry, visit)[0]
-            outs = flow(body, consts + carry, visit)
+            stops = flow(test, marks[:num_cond] + carry, visit, closed)[0]
+            outs = flow(body, consts + carry, visit, closed)
             grown = [a | b | stops for a, b in zip(carry, outs, strict=True)]
             if grown == carry:
                 return grown
             carry = grown
     if name == "cond":
-        each = [flow(branch, marks[1:], visit) for branch in inner]
+        each = [flow(branch, marks[1:], visit, closed) for branch in inner]
         return [marks[0].union(*outs) for outs in zip(*each, strict=True)]
     if len(inner) == 1 and len(inner[0].invars) == len(marks):
-        outs = flow(inner[0], marks, visit)
+        outs = flow(inner[0], marks, visit, closed)
         if len(outs) == len(eqn.outvars):
             return outs
     return [NOTHING.union(*marks)] * len(eqn.outvars)
 
 
-def _loop(body: Jaxpr, marks: list[Marks], params: dict, visit: Visit) -> list[Marks]:
+def _loop(
+    body: Jaxpr, marks: list[Marks], params: dict, visit: Visit, closed: Marks
+) -> list[Marks]:
     """Return the marks of the results of a scan, whose carry collects what any step brings to it."""
     if "num_consts" in params:
         num_consts, num_carry = params["num_consts"], params["num_carry"]
@@ -82,7 +92,7 @@ def _loop(body: Jaxpr, marks: list[Marks], params: dict, visit: Visit) -> list[M
         num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
     consts, carry = marks[:num_consts], marks[num_consts : num_consts + num_carry]
     while True:
-        outs = flow(body, consts + carry + marks[num_consts + num_carry :], visit)
+        outs = flow(body, consts + carry + marks[num_consts + num_carry :], visit, closed)
         grown = [a | b for a, b in zip(carry, outs[:num_carry], strict=True)]
         if grown == carry:
             return grown + outs[num_carry:]

@@ -190,13 +190,13 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(leaf.shape), np.dtype(leaf.dtype))
 
 
-def check_indices(name: str, closed: ClosedJaxpr, origins: list[list[str | None]]) -> None:
+def check_indices(name: str, closed: ClosedJaxpr, origins: list[str | None]) -> None:
     """Raise a `ValueError` where an index of `host_batches` in a program depends on what has a derivative.
 
     Args:
         name: Name of the function that was traced.
         closed: Its program.
-        origins: Name of what each leaf of each argument depends on, None where that may decide an index.
+        origins: Name of what each of its inputs depends on, None where that may decide an index.
     """
     found: set[str] = set()
 
@@ -205,7 +205,7 @@ def check_indices(name: str, closed: ClosedJaxpr, origins: list[list[str | None]
             found.update(*marks)
         return None
 
-    ins = [frozenset([x]) if x else NOTHING for origin in origins for x in origin]
+    ins = [frozenset([x]) if x else NOTHING for x in origins]
     if CALL in {eqn.params.get("name") for eqn in equations(closed.jaxpr)}:
         flow(closed.jaxpr, ins, visit)
     if found:

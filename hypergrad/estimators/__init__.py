@@ -8,6 +8,7 @@
 - `policies/`: Policies over hyperparameters, and the estimators that learn them.
 - `recommend`: Recommend an estimator, by measuring a training run and asking the compiler, with reasons in
   words.
+- `recommendation`: What a recommendation is, and the words for it.
 - `slopes`: Finite differences in float64, and the problems made for them: the reference for `verify`.
 - `unrolled/`: Estimators that differentiate through the steps of training.
 - `verify`: Compare every estimator with float64 finite differences, on the user's own task.
@@ -18,8 +19,9 @@
 from hypergrad.core.methods import Method, by_name
 from hypergrad.estimators.advice import advice, structural_zeros
 from hypergrad.estimators.average import AverageInfo, average
-from hypergrad.estimators.base import Estimate, Estimator
+from hypergrad.estimators.base import DrawnLeafWarning, Estimate, Estimator
 from hypergrad.estimators.evolution.es import ES, es
+from hypergrad.estimators.evolution.evolved import EvolvedInfo, evolved
 from hypergrad.estimators.evolution.info import EvolutionInfo
 from hypergrad.estimators.evolution.nres import NRES, nres
 from hypergrad.estimators.evolution.pairs import Target, final_objective, mean_objective
@@ -64,10 +66,12 @@ __all__ = [
     "ESTIMATORS",
     "ONLINE",
     "AverageInfo",
+    "DrawnLeafWarning",
     "DriftInfo",
     "Estimate",
     "Estimator",
     "EvolutionInfo",
+    "EvolvedInfo",
     "ImplicitInfo",
     "ImplicitState",
     "MixedInfo",
@@ -87,6 +91,7 @@ __all__ = [
     "darts",
     "drift",
     "es",
+    "evolved",
     "exact_product",
     "final_objective",
     "forward",

@@ -19,11 +19,13 @@ from hypergrad.estimators.advice import (
     structural_zeros,
 )
 from hypergrad.estimators.base import (
+    DrawnLeafWarning,
     Estimator,
     first_nonfinite,
     inner_loss,
     temporary_bytes,
 )
+from hypergrad.estimators.evolution.es import ES
 from hypergrad.estimators.evolution.pes import PES
 from hypergrad.estimators.evolution.windows import quarter
 from hypergrad.estimators.implicit.response import default_batch
@@ -35,12 +37,18 @@ from hypergrad.estimators.policies import (
     own_leaves,
     sampled,
 )
+from hypergrad.estimators.recommendation import (
+    Recommendation,
+    estimate_bytes,
+    spoken_names,
+    spoken_size,
+)
 from hypergrad.estimators.unrolled.momentum import Recursion
 from hypergrad.estimators.unrolled.reverse import Plan
 from hypergrad.estimators.ways import check_implicit, past_the_loss
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import TrainState, init_state, split_key, trained, unroll_losses
-from hypergrad.validation import validate
+from hypergrad.validation import check_step, validate, warn_unread
 
 REST = 1e-2
 """Largest ‖∇_w L‖ after training, as a share of the norm before it, at which training has come to rest."""
@@ -55,35 +63,16 @@ MOST_ENUMERATED = 8
 """Largest number of combinations of integers and choices at which every step takes all of them."""
 
 
-class Recommendation(NamedTuple):
-    """An estimator and the reasons for it.
-
-    Attributes:
-        name: Name of the estimator in `hypergrad.estimators`.
-        estimator: Estimator itself; it takes a policy's φ where the space has discrete leaves.
-        call: Python expression that builds it.
-        reasons: Reasons of the choice, one sentence each.
-    """
-
-    name: str
-    estimator: Estimator
-    call: str
-    reasons: list[str]
-
-    def __str__(self) -> str:
-        return "\n".join([f"use estimators.{self.call}", *(f"- {text}" for text in self.reasons)])
-
-
 def recommend(
     problem: Problem, space: PyTree, horizon: int, memory: int = 2**30, *, seed: int = 0
 ) -> Recommendation:
     """Say which estimator to use on a problem, and why.
 
     The questions, in this order: what the leaves are (drawn leaves need `score` or `mixed`); whether gradients
-    through the run explode (`pes`); whether training comes to rest and every leaf acts through the loss alone
-    (`implicit`); how many hyperparameters there are (`forward` for one or two); what fits the memory
-    (`reverse`, else `drift` and `reversible` where the optimizer is SGD with
-    momentum, else segments, else `forward` or `truncated`).
+    through the run explode (`pes`); whether a draw loses the derivative of a leaf (`evolved`); whether training
+    comes to rest and every leaf acts through the loss alone (`implicit`); how many hyperparameters there are
+    (`forward` for one or two); what fits the memory (`reverse`, else `drift` and `reversible` where the
+    optimizer is SGD with momentum, else segments, else `forward` or `truncated`).
 
     **Cost:** one training, a hypergradient over at most 50 steps, and one compilation for each estimator
     considered, up to seven.
@@ -110,12 +99,16 @@ def recommend(
     spaces.check_space(space, traceable=True)
     check_bytes(memory)
     hparams = spaces.default(space)
-    validate(problem, hparams, horizon)
     if any(map(is_discrete, jax.tree.leaves(space))):
+        validate(problem, hparams, horizon)
         return _drawn(problem, space, horizon, memory)
+    seen = check_step(problem, hparams, real=True)
+    warn_unread([seen.reads])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", StructuralZeroWarning)  # the reasons name them
-        return _real(_Case(problem, space, hparams, horizon, memory, seed))
+        # they are among the reasons
+        warnings.simplefilter("ignore", StructuralZeroWarning)
+        warnings.simplefilter("ignore", DrawnLeafWarning)
+        return _real(_Case(problem, space, hparams, horizon, memory, seed), list(seen.drawn))
 
 
 class _Case(NamedTuple):
@@ -133,11 +126,12 @@ def _drawn(problem: Problem, space: PyTree, horizon: int, memory: int) -> Recomm
     phi = policy.init(jax.random.key(0))
     dims = tree.named(space)
     drawn = [name for name, dim in dims.items() if is_discrete(dim)]
-    reasons = [f"{_names(drawn)} can only be drawn: a policy over it has the hypergradient"]
+    reasons = [f"{spoken_names(drawn)} can only be drawn: a policy over it has the hypergradient"]
     own = own_leaves(problem, policy.mode(phi))
     if own or len(drawn) == len(dims):
         reasons.append(
-            f"{_names(own)} acts through the optimizer or the initial weights, so that draws cannot share them"
+            f"{spoken_names(own)} acts through the optimizer or the initial weights, so that draws cannot "
+            "share them"
             if own
             else "no leaf is real: every draw trains by itself, and values alone decide"
         )
@@ -168,9 +162,12 @@ def _drawn(problem: Problem, space: PyTree, horizon: int, memory: int) -> Recomm
         ]
     num_bytes = 0
     for (name, argument, estimator), remark in zip(ladder, remarks, strict=True):
-        num_bytes = _bytes(estimator, phi)
+        num_bytes = estimate_bytes(estimator, phi)
         if num_bytes <= memory:
-            reasons += [remark, f"its temporaries take {_size(num_bytes)} of {_size(memory)}"]
+            reasons += [
+                remark,
+                f"its temporaries take {spoken_size(num_bytes)} of {spoken_size(memory)}",
+            ]
             call = f"{name}(problem, {horizon}, policies.factorized(space), {argument})"
             return Recommendation(name, estimator, call, reasons)
     raise ValueError(
@@ -179,15 +176,15 @@ def _drawn(problem: Problem, space: PyTree, horizon: int, memory: int) -> Recomm
     )
 
 
-def _real(case: _Case) -> Recommendation:
-    """Choose among the estimators of real hyperparameters."""
+def _real(case: _Case, lost: list[str]) -> Recommendation:
+    """Choose among the estimators of real hyperparameters, some of them `lost` by a draw."""
     problem, hparams, horizon = case.problem, case.hparams, case.horizon
     count = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(hparams))
     zeros = structural_zeros(problem, hparams, horizon)
     reasons = []
     if zeros:
         reasons.append(
-            f"{_names(zeros)} has a hypergradient of zero by structure (a sign, a rounding, an integer); "
+            f"{spoken_names(zeros)} has a hypergradient of zero by structure (a sign, a rounding, an integer); "
             "search it"
         )
     if len(zeros) == len(jax.tree.leaves(hparams)):
@@ -201,6 +198,8 @@ def _real(case: _Case) -> Recommendation:
         )
         return _pes(case, reasons)
     reasons.append(f"the adjoint grows by {growth:.3f} a step: gradients through the run are sound")
+    if lost:
+        return _evolved(case, lost, reasons)
 
     estimator = _at_rest(case, rest, reasons)
     if estimator is not None:
@@ -213,6 +212,27 @@ def _real(case: _Case) -> Recommendation:
         return Recommendation("forward", estimator, f"forward(problem, {horizon})", reasons)
     reasons.append(f"{count} hyperparameters: reverse mode costs the same for any number")
     return _within(case, count, reasons)
+
+
+def _evolved(case: _Case, lost: list[str], reasons: list[str]) -> Recommendation:
+    """Move the leaves whose derivative a draw loses, and differentiate the rest."""
+    problem, space, hparams, horizon, memory, _ = case
+    reasons.append(
+        f"a random draw depends on {', '.join(lost)}, and only part of its derivative is seen: runs at moved "
+        "values see all of it"
+    )
+    names = [name for name in tree.leaf_names(hparams) if f"hparams[{name!r}]" in lost]
+    dims = {name: tree.named(space)[name] for name in names}
+    estimator = estimators.evolved(problem, horizon, names, lambda p, n: ES.make(p, n, dims))
+    if len(names) < len(jax.tree.leaves(hparams)) and estimate_bytes(estimator, hparams) <= memory:
+        call = f"evolved(problem, {horizon}, {names}, evolve)"
+        reasons.append(
+            "the rest is differentiated through the run; evolve is es over the space of these leaves"
+        )
+        return Recommendation("evolved", estimator, call, reasons)
+    return Recommendation(
+        "es", ES.make(problem, horizon, space), f"es(problem, {horizon}, space=space)", reasons
+    )
 
 
 def _measure(case: _Case) -> tuple[float, float]:
@@ -264,8 +284,8 @@ def _at_rest(case: _Case, rest: float, reasons: list[str]) -> Estimator | None:
     both = [name for name, reads in others if reads]
     if both:
         reasons.append(
-            f"training comes to rest, but {_names(both)} acts through problem.optimizer or problem.init too, "
-            "which implicit leaves out; split it where its entries do one or the other"
+            f"training comes to rest, but {spoken_names(both)} acts through problem.optimizer or problem.init "
+            "too, which implicit leaves out; split it where its entries do one or the other"
         )
         return None
     key, estimator = jax.random.key(seed), estimators.implicit(problem, horizon)
@@ -273,7 +293,7 @@ def _at_rest(case: _Case, rest: float, reasons: list[str]) -> Estimator | None:
     compiled = jax.jit(estimator.estimate).lower(key, state, hparams).compile()
     num_bytes = temporary_bytes(compiled)
     if num_bytes > memory:
-        reasons.append(f"training comes to rest, but implicit takes {_size(num_bytes)}")
+        reasons.append(f"training comes to rest, but implicit takes {spoken_size(num_bytes)}")
         return None
     said = estimators.advice(compiled(key, state, hparams)[1])
     if said:
@@ -294,26 +314,28 @@ def _within(case: _Case, count: int, reasons: list[str]) -> Recommendation:
     except ValueError as error:
         refusal = str(error)
     if chosen is not None and chosen.checkpoint == ():
-        reasons.append(f"every state fits: {_size(chosen.num_bytes)} of {_size(memory)}")
+        reasons.append(
+            f"every state fits: {spoken_size(chosen.num_bytes)} of {spoken_size(memory)}"
+        )
         return _reverse(case, chosen, reasons)
-    reasons.append(f"to keep every state takes more than {_size(memory)}")
+    reasons.append(f"to keep every state takes more than {spoken_size(memory)}")
     undone = _undone(case, reasons)
     if undone is not None:
         return undone
     if chosen is not None:
-        reasons.append(f"one state a segment fits: {_size(chosen.num_bytes)}")
+        reasons.append(f"one state a segment fits: {spoken_size(chosen.num_bytes)}")
         return _reverse(case, chosen, reasons)
     reasons.append("segments take more than that, too")
     if count <= 8 * FEW:
         estimator = estimators.forward(problem, horizon, chunk=1)
-        if _bytes(estimator, hparams) <= memory:
+        if estimate_bytes(estimator, hparams) <= memory:
             reasons.append("forward mode, one hyperparameter at a time, fits, and is slow")
             call = f"forward(problem, {horizon}, chunk=1)"
             return Recommendation("forward", estimator, call, reasons)
     window = horizon // 2
     while window >= 1:
         estimator = estimators.truncated(problem, horizon, window)
-        if _bytes(estimator, hparams) <= memory:
+        if estimate_bytes(estimator, hparams) <= memory:
             reasons.append(f"the last {window} steps fit; what came before is left out")
             call = f"truncated(problem, {horizon}, {window})"
             return Recommendation("truncated", estimator, call, reasons)
@@ -348,17 +370,17 @@ def _undone(case: _Case, reasons: list[str]) -> Recommendation | None:
     for name, factory, floor, how in builders:
         try:
             estimator = factory(problem, horizon, min_momentum=floor)
-            num_bytes = _bytes(estimator, hparams)
+            num_bytes = estimate_bytes(estimator, hparams)
         except ValueError as error:
             reasons.append(f"{name} does not apply: {str(error).split(', expected')[0]}")
             continue
         if num_bytes <= memory:
             reasons.append(
-                f"SGD with momentum of at least {lowest:.2f} can be undone {how}: {_size(num_bytes)}"
+                f"SGD with momentum of at least {lowest:.2f} can be undone {how}: {spoken_size(num_bytes)}"
             )
             call = f"{name}(problem, {horizon}, min_momentum={floor})"
             return Recommendation(name, estimator, call, reasons)
-        reasons.append(f"{name} takes {_size(num_bytes)}")
+        reasons.append(f"{name} takes {spoken_size(num_bytes)}")
     if not builders:
         reasons.append(f"a momentum of {lowest:.2f} is too small to undo steps")
     return None
@@ -369,22 +391,3 @@ def _pes(case: _Case, reasons: list[str]) -> Recommendation:
     estimator = PES.make(case.problem, case.horizon, case.space)
     call = f"pes(problem, {case.horizon}, {quarter(case.horizon)}, space=space)"
     return Recommendation("pes", estimator, call, reasons)
-
-
-def _bytes(estimator: Estimator, hparams: HParams) -> int:
-    """Ask the compiler for the temporaries of one estimate."""
-    key = jax.random.key(0)
-    state = estimator.init(key, hparams)
-    return temporary_bytes(jax.jit(estimator.estimate).lower(key, state, hparams).compile())
-
-
-def _names(names: list[str]) -> str:
-    shown = ", ".join(f"hparams[{name!r}]" for name in names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _size(num_bytes: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.1f} {unit}"
-    return f"{num_bytes} bytes"

@@ -111,7 +111,7 @@ def check_task(task: Task, settings: Settings) -> Settings:
     for hparams in static.corners(task.space):
         label, start = static.split(task.space, hparams)
         one, start = fixed(task, label), jax.tree.map(jax.numpy.asarray, start)
-        found.append(check_step(one.problem, start))
+        found.append(check_step(one.problem, start).reads)
         check_extras(one, jax.tree.map(np.asarray, start))
     warn_blind(task, found)
     return settings

@@ -15,6 +15,7 @@ from hypergrad.core import tree
 from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.estimators import Estimator
 from hypergrad.estimators.advice import StructuralZeroWarning
+from hypergrad.estimators.base import DrawnLeafWarning
 from hypergrad.problem import Problem, Task
 from hypergrad.report.study import Study
 from hypergrad.schedulers.base import SchedulerWarning
@@ -257,9 +258,10 @@ def _random_folder(folder: Folder | None):
 
 
 def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
-    """List structural zeros, and what is odd about the study's folder or machine, each once."""
+    """List zeros by structure, draws that lose a derivative, and what is odd about the study, each once."""
     kinds = (
         StructuralZeroWarning,
+        DrawnLeafWarning,
         StudyWarning,
         SchedulerWarning,
         SearcherWarning,

@@ -67,7 +67,7 @@ def es(
     moves = gaussian(sigma, space)
 
     def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:
-        check_real(problem, hparams)
+        check_real(problem, hparams, pathwise=False)
 
         def pair(run_key: Key, valid_key: Key) -> tuple[PyTree, Window]:
             draw_key, start_key = jax.random.split(run_key)

@@ -75,7 +75,7 @@ def by_windows(
         return Pairs(found.train, credited, found.gaps, found.first_nonfinite, count), found
 
     def init(key: Key, hparams: HParams) -> Pairs:
-        check_real(problem, hparams)
+        check_real(problem, hparams, pathwise=False)
         start_key, phase_key, run_key = jax.random.split(key, 3)
         pairs = jax.vmap(lambda k: _blank(problem, moves, k, hparams))(
             jax.random.split(start_key, num_pairs)
@@ -92,7 +92,7 @@ def by_windows(
         return jax.lax.scan(turn, pairs, turns)[0]
 
     def estimate(key: Key, state: Pairs, hparams: HParams) -> tuple[Pairs, Estimate]:
-        check_real(problem, hparams)
+        check_real(problem, hparams, pathwise=False)
         across = jax.vmap(advance, in_axes=(0, 0, 0, None))
         after, found = across(*pair_keys(key, num_pairs), state, hparams)
         starts = after.train.step[:, :1] == window

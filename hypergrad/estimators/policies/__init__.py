@@ -51,6 +51,7 @@ from hypergrad.estimators.policies.policy import (
 )
 from hypergrad.estimators.policies.relaxations import (
     Relaxation,
+    concrete,
     gumbel_softmax,
     mixture,
     relax,
@@ -90,6 +91,7 @@ __all__ = [
     "at_rest",
     "check_policy",
     "check_shared",
+    "concrete",
     "draw_outcomes",
     "enumerated",
     "expected",

@@ -285,7 +285,9 @@ def _drawn(heads: _Heads, phi: PyTree, real_key: Key | None, choice_key: Key) ->
         noise,
         gumbels,
         lambda noise, mean, std: mean + std * noise,
-        lambda gumbel, log_probs: jnp.argmax(log_probs + gumbel).astype(jnp.int32),
+        lambda gumbel, log_probs: jnp.argmax(jax.lax.stop_gradient(log_probs) + gumbel).astype(
+            jnp.int32
+        ),
     )
 
 

@@ -130,7 +130,7 @@ def _first(dim: spaces.Dimension, default: Array) -> Array:
 def _draw(dim: spaces.Dimension, key: Key, leaf: Array) -> Array:
     if not is_discrete(dim):
         return leaf
-    return lowest(dim) + jax.random.categorical(key, leaf).astype(jnp.int32)
+    return lowest(dim) + jax.random.categorical(key, jax.lax.stop_gradient(leaf)).astype(jnp.int32)
 
 
 def _log_prob(dim: spaces.Dimension, leaf: Array, value: Array) -> Array:

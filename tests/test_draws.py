@@ -1,0 +1,223 @@
+"""Draws whose odds depend on a hyperparameter: named, evolved, or relaxed."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import random
+
+import hypergrad as hg
+from hypergrad.core.draws import DATA, DRAWN, draws_that_lose, marks_of_batch
+from hypergrad.core.flow import NOTHING
+from hypergrad.estimators import DrawnLeafWarning, es, evolved, forward, nres, reverse
+from hypergrad.estimators.policies import concrete
+from hypergrad.space import Real
+
+X = jax.random.normal(jax.random.key(0), (80, 10))
+Y = X @ jnp.linspace(-1, 1, 10) + 0.5 * jax.random.normal(jax.random.key(1), (80,))
+STEPS, KEY = 40, jax.random.key(0)
+H = {"rate": jnp.float32(0.3), "lr": jnp.float32(0.05)}
+SLOPE = (
+    3.56  # of the mean objective in the rate, from differences at common random numbers: see below
+)
+
+
+def objective(params, hparams, batch):
+    return jnp.mean((batch[0] @ params - batch[1]) ** 2)
+
+
+def dropout(hparams, key, shape):
+    return random.bernoulli(key, 1 - hparams["rate"], shape)
+
+
+def relaxed(temperature):
+    return lambda hparams, key, shape: concrete(key, 1 - hparams["rate"], shape, temperature)
+
+
+def problem_of(mask):
+    def loss(params, hparams, batch):
+        scaled = mask(hparams, batch[2], batch[0].shape) / (1 - hparams["rate"])
+        return objective(params, hparams, (batch[0] * scaled, batch[1]))
+
+    def train_batch(key, step):
+        draw, drop = random.split(key)
+        rows = random.randint(draw, (16,), 0, 24)
+        return X[rows], Y[rows], drop
+
+    return hg.Problem(
+        init=lambda key, h: jnp.zeros(10),
+        loss=loss,
+        objective=objective,
+        optimizer=lambda h: optax.sgd(h["lr"]),
+        train_batch=train_batch,
+        valid_batch=lambda key: (X[24:], Y[24:]),
+    )
+
+
+PROBLEM = problem_of(dropout)
+
+
+# which draws are named: w is data or weights, h a hyperparameter, k a key
+
+W = jnp.ones((8, 8))
+P = jnp.linspace(0.1, 0.9, 8)
+
+
+def ordered(x, h, k):
+    return x[:, jnp.argsort(random.gumbel(k, (8,)) + h * P)[:3]]
+
+
+LOST = {
+    "bernoulli": lambda x, h, k: x * random.bernoulli(k, 1 - h, (8, 8)) / (1 - h),
+    "uniform below": lambda x, h, k: jnp.where(random.uniform(k, (8, 8)) < h, x, 0),
+    "a gate that reads data": lambda x, h, k: x * random.bernoulli(k, jax.nn.sigmoid(h * x)),
+    "rates of layers": lambda x, h, k: x * random.bernoulli(k, h * P, (8, 8)),
+    "categorical": lambda x, h, k: x[:, random.categorical(k, h * P)],
+    "categorical of data": lambda x, h, k: x[:, random.categorical(k, h * x)],
+    "choice": lambda x, h, k: x[:, random.choice(k, 8, p=jax.nn.softmax(h * P))],
+    "floor": lambda x, h, k: x * (jnp.arange(8) < jnp.floor(8 * h * random.uniform(k))),
+    "a cast": lambda x, h, k: x * (jnp.arange(8) < (8 * h * random.uniform(k)).astype(int)),
+    "randint": lambda x, h, k: x * (jnp.arange(8) < random.randint(k, (), 0, (9 * h).astype(int))),
+    "poisson": lambda x, h, k: x * random.poisson(k, h, (8,)),
+    "binomial": lambda x, h, k: x * random.binomial(k, 5, h, (8,)),
+    "geometric": lambda x, h, k: x * random.geometric(k, h, (8,)),
+    "an order": ordered,
+    "cond": lambda x, h, k: jax.lax.cond(random.uniform(k) < h, lambda: x, lambda: x @ W),
+    "a rounded rate": lambda x, h, k: x * random.bernoulli(k, jnp.round(9 * h) / 9, (8,)),
+    "checkpoint": jax.checkpoint(lambda x, h, k: x * random.bernoulli(k, h, (8,))),
+    "scan": lambda x, h, k: jax.lax.scan(
+        lambda c, k: (c * random.bernoulli(k, h, (8,)), None), x, random.split(k, 3)
+    )[0],
+}
+KEPT = {
+    "noise": lambda x, h, k: jax.nn.relu((x + h * random.normal(k, (8, 8))) @ W),
+    "a kink": lambda x, h, k: jax.nn.leaky_relu((x + h * random.normal(k, (8, 8))) @ W),
+    "a fixed rate": lambda x, h, k: jax.nn.relu(h * x) * random.bernoulli(k, 0.5, (8, 8)),
+    "concrete": lambda x, h, k: x * concrete(k, h, (8, 8)),
+    "gumbel": lambda x, h, k: x * jax.nn.softmax((random.gumbel(k, (8,)) + h * P) / 0.5),
+    "gamma": lambda x, h, k: x * random.gamma(k, h, (8,)),
+    "beta": lambda x, h, k: x * random.beta(k, h, h),
+    "truncated normal": lambda x, h, k: x * random.truncated_normal(k, -h, h, (8,)),
+    "uniform within": lambda x, h, k: x * random.uniform(k, (8,), minval=-h, maxval=h),
+    "rows": lambda x, h, k: jax.nn.leaky_relu(x[random.randint(k, (4,), 0, 8)] @ W * h),
+    "a crop": lambda x, h, k: (
+        h * jax.lax.dynamic_slice(x, (random.randint(k, (), 0, 4), 0), (4, 8))
+    ),
+    "a maximum": lambda x, h, k: jnp.max(h * x @ W + random.normal(k, (8, 8)), 1),
+    "a sort": lambda x, h, k: jnp.sort(h * x @ W + random.normal(k, (8, 8)), 1)[:, 0],
+    "a permutation": lambda x, h, k: random.permutation(k, h * x)[0],
+    "a width": lambda x, h, k: x * (jnp.arange(8) < 8 * h) * random.bernoulli(k, 0.5, (8,)),
+    "stopped": lambda x, h, k: h * x * random.bernoulli(k, jax.lax.stop_gradient(h), (8,)),
+}
+
+
+@pytest.mark.parametrize("name", [*LOST, *KEPT])
+def test_a_draw_that_loses_a_derivative_is_found(name):
+    function = (LOST | KEPT)[name]
+    value = jax.value_and_grad(lambda x, h, k: jnp.sum(function(x, h, k)))
+    with jax.default_matmul_precision("default"):
+        program = jax.make_jaxpr(value)(W, 0.3, KEY)
+    found = draws_that_lose(program, [DATA, frozenset(["rate"]), NOTHING])
+    assert found == ({"rate"} if name in LOST else set())
+
+
+def test_what_a_batch_draws_is_a_draw():
+    batch = lambda key: (X[random.randint(key, (4,), 0, 8)], random.uniform(key, (4,)), key)  # noqa: E731
+    assert marks_of_batch(jax.make_jaxpr(batch)(KEY))[:2] == [DATA, DRAWN]
+    drawn = PROBLEM._replace(
+        train_batch=lambda key, step: (X[:16], Y[:16], random.uniform(key, (16, 10))),
+    )
+    below = lambda h, u, shape: u > h["rate"]  # noqa: E731
+    drawn = drawn._replace(loss=problem_of(below).loss)
+    with pytest.warns(DrawnLeafWarning, match=r"problem.loss depends on hparams\['rate'\]"):
+        jax.eval_shape(reverse(drawn, 3).estimate, KEY, (), H)
+
+
+# the warning
+
+
+@pytest.mark.parametrize("make", [reverse, forward], ids=lambda f: f.__name__)
+def test_estimate_warns_by_the_name_of_the_leaf(make):
+    with pytest.warns(
+        DrawnLeafWarning, match=r"hparams\['rate'\], and only part of its derivative"
+    ) as said:
+        jax.eval_shape(make(PROBLEM, 3).estimate, KEY, (), H)
+    assert len(said) == 1 and "\n" not in str(said[0].message)
+
+
+def test_ways_that_see_the_whole_derivative_do_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.eval_shape(es(PROBLEM, 3, sigma=0.05).estimate, KEY, (), H)
+        evolve = lambda p, n: nres(p, n, 3, sigma=0.05)  # noqa: E731
+        estimator = evolved(PROBLEM, 3, ["rate"], evolve)
+        state = jax.eval_shape(estimator.init, KEY, H)
+        jax.eval_shape(estimator.estimate, KEY, state, H)
+        jax.eval_shape(reverse(problem_of(relaxed(0.1)), 3).estimate, KEY, (), H)
+
+
+def test_recommend_names_the_leaf():
+    space = {"rate": Real(0.0, 0.9, default=0.3), "lr": Real(0.01, 0.1, default=0.05)}
+    made = hg.recommend(PROBLEM, space, 5)
+    assert (
+        made.name == "evolved" and "hparams['rate']" in str(made) and "a random draw" in str(made)
+    )
+
+
+# what sees all of it
+
+
+def test_evolved_is_both_estimators_side_by_side():
+    evolve = lambda p, n: es(p, n, sigma=0.05, num_pairs=4)  # noqa: E731
+    estimator = evolved(PROBLEM, 5, ["rate"], evolve)
+    _, found = jax.jit(estimator.estimate)(KEY, estimator.init(KEY, H), H)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DrawnLeafWarning)
+        _, expected = jax.jit(reverse(PROBLEM, 5).estimate)(KEY, (), H)
+    np.testing.assert_allclose(found.hypergrad["lr"], expected.hypergrad["lr"], rtol=1e-6)
+    np.testing.assert_allclose(found.value, expected.value, rtol=1e-6)
+    held = PROBLEM._replace(optimizer=lambda h: optax.sgd(H["lr"]))
+    key = jax.random.fold_in(KEY, 1)
+    _, moved = jax.jit(evolve(held, 5).estimate)(key, (), {"rate": H["rate"]})
+    np.testing.assert_allclose(found.hypergrad["rate"], moved.hypergrad["rate"], rtol=1e-6)
+    total = jax.tree.map(jnp.add, found.info.direct, found.info.response)
+    np.testing.assert_allclose(total["rate"], found.hypergrad["rate"], rtol=1e-5)
+    with pytest.raises(ValueError, match="leaves is 'dropout', expected one of"):
+        evolved(PROBLEM, 5, ["dropout"], evolve).init(KEY, H)
+    with pytest.raises(ValueError, match="leaves is 'rate', expected names"):
+        evolved(PROBLEM, 5, "rate", evolve)
+
+
+@pytest.mark.slow
+def test_the_slope_of_the_mean_objective_in_a_dropout_rate():
+    keys = random.split(random.key(7), 1500)
+
+    def value(rate, key):
+        h = H | {"rate": rate}
+        state = hg.init_state(PROBLEM, key, h)
+        return objective(hg.unroll(PROBLEM, h, state, STEPS).params, h, (X[24:], Y[24:]))
+
+    f = jax.jit(jax.vmap(value, (None, 0)))
+    slopes = np.asarray(f(0.35, keys) - f(0.25, keys)) / 0.1
+    error = slopes.std() / len(slopes) ** 0.5
+    assert abs(slopes.mean() - SLOPE) < 2 * error
+
+    pathwise = np.asarray(jax.jit(jax.vmap(jax.grad(value), (None, 0)))(0.3, keys))
+    assert pathwise.mean() < SLOPE - 1
+
+    estimator = evolved(PROBLEM, STEPS, ["rate"], lambda p, n: es(p, n, sigma=0.05, num_pairs=6000))
+    _, found = jax.jit(estimator.estimate)(KEY, estimator.init(KEY, H), H)
+    assert found.info.evolution.std_error["rate"] < 0.1
+    off = abs(found.hypergrad["rate"] - SLOPE)
+    assert off < 2 * np.hypot(found.info.evolution.std_error["rate"], error)
+
+    def relaxed_slope(temperature):
+        estimate = reverse(problem_of(relaxed(temperature)), STEPS).estimate
+        each = jax.jit(jax.vmap(lambda key: estimate(key, (), H)[1].hypergrad["rate"]))
+        return float(jnp.mean(each(keys)))
+
+    biases = [SLOPE - relaxed_slope(temperature) for temperature in (1.0, 0.5, 0.1)]
+    np.testing.assert_allclose(biases, [2.36, 1.34, 0.24], atol=0.1)
