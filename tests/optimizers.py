@@ -35,6 +35,9 @@ def _either(lr, b):
     return {"a": optax.adam(lr, b), "b": optax.sgd(lr)}
 
 
+LEAVES = ("bias", "parabola", "rosenbrock", "saturated", "v", "w")
+"""Names of the params of tests/test_optimizers.py."""
+
 BUILD = {
     "adabelief": lambda lr, b: optax.adabelief(lr, b),
     "adadelta": lambda lr, b: optax.adadelta(lr, b),
@@ -65,8 +68,8 @@ BUILD = {
     "conditionally_mask": lambda lr, b: optax.conditionally_mask(
         optax.sgd(lr, b), lambda step: step % 2 == 0
     ),
-    "conditionally_transform": lambda lr, b: optax.conditionally_transform(
-        optax.sgd(lr, b), lambda step: step % 2 == 0
+    "conditionally_transform": _step(
+        lambda b: optax.conditionally_transform(optax.trace(b), lambda step: step % 2 == 0)
     ),
     "ema": _step(lambda b: optax.ema(b)),
     "flatten": lambda lr, b: optax.flatten(optax.adam(lr, b)),
@@ -86,7 +89,7 @@ BUILD = {
     "lion": lambda lr, b: optax.lion(lr, b),
     "masked": lambda lr, b: optax.chain(optax.sgd(lr), optax.masked(optax.trace(b), _first)),
     "measure_with_ema": lambda lr, b: optax.chain(
-        optax.sgd(lr, b), optax.measure_with_ema(optax.global_norm, 0.9)
+        optax.sgd(lr, b), optax.measure_with_ema(lambda updates: updates, 0.9)
     ),
     "multi_transform": lambda lr, b: optax.multi_transform(_either(lr, b), _labels),
     "nadam": lambda lr, b: optax.nadam(lr, b),
@@ -137,7 +140,8 @@ BUILD = {
     ),
     "scale_by_yogi": _step(lambda b: optax.scale_by_yogi(b)),
     "selective_transform": lambda lr, b: optax.selective_transform(
-        optax.sgd(lr, b), freeze_mask=_first
+        optax.sgd(lr, b),
+        freeze_mask={n: n == "bias" for n in LEAVES},
     ),
     "set_to_zero": lambda lr, b: optax.partition(
         {"a": optax.set_to_zero(), "b": optax.sgd(lr, b)}, _labels

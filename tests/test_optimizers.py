@@ -19,7 +19,12 @@ from tests.optimizers import ALONE, BUILD, CONTRIB, OTHERS, REFUSED
 
 ALL = {**BUILD, **CONTRIB}
 QUICK = ["madgrad", "schedule_free_adamw"]
-LOOSE = {"mechanize": 2e-3, "prodigy": 2e-3, "dadapt_adamw": 2e-4}
+LOOSE = {
+    "mechanize": 2e-3,
+    "prodigy": 2e-3,
+    "dadapt_adamw": 2e-4,
+    "scale_by_distance_over_gradients": 2e-3,
+}
 """Those that count in float32 whatever the weights are in, which differences feel."""
 
 LR, B = 3e-3, 0.9
