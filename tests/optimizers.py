@@ -197,7 +197,11 @@ CONTRIB = {
         contrib.scale_by_galore(rank=2), optax.scale_by_learning_rate(lr)
     ),
     "scale_by_madgrad": lambda lr, b: contrib.scale_by_madgrad(lr, b, 1e-6),
-    "scale_by_muon": _step(lambda b: contrib.scale_by_muon(beta=b)),
+    # for matrices alone
+    "scale_by_muon": lambda lr, b: optax.partition(
+        {2: optax.chain(contrib.scale_by_muon(beta=b), optax.sgd(lr)), 1: optax.sgd(lr)},
+        lambda params: jax.tree.map(jnp.ndim, params),
+    ),
     "scale_by_simplified_ademamix": _step(lambda b: contrib.scale_by_simplified_ademamix(b)),
     "schedule_free": lambda lr, b: contrib.schedule_free(optax.rmsprop(lr, 0.9), lr, b),
     "schedule_free_adamw": lambda lr, b: contrib.schedule_free_adamw(lr, b1=b, warmup_steps=2),
