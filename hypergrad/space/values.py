@@ -21,8 +21,11 @@ def check_space(space: PyTree, *, real: bool = False, traceable: bool = False) -
         real: Whether every dimension must have a hypergradient.
         traceable: Whether the values of every dimension must share one compiled program.
     """
-    _check_keys(space)
-    names, leaves = tree.leaf_names(space), jax.tree.leaves(space)
+    try:
+        names, leaves = tree.leaf_names(space), jax.tree.leaves(space)
+    except (TypeError, ValueError):  # jax sorts the keys of a dict
+        _check_keys(space)
+        raise
     if not leaves:
         raise ValueError(
             "space has no dimensions, expected at least one; pass e.g. {'lr': LogReal(1e-4, 1.0)}"
