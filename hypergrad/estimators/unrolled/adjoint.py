@@ -35,7 +35,7 @@ class Pulled(NamedTuple):
         state: adjoint of the first state's float leaves.
         norms: norm of the adjoint of the weights before each step `[num_steps]`.
         certificate: how well a pass reconstructed states; `()` where all were stored.
-        resting: Largest entry of the adjoint of each leaf of the weights at entries that rest (`Sizes`) before
+        resting: Largest entry of the adjoint of each leaf of the weights at entries that rest (`AdjointSizes`) before
             each step `[num_steps, L]`, which `norms` leaves out; `()` from a pass that does not tell.
     """
 
@@ -46,7 +46,7 @@ class Pulled(NamedTuple):
     resting: Any = ()
 
 
-class Sizes(NamedTuple):
+class AdjointSizes(NamedTuple):
     """How large the adjoint of the weights is before a step.
 
     An entry rests while it is where it started and its gradient is exactly zero. Its adjoint grows by the
@@ -173,7 +173,7 @@ def mixed_mode(checkpoint: tuple[int, ...] | None = None) -> Backward:
             zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
             first, scale = trained(state.params), tree.norm(adjoint)
 
-            def size(before: TrainState, grads: PyTree, adjoint: list[Array]) -> Sizes:
+            def size(before: TrainState, grads: PyTree, adjoint: list[Array]) -> AdjointSizes:
                 return _sizes(first, scale, trained(before.params), grads, adjoint)
 
             (total, adjoint), sizes = _sweep(
@@ -232,15 +232,15 @@ def _sweep(
     stored: _Stored,
     adjoint: Adjoint,
     levels: tuple[int, ...],
-    size: Callable[[TrainState, PyTree, list[Array]], Sizes],
-) -> tuple[Adjoint, Sizes]:
+    size: Callable[[TrainState, PyTree, list[Array]], AdjointSizes],
+) -> tuple[Adjoint, AdjointSizes]:
     """Pull the adjoint back over all stored segments, the last one first; return it and its sizes `[T]`."""
 
-    def segment(adjoint: Adjoint, start: TrainState, length: int) -> tuple[Adjoint, Sizes]:
+    def segment(adjoint: Adjoint, start: TrainState, length: int) -> tuple[Adjoint, AdjointSizes]:
         inner = _store(problem, hparams, start, length, levels[1:])[2]
         return _sweep(problem, hparams, inner, adjoint, levels[1:], size)
 
-    def pull(adjoint: Adjoint, start: Any) -> tuple[Adjoint, Sizes]:
+    def pull(adjoint: Adjoint, start: Any) -> tuple[Adjoint, AdjointSizes]:
         if stored.size > 1:
             return segment(adjoint, start, stored.size)
         adjoint, _ = pull_step(problem, hparams, start, adjoint)
@@ -259,7 +259,7 @@ def _sweep(
 
 def _sizes(
     first: PyTree, scale: Array, weights: PyTree, grads: PyTree, adjoint: list[Array]
-) -> Sizes:
+) -> AdjointSizes:
     """Measure the adjoint of the state before a step; `scale` `[]` is the size of the last one."""
     others, resting = [], []
     parts = (jax.tree.leaves(x) for x in (first, weights, grads))
@@ -268,7 +268,7 @@ def _sizes(
         others.append(jnp.where(rests, 0, bar))
         peak = jnp.max(jnp.where(rests, jnp.abs(bar), 0), initial=0)
         resting.append(peak.astype(jnp.float32))
-    return Sizes(tree.norm(others).astype(jnp.float32), jnp.stack(resting))
+    return AdjointSizes(tree.norm(others).astype(jnp.float32), jnp.stack(resting))
 
 
 def plain(checkpoint: tuple[int, ...] = (1,)) -> Backward:
