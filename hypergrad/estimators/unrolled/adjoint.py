@@ -35,8 +35,9 @@ class Pulled(NamedTuple):
         state: adjoint of the first state's float leaves.
         norms: norm of the adjoint of the weights before each step `[num_steps]`.
         certificate: how well a pass reconstructed states; `()` where all were stored.
-        resting: Largest entry of the adjoint of each leaf of the weights at entries that rest (`AdjointSizes`) before
-            each step `[num_steps, L]`, which `norms` leaves out; `()` from a pass that does not tell.
+        resting: Largest entry of the adjoint of each leaf of the weights at entries that rest
+            (`AdjointSizes`) before each step `[num_steps, L]`, which `norms` leaves out; `()` from a
+            pass that does not tell.
     """
 
     hparams: list[Array]
