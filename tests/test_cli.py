@@ -63,6 +63,7 @@ def finished(tmp_path_factory):
     return out, hypergrad(*words, str(out))
 
 
+@pytest.mark.slow
 def test_flatness_measures_the_networks_that_were_judged(finished, tmp_path, monkeypatch):
     """Their validation objectives are those that the study's comparison wrote down."""
     from hypergrad.tuning import flatness
@@ -281,6 +282,7 @@ def test_list_names_the_tasks():
     assert "needs --data" in done.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_the_study_resumes(tmp_path):
     out = tmp_path / "study"
     words = ["quadratic", "--horizon", "5", "--seeds", "1", "--eval-seeds", "2"]

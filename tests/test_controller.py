@@ -118,6 +118,7 @@ def test_it_follows_the_whole_gradient():
     assert ends["unrolled"] < ends["none"] - 0.01
 
 
+@pytest.mark.slow
 def test_clipping_moves_several_times_within_its_bounds():
     """One move of plain descent is the unclipped one; four go further, and not past the ratio."""
     found = {}
@@ -208,6 +209,7 @@ def test_a_policy_that_begins_at_rates_that_diverge_recovers(response):
     assert np.all(np.isfinite(values)) and np.isfinite(trials.values[0])
 
 
+@pytest.mark.slow
 def test_windows_that_all_diverge_are_told_with_their_step():
     tuner = steep(50.0, at_rest(identity()), horizon=100)
     state = tuner.init(KEY)

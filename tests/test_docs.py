@@ -58,7 +58,17 @@ def test_the_readme_example_tunes(begun):
     assert (place / "runs/mine/report.html").is_file()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")][1:])
+LONG = ("docs/choosing.md", "docs/curvature.md", "docs/populations.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page in LONG else ())
+        for page in PAGES[1:]
+        if blocks(page, "python")
+    ],
+)
 def test_snippets_run(page, begun, monkeypatch):
     place, names = begun
     monkeypatch.chdir(place)

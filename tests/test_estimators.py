@@ -319,6 +319,7 @@ def test_quadratic_recurrence():
         assert_close(estimate.hypergrad["lr"][step], (moved[0] - moved[1]) / 2e-6, 1.0)
 
 
+@pytest.mark.slow
 def test_unroll_takes_every_transform():
     problem, hparams = ridge()
 
@@ -339,6 +340,7 @@ def test_unroll_takes_every_transform():
         assert_close(batched[i], jax.grad(objective)({"l2": many["l2"][i]})["l2"], 1e-1)
 
 
+@pytest.mark.slow
 def test_bfloat16_params():
     problem, hparams = schedules()
     narrow = problem._replace(

@@ -406,6 +406,7 @@ def test_frozen_problems_repeat_the_run_of_a_key():
     assert value["free"](other, (), noisy.hparams)[1].value != want
 
 
+@pytest.mark.slow
 def test_where_training_is_chaotic_reverse_explodes_and_says_so_and_pes_does_not():
     """The start of `benchmarks/chaotic.py`, shorter: the objective falls with the later rates there."""
     problem = chaotic.make_problem(width=8, num_train=50)

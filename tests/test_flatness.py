@@ -66,6 +66,7 @@ def test_keskar_searches_where_no_corner_is_best():
         np.testing.assert_allclose(got, (1 - here) / (1 + here), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_keskar_leaves_the_poor_corner_with_more_starts():
     """The gradient points to the corner of +1, where the rise is 0.4; that of -1 is 14.6 high."""
 

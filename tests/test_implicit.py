@@ -298,6 +298,7 @@ def test_warm_starts_and_shrinking_tolerances():
         assert_close(got.hypergrad, total(solved), 1e5)
 
 
+@pytest.mark.slow
 def test_hypertorch_logistic_regression():
     """The notebook of prolearner/hypertorch prints these losses, in 144 seconds."""
     random = np.random.RandomState(1)

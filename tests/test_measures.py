@@ -88,6 +88,7 @@ def test_hypergradients_of_flatness(measure, make):
             assert abs(estimate.hypergrad[name] / slope - 1) < 1e-6, name
 
 
+@pytest.mark.slow
 def test_hypergradient_of_keskar():
     """Of a convex loss, whose maximum in the box is a corner: the move is exact, and so is its derivative."""
     bends = jnp.array([3.0, 1.0, 2.0])

@@ -84,6 +84,7 @@ def test_a_warm_start_takes_up_the_run_where_it_ended():
     assert warm[1].value != begun.value
 
 
+@pytest.mark.slow
 def test_the_bias_of_a_window_is_what_its_growth_says():
     """At the minimum K terms miss (I − ηH)^K of the response: Wu's bias, known in closed form."""
     with jax.enable_x64(True):

@@ -18,7 +18,7 @@ from hypergrad.train import init_state, unroll
 from tests.optimizers import ALONE, BUILD, CONTRIB, OTHERS, REFUSED
 
 ALL = {**BUILD, **CONTRIB}
-QUICK = ["madgrad", "schedule_free_adamw"]
+QUICK = ["madgrad"]
 LOOSE = {
     "mechanize": 2e-3,
     "prodigy": 2e-3,

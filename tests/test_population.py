@@ -521,6 +521,7 @@ def searched():
     return study.run(search(members, random(box), scheduler, 5), KEY, 2)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

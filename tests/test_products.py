@@ -237,6 +237,7 @@ def no_report(monkeypatch):
     monkeypatch.setattr(module, "write_report", lambda folder: Path(folder) / "report.html")
 
 
+@pytest.mark.slow
 def test_tuned_resumed_and_told_by_generation(tmp_path, no_report, capsys, monkeypatch):
     seen, root = [], Path(__file__).parent.parent
 

@@ -106,6 +106,7 @@ def test_a_rate_and_a_penalty_in_one_leaf_are_not():
     )
 
 
+@pytest.mark.slow
 def test_memory_decides_between_passes():
     horizon = 400
     undone = recommend(sgd(momentum), rates(horizon), horizon, memory=100_000)

@@ -226,6 +226,7 @@ SCHEDULES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the hypergradient of hparams")
 @pytest.mark.parametrize(
     ("optimizer", "others", "made"),

@@ -404,6 +404,7 @@ def test_a_policy_is_a_distribution(make):
     )
 
 
+@pytest.mark.slow
 def test_the_entropy_of_a_recurrent_policy_has_the_right_derivative():
     space = {"op": Choice(("a", "b", "c")), "num": Integer(2, 3)}
     policy = multitask(space, recurrent(space))

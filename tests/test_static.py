@@ -297,6 +297,7 @@ def test_a_space_of_static_dimensions_only():
     assert sorted(found.table()["width"]) == [2, 3] and found.best["width"] in (2, 3)
 
 
+@pytest.mark.slow
 def test_the_command_line(tuned, tmp_path, capsys, monkeypatch):
     """On the study that Python made, and the words that begin one."""
     out = str(tuned[0])

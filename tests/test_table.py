@@ -155,6 +155,7 @@ def descend(problem, h, num_steps):
     return path, trace
 
 
+@pytest.mark.slow
 def test_before_rest_what_unrolls_is_plain_autodiff():
     """From a start away from the minimum, so that the first steps count."""
     with jax.enable_x64(True):

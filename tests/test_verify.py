@@ -5,6 +5,7 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from hypergrad.estimators.policies import factorized
 from hypergrad.estimators.slopes import in_float64
@@ -36,6 +37,7 @@ def test_objectives_that_are_compared():
         np.testing.assert_allclose(got, once, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_integers_and_choices_are_compared(monkeypatch):
     module = importlib.import_module("hypergrad.estimators.verify")
     for name in ("_deterministic", "_evolution"):

@@ -187,6 +187,7 @@ def test_schedules_that_change_are_not_for_a_search():
         warm_start.held_trials(told, space, "runs/a")
 
 
+@pytest.mark.slow
 def test_a_search_begins_with_earlier_trials_and_resumes(before, tmp_path):
     out, found = tmp_path / "earlier", before[1]
     shutil.copytree(before[0], out)

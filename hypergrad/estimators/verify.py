@@ -60,7 +60,7 @@ SIGMA = 1e-3
 VIRTUAL = 0.1
 """Size of the step of `darts`."""
 
-DRAWN = {
+DRAWN_ESTIMATORS = {
     "mixed": True,
     "mixed, 8 draws": False,
     "score": False,
@@ -176,13 +176,21 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     if drawn:
         policy = factorized(task.space)
         cases |= _drawn(base, horizon, task.space, policy, slopes)
-        unfit |= {name: "too many combinations to pair them" for name in DRAWN if name not in cases}
+        unfit |= {
+            name: "too many combinations to pair them"
+            for name in DRAWN_ESTIMATORS
+            if name not in cases
+        }
     else:
         unfit |= dict.fromkeys(
-            DRAWN, "every leaf of its space is real, expected an Integer or a Choice"
+            DRAWN_ESTIMATORS, "every leaf of its space is real, expected an Integer or a Choice"
         )
     rows = [_row(name, case, unfit.get(name, ""), slopes) for name, case in cases.items()]
-    return rows + [_refused(name, DRAWN[name], unfit[name]) for name in DRAWN if name not in cases]
+    return rows + [
+        _refused(name, DRAWN_ESTIMATORS[name], unfit[name])
+        for name in DRAWN_ESTIMATORS
+        if name not in cases
+    ]
 
 
 def _row(name: str, case: Case, refused: str, slopes: Slopes) -> Row:

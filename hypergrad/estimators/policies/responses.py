@@ -130,9 +130,9 @@ def unrolled(window: int | None = None, *, backward: Backward | None = None) -> 
         num_weights = len(jax.tree.leaves(trained(run.state.params)))
 
         def pull(key: Key, adjoint: list[Array], solution: PyTree) -> Pull:
-            total, _, norms, _ = run.pullback(adjoint)
-            response = jax.tree.unflatten(jax.tree.structure(phi), total)
-            growth = growth_rate(tree.norm(adjoint[:num_weights]), norms[::-1])
+            pulled = run.pullback(adjoint)
+            response = jax.tree.unflatten(jax.tree.structure(phi), pulled.hparams)
+            growth = growth_rate(tree.norm(adjoint[:num_weights]), pulled.norms[::-1])
             return _unsolved(response, solution, growth)
 
         return ResponseWindow(run.state, jnp.append(early, run.losses), pull)
