@@ -18,7 +18,6 @@ from jax.extend.core.primitives import (
     select_n_p,
     sqrt_p,
 )
-from jax.tree_util import PyTreeDef
 
 from hypergrad.core.types import Array, PyTree
 
@@ -70,7 +69,7 @@ def smooth(function: Callable) -> Callable:
     return smoothed
 
 
-def smooth_program(function: Callable, *args: PyTree) -> tuple[ClosedJaxpr, PyTreeDef]:
+def smooth_program(function: Callable, *args: PyTree) -> tuple[ClosedJaxpr, Any]:
     """Trace what `smooth(function)` computes; return the program, and the structure of its outputs."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
     # a `where` anywhere may throw a value away

@@ -165,7 +165,8 @@ def _directions(zeros: list[Array], alone: list[bool]) -> list[Array]:
 
 def _limit(closed: ClosedJaxpr) -> float:
     """Return how large a cotangent may become in a program; Adafactor keeps a momentum in float32."""
-    dtypes = {v.aval.dtype for eqn in equations(closed.jaxpr) for v in eqn.outvars}
+    outputs = [v.aval for eqn in equations(closed.jaxpr) for v in eqn.outvars]
+    dtypes = {aval.dtype for aval in outputs}  # pyright: ignore[reportAttributeAccessIssue]
     tops = [float(jnp.finfo(d).max) for d in dtypes if jnp.issubdtype(d, jnp.floating)]
     return min((1e-16 * top for top in tops if top > 1e30), default=max(tops, default=1.0))
 

@@ -212,8 +212,8 @@ def nystrom(rank: int = 20, damping: float = 0.01, seed: int = 0) -> Solve:
         seen = q.T @ b
         outside = b - q @ seen
         outside = outside - q @ (q.T @ outside)
-        x = outside / damping + q @ (seen / (values + damping))
-        return Solution(x, 0, span.min(), span.max())
+        found = outside / damping + q @ (seen / (values + damping))
+        return Solution(found, 0, span.min(), span.max())
 
     return as_solver(method, None)
 
@@ -231,10 +231,10 @@ def direct() -> Solve:
     def method(apply: FlatMatVec, b: Array, x: Array | None, tol: Array) -> Solution:
         matrix = jax.vmap(apply)(jnp.eye(b.size, dtype=b.dtype)).T
         spectrum = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)
-        x = jnp.linalg.solve(matrix, b)
-        solved = jnp.linalg.norm(b - matrix @ x) <= 10 * tol * jnp.linalg.norm(b)
-        x = jax.lax.cond(solved, lambda: x, lambda: jnp.linalg.lstsq(matrix, b)[0])
-        return Solution(x, 0, spectrum[0], spectrum[-1])
+        found = jnp.linalg.solve(matrix, b)
+        solved = jnp.linalg.norm(b - matrix @ found) <= 10 * tol * jnp.linalg.norm(b)
+        found = jax.lax.cond(solved, lambda: found, lambda: jnp.linalg.lstsq(matrix, b)[0])
+        return Solution(found, 0, spectrum[0], spectrum[-1])
 
     return as_solver(method, None)
 

@@ -282,7 +282,7 @@ def _check_bounds(
         number = is_number(value) and math.isfinite(value) and (kind is float or is_whole(value))
         _check(dim, name, number or (name == "default" and value is None), what)
         if hasattr(value, "item"):  # a scalar of numpy
-            object.__setattr__(dim, name, value.item())
+            object.__setattr__(dim, name, np.asarray(value).item())
         if kind is float and value is not None:
             counted = "a number in [-1e37, 1e37], as float32 can count with; change its unit"
             _check(dim, name, abs(value) <= 1e37, counted)
@@ -290,7 +290,7 @@ def _check_bounds(
     _check(dim, "low", dim.low < dim.high, ordered)
     if kind is float:
         # XLA takes numbers below the smallest normal one for zero
-        apart = np.float32(dim.high) - np.float32(dim.low) >= np.finfo(np.float32).tiny
+        apart = bool(np.float32(dim.high) - np.float32(dim.low) >= np.finfo(np.float32).tiny)
         once = f"low < high = {dim.high!r} in float32, where they are one number; move them apart"
         _check(dim, "low", apart, once)
     inside = dim.default is None or dim.low <= dim.default <= dim.high
