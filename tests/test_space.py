@@ -70,7 +70,7 @@ def test_exact_at_the_bounds(end):
     hparams, back = at(end)
     for name, dim in (("momentum", REAL["momentum"]), ("lr", REAL["lr"].element)):
         bound = jnp.float32(dim.high if end else dim.low)
-        assert np.all(np.asarray(hparams[name]) == bound), name
+        assert jnp.all(hparams[name] == bound), name
     chex.assert_trees_all_equal(hparams, back)
 
 
