@@ -309,7 +309,7 @@ def _assemble(heads: _Heads, found: _Walk) -> HParams:
     options = found.options + heads.lowest
     for row, (index, num) in enumerate(zip(heads.reals, heads.counts.reals, strict=True)):
         dim = heads.dims[index]
-        z = found.z[row, :num].reshape(_coordinates(dim))
+        z = found.z[row, :num].reshape(dim.coordinates_shape)
         leaves[index] = spaces.constrain({"": dim}, {"": z})[""]
     for row, index in enumerate(heads.choices):
         leaves[index] = options[row]
@@ -374,10 +374,6 @@ def _middle(dim: spaces.Dimension) -> Array:
 
 def _pad(x: Array, size: int) -> Array:
     return jnp.pad(x, (0, size - x.shape[0]))
-
-
-def _coordinates(dim: spaces.Dimension) -> tuple[int, ...]:
-    return dim.coordinates_shape if isinstance(dim, spaces.Sequence) else dim.shape  # pyright: ignore
 
 
 def _check_network(network: Network, counts: Sizes) -> None:
