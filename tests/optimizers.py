@@ -197,11 +197,6 @@ CONTRIB = {
         contrib.scale_by_galore(rank=2), optax.scale_by_learning_rate(lr)
     ),
     "scale_by_madgrad": lambda lr, b: contrib.scale_by_madgrad(lr, b, 1e-6),
-    # for matrices alone
-    "scale_by_muon": lambda lr, b: optax.partition(
-        {2: optax.chain(contrib.scale_by_muon(beta=b), optax.sgd(lr)), 1: optax.sgd(lr)},
-        lambda params: jax.tree.map(jnp.ndim, params),
-    ),
     "scale_by_simplified_ademamix": _step(lambda b: contrib.scale_by_simplified_ademamix(b)),
     "schedule_free": lambda lr, b: contrib.schedule_free(optax.rmsprop(lr, 0.9), lr, b),
     "schedule_free_adamw": lambda lr, b: contrib.schedule_free_adamw(lr, b1=b, warmup_steps=2),
@@ -236,6 +231,9 @@ REFUSED = {
     ),
 }
 """Those that a problem cannot train with: how they are built, and what the error says."""
+
+WITHIN = {"scale_by_muon"}
+"""Compared as a part of `muon`, which hands it the matrices alone."""
 
 ALONE = {"hutchinson_estimator_diag_hessian"}
 """Estimates a curvature for Sophia; what it returns are no updates."""

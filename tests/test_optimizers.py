@@ -15,7 +15,7 @@ from hypergrad import estimators
 from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.problem import Problem
 from hypergrad.train import init_state, unroll
-from tests.optimizers import ALONE, BUILD, CONTRIB, OTHERS, REFUSED
+from tests.optimizers import ALONE, BUILD, CONTRIB, OTHERS, REFUSED, WITHIN
 
 ALL = {**BUILD, **CONTRIB}
 QUICK = ["madgrad"]
@@ -130,7 +130,7 @@ def test_all_modes_agree_for_every_optimizer(name):
 @pytest.mark.parametrize("module", [optax, contrib])
 def test_every_public_name_of_optax_is_known(module):
     """A new optimizer fails here, by name, until it has a line in tests/optimizers.py."""
-    known = {*ALL, *REFUSED, *ALONE, *OTHERS}
+    known = {*ALL, *REFUSED, *ALONE, *WITHIN, *OTHERS}
     public = {
         name: value
         for name, value in vars(module).items()

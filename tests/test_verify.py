@@ -45,7 +45,7 @@ def test_integers_and_choices_are_compared(monkeypatch):
     task = Task("table", tabular.problem(), tabular.SPACE, 2, None, "error", False)
     with jax.enable_x64(True):
         rows = {row.estimator: row for row in verify(task)}
-    assert rows.keys() == module.DRAWN.keys()
+    assert rows.keys() == module.DRAWN_ESTIMATORS.keys()
     assert rows["mixed"].exact and rows["mixed"].error < 1e-6
     for name in ("score", "score_shared, one step"):
         assert rows[name].deviation < 5 and rows[name].cosine > 0.7, rows[name]
