@@ -70,7 +70,7 @@ def test_a_wrong_score_is_seen(monkeypatch):
     monkeypatch.setattr(module, "score", twice)
     for name in ("_deterministic", "_evolution"):
         monkeypatch.setattr(module, name, lambda *_: {})
-    monkeypatch.setattr(module, "DRAWN", {"score": False})
+    monkeypatch.setattr(module, "DRAWN_ESTIMATORS", {"score": False})
     drawn = module._drawn
     monkeypatch.setattr(module, "_drawn", lambda *a: {"score": drawn(*a)["score"]})
     task = Task("table", tabular.problem(), tabular.SPACE, 2, None, "error", False)
