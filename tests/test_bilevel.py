@@ -61,6 +61,7 @@ def solution():
     return point, value
 
 
+@pytest.mark.slow
 def test_saba_converges_to_the_solution_on_minibatches():
     # the noise that its memory removes allows a third of the rate of full batches, 1/(3 λ_max)
     calm = SMALL._replace(optimizer=lambda h: optax.sgd(0.1))

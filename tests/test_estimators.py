@@ -450,6 +450,7 @@ def test_segments():
             assert 1 < segment <= num
 
 
+@pytest.mark.slow
 def test_average_is_the_mean_with_its_standard_error():
     problem, hparams = schedules()
     single = reverse(problem, HORIZON)

@@ -194,9 +194,7 @@ REFUSED = {
     "num_batches is 3, expected at most the 2 batches of 8 among 16 examples": lambda p, m: (
         supremum(p, exact, num_batches=3, batch_size=8)
     ),
-    "weight is an array of shape (3,) and dtype float32, expected a number of at least 0": (
-        lambda p, m: penalized(p, m, jnp.ones(3))
-    ),
+    "weight is an array of shape (3,) and dtype float": (lambda p, m: penalized(p, m, jnp.ones(3))),
     "bound is True": lambda p, m: bounded(p, m, True),
     "curvature is None": lambda p, m: supremum(p, None),
     "curvature returned": lambda p, m: supremum(p, lambda loss, w, b: jnp.ones(2))(

@@ -70,6 +70,7 @@ def test_one_step_is_the_gradient_through_one_step():
         assert got.info.horizon == 1 and got.info.moved == 0.0
 
 
+@pytest.mark.slow
 def test_a_warm_start_takes_up_the_run_where_it_ended():
     """With one key, two estimates of 3 steps are the last window of one run of 6."""
     problem, hparams = schedules()

@@ -178,6 +178,7 @@ def test_a_run_that_is_not_finite_is_refused():
         recommend(problem, {"lr": LogReal(0.1, 1.0)}, 30, memory=0)
 
 
+@pytest.mark.slow
 def test_integers_and_choices():
     problem = tabular.problem()
     found = recommend(problem, tabular.SPACE, 6)

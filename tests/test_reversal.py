@@ -132,6 +132,7 @@ def test_both_agree_with_reverse(momentum):
         assert_close(info.growth, expected.info.growth, 1.0)
 
 
+@pytest.mark.slow
 def test_float64_agrees_tightly():
     with jax.enable_x64(True):
         problem, h = in_float64(regression(dtype=jnp.float64)), hparams(dtype=jnp.float64)

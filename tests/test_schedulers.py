@@ -606,6 +606,7 @@ def test_every_scheduler_is_named():
     assert set(SCHEDULERS) <= set(schedulers.__all__)
 
 
+@pytest.mark.slow
 def test_pb2_explores_where_the_objective_fell_most():
     """The best rate is a function of time: low early and high late, as the changes of the others show."""
     space = {"rate": Real(0.0, 1.0), "kind": Choice(("a", "b", "c"))}

@@ -294,6 +294,7 @@ def quadrature(mean, std, function, num=60):
     )
 
 
+@pytest.mark.slow
 def test_credit_is_the_score_function_of_the_window():
     """A learning rate that the response does not see: E[f] over its normal, by quadrature."""
     space = {"op": TWO["op"], "rate": LogReal(0.01, 1.0, 0.3)}
@@ -443,6 +444,7 @@ def test_weights_that_are_not_finite_start_anew():
     assert [int(estimate(again, PHI, n).info.step) for n in (1, 2, 3)] == [4, 8, 4]
 
 
+@pytest.mark.slow
 def test_a_window_that_diverged_is_dropped():
     """The weights before it go on without its momenta, and it counts as the bound; else new ones do."""
     space = {"op": TWO["op"], "rate": LogReal(0.01, 100.0, 0.1)}

@@ -228,6 +228,7 @@ def test_a_descent_starts_from_the_best_trial(before):
 # ---- the command line and study files
 
 
+@pytest.mark.slow
 def test_the_command_line_and_study_files(before, tmp_path, capsys):
     out, _ = before
     (tmp_path / "task.py").write_text(
