@@ -221,7 +221,7 @@ REFUSED = {
     # what it measures is no part of its first state
     "monitor": (
         lambda lr, b: optax.chain(optax.sgd(lr), optax.monitor({"norm": optax.global_norm})),
-        "structure",
+        r"problem\.optimizer",
     ),
     # one gradient for each example
     "dpsgd": (lambda lr, b: contrib.dpsgd(lr, 1.0, 0.1, 0), "batch"),
