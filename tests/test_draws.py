@@ -16,8 +16,8 @@ from hypergrad.estimators import DrawnLeafWarning, es, evolved, forward, nres, r
 from hypergrad.estimators.policies import concrete
 from hypergrad.space import Real
 
-X = jax.random.normal(jax.random.key(0), (80, 10))
-Y = X @ jnp.linspace(-1, 1, 10) + 0.5 * jax.random.normal(jax.random.key(1), (80,))
+X = jax.random.normal(jax.random.key(0), (80, 10), jnp.float32)
+Y = X @ jnp.linspace(-1, 1, 10) + 0.5 * jax.random.normal(jax.random.key(1), (80,), jnp.float32)
 STEPS, KEY = 40, jax.random.key(0)
 H = {"rate": jnp.float32(0.3), "lr": jnp.float32(0.05)}
 SLOPE = (
