@@ -10,6 +10,7 @@ import numpy as np
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.types import Array, HParams, Key
+from hypergrad.estimators.advice import CHAOTIC_GROWTH
 from hypergrad.populations import per_shape
 from hypergrad.problem import Problem, Task
 from hypergrad.report.extras import check_diagram, check_snippet
@@ -248,7 +249,7 @@ def _notes(found: Study, trace: dict[str, Any]) -> list[str]:
             "rates are too large"
         )
     growth = trace.get("adjoint_growth", [])
-    if len(growth) and np.nanmax(growth) > 1.05:
+    if len(growth) and np.nanmax(growth) > CHAOTIC_GROWTH:
         worst = int(np.nanargmax(growth))
         notes.append(
             f"the adjoint grew by {growth[worst]:.3f} a training step at outer step {worst}: training is "
