@@ -392,7 +392,7 @@ def test_from_the_command_line(tmp_path, capsys):
     del result["sha256"]
     result["diagram"]["edges"][0][0] = 99
     files.write_json(tmp_path / "s" / "result.json", result)
-    with pytest.raises(ValueError, match="diagram is no graph"):
+    with pytest.raises(ValueError, match="diagram is not a graph"):
         write_report(tmp_path / "s")
 
 

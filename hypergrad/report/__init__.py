@@ -9,7 +9,7 @@
 - `notes`: Tables that a task adds for people, such as how the columns of its file were read.
 - `page`: Write the report of a finished study: one HTML page that works offline, and its figures.
 - `results`: Read a finished study from its folder, and check every type and shape on the way.
-- `sentences`: What a report says of a study: numbers as they are written, and sentences made from them.
+- `sentences`: What a report says about a study: how numbers are written, and the sentences made from them.
 - `study`: The study that a user holds: what was found, its trials as a table, its schedules, its report.
 - `style`: The style of all figures: colours, axes, and the same bytes each time.
 - `text`: Numbers and names as a report writes them: short, on one line, without control characters.

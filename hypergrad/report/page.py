@@ -55,7 +55,7 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
         ValueError: If the study cannot be read, a file cannot be written, or matplotlib or jinja2 is missing.
     """
     results = load_results(directory)
-    _template()  # a missing library is said before anything is drawn
+    _template()  # a missing library is reported before anything is drawn
     folder, page = Path(directory) / "figures", Path(directory) / "report.html"
     try:
         folder.mkdir(exist_ok=True)

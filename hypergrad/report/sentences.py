@@ -1,4 +1,4 @@
-"""What a report says of a study: numbers as they are written, and sentences made from them."""
+"""What a report says about a study: how numbers are written, and the sentences made from them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ class Change(NamedTuple):
 
 
 class Rival(NamedTuple):
-    """What random search reached, and where the tuned hyperparameters are against it."""
+    """What random search reached, and how the tuned hyperparameters compare with it."""
 
     budget: str
     valid: Value
@@ -105,7 +105,7 @@ def _verdict(before: Interval, after: Interval, higher: bool, learned: bool) -> 
     if sign is None:
         return "The test metric is not known for both, so nothing can be said about new data."
     if sign == 0:
-        return "On the test set nothing was won or lost."
+        return "On the test set the two are level."
     if sign > 0 and overlap is False:
         return "The test intervals do not overlap: the gain holds on data that tuning has not seen."
     if sign > 0:
