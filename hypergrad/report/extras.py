@@ -15,7 +15,7 @@ from hypergrad.report.notes import is_notes
 
 
 def check_extras(task: Task, hparams: HParams) -> None:
-    """Check a task's `test`, `snippet`, `diagram` and `notes`, which would otherwise first be called after tuning.
+    """Check a task's `test`, `snippet`, `diagram` and `notes`, otherwise first called after tuning.
 
     **Cost:** `test` is evaluated abstractly; `snippet` and `diagram` run once.
 
