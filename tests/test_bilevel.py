@@ -5,6 +5,7 @@ import json
 import warnings
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,13 +180,11 @@ def test_averaged_weights_pull_as_the_weights_do():
 def test_same_key_same_bits_and_no_retrace(name):
     tuner = bilevel(SMALL, SPACE, 5, method=METHODS[name](), num_restarts=2)
     runs = [study.run(tuner, KEY, 3).trials for _ in range(2)]
-    for a, b in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(runs[1]), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(*runs)
     assert tuner.step._cache_size() < 2  # 0 where jax did not keep it for its fast path
     state = tuner.init(KEY)
     after, trials = tuner.step(KEY, state)
-    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     assert trials.values.shape == (2,) and trials.hparams["point"].shape == (2, 3)
     updates = 3 if name == "amigo" else 1
     assert trials.steps.tolist() == [5 * updates] * 2

@@ -4,6 +4,7 @@ import json
 import warnings
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,11 +79,10 @@ def test_contract():
     again = tuner.step(KEY, state)
     tuner.step(KEY, after)
     assert count[0] == traced, "the second step traces nothing"
-    jax.tree.map(np.testing.assert_array_equal, again[1], trials)
-    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+    chex.assert_trees_all_equal(again[1], trials)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     within = jax.eval_shape(tuner.step, KEY, state)
-    assert jax.tree.map(jnp.shape, within) == jax.tree.map(jnp.shape, (after, trials))
+    chex.assert_trees_all_equal_shapes_and_dtypes(within, (after, trials))
     assert trials.values.shape == (3,) and trials.hparams["op"].shape == (3,)
     assert trials.steps.tolist() == [6] * 3
     for name in ("direct_variance", "response_variance", "cosine", "entropy"):

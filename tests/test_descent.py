@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,8 +98,7 @@ def test_clip_bounds_the_step_and_patience_ends(made):
 def test_same_key_same_bits_and_no_retrace(made):
     tuner = descent(reverse(made.problem, 5), made.space)
     runs = [study.run(tuner, KEY, 3).trials for _ in range(2)]
-    for a, b in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(runs[1]), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(*runs)
     assert tuner.step._cache_size() < 2  # 0 where jax did not keep it for its fast path
 
 

@@ -1,5 +1,6 @@
 """Score-function and relaxed hypergradients against exact enumeration."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypergrad import space as sp
 from hypergrad.core.solve import direct
 from hypergrad.estimators import implicit, policies, reverse
-from hypergrad.estimators.policies import Baseline, factorized, natural, relaxed, score
+from hypergrad.estimators.policies import Baseline, factorized, multitask, natural, relaxed, score
 from hypergrad.space import Choice, Integer, Real
 from hypergrad.testing import assert_close
 from hypergrad.train import init_state, unroll
@@ -155,6 +156,27 @@ def test_the_estimate_preconditioned():
     )
     assert_close(b.hypergrad, steer(LOGITS, a.hypergrad), 1e-1)
     assert_close(jax.tree.map(jnp.add, b.info.direct, b.info.response), b.hypergrad, 1e-1)
+
+
+@pytest.mark.parametrize("make", [factorized, multitask])
+def test_contract_of_policies(make):
+    """jit = no jit, vmap = loop, no retrace, same key = same bits."""
+    policy = make(SPACE)
+    phi = policy.init(KEY)
+
+    def draw(key):
+        drawn = policy.sample(key, phi)
+        return drawn, policy.log_prob(phi, drawn)
+
+    chex.clear_trace_counter()
+    compiled = jax.jit(chex.assert_max_traces(draw, n=1))
+    keys = jax.random.split(KEY, 3)
+    loop = [compiled(key) for key in keys]
+    chex.assert_trees_all_equal(compiled(keys[0]), loop[0])
+    chex.assert_trees_all_close(draw(keys[0]), loop[0], rtol=1e-5)
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *loop)
+    chex.assert_trees_all_close(jax.jit(jax.vmap(draw))(keys), stacked, rtol=1e-5)
+    chex.assert_trees_all_equal_structs(loop[0][0], SPACE)
 
 
 def test_the_policy_is_what_it_says():

@@ -252,8 +252,8 @@ def _diagram(result: _Entries) -> Diagram | None:
     texts = all(isinstance(n, list) and all(isinstance(x, str) for x in n) for n in nodes)
     if not (texts and is_graph(nodes, edges)):
         raise ValueError(
-            f"{result.place('diagram')} is not a graph of at most {MAX_NODES} nodes, expected lines of text and pairs "
-            "of their numbers; write it again with the task's diagram"
+            f"{result.place('diagram')} is not a graph of at most {MAX_NODES} nodes, expected lines of text "
+            "and pairs of their numbers; write it again with the task's diagram"
         )
     return Diagram([[clean(line, 40) for line in node[:4]] for node in nodes], edges)
 
