@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import unicodedata
 import warnings
 
 import jax
@@ -10,13 +12,13 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from hypergrad import study
-from hypergrad.cli import main as cli
-from hypergrad.study import StudyWarning, jsonl
+from hypergrad.cli import main as cli, terminal
+from hypergrad.study import Progress, StudyWarning, jsonl
 from hypergrad.study.disk.description import mend_description
 from hypergrad.study.disk.files import write_json
 from hypergrad.study.disk.folder import create
 from hypergrad.study.disk.journal import Journal, encode_line
-from tests.disk import KEY, toy
+from tests.disk import KEY, ROOT, toy
 
 STEPS = 6
 
@@ -137,6 +139,76 @@ def test_an_export_says_what_the_study_warned_of(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert json.loads(out)["hparams"] == {"lr": 0.1}
     assert "warning: the study was ended by Ctrl-C" in err and "shows the defaults" in err
+
+
+def finished_by_a_stranger(folder):
+    """A study whose texts are for a terminal: they clear it, set its title, and turn a line around."""
+    evil = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\x7f\udc9b"
+    folder.mkdir()
+    description = {"format": 3, "task": evil, "method": "random", "command": evil}
+    write_json(folder / "study.json", description)
+    valid = {"mean": 0.1, "low": 0.1, "high": 0.1, "values": [0.1]}
+    one = {"hparams": {f"lr{evil}": 0.1, "kind": evil}, "valid": valid, "test": {}}
+    result = {
+        "configurations": {"tuned": one, f"x{evil}": one},
+        "metric": {"name": evil},
+        "warnings": [f"warned{evil}"],
+        "notes": {evil: [{evil: evil}]},
+        "interrupted": True,
+    }
+    write_json(folder / "result.json", result)
+    return evil
+
+
+def controls(text):
+    return [c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in "\n\t"]
+
+
+@pytest.mark.parametrize("shown", [[], ["--json"], ["--quiet"]])
+@pytest.mark.parametrize("command", ["export", "report", "resume", "replay", "flatness", "list"])
+def test_a_strangers_study_does_not_steer_the_terminal(
+    tmp_path, command, shown, capsys, monkeypatch
+):
+    folder = tmp_path / "a study"
+    evil = finished_by_a_stranger(folder)
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "t.py").write_text(f"def task(*, data):\n    {evil[:-1]!r}\n")
+    monkeypatch.chdir(tmp_path)
+    place = [] if command == "list" else [str(folder)]
+    rest = {"replay": ["0", f"t{evil[:-1]}"], "resume": [f"t{evil[:-1]}"]}.get(command, [])
+    status = cli.main([command, *place, *rest, *shown])
+    out, err = capsys.readouterr()
+    assert not controls(out + err)
+    assert status == (0 if command in ("export", "report", "list") else 2)
+    if command == "export":
+        assert "warned" in err
+        assert json.loads(out)["hparams"] == {f"lr{evil}": 0.1, "kind": evil}, "escaped, not lost"
+        file = tmp_path / "exported.json"
+        assert cli.main(["export", str(folder), "--out", str(file)]) == 0
+        assert not controls(file.read_text())
+
+
+def test_a_result_is_printed_without_control_characters(capsys):
+    evil = "\x1b[2J\u202e"
+    valid = {"mean": 0.1, "low": 0.1, "high": 0.1}
+    one = {"valid": valid, "test": valid}
+    result = {"metric": {"name": evil}, "configurations": {evil: one}, "warnings": [f"a{evil}\nb"]}
+    terminal.print_result({**result, "num_seeds": 1, "seconds": 1.0})
+    terminal.print_notes({evil: [{evil: evil}]})
+    with terminal.printing_warnings():
+        warnings.warn(f"c{evil}", StudyWarning, stacklevel=1)
+    bar = terminal.Bar(quiet=False, color=False)
+    bar.callback.step(Progress("random", 1, 1, 0.1, 0.1, {f"lr{evil}": evil}))
+    out, err = capsys.readouterr()
+    assert not controls(out + err) and "warning: a\ufffd[2J\ufffd b" in out and "warning: c" in err
+
+
+def test_every_line_of_the_command_line_is_said():
+    """`print` would let control characters through."""
+    for path in (ROOT / "hypergrad" / "cli").glob("*.py"):
+        calls = re.findall(r"(?<![\w.])print\(|click\.echo|sys\.std\w+\.write", path.read_text())
+        assert calls == (["print("] if path.name == "lines.py" else []), path.name
 
 
 def test_completion_offers_no_name_that_a_shell_would_expand(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 - `about`: The commands that tune nothing: verify, recommend, list and completion.
 - `finished`: The commands that look at a study: replay, export, report and flatness.
+- `lines`: Lines that the commands print, without the control characters that the files of a stranger may
+  hold.
 - `loading`: Import the user's task by the name given on the command line, and build it with its arguments.
 - `main`: The command line.
 - `options`: Options and commands as click takes them.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hypergrad.cli.lines import say
 from hypergrad.cli.loading import arguments_of, known_tasks, load_task
 from hypergrad.cli.options import OF_TASK, SHELLS, Shown, command, options, word
 from hypergrad.core.checks import check_name
@@ -49,25 +50,25 @@ def _verify(shown: Shown, task: str, **given: Any) -> int:
 
 def _print_rows(shown: Shown, task: str, rows: "list[Row]", bad: list[bool]) -> None:
     if not shown.quiet:
-        print(f"{task}: derivatives along one random direction a leaf, float64, against")
-        print("central differences (h = 1e-6)")
-    print(
+        say(f"{task}: derivatives along one random direction a leaf, float64, against")
+        say("central differences (h = 1e-6)")
+    say(
         f"{'estimator':22s} {'rel. error':>10s}  {'cosine':>7s} {'time':>7s} {'memory':>9s}  worst leaf"
     )
     for row, wrong in zip(rows, bad, strict=True):
         if row.refused:
-            print(f"{row.estimator:22s} not for this task: {row.refused}")
+            say(f"{row.estimator:22s} not for this task: {row.refused}")
             continue
         size = f"{row.num_bytes / 2**20:.1f} MiB"
-        print(
+        say(
             f"{row.estimator:22s} {row.error:10.1e}  {row.cosine:7.4f} {row.ratio:6.1f}x {size:>9s}  "
             f"{row.worst}{_note(row, wrong)}"
         )
     if not shown.quiet:
-        print("time: multiples of one training run; memory: temporaries of the compiled program")
+        say("time: multiples of one training run; memory: temporaries of the compiled program")
     if any(bad):
-        print("kinks (ReLU), chaos, or an objective that is not smooth explain errors too:")
-        print("try a shorter --horizon or a smooth activation")
+        say("kinks (ReLU), chaos, or an objective that is not smooth explain errors too:")
+        say("try a shorter --horizon or a smooth activation")
 
 
 def _note(row: "Row", wrong: bool) -> str:
@@ -97,7 +98,7 @@ def _recommend(shown: Shown, task: str, **given: Any) -> int:
         said = {"estimator": found.name, "call": found.call, "reasons": found.reasons}
         print_json({"task": built.name, **said})
     else:
-        print(found.name if shown.quiet else found)
+        say(found.name if shown.quiet else found)
     return 0
 
 
@@ -106,18 +107,18 @@ def _list(shown: Shown) -> int:
     tasks, groups = known_tasks(), _groups()
     if shown.as_json:
         listed = {name: known._asdict() for name, known in tasks.items()}
-        print(json.dumps({"tasks": listed, **groups}))
+        say(json.dumps({"tasks": listed, **groups}))
         return 0
-    print("tasks (of ./tasks; your own: file.py:name)")
+    say("tasks (of ./tasks; your own: file.py:name)")
     for name, known in tasks.items():
         needs = f" (needs --{', --'.join(known.needs)})" if known.needs else ""
-        print(f"  {name:12s} {known.summary}{needs}")
+        say(f"  {name:12s} {known.summary}{needs}")
     if not tasks:
-        print("  none: there is no folder ./tasks here")
+        say("  none: there is no folder ./tasks here")
     for title, texts in groups.items():
-        print(title)
+        say(title)
         for name, text in texts.items():
-            print(f"  {name:12s} {text}")
+            say(f"  {name:12s} {text}")
     return 0
 
 
@@ -149,7 +150,7 @@ def _completion(shown: Shown, shell: str) -> int:
     found = get_completion_class(shell)
     group = click.get_current_context().find_root().command
     text = found(group, {}, "hypergrad", "_HYPERGRAD_COMPLETE").source() if found else ""
-    print(json.dumps({"shell": shell, "script": text}) if shown.as_json else text.rstrip())
+    say(json.dumps({"shell": shell, "script": text}) if shown.as_json else text.rstrip())
     return 0
 
 

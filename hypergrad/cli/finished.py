@@ -1,12 +1,11 @@
 """The commands that look at a study: replay, export, report and flatness."""
 
 import json
-import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hypergrad.cli.lines import say
 from hypergrad.cli.loading import load_recorded
 from hypergrad.cli.options import OF_TASK, Shown, command, flag, options, word
 
@@ -28,16 +27,14 @@ ALLOW_CHANGES = "continue although the task's source files have changed"
 )
 def _replay(shown: Shown, directory: str, trial: int, **given: Any) -> int:
     task = load_recorded("replay", directory, {**given, "trial": trial})
-    from hypergrad.cli import terminal
+    from hypergrad.cli.terminal import print_json, printing_warnings
     from hypergrad.tuning.replay import replay
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
+    with printing_warnings():
         how = {name: given[name] for name in ("debug_nans", "allow_changes")}
         found = replay(task, directory, trial, **how)
-    terminal.print_warnings(caught)
     if shown.as_json:
-        terminal.print_json({"trial": trial, **_summary(found)})
+        print_json({"trial": trial, **_summary(found)})
     else:
         _print_replayed(trial, found, given["debug_nans"])
     return 0
@@ -64,14 +61,14 @@ def _print_replayed(trial: int, found: "Replayed", debug_nans: bool) -> None:
         found.losses,
         found.first_nonfinite,
     )
-    print(f"trial {trial}: step {found.trial.step}, member {found.trial.member}")
-    print("  ".join(f"{name} {brief(value)}" for name, value in found.hparams.items()))
-    print(f"objective {value:.6g}, to the bits of its record")
-    print(f"training loss {losses[:, 0].mean():.6g} -> {losses[:, -1].mean():.6g}", end="")
-    print(f", {losses.shape[1]} steps" + (f", {len(losses)} seeds" if len(losses) > 1 else ""))
-    print("every training loss is finite" if first is None else f"first non-finite step: {first}")
+    say(f"trial {trial}: step {found.trial.step}, member {found.trial.member}")
+    say("  ".join(f"{name} {brief(value)}" for name, value in found.hparams.items()))
+    say(f"objective {value:.6g}, to the bits of its record")
+    say(f"training loss {losses[:, 0].mean():.6g} -> {losses[:, -1].mean():.6g}", end="")
+    say(f", {losses.shape[1]} steps" + (f", {len(losses)} seeds" if len(losses) > 1 else ""))
+    say("every training loss is finite" if first is None else f"first non-finite step: {first}")
     if debug_nans:
-        print(f"first bad operation: {found.where or 'none'}")
+        say(f"first bad operation: {found.where or 'none'}")
 
 
 @command(
@@ -81,7 +78,7 @@ def _print_replayed(trial: int, found: "Replayed", debug_nans: bool) -> None:
     click.Option(["--out"], metavar="FILE", help="file to write (default: the terminal)"),
 )
 def _export(shown: Shown, directory: str, out: str | None = None) -> int:
-    from hypergrad.cli.terminal import print_json
+    from hypergrad.cli.terminal import print_json, printing_warnings
     from hypergrad.report.results import load_results
     from hypergrad.study.export import document, write
 
@@ -90,7 +87,8 @@ def _export(shown: Shown, directory: str, out: str | None = None) -> int:
             f"--out is {out!r:.80}, expected a file whose name begins with no dash; write e.g. "
             f"./{out.lstrip('-') or 'hparams.json'}"
         )
-    found = load_results(directory)
+    with printing_warnings():
+        found = load_results(directory)
     tuned = found.configurations.get("tuned")
     if tuned is None:
         raise ValueError(
@@ -99,21 +97,23 @@ def _export(shown: Shown, directory: str, out: str | None = None) -> int:
         )
     early = ["the study was ended by Ctrl-C; these are the best until then"]
     for text in (early if found.interrupted else []) + found.warnings:
-        print(f"hypergrad: warning: {' '.join(text.split())}", file=sys.stderr)
+        say(f"hypergrad: warning: {' '.join(text.split())}", error=True)
     if out is None:
         print_json(document(tuned.leaves))
         return 0
     write(out, tuned.leaves)
-    print_json({"file": out}) if shown.as_json else print(out)
+    print_json({"file": out}) if shown.as_json else say(out)
     return 0
 
 
 @command("report", "write the report of a finished study again", word("directory"))
 def _report(shown: Shown, directory: str) -> int:
+    from hypergrad.cli.terminal import printing_warnings
     from hypergrad.report.page import write_report
 
-    path = str(write_report(directory))
-    print(json.dumps({"report": path}) if shown.as_json else path)
+    with printing_warnings():
+        path = str(write_report(directory))
+    say(json.dumps({"report": path}) if shown.as_json else path)
     return 0
 
 
@@ -127,23 +127,24 @@ def _report(shown: Shown, directory: str) -> int:
 )
 def _flatness(shown: Shown, directory: str, **given: Any) -> int:
     task = load_recorded("flatness", directory, given)
-    from hypergrad.cli.terminal import brief, print_json
+    from hypergrad.cli.terminal import brief, print_json, printing_warnings
     from hypergrad.report.page import write_report
     from hypergrad.tuning.flatness import measure_flatness
 
-    found = measure_flatness(task, directory, allow_changes=given["allow_changes"])
-    page = str(write_report(directory))
+    with printing_warnings():
+        found = measure_flatness(task, directory, allow_changes=given["allow_changes"])
+        page = str(write_report(directory))
     if shown.as_json:
         print_json({"measures": found.measures, "report": page})
         return 0
     names = list(found.measures)
-    print(f"{'mean over seeds (range)':32s}" + "".join(f"{name:>30s}" for name in names))
+    say(f"{'mean over seeds (range)':32s}" + "".join(f"{name:>30s}" for name in names))
     for label in next(iter(found.measures.values()), {}):
         cells = [found.measures[name][label] for name in names]
         said = [f"{brief(c.mean())} ({brief(c.min())} to {brief(c.max())})" for c in cells]
-        print(f"{label:32s}" + "".join(f"{text:>30s}" for text in said))
+        say(f"{label:32s}" + "".join(f"{text:>30s}" for text in said))
     if not shown.quiet:
-        print(f"report: {page}")
+        say(f"report: {page}")
     return 0
 
 

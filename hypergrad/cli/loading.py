@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import inspect
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -93,10 +94,11 @@ def load_recorded(command: str, directory: str, given: dict[str, Any]) -> "Task"
         warnings.simplefilter("ignore", StudyWarning)  # the next reader warns, in one line
         described = read_description(directory)
     if "task" not in given:
-        trial = f" {given['trial']}" if "trial" in given else ""
+        trial = [str(given["trial"])] if "trial" in given else []
+        words = shlex.join(["hypergrad", command, directory, *trial])
         raise ValueError(
             f"TASK is missing, expected that of the study, {str(described.get('task'))[:80]!r} (no code is "
-            f"loaded because a file names it); name it: hypergrad {command} {directory}{trial} TASK"
+            f"loaded because a file names it); name it: {words} TASK"
         )
     num = described["machine"].get("num_devices")
     if type(num) is int and 1 <= num <= MAX_DEVICES:

@@ -9,6 +9,7 @@ import click
 
 import hypergrad
 from hypergrad.cli import about, finished, studies
+from hypergrad.cli.lines import say
 from hypergrad.cli.options import as_written
 
 EXAMPLES = """Examples:
@@ -84,7 +85,7 @@ def _said(error: click.UsageError) -> str:
 
 def fail(text: str, status: int, argv: list[str]) -> int:
     """Report an error in one line, and for machines as JSON too."""
-    print(f"hypergrad: {text}", file=sys.stderr)
+    say(f"hypergrad: {text}", error=True)
     if "--json" in argv:
-        print(json.dumps({"error": text, "status": status}))
+        say(json.dumps({"error": text, "status": status}))
     return status

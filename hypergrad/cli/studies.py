@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hypergrad.cli import loading
+from hypergrad.cli.lines import say
 from hypergrad.cli.options import OF_TASK, Shown, command, flag, known_names, options, word
 from hypergrad.core.checks import check_name
 from hypergrad.tuning.settings import OPTION, OPTIONS, Settings, check_choice
@@ -166,9 +166,9 @@ def _show(
     except KeyboardInterrupt:
         begun = (out / "study.json").is_file()
         text = f"ended by Ctrl-C; {f'continue with: {again}' if begun else 'nothing was written'}"
-        print(f"hypergrad: {text}", file=sys.stderr)
+        say(f"hypergrad: {text}", error=True)
         if shown.as_json:
-            print(json.dumps({"error": text, "status": INTERRUPTED}))
+            say(json.dumps({"error": text, "status": INTERRUPTED}))
         return INTERRUPTED
     status = INTERRUPTED if found.interrupted else 0
     result = found.result or {}
@@ -179,12 +179,10 @@ def _show(
         terminal.print_json(about | terminal.summary(result))
     else:
         terminal.print_result(result)
-        print(f"report: {found.report}")
+        say(f"report: {found.report}")
     if found.interrupted:
         num = len(found.trials)
-        print(
-            f"hypergrad: ended by Ctrl-C after {num} steps; continue with: {again}", file=sys.stderr
-        )
+        say(f"hypergrad: ended by Ctrl-C after {num} steps; continue with: {again}", error=True)
     return status
 
 

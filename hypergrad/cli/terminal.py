@@ -1,15 +1,18 @@
 """Output of the commands: progress, tables, and one JSON object for machines."""
 
+import contextlib
 import json
 import sys
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 
+from hypergrad.cli.lines import say
 from hypergrad.report.notes import shown_notes
+from hypergrad.report.text import visible
 from hypergrad.study import Callback, Ended, Progress
 from hypergrad.study.disk.files import to_plain
 from hypergrad.tuners import TUNERS
@@ -69,10 +72,10 @@ class Bar:
         if self.progress is not None:
             if now.phase not in self.tasks:
                 self.tasks[now.phase] = self.progress.add_task(now.phase, total=now.total, text="")
-            self.progress.update(self.tasks[now.phase], completed=now.done, text=text)
+            self.progress.update(self.tasks[now.phase], completed=now.done, text=visible(text))
         elif not self.quiet and (now.done in (1, now.total) or now.done % 10 == 0 or search):
             left = self._left(now)
-            print(f"{now.phase} {now.done}/{now.total}{left}  {text}", file=sys.stderr, flush=True)
+            say(f"{now.phase} {now.done}/{now.total}{left}  {text}", error=True)
 
     def _left(self, now: Progress) -> str:
         """Estimate the time left from the steps since the first one, which compiles."""
@@ -88,25 +91,36 @@ def print_warnings(caught: list[warnings.WarningMessage], known: Collection[str]
     ours = [w for w in caught if w.category.__module__.startswith("hypergrad.")]
     for text in dict.fromkeys(str(w.message) for w in ours):
         if text not in known:
-            print(f"hypergrad: warning: {' '.join(text.split())}", file=sys.stderr)
+            say(f"hypergrad: warning: {' '.join(text.split())}", error=True)
+
+
+@contextlib.contextmanager
+def printing_warnings() -> Iterator[None]:
+    """Print this package's warnings within the block in a line each, at its end."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        try:
+            yield
+        finally:
+            print_warnings(caught)
 
 
 def print_notes(notes: dict[str, list[dict[str, Any]]] | None) -> None:
     """Print the tables that a task adds, on standard error."""
     for note in shown_notes(notes or {}, 40):
-        print(f"{note.title}:", file=sys.stderr)
+        say(f"{note.title}:", error=True)
         table = [note.names, *note.rows]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for row in table:
             cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
-            print(f"  {'  '.join(cells)}".rstrip(), file=sys.stderr)
+            say(f"  {'  '.join(cells)}".rstrip(), error=True)
         if note.left:
-            print(f"  left out, in result.json under notes: {note.left}", file=sys.stderr)
+            say(f"  left out, in result.json under notes: {note.left}", error=True)
 
 
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on one line; a number that is not finite becomes null."""
-    print(json.dumps(to_plain(value), allow_nan=False))
+    say(json.dumps(to_plain(value), allow_nan=False))
 
 
 def print_result(result: dict[str, Any]) -> None:
@@ -114,17 +128,17 @@ def print_result(result: dict[str, Any]) -> None:
     metric = result["metric"]["name"]
     has_test = any(one["test"] for one in result["configurations"].values())
     head = f"   test {metric} (95 % interval)" if has_test else ""
-    print(f"{'':10s} {'validation loss':>24s}{head}")
+    say(f"{'':10s} {'validation loss':>24s}{head}")
     for name, one in result["configurations"].items():
         valid, test = one["valid"], one["test"]
         spread = f"{valid['mean']:.4f} [{valid['low']:.4f}, {valid['high']:.4f}]"
         score = f"{test['mean']:.4f} [{test['low']:.4f}, {test['high']:.4f}]" if test else ""
-        print(f"{name:10s} {spread:>24s}   {score}".rstrip())
-    print(
+        say(f"{name:10s} {spread:>24s}   {score}".rstrip())
+    say(
         f"each trained again on {result['num_seeds']} fresh seeds; {result['seconds']:.0f} s in all"
     )
     for warning in result["warnings"]:
-        print(f"warning: {warning}")
+        say(f"warning: {' '.join(warning.split())}")
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:

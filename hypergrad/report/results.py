@@ -13,7 +13,7 @@ from hypergrad.report.notes import is_notes
 from hypergrad.report.style import Curve
 from hypergrad.report.text import clean
 from hypergrad.space import Dimension, space_from_description
-from hypergrad.study.disk.description import check_format
+from hypergrad.study.disk.description import check_format, read_either
 from hypergrad.study.disk.files import read_json
 from hypergrad.study.disk.folder import check_folder
 
@@ -21,6 +21,12 @@ FLATNESS_FILE = "flatness.json"
 """What `hypergrad flatness` leaves in a study's folder."""
 
 _ADVICE = "the file is damaged or was edited; restore it or run `hypergrad tune` again"
+
+_MADE_AGAIN = {
+    "result.json": "the file is damaged or was edited; `hypergrad resume` makes it again",
+    FLATNESS_FILE: "the file is damaged or was edited; `hypergrad flatness` makes it again",
+}
+"""{file that a study can make again: what to do where it is damaged}; `study.json` has a copy instead."""
 
 _KINDS: dict[type, str] = {
     dict: "an object",
@@ -147,7 +153,7 @@ class _Entries(NamedTuple):
 
 
 def load_results(directory: str | os.PathLike[str]) -> Results:
-    """Read `study.json`, `result.json` and `flatness.json` of a study.
+    """Read `study.json` (or its copy where it is damaged), `result.json` and `flatness.json` of a study.
 
     **Limits:** a file of at most 64 MB, nested at most 32 deep. Null, NaN and infinity become NaN.
 
@@ -172,7 +178,12 @@ def load_results(directory: str | os.PathLike[str]) -> Results:
 
 def _read(path: Path) -> _Entries:
     try:
-        return _Entries(read_json(path), f"{clean(str(path), 300)}: ")
+        found = (
+            read_json(path, _MADE_AGAIN[path.name])
+            if path.name in _MADE_AGAIN
+            else read_either(path)
+        )
+        return _Entries(found, f"{clean(str(path), 300)}: ")
     except FileNotFoundError:
         raise ValueError(
             f"{clean(str(path), 300)} does not exist: give the directory of a finished study, or finish this "

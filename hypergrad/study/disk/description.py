@@ -73,7 +73,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     """
     path = Path(directory) / "study.json"
     try:
-        description = _read(path)
+        description = read_either(path)
     except FileNotFoundError:
         raise ValueError(
             f"{str(path)!r} does not exist, expected a study that has begun; start it with `hypergrad tune`"
@@ -89,7 +89,7 @@ def mend_description(directory: Path) -> None:
         FileNotFoundError: where there is neither.
         ValueError: where both are damaged.
     """
-    description = _read(directory / "study.json")
+    description = read_either(directory / "study.json")
     for path in (directory / name for name in _NAMES):
         try:
             whole = read_json(path) == description
@@ -102,8 +102,13 @@ def mend_description(directory: Path) -> None:
             write_json(path, description)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read `study.json`, or its copy where the first is damaged."""
+def read_either(path: Path) -> dict[str, Any]:
+    """Read `study.json`, or with a `StudyWarning` its copy where the first is damaged or missing.
+
+    Raises:
+        FileNotFoundError: where neither is there.
+        ValueError: in one line, where both are damaged.
+    """
     try:
         return read_json(path)
     except (ValueError, FileNotFoundError) as error:
