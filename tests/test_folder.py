@@ -80,7 +80,7 @@ def test_one_of_eight_threads_wins(tmp_path):
     assert len(won) == 1 and all(f"process {os.getpid()}," in text for text in lost)
 
 
-@pytest.mark.parametrize("name", ["a b", ".hidden", "a/../..", "ü", "x" * 200, "a\nb"])
+@pytest.mark.parametrize("name", [".hidden", "a/../..", "x" * 201, "a\nb"])
 def test_odd_names_are_refused(tmp_path, name):
     assert "expected" in refused(create(tmp_path / name).__enter__)
     assert not list(tmp_path.iterdir())

@@ -12,9 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from hypergrad.cli.main import main
 from hypergrad.report import figures, page as report, results, style
 from hypergrad.report.text import number
 from hypergrad.space import Choice, LogReal, Real, Sequence, describe_space, space_from_description
+from hypergrad.study import StudyWarning
 from hypergrad.study.disk.description import FORMAT
 from hypergrad.study.disk.files import MAX_BYTES, write_json
 
@@ -596,15 +598,14 @@ def test_blocked_figures_folder_is_an_error(tmp_path):
         report.write_report(folder)
 
 
-def test_page_appears_by_renaming_and_is_readable_by_others(tmp_path, monkeypatch):
+def test_page_appears_by_renaming_and_is_its_owners_alone(tmp_path, monkeypatch):
     replaced = []
     real = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (replaced.append((str(a), str(b))), real(a, b)))
     report._write(tmp_path / "report.html", b"whole")
     assert len(replaced) == 1 and replaced[0][1].endswith("report.html")
-    (tmp_path / "plain").write_text("")
-    assert (tmp_path / "report.html").stat().st_mode == (tmp_path / "plain").stat().st_mode
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["plain", "report.html"]
+    assert (tmp_path / "report.html").stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
 @pytest.mark.parametrize("name", ["matplotlib", "jinja2"])
@@ -630,3 +631,52 @@ def test_thinning_keeps_every_spike():
     kept_x, kept_y = style.thinned(x, y)
     assert kept_x.size <= style.MAX_POINTS + 2
     assert 50.0 in kept_y and kept_x[0] == 0 and kept_x[-1] == x[-1]
+
+
+def test_a_damaged_description_is_read_from_its_copy(tmp_path, capsys):
+    """By the report and by `export`, as by `resume`; the one file without a copy can be made again."""
+    folder = save(tmp_path / "s", *study_files())
+    whole = results.load_results(folder)
+    data = bytearray((folder / "study.json").read_bytes())
+    write_json(folder / "study-copy.json", study_files()[0])
+    data[len(data) // 2] ^= 1
+    (folder / "study.json").write_bytes(data)
+    with pytest.warns(StudyWarning, match="its copy is read instead"):
+        found = results.load_results(folder)
+    assert found.study == whole.study and found.space == whole.space
+    for words in (["export"], ["report"]):
+        assert main([*words, str(folder)]) == 0
+        assert "warning: study.json of" in capsys.readouterr().err
+    (folder / "study.json").unlink()
+    with pytest.warns(StudyWarning, match="damaged or missing"):
+        results.load_results(folder)
+    (folder / "study-copy.json").write_bytes(data)
+    with pytest.raises(ValueError, match=r"study\.json' does not exist|does not exist: give"):
+        results.load_results(folder)
+    save(folder, *study_files())
+    for name, command in (("result.json", "resume"), (results.FLATNESS_FILE, "flatness")):
+        (folder / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"`hypergrad {command}` makes it again"):
+            results.load_results(folder)
+        save(folder, *study_files())
+
+
+def test_a_page_does_not_tell_where_its_writer_works(tmp_path):
+    """Of an absolute path only the last part is shown; in the files of the study it stays whole."""
+    study, result = study_files()
+    study["command"] = (
+        "hypergrad tune x.py:task --data /home/ann/secret/d.csv --out '/home/ann/a b/s'"
+    )
+    study["task_arguments"] = {"data": "/home/ann/secret/d.csv", "rate": 0.1}
+    study["settings"] = {"warm_start": "/home/ann/runs/old"}
+    study["description"] = "From '/home/ann/x y/z.txt'; see https://a.org/b/c."
+    result["warnings"] = ["study.json of '/home/ann/s' is damaged", "loss/step at 1/2"]
+    folder = save(tmp_path / "s", study, result)
+    page = report.render(results.load_results(folder), {})
+    shown = html.unescape(text_of(page))
+    assert "ann" not in shown
+    for text in ("--data d.csv --out 's'", "data = d.csv", "warm_start = old", "From 'z.txt'"):
+        assert text in shown
+    for text in ("https://a.org/b/c", "study.json of 's' is damaged", "loss/step at 1/2"):
+        assert text in shown
+    assert "/home/ann/secret" in (folder / "study.json").read_text()

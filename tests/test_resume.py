@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -18,14 +19,14 @@ import pytest
 import hypergrad as hg
 from hypergrad.cli import main as cli
 from hypergrad.problem import Problem, Task
-from hypergrad.space import Real
+from hypergrad.space import Choice, LogReal, Real, Sequence
 from hypergrad.study import StudyWarning
 from hypergrad.study.disk.files import read_json, write_json
 from hypergrad.study.disk.journal import read_records
-from hypergrad.tuning.provenance import final_digest
+from hypergrad.tuning.provenance import describe_study, final_digest, settings_of
 from hypergrad.tuning.replay import replay
 from hypergrad.tuning.resume import resume
-from hypergrad.tuning.settings import OPTION
+from hypergrad.tuning.settings import OPTION, Settings
 from hypergrad.tuning.tune import tune
 from tasks import quadratic
 
@@ -145,7 +146,10 @@ def test_damage_is_told_in_the_result(tmp_path, finished):
         (3, "task is int"),
         (TASK._replace(name="other"), "task is 'other', expected 'quadratic'"),
         (quadratic.task(horizon=5, num_params=2), "horizon is 5, expected 4"),
-        (TASK._replace(space={"lr": Real(0, 1)}), "space is"),
+        (
+            TASK._replace(space={"lr": Real(0, 1)}),
+            "the space changed since the study was started: 'lr' is Real(low=0, high=1",
+        ),
         (TASK._replace(test=lambda params, h: params), "test_resume.py changed since"),
     ],
 )
@@ -153,6 +157,49 @@ def test_another_task_is_refused(finished, task, fragment):
     with pytest.raises(ValueError) as caught:
         resume(task, finished / "descent")
     assert fragment in str(caught.value) and "\n" not in str(caught.value)
+
+
+LR = {"lr": LogReal(0.1, 1)}
+CHANGED_SPACES = {
+    "a bound": (LR, {"lr": LogReal(0.1, 2)}, "'lr' is LogReal(low=0.1, high=2", "was LogReal(low=0.1, high=1"),
+    "a kind": (LR, {"lr": Real(0.1, 1)}, "'lr' is Real(low=0.1", ", was LogReal(low=0.1"),
+    "a leaf more": (LR, LR | {"b": Real(0, 1)}, "'b' is Real(low=0", ", was not there; expected"),
+    "a leaf less": (LR | {"b": Real(0, 1)}, LR, "'b' is not there, was Real(low=0", ""),
+    "another name": (LR, {"r": LR["lr"]}, "'lr' is not there, was LogReal(", ", and so did 'r'; expected"),
+    "a renamed option": (
+        LR | {"kind": Choice(("adam", "sgd"))},
+        LR | {"kind": Choice(("adam", "momentum"))},
+        "'kind' is Choice(options=('adam', 'momentum')",
+        ", was Choice(options=('adam', 'sgd')",
+    ),
+    "options turned around": (
+        LR | {"kind": Choice(("a", "b"))},
+        LR | {"kind": Choice(("b", "a"))},
+        "'kind' is Choice(options=('b', 'a')",
+        ", was Choice(options=('a', 'b')",
+    ),
+    "a length": (
+        {"lr": Sequence(LR["lr"], 4)},
+        {"lr": Sequence(LR["lr"], 5)},
+        "'lr' is Sequence(",
+        ", was Sequence(",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGED_SPACES)
+def test_a_changed_space_is_said_by_its_leaf(case):
+    """What it is, what it was, and what to do: in one line, which names a way to go on with the trials."""
+    was, here, is_now, was_then = CHANGED_SPACES[case]
+    settings = Settings(method="random", budget=4)
+    described = json.loads(json.dumps(describe_study(TASK._replace(space=was), settings, {})))
+    with pytest.raises(ValueError, match="space changed") as caught:
+        settings_of(TASK._replace(space=here), described, False)
+    message = str(caught.value)
+    assert is_now in message and was_then in message and "\n" not in message
+    assert "restore it, or start a new study in another folder (warm_start takes" in message
+    with pytest.raises(ValueError, match="space changed"):  # sources may change so, a space may not
+        settings_of(TASK._replace(space=here), described, True)
 
 
 @pytest.mark.parametrize(
@@ -309,3 +356,21 @@ def test_the_seed_decides_everything(finished):
     tune_key = jax.random.split(jax.random.key(5), 3)[0]
     assert about["key"]["data"] == np.asarray(jax.random.key_data(tune_key)).tolist()
     assert about["width"] == 16 and about["sources"].keys() == {"quadratic.py"}
+
+
+@pytest.mark.parametrize("what", ["journal", "folder"])
+def test_what_vanishes_while_a_study_is_judged_ends_in_an_error(tmp_path, finished, what):
+    path = tmp_path / "s"
+
+    def vanish(now):
+        if (now.phase, now.done) == ("judge", 1):
+            (path / "journal.jsonl").unlink() if what == "journal" else path.rename(tmp_path / "t")
+
+    with pytest.raises(ValueError, match="was deleted or renamed while the study runs"):
+        tune(TASK, storage=path, callbacks=[hg.Callback(step=vanish)], **SETTINGS["random"])
+    place = path if what == "journal" else tmp_path / "t"
+    assert not (place / "result.json").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        resume(TASK, place)
+    assert comparable(place) | {"warnings": []} == comparable(finished / "random")

@@ -16,7 +16,14 @@ from hypergrad.report.sentences import (
     score_format,
     written,
 )
-from hypergrad.report.text import capitalized, clean, counted, duration, readable_json
+from hypergrad.report.text import (
+    capitalized,
+    clean,
+    counted,
+    duration,
+    readable_json,
+    without_folders,
+)
 from hypergrad.tuners import METHODS, TUNERS, is_read
 
 MAX_NUMBERS = 20_000
@@ -40,7 +47,7 @@ def page_contents(results: Results) -> dict[str, Any]:
     ]
     sizes = [found.test.num for found in results.configurations.values() if found.test.num]
     return {
-        "study": study,
+        "study": {**study, "description": without_folders(study["description"])},
         "facts": [clean(fact, 80) for fact in facts if fact],
         "headline": headline(results),
         "objective": results.objective,
@@ -127,7 +134,7 @@ def _range_of(values: np.ndarray) -> Value:
 
 
 def _warnings(results: Results) -> list[str]:
-    notes = results.warnings[:100]
+    notes = [without_folders(text) for text in results.warnings[:100]]
     if len(results.warnings) > 100:
         notes.append(f"and {len(results.warnings) - 100} more, in result.json")
     skipped = int(results.trace["skipped"])
@@ -181,6 +188,9 @@ def _about(results: Results) -> list[tuple[str, list[str]]]:
 
 def _lines(value: Any) -> list[str]:
     if not isinstance(value, dict):
-        return [clean(plain_text(value), 1000)]
+        return [clean(without_folders(plain_text(value)), 1000)]
     pairs = list(value.items())[:100]
-    return [f"{clean(name, 80)} = {clean(plain_text(item), 200)}" for name, item in pairs]
+    return [
+        f"{clean(name, 80)} = {clean(without_folders(plain_text(item)), 200)}"
+        for name, item in pairs
+    ]

@@ -16,7 +16,7 @@ from hypergrad.report.results import Results, load_results
 from hypergrad.report.sentences import ends
 from hypergrad.report.style import NARROW, WIDE, png, svg
 from hypergrad.report.text import clean, clean_lines, visible
-from hypergrad.study.disk.files import failed, write_bytes
+from hypergrad.study.disk.files import FOLDER_MODE, failed, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
     _template()  # a missing library is reported before anything is drawn
     folder, page = Path(directory) / "figures", Path(directory) / "report.html"
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(FOLDER_MODE, exist_ok=True)
         wide, narrow = _draw(results, WIDE), _draw(results, NARROW)
         for name in set(FIGURES) - set(wide):  # an older report may have left one
             for ending in ("svg", "png"):

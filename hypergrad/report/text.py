@@ -13,6 +13,11 @@ _ODD = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
 
+_PATH = re.compile(r"(?<![\w.:/~\\-])/(?:[^\s/'\"`,;()\[\]{}]+/)+[^\s/'\"`,;()\[\]{}]*")
+
+_QUOTED_PATH = re.compile(r"(['\"])(/(?:[^'\"/\n]+/)+[^'\"/\n]*)\1")
+"""A path in quotes, which may hold spaces."""
+
 
 def clean(text: str, limit: int = 48) -> str:
     """Return `text` on one line of at most `limit` characters, with a mark in place of each control."""
@@ -29,6 +34,16 @@ def clean_lines(text: str, limit: int) -> str:
 def visible(text: str) -> str:
     """Put a mark in place of every character that a page could not show."""
     return _ODD.sub("\ufffd", text)
+
+
+def without_folders(text: str) -> str:
+    """Leave only the last part of every absolute path in a text: the others tell where its writer works."""
+    text = _QUOTED_PATH.sub(lambda found: found[1] + _last_part(found[2]) + found[1], text)
+    return _PATH.sub(lambda found: _last_part(found[0]), text)
+
+
+def _last_part(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -58,7 +58,8 @@ def write(path: str | Path, hparams: dict[str, Any]) -> None:
     if wrong:
         raise ValueError(f"out is {str(path)!r}, {wrong}")
     try:
-        write_bytes(place, text.encode(), place.with_name(f".hypergrad-{secrets.token_hex(8)}.tmp"))
+        temporary = place.with_name(f".hypergrad-{secrets.token_hex(8)}.tmp")
+        write_bytes(place, text.encode(), temporary, 0o666)  # for others, as the umask has it
     except ValueError as error:
         cause = error.__cause__
         reason = cause.strerror if isinstance(cause, OSError) else error

@@ -14,7 +14,7 @@ import jax
 
 from hypergrad.problem import Task
 from hypergrad.report.study import Study
-from hypergrad.space import describe_space
+from hypergrad.space import describe_space, space_from_description
 from hypergrad.study.disk.description import FORMAT
 from hypergrad.study.disk.files import read_json, to_plain
 from hypergrad.study.disk.machine import describe_machine
@@ -35,18 +35,14 @@ def settings_of(task: Task, described: dict[str, Any], allow_changes: bool) -> S
         raise ValueError(
             f"settings of the study cannot be used ({error}); resume it with the hypergrad that wrote it"
         ) from None
-    here = {
-        "task": task.name,
-        "horizon": task.horizon,
-        "space": describe_space(task.space),
-        "width": width(settings),
-    }
+    here = {"task": task.name, "horizon": task.horizon, "width": width(settings)}
     for name, value in here.items():
         if described.get(name) != value:
             raise ValueError(
                 f"{name} is {value!r:.200}, expected {described.get(name)!r:.200} as the study has it; "
                 "name its task, with the same arguments"
             )
+    _check_same_space(to_plain(describe_space(task.space)), _of(described, "space"))
     known = _of(described, "sources")
     changed = [f for f, digest in sources(task).items() if known.get(f) != digest]
     if changed and not allow_changes:
@@ -62,6 +58,31 @@ def settings_of(task: Task, described: dict[str, Any], allow_changes: bool) -> S
             "expected the same; restore that folder"
         )
     return settings
+
+
+def _check_same_space(here: dict[str, Any], was: dict[str, Any]) -> None:
+    """Raise a `ValueError` that names the first leaf of a space that changed: what it is, and what it was."""
+    changed = [name for name in {**was, **here} if here.get(name) != was.get(name)]
+    if not changed:
+        return
+    first = changed[0]
+    now, then = (_written(space.get(first)) for space in (here, was))
+    others = f", and so did {', '.join(map(repr, changed[1:]))!s:.100}" if changed[1:] else ""
+    raise ValueError(
+        f"the space changed since the study was started: {first!r:.80} is {now:.200}, was {then:.200}{others}; "
+        "expected the same space; restore it, or start a new study in another folder (warm_start takes the "
+        "trials of this one where they fit)"
+    )
+
+
+def _written(dimension: Any) -> str:
+    """Write a dimension as a user does; nothing where a space lacks it."""
+    if dimension is None:
+        return "not there"
+    try:
+        return repr(space_from_description({"it": dimension})["it"])
+    except ValueError:
+        return repr(dimension)
 
 
 def _of(described: dict[str, Any], name: str) -> dict[str, Any]:

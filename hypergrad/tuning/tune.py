@@ -1,6 +1,7 @@
 """The front door: tune a task, compare it with its baselines, leave a report."""
 
 import contextlib
+import shlex
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from hypergrad.searchers import SearcherWarning, Trials, final_values
 from hypergrad.study import Callback, Listeners, Progress, StudyWarning
 from hypergrad.study.disk.files import write_json
 from hypergrad.study.disk.folder import Folder, create, lock
+from hypergrad.study.disk.journal import check_journal
 from hypergrad.study.disk.recorder import Unrecorded
 from hypergrad.study.run import take_steps
 from hypergrad.train import init_state, unroll
@@ -188,6 +190,7 @@ def complete(work: Work, listeners: Listeners, caught: list[warnings.WarningMess
             found = found._replace(best=best[0], best_value=best[1])
         ended = found._replace(result=result, interrupted=result["interrupted"])
         if work.folder is not None:
+            check_journal(work.folder.path)
             check_same_result(work.folder.path / "result.json", result)
             write_json(work.folder.path / "result.json", result)
             ended = ended._replace(report=_report(work.folder.path))
@@ -241,8 +244,9 @@ def _report(path: Path) -> Path | None:
     try:
         return write_report(path)
     except ValueError as error:
+        later = shlex.join(["hypergrad", "report", str(path)])
         warnings.warn(
-            f"no report was written ({error}); write it later: hypergrad report {path}",
+            f"no report was written ({error}); write it later: {later}",
             StudyWarning,
             stacklevel=3,
         )

@@ -1,6 +1,7 @@
 """Files that a crash cannot tear: writes that are whole or absent, and JSON from untrusted sources."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -18,6 +19,9 @@ MAX_BYTES = 64 * 2**20
 
 MAX_DEPTH = 32
 """Greatest depth of nested lists and objects."""
+
+FILE_MODE, FOLDER_MODE = 0o600, 0o700
+"""Permissions of a study's files and folders: its owner's alone, because they may tell of private data."""
 
 ADVICE = "the file is damaged or was edited; restore it from a copy, or start a new study"
 
@@ -55,7 +59,7 @@ def open_file(path: Path, flags: int) -> int:
     """
     writes = flags & (os.O_WRONLY | os.O_RDWR)
     try:
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, FILE_MODE)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -95,7 +99,7 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, temporary: Path | None = None) -> Iterator[int]:
+def replacing(path: Path, temporary: Path | None = None, mode: int = FILE_MODE) -> Iterator[int]:
     """Give the descriptor of a new file that replaces `path` at the end of the block.
 
     A crash leaves the old file or the new one, never a part, and so does a full disk.
@@ -103,6 +107,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[int]:
     Args:
         path: Path of the file.
         temporary: Path at which it is written first; where None, `path` and `.tmp`, for a single writer.
+        mode: Permissions of the file, less those that the process's umask takes.
 
     Raises:
         ValueError: where the disk refuses.
@@ -110,7 +115,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[int]:
     temporary = path.with_name(path.name + ".tmp") if temporary is None else temporary
     try:
         temporary.unlink(missing_ok=True)
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             yield fd
             sync(fd)
@@ -132,9 +137,11 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def write_bytes(path: Path, data: bytes, temporary: Path | None = None) -> None:
+def write_bytes(
+    path: Path, data: bytes, temporary: Path | None = None, mode: int = FILE_MODE
+) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part (`replacing`)."""
-    with replacing(path, temporary) as fd:
+    with replacing(path, temporary, mode) as fd:
         write_all(fd, data)
 
 
@@ -145,8 +152,12 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_bytes(path, b'{\n "sha256": "%s",%s' % (seal, body))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, advice: str = ADVICE) -> dict[str, Any]:
     """Read a file of `write_json`, after its size, its depth and its checksum have been checked.
+
+    Args:
+        path: Path of the file.
+        advice: What to do where the file is damaged, for the error.
 
     Raises:
         FileNotFoundError: where there is none.
@@ -154,20 +165,20 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     name = repr(str(path))
     with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
-        check_room(name, os.fstat(file.fileno()).st_size)
+        check_room(name, os.fstat(file.fileno()).st_size, advice=advice)
         try:
             data = file.read(MAX_BYTES)
         except OSError as error:
             raise failed("read", path, error) from error
-    value = parse_json(data, name)
+    value = parse_json(data, name, advice)
     seal = _SEAL.match(data)
     if not seal or hashlib.sha256(data[seal.end() :]).hexdigest() != seal[1].decode():
-        raise ValueError(f"{name} does not match its checksum; {ADVICE}")
+        raise ValueError(f"{name} does not match its checksum; {advice}")
     del value["sha256"]
     return value
 
 
-def parse_json(data: bytes, name: str) -> dict[str, Any]:
+def parse_json(data: bytes, name: str, advice: str = ADVICE) -> dict[str, Any]:
     """Parse one JSON object of bounded size and depth; NaN and infinities become null.
 
     Raises:
@@ -183,17 +194,17 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
         depths = depth + np.cumsum(np.where(opens[start : start + 2**20], 1, -1), dtype=np.int32)
         depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))
     if deepest > MAX_DEPTH:
-        raise ValueError(f"{name} is nested too deep, expected at most {MAX_DEPTH}; {ADVICE}")
-    check_room(name, len(data), int(opens.sum()))
+        raise ValueError(f"{name} is nested too deep, expected at most {MAX_DEPTH}; {advice}")
+    check_room(name, len(data), int(opens.sum()), advice)
     try:
         value = json.loads(data.decode(), parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason
-        raise ValueError(f"{name} is not valid JSON ({reason}); {ADVICE}") from None
+        raise ValueError(f"{name} is not valid JSON ({reason}); {advice}") from None
     if not isinstance(value, dict):
         kind = "a list" if isinstance(value, list) else "no object"
-        raise ValueError(f"{name}: the whole is {kind}, expected an object; {ADVICE}")
+        raise ValueError(f"{name}: the whole is {kind}, expected an object; {advice}")
     return value
 
 
@@ -214,8 +225,20 @@ def is_link(path: str | Path) -> ValueError:
 
 
 def failed(action: str, path: Path, error: OSError) -> ValueError:
-    """Say in one line what the system refused to do."""
+    """Say in one line what the system refused to do, and what helps."""
+    cure = _CURES.get(error.errno or 0, "make room or allow it")
+    if error.errno in _GONE:
+        cure = f"{str(path.parent)!r} was renamed or deleted, or is on a disk that is gone: "
+        cure += "give it its name again, or restore it from a copy"
     return ValueError(
-        f"cannot {action} {str(path)!r}: {error.strerror or error}; make room or allow it, "
+        f"cannot {action} {str(path)!r}: {error.strerror or error}; {cure}, "
         "then continue with `hypergrad resume`"
     )
+
+
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV)
+
+_CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it"),
+}

@@ -9,13 +9,18 @@ import os
 import re
 import shutil
 import time
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hypergrad.study.disk.files import is_link, open_file, sync_folder
+from hypergrad.study.disk.files import FOLDER_MODE, is_link, open_file, sync_folder
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+MAX_NAME = 200
+"""Most bytes of a folder's name as UTF-8; file systems allow 255."""
+
+_MARKS = " ._-+,=@()"
+"""Characters besides letters and digits that every file system and shell takes within quotes."""
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]{10})\.(npz|json)")
 
@@ -47,10 +52,16 @@ class Folder(NamedTuple):
 
 
 def check_folder_name(name: str, argument: str) -> str:
-    """Return `name` if it can name a study's folder anywhere, or raise a `ValueError`."""
-    if not NAME.fullmatch(name):
+    """Return `name` if it can name a study's folder anywhere, or raise a `ValueError`.
+
+    Letters and digits of every script are allowed, and spaces within the name.
+    """
+    fine = all(unicodedata.category(c)[0] in "LMN" or c in _MARKS for c in name)
+    size = len(name.encode(errors="surrogatepass"))
+    if not fine or not 0 < size <= MAX_NAME or name[0] in ".- " or name[-1] == " ":
         raise ValueError(
-            f"{argument} is named {name[:140]!r}, expected up to 128 of A-Z a-z 0-9 . _ -, not led by . or -"
+            f"{argument} is named {name[:140]!r}, expected at most {MAX_NAME} bytes of letters, digits, spaces "
+            f"and {' '.join(_MARKS.strip())}, not led by . or - and no space at either end; name another folder"
         )
     return name
 
@@ -147,7 +158,7 @@ def _alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def create(directory: str | Path, overwrite: bool = False) -> Iterator[Folder]:
-    """Make the folder of a new study and lock it, to the end of the block.
+    """Make the folder of a new study, for its owner alone, and lock it, to the end of the block.
 
     Raises:
         ValueError: where the folder is not empty and `overwrite` is false, is not a folder, has a name with
@@ -158,7 +169,8 @@ def create(directory: str | Path, overwrite: bool = False) -> Iterator[Folder]:
     _check_free(path, overwrite)  # before anything is made
     try:
         made = [place for place in (path, *path.parents) if not place.exists()]
-        path.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(FOLDER_MODE, exist_ok=True)
         for place in made:
             sync_folder(place.parent)
     except OSError as error:

@@ -144,6 +144,37 @@ def _next(path: Path) -> Path:
     return path.with_name(f"journal-damaged{number}.jsonl")
 
 
+def check_journal(folder: Path) -> None:
+    """Raise a `ValueError` where the journal of a study that has taken its steps is no longer there."""
+    if not folder.is_dir():
+        raise ValueError(
+            f"the folder {str(folder)!r} was deleted or renamed while the study runs, expected it to stay; "
+            "give it its name again and continue with `hypergrad resume`, or start the study again"
+        )
+    if not (folder / "journal.jsonl").is_file():
+        raise ValueError(
+            f"{str(folder / 'journal.jsonl')!r} was deleted or renamed while the study runs, expected it to "
+            "stay; continue with `hypergrad resume`, which takes the steps again"
+        )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file at a path from every other one; None where there is none."""
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _place_now(fd: int) -> Path:
+    """Return the path that an open file has now, where the system tells (Linux); else one that is not there."""
+    try:
+        return Path(os.readlink(f"/proc/self/fd/{fd}"))
+    except OSError:
+        return Path("/proc/unknown/unknown")
+
+
 class Journal:
     """A journal opened by its only writer: partial lines are cut off, damage is kept aside.
 
@@ -230,11 +261,42 @@ class Journal:
         """Write the record of the next step and wait for the disk.
 
         Raises:
-            ValueError: where the record is too large or the disk refuses; no part of it remains then.
+            ValueError: where the record is too large or the disk refuses; no part of it remains then. And where
+                the journal is no longer in its place (`check_there`).
         """
         line, start = encode_line(record), self._end
         self._write(line)
         self._whole.append((start, len(line)))
+        self.check_there()
+
+    def check_there(self) -> None:
+        """Raise a `ValueError` where the journal was deleted, renamed or replaced while it is written.
+
+        This process still has the records. Where the folder is in its place, they are put back into it: under
+        their own name, or kept aside like damage where another file has taken it.
+        """
+        ours, theirs = os.fstat(self._fd), _identity(self.path)
+        if theirs == (ours.st_dev, ours.st_ino):
+            return
+        folder = self.path.parent
+        wrong = f"{str(self.path)!r} was deleted, renamed or replaced while the study runs"
+        if not folder.is_dir():
+            wrong = f"the folder {str(folder)!r} was deleted or renamed while the study runs"
+            place = _place_now(self._fd).parent
+            if ours.st_nlink and place.is_dir():
+                cure = f"the {self.count} steps so far are in {str(place)!r}; resume it there"
+            else:
+                cure = "nothing of it is left; start the study again"
+            raise ValueError(f"{wrong}, expected it to stay; {cure}")
+        back = self.path if theirs is None else _next(self.path)
+        with os.fdopen(os.dup(self._fd), "rb") as old, replacing(back) as fd:
+            old.seek(0)
+            with os.fdopen(os.dup(fd), "wb") as copy:
+                shutil.copyfileobj(old, copy)
+        raise ValueError(
+            f"{wrong}, expected it to stay; its {self.count} steps so far are kept as {back.name}; "
+            "continue with `hypergrad resume`"
+        )
 
     def _write(self, data: bytes) -> None:
         try:

@@ -88,7 +88,12 @@ class Recorder:
         return new
 
     def save(self) -> None:
-        """Write the state after the last step, unless it is on disk already."""
+        """Write the state after the last step, unless it is on disk already.
+
+        Raises:
+            ValueError: where the disk refuses, or the journal is no longer in its place.
+        """
+        self._journal.check_there()
         if self._last is not None and self._last[0] > self._saved:
             checkpoint.save(self._folder, *self._last)
             self._saved = self._last[0]
