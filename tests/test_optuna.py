@@ -35,6 +35,9 @@ KEY = jax.random.key(3)
 MIXED = {
     "lr": LogReal(1e-4, 1.0),
     "layers": Integer(1, 5),
+    "width": Integer(1, 4096, log=True),
+    "batch": Integer(8, 64, step=8),
+    "dropout": Real(0.0, 0.5, step=0.1),
     "kind": Choice(("relu", "tanh", None)),
     "decay": Sequence(LogReal(1e-3, 1.0), 6, knots=3, decreasing=True),
     "rate": Sequence(Real(0.0, 2.0), 2),
@@ -380,7 +383,7 @@ def test_trials_go_to_optuna_and_come_back(tmp_path):
     np.testing.assert_array_equal(back.values, np.concatenate([o.values for o in outcomes]))
     np.testing.assert_array_equal(back.steps, np.concatenate([o.steps for o in outcomes]))
     told = jax.eval_shape(warm_start(bayes(MIXED, 16), [back]).init, KEY)
-    assert told.memory.units.shape == (16, 10)
+    assert told.memory.units.shape == (16, sp.num_coordinates(MIXED))
 
 
 def test_trials_of_others_are_read_where_they_fit():

@@ -100,7 +100,7 @@ def test_snapped_units_are_those_of_the_hparams():
     coords = coordinates(SPACE)
     units = jax.random.uniform(KEY, (64, coords.num))
     again = to_units(SPACE, from_units(SPACE, units))
-    np.testing.assert_allclose(again, snap(coords.levels, units), atol=2e-5)
+    np.testing.assert_allclose(again, snap(coords, units), atol=2e-5)
 
 
 def test_sobol_points_are_scipys():
@@ -158,11 +158,12 @@ def test_scores_rank_by_steps_first():
 
 ORDERED = np.array([True, True, False])
 NUM, ROWS = 11, 16
+COUNTED = coordinates([Real(0, 1), Real(0, 1), Integer(0, 2)])
 
 
 @pytest.fixture(scope="module")
 def data():
-    units = snap(np.array([0, 0, 3]), jax.random.uniform(KEY, (ROWS, 3)))
+    units = snap(COUNTED, jax.random.uniform(KEY, (ROWS, 3)))
     targets = jnp.sin(5 * units[:, 0]) + units[:, 1] + units[:, 2]
     mask = jnp.arange(ROWS) < NUM
     targets = jnp.where(mask, targets - jnp.mean(targets[:NUM]), 0)
@@ -199,7 +200,7 @@ def posterior64(kernel, units, targets, at):
 
 def test_the_posterior_is_the_dense_one(data):
     kernel, units, targets, _ = data
-    at = snap(np.array([0, 0, 3]), jax.random.uniform(jax.random.key(5), (20, 3)))
+    at = snap(COUNTED, jax.random.uniform(jax.random.key(5), (20, 3)))
     post = jax.jit(lambda *a: gp.condition(a[0], gp.matern(ORDERED), *a[1:]))(*data)
     mean, std = jax.jit(lambda p, x: gp.predict(p, gp.matern(ORDERED), x))(post, at)
     expected = posterior64(kernel, units[:NUM], targets[:NUM], at)

@@ -56,7 +56,9 @@ KEY = jax.random.key(3)
 MIXED = {
     "lr": LogReal(1e-4, 1.0),
     "layers": Integer(1, 5),
-    "width": Integer(8, 200),
+    "width": Integer(8, 200, log=True),
+    "batch": Integer(8, 64, step=8),
+    "dropout": Real(0.0, 0.5, step=0.1),
     "kind": Choice(("relu", "tanh", "gelu")),
     "decay": Sequence(LogReal(1e-3, 1.0), 6, knots=3, decreasing=True),
     "scales": Real(0.0, 1.0, shape=(2,)),
@@ -291,6 +293,7 @@ def test_first_proposals_are_uniform(name):
     hparams = jax.jit(jax.vmap(lambda k: searcher.ask(k, searcher.init(k), 10)))(keys)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), hparams)
     coords, units = coordinates(space), np.asarray(to_units(space, flat))
+    cells = np.asarray(sp.widths(coords, units))
     for d in range(coords.num):
         levels = int(coords.levels[d])
         if levels == 0:
@@ -300,7 +303,7 @@ def test_first_proposals_are_uniform(name):
             assert stats.chisquare(counts).pvalue > 1e-4
         else:
             check_uniform(
-                units[:, d] + (np.random.default_rng(0).random(len(units)) - 0.5) / levels
+                units[:, d] + (np.random.default_rng(0).random(len(units)) - 0.5) * cells[:, d]
             )
 
 

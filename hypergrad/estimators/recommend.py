@@ -32,8 +32,6 @@ from hypergrad.estimators.implicit.response import default_batch
 from hypergrad.estimators.policies import (
     enumerated,
     factorized,
-    is_discrete,
-    num_options,
     own_leaves,
     sampled,
 )
@@ -99,7 +97,7 @@ def recommend(
     spaces.check_space(space, traceable=True)
     check_bytes(memory)
     hparams = spaces.default(space)
-    if any(map(is_discrete, jax.tree.leaves(space))):
+    if any(map(spaces.is_discrete, jax.tree.leaves(space))):
         validate(problem, hparams, horizon)
         return _drawn(problem, space, horizon, memory)
     seen = check_step(problem, hparams, real=True)
@@ -125,7 +123,7 @@ def _drawn(problem: Problem, space: PyTree, horizon: int, memory: int) -> Recomm
     policy = factorized(space)
     phi = policy.init(jax.random.key(0))
     dims = tree.named(space)
-    drawn = [name for name, dim in dims.items() if is_discrete(dim)]
+    drawn = [name for name, dim in dims.items() if spaces.is_discrete(dim)]
     reasons = [f"{spoken_names(drawn)} can only be drawn: a policy over it has the hypergradient"]
     own = own_leaves(problem, policy.mode(phi))
     if own or len(drawn) == len(dims):
@@ -146,7 +144,7 @@ def _drawn(problem: Problem, space: PyTree, horizon: int, memory: int) -> Recomm
             "what is drawn acts through the loss and the objective alone, so that all draws can share weights, "
             "and real leaves have a pathwise gradient through them"
         )
-        num = math.prod(num_options(dim) for dim in dims.values() if is_discrete(dim))
+        num = math.prod(dim.num_levels for dim in dims.values() if spaces.is_discrete(dim))
         taken = {f"sampled({n})": sampled(n) for n in (8, 4, 2)}
         remarks = [
             f"of {num} combinations {n} are drawn a step; the response is biased by O(1/{n}), that of "

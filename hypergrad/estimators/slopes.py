@@ -16,7 +16,6 @@ from hypergrad.estimators.policies import (
     enumerated,
     expected,
     factorized,
-    is_discrete,
 )
 from hypergrad.problem import Problem
 from hypergrad.train import split_key
@@ -130,7 +129,7 @@ def frozen(problem: Problem, key: Key) -> Problem:
 
 def as_real(problem: Problem, space: PyTree, key: Key) -> tuple[Problem, PyTree]:
     """Return a problem of real hyperparameters: the expected one of a policy where some are drawn."""
-    if not any(map(is_discrete, jax.tree.leaves(space))):
+    if not any(map(spaces.is_discrete, jax.tree.leaves(space))):
         return problem, space
     policy = factorized(space)
     phi = spaces.default(policy.space)

@@ -22,7 +22,6 @@ from hypergrad.estimators.policies import (
     Policy,
     enumerated,
     factorized,
-    is_discrete,
     mixed,
     relaxed,
     sampled,
@@ -159,7 +158,7 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     validate(task.problem, spaces.default(task.space), horizon)
     key = jax.random.key(seed)
     base = in_float64(task.problem)
-    drawn = any(map(is_discrete, jax.tree.leaves(task.space)))
+    drawn = any(map(spaces.is_discrete, jax.tree.leaves(task.space)))
     if drawn:
         base = frozen(base, key)  # each estimator of policies splits keys in its own way
     problem, space = as_real(base, task.space, key)

@@ -45,7 +45,8 @@ def _range(dim: Dimension | None) -> tuple[float, float, bool]:
     element = dim.element if isinstance(dim, Sequence) else dim
     if not isinstance(element, (Real, LogReal, Integer)):
         return math.nan, math.nan, False
-    return float(element.low), float(element.high), isinstance(element, LogReal)
+    log = isinstance(element, LogReal) or (isinstance(element, Integer) and element.log)
+    return float(element.low), float(element.high), log
 
 
 def plain_text(value: Any) -> str:

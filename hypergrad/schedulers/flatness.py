@@ -259,4 +259,4 @@ def traverse(
     mixed = jnp.where(
         coords.ordered, (1 - weight) * low + weight * high, jnp.where(weight < 0.5, low, high)
     )
-    return units.from_units(space, units.snap(coords.levels, mixed))
+    return units.from_units(space, units.snap(coords, mixed))

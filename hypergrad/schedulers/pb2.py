@@ -73,9 +73,7 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
     capacity = check_whole("capacity", capacity, 4, example=1024)
     dims = jax.tree.map(lambda dim: dim.element if isinstance(dim, Sequence) else dim, space)
     plain = coordinates(dims)
-    coords = Coordinates(
-        np.append(plain.leaf, -1), np.append(plain.levels, 0), np.append(plain.ordered, True)
-    )
+    coords = Coordinates(*map(np.append, plain, (-1, 0, True, 0)))
     covariance = time_varying(plain.ordered)
     model = _Model(space, dims, coords, covariance, confidence_bound(kappa), capacity)
 

@@ -172,7 +172,8 @@ def perturb(
 ) -> Explore:
     """Multiply each dimension by `factor` or by 2 − `factor`, or draw it anew.
 
-    Whole numbers are rounded away from their old values, and values stay within their bounds. Options are drawn
+    Whole numbers, and numbers with a step, are rounded away from their old values, and values stay within their
+    bounds. Options are drawn
     anew or kept; static dimensions are kept. Each dimension is drawn separately. A schedule changes as a whole
     from the present on: its completed steps stay.
 
@@ -223,8 +224,10 @@ def _perturb(
     if not isinstance(dim, spaces.Choice):
         bounds = dim.element if isinstance(dim, spaces.Sequence) else dim
         moved = value * jnp.where(up, factor, 2 - factor)
-        if isinstance(dim, spaces.Integer):
-            moved = jnp.where(up, jnp.ceil(moved), jnp.floor(moved))
+        if isinstance(dim, (spaces.Integer, spaces.Real)) and dim.step is not None:
+            steps = (moved - dim.low) / dim.step
+            steps = jnp.where(moved > value, jnp.ceil(steps), jnp.floor(steps))
+            moved = dim.at(jnp.clip(steps, 0, dim.num_levels - 1).astype(jnp.int32))
         moved = jnp.clip(moved, bounds.low, bounds.high)
     anew = jax.random.bernoulli(draw_key, resample)
     return jnp.where(anew, drawn, moved).astype(value.dtype)

@@ -32,7 +32,7 @@ from hypergrad.searchers.models.sobol_points import directions, points, scramble
 from hypergrad.searchers.models.targets import power
 from hypergrad.searchers.prior import prior_first
 from hypergrad.searchers.wrappers import held_constant
-from hypergrad.space import Coordinates, coordinates, from_units, snap
+from hypergrad.space import Coordinates, coordinates, from_units, snap, widths
 
 SMALLEST = 64
 """Rows of the smallest table that a process is fitted to; larger ones are powers of two."""
@@ -269,7 +269,7 @@ def maximise(
     def score(units: Array) -> Array:
         return acquisition(*predict(posterior, covariance, units), best)
 
-    candidates = snap(coords.levels, _candidates(key, coords, leaders, low, high))
+    candidates = snap(coords, _candidates(key, coords, leaders, low, high))
     scores = score(candidates)
     scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
     # the best of all would lie in one well: those far from it are refined too
@@ -318,7 +318,7 @@ def _box(centre: Array, state: BayesState, surrogate: Surrogate) -> tuple[Array,
     middle = jnp.mean(scale[numbers]) if len(numbers) else 0.0
     half = state.region.length * jnp.exp(scale - middle) / 2
     # half a cell more lets a whole number change; options have no distance, and are free
-    half = half + np.where(coords.levels > 0, 0.5 / np.maximum(coords.levels, 1), 0)
+    half = half + 0.5 * widths(coords, centre)
     inside = jnp.maximum(centre - half, 0), jnp.minimum(centre + half, 1)
     return jnp.where(coords.ordered, inside[0], low), jnp.where(coords.ordered, inside[1], high)
 

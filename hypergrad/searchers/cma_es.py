@@ -17,7 +17,7 @@ from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.models.sobol_points import directions, uniforms
 from hypergrad.searchers.prior import prior_first
 from hypergrad.searchers.wrappers import held_constant
-from hypergrad.space import Coordinates, cell, coordinates, from_units, names_of
+from hypergrad.space import Coordinates, cell, coordinates, from_units, names_of, widths
 
 STILL = 0.25
 """Smallest standard deviation of a counted coordinate, in cells: one draw in twenty leaves the middle cell."""
@@ -104,8 +104,7 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
             "use cross_entropy"
         )
     directions(coords.num)
-    levels = coords.levels[moved]
-    counted, still = levels > 0, np.where(levels > 0, STILL / np.maximum(levels, 1), 0.0)
+    along = coords.of(moved)
     law = _options(space, coords, chosen) if len(chosen) else None
 
     def init(key: Key) -> CmaState:
@@ -114,6 +113,7 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
 
     def ask(key: Key, state: CmaState, num: int) -> HParams:
         draws = uniforms(key, num, coords.num)
+        still = STILL * widths(along, state.mean)
         x = draw_members(state, ndtri(draws[:, moved]), still)
         units = jnp.zeros_like(draws).at[:, moved].set(jnp.clip(x, 0, 1))
         if law:
@@ -139,7 +139,7 @@ def cma_es(space: PyTree, num_members: int = 16, *, sigma: float = 0.2) -> Searc
         total = jnp.sum(weights)  # 0 where every trial failed: then nothing changes
         weights = (weights / jnp.where(total > 0, total, 1)).astype(units.dtype)
         x = units[order][:, moved]
-        stays = counted & (cell(levels, x) == cell(levels, state.mean))
+        stays = (along.levels > 0) & (cell(along, x) == cell(along, state.mean))
         new = adapt(state, rates, jnp.where(stays, 0, x - state.mean) / state.sigma, weights)
         if law:
             fitted = law.fit(state.tables, units[order][:, chosen], weights)
@@ -179,7 +179,7 @@ def _start(n: int, sigma: float, first: PyTree, num_members: int, num_coordinate
     )
 
 
-def draw_members(state: CmaState, z: Array, still: np.ndarray) -> Array:
+def draw_members(state: CmaState, z: Array, still: Array) -> Array:
     """Return x = m + σ y with y = B D z, equations 38 to 40, from standard normals z, `[N, n]`.
 
     `still` is the smallest standard deviation of each coordinate, `[n]`.

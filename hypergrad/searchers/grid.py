@@ -15,7 +15,8 @@ from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.searchers.base import Searcher, Trials, guarded
 from hypergrad.searchers.models.priors import Priors
 from hypergrad.searchers.wrappers import held_constant
-from hypergrad.space import coordinates, from_units
+from hypergrad.space import Coordinates, coordinates, from_units
+from hypergrad.space.cells import cell_middle
 
 MAX_GRID = 2**20
 """Largest number of points of a grid, whose order is held in memory."""
@@ -39,8 +40,8 @@ def grid(
     """Try all combinations; the study is done when each has been told once.
 
     A real dimension has `num_levels` values from bound to bound, evenly spread in unit coordinates. An
-    `Integer` has as many, rounded and without repeats; a `Choice` has all its options. A schedule has the
-    values of its element at each free step.
+    `Integer`, and a `Real` with a step, has as many of its own, without repeats; a `Choice` has all its
+    options. A schedule has the values of its element at each free step.
 
     **Cost:** num_levels^D trials for D real coordinates. A generation that is larger than the rest of the grid
     begins the grid again.
@@ -65,10 +66,7 @@ def grid(
         ]
     else:
         nums = [check_whole("num_levels", num_levels, example=3)] * len(names)
-    levels = [
-        _levels(nums[leaf], int(cells), bool(ordered))
-        for leaf, cells, ordered in zip(*coords, strict=True)
-    ]
+    levels = [_levels(nums[leaf], coords.of(np.array([i]))) for i, leaf in enumerate(coords.leaf)]
     sizes = [len(level) for level in levels]
     total = math.prod(sizes)
     if total > MAX_GRID:
@@ -100,23 +98,29 @@ def grid(
     return guarded(space, Searcher(init, ask, tell, info))
 
 
-def _levels(num: int, cells: int, ordered: bool) -> np.ndarray:
-    """Return the unit coordinates of the values that one coordinate takes."""
+def _levels(num: int, coord: Coordinates) -> np.ndarray:
+    """Return the unit coordinates of the values that one coordinate takes, `[num]` or fewer."""
+    (cells,), (ordered,), (first,) = coord.levels, coord.ordered, coord.first
     if cells and not ordered:
         return (np.arange(cells) + 0.5) / cells
     even = np.linspace(0, 1, num) if num > 1 else np.array([0.5])
-    if cells:
-        even = (np.unique(np.round(even * (cells - 1))) + 0.5) / cells
-    return even
+    if not cells:
+        return even
+    places = even * (cells - 1)
+    if first:
+        places = first * ((first + cells - 1) / first) ** even - first
+    with jax.ensure_compile_time_eval():
+        return np.asarray(cell_middle(int(cells), int(first), np.unique(np.round(places))))
 
 
 def levels_within(space: PyTree, num_trials: int) -> int:
     """Return the largest number of levels, at least 2, whose grid has no more points than there are trials."""
     coords = coordinates(space)
 
+    each = [coords.of(np.array([i])) for i in range(coords.num)]
+
     def size(num: int) -> int:
-        pairs = zip(coords.levels, coords.ordered, strict=True)
-        return math.prod(len(_levels(num, int(cells), bool(o))) for cells, o in pairs)
+        return math.prod(len(_levels(num, one)) for one in each)
 
     num = 2
     while num < num_trials and size(num) < size(num + 1) <= num_trials:

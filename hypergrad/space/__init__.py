@@ -1,5 +1,7 @@
 """Search spaces: dimensions, and the maps to and from their values.
 
+- `cells`: The cells of counted unit coordinates: equal ones, or those of whole numbers on a logarithmic
+  scale.
 - `description`: A space as JSON, and its dimensions read back: `{name: {"kind": "LogReal", "low": 0.001,
   ...}}`.
 - `dimensions`: Search spaces: a pytree whose leaves are dimensions, and the maps between its three
@@ -17,12 +19,12 @@ from hypergrad.space.description import describe_space, space_from_description
 from hypergrad.space.dimensions import (
     Choice,
     Dimension,
-    Discrete,
     Integer,
     LogReal,
     Real,
     Sequence,
     is_dimension,
+    is_discrete,
 )
 from hypergrad.space.maps import (
     constrain,
@@ -43,6 +45,7 @@ from hypergrad.space.units import (
     names_of,
     snap,
     to_units,
+    widths,
 )
 from hypergrad.space.values import check_space, check_value, default, dynamic, starting_values
 
@@ -50,7 +53,6 @@ __all__ = [
     "Choice",
     "Coordinates",
     "Dimension",
-    "Discrete",
     "Integer",
     "LogReal",
     "Real",
@@ -66,6 +68,7 @@ __all__ = [
     "from_unit",
     "from_units",
     "is_dimension",
+    "is_discrete",
     "names_of",
     "num_coordinates",
     "sample",
@@ -79,4 +82,5 @@ __all__ = [
     "to_unit",
     "to_units",
     "unconstrain",
+    "widths",
 ]

@@ -5,10 +5,12 @@ coordinates, a flat vector in [0, 1]^D for samplers, and *unconstrained* ones, a
 real line for gradients.
 """
 
+import functools
 import math
 from collections.abc import Sequence as Options
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from decimal import Decimal
+from typing import Any, ClassVar, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,12 @@ from hypergrad.core.types import Array
 
 MAX_LEVELS = 2**22
 """Most values of an `Integer`: the middle of each cell in [0, 1], in float32, leads back to its number."""
+
+MAX_LOG_HIGH = 2**18
+"""Largest number of an `Integer` on a logarithmic scale, where cells are narrowest at the top."""
+
+MAX_GRID_VALUES = 2**16
+"""Most values of a `Real` with a step, which are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,41 @@ class Real(_Interval):
         low, high: bounds within [-1e37, 1e37], low < high in float32.
         default: starting value; the middle of the range where None.
         shape: shape of the value, for one number per layer, class or example.
+        step: None, or the distance of the values low, low + step, ..., high. It then has no hypergradient, like
+            an `Integer`, and no shape.
     """
+
+    step: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.step is not None:
+            _check_stepped(self, self.step)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The values with a step, float64, rounded from decimals."""
+        return _stepped(self.low, self.high, self.step or 1)
+
+    @property
+    def num_levels(self) -> int:
+        """Number of values with a step."""
+        return len(self.values)
+
+    def at(self, index: Any) -> Any:
+        """Return the values with these indices."""
+        return jnp.asarray(self.values, jnp.result_type(float))[index]
+
+    def index(self, value: Any) -> Any:
+        """Return the index of the nearest value."""
+        nearest = jnp.round((jnp.asarray(value) - self.low) / (self.step or 1))
+        return jnp.clip(nearest, 0, self.num_levels - 1).astype(jnp.int32)
 
     @property
     def start(self) -> float:
         """The default, or the middle of the range."""
+        if self.default is None and self.step is not None:
+            return self.values[(self.num_levels - 1) // 2].item()
         return (self.low + self.high) / 2 if self.default is None else self.default
 
     def lower(self, value: Array) -> Array:
@@ -121,14 +159,20 @@ class Integer:
 
     Attributes:
         low, high: bounds, whole and within int32, low < high; at most 2^22 values.
-        default: starting value; the middle where None.
+        default: starting value; the middle (the geometric one with `log`) where None.
         static: true where the number changes shapes; its value is then a Python int, not an array.
+        log: whether it is uniform in its logarithm, as for a width or a batch size: n has the share of
+            [log(low − ½), log(high + ½)] that lies between log(n − ½) and log(n + ½). Then 1 <= low and
+            high <= 2^18.
+        step: distance of the values low, low + step, ..., high.
     """
 
     low: int
     high: int
     default: int | None = None
     static: bool = False
+    log: bool = False
+    step: int = 1
     shape: ClassVar[tuple[int, ...]] = ()
     coordinates_shape: ClassVar[tuple[int, ...]] = ()
 
@@ -139,14 +183,33 @@ class Integer:
             _check(
                 self, name, wide, f"a number in [{-(2**31)}, {2**31 - 1}], as int32 holds; shift it"
             )
+        _check(self, "log", isinstance(self.log, bool), "True or False; pass log=True")
+        whole = "a whole number of at least 1; pass e.g. step=8"
+        _check(self, "step", is_whole(self.step) and self.step >= 1, whole)
+        object.__setattr__(self, "step", int(self.step))
+        alone = "1 with log=True, where steps would differ; leave one of them out"
+        _check(self, "step", not self.log or self.step == 1, alone)
+        _check_on_grid(self)
         few = self.num_levels <= MAX_LEVELS
-        most = f"at most low + {MAX_LEVELS - 1}: float32 tells no more numbers apart; search its logarithm "
-        _check(self, "high", few, most + "or a multiple, and round within the problem")
+        most = f"at most low + {(MAX_LEVELS - 1) * self.step}: float32 tells no more numbers apart; search its "
+        _check(self, "high", few, most + "logarithm with log=True, or multiples with step=...")
+        if self.log:
+            _check(self, "low", self.low >= 1, "at least 1 with log=True; leave log out")
+            top = f"at most {MAX_LOG_HIGH} with log=True; use LogReal, and round within the problem"
+            _check(self, "high", self.high <= MAX_LOG_HIGH, top)
 
     @property
     def num_levels(self) -> int:
         """Number of values."""
-        return self.high - self.low + 1
+        return (self.high - self.low) // self.step + 1
+
+    def at(self, index: Any) -> Any:
+        """Return the numbers with these indices."""
+        return self.low + index * self.step
+
+    def index(self, value: Any) -> Any:
+        """Return the index of a number."""
+        return (value - self.low) // self.step
 
     def named(self, number: int) -> int:
         """Return a number as the problem sees it where the dimension is static."""
@@ -155,7 +218,11 @@ class Integer:
     @property
     def start(self) -> int:
         """The default, or the middle."""
-        return (self.low + self.high) // 2 if self.default is None else self.default
+        if self.default is not None:
+            return self.default
+        if self.log:
+            return round(math.sqrt(self.low * self.high))
+        return self.low + (self.num_levels - 1) // 2 * self.step
 
 
 @dataclass(frozen=True)
@@ -201,6 +268,14 @@ class Choice:
         """Number of options."""
         return len(self.options)
 
+    def at(self, index: Any) -> Any:
+        """Return an index, which is the value of a choice."""
+        return index
+
+    def index(self, value: Any) -> Any:
+        """Return the index that a value is."""
+        return value
+
     def named(self, number: int) -> Any:
         """Return the option with this index, as the problem sees it where the dimension is static."""
         return self.options[int(number)]
@@ -216,7 +291,7 @@ class Sequence:
     """A schedule: one value of `element` for each of `length` steps.
 
     Attributes:
-        element: `Real` or `LogReal` for one step's value; its shape comes after the steps'.
+        element: `Real` (without a step) or `LogReal` for one step's value; its shape comes after the steps'.
         length: number of steps; the value has shape `[length, *element.shape]`.
         knots: None: every step is free. A number: that many evenly spread steps are free and the rest
             interpolated (linearly in unit coordinates, so geometrically for `LogReal`).
@@ -232,6 +307,8 @@ class Sequence:
     def __post_init__(self):
         real = "Real or LogReal; pass e.g. Sequence(LogReal(1e-3, 1.0), length=100)"
         _check(self, "element", isinstance(self.element, (Real, LogReal)), real)
+        free = "one without a step; round within the problem"
+        _check(self, "element", not is_discrete(self.element), free)
         least = "a whole number of at least {}; pass e.g. 10"
         for name in ("length", "knots"):
             if is_whole(getattr(self, name)):
@@ -264,14 +341,22 @@ class Sequence:
         return (len(self.free_steps), *self.element.shape)
 
 
-Discrete = Integer | Choice
+Dimension = Real | LogReal | Integer | Choice | Sequence
 
-Dimension = Real | LogReal | Discrete | Sequence
+
+def is_discrete(dim: Any) -> TypeGuard[Integer | Choice | Real]:
+    """Tell whether a dimension has a few values, and so no derivative: `num_levels` of them, by `at(index)`."""
+    return isinstance(dim, (Integer, Choice)) or (isinstance(dim, Real) and dim.step is not None)
 
 
 def is_dimension(leaf: Any) -> bool:
     """Tell whether a leaf of a space is a dimension."""
     return isinstance(leaf, Dimension)
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar of numpy as a number of Python, and anything else as it is."""
+    return np.asarray(value).item() if hasattr(value, "item") else value
 
 
 def _check_bounds(
@@ -281,8 +366,7 @@ def _check_bounds(
         value = getattr(dim, name)
         number = is_number(value) and math.isfinite(value) and (kind is float or is_whole(value))
         _check(dim, name, number or (name == "default" and value is None), what)
-        if hasattr(value, "item"):  # a scalar of numpy
-            object.__setattr__(dim, name, np.asarray(value).item())
+        object.__setattr__(dim, name, _plain(value))
         if kind is float and value is not None:
             counted = "a number in [-1e37, 1e37], as float32 can count with; change its unit"
             _check(dim, name, abs(value) <= 1e37, counted)
@@ -300,6 +384,44 @@ def _check_bounds(
     _check(dim, "shape", sizes, "a tuple of positive sizes; pass e.g. (3,)")
     if isinstance(dim, _Interval):
         object.__setattr__(dim, "shape", tuple(map(int, shape)))
+
+
+@functools.lru_cache(maxsize=256)
+def _stepped(low: float, high: float, step: float) -> np.ndarray:
+    """Return low, low + step, ..., high, each rounded once from decimals."""
+    first, gap = Decimal(repr(low)), Decimal(repr(step))
+    num = int((Decimal(repr(high)) - first) / gap) + 1
+    return np.array([float(first + k * gap) for k in range(num)])
+
+
+def _check_stepped(dim: Real, step: float) -> None:
+    good = is_number(step) and 0 < step < math.inf
+    _check(dim, "step", good, "a positive number; pass e.g. step=0.1")
+    object.__setattr__(dim, "step", _plain(step))
+    alone = "() with a step; give each number a leaf of its own"
+    _check(dim, "shape", dim.shape == (), alone)
+    num = (dim.high - dim.low) / step + 1
+    few = f"at most {MAX_GRID_VALUES} values, not {num:.3g}; leave step out, and round within the problem"
+    _check(dim, "step", num < MAX_GRID_VALUES + 0.5, few)
+    _check_on_grid(dim)
+    least = 4 * float(np.spacing(np.float32(max(abs(dim.low), abs(dim.high)))))
+    apart = f"at least {least:.3g}, for float32 to tell its values apart; take a larger one, or shift the range"
+    _check(dim, "step", step >= least, apart)
+
+
+def _check_on_grid(dim: Real | Integer) -> None:
+    """Raise a `ValueError` unless `high` and the default are low + k step, in decimals."""
+    low, step = Decimal(repr(dim.low)), Decimal(repr(dim.step))
+    for name in ("high", "default"):
+        value = getattr(dim, name)
+        if value is None:
+            continue
+        k, rest = divmod(Decimal(repr(value)) - low, step)
+        near = [type(value)(low + step * n) for n in (k, k + 1)]
+        if name == "default" and near[1] > dim.high:
+            near = near[:1]
+        between = " or ".join(map(repr, near))
+        _check(dim, name, rest == 0, f"low + k * step = {between}; pass one of them")
 
 
 def _check(dim: Any, name: str, good: bool, expected: str) -> None:

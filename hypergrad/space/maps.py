@@ -10,7 +10,15 @@ import numpy as np
 from jax import core
 
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.space.dimensions import Choice, Dimension, Discrete, LogReal, Real, Sequence
+from hypergrad.space.cells import cell_at, cell_middle
+from hypergrad.space.dimensions import (
+    Choice,
+    Dimension,
+    Integer,
+    LogReal,
+    Real,
+    Sequence,
+)
 from hypergrad.space.values import check_space, paired
 
 
@@ -68,39 +76,44 @@ def to_unit(space: PyTree, hparams: HParams) -> Array:
 
 
 def _from_unit(dim: Dimension, u: Array) -> Any:
-    if isinstance(dim, Discrete):
-        num = dim.num_levels
-        number = jnp.minimum(jnp.floor(u * num), num - 1).astype(jnp.int32) + dim.low
-        if not dim.static:
-            return number
-        if isinstance(u, core.Tracer):
-            raise ValueError(
-                f"space holds {dim!r}, which is static, expected traceable dimensions within jit or vmap; "
-                "call it outside, or leave static out"
-            )
-        return dim.named(int(number))
-    if isinstance(dim, (Real, LogReal)):
+    if isinstance(dim, Sequence):
+        if dim.decreasing:
+            # u^(1/k) is the largest of k uniforms: the products are uniform values sorted downwards
+            left = dim.coordinates_shape[0] - jnp.arange(dim.coordinates_shape[0])
+            powers = 1 / left.reshape((-1,) + (1,) * (u.ndim - 1))
+            u = jnp.cumprod(u**powers, axis=0)
+        return _interpolate(dim, u, 1 - u)
+    if isinstance(dim, LogReal) or (isinstance(dim, Real) and dim.step is None):
         return dim.value(u, 1 - u)
-    if dim.decreasing:
-        # u^(1/k) is the largest of k uniforms: the products are uniform values sorted downwards
-        left = dim.coordinates_shape[0] - jnp.arange(dim.coordinates_shape[0])
-        powers = 1 / left.reshape((-1,) + (1,) * (u.ndim - 1))
-        u = jnp.cumprod(u**powers, axis=0)
-    return _interpolate(dim, u, 1 - u)
+    value = dim.at(cell_at(dim.num_levels, _first(dim), u))
+    if isinstance(dim, Real) or not dim.static:
+        return value
+    if isinstance(u, core.Tracer):
+        raise ValueError(
+            f"space holds {dim!r}, which is static, expected traceable dimensions within jit or vmap; "
+            "call it outside, or leave static out"
+        )
+    return dim.named(int(value))
 
 
 def _to_unit(dim: Dimension, value: Any) -> Array:
-    if isinstance(dim, Discrete):
-        if isinstance(dim, Choice) and dim.static:
-            value = dim.options.index(value)
-        return jnp.asarray((value - dim.low + 0.5) / dim.num_levels, jnp.result_type(float))
-    if isinstance(dim, (Real, LogReal)):
+    if isinstance(dim, Sequence):
+        u = _lower(dim.element, value[dim.free_steps])
+        if dim.decreasing:
+            left = dim.coordinates_shape[0] - jnp.arange(dim.coordinates_shape[0])
+            u = _ratios(u) ** left.reshape((-1,) + (1,) * (u.ndim - 1))
+        return u
+    if isinstance(dim, LogReal) or (isinstance(dim, Real) and dim.step is None):
         return _lower(dim, value)
-    u = _lower(dim.element, value[dim.free_steps])
-    if dim.decreasing:
-        left = dim.coordinates_shape[0] - jnp.arange(dim.coordinates_shape[0])
-        u = _ratios(u) ** left.reshape((-1,) + (1,) * (u.ndim - 1))
-    return u
+    if isinstance(dim, Choice) and dim.static:
+        value = dim.options.index(value)
+    middle = cell_middle(dim.num_levels, _first(dim), dim.index(value))
+    return jnp.asarray(middle, jnp.result_type(float))
+
+
+def _first(dim: Dimension) -> int:
+    """Return the first number of an integer on a logarithmic scale, and 0 for others."""
+    return dim.low if isinstance(dim, Integer) and dim.log else 0
 
 
 def _lower(dim: Real | LogReal, value: Array) -> Array:

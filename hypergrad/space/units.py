@@ -9,7 +9,8 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.types import Array, HParams, PyTree
-from hypergrad.space.dimensions import Choice, Discrete
+from hypergrad.space.cells import cell_at, cell_middle, cell_width
+from hypergrad.space.dimensions import Choice, Integer, is_discrete
 from hypergrad.space.maps import from_unit, to_unit
 from hypergrad.space.values import check_space
 
@@ -21,16 +22,22 @@ class Coordinates(NamedTuple):
         leaf: Index of the dimension that each belongs to, in the order of the tree.
         levels: Number of values; 0 where it is continuous.
         ordered: False for the options of a `Choice`, whose order has no meaning.
+        first: First number of an `Integer` on a logarithmic scale, whose cells differ in width; 0 elsewhere.
     """
 
     leaf: np.ndarray
     levels: np.ndarray
     ordered: np.ndarray
+    first: np.ndarray
 
     @property
     def num(self) -> int:
         """Return D."""
         return len(self.leaf)
+
+    def of(self, places: np.ndarray) -> "Coordinates":
+        """Return the description of some of the coordinates."""
+        return Coordinates(*(each[places] for each in self))
 
 
 def coordinates(space: PyTree) -> Coordinates:
@@ -40,13 +47,14 @@ def coordinates(space: PyTree) -> Coordinates:
         ValueError: for an empty space, and for a leaf that is static or not a dimension, by its name.
     """
     check_space(space, traceable=True)
-    leaf, levels, ordered = [], [], []
+    leaf, levels, ordered, first = [], [], [], []
     for index, dim in enumerate(jax.tree.leaves(space)):
         size = math.prod(dim.coordinates_shape)
         leaf += [index] * size
-        levels += [dim.num_levels if isinstance(dim, Discrete) else 0] * size
+        levels += [dim.num_levels if is_discrete(dim) else 0] * size
         ordered += [not isinstance(dim, Choice)] * size
-    return Coordinates(np.array(leaf), np.array(levels), np.array(ordered))
+        first += [dim.low if isinstance(dim, Integer) and dim.log else 0] * size
+    return Coordinates(*map(np.array, (leaf, levels, ordered, first)))
 
 
 def from_units(space: PyTree, units: Array) -> HParams:
@@ -60,16 +68,21 @@ def to_units(space: PyTree, hparams: HParams) -> Array:
     return units.astype(jnp.result_type(float))
 
 
-def cell(levels: np.ndarray | Array, units: Array) -> Array:
+def cell(coords: Coordinates, units: Array) -> Array:
     """Return the index in [0, levels) of the cell that each unit coordinate lies in, int32."""
-    most = jnp.maximum(jnp.asarray(levels, jnp.int32) - 1, 0)
-    return jnp.clip(jnp.floor(units * levels).astype(jnp.int32), 0, most)
+    return cell_at(coords.levels, coords.first, units)
 
 
-def snap(levels: np.ndarray, units: Array) -> Array:
+def snap(coords: Coordinates, units: Array) -> Array:
     """Move counted coordinates to the middle of their cell: `to_units(from_units(units))`, `[..., D]`."""
-    middles = (cell(levels, units) + 0.5) / np.maximum(levels, 1)
-    return jnp.where(levels > 0, middles.astype(units.dtype), units)
+    middles = cell_middle(coords.levels, coords.first, cell(coords, units))
+    return jnp.where(coords.levels > 0, middles.astype(units.dtype), units)
+
+
+def widths(coords: Coordinates, units: Array) -> Array:
+    """Return the width of the cell that each unit coordinate lies in; 0 where it is continuous."""
+    found = cell_width(coords.levels, coords.first, cell(coords, units))
+    return jnp.where(coords.levels > 0, found, 0).astype(units.dtype)
 
 
 def names_of(space: PyTree, coords: Coordinates) -> list[str]:

@@ -10,7 +10,15 @@ import numpy as np
 from hypergrad.core import tree
 from hypergrad.core.checks import describe
 from hypergrad.core.types import HParams, PyTree
-from hypergrad.space.dimensions import Choice, Dimension, Discrete, Sequence, is_dimension
+from hypergrad.space.dimensions import (
+    Choice,
+    Dimension,
+    Integer,
+    Real,
+    Sequence,
+    is_dimension,
+    is_discrete,
+)
 
 
 def check_space(space: PyTree, *, real: bool = False, traceable: bool = False) -> None:
@@ -36,10 +44,9 @@ def check_space(space: PyTree, *, real: bool = False, traceable: bool = False) -
             wrong += "close over a value that is fixed"
         elif name in names[:i]:
             wrong = "is there twice, expected different names; rename one of them"
-        elif real and isinstance(leaf, Discrete):
-            wrong = (
-                f"is {type(leaf).__name__}, expected a real dimension, because only those have a "
-            )
+        elif real and is_discrete(leaf):
+            step = f" with step={leaf.step:g}" if isinstance(leaf, Real) else ""
+            wrong = f"is {type(leaf).__name__}{step}, expected a real dimension, because only those have a "
             wrong += (
                 "hypergradient; fix its value in the problem, or search it with method 'random'"
             )
@@ -103,17 +110,28 @@ def _misfit(dim: Dimension, value: Any) -> str:
     if np.shape(value) != dim.shape:
         return f"has shape {np.shape(value)}, expected {dim.shape}"
     array = np.asarray(value, np.float64)
-    if isinstance(dim, Discrete) and not np.all(array == np.round(array)):
+    if isinstance(dim, (Integer, Choice)) and not np.all(array == np.round(array)):
         return f"holds {array.ravel()[0]:g}, expected whole numbers"
     bounds = dim.element if isinstance(dim, Sequence) else dim
     low, high = bounds.low, bounds.high
     # a bound rounded to float32 may lie just outside the float64 one
     slack = 1e-6 * max(abs(low), abs(high))
     if np.all((array >= low - slack) & (array <= high + slack)):
-        return ""
+        return _off_grid(dim, array, slack)
     distance = np.abs(np.nan_to_num(array, nan=np.inf) - (low + high) / 2)
     worst = array.ravel()[np.argmax(distance)]
     return f"holds {worst:g}, expected values in [{low:g}, {high:g}]"
+
+
+def _off_grid(dim: Dimension, array: np.ndarray, slack: float) -> str:
+    """Say which value within the bounds is not low + k step; nothing where all are, or there is no step."""
+    if not is_discrete(dim) or isinstance(dim, Choice):
+        return ""
+    step = dim.step or 1
+    off = np.abs(array - (dim.low + np.round((array - dim.low) / step) * step)) > slack
+    return (
+        f"holds {array[off].ravel()[0]:g}, expected {dim.low:g} + k * {step:g}" if off.any() else ""
+    )
 
 
 def default(space: PyTree) -> HParams:
@@ -130,8 +148,8 @@ def starting_values(space: PyTree) -> HParams:
     """Return what `default` returns, of a space that has been checked."""
 
     def start(dim: Dimension) -> Any:
-        if not isinstance(dim, Discrete):
-            return jnp.full(dim.shape, dim.start, jnp.result_type(float))
-        return dim.named(dim.start) if dim.static else jnp.asarray(dim.start, jnp.int32)
+        if isinstance(dim, (Integer, Choice)):
+            return dim.named(dim.start) if dim.static else jnp.asarray(dim.start, jnp.int32)
+        return jnp.full(dim.shape, dim.start, jnp.result_type(float))
 
     return jax.tree.map(start, space)

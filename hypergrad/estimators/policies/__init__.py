@@ -45,9 +45,7 @@ from hypergrad.estimators.policies.mixed import MixedInfo, mixed, no_response
 from hypergrad.estimators.policies.policy import (
     Policy,
     factorized,
-    is_discrete,
     natural,
-    num_options,
 )
 from hypergrad.estimators.policies.relaxations import (
     Relaxation,
@@ -98,7 +96,6 @@ __all__ = [
     "factorized",
     "gumbel_softmax",
     "independent",
-    "is_discrete",
     "leave_one_out",
     "left_out",
     "mean_of_others",
@@ -108,7 +105,6 @@ __all__ = [
     "natural",
     "no_baseline",
     "no_response",
-    "num_options",
     "own_leaves",
     "relax",
     "relaxed",

@@ -23,9 +23,6 @@ from hypergrad.estimators.policies.policy import (
     Policy,
     check_drawable,
     combinations,
-    is_discrete,
-    lowest,
-    num_options,
 )
 
 NUM_PATHS = 32
@@ -95,8 +92,8 @@ def sizes(space: PyTree) -> Sizes:
     """
     check_drawable(space)
     dims = jax.tree.leaves(space)
-    reals = tuple(spaces.num_coordinates({"": dim}) for dim in dims if not is_discrete(dim))
-    return Sizes(reals, tuple(num_options(dim) for dim in dims if is_discrete(dim)))
+    reals = tuple(spaces.num_coordinates({"": dim}) for dim in dims if not spaces.is_discrete(dim))
+    return Sizes(reals, tuple(dim.num_levels for dim in dims if spaces.is_discrete(dim)))
 
 
 def independent(space: PyTree) -> Network:
@@ -125,13 +122,12 @@ class _Heads(NamedTuple):
         middle: Offsets of the outputs of a real head, so that zero gives the default, `[L, D]`.
         entries: Mask of the entries that a real leaf has, bool `[L, D]`.
         known: Mask of the options that a discrete leaf has, bool `[C, K]`.
-        lowest: First value of a discrete leaf, int32 `[C]`.
     """
 
     network: Network
     width: float
     counts: Sizes
-    dims: list[spaces.Dimension]
+    dims: list[Any]
     treedef: Any
     reals: list[int]
     choices: list[int]
@@ -139,7 +135,6 @@ class _Heads(NamedTuple):
     middle: Array
     entries: np.ndarray
     known: Array
-    lowest: Array
 
 
 class _Walk(NamedTuple):
@@ -203,8 +198,8 @@ def multitask(space: PyTree, network: Network | None = None, *, width: float = 0
 def _heads(space: PyTree, counts: Sizes, network: Network, width: float) -> _Heads:
     """Pad the leaves of a space to one shape for the real and one for the discrete ones."""
     dims, treedef = jax.tree.flatten(space)
-    reals = [i for i, dim in enumerate(dims) if not is_discrete(dim)]
-    choices = [i for i, dim in enumerate(dims) if is_discrete(dim)]
+    reals = [i for i, dim in enumerate(dims) if not spaces.is_discrete(dim)]
+    choices = [i for i, dim in enumerate(dims) if spaces.is_discrete(dim)]
     names = tree.leaf_names(space)
     longest, most = max(counts.reals, default=0), max(counts.options)
     return _Heads(
@@ -219,7 +214,6 @@ def _heads(space: PyTree, counts: Sizes, network: Network, width: float) -> _Hea
         middle=jnp.stack([_pad(_middle(dims[i]), longest) for i in reals] or [jnp.zeros(0)]),
         entries=np.arange(longest) < np.array(counts.reals, int).reshape(-1, 1),
         known=jnp.asarray(np.arange(most) < np.array(counts.options)[:, None]),
-        lowest=jnp.asarray([lowest(dims[i]) for i in choices], jnp.int32),
     )
 
 
@@ -298,7 +292,8 @@ def _read(heads: _Heads, phi: PyTree, hparams: HParams) -> _Walk:
     for index in heads.reals:
         z = spaces.unconstrain({"": heads.dims[index]}, {"": leaves[index]})[""]
         rows.append(_pad(jnp.clip(jnp.ravel(z), -MAX_COORDINATE, MAX_COORDINATE), longest))
-    options = jnp.stack([jnp.asarray(leaves[i], jnp.int32) for i in heads.choices]) - heads.lowest
+    indices = [heads.dims[i].index(leaves[i]) for i in heads.choices]
+    options = jnp.stack([jnp.asarray(index, jnp.int32) for index in indices])
     z = jnp.stack(rows) if rows else jnp.zeros((0, 0))
     return _walk(heads, phi, z, options, lambda z, mean, std: z, lambda option, log_probs: option)
 
@@ -306,13 +301,12 @@ def _read(heads: _Heads, phi: PyTree, hparams: HParams) -> _Walk:
 def _assemble(heads: _Heads, found: _Walk) -> HParams:
     """Make hparams from a walk."""
     leaves: list[Array] = [jnp.zeros(())] * len(heads.dims)
-    options = found.options + heads.lowest
     for row, (index, num) in enumerate(zip(heads.reals, heads.counts.reals, strict=True)):
         dim = heads.dims[index]
         z = found.z[row, :num].reshape(dim.coordinates_shape)
         leaves[index] = spaces.constrain({"": dim}, {"": z})[""]
     for row, index in enumerate(heads.choices):
-        leaves[index] = options[row]
+        leaves[index] = heads.dims[index].at(found.options[row])
     return heads.treedef.unflatten(leaves)
 
 

@@ -7,7 +7,7 @@ differentiable function of φ (pathwise).
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_least
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.space import Choice, Integer
+from hypergrad.space import is_discrete
 
 MAX_OPTIONS = 256
 """Largest number of options of one leaf, each of which has a logit."""
@@ -60,27 +60,12 @@ class Policy(NamedTuple):
     draw: Callable[[Key, PyTree], tuple[HParams, Array]] | None = None
 
 
-def is_discrete(dim: spaces.Dimension) -> TypeGuard[Integer | Choice]:
-    """Tell whether a dimension has no derivative of its own."""
-    return isinstance(dim, (Integer, Choice))
-
-
-def num_options(dim: Integer | Choice) -> int:
-    """Count the values of a discrete dimension."""
-    return dim.high - dim.low + 1 if isinstance(dim, Integer) else len(dim.options)
-
-
-def lowest(dim: Integer | Choice) -> int:
-    """Return the first value of a discrete dimension."""
-    return dim.low if isinstance(dim, Integer) else 0
-
-
 def factorized(space: PyTree) -> Policy:
     """Draw every integer and choice independently, from logits of its own; pass real leaves through.
 
     π_φ(a) = Π_l softmax(φ_l)_{a_l}
 
-    φ has the structure of the space: logits `[num_options]` for each Integer (one for each value) and Choice,
+    φ has the structure of the space: logits `[num_levels]` for each Integer (one for each value) and Choice,
     the value itself for a real leaf. It starts uniform, and real leaves at their defaults.
 
     Args:
@@ -109,12 +94,12 @@ def factorized(space: PyTree) -> Policy:
         return jax.tree.map(_likeliest, space, phi)
 
     def outcomes(phi: PyTree) -> HParams:
-        index = combinations([num_options(dim) for dim in dims if is_discrete(dim)])
+        index = combinations([dim.num_levels for dim in dims if is_discrete(dim)])
         columns = iter(index.T)
 
         def leaf(dim: spaces.Dimension, x: Array) -> Array:
             if is_discrete(dim):
-                return lowest(dim) + jnp.asarray(next(columns))
+                return dim.at(jnp.asarray(next(columns)))
             return jnp.broadcast_to(x, (len(index), *jnp.shape(x)))
 
         return jax.tree.map(leaf, space, phi)
@@ -124,17 +109,18 @@ def factorized(space: PyTree) -> Policy:
 
 def _first(dim: spaces.Dimension, default: Array) -> Array:
     """Return the first value of a leaf of φ."""
-    return jnp.zeros(num_options(dim), jnp.result_type(float)) if is_discrete(dim) else default
+    return jnp.zeros(dim.num_levels, jnp.result_type(float)) if is_discrete(dim) else default
 
 
 def _draw(dim: spaces.Dimension, key: Key, leaf: Array) -> Array:
     if not is_discrete(dim):
         return leaf
-    return lowest(dim) + jax.random.categorical(key, jax.lax.stop_gradient(leaf)).astype(jnp.int32)
+    index = jax.random.categorical(key, jax.lax.stop_gradient(leaf))
+    return dim.at(index.astype(jnp.int32))
 
 
 def _log_prob(dim: spaces.Dimension, leaf: Array, value: Array) -> Array:
-    return jax.nn.log_softmax(leaf)[value - lowest(dim)] if is_discrete(dim) else jnp.zeros(())
+    return jax.nn.log_softmax(leaf)[dim.index(value)] if is_discrete(dim) else jnp.zeros(())
 
 
 def _entropy(dim: spaces.Dimension, leaf: Array) -> Array:
@@ -144,14 +130,14 @@ def _entropy(dim: spaces.Dimension, leaf: Array) -> Array:
 
 
 def _likeliest(dim: spaces.Dimension, leaf: Array) -> Array:
-    return lowest(dim) + jnp.argmax(leaf).astype(jnp.int32) if is_discrete(dim) else leaf
+    return dim.at(jnp.argmax(leaf).astype(jnp.int32)) if is_discrete(dim) else leaf
 
 
 def _range(dim: spaces.Dimension) -> spaces.Dimension:
     """Return the dimension of a leaf of φ."""
     if not is_discrete(dim):
         return dim
-    return spaces.Real(-MAX_LOGIT, MAX_LOGIT, 0.0, (num_options(dim),))
+    return spaces.Real(-MAX_LOGIT, MAX_LOGIT, 0.0, (dim.num_levels,))
 
 
 def _total(each: PyTree) -> Array:
@@ -183,9 +169,9 @@ def check_drawable(space: PyTree) -> None:
             "use estimators.reverse(...), which differentiates real leaves"
         )
     for name, dim in dims.items():
-        if is_discrete(dim) and num_options(dim) > MAX_OPTIONS:
+        if is_discrete(dim) and dim.num_levels > MAX_OPTIONS:
             raise ValueError(
-                f"space[{name!r}] has {num_options(dim)} values, expected at most {MAX_OPTIONS}, because each "
+                f"space[{name!r}] has {dim.num_levels} values, expected at most {MAX_OPTIONS}, because each "
                 "has a logit; use fewer, or a Real that the problem rounds, searched with method 'random'"
             )
 

@@ -5,11 +5,12 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hypergrad.core.checks import check_function, check_positive
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators.policies.policy import Policy, factorized, is_discrete
-from hypergrad.space import Choice, Dimension
+from hypergrad.estimators.policies.policy import Policy, factorized
+from hypergrad.space import Choice, Dimension, is_discrete
 
 Relaxation: TypeAlias = Callable[[Key, Array], Array]
 """(key, logits `[K]`) -> weights `[K]` that sum to 1, differentiable in the logits."""
@@ -104,7 +105,7 @@ def relax(space: PyTree, relaxation: Relaxation, key: Key, phi: PyTree) -> HPara
         weights = relaxation(k, leaf)
         if isinstance(dim, Choice):
             return weights
-        return weights @ jnp.arange(dim.low, dim.high + 1, dtype=weights.dtype)
+        return weights @ dim.at(np.arange(dim.num_levels)).astype(weights.dtype)
 
     leaves = zip(dims, keys, jax.tree.leaves(phi), strict=True)
     return treedef.unflatten([one(*each) for each in leaves])

@@ -14,7 +14,7 @@ from hypergrad.searchers.models import truncnorm
 from hypergrad.searchers.models.chains import chains
 from hypergrad.searchers.models.families import Family, Smoothing, normals, product, tables
 from hypergrad.searchers.models.priors import Priors, in_units
-from hypergrad.space import Choice, Integer, Sequence, coordinates
+from hypergrad.space import Choice, Integer, Sequence, coordinates, is_discrete
 
 TABLE = 16
 """Largest number of values of an integer with a table; an integer of more values has a normal."""
@@ -36,10 +36,11 @@ def distribution(
 ) -> Family:
     """Build the family of distributions over the unit coordinates of a mixed space.
 
-    Choices and short integers have tables; continuous dimensions have truncated normals. With `atoms`, real
-    dimensions are cut into that many values from bound to bound, and have tables, too; sequences that never
-    rise then have Markov tables. Without it, such a sequence is continuous: its unit coordinates are
-    (powers of) the ratios of its successive shares of the range, log b_{l+1} = log b_l − g_l, g_l ≥ 0.
+    Choices and short integers (and a `Real` of few steps) have tables, but for those on a logarithmic scale;
+    continuous dimensions have truncated normals. With `atoms`, real dimensions are cut into that many values
+    from bound to bound, and have tables, too; sequences that never rise then have Markov tables. Without it,
+    such a sequence is continuous: its unit coordinates are (powers of) the ratios of its successive shares of
+    the range, log b_{l+1} = log b_l − g_l, g_l ≥ 0.
 
     Args:
         space: Pytree of traceable dimensions.
@@ -101,7 +102,8 @@ def distribution(
 
 
 def _is_short(dim: object) -> bool:
-    return isinstance(dim, Integer) and dim.high - dim.low < TABLE
+    logarithmic = isinstance(dim, Integer) and dim.log  # whose cells differ in width
+    return is_discrete(dim) and not logarithmic and dim.num_levels <= TABLE
 
 
 def _first_table(
@@ -130,7 +132,7 @@ def _check_smoothing(smoothing: Smoothing) -> None:
 def _cuts(space: PyTree, atoms: int | Mapping[str, int]) -> dict[str, int]:
     """Return {leaf name: number of atoms} of the real dimensions that are cut."""
     dims = tree.named(space)
-    counted = {name for name, dim in dims.items() if isinstance(dim, (Integer, Choice))}
+    counted = {name for name, dim in dims.items() if is_discrete(dim)}
     if not isinstance(atoms, Mapping):
         atoms = {name: atoms for name in dims if name not in counted}
     for name, num in atoms.items():

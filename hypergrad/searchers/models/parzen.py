@@ -8,7 +8,7 @@ import numpy as np
 
 from hypergrad.core.types import Array, Key
 from hypergrad.searchers.models import truncnorm
-from hypergrad.space import Coordinates, snap
+from hypergrad.space import Coordinates, snap, widths
 
 OTHER = 0.2
 """Probability that a kernel around an option gives to all options alike."""
@@ -36,7 +36,7 @@ def parzen_around(coords: Coordinates, units: Array, mask: Array, joint: bool) -
     num = jnp.sum(mask, dtype=units.dtype)
     width = (_scott if joint else _neighbours)(units, mask, num)
     # a kernel narrower than a cell could not leave it, and more trials may agree by chance
-    narrowest = np.where(coords.levels > 0, 0.5 / np.maximum(coords.levels, 1), 1e-3)
+    narrowest = jnp.where(coords.levels > 0, 0.5 * widths(coords, units), 1e-3)
     least = jnp.maximum(narrowest, 1 / jnp.minimum(100, 2 + num))
     return Parzen(units, mask, jnp.clip(width, least, 1))
 
@@ -91,4 +91,4 @@ def draw_parzen(coords: Coordinates, key: Key, parzen: Parzen, num: int, joint: 
         truncnorm.quantile(uniform, centre, width),
     )
     anywhere = jax.random.uniform(free_key, shape, centre.dtype)
-    return snap(coords.levels, jnp.where(free, anywhere, near))
+    return snap(coords, jnp.where(free, anywhere, near))

@@ -17,7 +17,7 @@ from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import library
 from hypergrad.core.types import PyTree
-from hypergrad.space import Choice, Integer, LogReal, Sequence, coordinates
+from hypergrad.space import Choice, Integer, LogReal, Real, Sequence, coordinates
 
 
 def optuna_module(module: str = "optuna") -> Any:
@@ -63,13 +63,11 @@ def parameters(space: PyTree) -> list[Parameter]:
 def _parameter(name: str, dim: spaces.Dimension) -> Parameter:
     kinds = optuna_module("optuna.distributions")
     if isinstance(dim, Integer):
-        num, low = dim.high - dim.low + 1, dim.low
-        return Parameter(
-            name,
-            kinds.IntDistribution(low, dim.high),
-            lambda u: low + min(int(u * num), num - 1),
-            lambda x: (x - low + 0.5) / num,
-        )
+        make = kinds.IntDistribution(dim.low, dim.high, log=dim.log, step=dim.step)
+        return _counted(name, make, dim)
+    if isinstance(dim, Real) and dim.step is not None:
+        make = kinds.FloatDistribution(dim.low, dim.high, step=dim.step)
+        return _counted(name, make, dim)
     if isinstance(dim, Choice):
         num, options = len(dim.options), _options(dim)
         return Parameter(
@@ -95,6 +93,29 @@ def _parameter(name: str, dim: spaces.Dimension) -> Parameter:
         kinds.FloatDistribution(low, high),
         lambda u: _between(low, low + u * (high - low), high),
         lambda x: _between(0.0, (x - low) / (high - low), 1.0),
+    )
+
+
+def _counted(name: str, distribution: Any, dim: Integer | Real) -> Parameter:
+    """Return a whole number, or a number with a step."""
+    num, step = dim.num_levels, dim.step or 1
+    if isinstance(dim, Integer) and dim.log:
+        low, high = dim.low - 0.5, dim.high + 0.5
+        span = math.log(high / low)
+        return Parameter(
+            name,
+            distribution,
+            lambda u: min(math.floor(low * math.exp(u * span) + 0.5), dim.high),
+            lambda x: math.log(math.sqrt((x - 0.5) * (x + 0.5)) / low) / span,
+        )
+    values = (
+        dim.values.tolist() if isinstance(dim, Real) else range(dim.low, dim.high + 1, dim.step)
+    )
+    return Parameter(
+        name,
+        distribution,
+        lambda u: values[min(int(u * num), num - 1)],
+        lambda x: (round((x - dim.low) / step) + 0.5) / num,
     )
 
 
