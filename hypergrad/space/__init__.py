@@ -1,5 +1,6 @@
 """Search spaces: dimensions, and the maps to and from their values.
 
+- `bounds`: What the arguments of a dimension must be, and the values with a step.
 - `cells`: The cells of counted unit coordinates: equal ones, or those of whole numbers on a logarithmic
   scale.
 - `description`: A space as JSON, and its dimensions read back: `{name: {"kind": "LogReal", "low": 0.001,

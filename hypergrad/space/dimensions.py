@@ -5,27 +5,29 @@ coordinates, a flat vector in [0, 1]^D for samplers, and *unconstrained* ones, a
 real line for gradients.
 """
 
-import functools
 import math
 from collections.abc import Sequence as Options
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, ClassVar, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad.core.checks import describe, is_number, is_whole
+from hypergrad.core.checks import is_whole
 from hypergrad.core.types import Array
+from hypergrad.space.bounds import (
+    check_argument,
+    check_bounds,
+    check_on_grid,
+    check_stepped,
+    stepped_values,
+)
 
 MAX_LEVELS = 2**22
 """Most values of an `Integer`: the middle of each cell in [0, 1], in float32, leads back to its number."""
 
 MAX_LOG_HIGH = 2**18
 """Largest number of an `Integer` on a logarithmic scale, where cells are narrowest at the top."""
-
-MAX_GRID_VALUES = 2**16
-"""Most values of a `Real` with a step, which are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class _Interval:
     static: ClassVar[bool] = False
 
     def __post_init__(self):
-        _check_bounds(self)
+        check_bounds(self)
 
     @property
     def coordinates_shape(self) -> tuple[int, ...]:
@@ -62,12 +64,12 @@ class Real(_Interval):
     def __post_init__(self):
         super().__post_init__()
         if self.step is not None:
-            _check_stepped(self, self.step)
+            check_stepped(self, self.step)
 
     @property
     def values(self) -> np.ndarray:
         """The values with a step, float64, rounded from decimals."""
-        return _stepped(self.low, self.high, self.step or 1)
+        return stepped_values(self.low, self.high, self.step or 1)
 
     @property
     def num_levels(self) -> int:
@@ -117,8 +119,10 @@ class LogReal(_Interval):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(self, "low", self.low > 0, "a positive number; use Real for ranges that reach zero")
-        _check(
+        check_argument(
+            self, "low", self.low > 0, "a positive number; use Real for ranges that reach zero"
+        )
+        check_argument(
             self,
             "low",
             self.low >= 1e-37,
@@ -177,26 +181,28 @@ class Integer:
     coordinates_shape: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self):
-        _check_bounds(self, "a whole number; use Real for others", int)
+        check_bounds(self, "a whole number; use Real for others", int)
         for name in ("low", "high"):
             wide = -(2**31) <= getattr(self, name) < 2**31
-            _check(
+            check_argument(
                 self, name, wide, f"a number in [{-(2**31)}, {2**31 - 1}], as int32 holds; shift it"
             )
-        _check(self, "log", isinstance(self.log, bool), "True or False; pass log=True")
+        check_argument(self, "log", isinstance(self.log, bool), "True or False; pass log=True")
         whole = "a whole number of at least 1; pass e.g. step=8"
-        _check(self, "step", is_whole(self.step) and self.step >= 1, whole)
+        check_argument(self, "step", is_whole(self.step) and self.step >= 1, whole)
         object.__setattr__(self, "step", int(self.step))
         alone = "1 with log=True, where steps would differ; leave one of them out"
-        _check(self, "step", not self.log or self.step == 1, alone)
-        _check_on_grid(self)
+        check_argument(self, "step", not self.log or self.step == 1, alone)
+        check_on_grid(self)
         few = self.num_levels <= MAX_LEVELS
         most = f"at most low + {(MAX_LEVELS - 1) * self.step}: float32 tells no more numbers apart; search its "
-        _check(self, "high", few, most + "logarithm with log=True, or multiples with step=...")
+        check_argument(
+            self, "high", few, most + "logarithm with log=True, or multiples with step=..."
+        )
         if self.log:
-            _check(self, "low", self.low >= 1, "at least 1 with log=True; leave log out")
+            check_argument(self, "low", self.low >= 1, "at least 1 with log=True; leave log out")
             top = f"at most {MAX_LOG_HIGH} with log=True; use LogReal, and round within the problem"
-            _check(self, "high", self.high <= MAX_LOG_HIGH, top)
+            check_argument(self, "high", self.high <= MAX_LOG_HIGH, top)
 
     @property
     def num_levels(self) -> int:
@@ -243,15 +249,17 @@ class Choice:
 
     def __post_init__(self):
         listed = isinstance(self.options, Options) and not isinstance(self.options, str)
-        _check(self, "options", listed, "a list or tuple; pass e.g. ('relu', 'tanh')")
+        check_argument(self, "options", listed, "a list or tuple; pass e.g. ('relu', 'tanh')")
         object.__setattr__(self, "options", tuple(self.options))
         enough = "at least two; close over a value that is fixed"
-        _check(self, "options", len(self.options) > 1, enough)
+        check_argument(self, "options", len(self.options) > 1, enough)
         plain = [x for x in self.options if isinstance(x, (str, int, float))]
         once = len(set(plain)) == len(plain)
-        _check(self, "options", once, "different ones; leave out the one that is there twice")
+        check_argument(
+            self, "options", once, "different ones; leave out the one that is there twice"
+        )
         known = self.default is None or self.default in self.options
-        _check(self, "default", known, f"one of {self.options}; pass one of them")
+        check_argument(self, "default", known, f"one of {self.options}; pass one of them")
 
     @property
     def low(self) -> int:
@@ -306,18 +314,22 @@ class Sequence:
 
     def __post_init__(self):
         real = "Real or LogReal; pass e.g. Sequence(LogReal(1e-3, 1.0), length=100)"
-        _check(self, "element", isinstance(self.element, (Real, LogReal)), real)
+        check_argument(self, "element", isinstance(self.element, (Real, LogReal)), real)
         free = "one without a step; round within the problem"
-        _check(self, "element", not is_discrete(self.element), free)
+        check_argument(self, "element", not is_discrete(self.element), free)
         least = "a whole number of at least {}; pass e.g. 10"
         for name in ("length", "knots"):
             if is_whole(getattr(self, name)):
                 object.__setattr__(self, name, int(getattr(self, name)))
-        _check(self, "length", type(self.length) is int and self.length >= 1, least.format(1))
+        check_argument(
+            self, "length", type(self.length) is int and self.length >= 1, least.format(1)
+        )
         if self.knots is not None:
-            _check(self, "knots", type(self.knots) is int and self.knots >= 2, least.format(2))
+            check_argument(
+                self, "knots", type(self.knots) is int and self.knots >= 2, least.format(2)
+            )
             most = f"at most length = {self.length}; leave knots out to free every step"
-            _check(self, "knots", self.knots <= self.length, most)
+            check_argument(self, "knots", self.knots <= self.length, most)
 
     @property
     def start(self) -> float:
@@ -352,81 +364,3 @@ def is_discrete(dim: Any) -> TypeGuard[Integer | Choice | Real]:
 def is_dimension(leaf: Any) -> bool:
     """Tell whether a leaf of a space is a dimension."""
     return isinstance(leaf, Dimension)
-
-
-def _plain(value: Any) -> Any:
-    """Return a scalar of numpy as a number of Python, and anything else as it is."""
-    return np.asarray(value).item() if hasattr(value, "item") else value
-
-
-def _check_bounds(
-    dim: "_Interval | Integer", what: str = "a finite number; pass one", kind: type = float
-) -> None:
-    for name in ("low", "high", "default"):
-        value = getattr(dim, name)
-        number = is_number(value) and math.isfinite(value) and (kind is float or is_whole(value))
-        _check(dim, name, number or (name == "default" and value is None), what)
-        object.__setattr__(dim, name, _plain(value))
-        if kind is float and value is not None:
-            counted = "a number in [-1e37, 1e37], as float32 can count with; change its unit"
-            _check(dim, name, abs(value) <= 1e37, counted)
-    ordered = f"low < high = {dim.high!r}; swap them, or close over a value that is fixed"
-    _check(dim, "low", dim.low < dim.high, ordered)
-    if kind is float:
-        # XLA takes numbers below the smallest normal one for zero
-        apart = bool(np.float32(dim.high) - np.float32(dim.low) >= np.finfo(np.float32).tiny)
-        once = f"low < high = {dim.high!r} in float32, where they are one number; move them apart"
-        _check(dim, "low", apart, once)
-    inside = dim.default is None or dim.low <= dim.default <= dim.high
-    _check(dim, "default", inside, f"a value in [{dim.low!r}, {dim.high!r}]; move it inside")
-    shape = dim.shape
-    sizes = isinstance(shape, tuple) and all(is_whole(n) and n > 0 for n in shape)
-    _check(dim, "shape", sizes, "a tuple of positive sizes; pass e.g. (3,)")
-    if isinstance(dim, _Interval):
-        object.__setattr__(dim, "shape", tuple(map(int, shape)))
-
-
-@functools.lru_cache(maxsize=256)
-def _stepped(low: float, high: float, step: float) -> np.ndarray:
-    """Return low, low + step, ..., high, each rounded once from decimals."""
-    first, gap = Decimal(repr(low)), Decimal(repr(step))
-    num = int((Decimal(repr(high)) - first) / gap) + 1
-    return np.array([float(first + k * gap) for k in range(num)])
-
-
-def _check_stepped(dim: Real, step: float) -> None:
-    good = is_number(step) and 0 < step < math.inf
-    _check(dim, "step", good, "a positive number; pass e.g. step=0.1")
-    object.__setattr__(dim, "step", _plain(step))
-    alone = "() with a step; give each number a leaf of its own"
-    _check(dim, "shape", dim.shape == (), alone)
-    num = (dim.high - dim.low) / step + 1
-    few = f"at most {MAX_GRID_VALUES} values, not {num:.3g}; leave step out, and round within the problem"
-    _check(dim, "step", num < MAX_GRID_VALUES + 0.5, few)
-    _check_on_grid(dim)
-    least = 4 * float(np.spacing(np.float32(max(abs(dim.low), abs(dim.high)))))
-    apart = f"at least {least:.3g}, for float32 to tell its values apart; take a larger one, or shift the range"
-    _check(dim, "step", step >= least, apart)
-
-
-def _check_on_grid(dim: Real | Integer) -> None:
-    """Raise a `ValueError` unless `high` and the default are low + k step, in decimals."""
-    low, step = Decimal(repr(dim.low)), Decimal(repr(dim.step))
-    for name in ("high", "default"):
-        value = getattr(dim, name)
-        if value is None:
-            continue
-        k, rest = divmod(Decimal(repr(value)) - low, step)
-        near = [type(value)(low + step * n) for n in (k, k + 1)]
-        if name == "default" and near[1] > dim.high:
-            near = near[:1]
-        between = " or ".join(map(repr, near))
-        _check(dim, name, rest == 0, f"low + k * step = {between}; pass one of them")
-
-
-def _check(dim: Any, name: str, good: bool, expected: str) -> None:
-    """Raise a `ValueError` unless an argument of a dimension is `good`."""
-    if not good:
-        raise ValueError(
-            f"{name} is {describe(getattr(dim, name))} in {type(dim).__name__}, expected {expected}"
-        )
