@@ -76,8 +76,8 @@ class Seen(NamedTuple):
 
     Attributes:
         reads: Whether any function reads a leaf, by its name.
-        drawn: Where every leaf must have a derivative, the leaves that set the odds of a random draw, which
-            loses their derivative, such as a dropout rate, and the function that draws; see `core.draws`.
+        drawn: Where real leaves get a derivative, those that set the odds of a random draw, which loses
+            it, such as a dropout rate, and the function that draws; see `core.draws`.
     """
 
     reads: dict[str, bool]
@@ -121,21 +121,40 @@ def warn_blind(task: Task, found: list[dict[str, bool]]) -> None:
             )
 
 
-def check_step(problem: Problem, hparams: HParams, *, real: bool = False) -> Seen:
+class DrawnLeafWarning(UserWarning):
+    """A random draw loses a part of the derivative of a hyperparameter; the message names the leaf."""
+
+
+def check_step(
+    problem: Problem, hparams: HParams, *, real: bool = False, pathwise: bool | None = None
+) -> Seen:
     """Raise a `ValueError` unless one step of training and its objective can be evaluated.
 
-    **Cost:** abstract evaluation of both; nothing is compiled or run.
+    Whatever differentiates a run calls this first, when it first sees its hparams. A `DrawnLeafWarning` names
+    the leaves whose derivative a random draw loses.
+
+    **Cost:** abstract evaluation of both, once a trace; nothing is compiled or run.
 
     Args:
         problem: Training loop.
         hparams: Hyperparameters of the structure and shapes to be used.
         real: Whether every leaf of the hyperparameters must have a derivative.
+        pathwise: Whether the run is differentiated, rather than whole runs compared; as `real` where None.
 
     Returns:
         What was seen of the hyperparameters.
     """
+    pathwise = real if pathwise is None else pathwise
     check_hparams(hparams, real=real)
-    tried = _try(problem, hparams, real)
+    tried = _try(problem, hparams, real or pathwise)
+    for name, function in tried.seen.drawn.items() if pathwise else ():
+        warnings.warn(
+            f"a random draw in {function} depends on {name}, and only part of its derivative is seen: the "
+            "odds of a mask or a choice have none; use estimators.evolved for that leaf, or relax the draw "
+            "(estimators.policies.concrete)",
+            DrawnLeafWarning,
+            stacklevel=3,
+        )
     check_scalar({"problem.objective": tried.objective})
     for what, before, after, advice in (
         ("problem.loss returned state", tried.carried, tried.state, CONSTANT),
@@ -228,9 +247,10 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
 
 
 def _origins(arg: PyTree, hparams: HParams, params: Params) -> list[str | None]:
-    """Name what each leaf of an argument depends on, None where on no hyperparameter."""
+    """Name what each leaf of an argument depends on, None where on no real hyperparameter."""
     if arg is hparams:
-        return [f"hparams[{name!r}]" for name in tree.leaf_names(hparams)]
+        named = tree.named(hparams).items()
+        return [f"hparams[{name!r}]" if tree.is_float(leaf) else None for name, leaf in named]
     ours = arg is params or arg is trained(params)
     return [WEIGHTS if ours else None for _ in jax.tree.leaves(arg)]
 

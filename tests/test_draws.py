@@ -1,19 +1,32 @@
 """Draws whose odds depend on a hyperparameter: named, evolved, or relaxed."""
 
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen, nnx
 from jax import random
 
 import hypergrad as hg
 from hypergrad.core.draws import DATA, DRAWN, draws_that_lose, marks_of_batch
 from hypergrad.core.flow import NOTHING
-from hypergrad.estimators import DrawnLeafWarning, es, evolved, forward, nres, reverse
-from hypergrad.estimators.policies import concrete
+from hypergrad.estimators import (
+    DrawnLeafWarning,
+    es,
+    evolved,
+    forward,
+    mixed,
+    nres,
+    reverse,
+    score,
+    score_shared,
+    shared,
+)
+from hypergrad.estimators.policies import concrete, factorized
 from hypergrad.space import Real
 
 X = jax.random.normal(jax.random.key(0), (80, 10), jnp.float32)
@@ -146,6 +159,80 @@ def test_estimate_warns_by_the_name_of_the_leaf(make):
     ) as said:
         jax.eval_shape(make(PROBLEM, 3).estimate, KEY, (), H)
     assert len(said) == 1 and "\n" not in str(said[0].message)
+
+
+RATE = {"rate": H["rate"]}
+HELD = PROBLEM._replace(optimizer=lambda h: optax.sgd(0.05))
+
+
+def drawn_leaves(function, *args):
+    """Trace a function; return the messages of the leaves that a draw loses."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        jax.eval_shape(function, *args)
+    return [str(w.message) for w in said if w.category is DrawnLeafWarning]
+
+
+def test_best_response_and_bilevel_methods_name_the_leaf():
+    assert len(drawn_leaves(hg.best_response(HELD, 3), RATE, KEY)) == 1
+    with pytest.warns(DrawnLeafWarning, match=r"problem.loss depends on hparams\['rate'\]"):
+        hg.tuners.bilevel(HELD, {"rate": Real(0.0, 0.9)}, 2)
+
+
+@pytest.mark.parametrize("make", [score, mixed, score_shared, shared])
+def test_real_leaves_of_a_policy_are_named(make):
+    """A choice has its score; a real leaf beside it goes through the run."""
+
+    def loss(params, hparams, batch):
+        return PROBLEM.loss(params, hparams, batch) + hparams["which"] * jnp.sum(params**2)
+
+    policy = factorized({"rate": Real(0.0, 0.9), "which": hg.space.Choice(("a", "b", "c"))})
+    phi = policy.init(KEY)
+    estimator = make(HELD._replace(loss=loss), 2, policy)
+    said = drawn_leaves(estimator.estimate, KEY, jax.eval_shape(estimator.init, KEY, phi), phi)
+    assert len(said) == 1 and "rate" in said[0]
+
+
+class Dropping(linen.Module):
+    rate: Any
+    of_flax: bool = False
+
+    @linen.compact
+    def __call__(self, x, train=False):
+        if self.of_flax:
+            return linen.Dropout(self.rate, deterministic=not train)(linen.Dense(4)(x))
+        kept = random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
+        return linen.Dense(1)(x * kept / (1 - self.rate) if train else x)
+
+
+class NnxDropping(nnx.Module):
+    def __init__(self, rate, rngs):
+        self.dense = nnx.Linear(10, 1, rngs=rngs)
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(self.dropout(x))
+
+
+def of_flax(model):
+    """Train a model whose rate is a hyperparameter."""
+
+    def loss(params, hparams, batch):
+        out, _ = model(hparams["rate"]).apply(params, batch[0], train=True, key=batch[2])
+        return jnp.mean((out[:, 0] - batch[1]) ** 2)
+
+    return HELD._replace(init=lambda key, h: model(0.5).init(key, X), loss=loss)
+
+
+def test_a_rate_of_flax_is_named_or_refused():
+    own = of_flax(lambda rate: hg.from_linen(Dropping(rate), train_argument="train"))
+    own = own._replace(objective=lambda params, h, batch: jnp.sum(params["Dense_0"]["bias"]))
+    assert len(drawn_leaves(reverse(own, 2).estimate, KEY, (), RATE)) == 1
+    theirs = lambda rate: hg.from_linen(Dropping(rate, True), train_argument="train")  # noqa: E731
+    module = lambda rate: hg.from_nnx(lambda rngs: NnxDropping(rate, rngs))  # noqa: E731
+    for model in (theirs, module):
+        with pytest.raises(ValueError, match="module got a traced rate, expected a number"):
+            jax.eval_shape(reverse(of_flax(model), 2).estimate, KEY, (), RATE)
 
 
 def test_ways_that_see_the_whole_derivative_do_not_warn():

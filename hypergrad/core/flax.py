@@ -1,12 +1,15 @@
 """Flax modules as init and apply: `from_linen`, `from_nnx`. The only file that imports flax."""
 
+import inspect
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
 from flax import linen, nnx
 
+from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_function, check_kind
 from hypergrad.core.types import Array, Key, Params, PyTree, Variables
 
@@ -50,9 +53,10 @@ def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Fl
     def init(key: Key, inputs: PyTree) -> Params:
         param_key, dropout_key = jax.random.split(key)
         # train=False: BatchNorm statistics then start at their initial values
-        variables = module.init(
-            {"params": param_key, "dropout": dropout_key}, inputs, **switch(False)
-        )
+        with _fixed_numbers(vars(module), jax.errors.ConcretizationTypeError):
+            variables = module.init(
+                {"params": param_key, "dropout": dropout_key}, inputs, **switch(False)
+            )
         state = {name: value for name, value in variables.items() if name != "params"}
         params = variables["params"]
         return Variables(params, state) if state else params
@@ -61,15 +65,16 @@ def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Fl
         params: Params, inputs: PyTree, *, train: bool = False, key: Key | None = None
     ) -> tuple[Any, PyTree]:
         rngs = {} if key is None else {"dropout": key}
-        if not isinstance(params, Variables):
-            return module.apply({"params": params}, inputs, rngs=rngs, **switch(train)), None
-        variables = {"params": params.params, **params.state}
-        if not train:
-            return module.apply(variables, inputs, rngs=rngs, **switch(False)), params.state
-        outputs, state = module.apply(
-            variables, inputs, rngs=rngs, mutable=list(params.state), **switch(True)
-        )
-        return outputs, {**params.state, **state}
+        with _fixed_numbers(vars(module), jax.errors.ConcretizationTypeError):
+            if not isinstance(params, Variables):
+                return module.apply({"params": params}, inputs, rngs=rngs, **switch(train)), None
+            variables = {"params": params.params, **params.state}
+            if not train:
+                return module.apply(variables, inputs, rngs=rngs, **switch(False)), params.state
+            outputs, state = module.apply(
+                variables, inputs, rngs=rngs, mutable=list(params.state), **switch(True)
+            )
+            return outputs, {**params.state, **state}
 
     return FlaxModel(init, apply)
 
@@ -92,7 +97,9 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> FlaxModel:
         return graph, params, rng, state
 
     # the graph holds no arrays: it is the same for every key, and finding it computes none
-    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    given = dict(inspect.getclosurevars(make).nonlocals) if inspect.isfunction(make) else {}
+    with _fixed_numbers(given, Exception):
+        abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graph = split(abstract)[0]
 
     def init(key: Key, inputs: PyTree) -> Params:
@@ -122,6 +129,28 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> FlaxModel:
         )
 
     return FlaxModel(init, apply)
+
+
+@contextmanager
+def _fixed_numbers(given: dict[str, Any], error_kind: type[Exception]) -> Iterator[None]:
+    """Say what to do where a module got a hyperparameter that flax takes as a number of Python.
+
+    Args:
+        given: What the module was made from.
+        error_kind: Kind of error that flax raises then.
+    """
+    try:
+        yield
+    except error_kind as error:
+        names = [name for name, value in given.items() if traced(value)]
+        if not names:
+            raise
+        raise ValueError(
+            f"module got a traced {names[0]}, expected a number of Python, because flax compares or keeps it "
+            "(as the rate of its Dropout); for a rate that is a hyperparameter, draw the mask in a module of "
+            "your own with jax.random.bernoulli, which a DrawnLeafWarning then names, or with "
+            "estimators.policies.concrete"
+        ) from error
 
 
 def _streams(abstract: PyTree, key: Key | None) -> PyTree:

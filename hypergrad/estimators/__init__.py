@@ -19,7 +19,7 @@
 from hypergrad.core.methods import Method, by_name
 from hypergrad.estimators.advice import advice, structural_zeros
 from hypergrad.estimators.average import AverageInfo, average
-from hypergrad.estimators.base import DrawnLeafWarning, Estimate, Estimator
+from hypergrad.estimators.base import Estimate, Estimator
 from hypergrad.estimators.evolution.es import ES, es
 from hypergrad.estimators.evolution.evolved import EvolvedInfo, evolved
 from hypergrad.estimators.evolution.info import EvolutionInfo
@@ -42,6 +42,7 @@ from hypergrad.estimators.unrolled.reverse import REVERSE, Plan, plan, reverse
 from hypergrad.estimators.unrolled.reversible import REVERSIBLE, ReversibleInfo, reversible
 from hypergrad.estimators.unrolled.rtho import RTHO, rtho
 from hypergrad.estimators.unrolled.truncated import ONE_STEP, TRUNCATED, one_step, truncated
+from hypergrad.validation import DrawnLeafWarning
 
 ESTIMATORS: dict[str, Method] = by_name(
     REVERSE,

@@ -1,6 +1,5 @@
 """The contract of every hypergradient estimator, and helpers that the family shares."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
 from hypergrad.problem import Problem
 from hypergrad.train import carried, evaluate_loss, with_parts
-from hypergrad.validation import check_step
 
 
 class Estimate(NamedTuple):
@@ -45,34 +43,6 @@ Through: TypeAlias = Callable[[Problem, int], Estimator]
 
 Precondition: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 """(hparams, gradient) -> gradient, linear in the gradient."""
-
-
-def check_real(problem: Problem, hparams: HParams, *, pathwise: bool = True) -> None:
-    """Raise a `ValueError` where problem and hparams do not fit, or a leaf has no hypergradient.
-
-    Every `estimate` calls this first, when it first sees its hparams. A `DrawnLeafWarning` names the leaves
-    whose derivative a random draw loses.
-
-    **Cost:** abstract evaluation of one step, once a trace; nothing runs when the compiled estimate does.
-
-    Args:
-        problem: Training loop.
-        hparams: Hyperparameters that the estimate is asked for.
-        pathwise: Whether the estimate differentiates the run, rather than compare whole runs.
-    """
-    drawn = check_step(problem, hparams, real=True).drawn
-    for name, function in drawn.items() if pathwise else ():
-        warnings.warn(
-            f"a random draw in {function} depends on {name}, and only part of its derivative is seen: the "
-            "odds of a mask or a choice have none; use estimators.evolved for that leaf, or relax the draw "
-            "(estimators.policies.concrete)",
-            DrawnLeafWarning,
-            stacklevel=3,
-        )
-
-
-class DrawnLeafWarning(UserWarning):
-    """A random draw loses a part of the derivative of a hyperparameter; the message names the leaf."""
 
 
 def no_state(key: Key, hparams: HParams) -> tuple[()]:

@@ -19,7 +19,6 @@ from hypergrad.estimators.advice import (
     structural_zeros,
 )
 from hypergrad.estimators.base import (
-    DrawnLeafWarning,
     Estimator,
     first_nonfinite,
     inner_loss,
@@ -46,7 +45,7 @@ from hypergrad.estimators.unrolled.reverse import Plan
 from hypergrad.estimators.ways import check_implicit, past_the_loss
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import TrainState, init_state, split_key, trained, unroll_losses
-from hypergrad.validation import check_step, validate, warn_unread
+from hypergrad.validation import DrawnLeafWarning, check_step, validate, warn_unread
 
 REST = 1e-2
 """Largest ‖∇_w L‖ after training, as a share of the norm before it, at which training has come to rest."""
@@ -100,7 +99,7 @@ def recommend(
     if any(map(spaces.is_discrete, jax.tree.leaves(space))):
         validate(problem, hparams, horizon)
         return _drawn(problem, space, horizon, memory)
-    seen = check_step(problem, hparams, real=True)
+    seen = check_step(problem, hparams, real=True, pathwise=False)
     warn_unread([seen.reads])
     with warnings.catch_warnings():
         # they are among the reasons

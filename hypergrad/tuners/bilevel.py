@@ -18,7 +18,7 @@ from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.estimators.base import first_nonfinite
 from hypergrad.estimators.implicit.response import default_batch
 from hypergrad.estimators.ways import check_implicit, unused
-from hypergrad.problem import Problem, Task, with_hparams
+from hypergrad.problem import Problem, Task, check_problem, with_hparams
 from hypergrad.searchers import Trials
 from hypergrad.train import init_state, trained
 from hypergrad.tuners.base import Tuner
@@ -31,7 +31,7 @@ from hypergrad.tuners.bilevel_methods import (
     outer_terms,
     soba,
 )
-from hypergrad.validation import validate
+from hypergrad.validation import check_step, warn_unread
 
 
 class BilevelState(NamedTuple):
@@ -108,6 +108,7 @@ def bilevel(
         Dagréou, Ablin, Vaiter, Moreau, 2022, arXiv:2201.13409 (SOBA, SABA); Arbel, Mairal, 2022,
         arXiv:2111.14580 (AmIGO).
     """
+    check_problem(problem)
     spaces.check_space(space, real=True)
     check_whole("num_iterations", num_iterations)
     check_whole("num_restarts", num_restarts)
@@ -229,7 +230,7 @@ def _check_implicit(
     linear: Callable[[HParams], optax.GradientTransformation],
 ) -> None:
     """Raise a `ValueError` where the problem has no implicit hypergradient, or v no optimizer."""
-    validate(problem, hparams)
+    warn_unread([check_step(problem, hparams, real=True).reads])
     check_implicit(problem, hparams, 3, default_batch(problem))
 
     def move(hparams: HParams) -> PyTree:

@@ -16,7 +16,6 @@ from hypergrad.core import tree
 from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.estimators import Estimator
 from hypergrad.estimators.advice import StructuralZeroWarning
-from hypergrad.estimators.base import DrawnLeafWarning
 from hypergrad.problem import Problem, Task
 from hypergrad.report.study import Study
 from hypergrad.schedulers.base import SchedulerWarning
@@ -45,6 +44,7 @@ from hypergrad.tuning.build import (
 from hypergrad.tuning.judge import choose_best, judge, result_of
 from hypergrad.tuning.provenance import check_same_result, describe_study
 from hypergrad.tuning.settings import Settings, check_settings
+from hypergrad.validation import DrawnLeafWarning
 
 
 def tune(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams, Key, PyTree
-from hypergrad.estimators.base import Estimate, Estimator, check_real, no_state
+from hypergrad.estimators.base import Estimate, Estimator, no_state
 from hypergrad.estimators.evolution.info import summarize
 from hypergrad.estimators.evolution.moves import gaussian
 from hypergrad.estimators.evolution.pairs import (
@@ -17,6 +17,7 @@ from hypergrad.estimators.evolution.pairs import (
     run_window,
 )
 from hypergrad.problem import Problem, check_problem
+from hypergrad.validation import check_step
 
 
 def es(
@@ -67,7 +68,7 @@ def es(
     moves = gaussian(sigma, space)
 
     def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:
-        check_real(problem, hparams, pathwise=False)
+        check_step(problem, hparams, real=True, pathwise=False)
 
         def pair(run_key: Key, valid_key: Key) -> tuple[PyTree, Window]:
             draw_key, start_key = jax.random.split(run_key)

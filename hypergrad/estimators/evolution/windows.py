@@ -10,7 +10,7 @@ from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.scans import largest_divisor
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators.base import Estimate, Estimator, check_real
+from hypergrad.estimators.base import Estimate, Estimator
 from hypergrad.estimators.evolution.info import summarize
 from hypergrad.estimators.evolution.moves import Perturbation
 from hypergrad.estimators.evolution.pairs import (
@@ -23,6 +23,7 @@ from hypergrad.estimators.evolution.pairs import (
     run_window,
 )
 from hypergrad.problem import Problem, check_problem
+from hypergrad.validation import check_step
 
 Rule: TypeAlias = Callable[[Array, PyTree, PyTree], tuple[PyTree, PyTree]]
 """(whether the run starts, fresh noise, noise of the state) -> (noise of the move, noise that gets credit)."""
@@ -75,7 +76,7 @@ def by_windows(
         return Pairs(found.train, credited, found.gaps, found.first_nonfinite, count), found
 
     def init(key: Key, hparams: HParams) -> Pairs:
-        check_real(problem, hparams, pathwise=False)
+        check_step(problem, hparams, real=True, pathwise=False)
         start_key, phase_key, run_key = jax.random.split(key, 3)
         pairs = jax.vmap(lambda k: _blank(problem, moves, k, hparams))(
             jax.random.split(start_key, num_pairs)
@@ -92,7 +93,7 @@ def by_windows(
         return jax.lax.scan(turn, pairs, turns)[0]
 
     def estimate(key: Key, state: Pairs, hparams: HParams) -> tuple[Pairs, Estimate]:
-        check_real(problem, hparams, pathwise=False)
+        check_step(problem, hparams, real=True, pathwise=False)
         across = jax.vmap(advance, in_axes=(0, 0, 0, None))
         after, found = across(*pair_keys(key, num_pairs), state, hparams)
         starts = after.train.step[:, :1] == window

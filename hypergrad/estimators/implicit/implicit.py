@@ -16,7 +16,6 @@ from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
-    check_real,
     first_nonfinite,
     inner_loss,
 )
@@ -38,6 +37,7 @@ from hypergrad.train import (
     trained,
     unroll_losses,
 )
+from hypergrad.validation import check_step
 
 
 class ImplicitInfo(NamedTuple):
@@ -200,7 +200,7 @@ def implicit(
     def estimate(
         key: Key, state: ImplicitState, hparams: HParams
     ) -> tuple[ImplicitState, Estimate]:
-        check_real(problem, hparams)
+        check_step(problem, hparams, real=True)
         check_implicit(problem, hparams, horizon, choose)
         _warn_unused(problem, hparams)
         run_key, valid_key = split_key(key)

@@ -148,7 +148,14 @@ def expected(problem: Problem, policy: Policy, draws: Draws, key: Key) -> Proble
     )
 
 
-def check_policy(problem: Problem, policy: Policy, phi: PyTree, *, must_draw: bool = True) -> None:
+def check_policy(
+    problem: Problem,
+    policy: Policy,
+    phi: PyTree,
+    *,
+    must_draw: bool = True,
+    pathwise: bool = False,
+) -> None:
     """Check that problem, policy and φ fit.
 
     **Cost:** abstract evaluation of one step, and two traces of the policy.
@@ -158,6 +165,8 @@ def check_policy(problem: Problem, policy: Policy, phi: PyTree, *, must_draw: bo
         policy: Policy that draws the hparams.
         phi: Parameters φ of the policy.
         must_draw: Whether a policy without discrete leaves of its own is refused.
+        pathwise: Whether to warn of real leaves whose derivative a random draw loses; an estimator of real
+            leaves within does so itself.
 
     Raises:
         ValueError: in one line, for a φ of another structure, and for a policy that draws nothing.
@@ -178,7 +187,7 @@ def check_policy(problem: Problem, policy: Policy, phi: PyTree, *, must_draw: bo
                 f"{want[name].shape} and {want[name].dtype}, as of the policy; start from policy.init(key)"
             )
     drawn = jax.eval_shape(policy.sample, key, phi)
-    check_step(problem, drawn)
+    check_step(problem, drawn, pathwise=pathwise)
     if must_draw and not any(depends(lambda f: policy.log_prob(f, policy.sample(key, f)), phi)):
         raise ValueError(
             "policy has a log_prob that does not depend on its parameters, expected discrete leaves that are "

@@ -14,7 +14,6 @@ from hypergrad.estimators.base import (
     Estimator,
     Precondition,
     Through,
-    check_real,
     first_nonfinite,
 )
 from hypergrad.estimators.policies.draws import Draws, check_policy, check_shared, expected, sampled
@@ -22,6 +21,7 @@ from hypergrad.estimators.policies.policy import Policy
 from hypergrad.estimators.unrolled.base import UnrollInfo, by_unrolling, objective_parts
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import init_state, split_key, unroll_losses
+from hypergrad.validation import check_step
 
 
 class MixedInfo(NamedTuple):
@@ -155,7 +155,7 @@ def no_response(problem: Problem, horizon: int) -> Estimator:
     check_whole("horizon", horizon)
 
     def estimate(key: Key, state: PyTree, hparams: HParams) -> tuple[PyTree, Estimate]:
-        check_real(problem, hparams)
+        check_step(problem, hparams, real=True)
         init_key, valid_key = split_key(key)
         frozen = jax.lax.stop_gradient(hparams)
         final, losses = unroll_losses(

@@ -236,7 +236,7 @@ def _estimate(
     parts: _Parts, key: Key, state: SharedState, phi: PyTree
 ) -> tuple[SharedState, Estimate]:
     """Take the three steps of `shared`, then add credit and drop weights that diverged."""
-    check_policy(parts.problem, parts.policy, phi, must_draw=False)
+    check_policy(parts.problem, parts.policy, phi, must_draw=False, pathwise=True)
     check_shared(parts.problem, parts.policy, phi)
     names = credited(parts.problem, parts.policy, phi, parts.response, parts.credit, parts.horizon)
     window_key, run_key, judge_key, pull_key = jax.random.split(key, 4)

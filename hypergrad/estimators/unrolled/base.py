@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from hypergrad.core import tree
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import warn_structural_zeros
-from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, no_state
+from hypergrad.estimators.base import Estimate, Estimator, first_nonfinite, no_state
 from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode, state_floats
 from hypergrad.problem import Problem
 from hypergrad.train import (
@@ -17,6 +17,7 @@ from hypergrad.train import (
     split_key,
     trained,
 )
+from hypergrad.validation import check_step
 
 
 class UnrollInfo(NamedTuple):
@@ -147,7 +148,7 @@ def by_unrolling(problem: Problem, horizon: int, backward: Backward | None = Non
     estimator = unrolling(problem, horizon, backward)
 
     def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:
-        check_real(problem, hparams)
+        check_step(problem, hparams, real=True)
         return estimator.estimate(key, state, hparams)
 
     return estimator._replace(estimate=estimate)

@@ -12,7 +12,6 @@ from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
-    check_real,
     first_nonfinite,
     inner_loss,
 )
@@ -33,6 +32,7 @@ from hypergrad.train import (
     unroll_losses,
     with_parts,
 )
+from hypergrad.validation import check_step
 
 Gradients: TypeAlias = Callable[[PyTree], tuple[PyTree, HParams]]
 """w -> (∇_w L, ∇_λ L)."""
@@ -118,7 +118,7 @@ def darts(
         return first_state(problem, key, hparams)
 
     def estimate(key: Key, state: OnlineState, hparams: HParams) -> tuple[OnlineState, Estimate]:
-        check_real(problem, hparams)
+        check_step(problem, hparams, real=True)
         in_loss = in_gradient(problem, hparams)
         check_leaves(problem, hparams, 3, in_loss, "one-step hypergradient of the loss")
         before = go_on(state, first_state(problem, key, hparams), restart_every)

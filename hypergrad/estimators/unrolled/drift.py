@@ -12,7 +12,7 @@ from hypergrad.core.methods import Method
 from hypergrad.core.scans import by_step, cut, scan_segments, segment_length
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import unrolled_advice, warn_structural_zeros
-from hypergrad.estimators.base import Estimate, Estimator, check_real, no_state
+from hypergrad.estimators.base import Estimate, Estimator, no_state
 from hypergrad.estimators.unrolled.adjoint import (
     Backward,
     DifferentiableRun,
@@ -32,6 +32,7 @@ from hypergrad.train import (
     step,
     trained,
 )
+from hypergrad.validation import check_step
 
 
 class DriftInfo(NamedTuple):
@@ -120,7 +121,7 @@ def drift(
     backward = undo_by_drift(min_momentum, tolerance)
 
     def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:
-        check_real(problem, hparams)
+        check_step(problem, hparams, real=True)
         warn_structural_zeros(problem, hparams, horizon)
         start = init_state(problem, split_key(key)[0], hparams)
         found, _, certificate, _ = unrolled_estimate(

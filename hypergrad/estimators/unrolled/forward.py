@@ -9,7 +9,7 @@ from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key
 from hypergrad.estimators.advice import warn_structural_zeros
-from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite, no_state
+from hypergrad.estimators.base import Estimate, Estimator, first_nonfinite, no_state
 from hypergrad.estimators.unrolled.base import (
     UnrollInfo,
     finite_leaves,
@@ -23,6 +23,7 @@ from hypergrad.train import (
     split_key,
     trained,
 )
+from hypergrad.validation import check_step
 
 
 def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Estimator:
@@ -56,7 +57,7 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
         check_whole("chunk", chunk)
 
     def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:
-        check_real(problem, hparams)
+        check_step(problem, hparams, real=True)
         warn_structural_zeros(problem, hparams, horizon)
         run_key, valid_key = split_key(key)
 

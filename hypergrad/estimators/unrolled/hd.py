@@ -11,7 +11,6 @@ from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
-    check_real,
     first_nonfinite,
     inner_loss,
 )
@@ -33,6 +32,7 @@ from hypergrad.train import (
     unroll_losses,
     update,
 )
+from hypergrad.validation import check_step
 
 
 def hd(problem: Problem, interval: int = 1, *, restart_every: int | None = None) -> Estimator:
@@ -75,7 +75,7 @@ def hd(problem: Problem, interval: int = 1, *, restart_every: int | None = None)
         return first_state(problem, key, hparams)
 
     def estimate(key: Key, state: OnlineState, hparams: HParams) -> tuple[OnlineState, Estimate]:
-        check_real(problem, hparams)
+        check_step(problem, hparams, real=True)
         _check_optimizer_alone(problem, hparams)
         before = go_on(state, first_state(problem, key, hparams), restart_every)
         last, losses = unroll_losses(problem, hparams, before.train, interval - 1)

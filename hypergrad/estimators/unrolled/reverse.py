@@ -8,7 +8,7 @@ from hypergrad.core import tree
 from hypergrad.core.checks import check_bytes, check_function, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams
-from hypergrad.estimators.base import Estimator, check_real, temporary_bytes
+from hypergrad.estimators.base import Estimator, temporary_bytes
 from hypergrad.estimators.unrolled import adjoint
 from hypergrad.estimators.unrolled.adjoint import (
     Backward,
@@ -19,6 +19,7 @@ from hypergrad.estimators.unrolled.adjoint import (
 from hypergrad.estimators.unrolled.base import by_unrolling, unrolling
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import init_state
+from hypergrad.validation import check_step
 
 
 def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None) -> Estimator:
@@ -106,7 +107,7 @@ def plan(
     check_whole("horizon", horizon)
     check_whole("num_seeds", num_seeds)
     check_bytes(memory)
-    check_real(problem, hparams)
+    check_step(problem, hparams, real=True)
     ladder = [(), sqrt_checkpoint(horizon), *(nested_checkpoint(horizon, n) for n in (2, 3))]
     one = jax.eval_shape(lambda h: init_state(problem, jax.random.key(0), h), hparams)
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in tree.floats(one))

@@ -13,7 +13,7 @@ from hypergrad.core.methods import Method
 from hypergrad.core.scans import by_step, cut, scan_segments, segment_length
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import unrolled_advice, warn_structural_zeros
-from hypergrad.estimators.base import Estimate, Estimator, check_real, no_state
+from hypergrad.estimators.base import Estimate, Estimator, no_state
 from hypergrad.estimators.unrolled.adjoint import (
     Backward,
     DifferentiableRun,
@@ -31,6 +31,7 @@ from hypergrad.train import (
     split_key,
     trained,
 )
+from hypergrad.validation import check_step
 
 MIN_DECAY = 255 / 256
 """Smallest decoupled decay D of a step for which the stack has room."""
@@ -142,7 +143,7 @@ def reversible(
     backward = undo_exactly(min_momentum, limit)
 
     def estimate(key: Key, state: tuple[()], hparams: HParams) -> tuple[tuple[()], Estimate]:
-        check_real(problem, hparams)
+        check_step(problem, hparams, real=True)
         hparams = _once(hparams)
         warn_structural_zeros(problem, hparams, horizon)
         start = init_state(problem, split_key(key)[0], hparams)

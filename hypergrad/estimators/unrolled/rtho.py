@@ -8,7 +8,7 @@ from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key
 from hypergrad.estimators.advice import warn_structural_zeros
-from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite
+from hypergrad.estimators.base import Estimate, Estimator, first_nonfinite
 from hypergrad.estimators.unrolled.base import growth_rate, objective_parts
 from hypergrad.estimators.unrolled.online import (
     OnlineState,
@@ -24,6 +24,7 @@ from hypergrad.train import (
     split_key,
     trained,
 )
+from hypergrad.validation import check_step
 
 
 def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = None) -> Estimator:
@@ -65,11 +66,11 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
         return first_state(problem, key, hparams)._replace(tangents=tangents)
 
     def init(key: Key, hparams: HParams) -> OnlineState:
-        check_real(problem, hparams)
+        check_step(problem, hparams, real=True)
         return begin(key, hparams)
 
     def estimate(key: Key, state: OnlineState, hparams: HParams) -> tuple[OnlineState, Estimate]:
-        check_real(problem, hparams)
+        check_step(problem, hparams, real=True)
         warn_structural_zeros(problem, hparams, interval)
         directions = basis(hparams)
         before = go_on(state, begin(key, hparams), restart_every)

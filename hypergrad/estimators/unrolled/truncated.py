@@ -9,7 +9,7 @@ from hypergrad.core.checks import check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key
 from hypergrad.estimators.advice import warn_structural_zeros
-from hypergrad.estimators.base import Estimate, Estimator, check_real, first_nonfinite
+from hypergrad.estimators.base import Estimate, Estimator, first_nonfinite
 from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode
 from hypergrad.estimators.unrolled.base import unrolled_estimate
 from hypergrad.estimators.unrolled.online import (
@@ -27,6 +27,7 @@ from hypergrad.train import (
     split_key,
     unroll_losses,
 )
+from hypergrad.validation import check_step
 
 
 def truncated(
@@ -100,7 +101,7 @@ def truncated(
         return result, bad, final
 
     def estimate(key: Key, state: Any, hparams: HParams) -> tuple[Any, Estimate]:
-        check_real(problem, hparams)
+        check_step(problem, hparams, real=True)
         warn_structural_zeros(problem, hparams, window, through_init=False)
         if not warm_start:
             start = init_state(problem, split_key(key)[0], jax.lax.stop_gradient(hparams))
