@@ -19,12 +19,11 @@ from scipy.stats import t as student
 from benchmarks.record import Figure, Results, markdown
 from hypergrad import study
 from hypergrad.core.types import Array, Key
-from hypergrad.estimators import Estimator, average, reverse
+from hypergrad.estimators import ESTIMATORS, Estimator, average, reverse
 from hypergrad.problem import Problem, Task
 from hypergrad.space import LogReal, Sequence, default, sample
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import descent
-from hypergrad.tuning.tune import measure_ratio
 from tasks import digits, images
 from tasks.supervised import Splits
 
@@ -94,7 +93,7 @@ def measure(task: Task, splits: Splits, budget: int, seed: int) -> list[Figure]:
     keys = jax.random.split(jax.random.key(seed), 4)
     estimator = reverse(task.problem, task.horizon)
     start = default(task.space)
-    ratio = measure_ratio(task, estimator, start, num_repeats=5)
+    ratio = ESTIMATORS["reverse"].cost(task.problem, task.horizon, task.space)
     num_trials = round(budget * ratio) + NUM_LAST
     began = time.perf_counter()
     iterates = descend(task, estimator, keys[0], budget)

@@ -63,7 +63,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(REPORT, "write_report", lambda folder: Path(folder) / "report.html")
-        patch.setattr(TUNE, "measure_ratio", lambda *_: 4.0)
         for method, settings in SETTINGS.items():
             tune(TASK, storage=folder / method, **settings)
     return folder
@@ -71,7 +70,7 @@ def finished(tmp_path_factory):
 
 def comparable(folder):
     result = read_json(folder / "result.json")
-    del result["seconds"]
+    del result["seconds"], result["clock"]
     return result
 
 
@@ -81,11 +80,9 @@ def lines(path):
 
 @pytest.mark.parametrize(("phase", "done"), [("descent", 1), ("random", 2), ("judge", 0)])
 def test_descent_goes_on_to_the_same_result(tmp_path, finished, monkeypatch, phase, done):
-    monkeypatch.setattr(TUNE, "measure_ratio", lambda *_: 4.0)
     path = tmp_path / "s"
     with pytest.raises(Stop):
         tune(TASK, storage=path, callbacks=stop_at(phase, done), **SETTINGS["descent"])
-    monkeypatch.setattr(TUNE, "measure_ratio", lambda *_: 1 / 0)  # read, not measured
     tuned = hg.resume(TASK, path)
     assert comparable(path) == comparable(finished / "descent")
     for name in ("journal.jsonl", "random/journal.jsonl"):
@@ -342,8 +339,6 @@ def test_a_whole_tune_killed_in_its_later_phases(tmp_path, monkeypatch):
     assert (path / "result.json").is_file() and not (path / "report.html").exists()
 
     tuned = resume(TASK, path)
-    cost = read_json(path / "study.json")["cost"]
-    monkeypatch.setattr(TUNE, "measure_ratio", lambda *_: cost)
     whole = tune(TASK, storage=tmp_path / "whole", **settings)
     assert comparable(path) == comparable(tmp_path / "whole")
     assert tuned.result["final_digest"] == whole.result["final_digest"]

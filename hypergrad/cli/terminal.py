@@ -137,6 +137,10 @@ def print_result(result: dict[str, Any]) -> None:
     say(
         f"each trained again on {result['num_seeds']} fresh seeds; {result['seconds']:.0f} s in all"
     )
+    traces = [result[name] for name in ("trace", "random_trace") if name in result]
+    for (name, seconds), trace in zip(result["clock"].items(), traces, strict=True):
+        spent = max(trace["trainings"], default=0)
+        print(f"{name}: the cost of {spent:.4g} trainings, counted, in {seconds:.0f} s")
     for warning in result["warnings"]:
         say(f"warning: {' '.join(warning.split())}")
 
@@ -152,7 +156,9 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         },
         "warnings": result["warnings"],
         "notes": result["notes"],
+        "cost": result["cost"],
         "seconds": result["seconds"],
+        "clock": result["clock"],
     }
 
 

@@ -4,6 +4,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
+class StepCost(NamedTuple):
+    """What one step of a method costs, counted and not timed, so that it is the same on every run.
+
+    Attributes:
+        trainings: Number of training runs.
+        counted: How they were counted, for people.
+    """
+
+    trainings: float
+    counted: str
+
+
+def no_cost(*family: Any) -> float:
+    """Return zero, the cost of methods of a family that does not count it here."""
+    return 0.0
+
+
 class Method(NamedTuple):
     """A method by name, described once, in its own file.
 
@@ -14,6 +31,8 @@ class Method(NamedTuple):
         make: Function that builds it with the settings of the command line; its arguments are those of the
             family.
         generation: Largest default generation of a search.
+        cost: Function of the arguments of `make` that counts what the method costs, in the unit of its family:
+            trainings an estimate, steps of training an iteration of "bilevel" or a window of "controller".
     """
 
     name: str
@@ -21,6 +40,7 @@ class Method(NamedTuple):
     reads: tuple[str, ...]
     make: Callable[..., Any]
     generation: int = 16
+    cost: Callable[..., float] = no_cost
 
 
 def by_name(*methods: Method) -> dict[str, Method]:

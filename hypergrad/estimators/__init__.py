@@ -3,6 +3,8 @@
 - `advice`: Say in words why an estimate should not be trusted, and which hyperparameters have none.
 - `average`: Averages of any estimator over seeds: less noise, and a standard error with the number.
 - `base`: The contract of every hypergradient estimator, and helpers that the family shares.
+- `costs`: What hypergradients cost, counted in training runs: the same on every machine, whatever its clock
+  says.
 - `evolution/`: Estimators that perturb the hyperparameters.
 - `implicit/`: Estimators that differentiate the condition of rest.
 - `policies/`: Policies over hyperparameters, and the estimators that learn them.

@@ -6,7 +6,7 @@
 - `groups`: Populations whose members do not share one program: each shape has its own, compiled once.
 - `layouts`: Layouts: run a function of one member for N members side by side, in chunks, in a loop or on
   devices.
-- `sizing`: Measurement of the layout that trains a population fastest within a bound on memory.
+- `sizing`: Layouts within a bound on memory: the widest one that fits, or the fastest by the clock.
 """
 
 from hypergrad.populations.base import Member, Population, count, make_population, population, take
@@ -30,7 +30,7 @@ from hypergrad.populations.layouts import (
     sharded,
     vectorized,
 )
-from hypergrad.populations.sizing import Sized, Tried, fastest_layout
+from hypergrad.populations.sizing import Sized, Tried, fastest_layout, widest_chunk
 
 __all__ = [
     "Buckets",
@@ -60,4 +60,5 @@ __all__ = [
     "take",
     "use_cores",
     "vectorized",
+    "widest_chunk",
 ]

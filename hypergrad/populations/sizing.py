@@ -1,4 +1,4 @@
-"""Measurement of the layout that trains a population fastest within a bound on memory."""
+"""Layouts within a bound on memory: the widest one that fits, or the fastest by the clock."""
 
 import time
 from functools import lru_cache
@@ -76,13 +76,15 @@ def fastest_layout(
     **Cost:** one compilation and less than a second for each layout tried, up to log₄ N + 2; memory of
     the N states.
 
-    **Limits:** members are timed at their first steps, on one device. Other devices are as fast only where
-    they are of the same kind and idle.
+    **Limits:** the clock decides, so another run may choose another layout, whose results are the same to 1e-5,
+    not to the bit; `tune` does not use it. Members are timed at their first steps, on one device. Other
+    devices are as fast only where they are of the same kind and idle.
 
     Args:
         problem: Training loop.
         hparams: Hyperparameters of N members; only the timing uses their values.
-        memory: Bound in bytes on each device; where None, the memory that the device reports, if any.
+        memory: Bound in bytes on each device; where None, nine tenths of the memory that the device has, if it
+            says.
         num_devices: Number of devices over which the N members will be spread (`sharded`).
         num_seeds: Runs a member, as in `population`.
         order: Shared order of minibatches, as in `population`.
@@ -124,6 +126,34 @@ def fastest_layout(
     if num_devices > 1:
         layout = sharded(mesh(num_devices), chunked(1) if layout.host else layout, pad=True)
     return best._replace(layout=layout, tried=tuple(tried))
+
+
+def widest_chunk(problem: Problem, hparams: HParams, memory: int, most: int) -> int:
+    """Return the largest width of `chunked` within a bound, among `most` and its halves.
+
+    The compiler states what each takes, and nothing is run, so that the answer is the same on every run.
+
+    **Cost:** one compilation for each width tried.
+
+    Args:
+        problem: Training loop.
+        hparams: Hyperparameters of the N members of one device; only their shapes count.
+        memory: Bound in bytes.
+        most: Largest width.
+
+    Raises:
+        ValueError: where not even one member at a time keeps the bound.
+    """
+    asked = _Asked(problem, hparams, {"num_seeds": 1, "order": None})
+    width = min(most, count(hparams))
+    while (num_bytes := _program(asked, chunked(width).label)[1]) > memory:
+        if width == 1:
+            raise ValueError(
+                f"memory is {memory} bytes, expected at least {num_bytes} for one member at a time; "
+                "raise it, or train a smaller model"
+            )
+        width //= 2
+    return width
 
 
 class _Asked:
@@ -175,7 +205,8 @@ def _program(asked: _Asked, label: str) -> tuple[Any, int, int]:
         it trains.
     """
     num = count(asked.hparams)
-    layout = next(layout for layout in _ladder(num) if layout.label == label)
+    layouts = [*_ladder(num), *map(chunked, range(1, num + 1))]
+    layout = next(layout for layout in layouts if layout.label == label)
     size = 1 if layout.host else num
     hparams, states = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype),
@@ -215,8 +246,8 @@ def _seconds(asked: _Asked, label: str) -> float:
 
 
 def _device_memory() -> int | None:
-    """Return how many bytes the device has left, None where it does not say (a CPU does not)."""
+    """Return how many bytes a program may take, None where the device does not say (a CPU does not)."""
     stats = jax.devices()[0].memory_stats()
     if not stats or "bytes_limit" not in stats:
         return None
-    return int(0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    return int(0.9 * stats["bytes_limit"])

@@ -72,10 +72,10 @@ def captions(results: Results) -> dict[str, str]:
     skipped = int(results.trace["skipped"])
     many_columns = any(leaf.after.ndim > 1 for leaf in schedules)
     return {
-        "objective": f"{capitalized(results.objective)} against cost; the unit is one full training. "
-        "These values were seen while tuning: a point of a descent is a mean over its seeds, a point of "
-        "random search is a single training, so the lowest of many is partly luck. The table compares all "
-        "on equal seeds.",
+        "objective": f"{capitalized(results.objective)} against cost; the unit is one full training, counted, "
+        "not timed. These values were seen while tuning: a point of a descent is a mean over its seeds, a "
+        "point of random search is a single training, so the lowest of many is partly luck. The table "
+        "compares all on equal seeds.",
         "architecture": "The tuned architecture, as it was trained again from scratch for the table; arrows "
         "past a layer are skip connections.",
         "schedules": "Learned schedules against their start."
@@ -171,7 +171,9 @@ def _about(results: Results) -> list[tuple[str, list[str]]]:
         "command": study.get("command"),
         "method": method and f"{method.name}: {method.sentence}",
         "started": study.get("started"),
-        "took": duration(results.seconds),
+        "cost of a step": _cost(study),
+        "layout": study.get("layout"),
+        "took": _took(results),
         "seed": study.get("seed"),
         "seeds to compare": results.num_seeds or None,
         "task arguments": study["task_arguments"],
@@ -184,6 +186,20 @@ def _about(results: Results) -> list[tuple[str, list[str]]]:
         "versions": study["versions"],
     }
     return [(name, _lines(value)) for name, value in rows.items() if value not in (None, "", {})]
+
+
+def _cost(study: dict[str, Any]) -> str:
+    """Say how many trainings a step counts, and how they were counted."""
+    cost, counted = study.get("cost"), study.get("counted")
+    if not isinstance(cost, (int, float)):
+        return ""
+    return f"{four_digits(cost)} trainings" + (f": {counted}" if counted else "")
+
+
+def _took(results: Results) -> str:
+    """Say how long the study took, and each search for hyperparameters in it."""
+    parts = [f"{name} {duration(x)}" for name, x in results.clock.items() if duration(x)]
+    return duration(results.seconds) + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _lines(value: Any) -> list[str]:

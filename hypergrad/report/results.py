@@ -3,7 +3,9 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,6 +99,7 @@ class Results(NamedTuple):
         warnings: Sentences about the study.
         interrupted: Whether Ctrl-C ended the study.
         seconds: Wall-clock time; NaN where unknown.
+        clock: Wall-clock time of each search for hyperparameters, by the name of its method.
         num_seeds: Fresh seeds that every configuration was judged on; zero where unknown.
         digest: SHA-256 of all that was trained.
         flatness: What `hypergrad flatness` measured of this result.
@@ -119,6 +122,7 @@ class Results(NamedTuple):
     num_seeds: int
     digest: str | None = None
     flatness: Flatness | None = None
+    clock: Mapping[str, float] = MappingProxyType({})
 
 
 class _Entries(NamedTuple):
@@ -194,6 +198,7 @@ def _read(path: Path) -> _Entries:
 def read_result(study: dict[str, Any], space: dict[str, Dimension], result: _Entries) -> Results:
     """Read the content of `result.json`."""
     metric, configurations = result.entries("metric", {}), result.entries("configurations")
+    clock = result.entries("clock", {})
     random_trace = result.get("random_trace", dict, None)
     notes = result.get("warnings", list, [])
     return Results(
@@ -215,6 +220,7 @@ def read_result(study: dict[str, Any], space: dict[str, Dimension], result: _Ent
         seconds=result.get("seconds", float, None),
         num_seeds=result.get("num_seeds", int, 0),
         digest=result.get("final_digest", str, None),
+        clock={clean(k, 40): clock.get(k, float, None) for k in list(clock.found)[:20]},
     )
 
 

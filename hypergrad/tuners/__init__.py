@@ -9,6 +9,7 @@
 - `controller_info`: The report of a controller on a step: the summary of its updates, and warnings with the
   step.
 - `descent`: Hypergradient descent: walk down the objective in the unconstrained coordinates of the space.
+- `finite_sums`: Finite sums: a loss and an objective as means over minibatches that come again.
 - `methods`: All methods by name, and the settings that each of them reads.
 - `search`: Population search: a searcher times a scheduler.
 """
@@ -18,9 +19,7 @@ from hypergrad.tuners.bilevel import BilevelState, bilevel
 from hypergrad.tuners.bilevel_methods import (
     BILEVEL_METHODS,
     BilevelMethod,
-    FiniteSum,
     amigo,
-    finite_sum,
     saba,
     soba,
 )
@@ -28,6 +27,7 @@ from hypergrad.tuners.clipping import clipped, policy_adam
 from hypergrad.tuners.controller import controller
 from hypergrad.tuners.controller_info import ControllerState, ControllerWarning
 from hypergrad.tuners.descent import DescentState, descent
+from hypergrad.tuners.finite_sums import FiniteSum, finite_sum
 from hypergrad.tuners.methods import METHODS, TUNERS, is_read, readers_of
 from hypergrad.tuners.search import make_search, search
 

@@ -12,10 +12,11 @@ import optax
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_whole
-from hypergrad.core.methods import Method
+from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.estimators.base import first_nonfinite
+from hypergrad.estimators.costs import first_shapes, in_minibatches, valid_minibatches
 from hypergrad.estimators.implicit.response import default_batch
 from hypergrad.estimators.ways import check_implicit, unused
 from hypergrad.problem import Problem, Task, check_problem, with_hparams
@@ -24,6 +25,7 @@ from hypergrad.train import init_state, trained
 from hypergrad.tuners.base import Tuner
 from hypergrad.tuners.bilevel_methods import (
     BILEVEL_METHODS,
+    INNER_GRADIENTS,
     BilevelMethod,
     Loop,
     Point,
@@ -296,9 +298,10 @@ def _diagnose(problem: Problem, point: Point, key: Key) -> tuple[Array, dict[str
     return value, info
 
 
-def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, float]:
+def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, StepCost]:
     """Build the tuner whose step trains as long as a run, and moves as far as a step of a descent."""
-    method = BILEVEL_METHODS[settings.bilevel].make(task.problem)
+    named = BILEVEL_METHODS[settings.bilevel]
+    method = named.make(task.problem)
     num_iterations = max(1, task.horizon // method.num_updates)
     rate = settings.learning_rate / num_iterations
     decay = optax.cosine_decay_schedule(rate, settings.budget * num_iterations)
@@ -311,7 +314,15 @@ def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, floa
         num_restarts=settings.num_restarts,
         start=start,
     )
-    return tuner, 1
+    num, each = settings.num_restarts, named.cost(task.problem)
+    counted = (
+        f"{num * num_iterations} iterations of {settings.bilevel!r}, {each:.4g} steps of training each, and "
+        "one gradient on all training examples"
+    )
+    state = first_shapes(task.problem, task.space)
+    last = INNER_GRADIENTS * in_minibatches(task.problem, default_batch(task.problem), state)
+    last += valid_minibatches(task.problem)
+    return tuner, StepCost(num * (num_iterations * each + last) / task.horizon, counted)
 
 
 BILEVEL = Method(

@@ -20,8 +20,9 @@ from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.methods import Method, by_name
 from hypergrad.core.types import Array, Batch, Key, Params, PyTree
+from hypergrad.estimators.costs import in_minibatches, valid_minibatches
 from hypergrad.estimators.implicit.response import settle
-from hypergrad.problem import Problem, check_problem
+from hypergrad.problem import Problem
 from hypergrad.train import (
     TrainState,
     carried,
@@ -31,6 +32,10 @@ from hypergrad.train import (
     update,
     with_parts,
 )
+from hypergrad.tuners.finite_sums import FiniteSum, finite_sum, nearest_divisor
+
+INNER_GRADIENTS = 3.0
+"""Steps of training that the three terms of a training minibatch count: a derivative of a gradient."""
 
 
 class Point(NamedTuple):
@@ -243,63 +248,6 @@ def amigo(num_inner: int = 10, num_linear: int = 10) -> BilevelMethod:
     return BilevelMethod(lambda loop, point: (), iterate, num_updates=num_inner)
 
 
-class FiniteSum(NamedTuple):
-    """A loss and an objective as means over finitely many minibatches of equal weight.
-
-    Attributes:
-        num_train: Number of minibatches of the loss.
-        train: (index) -> minibatch of the loss.
-        num_valid: Number of minibatches of the objective.
-        valid: (index) -> minibatch of the objective.
-    """
-
-    num_train: int
-    train: Callable[[Array], Batch]
-    num_valid: int
-    valid: Callable[[Array], Batch]
-
-
-def finite_sum(problem: Problem, batch_size: int) -> FiniteSum:
-    """Cut a problem's `train_set` into minibatches; its validation batch stays whole.
-
-    Minibatch i holds the examples i, i + n, i + 2n, ... for n = num_examples / batch_size, so that a
-    sorted set is spread over all of them. The validation batch is that of one key: where `valid_batch`
-    draws a part, write a `FiniteSum` of your own.
-
-    Args:
-        problem: Problem with a `train_set`.
-        batch_size: Divisor of the number of examples, since every minibatch has the same weight.
-
-    Raises:
-        ValueError: without a `train_set`, and for another batch size, with the nearest that divides.
-    """
-    check_problem(problem)
-    check_whole("batch_size", batch_size)
-    if problem.train_set is None:
-        raise ValueError(
-            "problem.train_set is None, expected Examples(num_examples, at), because saba needs a finite "
-            "sum; set it, use soba(), or pass a FiniteSum"
-        )
-    size, at = problem.train_set
-    if size % batch_size:
-        near = nearest_divisor(size, batch_size)
-        raise ValueError(
-            f"batch_size is {batch_size}, expected a divisor of the {size} training examples; pass e.g. {near}"
-        )
-    num = size // batch_size
-
-    def train(index: Array) -> Batch:
-        return at(index + num * jnp.arange(batch_size))
-
-    return FiniteSum(num, train, 1, lambda index: problem.valid_batch(jax.random.key(0)))
-
-
-def nearest_divisor(number: int, wanted: int) -> int:
-    """Return the divisor of `number` that is nearest to `wanted` by their ratio."""
-    divisors = (d for d in range(1, number + 1) if number % d == 0)
-    return min(divisors, key=lambda d: max(d / wanted, wanted / d))
-
-
 class Table(NamedTuple):
     """The last value of a term on each minibatch, `rows` `[num, ...]`, and their `mean`."""
 
@@ -379,20 +327,50 @@ def _soba(problem: Problem) -> BilevelMethod:
     return soba()
 
 
+def _sum_size(problem: Problem) -> int:
+    if problem.train_set is None:
+        return SUM_BATCH  # which `finite_sum` refuses in words of its own
+    return nearest_divisor(problem.train_set.num_examples, SUM_BATCH)
+
+
 def _saba(problem: Problem) -> BilevelMethod:
-    size = SUM_BATCH
-    if problem.train_set is not None:
-        size = nearest_divisor(problem.train_set.num_examples, size)
-    return saba(finite_sum(problem, size))
+    return saba(finite_sum(problem, _sum_size(problem)))
 
 
 def _amigo(problem: Problem) -> BilevelMethod:
     return amigo()
 
 
-SOBA = Method("soba", "all three variables at once, each on one minibatch", (), _soba)
-SABA = Method("saba", "as soba, without the noise: a memory of every minibatch's terms", (), _saba)
-AMIGO = Method("amigo", "several steps of the weights, of the system, then one", (), _amigo)
+def _saba_cost(problem: Problem) -> float:
+    """Count its own minibatches, which may be larger or smaller than those of training."""
+    sums = finite_sum(problem, _sum_size(problem))
+    batch = in_minibatches(problem, lambda problem: sums.train(jnp.zeros((), jnp.int32)))
+    return INNER_GRADIENTS * batch + valid_minibatches(problem)
+
+
+SOBA = Method(
+    "soba",
+    "all three variables at once, each on one minibatch",
+    (),
+    _soba,
+    cost=lambda problem: INNER_GRADIENTS + valid_minibatches(problem),
+)
+SABA = Method(
+    "saba",
+    "as soba, without the noise: a memory of every minibatch's terms",
+    (),
+    _saba,
+    cost=_saba_cost,
+)
+AMIGO = Method(
+    "amigo",
+    "several steps of the weights, of the system, then one",
+    (),
+    _amigo,
+    # products with the Hessian alone count 2, without the part to the hparams
+    cost=lambda problem: 10 + 10 * 2 + INNER_GRADIENTS + valid_minibatches(problem),
+)
 
 BILEVEL_METHODS: dict[str, Method] = by_name(SOBA, SABA, AMIGO)
-"""Stochastic bilevel methods by name; each `make` takes the problem."""
+"""Stochastic bilevel methods by name; `make` and `cost`, in steps of training an iteration, take the
+problem."""

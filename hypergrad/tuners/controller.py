@@ -11,9 +11,10 @@ from jax import core
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_least, check_whole
-from hypergrad.core.methods import Method
+from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators import Estimate, Estimator
+from hypergrad.estimators.costs import valid_minibatches
 from hypergrad.estimators.policies import (
     RESPONSES,
     Policy,
@@ -251,17 +252,18 @@ ENTROPY_BONUS = 0.003
 """By name, in units of the objective a nat."""
 
 
-def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, float]:
+def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, StepCost]:
     """Build the tuner whose real leaves learn by the response, or by credit where it does not see them."""
     policy = multitask(task.space) if task.policy is None else task.policy
     check_kind("task.policy", policy, Policy, "policies.multitask(space)")
     credited = settings.response != "unrolled" and policy.log_density is not None
     scheduled = any(isinstance(d, spaces.Sequence) for d in jax.tree.leaves(task.space))
+    window, response = min(WINDOW, task.horizon), RESPONSES[settings.response]
     estimator = shared(
         task.problem,
-        min(WINDOW, task.horizon),
+        window,
         policy,
-        response=RESPONSES[settings.response].make(),
+        response=response.make(),
         draws=sampled(DRAWS),
         credit=running_mean() if credited else None,
         restart_every=task.horizon if scheduled else None,
@@ -279,7 +281,10 @@ def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, floa
     )
     # settings that cannot work are refused before a study begins
     jax.eval_shape(lambda key: tuner.step(key, tuner.init(key)), jax.random.key(0))
-    return tuner, 1
+    each = window + response.cost(task.problem, window, task.space)
+    each = DRAWS * (each + valid_minibatches(task.problem))
+    counted = f"{UPDATES} updates of the policy, {each:.4g} gradients of a loss each"
+    return tuner, StepCost(UPDATES * each / task.horizon, counted)
 
 
 CONTROLLER = Method(

@@ -12,9 +12,10 @@ import optax
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_share, check_whole
-from hypergrad.core.methods import Method
+from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators import ESTIMATORS, Estimator, average, plan, reverse
+from hypergrad.estimators.costs import BACKWARD
 from hypergrad.problem import Task
 from hypergrad.searchers import Trials
 from hypergrad.tuners.base import Tuner
@@ -221,14 +222,15 @@ def _where(mask: Array, new: PyTree, old: PyTree) -> Any:
     return jax.tree.map(pick, new, old)
 
 
-def estimator_of(task: Task, settings: Any) -> Estimator:
-    """Build the estimator of a descent, for one seed.
+def _estimator_of(task: Task, settings: Any) -> tuple[Estimator, float]:
+    """Build the estimator of a descent, for one seed; return it, and how many trainings an estimate counts.
 
     Raises:
         ValueError: for a `memory` with another estimator than "reverse", the only one that uses it.
     """
     if settings.memory is None:
-        return ESTIMATORS[settings.estimator].make(task.problem, task.horizon, task.space)
+        method, args = ESTIMATORS[settings.estimator], (task.problem, task.horizon, task.space)
+        return method.make(*args), method.cost(*args)
     if settings.estimator != "reverse":
         raise ValueError(
             f"memory is given with estimator {settings.estimator!r}, expected 'reverse'; leave one out"
@@ -236,12 +238,13 @@ def estimator_of(task: Task, settings: Any) -> Estimator:
     num = settings.num_seeds * settings.num_restarts
     start = spaces.default(task.space)
     chosen = plan(task.problem, start, task.horizon, settings.memory, num_seeds=num)
-    return reverse(task.problem, task.horizon, backward=chosen.backward)
+    estimator = reverse(task.problem, task.horizon, backward=chosen.backward)
+    return estimator, 1 + BACKWARD + len(chosen.checkpoint)
 
 
-def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, float]:
+def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, StepCost]:
     """Build the tuner, whose step costs as many hypergradients as there are seeds and restarts."""
-    estimator = estimator_of(task, settings)
+    estimator, each = _estimator_of(task, settings)
     if settings.num_seeds > 1:
         estimator = average(estimator, settings.num_seeds)
     rate = optax.cosine_decay_schedule(settings.learning_rate, settings.budget)
@@ -251,7 +254,10 @@ def _make(task: Task, settings: Any, start: HParams | None) -> tuple[Tuner, floa
     if first is None:
         first = spaces.starting_values(task.space)
     parts = _Parts(estimator, task.space, outer, num, UNLIMITED, True, first)
-    return _tuner(parts), settings.num_seeds * num
+    estimates = settings.num_seeds * num
+    many = "hypergradients" if estimates > 1 else "hypergradient"
+    counted = f"{estimates} {many} by {settings.estimator!r}, {each:.4g} trainings each"
+    return _tuner(parts), StepCost(float(estimates * each), counted)
 
 
 DESCENT = Method(

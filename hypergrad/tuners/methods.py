@@ -8,7 +8,7 @@ from hypergrad.tuners.descent import DESCENT
 
 TUNERS: dict[str, Method] = by_name(DESCENT, BILEVEL, CONTROLLER)
 """Tuners that follow hypergradients, by name; each `make` takes (task, settings, start), and returns a tuner
-and the cost of one of its steps, in estimates or steps of its own."""
+and the `StepCost` of one of its steps."""
 
 METHODS: dict[str, Method] = TUNERS | SEARCHERS
 """All that `--method` may name: tuners, and the searchers of a search."""

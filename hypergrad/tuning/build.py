@@ -9,10 +9,19 @@ import numpy as np
 
 from hypergrad import space as spaces
 from hypergrad.core.checks import check_kind, check_whole
+from hypergrad.core.methods import StepCost
 from hypergrad.core.types import Key, PyTree
 from hypergrad.estimators import ESTIMATORS
 from hypergrad.estimators.policies import RESPONSES
-from hypergrad.populations import alike, fastest_layout, layout_for, make_population, partitioned
+from hypergrad.populations import (
+    Layout,
+    alike,
+    count,
+    layout_for,
+    make_population,
+    partitioned,
+    widest_chunk,
+)
 from hypergrad.problem import Problem, Task, check_problem, fixed
 from hypergrad.report.extras import check_extras
 from hypergrad.schedulers import SCHEDULERS
@@ -104,7 +113,7 @@ def check_task(task: Task, settings: Settings) -> Settings:
         )
     if names and settings.memory is not None:
         raise ValueError(
-            f"memory is {settings.memory}, expected None {because}: what fits is measured for one shape; "
+            f"memory is {settings.memory}, expected None {because}: what fits is found for one shape; "
             "pass chunk, the members side by side on each device"
         )
     found = []
@@ -117,15 +126,15 @@ def check_task(task: Task, settings: Settings) -> Settings:
     return settings
 
 
-def build(task: Task, settings: Settings) -> tuple[Tuner, float]:
-    """Build the tuner, and return the cost of one of its steps, in estimates, trainings or its own steps."""
+def build(task: Task, settings: Settings) -> tuple[Tuner, StepCost]:
+    """Build the tuner, and return the cost of one of its steps."""
     if settings.method in TUNERS:
         return TUNERS[settings.method].make(task, settings, start_of(task, settings))
     return build_search(task, settings)
 
 
-def build_search(task: Task, settings: Settings) -> tuple[Tuner, float]:
-    """Build the tuner of a search, and return the number of trainings that a generation costs."""
+def build_search(task: Task, settings: Settings) -> tuple[Tuner, StepCost]:
+    """Build the tuner of a search, and return the cost of a generation."""
     num_generations, size = generations(settings)
     num, told = num_generations * size, []
     if settings.warm_start is not None:
@@ -136,9 +145,8 @@ def build_search(task: Task, settings: Settings) -> tuple[Tuner, float]:
     searcher = SEARCHERS[settings.method].make(space, num, size, priors_of(settings))
     searcher = warm_start(searcher, told) if told else searcher
     make = SCHEDULERS[settings.scheduler].make
-    scheduler, cost = make(task.problem, task.space, task.horizon, size)
-    shapes = bool(static.static_names(task.space))
-    layout = layout_for(size, settings.devices, settings.chunk, groups=shapes)
+    scheduler, trainings = make(task.problem, task.space, task.horizon, size)
+    shapes, layout = bool(static.static_names(task.space)), layout_of(task, settings)
     members = one_shape = make_population(task.problem, layout)
     if shapes:
         members = partitioned(task.problem, task.space, partial(make_population, layout=layout))
@@ -152,21 +160,28 @@ def build_search(task: Task, settings: Settings) -> tuple[Tuner, float]:
         return scheduler(one_shape, key, jax.vmap(partial(spaces.sample, space))(keys))
 
     jax.eval_shape(generation, jax.random.key(0))  # may refuse, before a study begins
-    return tuner, cost
+    counted = f"the steps of training of {size} trials under the scheduler {settings.scheduler!r}"
+    return tuner, StepCost(float(trainings), counted)
 
 
-def measured(task: Task, settings: Settings) -> Settings:
-    """Return the settings with the fastest chunk of a search within its memory, where that is given."""
+def layout_of(task: Task, settings: Settings) -> Layout:
+    """Return the layout of a search's members, which its shapes, devices and settings decide."""
+    shapes = bool(static.static_names(task.space))
+    return layout_for(generations(settings)[1], settings.devices, settings.chunk, groups=shapes)
+
+
+def within_memory(task: Task, settings: Settings) -> Settings:
+    """Return the settings with the widest chunk of a search within its memory, where that is given."""
     if settings.method in TUNERS or settings.memory is None or settings.chunk is not None:
         return settings
     size = generations(settings)[1]
     num_devices = settings.devices or len(jax.devices())
     keys = jax.random.split(jax.random.key(settings.seed), size)
     hparams = jax.vmap(lambda key: spaces.sample_constant(task.space, key))(keys)
-    found = fastest_layout(
-        task.problem, hparams, memory=settings.memory, num_devices=num_devices
-    ).layout
-    return settings._replace(chunk=found.width or -(-size // num_devices))
+    share = jax.tree.map(lambda x: x[: -(-size // num_devices)], hparams)
+    most = layout_for(size, num_devices).width or count(share)
+    chunk = widest_chunk(task.problem, share, settings.memory, most)
+    return settings._replace(chunk=chunk)
 
 
 def most_trials(method: str, scheduler: str = "full") -> int:

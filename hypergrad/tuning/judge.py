@@ -9,6 +9,7 @@ import numpy as np
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
+from hypergrad.core.methods import StepCost
 from hypergrad.core.types import Array, HParams, Key
 from hypergrad.estimators.advice import CHAOTIC_GROWTH
 from hypergrad.populations import per_shape
@@ -167,7 +168,7 @@ def result_of(
     found: Study,
     baseline: Study | None,
     judged: dict[str, dict[str, Any]],
-    cost: float,
+    cost: StepCost,
     best: HParams,
 ) -> dict[str, Any]:
     """Return the content of `result.json` for a finished study.
@@ -178,10 +179,10 @@ def result_of(
         found: Trials of the method.
         baseline: Trials of random search; None where it was not run.
         judged: Result of `judge`.
-        cost: Number of trainings that one step of the method costs.
+        cost: Cost of one step of the method.
         best: Chosen hparams.
     """
-    trace = _trace(found, cost)
+    trace = _trace(found, cost.trainings)
     notes = _notes(found, trace)
     snippet = diagram = None
     try:
@@ -202,8 +203,11 @@ def result_of(
         "num_seeds": settings.eval_seeds,
         "digest": found.digest,
         "final_digest": final_digest(found, baseline, judged),
+        "cost": cost._asdict(),
+        "clock": {settings.method: found.seconds},
     }
     if baseline is not None:
+        result["clock"]["random"] = baseline.seconds
         size = len(baseline.trials[0].values) if baseline.trials else 1
         result["random_trace"] = _trace(baseline, size)
     return result

@@ -18,7 +18,8 @@ from hypergrad.space import describe_space, space_from_description
 from hypergrad.study.disk.description import FORMAT
 from hypergrad.study.disk.files import read_json, to_plain
 from hypergrad.study.disk.machine import describe_machine
-from hypergrad.tuning.build import NAMES, check_task, width
+from hypergrad.tuners import TUNERS
+from hypergrad.tuning.build import NAMES, check_task, layout_of, width
 from hypergrad.tuning.settings import Settings, check_settings
 from hypergrad.tuning.warm_start import digest_of
 
@@ -138,6 +139,7 @@ def describe_study(task: Task, settings: Settings, details: dict[str, Any]) -> d
         "command": "hypergrad.tune(...)",
         "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "description": task.description,
+        **({} if settings.method in TUNERS else {"layout": layout_of(task, settings).label}),
         **digest_of(task, settings),
         **details,
     }

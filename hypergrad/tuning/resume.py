@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hypergrad import study
+from hypergrad.core.methods import StepCost
 from hypergrad.core.types import PyTree
 from hypergrad.problem import Problem, Task
 from hypergrad.report.study import Study
@@ -42,17 +43,23 @@ def resume(
         described = study.read_description(folder.path)
         task = _as_task(task, space, described)
         settings = settings_of(task, described, allow_changes)
-        cost = described.get("cost")
-        if not isinstance(cost, (int, float)) or not 0 < cost < float("inf"):
-            raise ValueError(
-                f"{str(folder.path / 'study.json')!r}: cost is {cost!r}, expected a positive number; "
-                "resume it with study.resume"
-            )
+        cost = _cost(described, folder.path)
         with collected_warnings() as caught:
             tuner = build(task, settings)[0]
             return complete(
                 Work(task, settings, tuner, cost, folder, described), Listeners(callbacks), caught
             )
+
+
+def _cost(described: dict[str, Any], path: Path) -> StepCost:
+    """Return the cost of a step as it was counted when the study began."""
+    cost, counted = described.get("cost"), described.get("counted", "")
+    if not isinstance(cost, (int, float)) or not 0 < cost < float("inf"):
+        raise ValueError(
+            f"{str(path / 'study.json')!r}: cost is {cost!r}, expected a positive number; "
+            "resume it with study.resume"
+        )
+    return StepCost(cost, counted if isinstance(counted, str) else "")
 
 
 def _as_task(task: Any, space: PyTree | None, described: dict[str, Any]) -> Task:

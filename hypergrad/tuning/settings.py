@@ -34,7 +34,7 @@ class Settings(NamedTuple):
         num_restarts: Number of descents side by side.
         eval_seeds: Number of fresh seeds on which every configuration is judged in the end.
         memory: Bytes for the temporaries of one hypergradient by "reverse"; its default scheme where None. For
-            a search, those of the members on one device: what fits is measured, and the fastest taken.
+            a search, those of the members on one device: the widest chunk that fits is taken, and recorded.
         population: Trials of a generation of a search; as suits the method, at most 16, where None.
         generations: Number of generations of a search; as many as make up the budget where None.
         scheduler: Name of the way in which a search spends training on its trials (`schedulers.SCHEDULERS`).

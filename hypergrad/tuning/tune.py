@@ -13,9 +13,10 @@ import numpy as np
 
 from hypergrad import space as spaces, study
 from hypergrad.core import tree
+from hypergrad.core.methods import StepCost
 from hypergrad.core.types import HParams, Key, PyTree
-from hypergrad.estimators import Estimator
 from hypergrad.estimators.advice import StructuralZeroWarning
+from hypergrad.populations import LayoutWarning
 from hypergrad.problem import Problem, Task
 from hypergrad.report.study import Study
 from hypergrad.schedulers.base import SchedulerWarning
@@ -26,9 +27,7 @@ from hypergrad.study.disk.folder import Folder, create, lock
 from hypergrad.study.disk.journal import check_journal
 from hypergrad.study.disk.recorder import Unrecorded
 from hypergrad.study.run import take_steps
-from hypergrad.train import init_state, unroll
 from hypergrad.tuners import TUNERS, ControllerWarning, Tuner
-from hypergrad.tuners.descent import estimator_of
 from hypergrad.tuning.build import (
     NAMES,
     as_task,
@@ -37,9 +36,9 @@ from hypergrad.tuning.build import (
     check_task,
     check_used,
     equal_generations,
-    measured,
     most_trials,
     num_steps,
+    within_memory,
 )
 from hypergrad.tuning.judge import choose_best, judge, result_of
 from hypergrad.tuning.provenance import check_same_result, describe_study
@@ -63,7 +62,7 @@ def tune(
     The last settings of a descent, or the best trials of a search, are trained again on the same seeds, and the
     best of them is chosen, because the lowest of many noisy values is partly luck. The default
     hparams, the tuned ones and (for methods by gradient) the best of as many random trials as cost the
-    same training time are then trained on fresh seeds; the test set is read then, once.
+    same number of trainings are then trained on fresh seeds; the test set is read then, once.
 
     Static dimensions of the space (`Integer` and `Choice` with `static=True`, whose values change shapes) are
     for searches: each combination of their values is compiled once, on its first trial, and each device trains
@@ -97,13 +96,11 @@ def tune(
     check_task(task, chosen)
     listeners = Listeners(callbacks)
     with collected_warnings() as caught:
-        chosen = measured(task, chosen)
-        tuner, per_step = build(
-            task, chosen
-        )  # settings that cannot work are refused before a study is replaced
+        chosen = within_memory(task, chosen)
+        tuner, cost = build(task, chosen)  # refuses what cannot work before a study is replaced
         with contextlib.nullcontext() if storage is None else create(storage, overwrite) as folder:
-            cost = per_step * relative_cost(task, chosen, tuner)
-            described = describe_study(task, chosen, {**(details or {}), "cost": cost})
+            counted = {"cost": cost.trainings, "counted": cost.counted}
+            described = describe_study(task, chosen, {**(details or {}), **counted})
             work = Work(task, chosen, tuner, cost, folder, described)
             return complete(work, listeners, caught)
 
@@ -148,7 +145,7 @@ class Work(NamedTuple):
         task: Task to tune.
         settings: Settings, already checked.
         tuner: Tuner that the settings ask for.
-        cost: Number of trainings that one step costs.
+        cost: Cost of one step.
         folder: Folder of the study, locked; a study that it holds is resumed. Nothing is written where None.
         details: Entries of `study.json`.
     """
@@ -156,7 +153,7 @@ class Work(NamedTuple):
     task: Task
     settings: Settings
     tuner: Tuner
-    cost: float
+    cost: StepCost
     folder: Folder | None
     details: dict[str, Any]
 
@@ -200,15 +197,15 @@ def complete(work: Work, listeners: Listeners, caught: list[warnings.WarningMess
 
 
 def _run_method(work: Work, key: Key, listeners: Listeners) -> Study:
-    show = _Steps(listeners, work.settings.method, num_steps(work.settings), work.cost)
+    show = _Steps(listeners, work.settings.method, num_steps(work.settings), work.cost.trainings)
     return _run(work.tuner, key, work.folder, work.details, show)
 
 
 def _run_baseline(work: Work, found: Study, key: Key, listeners: Listeners) -> Study | None:
-    """Search at random for as long as a gradient method took; other methods have no baseline."""
+    """Search at random with as many trainings as a gradient method cost; other methods have no baseline."""
     if work.settings.method not in TUNERS or found.interrupted:
         return None
-    num_trials = max(1, round(work.cost * len(found.trials)))
+    num_trials = max(1, round(work.cost.trainings * len(found.trials)))
     num, size = equal_generations(most_trials("random"), num_trials)
     settings = Settings("random", population=size, generations=num)
     rival = build_search(work.task, settings)[0]
@@ -269,6 +266,7 @@ def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
         StudyWarning,
         SchedulerWarning,
         SearcherWarning,
+        LayoutWarning,
         ControllerWarning,
     )
     return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, kinds)))
@@ -305,37 +303,3 @@ def _run(tuner: Tuner, key: Key, folder: Folder | None, details: dict, show: _St
     if not study.has_begun(folder.path):
         study.begin(folder, key, show.num_steps, details)
     return Study(*study.resume_run(tuner, folder, show))
-
-
-def relative_cost(task: Task, settings: Settings, tuner: Tuner) -> float:
-    """Return the time of an estimate, or of a step of a tuner, as a multiple of one training run."""
-    if settings.method not in TUNERS:
-        return 1
-    one = estimator_of(task, settings) if settings.method == "descent" else tuner
-    return measure_ratio(task, one, spaces.starting_values(task.space))
-
-
-def measure_ratio(
-    task: Task, one: Estimator | Tuner, hparams: HParams, num_repeats: int = 3
-) -> float:
-    """Measure the time of one hypergradient, or step, as a multiple of one training run, once compiled."""
-    key = jax.random.key(0)
-
-    def train(hparams: HParams) -> PyTree:
-        state = init_state(task.problem, key, hparams)
-        return unroll(task.problem, hparams, state, task.horizon).params
-
-    if isinstance(one, Tuner):
-        begun = one.init(key)
-        programs = (jax.jit(train), lambda _: one.step(key, begun))
-    else:
-        state = one.init(key, hparams)
-        programs = (jax.jit(train), jax.jit(lambda h: one.estimate(key, state, h)))
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(num_repeats + 1):
-        for program, seconds in zip(programs, times, strict=True):
-            began = time.perf_counter()
-            jax.block_until_ready(program(hparams))
-            if repeat:  # the first call compiles
-                seconds.append(time.perf_counter() - began)
-    return float(np.median(times[1]) / np.median(times[0]))

@@ -10,6 +10,7 @@ from hypergrad.estimators.base import Estimate, Estimator, no_state
 from hypergrad.estimators.evolution.info import summarize
 from hypergrad.estimators.evolution.moves import gaussian
 from hypergrad.estimators.evolution.pairs import (
+    NUM_PAIRS,
     Window,
     begin_pairs,
     both_sides,
@@ -26,7 +27,7 @@ def es(
     *,
     sigma: float | PyTree | None = None,
     space: PyTree | None = None,
-    num_pairs: int = 16,
+    num_pairs: int = NUM_PAIRS,
 ) -> Estimator:
     """Differentiate the smoothed objective by whole runs at hparams moved to both sides.
 
@@ -90,4 +91,5 @@ ES = Method(
     "evolution strategies: from whole runs at moved hyperparameters, where derivatives explode",
     (),
     lambda problem, horizon, space: es(problem, horizon, space=space),
+    cost=lambda problem, horizon, space: 2 * NUM_PAIRS,
 )

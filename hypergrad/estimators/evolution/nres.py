@@ -5,7 +5,7 @@ from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, PyTree
 from hypergrad.estimators.base import Estimator
 from hypergrad.estimators.evolution.moves import gaussian
-from hypergrad.estimators.evolution.pairs import Target, final_objective
+from hypergrad.estimators.evolution.pairs import NUM_PAIRS, Target, final_objective
 from hypergrad.estimators.evolution.windows import by_windows, quarter
 from hypergrad.problem import Problem
 
@@ -17,7 +17,7 @@ def nres(
     *,
     sigma: float | PyTree | None = None,
     space: PyTree | None = None,
-    num_pairs: int = 16,
+    num_pairs: int = NUM_PAIRS,
     target: Target = final_objective,
 ) -> Estimator:
     """Build noise-reuse evolution strategies: like `pes`, but with one noise for a whole run.
@@ -68,4 +68,5 @@ NRES = Method(
     "noise-reuse evolution strategies: four estimates a run, with one noise for all of them",
     (),
     lambda problem, horizon, space: nres(problem, horizon, quarter(horizon), space=space),
+    cost=lambda problem, horizon, space: 2 * NUM_PAIRS * quarter(horizon) / horizon,
 )

@@ -11,6 +11,9 @@ from hypergrad.estimators.evolution.moves import Perturbation
 from hypergrad.problem import Problem
 from hypergrad.train import TrainState, init_state, split_key, unroll_losses
 
+NUM_PAIRS = 16
+"""Number of antithetic pairs where none is given."""
+
 
 class Target(NamedTuple):
     """The target of a truncated estimator: the mean over a run's windows of `part`.

@@ -7,7 +7,7 @@ from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, PyTree
 from hypergrad.estimators.base import Estimator
 from hypergrad.estimators.evolution.moves import gaussian
-from hypergrad.estimators.evolution.pairs import Target, final_objective
+from hypergrad.estimators.evolution.pairs import NUM_PAIRS, Target, final_objective
 from hypergrad.estimators.evolution.windows import by_windows, quarter
 from hypergrad.problem import Problem
 
@@ -19,7 +19,7 @@ def pes(
     *,
     sigma: float | PyTree | None = None,
     space: PyTree | None = None,
-    num_pairs: int = 16,
+    num_pairs: int = NUM_PAIRS,
     target: Target = final_objective,
 ) -> Estimator:
     """Build persistent evolution strategies: a hypergradient for every window, without truncation bias.
@@ -76,4 +76,5 @@ PES = Method(
     "persistent evolution strategies: four estimates a run, with new noise for each",
     (),
     lambda problem, horizon, space: pes(problem, horizon, quarter(horizon), space=space),
+    cost=lambda problem, horizon, space: 2 * NUM_PAIRS * quarter(horizon) / horizon,
 )

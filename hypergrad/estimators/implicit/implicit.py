@@ -19,6 +19,7 @@ from hypergrad.estimators.base import (
     first_nonfinite,
     inner_loss,
 )
+from hypergrad.estimators.costs import TANGENT, first_shapes, in_minibatches, num_weights
 from hypergrad.estimators.implicit.response import (
     BatchOf,
     Curvature,
@@ -143,7 +144,7 @@ def implicit(
     2. v ← solve(H v = ∇_w f)                    H = ∂²L/∂w², or another curvature
     3. hypergrad = ∂f/∂λ − (∂²L/∂w∂λ)ᵀ v
 
-    **Cost:** training, one solve (a product is about one gradient of the loss) and one more product;
+    **Cost:** training, one solve (a product is one to two gradients of the loss) and one more product;
     memory of one state and the activations of one batch, whatever the horizon.
 
     **Limits:** exact at a minimum with an exact solve. Elsewhere the error is O(‖∇_w L‖), plus that of the
@@ -244,11 +245,19 @@ def implicit(
     return Estimator(init, estimate)
 
 
+def _count(problem: Problem, horizon: int, space: PyTree) -> float:
+    """Count a training, as many products as `cg()` takes at most, and one more."""
+    products = min(100, num_weights(problem, space)) + 1
+    state = first_shapes(problem, space)
+    return 1 + TANGENT * products * in_minibatches(problem, default_batch(problem), state) / horizon
+
+
 IMPLICIT = Method(
     "implicit",
     "by one linear solve where training has come to rest, for hyperparameters of the loss",
     (),
     lambda problem, horizon, space: implicit(problem, horizon),
+    cost=_count,
 )
 
 

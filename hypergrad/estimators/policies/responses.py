@@ -13,6 +13,7 @@ from hypergrad.core.methods import Method, by_name
 from hypergrad.core.solve import Solve, cg, positive
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.base import inner_loss
+from hypergrad.estimators.costs import TANGENT, pass_back
 from hypergrad.estimators.implicit.response import default_batch, hessian_of_loss
 from hypergrad.estimators.policies.baselines import Baseline
 from hypergrad.estimators.policies.policy import Policy
@@ -292,19 +293,23 @@ def credited(
     return found
 
 
+_PRODUCTS = 5
+
+
 def _implicit() -> Response:
     """Solve on a minibatch, damped because the loss of a network bends down in some directions."""
-    return at_rest(positive(cg(5)), full=False)
+    return at_rest(positive(cg(_PRODUCTS)), full=False)
 
 
 RESPONSES: dict[str, Method] = by_name(
     Method("none", "left out, as in ENAS; real leaves learn by the score function", (), left_out),
-    Method("unrolled", "through the last steps of training", (), unrolled),
+    Method("unrolled", "through the last steps of training", (), unrolled, cost=pass_back),
     Method(
         "implicit",
         "at rest, by a few steps of conjugate gradients, damped where the loss bends down",
         (),
         _implicit,
+        cost=lambda problem, window, space: TANGENT * (3 * _PRODUCTS + 1),  # three dampings
     ),
 )
-"""Responses of shared weights by name; `make` takes no arguments."""
+"""Responses of shared weights by name; `make` takes no arguments, `cost` counts steps for each draw."""

@@ -13,6 +13,7 @@ from hypergrad.core.scans import by_step, cut, scan_segments, segment_length
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import unrolled_advice, warn_structural_zeros
 from hypergrad.estimators.base import Estimate, Estimator, no_state
+from hypergrad.estimators.costs import BACKWARD
 from hypergrad.estimators.unrolled.adjoint import (
     Backward,
     DifferentiableRun,
@@ -137,6 +138,7 @@ DRIFT = Method(
     "backwards through SGD with momentum, whose steps are undone in floating point: exact, in little memory",
     (),
     lambda problem, horizon, space: drift(problem, horizon),
+    cost=lambda problem, horizon, space: 2 + BACKWARD,  # every step is undone, too
 )
 
 

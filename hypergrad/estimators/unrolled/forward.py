@@ -10,6 +10,7 @@ from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key
 from hypergrad.estimators.advice import warn_structural_zeros
 from hypergrad.estimators.base import Estimate, Estimator, first_nonfinite, no_state
+from hypergrad.estimators.costs import TANGENT, num_numbers
 from hypergrad.estimators.unrolled.base import (
     UnrollInfo,
     finite_leaves,
@@ -114,4 +115,5 @@ FORWARD = Method(
     "along with the run: exact, in constant memory, for a few hyperparameters",
     (),
     lambda problem, horizon, space: forward(problem, horizon),
+    cost=lambda problem, horizon, space: 1 + TANGENT * num_numbers(space),
 )

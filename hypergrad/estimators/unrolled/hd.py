@@ -103,6 +103,7 @@ HD = Method(
     "how the last update changed the training loss, twenty times in a run; for the optimizer's settings",
     (),
     lambda problem, horizon, space: hd(problem, reading_interval(horizon), restart_every=horizon),
+    cost=lambda problem, horizon, space: (reading_interval(horizon) + 1) / horizon,
 )
 
 

@@ -9,6 +9,7 @@ from hypergrad.core.checks import check_bytes, check_function, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams
 from hypergrad.estimators.base import Estimator, temporary_bytes
+from hypergrad.estimators.costs import pass_back
 from hypergrad.estimators.unrolled import adjoint
 from hypergrad.estimators.unrolled.adjoint import (
     Backward,
@@ -63,6 +64,7 @@ REVERSE = Method(
     "backwards through the whole run: exact, at one cost for any number of hyperparameters",
     ("memory",),
     lambda problem, horizon, space: unrolling(problem, horizon),
+    cost=lambda problem, horizon, space: 1 + pass_back(problem, horizon, space) / horizon,
 )
 
 

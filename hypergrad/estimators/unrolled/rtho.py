@@ -9,6 +9,7 @@ from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key
 from hypergrad.estimators.advice import warn_structural_zeros
 from hypergrad.estimators.base import Estimate, Estimator, first_nonfinite
+from hypergrad.estimators.costs import TANGENT, num_numbers
 from hypergrad.estimators.unrolled.base import growth_rate, objective_parts
 from hypergrad.estimators.unrolled.online import (
     OnlineState,
@@ -108,4 +109,7 @@ RTHO = Method(
     "forward mode, read twenty times in a continuing run; for a few hyperparameters",
     (),
     lambda problem, horizon, space: rtho(problem, reading_interval(horizon), restart_every=horizon),
+    cost=lambda problem, horizon, space: (
+        (1 + TANGENT * num_numbers(space)) * reading_interval(horizon) / horizon
+    ),
 )

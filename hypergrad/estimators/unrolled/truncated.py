@@ -10,6 +10,7 @@ from hypergrad.core.methods import Method
 from hypergrad.core.types import Array, HParams, Key
 from hypergrad.estimators.advice import warn_structural_zeros
 from hypergrad.estimators.base import Estimate, Estimator, first_nonfinite
+from hypergrad.estimators.costs import BACKWARD, pass_back
 from hypergrad.estimators.unrolled.adjoint import Backward, mixed_mode
 from hypergrad.estimators.unrolled.base import unrolled_estimate
 from hypergrad.estimators.unrolled.online import (
@@ -156,6 +157,9 @@ TRUNCATED = Method(
     "backwards through the last quarter of the run: cheaper, biased towards what helps soon",
     (),
     lambda problem, horizon, space: truncated(problem, horizon, max(1, horizon // 4)),
+    cost=lambda problem, horizon, space: (
+        1 + pass_back(problem, max(1, horizon // 4), space) / horizon
+    ),
 )
 
 ONE_STEP = Method(
@@ -165,4 +169,5 @@ ONE_STEP = Method(
     lambda problem, horizon, space: one_step(
         problem, reading_interval(horizon), restart_every=horizon
     ),
+    cost=lambda problem, horizon, space: (reading_interval(horizon) + BACKWARD) / horizon,
 )
