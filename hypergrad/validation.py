@@ -37,15 +37,13 @@ SCHEDULED = "read one value a step from a schedule, with schedule(hparams[...])"
 def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1) -> None:
     """Check that the functions of a problem fit one another, before anything compiles.
 
-    Each must be a function of its arguments alone. Batches are traced twice, and refused where the second trace
-    is another program, as with `next(iterator)`; host callbacks with effects are refused in every function.
+    Each must be a function of its arguments alone. Batches are traced twice, and so is what can reach an
+    iterator, a random generator or a clock; where the second trace is another program, as with
+    `next(iterator)`, it is refused. So are host callbacks with effects.
 
     **Cost:** abstract evaluation of one training step; no arithmetic, no compilation, except that a batch that
     calls a `jax.pure_callback` of the user's is drawn twice. For a task with static dimensions, one for each of
     their bounds and options.
-
-    **Limits:** in `loss`, `objective`, `init` and `optimizer`, only the global generators of Python and numpy
-    are watched, not a generator that they close over.
 
     Args:
         problem: Problem to check, or a task, which brings the defaults of its space and its horizon.
@@ -195,15 +193,16 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
         name: str, function: Callable, *args, params: PyTree = (), drawn_by: str = ""
     ) -> Any:
         title = f"problem.{name}"
-        program, out = traced_program(title, function, *args, twice=name.endswith("_batch"))
+        own, batch = getattr(problem, name), name.endswith("_batch")
+        program, out = traced_program(title, function, *args, twice=batch, of=own)
         programs[name] = program
         if real:
             origins = [x for arg in args for x in _origins(arg, hparams, params)]
             check_indices(title, program, origins)
             marks = [DATA if x in (None, WEIGHTS) else frozenset([x]) for x in origins]
             if drawn_by:
-                batch = marks_of_batch(programs[drawn_by])
-                marks[len(marks) - len(batch) :] = batch
+                ends = marks_of_batch(programs[drawn_by])
+                marks[len(marks) - len(ends) :] = ends
             drawn.update(dict.fromkeys(draws_that_lose(program, marks), title))
         live = iter(live_inputs(program.jaxpr, [True] * len(program.jaxpr.outvars)))
         for arg in args:

@@ -14,6 +14,7 @@ from hypergrad.core.abstract import abstract
 from hypergrad.core.autodiff import equations
 from hypergrad.core.flow import same_bits, same_program
 from hypergrad.core.host import Store
+from hypergrad.core.outside import contents, may_change, reached
 from hypergrad.core.types import PyTree
 
 FETCH = "fetch data by index with hg.host_batches(fetch, like)"
@@ -22,8 +23,10 @@ _PRECISION = "jax_default_matmul_precision"
 
 _FROZEN = (
     "returned something else for the same arguments, expected a function of them alone, because a trace "
-    f"freezes what an iterator or a generator of numpy returns; {FETCH}, draw with jax.random"
+    "freezes what an iterator, a random generator of Python or numpy, a counter or a clock returns"
 )
+
+DRAW_INSIDE = "draw with jax.random, from a key in the batch (problem.init has its own), or pass a fixed number"
 
 _READS_ON = (
     "returned other numbers for the same arguments, expected a function of them alone, because a backward pass "
@@ -32,42 +35,51 @@ _READS_ON = (
 
 
 def traced_program(
-    name: str, function: Callable, *args, twice: bool = False
+    name: str, function: Callable, *args, twice: bool = False, of: Callable | None = None
 ) -> tuple[ClosedJaxpr, PyTree]:
     """Trace a user's function, or raise a `ValueError` where it is no function of its arguments.
 
-    Refused are host callbacks with effects, numbers of Python's or numpy's global generators, and, with
-    `twice`, whatever else differs from one trace to the next: the batch that `next(iterator)` returned.
+    Refused are host callbacks with effects, and what differs from one trace to the next: the batch that
+    `next(iterator)` returned, a number of Python's or numpy's generators, the time.
 
-    **Cost:** one trace, two with `twice`; nothing is compiled or run, unless the function calls a
-    `jax.pure_callback` of the user's and is to be tried twice.
+    **Cost:** one trace, and a second with `twice`, or where the user's function can reach an iterator, a
+    generator or a clock, or changed what it closes over; nothing is compiled or run, unless it calls a
+    `jax.pure_callback` of the user's and is tried twice.
+
+    **Limits:** a clock that is read in coarser units than two traces are apart is not seen to move.
 
     Args:
         name: Name of the function, as the user knows it.
         function: Function to trace.
         *args: Its arguments, arrays or their shapes.
-        twice: Whether to try it twice, as is cheap for a batch.
+        twice: Whether to try it twice in any case, as is cheap for a batch.
+        of: The user's own function, where `function` calls it.
 
     Returns:
         The program, and the shapes of what the function returns.
     """
-    before = _generators()
+    user = function if of is None else of
+    before, outside = _generators(), reached(user)
+    held = contents(outside)
     try:  # anew, because jax remembers the traces of a function object
-        closed, shapes = abstract(
-            name, _new(function) if twice else function, *args, trace=_program
-        )
+        closed, shapes = abstract(name, _new(function), *args, trace=_program)
     except ValueError as error:
         if isinstance(error.__cause__, StopIteration):
-            raise ValueError(f"{name} {_FROZEN}") from error
+            raise ValueError(f"{name} {_FROZEN}; {_instead(name)}") from error
         raise
     trouble = _effect(closed)
-    if not trouble and (twice or _generators() != before):
-        trouble = "" if _repeats(function, args, closed) else _FROZEN
-    if not trouble and twice:
+    again = twice or _generators() != before or may_change(outside) or contents(outside) != held
+    if not trouble and again:
+        trouble = "" if _repeats(function, args, closed) else f"{_FROZEN}; {_instead(name)}"
+    if not trouble and again:
         trouble = "" if _callbacks_repeat(closed, args) else _READS_ON
     if trouble:
         raise ValueError(f"{name} {trouble}")
     return closed, shapes
+
+
+def _instead(name: str) -> str:
+    return f"{FETCH}, draw with jax.random" if name.endswith("_batch") else DRAW_INSIDE
 
 
 def _new(function: Callable) -> Callable:
