@@ -23,6 +23,7 @@ from hypergrad.space import Choice, LogReal, Real, Sequence
 from hypergrad.study import StudyWarning
 from hypergrad.study.disk.files import read_json, write_json
 from hypergrad.study.disk.journal import read_records
+from hypergrad.train import split_key
 from hypergrad.tuning.provenance import describe_study, final_digest, settings_of
 from hypergrad.tuning.replay import replay
 from hypergrad.tuning.resume import resume
@@ -270,6 +271,40 @@ def test_replay_shows_where_it_went_wrong(tmp_path):
     found = replay(task, tmp_path / "s", 2, debug_nans=True)
     assert found.first_nonfinite == 4 and np.isnan(found.losses[0, 4:]).all()
     assert "log" in found.where and "test_resume.py" in found.where
+
+
+def test_replay_looks_at_the_validation_batch_of_the_trial(tmp_path):
+    """The objective of a descent is not finite on one batch alone, which its estimate drew."""
+
+    def task_of(bad):
+        def objective(params, hparams, batch):
+            return params**2 + jnp.log(jnp.abs(batch - bad))
+
+        problem = exploding().problem._replace(
+            loss=lambda params, h, batch: (params - h["x"]) ** 2,
+            objective=objective,
+            valid_batch=jax.random.uniform,
+        )
+        return exploding()._replace(name="spot", problem=problem)
+
+    def first(bad, name):
+        with pytest.raises(Stop):
+            tune(
+                task_of(bad),
+                method="descent",
+                budget=16,
+                num_seeds=1,
+                storage=tmp_path / name,
+                callbacks=stop_at("descent", 1),
+            )
+        return replay(task_of(bad), tmp_path / name, 0, debug_nans=True)
+
+    plain = first(9.0, "plain")
+    assert plain.where is None and np.isfinite(plain.trial.told.values)
+    key = jax.random.wrap_key_data(jnp.asarray(plain.trial.told.info["key"]))
+    spot = first(float(jax.random.uniform(split_key(key)[1])), "spot")
+    assert np.isfinite(spot.losses).all() and not np.isfinite(spot.trial.told.values)
+    assert "log" in spot.where and "test_resume.py" in spot.where
 
 
 def test_the_command_line(tmp_path, finished, capsys, monkeypatch):

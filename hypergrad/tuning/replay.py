@@ -9,7 +9,7 @@ import numpy as np
 
 from hypergrad import study
 from hypergrad.core import tree
-from hypergrad.core.types import Array, Key, PyTree
+from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators import ONLINE
 from hypergrad.problem import Problem, Task, fixed
 from hypergrad.schedulers import BY_COPIES
@@ -88,7 +88,7 @@ def replay(
             task.problem, hparams, init_state(task.problem, key, hparams), num_steps
         )[1]
 
-    losses = np.stack([np.asarray(train(key)) for key in keys])
+    losses = np.stack([np.asarray(train(key)) for key, _ in keys])
     bad = ~np.isfinite(losses)
     first = int(np.argmax(bad.any(0))) if bad.any() else None
     where = None
@@ -110,23 +110,25 @@ def _goes_on(settings: Settings) -> str | None:
     return f"{how!r}, whose training continues from trial to trial"
 
 
-def _training_keys(one: Trials, settings: Settings) -> list[Key]:
-    """Return the keys of the trial's training runs, as `init_state` takes them."""
+def _training_keys(one: Trials, settings: Settings) -> list[tuple[Key, Key]]:
+    """Return, for each of the trial's training runs, the key of `init_state` and that of its validation batch."""
     key = jax.numpy.asarray(one.info["key"])
     key = jax.random.wrap_key_data(key)
     if settings.method != "descent":
-        return [key]
+        return [(key, split_key(key)[1])]
     keys = jax.random.split(key, settings.num_seeds) if settings.num_seeds > 1 else [key]
-    return [split_key(k)[0] for k in keys]
+    return [split_key(k) for k in keys]
 
 
-def _first_bad_operation(task: Task, hparams: Any, key: Key, last: int) -> str | None:
+def _first_bad_operation(
+    task: Task, hparams: HParams, keys: tuple[Key, Key], last: int
+) -> str | None:
     """Run the steps around a non-finite loss operation by operation, and name the first bad operation.
 
     The weights that made the loss of step `last` came from the step before it; after the last step, the
-    objective follows.
+    objective follows, on the validation batch of the second key.
     """
-    problem, start = task.problem, max(0, last - 1)
+    (key, valid_key), problem, start = keys, task.problem, max(0, last - 1)
     state: TrainState = jax.jit(
         lambda key: unroll(problem, hparams, init_state(problem, key, hparams), start)
     )(key)
@@ -135,7 +137,7 @@ def _first_bad_operation(task: Task, hparams: Any, key: Key, last: int) -> str |
             for _ in range(start, min(last + 1, task.horizon)):
                 state, _ = step(problem, hparams, state)
             if last == task.horizon:
-                problem.objective(state.params, hparams, problem.valid_batch(state.key))
+                problem.objective(state.params, hparams, problem.valid_batch(valid_key))
     except FloatingPointError as error:
         frames = traceback.extract_tb(error.__traceback__)
         mine = [f for f in frames if not Path(f.filename).is_relative_to(_HERE) and _is_code(f)]
