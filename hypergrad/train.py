@@ -58,15 +58,8 @@ def start_state(problem: Problem, params: Params, hparams: HParams, key: Key) ->
     # DoG takes the norm of the first weights, whose derivative is singular at zero
     opt_state = smooth(begin)(hparams, trained(params))
     # optax keeps some counters as Python numbers; a scan's carry wants arrays of a fixed type
-    params, opt_state = jax.tree.map(_as_array, (params, opt_state))
+    params, opt_state = tree.strong((params, opt_state))
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key)
-
-
-def _as_array(leaf: Any) -> Array:
-    dtype = jnp.result_type(leaf)
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return leaf
-    return jnp.asarray(leaf, dtype)
 
 
 def trained(params: Params) -> PyTree:

@@ -251,9 +251,9 @@ def test_tuned_resumed_and_told_by_generation(tmp_path, no_report, capsys, monke
     assert half.interrupted and [len(o.values) for o in half.trials] == [12, 12]
     assert [now.total for now in seen] == [3, 3]
     for now, outcome in zip(seen, half.trials, strict=True):
-        assert now.value == final_values(outcome).min() and now.record["failures"] == 0
-        assert now.record["median"] == np.median(outcome.values)
-        assert now.record["trainings"] == pytest.approx(now.done * outcome.steps.sum() / 9)
+        assert now.value == final_values(outcome).min() and now.numbers["failures"] == 0
+        assert now.numbers["median"] == np.median(outcome.values)
+        assert now.numbers["trainings"] == pytest.approx(now.done * outcome.steps.sum() / 9)
     resumed = hg.resume(TASK, tmp_path / "a")
     assert resumed.result["trace"]["trainings"][-1] == pytest.approx(3 * (12 + 4 * 2 + 1 * 6) / 9)
     finalists = {tuple(o.hparams["lr"][final_values(o).argmin()]) for o in resumed.trials}

@@ -233,7 +233,7 @@ def test_replay_trains_the_same_run_again(finished, method):
     step, member = (2, 1) if method == "descent" else (0, 5)
     assert (found.trial.step, found.trial.member) == (step, member)
     record = list(read_records(finished / method / "journal.jsonl"))[step]
-    assert float(found.trial.told.values) == record["values"][member]
+    assert float(found.trial.trials.values) == record["values"][member]
     assert found.hparams["momentum"] == record["hparams"]["momentum"][member]
     assert found.losses.shape == ((2 if method == "descent" else 1), 4)
     assert found.first_nonfinite is None and np.isfinite(found.losses).all()
@@ -300,10 +300,10 @@ def test_replay_looks_at_the_validation_batch_of_the_trial(tmp_path):
         return replay(task_of(bad), tmp_path / name, 0, debug_nans=True)
 
     plain = first(9.0, "plain")
-    assert plain.where is None and np.isfinite(plain.trial.told.values)
-    key = jax.random.wrap_key_data(jnp.asarray(plain.trial.told.info["key"]))
+    assert plain.where is None and np.isfinite(plain.trial.trials.values)
+    key = jax.random.wrap_key_data(jnp.asarray(plain.trial.trials.info["key"]))
     spot = first(float(jax.random.uniform(split_key(key)[1])), "spot")
-    assert np.isfinite(spot.losses).all() and not np.isfinite(spot.trial.told.values)
+    assert np.isfinite(spot.losses).all() and not np.isfinite(spot.trial.trials.values)
     assert "log" in spot.where and "test_resume.py" in spot.where
 
 

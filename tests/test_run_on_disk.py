@@ -60,7 +60,7 @@ def test_replay_makes_a_trial_again(kept, whole, trial):
     found = study.replay_trial(toy(), kept, trial)
     assert (found.step, found.member) == divmod(trial, 2)
     expected = jax.tree.map(lambda x: x[found.member], whole.trials[found.step].hparams)
-    same(found.told.hparams, expected)
+    same(found.trials.hparams, expected)
     assert "differ from its record" in refused(study.replay_trial, toy(1e-3), kept, trial)
 
 

@@ -201,7 +201,7 @@ def test_resume_to_the_same_bits_and_replay(tuned, tmp_path, monkeypatch):
     assert repeated.hparams["act"] == outcome.hparams["act"][1]
     assert repeated.hparams["width"] == outcome.hparams["width"][1]
     assert repeated.losses.shape == (1, HORIZON) and np.isfinite(repeated.losses).all()
-    assert float(repeated.trial.told.values) == outcome.values[1]
+    assert float(repeated.trial.trials.values) == outcome.values[1]
 
 
 def test_a_search_begins_with_trials_of_shapes(tuned, tmp_path):

@@ -136,7 +136,7 @@ def test_callbacks_hear_everything_in_order(tuned):
     for now, outcome in zip(steps, study.trials, strict=False):
         assert now.value == float(outcome.values.min())
         assert now.hparams["lr"].shape == (HORIZON,)
-        assert now.record["hypergrad_norm"] == float(outcome.info["hypergrad_norm"][0])
+        assert now.numbers["hypergrad_norm"] == float(outcome.info["hypergrad_norm"][0])
     assert [now.done for now in steps if now.phase == "descent"] == [1, 2, 3]
 
 
@@ -256,7 +256,7 @@ def test_jsonl(tuned):
     assert [line["event"] for line in lines] == [kind for kind, _ in heard]
     for line, (kind, now) in zip(lines, heard, strict=True):
         if kind == "step":
-            assert line["value"] == now.value and line["record"] == now.record
+            assert line["value"] == now.value and line["numbers"] == now.numbers
             assert {k: np.shape(v) for k, v in line["hparams"].items()} == {
                 k: np.shape(v) for k, v in now.hparams.items()
             }

@@ -103,7 +103,7 @@ def test_first_then_asks_the_first_and_then_the_other():
         assert shapes in (None, now)
         shapes = now
     assert min(low[:2]) > 0.8, "two generations from the prior, the second because 4 < 6"
-    assert min(low[2:]) < 0.8 and int(state.told) == 6
+    assert min(low[2:]) < 0.8 and int(state.num_told) == 6
     with pytest.raises(ValueError, match="num is 0"):
         first_then(first, random(space), 0)
     with pytest.raises(ValueError, match="works on the host"):

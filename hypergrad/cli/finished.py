@@ -45,7 +45,7 @@ def _summary(found: "Replayed") -> dict[str, Any]:
         "step": found.trial.step,
         "member": found.trial.member,
         "hparams": found.hparams,
-        "value": float(found.trial.told.values),
+        "value": float(found.trial.trials.values),
         "first_loss": found.losses[:, 0].mean(),
         "last_loss": found.losses[:, -1].mean(),
         "first_nonfinite": found.first_nonfinite,
@@ -57,7 +57,7 @@ def _print_replayed(trial: int, found: "Replayed", debug_nans: bool) -> None:
     from hypergrad.cli.terminal import brief
 
     value, losses, first = (
-        float(found.trial.told.values),
+        float(found.trial.trials.values),
         found.losses,
         found.first_nonfinite,
     )

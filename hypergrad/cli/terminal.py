@@ -64,9 +64,8 @@ class Bar:
         parts = [f"loss {now.value:.4f}  best {now.best:.4f}"] if now.hparams else []
         search = now.phase not in (*TUNERS, "judge")
         if search:
-            record = now.record
-            parts += [f"median {record.get('median', float('nan')):.4f}"]
-            parts += [f"failed {record.get('failures', 0)}"]
+            parts += [f"median {now.numbers.get('median', float('nan')):.4f}"]
+            parts += [f"failed {now.numbers.get('failures', 0)}"]
         parts += [f"{name} {brief(value)}" for name, value in now.hparams.items()]
         text = "  ".join(parts)
         if self.progress is not None:

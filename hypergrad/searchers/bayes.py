@@ -80,7 +80,7 @@ class BayesState(NamedTuple):
         memory: trials that the process is conditioned on.
         kernel: kernel fitted to them.
         vectors, shift: scrambled Sobol sequence that the first trials come from.
-        told: trials told so far, int32.
+        num_told: Trials told so far, int32.
         region: trust region; its length does not change where there is none.
     """
 
@@ -88,7 +88,7 @@ class BayesState(NamedTuple):
     kernel: Kernel
     vectors: Array
     shift: Array
-    told: Array
+    num_told: Array
     region: Region
 
 
@@ -176,15 +176,15 @@ def bayes(
         memory, region = remember(state.memory, units, scores), state.region
         if trust_region is not None:
             memory, region = _moved(box, state, memory, scores)
-        told = jnp.minimum(state.told + len(scores), 2**30)
-        state = state._replace(memory=memory, told=told, region=region)
+        told = jnp.minimum(state.num_told + len(scores), 2**30)
+        state = state._replace(memory=memory, num_told=told, region=region)
         fits = [lambda s, n=n: fitted(surrogate, s, n, warp) for n in sizes]
         kernel = jax.lax.switch(branch(memory), [lambda s: s.kernel, *fits], state)
         return state._replace(kernel=kernel)
 
     def ask(key: Key, state: BayesState, num: int) -> HParams:
         def beginning(key: Key, state: BayesState) -> Array:
-            return points(state.vectors, state.shift, state.told, num)
+            return points(state.vectors, state.shift, state.num_told, num)
 
         searches = [lambda k, s, n=n: suggest(k, surrogate, s, num, n) for n in sizes]
         branches = [beginning, *searches]

@@ -28,13 +28,13 @@ class TPEState(NamedTuple):
     Attributes:
         memory: Trials of which the densities are made.
         vectors, shift: Scrambled Sobol sequence of the first trials.
-        told: Trials told so far, int32.
+        num_told: Trials told so far, int32.
     """
 
     memory: Memory
     vectors: Array
     shift: Array
-    told: Array
+    num_told: Array
 
 
 def tpe(
@@ -91,8 +91,8 @@ def tpe(
 
     def tell(state: TPEState, trials: Trials) -> TPEState:
         memory = remember(state.memory, *observe(space, trials))
-        told = jnp.minimum(state.told + len(trials.values), 2**30)
-        return state._replace(memory=memory, told=told)
+        told = jnp.minimum(state.num_told + len(trials.values), 2**30)
+        return state._replace(memory=memory, num_told=told)
 
     def suggest(key: Key, state: TPEState, num: int) -> Array:
         """Return `num` suggestions in unit coordinates, each of which takes the earlier ones into account."""
@@ -112,7 +112,7 @@ def tpe(
 
     def ask(key: Key, state: TPEState, num: int) -> HParams:
         def beginning(key: Key, state: TPEState) -> Array:
-            return points(state.vectors, state.shift, state.told, num)
+            return points(state.vectors, state.shift, state.num_told, num)
 
         enough = state.memory.count >= min(begin, capacity)
         units = jax.lax.cond(enough, lambda k, s: suggest(k, s, num), beginning, key, state)

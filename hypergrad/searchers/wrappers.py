@@ -23,7 +23,7 @@ class FirstThenState(NamedTuple):
 
     searcher: PyTree
     first: PyTree
-    told: Array
+    num_told: Array
 
 
 def first_then(first: Searcher, searcher: Searcher, num: int) -> Searcher:
@@ -51,13 +51,13 @@ def first_then(first: Searcher, searcher: Searcher, num: int) -> Searcher:
 
     def ask(key: Key, state: FirstThenState, size: int) -> HParams:
         return jax.lax.cond(
-            state.told < num,
+            state.num_told < num,
             lambda: first.ask(key, state.first, size),
             lambda: searcher.ask(key, state.searcher, size),
         )
 
     def tell(state: FirstThenState, trials: Trials) -> FirstThenState:
-        told = jnp.minimum(state.told + len(trials.values), num)
+        told = jnp.minimum(state.num_told + len(trials.values), num)
         after = searcher.tell(state.searcher, trials), first.tell(state.first, trials)
         return FirstThenState(*after, told)
 

@@ -25,7 +25,7 @@ class Progress(NamedTuple):
         value: Lowest objective of this step.
         best: Lowest objective so far.
         hparams: {leaf name: value} of this step's best member; empty while judging.
-        record: Further numbers of that member, and the trainings spent so far; empty while judging.
+        numbers: Further numbers of that member, and the trainings spent so far; empty while judging.
     """
 
     phase: str
@@ -34,7 +34,7 @@ class Progress(NamedTuple):
     value: float
     best: float
     hparams: dict[str, Any]
-    record: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    numbers: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
 class Ended(Protocol):
@@ -166,7 +166,7 @@ def scalars(now: Progress) -> dict[str, float]:
     """
     numbers = {n: x for n, x in now.hparams.items() if np.asarray(x).dtype.kind != "U"}
     means = {f"hparams.{name}": np.mean(value) for name, value in numbers.items()}
-    found = {"value": now.value, "best": now.best, **now.record, **means}
+    found = {"value": now.value, "best": now.best, **now.numbers, **means}
     return {
         f"{now.phase}/{name}": float(value) for name, value in found.items() if np.isfinite(value)
     }

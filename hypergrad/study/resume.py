@@ -29,13 +29,13 @@ class Trial(NamedTuple):
     Attributes:
         step: Step of the tuner.
         member: Place of the trial in that step.
-        told: `Trials` of this trial, without the leading axis.
+        trials: `Trials` of this trial, without the leading axis.
         key: Key of the step.
     """
 
     step: int
     member: int
-    told: Trials
+    trials: Trials
     key: Key
 
 

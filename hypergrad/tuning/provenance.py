@@ -95,7 +95,7 @@ def final_digest(found: Study, baseline: Study | None, judged: dict[str, Any]) -
     """Return the SHA-256 of all trainings: the method, its baseline, and the comparison of them."""
     parts = {
         "version": 1,
-        "outcomes": found.digest,
+        "trials": found.digest,
         "random": None if baseline is None else baseline.digest,
         "judged": to_plain(judged),
     }

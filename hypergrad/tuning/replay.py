@@ -77,10 +77,10 @@ def replay(
             "hypergrad.study.replay_trial, which makes the steps again"
         )
     found = study.replay_trial(build(task, settings)[0], folder, trial)
-    label, free = static.split(task.space, found.told.hparams)
+    label, free = static.split(task.space, found.trials.hparams)
     task, hparams = fixed(task, label), jax.tree.map(jax.numpy.asarray, free)
-    keys = _training_keys(found.told, settings)
-    num_steps = int(found.told.steps)
+    keys = _training_keys(found.trials, settings)
+    num_steps = int(found.trials.steps)
 
     @jax.jit
     def train(key: Key) -> Array:
@@ -96,7 +96,7 @@ def replay(
         run = 0 if first is None else int(np.argmax(bad[:, first]))
         last = num_steps if first is None else first
         where = _first_bad_operation(task, hparams, keys[run], last)
-    return Replayed(found, tree.named(found.told.hparams), losses, first, where)
+    return Replayed(found, tree.named(found.trials.hparams), losses, first, where)
 
 
 def _goes_on(settings: Settings) -> str | None:
@@ -111,7 +111,7 @@ def _goes_on(settings: Settings) -> str | None:
 
 
 def _training_keys(one: Trials, settings: Settings) -> list[tuple[Key, Key]]:
-    """Return, for each of the trial's training runs, the key of `init_state` and that of its validation batch."""
+    """Return the key of `init_state` and that of the validation batch, for each of the trial's runs."""
     key = jax.numpy.asarray(one.info["key"])
     key = jax.random.wrap_key_data(key)
     if settings.method != "descent":

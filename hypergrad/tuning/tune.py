@@ -285,14 +285,14 @@ class _Steps:
         values = final_values(told)
         member = int(np.argmin(values))
         hparams = tree.named(jax.tree.map(lambda x: x[member], told.hparams))
-        record = {n: x[member].item() for n, x in told.info.items() if x.shape == values.shape}
-        record["trainings"] = self.cost * (index + 1)
+        numbers = {n: x[member].item() for n, x in told.info.items() if x.shape == values.shape}
+        numbers["trainings"] = self.cost * (index + 1)
         finite = told.values[np.isfinite(told.values)].astype(float)  # whose sum may overflow
-        record["failures"] = len(values) - len(finite)
-        record["median"] = float(np.median(finite)) if len(finite) else float("nan")
+        numbers["failures"] = len(values) - len(finite)
+        numbers["median"] = float(np.median(finite)) if len(finite) else float("nan")
         lowest = float(values[member])
         self.listeners.step(
-            Progress(self.phase, index + 1, self.num_steps, lowest, best, hparams, record)
+            Progress(self.phase, index + 1, self.num_steps, lowest, best, hparams, numbers)
         )
 
 
