@@ -122,6 +122,10 @@ def test_all_modes_agree(name):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not jax.config.read("jax_enable_x64"),
+    reason="float64 throughout: JAX_ENABLE_X64=1 runs it, as the second environment of .ci/run does",
+)
 @pytest.mark.parametrize("name", list(ALL))
 def test_all_modes_agree_for_every_optimizer(name):
     check(name, 8)
