@@ -49,7 +49,7 @@ class Solved(NamedTuple):
 
 
 def geometric(horizon: int) -> Solved:
-    """Build gradient descent on separate parabolas, with a rate a step and the initial scale as hparams.
+    """Build gradient descent on separate parabolas, with a rate per step and the initial scale as hparams.
 
     w_T = s w_0 Π_t (1 − η_t a),   f = ½ ‖w_T − c‖² + ½ s²;   with r = w_T − c,
     df/dη_t = −Σ_i r_i a_i w_{T,i} / (1 − η_t a_i),   df/ds = s + Σ_i r_i w_{T,i} / s

@@ -31,7 +31,7 @@ CONSTANT = "return every part of the carried state, in constant shapes"
 
 WEIGHTS = "the weights"
 
-SCHEDULED = "read one value a step from a schedule, with schedule(hparams[...])"
+SCHEDULED = "read one value per step from a schedule, with schedule(hparams[...])"
 
 
 def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1) -> None:
@@ -110,10 +110,10 @@ def warn_blind(task: Task, found: list[dict[str, bool]]) -> None:
     for name, dim in zip(tree.leaf_names(space), dimensions, strict=True):
         if isinstance(dim, Sequence) and dim.length != horizon:
             holds = f"`schedule` holds its last value from step {dim.length} on"
-            lost = f"a value a step leaves the last {dim.length - horizon} unread"
+            lost = f"a value per step leaves the last {dim.length - horizon} unread"
             warnings.warn(
                 f"space[{name!r}] has length {dim.length} and the horizon is {horizon}: "
-                f"{holds if dim.length < horizon else lost}; pass length={horizon} for a value a step",
+                f"{holds if dim.length < horizon else lost}; pass length={horizon} for a value per step",
                 UnreadWarning,
                 stacklevel=3,
             )

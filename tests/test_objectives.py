@@ -112,7 +112,7 @@ def test_hypervolume_of_known_shapes():
         (lambda: constrained(full(3), 3), "violation is 3, expected a function"),
     ],
 )
-def test_what_cannot_be_is_refused(call, message):
+def test_invalid_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)

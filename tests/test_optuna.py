@@ -174,7 +174,7 @@ def test_trials_that_were_not_asked_for_are_added():
         ({}, TPE, "space has no dimensions"),
     ],
 )
-def test_what_cannot_be_is_refused(space, sampler, message):
+def test_invalid_arguments_are_refused(space, sampler, message):
     def ask():
         searcher = optuna_searcher(space, sampler)
         searcher.ask(KEY, searcher.init(KEY), 2)

@@ -264,7 +264,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("fragment", list(REFUSED))
-def test_what_cannot_be_is_refused_before_compilation(fragment, compilations):
+def test_invalid_settings_are_refused_before_compilation(fragment, compilations):
     settings = {"method": "random"} | REFUSED[fragment]
     hg.tune  # noqa: B018 - imports compile a little
     compilations.clear()

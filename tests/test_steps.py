@@ -223,7 +223,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("fragment", REFUSED)
-def test_what_cannot_be_is_refused_in_one_line(fragment):
+def test_invalid_steps_are_refused_in_one_line(fragment):
     with pytest.raises(ValueError) as caught:
         REFUSED[fragment]()
     assert fragment in str(caught.value) and "\n" not in str(caught.value)

@@ -134,7 +134,7 @@ def test_a_descent_starts_at_its_prior():
         ({"warm_start": 3, "method": "tpe"}, "warm_start is 3, expected the folder"),
     ],
 )
-def test_what_cannot_be_is_refused(settings, message):
+def test_invalid_arguments_are_refused(settings, message):
     with pytest.raises(ValueError, match=message) as caught:
         hg.tune(TASK, **{**SMALL, **settings})
     assert "\n" not in str(caught.value)

@@ -50,7 +50,7 @@ def _verify(shown: Shown, task: str, **given: Any) -> int:
 
 def _print_rows(shown: Shown, task: str, rows: "list[Row]", bad: list[bool]) -> None:
     if not shown.quiet:
-        say(f"{task}: derivatives along one random direction a leaf, float64, against")
+        say(f"{task}: derivatives along one random direction per leaf, float64, against")
         say("central differences (h = 1e-6)")
     say(
         f"{'estimator':22s} {'rel. error':>10s}  {'cosine':>7s} {'time':>7s} {'memory':>9s}  worst leaf"
@@ -123,7 +123,7 @@ def _list(shown: Shown) -> int:
 
 
 def _groups() -> dict[str, dict[str, str]]:
-    """Return {group: {name: sentence}} of everything that has a name."""
+    """Return the sentence of each named method: {group: {name: sentence}}."""
     from hypergrad.study import LOGS
     from hypergrad.tuning.build import NAMES
 

@@ -15,7 +15,7 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value is a real number of Python or numpy, also an infinite one or NaN; True is none."""
+    """Tell whether a value is a real number of Python or numpy, also an infinite one or NaN, and not a bool."""
     kind = Real if hasattr(value, "dtype") else (int, float)
     return isinstance(value, kind) and not isinstance(value, bool)
 

@@ -72,7 +72,7 @@ def cut(xs: PyTree, num_steps: int, size: int) -> list[PyTree]:
 
 
 def by_step(parts: Sequence[PyTree]) -> PyTree:
-    """Join ys of `scan_segments`, one number a step or one a segment, to `[num_steps]`."""
+    """Join ys of `scan_segments`, one number per step or per segment, to `[num_steps]`."""
     return jax.tree.map(lambda *ys: jnp.concatenate([y.reshape(-1) for y in ys]), *parts)
 
 

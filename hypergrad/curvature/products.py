@@ -297,7 +297,7 @@ def difference_hessian(
 
     The diagonal of the central form is (L(+2ε_i) − 2 L(w) + L(−2ε_i)) / 4ε², the same expression.
 
-    **Cost:** four losses a pair of weights (forward: one, and n + 1 more in all), `chunk` pairs side by side.
+    **Cost:** four losses per pair of weights (forward: one, and n + 1 more in all), `chunk` pairs side by side.
 
     **Limits:** rounding adds an error of about (machine epsilon) |L| / ε²: in float32 two digits are left.
     At a kink (a ReLU, a hinge) the result is the bend over a distance ε, not a derivative.

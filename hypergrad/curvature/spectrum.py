@@ -125,7 +125,7 @@ def power_iteration(
 
     Use it where n is so large that the basis of Lanczos' method does not fit.
 
-    **Cost:** `num_steps` products at most, memory of two vectors. The error shrinks by |λ₂/λ₁| a step.
+    **Cost:** `num_steps` products at most, memory of two vectors. The error shrinks by |λ₂/λ₁| per step.
 
     Args:
         loss: Any model that `product` takes.

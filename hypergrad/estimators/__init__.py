@@ -18,6 +18,7 @@
   run.
 """
 
+from hypergrad.core import solve
 from hypergrad.core.methods import Method, by_name
 from hypergrad.estimators.advice import advice, structural_zeros
 from hypergrad.estimators.average import AverageInfo, average
@@ -33,7 +34,7 @@ from hypergrad.estimators.policies.mixed import MixedInfo, mixed, no_response
 from hypergrad.estimators.policies.relaxed import RelaxedInfo, relaxed
 from hypergrad.estimators.policies.score import ScoreInfo, score, score_shared
 from hypergrad.estimators.policies.shared import SharedInfo, SharedState, shared
-from hypergrad.estimators.unrolled.adjoint import mixed_mode, plain
+from hypergrad.estimators.unrolled.adjoint import mixed_mode, nested_checkpoint, plain
 from hypergrad.estimators.unrolled.base import UnrollInfo
 from hypergrad.estimators.unrolled.darts import central_difference, darts, exact_product
 from hypergrad.estimators.unrolled.drift import DRIFT, DriftInfo, drift
@@ -103,6 +104,7 @@ __all__ = [
     "mean_objective",
     "mixed",
     "mixed_mode",
+    "nested_checkpoint",
     "no_response",
     "nres",
     "one_step",
@@ -116,6 +118,7 @@ __all__ = [
     "score",
     "score_shared",
     "shared",
+    "solve",
     "structural_zeros",
     "truncated",
 ]

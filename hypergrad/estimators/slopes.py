@@ -28,7 +28,7 @@ NUM_ESTIMATES = 16
 
 
 class Slopes(NamedTuple):
-    """Finite differences along one direction a leaf, and how hypergradients are compared with them.
+    """Finite differences along one direction per leaf, and how hypergradients are compared with them.
 
     Attributes:
         hparams: Hyperparameters of the differences.
@@ -76,7 +76,7 @@ class Slopes(NamedTuple):
 
 
 def differences(objective: Callable[[HParams], Array], space: PyTree, key: Key) -> Slopes:
-    """Take central differences of an objective along one random unit direction a leaf, at the defaults.
+    """Take central differences of an objective along one random unit direction per leaf, at the defaults.
 
     ⟨∂λ/∂zᵀ hypergrad, d⟩ against (f(z + h d) − f(z − h d)) / 2h,   λ = constrain(z)
 

@@ -132,7 +132,7 @@ def verify(task: Task, *, horizon: int | None = None, seed: int = 0) -> list[Row
     The stochastic bilevel methods of `tuners.bilevel` have no hypergradient of their own: where they come to
     rest, it is that of `implicit`.
 
-    **Cost:** two trainings a leaf, one compilation an estimator, and 256 trainings a stochastic one.
+    **Cost:** two trainings per leaf, one compilation per estimator, and 256 trainings per stochastic estimator.
 
     **Limits:** a network with kinks (ReLU) is not differentiable on a set that a step of h may cross;
     errors of 1e-4 are then not the estimator's fault. Smooth activations agree to about 1e-8.

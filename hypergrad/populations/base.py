@@ -90,7 +90,7 @@ def population(
         problem: Training loop.
         layout: Layout that computes the members (`fastest_layout` measures which is fastest). All devices
             where None, on a CPU in chunks of four.
-        num_seeds: Runs a member; its value is their mean, NaN if one of them diverged, and `judge` adds
+        num_seeds: Runs per member; its value is their mean, NaN if one of them diverged, and `judge` adds
             their standard deviation as `spread`.
         order: Key of the minibatches of every member: all members then see the same ones, drawn once; each
             member draws its own where None.
@@ -229,7 +229,7 @@ def count(hparams: HParams) -> int:
     for name, leaf in tree.named(hparams).items():
         shape = jnp.shape(leaf)
         if not shape or shape[0] == 0 or shape[0] != (num or shape[0]):
-            wanted = f"{num} rows, one a member" if num else "one row a member"
+            wanted = f"{num} rows, one per member" if num else "one row per member"
             raise ValueError(
                 f"hparams[{name!r}] has shape {shape}, expected {wanted}; stack the settings of all members"
             )

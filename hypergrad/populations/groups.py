@@ -257,7 +257,7 @@ def partitioned(
         return list(zip(*columns, strict=True)) if columns else [()] * num
 
     def strip(hparams: HParams) -> list[Any]:
-        # where all are static, one number a member still gives their count
+        # where all are static, one number per member still gives their count
         return static.free_leaves(space, flat(hparams)) or [jnp.zeros(count(hparams))]
 
     def restore(label: tuple, hparams: HParams) -> HParams:

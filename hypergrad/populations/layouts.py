@@ -106,7 +106,7 @@ def looped(width: int = 1, mesh: Mesh | None = None) -> Layout:
 def sharded(mesh: Mesh | None = None, inner: Layout | None = None, *, pad: bool = False) -> Layout:
     """Give each device of a mesh its share of the members, and compute those by `inner`.
 
-    Devices exchange nothing while members train; one number a member is gathered. Populations
+    Devices exchange nothing while members train; one number per member is gathered. Populations
     that shrink are filled up with copies of the last member. On several hosts (after
     `jax.distributed.initialize()`) every process runs the same study, and finds the same trials.
 

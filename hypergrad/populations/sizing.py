@@ -86,7 +86,7 @@ def fastest_layout(
         memory: Bound in bytes on each device; where None, nine tenths of the memory that the device has, if it
             says.
         num_devices: Number of devices over which the N members will be spread (`sharded`).
-        num_seeds: Runs a member, as in `population`.
+        num_seeds: Runs per member, as in `population`.
         order: Shared order of minibatches, as in `population`.
 
     Returns:

@@ -13,5 +13,5 @@
 - `study`: The study that a user holds: what was found, its trials as a table, its schedules, its report.
 - `style`: The style of all figures: colours, axes, and the same bytes each time.
 - `text`: Numbers and names as a report writes them: short, on one line, without control characters.
-- `trials`: The trials of a study as a table: one row a trial, whatever the method.
+- `trials`: The trials of a study as a table: one row per trial, whatever the method.
 """

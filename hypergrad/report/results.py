@@ -91,7 +91,7 @@ class Results(NamedTuple):
         higher_is_better: Whether a higher test metric is better.
         objective: Name of the validation objective.
         configurations: What "default", "tuned" and "random" reached on fresh seeds.
-        trace: Columns with one value a step: "trainings", "value", "best", ...; "skipped" is one number.
+        trace: Columns with one value per step: "trainings", "value", "best", ...; "skipped" is one number.
         random_trace: The same for random search; None where it was not run.
         snippet: The task's code for the tuned hparams.
         diagram: The tuned architecture, for tasks that search for one.

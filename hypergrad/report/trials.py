@@ -1,4 +1,4 @@
-"""The trials of a study as a table: one row a trial, whatever the method."""
+"""The trials of a study as a table: one row per trial, whatever the method."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from hypergrad.searchers import Trials
 
 
 def columns(steps: list[Trials]) -> dict[str, np.ndarray]:
-    """Join the trials of all steps into columns with one row a trial, `[N, ...]`.
+    """Join the trials of all steps into columns with one row per trial, `[N, ...]`.
 
     `trial` numbers all trials, `step` is the tuner's step and `member` the place of the trial in it; `value`
     is NaN where a trial diverged. Then come the hparams by leaf name, and the entries of `info` that have a

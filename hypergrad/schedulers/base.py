@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence as Many
 from typing import Any, NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -94,6 +95,7 @@ def judge_members(
 ) -> Trials:
     """Judge members that have all been trained for `num_steps` steps from `keys`."""
     values, info = population.judge(hparams, states)
+    chex.assert_tree_shape_prefix((values, hparams), keys.shape)
     num = len(values)
     steps = jnp.full(num, num_steps, jnp.int32)
     info |= {"key": jax.random.key_data(keys)}  # with it, a trial can be trained again alone
@@ -122,6 +124,7 @@ def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Run
         given = tree.rows(hparams, index)
         states = population.advance(given, states, until - before)
         scores, found = population.judge(given, states)
+        chex.assert_tree_shape_prefix((scores, given), (size,))
         values = values.astype(scores.dtype).at[index].set(scores)
         steps, rung = steps.at[index].set(until), rung.at[index].set(level)
         if rank is not None:

@@ -237,7 +237,7 @@ def _finite(scores: Array, like: Array) -> Array:
     """Return a user's scores, infinite where they or the objectives are not finite."""
     if jnp.shape(scores) != like.shape:
         raise ValueError(
-            f"score returned the shape {jnp.shape(scores)}, expected {like.shape}, one number a trial; "
+            f"score returned the shape {jnp.shape(scores)}, expected {like.shape}, one number per trial; "
             "return e.g. trials.values"
         )
     scores = jnp.asarray(scores, like.dtype)

@@ -32,7 +32,7 @@ def check_recordable(space: PyTree) -> None:
 
 
 def corners(space: PyTree) -> list[HParams]:
-    """List the defaults, and the defaults with each bound or option of each static dimension in its turn.
+    """List the defaults, and the defaults with each bound or option of one static dimension at a time.
 
     The user's functions are tried with these before training begins; all combinations may be too many.
     """

@@ -162,7 +162,7 @@ def jsonl(path: str | Path) -> Callback:
 def scalars(now: Progress) -> dict[str, float]:
     """List the finite numbers of a step as `phase/name`: value, best, the record, and `hparams.name`.
 
-    Arrays of hparams (schedules, one number a layer) appear as their mean; texts are left out.
+    Arrays of hparams (schedules, one number per layer) appear as their mean; texts are left out.
     """
     numbers = {n: x for n, x in now.hparams.items() if np.asarray(x).dtype.kind != "U"}
     means = {f"hparams.{name}": np.mean(value) for name, value in numbers.items()}

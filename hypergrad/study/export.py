@@ -127,6 +127,6 @@ def as_schedule(hparams: dict[str, Any], name: str) -> Callable[..., Any]:
     value = hparams[name]
     if isinstance(value, str) or np.ndim(value) < 1 or not np.shape(value)[0]:
         raise ValueError(
-            f"hparams[{name!r}] is one value, expected a schedule with one value a step; use it as it is"
+            f"hparams[{name!r}] is one value, expected a schedule with one value per step; use it as it is"
         )
     return spaces.schedule(jnp.asarray(value, jnp.result_type(float)))

@@ -67,7 +67,7 @@ def run(
     With `storage`, a step counts when its record is on the disk; `on_step` is called after that. Whatever ends
     the process then, `resume_run` continues and arrives at the same bits.
 
-    **Cost:** with `storage`, one wait for the disk a step, two more a checkpoint.
+    **Cost:** with `storage`, one wait for the disk per step, two more per checkpoint.
 
     Args:
         tuner: Tuner of any method.

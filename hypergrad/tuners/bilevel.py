@@ -63,7 +63,7 @@ def bilevel(
     num_restarts: int = 1,
     start: HParams | None = None,
 ) -> Tuner:
-    """Move weights, linear system and hparams at once, `num_iterations` times a step of the tuner.
+    """Move weights, linear system and hparams at once, `num_iterations` times per step of the tuner.
 
     w ← w − optimizer(∇_w L),   v ← v − linear(H v − ∇_w f),   z ← z − optimizer(∂f/∂z − (∂²L/∂w∂z)ᵀ v)
 

@@ -51,15 +51,15 @@ def controller(
     clipping: Clipping | None = None,
     num_candidates: int = 1,
 ) -> Tuner:
-    """Train shared weights and a policy in turn, `num_updates` times a step of the tuner.
+    """Train shared weights and a policy in turn, `num_updates` times per step of the tuner.
 
     w ← training under settings and architectures of π_φ,   φ ← φ − optimizer(direct + response − β ∇H(π_φ))
 
     The estimator, `shared(problem, horizon, policy, ...)`, decides the response and the number of draws. With
     `left_out()` this is ENAS, with a `policies.mixture` DARTS.
 
-    **Cost:** `num_updates` estimates and `num_candidates` objectives a step; memory of one set of weights and,
-    for the variances, of `num_updates` gradients of φ.
+    **Cost:** `num_updates` estimates and `num_candidates` objectives per step; memory of one set of weights
+    and, for the variances, of `num_updates` gradients of φ.
 
     **Limits:** values are those of the shared weights, which serve all architectures and rank them roughly:
     train the best again. An update that is not finite (a draw with a NaN objective, say) is counted and moves
@@ -246,7 +246,7 @@ def _candidates(policy: Policy, key: Key, phi: PyTree, num: int) -> PyTree:
 
 
 UPDATES, WINDOW, DRAWS, CANDIDATES = 5, 10, 4, 4
-"""By name: updates of the policy a step, training steps before each, draws a step, trials of a step."""
+"""By name: updates of the policy per step, training steps before each, draws per step, trials per step."""
 
 ENTROPY_BONUS = 0.003
 """By name, in units of the objective a nat."""

@@ -24,7 +24,7 @@ def search(
     *,
     space: PyTree | None = None,
 ) -> Tuner:
-    """Ask for `num` trials, train them as the scheduler says, tell the searcher; one generation a step.
+    """Ask for `num` trials, train them as the scheduler says, tell the searcher; one generation per step.
 
     A generation is one compiled program, which `lax.scan` can repeat. Where the searcher works on the host,
     it is the training alone. Where the population does, or the device has run out of memory once, its parts

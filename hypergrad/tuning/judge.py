@@ -214,7 +214,7 @@ def result_of(
 
 
 def _trace(found: Study, cost: float) -> dict[str, Any]:
-    """Return columns with one value a step: its cost, its best trial, and the terms of the hypergradient."""
+    """Return columns with one value per step: its cost, its best trial, and the terms of the hypergradient."""
     values = [final_values(trials) for trials in found.trials]
     lowest = [float(v.min()) for v in values]
     trace = {

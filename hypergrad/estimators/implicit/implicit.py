@@ -156,7 +156,7 @@ def implicit(
     Args:
         problem: Training loop.
         horizon: Largest number of inner steps of an estimate.
-        solve: Linear solver from `hypergrad.solve`; `cg()` where None. `solve.positive(cg())` damps
+        solve: Linear solver from `estimators.solve`; `cg()` where None. `solve.positive(cg())` damps
             where H bends down.
         curvature: Curvature matrix of the solve: `hessian_of_loss`, or `gauss_newton(...)`.
         batch: (problem, state) -> batch of L; `full_batch` where the problem has a `train_set`, else

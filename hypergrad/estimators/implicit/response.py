@@ -155,7 +155,7 @@ def best_response(
     Args:
         problem: Training loop.
         horizon: Number of inner steps.
-        solve: Linear solver from `hypergrad.solve`; `cg()` where None.
+        solve: Linear solver from `estimators.solve`; `cg()` where None.
         batch: Function that returns the batch over which L is stationary; `full_batch` where the problem has
             a `train_set`, else `next_batch`.
 

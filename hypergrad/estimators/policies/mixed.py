@@ -74,7 +74,7 @@ def mixed(
     with □ = exp(log π − stop(log π)), ∂/∂φ of the mean of □ ∇_w L is E[∇_w L ∇_φ log π], the mixed term of the
     response. The problem of `expected` is then one of real hyperparameters φ, and any estimator will do.
 
-    **Cost:** as many losses a step as there are draws, times that of `through`: 2.5 to 5 by default.
+    **Cost:** as many losses per step as there are draws, times that of `through`: 2.5 to 5 by default.
 
     **Limits:** with `enumerated()` exact for training in expectation, as far as `through` is. With
     `sampled(S)` the direct part is unbiased; the response is pathwise, through weights that were trained on the

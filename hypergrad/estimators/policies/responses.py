@@ -107,7 +107,7 @@ def unrolled(window: int | None = None, *, backward: Backward | None = None) -> 
     The response sees whatever acts in these steps: losses, learning rates, momenta, decays. With a window and
     horizon of one step of SGD and a `policies.mixture` this is DARTS of second order.
 
-    **Limits:** the steps before the window are dropped (short-horizon bias). With S draws a step, the last
+    **Limits:** the steps before the window are dropped (short-horizon bias). With S draws per step, the last
     weights depend on the draws and f is not linear in them: the bias is O(1/S).
 
     Args:

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -127,6 +128,8 @@ def unrolled_estimate(
         _, pull_init = jax.vjp(lambda h: state_floats(init_state(problem, init_key, h))[0], hparams)
         total = tree.add(total, tree.floats(pull_init(first)[0]))
     response = jax.tree.unflatten(jax.tree.structure(hparams), total)
+    chex.assert_trees_all_equal_shapes(response, direct, hparams)
+    chex.assert_shape(run.losses, (num_steps,))
     num_weights = len(jax.tree.leaves(trained(run.state.params)))
     last = tree.norm(adjoint[:num_weights])
     growth = growth_rate(last, norms[::-1])

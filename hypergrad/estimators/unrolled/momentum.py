@@ -72,12 +72,12 @@ class Course(NamedTuple):
 class Recursion:
     """The momentum recursion in `problem.optimizer`, found by asking the optimizer itself.
 
-    The optimizer updates weights of one entry a leaf. Its answers to a unit gradient, a unit velocity and a
+    The optimizer updates weights of one entry per leaf. Its answers to a unit gradient, a unit velocity and a
     unit weight are the coefficients. A test with numbers, before anything else compiles, shows whether other
     updates follow from them. It sets every hyperparameter to 0.5 and takes random entries of three sizes at up
     to 66 steps from the first to the last, and one update of weights of the real shapes.
 
-    **Cost:** once a trace, one compiled program: some 200 updates of one number a leaf, and one update of
+    **Cost:** once a trace, one compiled program: some 200 updates of one number per leaf, and one update of
     the weights.
 
     **Limits:** the test does not see an optimizer that differs only at other steps, or only at other
@@ -97,7 +97,7 @@ class Recursion:
     Raises:
         NotMomentum: for an optimizer that is not this recursion.
         ValueError: for a recursion that cannot be undone: a constant momentum of 0, or of 1 and more, a
-            velocity in another dtype than its weights, or rates or momenta of several numbers a leaf.
+            velocity in another dtype than its weights, or rates or momenta of several numbers per leaf.
     """
 
     def __init__(self, problem: Problem, hparams: HParams, state: TrainState, num_steps: int):
@@ -230,7 +230,7 @@ class Recursion:
     def _respond(
         self, hparams: HParams, fixed: list[Array], grads: Any, velocity: Any, weights: Any
     ) -> tuple[Array, Array, list[Array]]:
-        """Update weights of one entry a leaf; return the updates and velocities `[L]`, and new counters."""
+        """Update weights of one entry per leaf; return the updates and velocities `[L]`, and new counters."""
         grads, weights = (self.treedef.unflatten(self._small(x)) for x in (grads, weights))
         opt_state = self.join(self._small(velocity), fixed)
         updates, opt_state = self.problem.optimizer(hparams).update(grads, opt_state, weights)
@@ -242,7 +242,7 @@ class Recursion:
             if x.size != 1:
                 raise ValueError(
                     f"problem.optimizer has rates or momenta of shape {x.shape} for params[{name!r}], "
-                    "expected one number a leaf; use estimators.reverse"
+                    "expected one number per leaf; use estimators.reverse"
                 )
         wide = jnp.result_type(jnp.float32, *(w.dtype for w in self.leaves))
         return jnp.stack([x.reshape(()).astype(wide) for x in values])
@@ -271,7 +271,7 @@ class Recursion:
         return any(uses(lambda *x: self.coefficients(*x).momenta, hparams, fixed))
 
     def _examine(self, hparams: HParams) -> list[Array]:
-        """Return how far updates depart from the recursion; momenta of those with one entry a leaf."""
+        """Return how far updates depart from the recursion; momenta of those with one entry per leaf."""
         num, last = len(self.leaves), self.num_steps - 1
         weights = self.treedef.unflatten(self._small(np.zeros(num)))
         fixed = self.split(self.problem.optimizer(hparams).init(weights))[1]

@@ -107,7 +107,7 @@ def reversible(
     data. Nothing else of the weights and velocities is stored.
 
     **Cost:** 4 to 5 x training; memory of `info.bits` a parameter and step (0.26 at momentum 0.9, 0.5 at
-    0.8, where two float32 states take 64), and of a few numbers a step.
+    0.8, where two float32 states take 64), and of a few numbers per step.
 
     **Limits:** SGD with momentum alone. Its rate, momentum and decoupled decay may change with the step and
     with the leaf of the params, rate x decay at most 1/256; clipping or an L2 term may come before the

@@ -72,7 +72,7 @@ def noise_floor() -> float:
 
 
 def matern(ordered: np.ndarray) -> Covariance:
-    """Return the Matérn-5/2 kernel with one length scale a coordinate, and a step between options.
+    """Return the Matérn-5/2 kernel with one length scale per coordinate, and a step between options.
 
     k(x, x') = amplitude · M(r) · exp(−Σ_c 1{x_c ≠ x'_c} / scale_c),   M(r) = (1 + s + s²/3) e^−s,  s = √5 r,
     r² = Σ_d ((w_d(x_d) − w_d(x'_d)) / scale_d)²,   w_d(x) = 1 − (1 − x^a_d)^b_d,

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -40,6 +41,7 @@ def empty(capacity: int, num_coordinates: int) -> Memory:
 def remember(memory: Memory, units: Array, scores: Array) -> Memory:
     """Add trials; where there is no room, keep the better half of the table and the newest of the others."""
     capacity, num = memory.scores.shape[0], scores.shape[0]
+    chex.assert_shape(units, (num, memory.units.shape[1]))
     units = jnp.concatenate([memory.units, units])
     scores = jnp.concatenate([memory.scores, scores])
     filled = jnp.concatenate([memory.filled, jnp.ones(num, bool)])

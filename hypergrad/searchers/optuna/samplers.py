@@ -285,7 +285,7 @@ class CrossEntropySampler(SearcherSampler):
 class BayesSampler(SearcherSampler):
     """A Gaussian process and its acquisition (`searchers.bayes`) for Optuna.
 
-    **Cost:** tens of milliseconds a trial, once compiled: one program for each number of parameters of each
+    **Cost:** tens of milliseconds per trial, once compiled: one program for each number of parameters of each
     kind and each power of two of trials.
 
     **Limits:** those of `searchers.bayes`; trials that run at the same time do not know of one another.

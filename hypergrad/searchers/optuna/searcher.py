@@ -52,7 +52,7 @@ def optuna_searcher(
     value as the intermediate value at its last step. Trials that the sampler did not suggest (warm starts,
     members that a scheduler changed) are added to the study unchanged.
 
-    **Cost:** some milliseconds a trial, by Optuna; the members train side by side between `ask` and `tell`.
+    **Cost:** some milliseconds per trial, by Optuna; the members train side by side between `ask` and `tell`.
 
     **Limits:** the searcher works on the host (`host`). The study is in memory, and its sampler cannot be
     written to disk: a resumed study makes it again from its seed, by asking and telling as before. That is
