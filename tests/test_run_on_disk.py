@@ -66,7 +66,7 @@ def test_replay_makes_a_trial_again(kept, whole, trial):
 
 @pytest.mark.parametrize("trial", [8, -1, "x"])
 def test_replay_names_the_trials_there_are(kept, trial):
-    assert "0 to 7" in refused(study.replay_trial, toy(), kept, trial) or trial != 8
+    assert "0 to 7" in refused(study.replay_trial, toy(), kept, trial)
 
 
 LONG = ("bayes", "controller", "random-pb2")

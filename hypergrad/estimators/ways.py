@@ -135,6 +135,18 @@ def in_gradient(problem: Problem, hparams: HParams) -> list[bool]:
     return depends(slope, hparams)
 
 
+def warn_unused(problem: Problem, hparams: HParams, advice: str) -> None:
+    """Warn of the leaves that neither the gradient of the loss nor the objective reads, and say what to do."""
+    for name in unused(problem, hparams):
+        warnings.warn(
+            f"the hypergradient of hparams[{name!r}] is zero by structure: neither the gradient of "
+            "problem.loss nor problem.objective reads it but through a sign, a rounding or an integer; "
+            f"{advice}",
+            StructuralZeroWarning,
+            stacklevel=3,
+        )
+
+
 def unused(problem: Problem, hparams: HParams) -> list[str]:
     """Name the leaves that neither the gradient of the loss nor the objective reads."""
 

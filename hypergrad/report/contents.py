@@ -134,17 +134,17 @@ def _range_of(values: np.ndarray) -> Value:
 
 
 def _warnings(results: Results) -> list[str]:
-    notes = [without_folders(text) for text in results.warnings[:100]]
+    said = [without_folders(text) for text in results.warnings[:100]]
     if len(results.warnings) > 100:
-        notes.append(f"and {len(results.warnings) - 100} more, in result.json")
+        said.append(f"and {len(results.warnings) - 100} more, in result.json")
     skipped = int(results.trace["skipped"])
     if skipped:
-        notes.append(f"{counted(skipped, 'outer step')} skipped: the hypergradient was not finite.")
+        said.append(f"{counted(skipped, 'outer step')} skipped: the hypergradient was not finite.")
     if results.interrupted:
-        notes.append(
+        said.append(
             "The study was interrupted; these are the best hyperparameters found until then."
         )
-    return notes
+    return said
 
 
 def _choices(results: Results) -> list[str]:

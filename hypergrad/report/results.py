@@ -200,7 +200,7 @@ def read_result(study: dict[str, Any], space: dict[str, Dimension], result: _Ent
     metric, configurations = result.entries("metric", {}), result.entries("configurations")
     clock = result.entries("clock", {})
     random_trace = result.get("random_trace", dict, None)
-    notes = result.get("warnings", list, [])
+    troubles = result.get("warnings", list, [])
     return Results(
         study=study,
         space=space,
@@ -215,7 +215,7 @@ def read_result(study: dict[str, Any], space: dict[str, Dimension], result: _Ent
         snippet=result.get("snippet", str, None),
         diagram=_diagram(result),
         notes=_tables(result),
-        warnings=[_typed(x, str, result.place(f"warnings[{i}]")) for i, x in enumerate(notes)],
+        warnings=[_typed(x, str, result.place(f"warnings[{i}]")) for i, x in enumerate(troubles)],
         interrupted=result.get("interrupted", bool, False),
         seconds=result.get("seconds", float, None),
         num_seeds=result.get("num_seeds", int, 0),

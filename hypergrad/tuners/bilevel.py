@@ -14,11 +14,10 @@ from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.estimators.base import first_nonfinite
 from hypergrad.estimators.costs import first_shapes, in_minibatches, valid_minibatches
 from hypergrad.estimators.implicit.response import default_batch
-from hypergrad.estimators.ways import check_implicit, unused
+from hypergrad.estimators.ways import check_implicit, warn_unused
 from hypergrad.problem import Problem, Task, check_problem, with_hparams
 from hypergrad.searchers import Trials
 from hypergrad.train import init_state, trained
@@ -123,7 +122,7 @@ def bilevel(
     made = linear or problem.optimizer
     first = jax.tree.map(jnp.asarray, spaces.default(space) if start is None else start)
     _check_implicit(problem, first, made)
-    _warn_unused(problem, first)
+    warn_unused(problem, first, "it will stay where it starts")
     if linear is None and _rescales(problem, first):
         warnings.warn(
             "linear is None and problem.optimizer rescales its gradients (as Adam does): on minibatches the "
@@ -248,17 +247,6 @@ def _check_implicit(
             f"linear fails on the linear system: {reason} ({type(error).__name__}), expected an optimizer of "
             "gradients alone; pass e.g. linear=lambda hparams: optax.sgd(0.1)"
         ) from error
-
-
-def _warn_unused(problem: Problem, hparams: HParams) -> None:
-    """Warn of the leaves that nothing reads."""
-    for name in unused(problem, hparams):
-        warnings.warn(
-            f"the hypergradient of hparams[{name!r}] is zero by structure: neither the gradient of "
-            "problem.loss nor problem.objective reads it; it will stay where it starts",
-            StructuralZeroWarning,
-            stacklevel=3,
-        )
 
 
 def _rescales(problem: Problem, hparams: HParams) -> bool:

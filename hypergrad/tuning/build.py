@@ -61,6 +61,14 @@ def as_task(task: Any, space: PyTree | None, horizon: int | None) -> Task:
     return task
 
 
+def task_of_study(task: Any, space: PyTree | None, described: dict[str, Any]) -> Task:
+    """Return the task, or that of a problem, whose horizon is then the one at the study's start."""
+    horizon = described.get("horizon")
+    if not isinstance(task, Problem) or type(horizon) is not int:
+        horizon = None
+    return as_task(task, space, horizon)
+
+
 def check_used(given: Collection[str], method: str, called: Callable[[str], str] = str) -> None:
     """Raise a `ValueError` for a setting that the method would not read.
 

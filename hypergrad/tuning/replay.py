@@ -18,9 +18,8 @@ from hypergrad.space import static
 from hypergrad.study.disk.folder import check_folder
 from hypergrad.train import TrainState, init_state, split_key, step, unroll, unroll_losses
 from hypergrad.tuners import TUNERS
-from hypergrad.tuning.build import build
+from hypergrad.tuning.build import build, task_of_study
 from hypergrad.tuning.provenance import settings_of
-from hypergrad.tuning.resume import _as_task
 from hypergrad.tuning.settings import Settings
 
 
@@ -69,7 +68,7 @@ def replay(
     """
     folder = check_folder(directory)
     described = study.read_description(folder)
-    task = _as_task(task, space, described)
+    task = task_of_study(task, space, described)
     settings = settings_of(task, described, allow_changes)
     if how := _goes_on(settings):
         raise ValueError(

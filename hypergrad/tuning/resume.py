@@ -11,7 +11,7 @@ from hypergrad.problem import Problem, Task
 from hypergrad.report.study import Study
 from hypergrad.study import Callback, Listeners
 from hypergrad.study.disk.folder import lock
-from hypergrad.tuning.build import as_task, build
+from hypergrad.tuning.build import build, task_of_study
 from hypergrad.tuning.provenance import settings_of
 from hypergrad.tuning.tune import Work, collected_warnings, complete
 
@@ -41,7 +41,7 @@ def resume(
     """
     with lock(directory) as folder:
         described = study.read_description(folder.path)
-        task = _as_task(task, space, described)
+        task = task_of_study(task, space, described)
         settings = settings_of(task, described, allow_changes)
         cost = _cost(described, folder.path)
         with collected_warnings() as caught:
@@ -60,11 +60,3 @@ def _cost(described: dict[str, Any], path: Path) -> StepCost:
             "resume it with study.resume"
         )
     return StepCost(cost, counted if isinstance(counted, str) else "")
-
-
-def _as_task(task: Any, space: PyTree | None, described: dict[str, Any]) -> Task:
-    """Return the task, or that of a problem, whose horizon is then the one at the study's start."""
-    horizon = described.get("horizon")
-    if not isinstance(task, Problem) or type(horizon) is not int:
-        horizon = None
-    return as_task(task, space, horizon)

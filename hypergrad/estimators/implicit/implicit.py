@@ -1,6 +1,5 @@
 """Implicit hypergradients: train to rest, solve one linear system, forget the path."""
 
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -12,7 +11,6 @@ from hypergrad.core.checks import check_function, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.solve import Solve, cg
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.estimators.base import (
     Estimate,
     Estimator,
@@ -28,7 +26,7 @@ from hypergrad.estimators.implicit.response import (
     hessian_of_loss,
     settle,
 )
-from hypergrad.estimators.ways import check_implicit, unused
+from hypergrad.estimators.ways import check_implicit, warn_unused
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import (
     TrainState,
@@ -203,7 +201,7 @@ def implicit(
     ) -> tuple[ImplicitState, Estimate]:
         check_step(problem, hparams, real=True)
         check_implicit(problem, hparams, horizon, choose)
-        _warn_unused(problem, hparams)
+        warn_unused(problem, hparams, "search it instead")
         run_key, valid_key = split_key(key)
         goal = None if tolerance is None else tolerance(state.iteration)
 
@@ -306,14 +304,3 @@ def _train(
         unfinished, body, (start, zero, zero - 1, jnp.asarray(jnp.inf, jnp.float32))
     )
     return final, count, bad
-
-
-def _warn_unused(problem: Problem, hparams: HParams) -> None:
-    for name in unused(problem, hparams):
-        warnings.warn(
-            f"the hypergradient of hparams[{name!r}] is zero by structure: neither the gradient of "
-            "problem.loss nor problem.objective reads it but through a sign, a rounding or an integer; "
-            "search it instead",
-            StructuralZeroWarning,
-            stacklevel=3,
-        )
