@@ -56,7 +56,7 @@ def smooth(function: Callable) -> Callable:
     **Limits:** functions with derivative rules of their own (`custom_jvp`, `custom_vjp`) keep them.
 
     Args:
-        function: any traceable function of pytrees of arrays.
+        function: Any traceable function of pytrees of arrays.
 
     Returns:
         A function of the same signature, without keyword arguments.
@@ -232,7 +232,7 @@ def elementwise(function: Callable, x: Array | jax.ShapeDtypeStruct, *args) -> l
     Args:
         function: (x, *args) -> a list of arrays.
         x: where; only shape and dtype matter.
-        *args: further arguments of any kind of array.
+        *args: Further arguments of any kind of array.
 
     Returns:
         One boolean an output; false also where an output does not depend on `x`.

@@ -22,13 +22,13 @@ class SolveInfo(NamedTuple):
 
     Attributes:
         residual: ‖b − A x‖ / ‖b‖, computed from x itself, `[]`.
-        iterations: number of iterations, int32 `[]`; 0 for direct methods.
-        smallest_curvature: smallest p·Ap / p·p over the directions met (search directions, Ritz vectors, x),
+        iterations: Number of iterations, int32 `[]`; 0 for direct methods.
+        smallest_curvature: Smallest p·Ap / p·p over the directions met (search directions, Ritz vectors, x),
             `[]`. At or below zero A is not positive definite, and conjugate gradients stopped there.
             Infinite where no direction was met.
-        condition: estimate from below of the condition number, from the same directions, `[]`; infinite
+        condition: Estimate from below of the condition number, from the same directions, `[]`; infinite
             where the smallest curvature is not positive.
-        converged: whether the residual is within ten times the tolerance, bool `[]`. It is not where the
+        converged: Whether the residual is within ten times the tolerance, bool `[]`. It is not where the
             system has no solution: x is then finite, and the best that was found.
         damping: γ of the system (A + γI) x = b that was solved instead, `[]`; 0 unless asked for. All other
             fields are about that system.

@@ -50,13 +50,13 @@ def keskar(
     exact at a maximum, and near it where the search ended before.
 
     Args:
-        loss: any model.
-        params: weights w.
-        batch: batch of the loss.
-        epsilon: size ε of the box.
-        max_iterations: largest number of iterations of L-BFGS-B; ten in the paper.
-        num_starts: number of starts, w and random points of a fixed key.
-        percent: whether to return 100 ζ, as Keskar et al. print it.
+        loss: Any model.
+        params: Weights w.
+        batch: Batch of the loss.
+        epsilon: Size ε of the box.
+        max_iterations: Largest number of iterations of L-BFGS-B; ten in the paper.
+        num_starts: Number of starts, w and random points of a fixed key.
+        percent: Whether to return 100 ζ, as Keskar et al. print it.
 
     Reference:
         Keskar, Mudigere, Nocedal, Smelyanskiy, Tang, 2017, arXiv:1609.04836, Metric 2.1.
@@ -125,11 +125,11 @@ def sam(
     which lies below the maximum and may be negative; more steps come nearer.
 
     Args:
-        loss: any model.
-        params: weights w.
-        batch: batch of the loss.
-        radius: radius ρ of the ball.
-        num_steps: number of steps of ascent.
+        loss: Any model.
+        params: Weights w.
+        batch: Batch of the loss.
+        radius: Radius ρ of the ball.
+        num_steps: Number of steps of ascent.
 
     Reference:
         Foret, Kleiner, Mobahi, Neyshabur, 2021, arXiv:2010.01412, equation 2.
@@ -156,11 +156,11 @@ def adaptive(
     **Cost:** as `sam`. **Limits:** weights that are zero do not move.
 
     Args:
-        loss: any model.
-        params: weights w.
-        batch: batch of the loss.
-        radius: radius ρ of the ball.
-        num_steps: number of steps of ascent.
+        loss: Any model.
+        params: Weights w.
+        batch: Batch of the loss.
+        radius: Radius ρ of the ball.
+        num_steps: Number of steps of ascent.
 
     Reference:
         Kwon, Kim, Park, Choi, 2021, arXiv:2102.11600, equation 8.
@@ -186,13 +186,13 @@ def m_sharpness(
     **Limits:** samples beyond the last whole part are left out.
 
     Args:
-        loss: any model whose batch has the samples along its first axes.
-        params: weights w.
-        batch: batch of at least `size` samples.
-        size: number m of samples in a part.
-        radius: radius ρ of the ball.
-        num_steps: number of steps of ascent.
-        chunk: number of parts side by side.
+        loss: Any model whose batch has the samples along its first axes.
+        params: Weights w.
+        batch: Batch of at least `size` samples.
+        size: Number m of samples in a part.
+        radius: Radius ρ of the ball.
+        num_steps: Number of steps of ascent.
+        chunk: Number of parts side by side.
 
     Raises:
         ValueError: where the parts have no common size, or the loss is not a mean over samples.
@@ -222,10 +222,10 @@ def check_mean(function: BatchLoss, params: Params, batch: Batch, *, finite: boo
     **Limits:** under `jit` and `vmap`, where there are no numbers yet, nothing is compared.
 
     Args:
-        function: loss to judge.
-        params: weights w.
-        batch: batch of the loss.
-        finite: whether the loss must be finite; where it need not and is not, nothing is compared.
+        function: Loss to judge.
+        params: Weights w.
+        batch: Batch of the loss.
+        finite: Whether the loss must be finite; where it need not and is not, nothing is compared.
     """
     found = _whole_and_halves(function, params, batch)
     if found is None:

@@ -56,7 +56,7 @@ SHORT = 50
 FEW = 2
 """Largest number of hyperparameters at which forward mode is cheaper than reverse mode."""
 
-MOST_ENUMERATED = 8
+MAX_ENUMERATED = 8
 """Largest number of combinations of integers and choices at which every step takes all of them."""
 
 
@@ -150,7 +150,7 @@ def _drawn(problem: Problem, space: PyTree, horizon: int, memory: int) -> Recomm
             "score_shared is not"
             for n in (8, 4, 2)
         ]
-        if num <= MOST_ENUMERATED:
+        if num <= MAX_ENUMERATED:
             taken = {"enumerated()": enumerated(), **taken}
             remarks.insert(0, f"{num} combinations are few enough to take all of them, exactly")
         ladder = [

@@ -47,10 +47,10 @@ from hypergrad.train import (
 )
 from hypergrad.validation import validate
 
-MOST_TANGENTS = 64
+MAX_TANGENTS = 64
 """Largest number of hyperparameters at which `rtho` is compared."""
 
-MOST_PAIRS = 64
+MAX_PAIRS = 64
 """Largest number of combinations at which every pair of them is taken, for `score_shared`."""
 
 SIGMA = 1e-3
@@ -293,7 +293,7 @@ def _drawn(
         "score": Case(score(problem, horizon, policy), apart, **draws),
         "relaxed": Case(relaxed(reverse(problem, horizon), space), apart, draws=True),
     }
-    if len(jax.tree.leaves(policy.outcomes(slopes.hparams))[0]) <= MOST_PAIRS:
+    if len(jax.tree.leaves(policy.outcomes(slopes.hparams))[0]) <= MAX_PAIRS:
         once = differences(lambda phi: drawn_once(problem, policy, phi), policy.space, key)
         made["score_shared, one step"] = Case(score_shared(problem, 1, policy), once, **draws)
     return made
@@ -329,7 +329,7 @@ def _unfit(problem: Problem, hparams: HParams, horizon: int) -> dict[str, str]:
     """Say why each estimator that does not take this task refuses it."""
     refused = _irreversible(problem, hparams, horizon)
     num, many = sum(leaf.size for leaf in jax.tree.leaves(hparams)), ""
-    if num > MOST_TANGENTS:
+    if num > MAX_TANGENTS:
         many = f"it would carry a state for each of the {num} hyperparameters"
     return {"drift": refused, "reversible": refused, "rtho, from its start": many}
 

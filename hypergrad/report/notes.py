@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from hypergrad.report.text import clean
 
-MOST_ROWS = 200
+MAX_NOTE_ROWS = 200
 """Most rows of a table on a page; the others are in `result.json`."""
 
 
@@ -14,7 +14,7 @@ class Note(NamedTuple):
     Attributes:
         title: What it says.
         names: Names of its columns.
-        rows: Its cells, at most `MOST_ROWS` rows.
+        rows: Its cells, at most `MAX_NOTE_ROWS` rows.
         left: Number of rows that are left out.
     """
 
@@ -43,7 +43,7 @@ def _is_table(rows: list[Any]) -> bool:
     )
 
 
-def shown_notes(notes: dict[str, list[dict[str, Any]]], most: int = MOST_ROWS) -> list[Note]:
+def shown_notes(notes: dict[str, list[dict[str, Any]]], most: int = MAX_NOTE_ROWS) -> list[Note]:
     """Return notes as they are shown, with at most `most` rows each."""
     return [
         Note(

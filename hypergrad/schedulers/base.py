@@ -18,7 +18,7 @@ from hypergrad.space import Dimension, Sequence
 ETA = 3
 """Factor η of `halving` and `hyperband` by name: one in η trials continues, for η times as long."""
 
-MOST_HALVINGS = 3
+MAX_HALVINGS = 3
 """Divisor of the horizon for the shortest runs of the schedulers by name; shorter runs tell too little."""
 
 
@@ -166,7 +166,7 @@ def num_halvings(num_steps: int, min_steps: int, eta: float) -> int:
 
 def shortest_run(size: int, horizon: int) -> int:
     """Return the steps of the shortest runs, so that the best of `size` trials are halved up to the horizon."""
-    last = next(s for s in range(MOST_HALVINGS, -1, -1) if ETA**s <= min(size, horizon))
+    last = next(s for s in range(MAX_HALVINGS, -1, -1) if ETA**s <= min(size, horizon))
     return horizon // ETA**last
 
 

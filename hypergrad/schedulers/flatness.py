@@ -18,7 +18,7 @@ from hypergrad.populations import Population, count
 from hypergrad.problem import Problem
 from hypergrad.schedulers.base import (
     ETA,
-    MOST_HALVINGS,
+    MAX_HALVINGS,
     Rung,
     Scheduler,
     SchedulerWarning,
@@ -202,7 +202,7 @@ def _epoch(problem: Problem, horizon: int) -> int:
     batch = jax.eval_shape(problem.train_batch, jax.eval_shape(jax.random.key, 0), step)
     sizes = [leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.shape]
     if problem.train_set is None or not sizes or not sizes[0]:
-        return max(1, horizon // ETA**MOST_HALVINGS)
+        return max(1, horizon // ETA**MAX_HALVINGS)
     return max(1, problem.train_set.num_examples // sizes[0])
 
 

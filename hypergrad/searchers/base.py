@@ -49,7 +49,7 @@ class Searcher(NamedTuple):
         tell: (state, trials) -> state.
         info: (state) -> numbers about the last `tell`, for people; `done`, where there is one, ends the
             study when true, and `tables_settled` says that it will try no other option any more.
-        host: whether `ask` and `tell` work on the host, so that they cannot be traced.
+        host: Whether `ask` and `tell` work on the host, so that they cannot be traced.
     """
 
     init: Callable[[Key], PyTree]

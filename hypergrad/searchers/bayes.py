@@ -51,11 +51,11 @@ class TrustRegion(NamedTuple):
     """A box around the best trial that grows with success and shrinks with failure (TuRBO).
 
     Attributes:
-        length: first length of its sides, as a share of the range; each is stretched by its length scale.
-        shortest: length at which the search forgets its trials and begins again.
-        longest: greatest length.
-        successes: generations in a row that improve, until the length doubles.
-        failures: trials in a row that do not improve, until it halves; as many as coordinates where None.
+        length: First length of its sides, as a share of the range; each is stretched by its length scale.
+        shortest: Length at which the search forgets its trials and begins again.
+        longest: Greatest length.
+        successes: Generations in a row that improve, until the length doubles.
+        failures: Trials in a row that do not improve, until it halves; as many as coordinates where None.
     """
 
     length: float = 0.8
@@ -77,11 +77,11 @@ class BayesState(NamedTuple):
     """State of `bayes`.
 
     Attributes:
-        memory: trials that the process is conditioned on.
-        kernel: kernel fitted to them.
-        vectors, shift: scrambled Sobol sequence that the first trials come from.
+        memory: Trials that the process is conditioned on.
+        kernel: Kernel fitted to them.
+        vectors, shift: Scrambled Sobol sequence that the first trials come from.
         num_told: Trials told so far, int32.
-        region: trust region; its length does not change where there is none.
+        region: Trust region; its length does not change where there is none.
     """
 
     memory: Memory
@@ -127,15 +127,15 @@ def bayes(
     With x64 off, noise has a variance of at least 1e-6 of that of the scores.
 
     Args:
-        space: a pytree of traceable dimensions.
-        capacity: number of trials that are remembered, at least 4.
-        num_initial: number of scrambled Sobol trials before the process is used; 2 D, from 4 to 20, where
+        space: A pytree of traceable dimensions.
+        capacity: Number of trials that are remembered, at least 4.
+        num_initial: Number of scrambled Sobol trials before the process is used; 2 D, from 4 to 20, where
             None.
         acquisition: (mean, std, best) -> score, such as those of `models.acquisitions`.
         transform: (scores, filled) -> targets that the process is fitted to, such as those of
             `models.targets`.
-        warp: whether a warping of each coordinate is fitted too.
-        trust_region: box around the best trial to search in; everywhere where None.
+        warp: Whether a warping of each coordinate is fitted too.
+        trust_region: Box around the best trial to search in; everywhere where None.
 
     Returns:
         A searcher. Its info has the noise, the shortest and longest length scale, and the side of the region.
@@ -255,12 +255,12 @@ def maximise(
     """Return the unit coordinates with the highest acquisition found within a box, `[D]`.
 
     Args:
-        key: seed of the candidates.
-        posterior: process conditioned on the trials.
-        covariance: covariance of that process.
-        coords: coordinates that the units are of.
-        acquisition: function that is maximised.
-        where: units to look near, `[L, D]`, and the lower and upper bounds of the box, `[D]`.
+        key: Seed of the candidates.
+        posterior: Process conditioned on the trials.
+        covariance: Covariance of that process.
+        coords: Coordinates that the units are of.
+        acquisition: Function that is maximised.
+        where: Units to look near, `[L, D]`, and the lower and upper bounds of the box, `[D]`.
     """
     leaders, low, high = where
     means = predict(posterior, covariance, posterior.units)[0]

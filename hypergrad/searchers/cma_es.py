@@ -25,7 +25,7 @@ STILL = 0.25
 FOLLOW, FLOOR = 0.3, 0.1
 """Share of one generation in an update of the tables, and uniform share of their draws."""
 
-LEAST_SIGMA, MOST_SIGMA = 1e-10, 1.0
+LEAST_SIGMA, MAX_SIGMA = 1e-10, 1.0
 """Bounds of σ, in units of the range."""
 
 
@@ -219,7 +219,7 @@ def adapt(state: CmaState, rates: "Rates", y: Array, w: Array) -> CmaState:
     return state._replace(
         mean=mean,
         covariance=covariance,
-        sigma=jnp.clip(sigma, LEAST_SIGMA, MOST_SIGMA),
+        sigma=jnp.clip(sigma, LEAST_SIGMA, MAX_SIGMA),
         p_sigma=p_sigma,
         p_c=p_c,
         step=state.step + 1,

@@ -18,7 +18,7 @@ from hypergrad.searchers.prior import prior_first
 from hypergrad.searchers.wrappers import held_constant
 from hypergrad.space import Coordinates, coordinates, from_units
 
-MOST_GOOD = 25
+MAX_GOOD = 25
 """Largest number of trials in the density of the good ones."""
 
 
@@ -126,7 +126,7 @@ def densities(
 ) -> tuple[Parzen, Parzen]:
     """Return l and g, the densities of the good trials and of the others (Bergstra et al., equation 2)."""
     capacity = len(memory.scores)
-    num_good = jnp.minimum(jnp.ceil(share * memory.count), MOST_GOOD)
+    num_good = jnp.minimum(jnp.ceil(share * memory.count), MAX_GOOD)
     order = jnp.argsort(jnp.where(memory.filled, memory.scores, jnp.inf))
     rank = jnp.zeros(capacity, jnp.int32).at[order].set(jnp.arange(capacity, dtype=jnp.int32))
     good = memory.filled & (rank < num_good) & jnp.isfinite(memory.scores)

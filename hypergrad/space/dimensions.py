@@ -52,9 +52,9 @@ class Real(_Interval):
     """A real number in [low, high], uniform: u = (x − low) / (high − low).
 
     Attributes:
-        low, high: bounds within [-1e37, 1e37], low < high in float32.
-        default: starting value; the middle of the range where None.
-        shape: shape of the value, for one number per layer, class or example.
+        low, high: Bounds within [-1e37, 1e37], low < high in float32.
+        default: Starting value; the middle of the range where None.
+        shape: Shape of the value, for one number per layer, class or example.
         step: None, or the distance of the values low, low + step, ..., high. It then has no hypergradient, like
             an `Integer`, and no shape.
     """
@@ -112,9 +112,9 @@ class LogReal(_Interval):
     """A positive number in [low, high], uniform in its logarithm: u = log(x / low) / log(high / low).
 
     Attributes:
-        low, high: bounds within [1e-37, 1e37], low < high in float32.
-        default: starting value; the geometric middle where None.
-        shape: shape of the value.
+        low, high: Bounds within [1e-37, 1e37], low < high in float32.
+        default: Starting value; the geometric middle where None.
+        shape: Shape of the value.
     """
 
     def __post_init__(self):
@@ -163,12 +163,12 @@ class Integer:
 
     Attributes:
         low, high: bounds, whole and within int32, low < high; at most 2^22 values.
-        default: starting value; the middle (the geometric one with `log`) where None.
-        static: true where the number changes shapes; its value is then a Python int, not an array.
-        log: whether it is uniform in its logarithm, as for a width or a batch size: n has the share of
+        default: Starting value; the middle (the geometric one with `log`) where None.
+        static: True where the number changes shapes; its value is then a Python int, not an array.
+        log: Whether it is uniform in its logarithm, as for a width or a batch size: n has the share of
             [log(low − ½), log(high + ½)] that lies between log(n − ½) and log(n + ½). Then 1 <= low and
             high <= 2^18.
-        step: distance of the values low, low + step, ..., high.
+        step: Distance of the values low, low + step, ..., high.
     """
 
     low: int
@@ -236,8 +236,8 @@ class Choice:
     """One of a few options, unordered. It has no hypergradient.
 
     Attributes:
-        options: values to choose from, at least two.
-        default: the option to start from; the first where None.
+        options: Values to choose from, at least two.
+        default: The option to start from; the first where None.
         static: false: the value is the option's index, int32 `[]`; true: the option itself.
     """
 
@@ -300,7 +300,7 @@ class Sequence:
 
     Attributes:
         element: `Real` (without a step) or `LogReal` for one step's value; its shape comes after the steps'.
-        length: number of steps; the value has shape `[length, *element.shape]`.
+        length: Number of steps; the value has shape `[length, *element.shape]`.
         knots: None: every step is free. A number: that many evenly spread steps are free and the rest
             interpolated (linearly in unit coordinates, so geometrically for `LogReal`).
         decreasing: true: never rises. Uniform unit coordinates then give sorted uniform values.

@@ -222,8 +222,8 @@ def select(choice: Array, options: PyTree) -> PyTree:
     options[a] for an index a;   Σ_k y_k options[k] for weights y `[K]`, which `estimators.relaxed` passes.
 
     Args:
-        choice: the value of a `Choice`, int32 `[]`, or weights `[K]`.
-        options: a pytree of arrays with a leading axis `[K]`.
+        choice: The value of a `Choice`, int32 `[]`, or weights `[K]`.
+        options: A pytree of arrays with a leading axis `[K]`.
     """
     if jnp.ndim(choice) == 0:
         return jax.tree.map(lambda x: jnp.asarray(x)[choice], options)

@@ -19,10 +19,10 @@ from hypergrad.study.disk import files, folder
 from hypergrad.train import carried, init_state, trained, unroll, with_parts
 from hypergrad.tuning.provenance import settings_of
 
-MOST_SAMPLES = 256
+MAX_SAMPLES = 256
 """Number of training examples on which every network is measured."""
 
-MOST_SEEDS = 3
+MAX_SEEDS = 3
 """Number of networks measured for each configuration: the first of its judged networks."""
 
 NUM_POINTS = 41
@@ -85,7 +85,7 @@ def measure_flatness(task: Task, directory: str | Path, *, allow_changes: bool =
     settings = settings_of(task, described, allow_changes)
     found = load_results(directory)
     judge_key = jax.random.split(jax.random.key(settings.seed), 4)[2]
-    keys = jax.random.split(judge_key, settings.eval_seeds)[:MOST_SEEDS]
+    keys = jax.random.split(judge_key, settings.eval_seeds)[:MAX_SEEDS]
     measure = per_shape(task, lambda task: partial(_measure, task))
     measures, slices, steps = {}, {}, np.zeros(0)
     for name, configuration in found.configurations.items():
@@ -99,11 +99,11 @@ def measure_flatness(task: Task, directory: str | Path, *, allow_changes: bool =
 
 
 def batch_of(problem: Problem) -> Batch:
-    """Return up to `MOST_SAMPLES` examples, spread over the training set; one minibatch if there is no set."""
+    """Return up to `MAX_SAMPLES` examples, spread over the training set; one minibatch if there is no set."""
     if problem.train_set is None:
         return problem.train_batch(jax.random.key(0), jnp.zeros((), jnp.int32))
     num = problem.train_set.num_examples
-    index = np.linspace(0, num - 1, min(num, MOST_SAMPLES)).astype(np.int32)
+    index = np.linspace(0, num - 1, min(num, MAX_SAMPLES)).astype(np.int32)
     return problem.train_set.at(jnp.asarray(index))
 
 

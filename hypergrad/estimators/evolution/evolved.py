@@ -21,13 +21,13 @@ class EvolvedInfo(NamedTuple):
     """Diagnostics of a hypergradient that is evolved in some leaves.
 
     Attributes:
-        direct: direct part, a pytree like `hparams`.
+        direct: Direct part, a pytree like `hparams`.
         response: response, likewise; hypergrad = direct + response.
-        horizon: as in the info of `through`, or of `evolve` where no leaf is left.
-        growth: likewise.
-        first_nonfinite: earliest step of either at which a run was not finite, -1 if none; int32 `[]`.
-        evolution: info of `evolve`, of the leaves by their names.
-        through: info of `through`, of the other leaves by their names; None where there is none.
+        horizon: As in the info of `through`, or of `evolve` where no leaf is left.
+        growth: Likewise.
+        first_nonfinite: Earliest step of either at which a run was not finite, -1 if none; int32 `[]`.
+        evolution: Info of `evolve`, of the leaves by their names.
+        through: Info of `through`, of the other leaves by their names; None where there is none.
     """
 
     direct: HParams
@@ -74,9 +74,9 @@ def evolved(
     initial weights and minibatches; the value is that of `through`.
 
     Args:
-        problem: the training loop.
-        horizon: number of inner steps.
-        leaves: names of the leaves to move, such as "encoder.rate".
+        problem: The training loop.
+        horizon: Number of inner steps.
+        leaves: Names of the leaves to move, such as "encoder.rate".
         evolve: (problem, horizon) -> `es`, `pes` or `nres` with its sigma or space, of hparams {name: leaf}.
         through: (problem, horizon) -> the estimator of the other leaves; as `reverse` where None.
 

@@ -54,8 +54,8 @@ class ImplicitInfo(NamedTuple):
         unrest: Share |gap| / (‖∇_w f‖ ‖w‖), `[]`: the gap relative to the change from moving the weights by
             their own size, so that a constant in the objective does not matter.
         residual: ‖∇_w f − H v‖ / ‖∇_w f‖, `[]`.
-        iterations: of the linear solver, int32 `[]`.
-        smallest_curvature: smallest p·Hp / p·p that the solver met, `[]`; at or below zero H is not positive
+        iterations: Of the linear solver, int32 `[]`.
+        smallest_curvature: Smallest p·Hp / p·p that the solver met, `[]`; at or below zero H is not positive
             definite. Solvers other than `cg`, `nystrom` and `direct` meet few directions, so that a value above
             zero says little there.
         condition: Estimate from below of the condition number of H, `[]`.

@@ -31,10 +31,10 @@ class Pulled(NamedTuple):
     """What a run's pullback returns.
 
     Attributes:
-        hparams: cotangent of the hparams' float leaves.
-        state: adjoint of the first state's float leaves.
-        norms: norm of the adjoint of the weights before each step `[num_steps]`.
-        certificate: how well a pass reconstructed states; `()` where all were stored.
+        hparams: Cotangent of the hparams' float leaves.
+        state: Adjoint of the first state's float leaves.
+        norms: Norm of the adjoint of the weights before each step `[num_steps]`.
+        certificate: How well a pass reconstructed states; `()` where all were stored.
         resting: Largest entry of the adjoint of each leaf of the weights at entries that rest
             (`AdjointSizes`) before each step `[num_steps, L]`, which `norms` leaves out; `()` from a
             pass that does not tell.
@@ -67,9 +67,9 @@ class DifferentiableRun(NamedTuple):
     """A training run that can be pulled back.
 
     Attributes:
-        state: the state after the last step.
-        losses: training loss before each step `[num_steps]`.
-        pullback: adjoint of the last state's float leaves -> `Pulled`.
+        state: The state after the last step.
+        losses: Training loss before each step `[num_steps]`.
+        pullback: Adjoint of the last state's float leaves -> `Pulled`.
     """
 
     state: TrainState
@@ -154,7 +154,7 @@ def mixed_mode(checkpoint: tuple[int, ...] | None = None) -> Backward:
     estimator `forward`. Second derivatives of the run need `unroll`.
 
     Args:
-        checkpoint: lengths of nested segments, outermost first; None means `choose_checkpoint`: none
+        checkpoint: Lengths of nested segments, outermost first; None means `choose_checkpoint`: none
             while all steps take at most 32 MiB, else one level of about √num_steps.
 
     Reference:
@@ -194,8 +194,8 @@ class _Stored(NamedTuple):
         starts: state before every whole segment, leading axis `[num_segments]`; where a segment is a single
             step, (state, value, grads) with that step's loss and gradient.
         tail: state before the shorter last segment.
-        size: number of steps in a whole segment.
-        rest: number of steps in the shorter last segment, or 0.
+        size: Number of steps in a whole segment.
+        rest: Number of steps in the shorter last segment, or 0.
     """
 
     starts: Any
