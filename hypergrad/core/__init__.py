@@ -23,4 +23,6 @@
   was solved.
 - `tree`: The pytree algebra that `optax.tree` lacks: names of leaves, floats apart from the rest.
 - `types`: Aliases that the whole package shares.
+- `widen`: A program in the widest floating point there is, whatever its own: what a narrow one loses by
+  rounding.
 """

@@ -292,12 +292,17 @@ def live_inputs(jaxpr: Jaxpr, live_outs: list[bool]) -> list[bool]:
     return [v in live for v in jaxpr.invars]
 
 
+def scan_counts(params: dict) -> tuple[int, int]:
+    """Return how many operands of a scan are constants, and how many its carry."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    num_consts, num_carry, _ = map(len, params["ft_in"].unpack())  # as jax 0.12 keeps them
+    return num_consts, num_carry
+
+
 def _live_scan(params: dict, outs: list[bool]) -> list[bool]:
     """Propagate through a loop, whose carry needs in every step what it needs in a later one."""
-    if "num_consts" in params:
-        num_consts, num_carry = params["num_consts"], params["num_carry"]
-    else:  # jax 0.12 keeps the three parts of the operands instead
-        num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
+    num_consts, num_carry = scan_counts(params)
     carry, stacked = outs[:num_carry], outs[num_carry:]
     while True:
         ins = live_inputs(params["jaxpr"].jaxpr, carry + stacked)

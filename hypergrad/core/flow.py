@@ -9,7 +9,7 @@ import numpy as np
 from jax import core
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from hypergrad.core.autodiff import programs
+from hypergrad.core.autodiff import programs, scan_counts
 
 Marks: TypeAlias = frozenset
 """What a value depends on."""
@@ -86,10 +86,7 @@ def _loop(
     body: Jaxpr, marks: list[Marks], params: dict, visit: Visit, closed: Marks
 ) -> list[Marks]:
     """Return the marks of the results of a scan, whose carry collects what any step brings to it."""
-    if "num_consts" in params:
-        num_consts, num_carry = params["num_consts"], params["num_carry"]
-    else:  # jax 0.12 keeps the three parts of the operands instead
-        num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
+    num_consts, num_carry = scan_counts(params)
     consts, carry = marks[:num_consts], marks[num_consts : num_consts + num_carry]
     while True:
         outs = flow(body, consts + carry + marks[num_consts + num_carry :], visit, closed)

@@ -11,6 +11,8 @@
 - `recommend`: Recommend an estimator, by measuring a training run and asking the compiler, with reasons in
   words.
 - `recommendation`: What a recommendation is, and the words for it.
+- `rounding`: A rounding certificate for any estimator: how far wider numbers, or a last bit, move its
+  hypergradient.
 - `slopes`: Finite differences in float64, and the problems made for them: the reference for `verify`.
 - `unrolled/`: Estimators that differentiate through the steps of training.
 - `verify`: Compare every estimator with float64 finite differences, on the user's own task.
@@ -34,6 +36,7 @@ from hypergrad.estimators.policies.mixed import MixedInfo, mixed, no_response
 from hypergrad.estimators.policies.relaxed import RelaxedInfo, relaxed
 from hypergrad.estimators.policies.score import ScoreInfo, score, score_shared
 from hypergrad.estimators.policies.shared import SharedInfo, SharedState, shared
+from hypergrad.estimators.rounding import RoundingInfo, rounding
 from hypergrad.estimators.unrolled.adjoint import mixed_mode, nested_checkpoint, plain
 from hypergrad.estimators.unrolled.base import UnrollInfo
 from hypergrad.estimators.unrolled.darts import central_difference, darts, exact_product
@@ -84,6 +87,7 @@ __all__ = [
     "Plan",
     "RelaxedInfo",
     "ReversibleInfo",
+    "RoundingInfo",
     "ScoreInfo",
     "SharedInfo",
     "SharedState",
@@ -114,6 +118,7 @@ __all__ = [
     "relaxed",
     "reverse",
     "reversible",
+    "rounding",
     "rtho",
     "score",
     "score_shared",
