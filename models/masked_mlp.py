@@ -58,7 +58,7 @@ class MaskedDense(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-        mask = rows[:, None] & columns
+        mask = rows[:, None] & columns[None]
 
         def init(key, shape):
             # flax's own: a normal cut off at two deviations, of variance 1 / fan_in
@@ -68,7 +68,7 @@ class MaskedDense(nn.Module):
         kernel = self.param("kernel", init, mask.shape)
         bias = self.param("bias", nn.initializers.zeros_init(), columns.shape)
         # the mask stops the gradient too
-        return inputs @ jnp.where(mask, kernel, 0) + jnp.where(columns, bias, 0)
+        return inputs @ jnp.where(mask, kernel, 0) + jnp.where(columns, bias, 0)[None]
 
 
 def unpad(params: Any, width: Any, depth: int) -> dict[str, Any]:

@@ -63,8 +63,8 @@ class Supernet(nn.Module):
             dense = nn.Dense(size, use_bias=False, name=f"dense_{layer}")(x)
             narrow = nn.Dense(self.rank, use_bias=False, name=f"down_{layer}")(x)
             bottleneck = nn.Dense(size, use_bias=False, name=f"up_{layer}")(narrow)
-            operated = jnp.stack([dense, bottleneck, x * gain])
-            made = jnp.tensordot(choice["operation"], operated, 1) + bias
+            operated = jnp.stack([dense, bottleneck, x * gain[None]])
+            made = jnp.tensordot(choice["operation"], operated, 1) + bias[None]
             active = jnp.stack([activation(made) for activation in ACTIVATIONS.values()])
             new = jnp.tensordot(choice["activation"], active, 1) * (choice["width"] @ masks)
             x = new + choice["skip"][1] * x

@@ -139,7 +139,7 @@ def tile_terms(of: Signals, below: Array) -> Array:
     move = of.move
     if of.slope is not None:
         places = jax.nn.one_hot(of.chosen, of.inputs.shape[1], dtype=of.slope.dtype)
-        move = of.slope[:, :, None] * places
+        move = of.slope[:, :, None] * places[None]
 
     def tile(total: Array, of_unit: tuple[Array, Array]) -> tuple[Array, None]:
         bend, delta = of_unit

@@ -68,8 +68,9 @@ def _normalize(direction: Array, weights: Array, kernels: bool) -> Array:
         got = jnp.linalg.norm(direction)
         return direction * jnp.linalg.norm(weights) / jnp.where(got > 0, got, 1)
     axes = tuple(range(weights.ndim - 1))
-    wanted = jnp.linalg.norm(weights.reshape(-1, weights.shape[-1]), axis=0)
-    got = jnp.sqrt(jnp.sum(jnp.square(direction), axes))
+    wanted, got = (
+        jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True)) for x in (weights, direction)
+    )
     return direction * wanted / jnp.where(got > 0, got, 1)
 
 

@@ -229,8 +229,8 @@ def spectral_density(
     span = jnp.where(high - low > 100 * eps * size, high - low, jnp.maximum(size, 1))
     sigma = span / 100 if width is None else jnp.asarray(width, linear.dtype)
     grid = jnp.linspace(low - 5 * sigma, high + 5 * sigma, num_points)
-    bumps = jnp.exp(-0.5 * jnp.square((grid[:, None, None] - nodes) / sigma))
-    density = jnp.sum(bumps * weights, (1, 2)) / (num_probes * sigma * jnp.sqrt(2 * jnp.pi))
+    bumps = jnp.exp(-0.5 * jnp.square((grid[:, None, None] - nodes[None]) / sigma))
+    density = jnp.sum(bumps * weights[None], (1, 2)) / (num_probes * sigma * jnp.sqrt(2 * jnp.pi))
     return SpectralDensity(nodes, weights, grid, density)
 
 

@@ -149,7 +149,8 @@ def chebyshev(weights: Many[float], ideal: Many[float], *, slope: float = 0.05) 
     def scalar(objectives: Array) -> Array:
         objectives = jnp.asarray(objectives)
         check_rows("objectives", objectives, columns=len(w))
-        away = (objectives - jnp.asarray(best, objectives.dtype)) * jnp.asarray(w, objectives.dtype)
+        ideal_row, weights_row = (jnp.asarray(x[None], objectives.dtype) for x in (best, w))
+        away = (objectives - ideal_row) * weights_row
         return jnp.max(away, -1) + slope * jnp.sum(away, -1)
 
     return scalar

@@ -204,7 +204,7 @@ def time_varying(ordered: np.ndarray) -> Covariance:
     numbers = np.flatnonzero(ordered)
 
     def covariance(kernel: Kernel, left: Array, right: Array) -> Array:
-        apart = (left[:, None] - right) * jnp.exp(-kernel.scale)
+        apart = (left[:, None] - right[None]) * jnp.exp(-kernel.scale)[None, None]
         square = jnp.sum(apart[:, :, numbers] ** 2, -1)
         result = jnp.exp(kernel.amplitude - square / 2 - jnp.abs(apart[:, :, -1]))
         return result * agreement(np.append(ordered, True), kernel, left, right)

@@ -60,16 +60,30 @@ class Searcher(NamedTuple):
 
 
 def guarded(space: PyTree, searcher: Searcher) -> Searcher:
-    """Return a searcher that checks what it is asked for and told, so that its own functions need not."""
+    """Return a searcher that checks what it is asked for and told, so that its own functions need not.
+
+    Its functions broadcast rows of numbers over trials, whatever `jax_numpy_rank_promotion` says.
+    """
+
+    def init(key: Key) -> PyTree:
+        with jax.numpy_rank_promotion("allow"):
+            return searcher.init(key)
 
     def ask(key: Key, state: PyTree, num: int) -> HParams:
-        return searcher.ask(key, state, check_whole("num", num))
+        check_whole("num", num)
+        with jax.numpy_rank_promotion("allow"):
+            return searcher.ask(key, state, int(num))
 
     def tell(state: PyTree, trials: Trials) -> PyTree:
         check_trials(space, trials)
-        return searcher.tell(state, trials)
+        with jax.numpy_rank_promotion("allow"):
+            return searcher.tell(state, trials)
 
-    return searcher._replace(ask=ask, tell=tell)
+    def info(state: PyTree) -> dict[str, Array]:
+        with jax.numpy_rank_promotion("allow"):
+            return searcher.info(state)
+
+    return searcher._replace(init=init, ask=ask, tell=tell, info=info)
 
 
 def check_trials(space: PyTree, trials: Trials) -> None:

@@ -70,22 +70,30 @@ def to_units(space: PyTree, hparams: HParams) -> Array:
 
 def cell(coords: Coordinates, units: Array) -> Array:
     """Return the index in [0, levels) of the cell that each unit coordinate lies in, int32."""
-    return cell_at(coords.levels, coords.first, units)
+    return cell_at(*_counts(coords, units), units)
 
 
 def snap(coords: Coordinates, units: Array) -> Array:
     """Move counted coordinates to the middle of their cell: `to_units(from_units(units))`, `[..., D]`."""
-    middles = cell_middle(coords.levels, coords.first, cell(coords, units))
-    return jnp.where(coords.levels > 0, middles.astype(units.dtype), units)
+    levels, first = _counts(coords, units)
+    middles = cell_middle(levels, first, cell(coords, units))
+    return jnp.where(levels > 0, middles.astype(units.dtype), units)
 
 
 def widths(coords: Coordinates, units: Array) -> Array:
     """Return the width of the cell that each unit coordinate lies in; 0 where it is continuous."""
-    found = cell_width(coords.levels, coords.first, cell(coords, units))
-    return jnp.where(coords.levels > 0, found, 0).astype(units.dtype)
+    levels, first = _counts(coords, units)
+    found = cell_width(levels, first, cell(coords, units))
+    return jnp.where(levels > 0, found, 0).astype(units.dtype)
 
 
 def names_of(space: PyTree, coords: Coordinates) -> list[str]:
     """Return the leaf name of every coordinate."""
     names = tree.leaf_names(space)
     return [names[index] for index in coords.leaf]
+
+
+def _counts(coords: Coordinates, units: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return levels and first numbers with as many dimensions as the units `[..., D]`."""
+    shape = (1,) * (units.ndim - 1) + (-1,)
+    return coords.levels.reshape(shape), coords.first.reshape(shape)

@@ -76,7 +76,7 @@ def summarized(told: dict[str, Any]) -> dict[str, Array]:
         return jax.tree.map(one, tree)
 
     def variance(each: PyTree, middle: PyTree) -> Array:
-        apart = jax.tree.map(jnp.subtract, each, middle)
+        apart = jax.tree.map(lambda x, m: x - m[None], each, middle)
         squares = jax.vmap(tree.norm)(apart) ** 2
         spread = jnp.sum(jnp.where(finite, squares, 0)) / jnp.maximum(num - 1, 1)
         return jnp.where(num > 1, spread, jnp.nan)

@@ -90,7 +90,7 @@ def _lift(dim: Dimension, z: Array, grads: Array) -> Array:
         """Solve for one element of the schedule: ∂λ/∂z = QR, g = Q R⁻ᵀ grads."""
         q, r = jnp.linalg.qr(jax.jacfwd(lambda z: spaces.constrain(one, z))(z))
         alive = jnp.diag(r) != 0
-        r = jnp.where(alive[:, None] & alive, r, jnp.eye(len(z), dtype=r.dtype))
+        r = jnp.where(alive[:, None] & alive[None], r, jnp.eye(len(z), dtype=r.dtype))
         return q @ jax.scipy.linalg.solve_triangular(r, jnp.where(alive, grads, 0), trans=1)
 
     columns = jax.vmap(column, in_axes=1, out_axes=1)

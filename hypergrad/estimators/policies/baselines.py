@@ -61,4 +61,5 @@ def running_mean(decay: float = 0.9) -> Baseline:
 def mean_of_others(values: Array) -> Array:
     """Return for each of `[S, ...]` the mean of the others; zeros where there are none."""
     num = values.shape[0]
-    return (jnp.sum(values, 0) - values) / (num - 1) if num > 1 else jnp.zeros_like(values)
+    total = jnp.sum(values, 0, keepdims=True)
+    return (total - values) / (num - 1) if num > 1 else jnp.zeros_like(values)
