@@ -76,10 +76,12 @@ class Seen(NamedTuple):
         reads: Whether any function reads a leaf, by its name.
         drawn: Where real leaves get a derivative, those that set the odds of a random draw, which loses
             it, such as a dropout rate, and the function that draws; see `core.draws`.
+        programs: The programs, by the names of the problem's functions.
     """
 
     reads: dict[str, bool]
     drawn: dict[str, str]
+    programs: dict[str, ClosedJaxpr]
 
 
 class UnreadWarning(UserWarning):
@@ -242,7 +244,9 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     )
     step = partial(_update, problem)
     moved, _ = traced("optimizer", step, hparams, params, key, batch, value, grads, params=params)
-    return _Tried(weights, carried(params), value, state, judged, moved, Seen(reads, drawn))
+    return _Tried(
+        weights, carried(params), value, state, judged, moved, Seen(reads, drawn, programs)
+    )
 
 
 def _origins(arg: PyTree, hparams: HParams, params: Params) -> list[str | None]:

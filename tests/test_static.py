@@ -135,7 +135,9 @@ def test_every_trial_is_the_run_of_its_shape(tuned):
 
 
 def tuner_of(**settings):
-    return build(TASK, check_task(TASK, Settings(**SMALL | settings)))[0]
+    chosen = Settings(**SMALL | settings)
+    check_task(TASK, chosen)
+    return build(TASK, chosen)[0]
 
 
 def test_one_compilation_for_each_shape(compilations):

@@ -35,7 +35,8 @@ def before(tmp_path_factory):
 
 def start_of_descent(settings):
     """Where the first restart of a descent starts, as the front door builds it."""
-    chosen = check_task(TASK, check_settings({"num_seeds": 1, **settings}))
+    chosen = check_settings({"num_seeds": 1, **settings})
+    check_task(TASK, chosen)
     state = build(TASK, chosen)[0].init(KEY)
     return sp.constrain(TASK.space, jax.tree.map(lambda x: x[0], state.unconstrained))
 
@@ -193,9 +194,7 @@ def test_a_search_begins_with_earlier_trials_and_resumes(before, tmp_path):
     shutil.copytree(before[0], out)
     settings = {"method": "cross_entropy", **SMALL, "population": 16, "warm_start": out}
     told = hg.tune(TASK, storage=tmp_path / "warm", **settings)
-    state = build(TASK, check_task(TASK, check_settings({**settings, "warm_start": str(out)})))[
-        0
-    ].init(KEY)
+    state = build(TASK, check_settings({**settings, "warm_start": str(out)}))[0].init(KEY)
     best = sorted(np.concatenate([o.values for o in found.trials]))
     assert int(state.step) == 1 and float(state.gamma) == best[int(state.num_elites) - 1]
     described = json.loads((tmp_path / "warm" / "study.json").read_text())

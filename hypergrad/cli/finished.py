@@ -12,7 +12,7 @@ from hypergrad.cli.options import OF_TASK, Shown, command, flag, options, word
 if TYPE_CHECKING:
     from hypergrad.tuning.replay import Replayed
 
-ALLOW_CHANGES = "continue although the task's source files have changed"
+ALLOW_CHANGES = "continue although the task's source files or data have changed"
 
 
 @command(

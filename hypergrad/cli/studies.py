@@ -78,7 +78,7 @@ def _run(shown: Shown, file: str, **given: Any) -> int:
     word("directory"),
     word("task", required=False),
     *options((*OF_TASK, "log")),
-    flag("--allow-changes", "continue although the task's source files have changed"),
+    flag("--allow-changes", "continue although the task's source files or data have changed"),
 )
 def _resume(shown: Shown, directory: str, **given: Any) -> int:
     task = loading.load_recorded("resume", directory, given)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from jax import core
+from jax.extend.core import ClosedJaxpr
 
 from hypergrad.core.types import PyTree
 
@@ -12,6 +13,11 @@ from hypergrad.core.types import PyTree
 def traced(tree: PyTree) -> bool:
     """Tell whether a tree holds tracers, and so is being compiled rather than computed."""
     return any(isinstance(x, core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def program_of(function: Callable, *args) -> tuple[ClosedJaxpr, PyTree]:
+    """Trace a function; return its program, and the shapes of its results."""
+    return jax.make_jaxpr(function, return_shape=True)(*args)
 
 
 def abstract(

@@ -80,13 +80,23 @@ def _within(x: Any) -> list[Any]:
         return [owner]
     if isinstance(x, dict):
         return list(x.values())[:MOST]
-    if isinstance(x, (list, tuple, set)):
+    if isinstance(x, (list, tuple, set, frozenset)):
         return list(x)[:MOST]
-    if isinstance(x, (type, ModuleType, np.ndarray)) or not hasattr(x, "__dict__"):
+    if isinstance(x, (type, ModuleType, np.ndarray)):
         return []
+    slots = [getattr(x, name) for name in _slots(x) if hasattr(x, name)]
+    if not hasattr(x, "__dict__"):
+        return slots
     call = getattr(type(x), "__call__", None)  # noqa: B004
     # the function within a jit, the attributes of an object
-    return [*vars(x).values(), *([call] if isinstance(call, FunctionType) else [])]
+    return [*vars(x).values(), *slots, *([call] if isinstance(call, FunctionType) else [])]
+
+
+def _slots(x: Any) -> list[str]:
+    """Return the names of the slots of an object of Python's."""
+    found = [vars(kind).get("__slots__", ()) for kind in type(x).__mro__]
+    names = [name for one in found for name in ([one] if isinstance(one, str) else one)]
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 def _of_function(function: FunctionType) -> list[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import core
 from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
 
-from hypergrad.core.abstract import abstract
+from hypergrad.core.abstract import abstract, program_of
 from hypergrad.core.autodiff import equations
 from hypergrad.core.flow import same_bits, same_program
 from hypergrad.core.host import Store
@@ -62,7 +62,7 @@ def traced_program(
     before, outside = _generators(), reached(user)
     held = contents(outside)
     try:  # anew, because jax remembers the traces of a function object
-        closed, shapes = abstract(name, _new(function), *args, trace=_program)
+        closed, shapes = abstract(name, _new(function), *args, trace=program_of)
     except ValueError as error:
         if isinstance(error.__cause__, StopIteration):
             raise ValueError(f"{name} {_FROZEN}; {_instead(name)}") from error
@@ -84,10 +84,6 @@ def _instead(name: str) -> str:
 
 def _new(function: Callable) -> Callable:
     return lambda *args: function(*args)
-
-
-def _program(function: Callable, *args) -> tuple[ClosedJaxpr, PyTree]:
-    return jax.make_jaxpr(function, return_shape=True)(*args)
 
 
 def _effect(closed: ClosedJaxpr) -> str:
@@ -115,7 +111,7 @@ def _repeats(function: Callable, args: tuple, closed: ClosedJaxpr) -> bool:
     # another precision, so that what is jitted within is traced again, too
     with jax.default_matmul_precision(precision):
         try:
-            return same_program(closed, _program(_new(function), *args)[0])
+            return same_program(closed, program_of(_new(function), *args)[0])
         except Exception:  # the first time it went well
             return False
 

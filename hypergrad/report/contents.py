@@ -173,6 +173,7 @@ def _about(results: Results) -> list[tuple[str, list[str]]]:
         "started": study.get("started"),
         "cost of a step": _cost(study),
         "layout": study.get("layout"),
+        "data not compared on resume": _joined(study.get("data_unknown")),
         "took": _took(results),
         "seed": study.get("seed"),
         "seeds to compare": results.num_seeds or None,
@@ -194,6 +195,10 @@ def _cost(study: dict[str, Any]) -> str:
     if not isinstance(cost, (int, float)):
         return ""
     return f"{four_digits(cost)} trainings" + (f": {counted}" if counted else "")
+
+
+def _joined(names: Any) -> str:
+    return ", ".join(map(str, names)) if isinstance(names, list) else ""
 
 
 def _took(results: Results) -> str:

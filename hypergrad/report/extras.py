@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 
-from hypergrad.core.abstract import abstract
+from hypergrad.core.abstract import abstract, program_of
 from hypergrad.core.checks import describe
 from hypergrad.core.types import HParams
 from hypergrad.problem import Task
@@ -14,7 +15,7 @@ from hypergrad.report.diagrams import MAX_NODES, is_graph
 from hypergrad.report.notes import is_notes
 
 
-def check_extras(task: Task, hparams: HParams) -> None:
+def check_extras(task: Task, hparams: HParams) -> ClosedJaxpr | None:
     """Check a task's `test`, `snippet`, `diagram` and `notes`, otherwise first called after tuning.
 
     **Cost:** `test` is evaluated abstractly; `snippet` and `diagram` run once.
@@ -22,6 +23,9 @@ def check_extras(task: Task, hparams: HParams) -> None:
     Args:
         task: Task whose problem has been checked.
         hparams: Value of its space, to call the functions with.
+
+    Returns:
+        The program of `test`, None without a test set.
 
     Raises:
         ValueError: If a function fails, or returns something other than documented.
@@ -31,10 +35,11 @@ def check_extras(task: Task, hparams: HParams) -> None:
         if function is not None and not callable(function):
             got = describe(function)
             raise ValueError(f"task.{name} is {got}, expected a function or None; see help(Task)")
+    program = None
     if task.test is not None:
         key = jax.eval_shape(jax.random.key, 0)
         params = abstract("problem.init", task.problem.init, key, hparams)
-        scores = abstract("task.test", task.test, params, hparams)
+        program, scores = abstract("task.test", task.test, params, hparams, trace=program_of)
         if not _is_real_vector(scores):
             raise ValueError(
                 f"task.test returned {describe(scores)}, expected one real score an example, of shape "
@@ -49,6 +54,7 @@ def check_extras(task: Task, hparams: HParams) -> None:
             f"task.notes is {describe(task.notes)}, expected tables by their titles; return e.g. "
             "{'Columns': [{'name': 'x', 'missing': 0}]}"
         )
+    return program
 
 
 def _is_real_vector(scores: Any) -> bool:

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from hypergrad import space as spaces
+from hypergrad.core.abstract import abstract, program_of
 from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.methods import StepCost
 from hypergrad.core.types import Key, PyTree
@@ -93,8 +95,12 @@ def check_used(given: Collection[str], method: str, called: Callable[[str], str]
         )
 
 
-def check_task(task: Task, settings: Settings) -> Settings:
-    """Return the settings; raise a `ValueError` if they cannot work together, before anything compiles."""
+def check_task(task: Task, settings: Settings) -> dict[str, ClosedJaxpr]:
+    """Raise a `ValueError` if task and settings cannot work together, before anything compiles.
+
+    Returns:
+        The programs of the task's functions at the defaults of its space, by their names.
+    """
     if settings.method == "prior" and not settings.prior:
         raise ValueError(
             "prior is None, expected what the method 'prior' draws trials from; pass e.g. "
@@ -124,14 +130,27 @@ def check_task(task: Task, settings: Settings) -> Settings:
             f"memory is {settings.memory}, expected None {because}: what fits is found for one shape; "
             "pass chunk, the members side by side on each device"
         )
-    found = []
+    found, programs = [], {}
     for hparams in static.corners(task.space):
         label, start = static.split(task.space, hparams)
         one, start = fixed(task, label), jax.tree.map(jax.numpy.asarray, start)
-        found.append(check_step(one.problem, start).reads)
-        check_extras(one, jax.tree.map(np.asarray, start))
+        seen = check_step(one.problem, start)
+        found.append(seen.reads)
+        test = check_extras(one, jax.tree.map(np.asarray, start))
+        programs = programs or _named(one, seen.programs, test)
     warn_blind(task, found)
-    return settings
+    return programs
+
+
+def _named(
+    task: Task, found: dict[str, ClosedJaxpr], test: ClosedJaxpr | None
+) -> dict[str, ClosedJaxpr]:
+    """Name the programs of a task's functions as the user knows them."""
+    programs = {f"problem.{name}": program for name, program in found.items()}
+    if task.problem.train_set is not None:
+        row, name = jax.ShapeDtypeStruct((1,), np.int32), "problem.train_set.at"
+        programs[name] = abstract(name, task.problem.train_set.at, row, trace=program_of)[0]
+    return programs if test is None else {**programs, "task.test": test}
 
 
 def build(task: Task, settings: Settings) -> tuple[Tuner, StepCost]:

@@ -76,7 +76,7 @@ def measure_flatness(task: Task, directory: str | Path, *, allow_changes: bool =
     Args:
         task: Task of the study, unchanged since its start.
         directory: Folder of the study.
-        allow_changes: Whether to continue although the task's source files have changed.
+        allow_changes: Whether to continue although the task's source files or its data have changed.
 
     Raises:
         ValueError: If there is no finished study in the folder, or it is of another task.

@@ -20,6 +20,7 @@ from hypergrad.study.disk.files import read_json, to_plain
 from hypergrad.study.disk.machine import describe_machine
 from hypergrad.tuners import TUNERS
 from hypergrad.tuning.build import NAMES, check_task, layout_of, width
+from hypergrad.tuning.data import check_same_data, data_of
 from hypergrad.tuning.settings import Settings, check_settings
 from hypergrad.tuning.warm_start import digest_of
 
@@ -51,7 +52,9 @@ def settings_of(task: Task, described: dict[str, Any], allow_changes: bool) -> S
             f"{', '.join(changed)} changed since the study was started, expected the same source; restore it, "
             "or pass --allow-changes"
         )
-    check_task(task, settings)
+    data = data_of(check_task(task, settings))
+    if not allow_changes:
+        check_same_data(data, described)
     digest = digest_of(task, settings)
     if digest != {name: described.get(name) for name in digest}:
         raise ValueError(
@@ -148,8 +151,8 @@ def describe_study(task: Task, settings: Settings, details: dict[str, Any]) -> d
 def sources(task: Task) -> dict[str, str]:
     """Name the files outside this package that define a task, each with its SHA-256.
 
-    These are the files of its functions, and of the modules that they import, except installed ones. A change
-    of anything that the code reads, such as data, shows when a resumed study repeats a step.
+    These are the files of its functions, and of the modules that they import, except installed ones. For the
+    data see `data_of`.
     """
     modules = [inspect.getmodule(f) for f in (*task.problem, task.test) if callable(f)]
     seen: set[str] = set()

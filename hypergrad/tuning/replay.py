@@ -61,7 +61,7 @@ def replay(
         space: Space of a `Problem`, the same as at the start.
         debug_nans: Whether to run the training step that went wrong operation by operation, to name the first
             that made a NaN or an infinity.
-        allow_changes: Whether to continue although the task's source files have changed.
+        allow_changes: Whether to continue although the task's source files or its data have changed.
 
     Raises:
         ValueError: where there is no such trial, or its result differs from its record.

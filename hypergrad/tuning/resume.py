@@ -12,6 +12,7 @@ from hypergrad.report.study import Study
 from hypergrad.study import Callback, Listeners
 from hypergrad.study.disk.folder import lock
 from hypergrad.tuning.build import build, task_of_study
+from hypergrad.tuning.data import warn_of_unknown
 from hypergrad.tuning.provenance import settings_of
 from hypergrad.tuning.tune import Work, collected_warnings, complete
 
@@ -33,7 +34,7 @@ def resume(
         task: Task, the same as at the start.
         directory: Folder of the study.
         space: Space of a `Problem`, the same as at the start.
-        allow_changes: Whether to continue although the task's source files have changed.
+        allow_changes: Whether to continue although the task's source files or its data have changed.
         callbacks: Callbacks, called for every step that was not taken before.
 
     Raises:
@@ -45,6 +46,7 @@ def resume(
         settings = settings_of(task, described, allow_changes)
         cost = _cost(described, folder.path)
         with collected_warnings() as caught:
+            warn_of_unknown(described)
             tuner = build(task, settings)[0]
             return complete(
                 Work(task, settings, tuner, cost, folder, described), Listeners(callbacks), caught

@@ -40,6 +40,7 @@ from hypergrad.tuning.build import (
     num_steps,
     within_memory,
 )
+from hypergrad.tuning.data import data_of
 from hypergrad.tuning.judge import choose_best, judge, result_of
 from hypergrad.tuning.provenance import check_same_result, describe_study
 from hypergrad.tuning.settings import Settings, check_settings
@@ -93,13 +94,13 @@ def tune(
         settings["warm_start"] = _other_folder(settings["warm_start"], storage)
     chosen = check_settings(settings, NAMES)
     check_used([name for name, value in settings.items() if value is not None], chosen.method)
-    check_task(task, chosen)
+    data = data_of(check_task(task, chosen))
     listeners = Listeners(callbacks)
     with collected_warnings() as caught:
         chosen = within_memory(task, chosen)
         tuner, cost = build(task, chosen)  # refuses what cannot work before a study is replaced
         with contextlib.nullcontext() if storage is None else create(storage, overwrite) as folder:
-            counted = {"cost": cost.trainings, "counted": cost.counted}
+            counted = {"cost": cost.trainings, "counted": cost.counted, **data._asdict()}
             described = describe_study(task, chosen, {**(details or {}), **counted})
             work = Work(task, chosen, tuner, cost, folder, described)
             return complete(work, listeners, caught)
