@@ -9,7 +9,7 @@ import click
 
 import hypergrad
 from hypergrad.cli import about, finished, studies
-from hypergrad.cli.lines import say
+from hypergrad.cli.lines import open_streams, say
 from hypergrad.cli.options import as_written
 
 EXAMPLES = """Examples:
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0 done, 1 a comparison failed, 2 wrong input, 130 Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
+    open_streams()
     try:
         line = shlex.join(["hypergrad", *argv])
         return GROUP.main(argv, prog_name="hypergrad", standalone_mode=False, obj=line)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from hypergrad.cli.lines import drop
 from hypergrad.cli.loading import known_tasks
 from hypergrad.tuning.settings import OPTION, Option, Settings, check_options
 
@@ -50,9 +51,11 @@ def command(
                 os.environ["NO_COLOR"] = "1"  # rich and whatever else a task imports read it
             shown = Shown(as_json, quiet, not os.environ.get("NO_COLOR"))
             try:
-                return function(shown, **{n: v for n, v in given.items() if v is not None})
+                status = function(shown, **{n: v for n, v in given.items() if v is not None})
+                sys.stdout.flush()
+                return status
             except BrokenPipeError:  # the reader of the output has closed it
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                drop(sys.stdout)
                 return 0
 
         return click.Command(
