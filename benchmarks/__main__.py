@@ -10,7 +10,7 @@ from benchmarks.record import Results, pin
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
-    "faults": "studies killed, damaged, out of disk, raced for and read while they are written",
+    "faults": "studies killed, out of power or disk, damaged, unread, raced for and read while written",
     "storage": "acknowledged trials a second, beside the storages of Optuna",
     "compat": "whether the suite passes: oldest and newest Python and jax, x64 on and off",
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",

@@ -1,8 +1,10 @@
-"""Whether a study survives: kill -9, damaged bits, full disks, several writers, readers while it writes.
+"""Whether a study survives: signals, lost power, damaged bits, full disks, closed outputs, writers, readers.
 
-Every method except "prior" and those of optuna is put through it on a small problem, and every scheduler
-with random search. The final digest of all trials is compared with that of a run that nothing disturbed. All
-counts should be zero except those of the attempts. The full run takes about fifteen minutes on one core.
+Every method and every scheduler with random search is put through it on a small problem; a method whose library
+is missing is named. What a study arrives at is compared, to the bit, with a run that nothing disturbed. All
+counts should be zero except those of the attempts. The full run takes about half an hour on one core, and goes
+on where it was stopped, by fault and method. How power is lost is in `power`, how whole studies end is in
+`endings`.
 """
 
 import contextlib
@@ -16,180 +18,144 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from benchmarks import endings, power
+from benchmarks.fault_cases import (
+    CASES,
+    MISSING,
+    NUM_STEPS,
+    SIGNALS,
+    Stop,
+    compiled_programs_are_kept,
+    count_records,
+    go_on,
+    messages,
+    needs,
+    stopped,
+    undisturbed,
+)
 from benchmarks.record import Figure, Results, markdown
-from hypergrad import study
-from hypergrad.problem import Task
-from hypergrad.schedulers import SCHEDULERS
-from hypergrad.space import Choice
 from hypergrad.study.disk import checkpoint, journal
 from hypergrad.study.disk.files import parse_json, read_json, write_json
 from hypergrad.study.disk.folder import create
-from hypergrad.tuners import METHODS, TUNERS, Tuner
-from hypergrad.tuning.build import build, most_trials
-from hypergrad.tuning.settings import Settings
-from tasks import quadratic, ridge
 
-NUM_STEPS = 20
-KILLED_STEPS = 60
+__all__ = [
+    "CASES",
+    "FAULTS",
+    "NUM_STEPS",
+    "Stop",
+    "go_on",
+    "run",
+    "stopped",
+    "table",
+    "undisturbed",
+]
+
+KILLED_STEPS = 30
 FULL = {
-    "kills": 200,
-    "prefixes": 20,
-    "flips": 1000,
-    "full disks": 50,
-    "races": 100,
-    "reads": 10_000,
+    "power losses": 40,
+    "endings": 1,
+    "closed outputs": 3,
+    "kills": 6,
+    "full disks": 5,
+    "flips": 30,
+    "prefixes": 3,
 }
-QUICK = {"kills": 4, "prefixes": 3, "flips": 20, "full disks": 4, "races": 3, "reads": 200}
-CASES = (
-    *(name for name in METHODS if name != "prior" and not name.startswith("optuna_")),
-    *(f"random-{name}" for name in SCHEDULERS if name != "full"),
-)
-IN_MEMORY = ("prefixes", "flips")
+"""{fault of every method: number of attempts for each}."""
+QUICK = {**dict.fromkeys(FULL, 1), "power losses": 3, "flips": 3}
+QUICK_CASES = ("descent", "random", "random-halving")
+SHARED = {"races": ("8 writers", 100, 3), "reads": ("3 readers", 10_000, 200)}
+"""{fault of no method: its name, and its number of attempts, full and quick}."""
+IN_MEMORY = ("prefixes", "flips", "power losses", "full disks")
 WRITERS = 8
 READERS = 3
 LARGE = 4 * 2**20
 """Bytes of text in some records of the journal that is read meanwhile: too many for one write."""
 
 
-def run(results: Results, options) -> None:
-    """Try every fault that is not in the results yet."""
-    for fault, num in (QUICK if options.quick else FULL).items():
-        if fault not in results.cases:
-            print(f"{fault} ...", flush=True)
-            began = time.perf_counter()
-            # no bit of these depends on waiting for a disk, and memory is faster
-            place = "/dev/shm" if fault in IN_MEMORY and os.path.isdir("/dev/shm") else None
-            with tempfile.TemporaryDirectory(dir=place) as folder:
-                counts = FAULTS[fault](Path(folder), num)
-            figures = [
-                Figure(method, metric, value, "count")
-                for method, found in counts.items()
-                for metric, value in found.items()
-            ]
-            seconds = Figure("all", "time", time.perf_counter() - began, "s")
-            results.add(fault, [*figures, seconds])
+def run(results: Results, options: Any) -> None:
+    """Try every fault on every method that is not in the results yet."""
+    compiled_programs_are_kept()
+    for name, method, num in attempts(options.quick):
+        if method in results.cases.get(name, {}):
+            continue
+        print(f"{name}, {method} ...", flush=True)
+        began = time.perf_counter()
+        # no bit of these depends on waiting for a disk, and memory is faster
+        place = "/dev/shm" if name in IN_MEMORY and os.path.isdir("/dev/shm") else None
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            count = FAULTS[name](Path(folder), method, num)
+        figures = [Figure(method, metric, value, "count") for metric, value in count.items()]
+        figures.append(Figure(method, "time", round(time.perf_counter() - began, 1), "s"))
+        results.add(name, figures)
+    if MISSING and "not tried" not in results.cases:
+        figures = [Figure(name, f"needs {needs(name)}", 1, "missing") for name in MISSING]
+        results.add("not tried", figures)
 
 
-@cache
-def make(method: str, num_steps: int = NUM_STEPS) -> Tuner:
-    """Build the tuner of a case for a problem that trains in microseconds."""
-    method, _, scheduler = method.partition("-")
-    scheduler = scheduler or "full"
-    budget = num_steps * (1 if method in TUNERS else most_trials(method, scheduler))
-    task = quadratic.task(horizon=3, num_params=2)
-    if method == "bilevel":  # takes hyperparameters of the loss alone
-        task = ridge.task(horizon=3, num_features=2)
-    if method == "controller":  # takes a choice
-        task = with_choice(task)
-    return build(task, Settings(method, budget=budget, num_seeds=1, scheduler=scheduler))[0]
+def attempts(quick: bool) -> Iterator[tuple[str, str, int]]:
+    """List fault, method and number of attempts; the faults that no method matters to come first."""
+    for name, (who, full, few) in SHARED.items():
+        yield name, who, few if quick else full
+    for name, num in (QUICK if quick else FULL).items():
+        for method in QUICK_CASES if quick else CASES:
+            yield name, method, num
 
 
-def with_choice(task: Task) -> Task:
-    """Add a choice that the loss reads to a task."""
-    problem = task.problem
+def kills(folder: Path, method: str, num: int, num_steps: int = KILLED_STEPS) -> Counter:
+    """End a study by a signal at random instants, continue each time, compare the end.
 
-    def loss(params, hparams, batch):
-        rest = {name: x for name, x in hparams.items() if name != "kind"}
-        return (1 + 0.1 * hparams["kind"]) * problem.loss(params, rest, batch)
-
-    def objective(params, hparams, batch):
-        rest = {name: x for name, x in hparams.items() if name != "kind"}
-        return problem.objective(params, rest, batch) + 0.1 * hparams["kind"]
-
-    changed = problem._replace(loss=loss, objective=objective)
-    return task._replace(problem=changed, space={**task.space, "kind": Choice(("a", "b"))})
-
-
-@cache
-def undisturbed(method: str, num_steps: int = NUM_STEPS) -> str:
-    """Return the digest of a run that writes nothing."""
-    return study.run(make(method, num_steps), jax.random.key(0), num_steps).digest
-
-
-def go_on(method: str, folder: Path, num_steps: int = NUM_STEPS, on_step=None) -> study.Run:
-    """Run the study in a folder, or continue it."""
-    tuner = make(method, num_steps)
-    if (folder / "study.json").exists():
-        return study.resume_run(tuner, folder, on_step)
-    key = jax.random.key(0)
-    return study.run(tuner, key, num_steps, on_step, storage=folder, checkpoint_seconds=0.0)
-
-
-class Stop(Exception):
-    """An error that ends a study from within, as a process that dies would."""
-
-
-def stopped(method: str, folder: Path, num_steps: int) -> None:
-    """Leave a study that ended after `num_steps` steps."""
-
-    def stop(index, trials, best):
-        if index + 1 == num_steps:
-            raise Stop
-
-    with contextlib.suppress(Stop):
-        go_on(method, folder, on_step=stop)
-
-
-def share(num: int) -> Iterator[tuple[str, int]]:
-    """Divide a number among the cases; leave out those that get nothing."""
-    for i, method in enumerate(CASES):
-        if share_of := num // len(CASES) + (i < num % len(CASES)):
-            yield method, share_of
-
-
-def kills(folder: Path, num: int, num_steps: int = KILLED_STEPS) -> dict[str, Counter]:
-    """Kill -9 a study at random instants, continue each time, compare the end."""
-    # compiled programs are kept, so that a killed process costs a second
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    Half of the instants are drawn over the life of the process, half over the time in which it takes steps.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # jax is imported once, and forked before it is used
-    draw = random.Random(0)
-    counts = {}
-    for method, share_of in share(num):
-        count = counts[method] = Counter(
-            {"kills": 0, "records lost": 0, "failed resumes": 0, "other digests": 0, "studies": 0}
-        )
-        began = time.monotonic()
-        expected = undisturbed(method, num_steps)
-        longest = 1.0 + time.monotonic() - began
-        while count["kills"] < share_of:
-            place = folder / f"{method}-{count['studies']}"
-            acknowledged, digest = -1, None
-            while digest is None:
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_child, args=(theirs, method, place, num_steps))
-                process.start()
-                theirs.close()
-                began = time.monotonic()
-                if count["kills"] < share_of:
+    draw = random.Random(f"kills {method}")
+    count = Counter({**dict.fromkeys((one.name for one in SIGNALS), 0), "studies": 0})
+    count.update({"records lost": 0, "failed resumes": 0, "other digests": 0})
+    began = time.monotonic()
+    expected = undisturbed(method, num_steps)
+    longest, stepping, ended = 1.0 + time.monotonic() - began, 1.0, 0
+    while ended < num:
+        place = folder / f"{method}-{count['studies']}"
+        acknowledged, digest = -1, None
+        while digest is None:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_child, args=(theirs, method, place, num_steps))
+            process.start()
+            theirs.close()
+            began, last = time.monotonic(), SIGNALS[ended % len(SIGNALS)]
+            if ended < num:
+                if draw.random() < 0.5 and ours.poll(longest + 60):
+                    process.join(draw.uniform(0, stepping))
+                else:
                     process.join(draw.uniform(0, longest))
-                    if process.is_alive():
-                        process.kill()
-                        count["kills"] += 1
-                for kind, value in _messages(ours):
-                    if kind == "step":
-                        acknowledged = max(acknowledged, value)
-                    elif kind == "digest":
-                        digest, longest = value, max(0.8 * longest, time.monotonic() - began)
-                    else:
-                        print(value)
-                        count["failed resumes"] += 1
-                        digest = ""
-                process.join()
-                on_disk = sum(1 for _ in _records(place))
-                count["records lost"] += max(0, acknowledged + 1 - on_disk)
-            count["studies"] += 1
-            count["other digests"] += digest != expected
-    return counts
+                if process.is_alive():
+                    os.kill(process.pid or 0, last)
+                    count[last.name] += 1
+                    ended += 1
+            first = None
+            for kind, value in messages(ours):
+                if kind == "step":
+                    first = first or time.monotonic()
+                    acknowledged = max(acknowledged, value)
+                elif kind == "digest":
+                    digest, longest = value, max(0.8 * longest, time.monotonic() - began)
+                    stepping = time.monotonic() - (first or began)
+                else:
+                    print(value)
+                    count["failed resumes"] += 1
+                    digest = ""
+            process.join()
+            count["records lost"] += max(0, acknowledged + 1 - count_records(place))
+        count["studies"] += 1
+        count["other digests"] += digest != expected
+    return count
 
 
 def _child(pipe: Connection, method: str, folder: Path, num_steps: int) -> None:
@@ -200,48 +166,82 @@ def _child(pipe: Connection, method: str, folder: Path, num_steps: int) -> None:
         pipe.send(("error", repr(error)))
 
 
-def _messages(pipe: Connection) -> Iterator[tuple[str, Any]]:
-    """Receive until the other end is closed; a message that a kill cut short ends it too."""
-    while True:
-        try:
-            yield pipe.recv()
-        except (EOFError, OSError):
+def power_losses(folder: Path, method: str, num: int) -> Counter:
+    """Lose the power at random instants between two calls of the system, continue, compare the end."""
+    draw = random.Random(f"power {method}")
+    kept: list[tuple[Path, int]] = []
+    seen, acknowledged = 0, -1
+    root = folder / "disk"
+    root.mkdir()
+    disk = power.Disk(root, draw)
+
+    def lose() -> None:  # of all instants, each is as likely among those that are kept
+        nonlocal seen
+        seen += 1
+        place = folder / f"lost-{seen}"
+        if len(kept) < num:
+            kept.append((place, acknowledged))
+        elif (at := draw.randrange(seen)) < num:
+            shutil.rmtree(kept[at][0])
+            kept[at] = (place, acknowledged)
+        else:
             return
+        disk.after_power_loss(place)
+
+    def on_step(index: int, *_: Any) -> None:
+        nonlocal acknowledged
+        acknowledged = index
+
+    with power.watched(disk, lose):
+        go_on(method, root / "study", on_step=on_step)
+    count = Counter({"losses": 0, "instants": seen, "made again": 0, "records lost": 0})
+    count.update({"failed resumes": 0, "other digests": 0})
+    for place, steps in kept:
+        count["losses"] += 1
+        count["records lost"] += max(0, steps + 1 - count_records(place / "study"))
+        _continue(method, place / "study", count)
+        shutil.rmtree(place)
+    return count
 
 
-def _records(folder: Path) -> Iterator[dict[str, Any]]:
-    try:
-        yield from journal.read_records(folder / "journal.jsonl")
-    except FileNotFoundError:
-        return
+def _continue(method: str, folder: Path, count: Counter) -> None:
+    """Go on with a study that something happened to, and count what it arrives at."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            digest = go_on(method, folder).digest
+        except Exception as error:
+            print(repr(error))
+            count["failed resumes"] += 1
+            return
+    count["made again"] += bool(caught)
+    count["other digests"] += digest != undisturbed(method)
 
 
-def prefixes(folder: Path, num: int) -> dict[str, Counter]:
+def prefixes(folder: Path, method: str, num: int) -> Counter:
     """Cut a journal of `num` records at every byte; open it, count its records, continue."""
-    counts = {}
-    for method in CASES:
-        count = counts[method] = Counter({"prefixes": 0, "whole records lost": 0, "failed": 0})
-        stopped(method, folder / method, num)
-        data = (folder / method / "journal.jsonl").read_bytes()
-        lines = data.splitlines(keepends=True)
-        path = folder / "journal.jsonl"
-        for cut in range(len(data) + 1):
-            path.write_bytes(data[:cut])
-            whole = sum(len(line) - 1 <= rest for line, rest in _rest(lines, cut))
-            try:
-                opened = journal.Journal(path)
-                count["whole records lost"] += opened.count != whole
-                if whole < len(lines):
-                    record = parse_json(lines[whole], "line")
-                    del record["crc"]
-                    opened.append(record)
-                opened.close()
-                again = b"".join(lines[: whole + 1])
-                count["failed"] += path.read_bytes() != again
-            except ValueError:
-                count["failed"] += 1
-            count["prefixes"] += 1
-    return counts
+    count = Counter({"prefixes": 0, "whole records lost": 0, "failed": 0})
+    stopped(method, folder / method, num)
+    data = (folder / method / "journal.jsonl").read_bytes()
+    lines = data.splitlines(keepends=True)
+    path = folder / "journal.jsonl"
+    for cut in range(len(data) + 1):
+        path.write_bytes(data[:cut])
+        whole = sum(len(line) - 1 <= rest for line, rest in _rest(lines, cut))
+        try:
+            opened = journal.Journal(path)
+            count["whole records lost"] += opened.count != whole
+            if whole < len(lines):
+                record = parse_json(lines[whole], "line")
+                del record["crc"]
+                opened.append(record)
+            opened.close()
+            again = b"".join(lines[: whole + 1])
+            count["failed"] += path.read_bytes() != again
+        except ValueError:
+            count["failed"] += 1
+        count["prefixes"] += 1
+    return count
 
 
 def _rest(lines: list[bytes], cut: int) -> Iterator[tuple[bytes, int]]:
@@ -251,61 +251,56 @@ def _rest(lines: list[bytes], cut: int) -> Iterator[tuple[bytes, int]]:
         cut -= len(line)
 
 
-def flips(folder: Path, num: int) -> dict[str, Counter]:
+def flips(folder: Path, method: str, num: int) -> Counter:
     """Flip one bit of one file of a stopped study; continue, compare the end."""
-    draw = random.Random(1)
-    counts = {}
-    for method, share_of in share(num):
-        count = counts[method] = Counter({"flips": 0, "silent": 0, "other digests": 0})
-        base = folder / method
-        stopped(method, base, NUM_STEPS * 3 // 5)
-        names = sorted(path.name for path in base.iterdir() if path.name != "lock")
-        for _ in range(share_of):
-            place = folder / "copy"
-            shutil.copytree(base, place)
-            path = place / draw.choice(names)
-            data = bytearray(path.read_bytes())
-            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-            path.write_bytes(data)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                try:
-                    digest = go_on(method, place).digest
-                except ValueError as error:
-                    count["refused in one line"] += "\n" not in str(error)
-                    digest = None
-                    caught.append(error)  # type: ignore[arg-type]
-                else:
-                    count["made again"] += 1
-            count["flips"] += 1
-            count["silent"] += not caught
-            count["other digests"] += digest != undisturbed(method)
-            shutil.rmtree(place)
-    return counts
+    draw = random.Random(f"flips {method}")
+    count = Counter({"flips": 0, "silent": 0, "other digests": 0})
+    base = folder / method
+    stopped(method, base, NUM_STEPS * 3 // 5)
+    names = sorted(path.name for path in base.iterdir() if path.name != "lock")
+    for _ in range(num):
+        place = folder / "copy"
+        shutil.copytree(base, place)
+        path = place / draw.choice(names)
+        data = bytearray(path.read_bytes())
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                digest = go_on(method, place).digest
+            except ValueError as error:
+                count["refused in one line"] += "\n" not in str(error)
+                digest = None
+                caught.append(error)  # type: ignore[arg-type]
+            else:
+                count["made again"] += 1
+        count["flips"] += 1
+        count["silent"] += not caught
+        count["other digests"] += digest != undisturbed(method)
+        shutil.rmtree(place)
+    return count
 
 
-def full_disks(folder: Path, num: int) -> dict[str, Counter]:
+def full_disks(folder: Path, method: str, num: int) -> Counter:
     """Let a file-size limit stop a study somewhere; lift it, continue, compare the end."""
-    draw = random.Random(2)
-    counts = {}
-    for method, share_of in share(num):
-        count = counts[method] = Counter(
-            {"points": 0, "stopped": 0, "long errors": 0, "records lost": 0, "other digests": 0}
-        )
-        go_on(method, folder / method)
-        largest = max(path.stat().st_size for path in (folder / method).iterdir())
-        for point in range(share_of):
-            place, acknowledged = folder / f"{method}-{point}", []
-            with file_limit(draw.randrange(1, largest)):
-                try:
-                    go_on(method, place, on_step=lambda i, *_, a=acknowledged: a.append(i))
-                except ValueError as error:
-                    count["stopped"] += 1
-                    count["long errors"] += "\n" in str(error) or "cannot write" not in str(error)
-            count["records lost"] += max(0, len(acknowledged) - sum(1 for _ in _records(place)))
-            count["other digests"] += go_on(method, place).digest != undisturbed(method)
-            count["points"] += 1
-    return counts
+    draw = random.Random(f"full disks {method}")
+    names = ("points", "stopped", "long errors", "records lost", "failed resumes", "other digests")
+    count = Counter(dict.fromkeys(names, 0))
+    go_on(method, folder / method)
+    largest = max(path.stat().st_size for path in (folder / method).iterdir())
+    for point in range(num):
+        place, acknowledged = folder / f"{method}-{point}", []
+        with file_limit(draw.randrange(1, largest)):
+            try:
+                go_on(method, place, on_step=lambda i, *_, a=acknowledged: a.append(i))
+            except ValueError as error:
+                count["stopped"] += 1
+                count["long errors"] += "\n" in str(error) or "cannot write" not in str(error)
+        count["records lost"] += max(0, len(acknowledged) - count_records(place))
+        _continue(method, place, count)
+        count["points"] += 1
+    return count
 
 
 @contextlib.contextmanager
@@ -319,7 +314,7 @@ def file_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def races(folder: Path, num: int) -> dict[str, Counter]:
+def races(folder: Path, who: str, num: int) -> Counter:
     """Let eight processes make the same study at the same moment."""
     context = multiprocessing.get_context("forkserver")
     barrier = context.Barrier(WRITERS)
@@ -342,7 +337,7 @@ def races(folder: Path, num: int) -> dict[str, Counter]:
                 count["slow"] += seconds > 1
     for process in processes:
         process.join()
-    return {"8 writers": count}
+    return count
 
 
 def _racer(pipe: Connection, barrier: Any, folder: Path, num: int) -> None:
@@ -359,7 +354,7 @@ def _racer(pipe: Connection, barrier: Any, folder: Path, num: int) -> None:
         pipe.send((os.getpid(), error, seconds))
 
 
-def reads(folder: Path, num: int) -> dict[str, Counter]:
+def reads(folder: Path, who: str, num: int) -> Counter:
     """Read a study over and over from other processes while it is written."""
     context = multiprocessing.get_context("forkserver")
     writer = context.Process(target=_write_forever, args=(folder,))
@@ -375,7 +370,7 @@ def reads(folder: Path, num: int) -> dict[str, Counter]:
         count.update(pipe.recv())
     writer.kill()
     writer.join()
-    return {f"{READERS} readers": count}
+    return count
 
 
 def _write_forever(folder: Path) -> None:
@@ -437,8 +432,11 @@ def _read_checkpoint(folder: Path, like: Any) -> bool:
     return bool((state["x"] == found[0]).all() and (state["key"] == key).all())
 
 
-FAULTS = {
+FAULTS: dict[str, Callable[[Path, str, int], Counter]] = {
     "kills": kills,
+    "power losses": power_losses,
+    "endings": endings.endings,
+    "closed outputs": endings.closed_outputs,
     "prefixes": prefixes,
     "flips": flips,
     "full disks": full_disks,
@@ -448,11 +446,13 @@ FAULTS = {
 
 
 def table(results: Results) -> str:
-    """Write the results as Markdown."""
+    """Write the results as Markdown: a row for each fault, summed over the methods, and what was not zero."""
     rows = []
     for fault, methods in results.cases.items():
-        for method, found in methods.items():
-            if method != "all":
-                text = ", ".join(f"{name}: {value}" for name, value in found.items())
-                rows.append([fault, method, text])
-    return markdown(["fault", "method", "count"], rows)
+        total: Counter = Counter()
+        for found in methods.values():
+            total.update({name: value for name, value in found.items() if name != "time"})
+        text = ", ".join(f"{name}: {value}" for name, value in total.items())
+        who = f"{len(methods)} methods" if len(methods) > 1 else ", ".join(methods)
+        rows.append([fault, who, text])
+    return markdown(["fault", "of", "count"], rows)

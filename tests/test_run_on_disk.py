@@ -10,7 +10,9 @@ import pytest
 from hypothesis import example, given, settings as fuzz, strategies as st
 
 from benchmarks import faults
+from benchmarks.fault_cases import needs
 from hypergrad import study
+from hypergrad.schedulers import SCHEDULERS
 from hypergrad.searchers import Trials
 from hypergrad.study import StudyWarning
 from hypergrad.study.disk import checkpoint
@@ -18,7 +20,7 @@ from hypergrad.study.disk.description import decode_key, encode_key
 from hypergrad.study.disk.files import parse_json
 from hypergrad.study.disk.journal import encode_line
 from hypergrad.study.disk.machine import describe_machine, machine_differences
-from hypergrad.tuners import Tuner
+from hypergrad.tuners import METHODS, Tuner
 from tests.disk import KEY, end_after, one_line, refused, same, toy
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
@@ -84,22 +86,39 @@ def test_every_method_resumes_to_the_same_bits(tmp_path, method):
         assert faults.go_on(method, tmp_path / "s").digest == faults.undisturbed(method)
 
 
-SMALL = {"flips": 8, "full disks": 4}
+SMALL = {"flips": 3, "full disks": 2}
 
 
 @pytest.mark.parametrize("fault", SMALL)
 def test_faults_lose_nothing(tmp_path, fault):
-    for count in faults.FAULTS[fault](tmp_path, SMALL[fault]).values():
-        tried = {"flips", "refused in one line", "made again", "points", "stopped"}
+    tried = {"flips", "refused in one line", "made again", "points", "stopped"}
+    for method in faults.QUICK_CASES:
+        count = faults.FAULTS[fault](tmp_path, method, SMALL[fault])
         assert not any(value for name, value in count.items() if name not in tried), count
+
+
+def test_faults_leave_out_no_method():
+    """A method that a table gets is tried by itself; one without its library is named."""
+    names = {*METHODS, *(f"random-{name}" for name in SCHEDULERS if name != "full")}
+    assert {*faults.CASES, *faults.MISSING} == names
+    assert {method for _, method, _ in faults.attempts(False)} >= {*faults.CASES}
+    assert all(needs(name) for name in faults.MISSING)
 
 
 @pytest.mark.slow
 def test_killed_at_any_instant(tmp_path):
-    for count in faults.kills(tmp_path, 4, faults.NUM_STEPS).values():
-        assert count["kills"] and not any(
-            count[name] for name in ("records lost", "failed resumes", "other digests")
-        )
+    count = faults.kills(tmp_path, "random", 3, faults.NUM_STEPS)
+    assert count["SIGKILL"] == count["SIGTERM"] == count["SIGHUP"] == 1
+    assert not any(count[name] for name in ("records lost", "failed resumes", "other digests"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["endings", "closed outputs"])
+def test_whole_studies_end_well(tmp_path, fault):
+    count = faults.FAULTS[fault](tmp_path, "random", 1)
+    tried = {"ended in judge", "ended in result", "ended in report", "outputs closed"}
+    assert not any(value for name, value in count.items() if name not in tried), count
+    assert sum(count.values()) >= 1
 
 
 def test_lost_records_and_checkpoints_are_made_again(kept, whole):

@@ -11,8 +11,8 @@ def say(text: object = "", *, error: bool = False, end: str = "\n") -> None:
     """Print a text on standard output, or on standard error, with a mark in place of each control character.
 
     An escape sequence in the name of a leaf, a warning or a file would otherwise clear the screen, set the
-    title of the window or hide a line. Line breaks and tabs stay. Where nobody reads standard error any more, what is
-    for it is dropped, so that the result still comes.
+    title of the window or hide a line. Line breaks and tabs stay. Where nobody reads standard error any more,
+    what is for it is dropped, so that the result still comes.
 
     Args:
         text: What to print.
