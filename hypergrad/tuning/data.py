@@ -155,7 +155,9 @@ def _blocks(array: Any) -> Iterator[bytes]:
     """Read an array some rows at a time, of a large one evenly spaced rows."""
     if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
-    if array.ndim == 0 if hasattr(array, "ndim") else not array.shape:
+    if isinstance(array, jax.Array) and array.nbytes <= MOST_BYTES:
+        array = np.asarray(array)  # a slice on the device would be compiled
+    if not array.shape:
         array = np.asarray(array)[None]
     num = array.shape[0]
     row = max(1, math.prod(array.shape[1:]) * np.dtype(array.dtype).itemsize)
