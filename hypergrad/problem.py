@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hypergrad.core import tree
-from hypergrad.core.checks import describe
+from hypergrad.core.checks import describe, takes
+from hypergrad.core.mistakes import ARGUMENTS, MODULES
 from hypergrad.core.types import (
     Array,
     Batch,
@@ -23,6 +25,16 @@ from hypergrad.core.types import (
     Variables,
 )
 from hypergrad.space import static
+
+WRITTEN = {
+    "init": "write init=lambda key, hparams: ...",
+    "loss": "write loss=lambda params, hparams, batch: ...",
+    "objective": "write objective=lambda params, hparams, batch: ...",
+    "optimizer": "write optimizer=lambda hparams: optax.sgd(hparams['lr'])",
+    "train_batch": "write train_batch=lambda key, step: ...; its data may stand outside",
+    "valid_batch": "write valid_batch=lambda key: ...; its data may stand outside",
+}
+"""What to write where a problem has no such function."""
 
 
 class Examples(NamedTuple):
@@ -166,8 +178,31 @@ def check_problem(problem: Any) -> None:
             f"problem is {describe(problem)}, expected a hypergrad.Problem; "
             "build one with Problem(init=..., loss=..., ...)"
         )
-    for name, function in problem._asdict().items():
-        if name != "train_set" and not callable(function):
+    for name, arguments in ARGUMENTS.items():
+        function = getattr(problem, name, None)
+        if name in WRITTEN and not _fits(function, arguments):
             raise ValueError(
-                f"problem.{name} is {describe(function)}, expected a function; see help(Problem)"
+                f"problem.{name} is {_called(function)}, expected a function of ({arguments}); "
+                f"{MODULES if _of_module(function) else WRITTEN[name]}"
             )
+
+
+def _fits(function: Any, arguments: str) -> bool:
+    """Tell whether a function takes as many arguments, and is not that of a module, which takes others."""
+    num = len(arguments.split(","))
+    return callable(function) and takes(function, num) and not _of_module(function)
+
+
+def _of_module(function: Any) -> bool:
+    """Tell whether a function is a module of flax or a method of one."""
+    owner = getattr(function, "__self__", function)
+    return any(kind.__module__.startswith("flax.") for kind in type(owner).__mro__)
+
+
+def _called(function: Any) -> str:
+    """Describe what stands in the place of a function; a function by its arguments."""
+    if _of_module(function):
+        return f"of the module {type(getattr(function, '__self__', function)).__name__} of flax"
+    if not hasattr(function, "__code__"):
+        return describe(function)
+    return f"a function of ({', '.join(signature(function).parameters)})"

@@ -10,7 +10,7 @@ import optax
 
 from hypergrad.core import tree
 from hypergrad.core.autodiff import smooth
-from hypergrad.core.checks import check_share
+from hypergrad.core.checks import check_share, describe
 from hypergrad.core.resting import rested
 from hypergrad.core.scans import check_checkpoint, nested_scan
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree, Variables
@@ -39,7 +39,11 @@ def split_key(key: Key) -> tuple[Key, Key]:
     The second is also the `TrainState.key` of the run that `init_state` begins with `key`: the objective of
     that run reads `problem.valid_batch(split_key(key)[1])`, the same batch after every step.
     """
-    first, second = jax.random.split(key)
+    try:
+        first, second = jax.random.split(key)
+    except (TypeError, ValueError):
+        got = describe(key)
+        raise ValueError(f"key is {got}, expected one PRNG key; pass jax.random.key(0)") from None
     return first, second
 
 

@@ -13,7 +13,9 @@ from hypergrad.core import tree
 from hypergrad.core.autodiff import live_inputs
 from hypergrad.core.checks import check_whole, describe
 from hypergrad.core.draws import DATA, draws_that_lose, marks_of_batch
+from hypergrad.core.flow import NOTHING, Marks, taken_for_numbers
 from hypergrad.core.host import check_indices
+from hypergrad.core.mistakes import SCHEDULED
 from hypergrad.core.pure import traced_program
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
 from hypergrad.problem import (
@@ -24,14 +26,12 @@ from hypergrad.problem import (
     fixed,
     split_loss,
 )
-from hypergrad.space import Sequence, check_space, static
+from hypergrad.space import Choice, Sequence, check_space, static
 from hypergrad.train import carried, start_state, trained, update, with_parts
 
 CONSTANT = "return every part of the carried state, in constant shapes"
 
 WEIGHTS = "the weights"
-
-SCHEDULED = "read one value per step from a schedule, with schedule(hparams[...])"
 
 
 def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1) -> None:
@@ -60,12 +60,12 @@ def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1)
         return
     check_space(problem.space)
     check_whole("horizon", problem.horizon)
-    found = []
+    found: list[Seen] = []
     for corner in static.corners(problem.space):
         label, free = static.split(problem.space, corner)
         one = fixed(problem, label).problem
         check_problem(one)
-        found.append(check_step(one, free).reads)
+        found.append(check_step(one, free))
     warn_blind(problem, found)
 
 
@@ -77,11 +77,13 @@ class Seen(NamedTuple):
         drawn: Where real leaves get a derivative, those that set the odds of a random draw, which loses
             it, such as a dropout rate, and the function that draws; see `core.draws`.
         programs: The programs, by the names of the problem's functions.
+        numbers: Whether a leaf of whole numbers is turned into real ones, by its name.
     """
 
     reads: dict[str, bool]
     drawn: dict[str, str]
     programs: dict[str, ClosedJaxpr]
+    numbers: dict[str, bool]
 
 
 class UnreadWarning(UserWarning):
@@ -101,15 +103,27 @@ def warn_unread(found: list[dict[str, bool]]) -> None:
             )
 
 
-def warn_blind(task: Task, found: list[dict[str, bool]]) -> None:
-    """Warn of what `check_step` found unread in every corner of a task, and of schedules of another length."""
+class IndexWarning(UserWarning):
+    """The index of an option is used as if it were the option."""
+
+
+def warn_blind(task: Task, found: list[Seen]) -> None:
+    """Warn of what `check_step` found unread in every corner of a task, of indices and of schedules amiss."""
     fixed_names = static.static_names(task.space)
     names = [name for name in tree.leaf_names(task.space) if name not in fixed_names]
     # a space of static dimensions alone has a number in the place of the others
-    warn_unread([dict(zip(names, reads.values(), strict=False)) for reads in found])
+    warn_unread([dict(zip(names, seen.reads.values(), strict=False)) for seen in found])
+    numbers = [dict(zip(names, seen.numbers.values(), strict=False)) for seen in found]
     space, horizon = task.space, task.horizon
     dimensions = jax.tree.leaves(space)
     for name, dim in zip(tree.leaf_names(space), dimensions, strict=True):
+        if isinstance(dim, Choice) and dim.is_numeric and any(n.get(name) for n in numbers):
+            warnings.warn(
+                f"hparams[{name!r}] is the index of an option of {dim.options!s:.80}, and is used as a number; "
+                f"take its option with hg.select(hparams[{name!r}], jnp.array({list(dim.options)!s:.80}))",
+                IndexWarning,
+                stacklevel=3,
+            )
         if isinstance(dim, Sequence) and dim.length != horizon:
             holds = f"`schedule` holds its last value from step {dim.length} on"
             lost = f"a value per step leaves the last {dim.length - horizon} unread"
@@ -189,6 +203,7 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
     reads = dict.fromkeys(tree.leaf_names(hparams), False)
     programs: dict[str, ClosedJaxpr] = {}
+    numbers = dict.fromkeys(reads, False)
     drawn: dict[str, str] = {}
 
     def traced(
@@ -196,7 +211,7 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     ) -> Any:
         title = f"problem.{name}"
         own, batch = getattr(problem, name), name.endswith("_batch")
-        program, out = traced_program(title, function, *args, twice=batch, of=own)
+        program, out = traced_program(title, function, *args, twice=batch, of=own, hparams=hparams)
         programs[name] = program
         if real:
             origins = [x for arg in args for x in _origins(arg, hparams, params)]
@@ -206,6 +221,8 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
                 ends = marks_of_batch(programs[drawn_by])
                 marks[len(marks) - len(ends) :] = ends
             drawn.update(dict.fromkeys(draws_that_lose(program, marks), title))
+        whole = [x for arg in args for x in _whole(arg, hparams)]
+        numbers.update(dict.fromkeys(taken_for_numbers(program, whole), True))
         live = iter(live_inputs(program.jaxpr, [True] * len(program.jaxpr.outvars)))
         for arg in args:
             used = [next(live) for _ in jax.tree.leaves(arg)]
@@ -245,7 +262,7 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     step = partial(_update, problem)
     moved, _ = traced("optimizer", step, hparams, params, key, batch, value, grads, params=params)
     return _Tried(
-        weights, carried(params), value, state, judged, moved, Seen(reads, drawn, programs)
+        weights, carried(params), value, state, judged, moved, Seen(reads, drawn, programs, numbers)
     )
 
 
@@ -256,6 +273,14 @@ def _origins(arg: PyTree, hparams: HParams, params: Params) -> list[str | None]:
         return [f"hparams[{name!r}]" if tree.is_float(leaf) else None for name, leaf in named]
     ours = arg is params or arg is trained(params)
     return [WEIGHTS if ours else None for _ in jax.tree.leaves(arg)]
+
+
+def _whole(arg: PyTree, hparams: HParams) -> list[Marks]:
+    """Mark the whole numbers among the hyperparameters with their names."""
+    if arg is not hparams:
+        return [NOTHING] * len(jax.tree.leaves(arg))
+    named = tree.named(hparams).items()
+    return [NOTHING if tree.is_float(leaf) else frozenset([name]) for name, leaf in named]
 
 
 def _loss(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hypergrad.cli.studyfile import StudyFile
     from hypergrad.problem import Task
 
+TABLES = (".csv", ".csv.gz", ".tsv", ".txt", ".xlsx", ".parquet")
+
 FLAGS = ("data", "label", "horizon")
 """Arguments of tasks that have a flag of their own."""
 
@@ -145,8 +147,16 @@ def _resolve(name: str) -> Any:
     if module_name.endswith(".py"):
         path = Path(module_name)
         if not path.is_file():
-            raise ValueError(f"TASK is {name!r}, a file that is not there; check the path")
+            hint = (
+                f"did you mean {path.stem!r}?" if path.stem in known_tasks() else "check the path"
+            )
+            raise ValueError(f"TASK is {name!r}, a file that is not there; {hint}")
         _search_first(str(path.resolve().parent))
+    elif name.lower().endswith(TABLES):
+        raise ValueError(
+            f"TASK is {name!r:.80}, a table, expected the name of a task; "
+            f"pass tabular --data {name} --label COLUMN"
+        )
     elif ":" not in name:
         known = known_tasks()
         if not known:
@@ -162,9 +172,15 @@ def _resolve(name: str) -> Any:
             f"TASK is {name!r}, whose module cannot be imported ({_reason(error)}); "
             "run it by itself to see where"
         ) from error
-    public = [one for one in vars(module) if not one.startswith("_")]
+    public = [n for n, x in vars(module).items() if not n.startswith("_") and _makes(x, module)]
     check_name(f"attribute of {module_name} in TASK", attribute, public)
     return getattr(module, attribute)
+
+
+def _makes(value: Any, module: ModuleType) -> bool:
+    """Tell whether a value may be a task: a function of the module itself, or a tuple such as a `Task`."""
+    own = getattr(value, "__module__", None) == module.__name__
+    return isinstance(value, tuple) or (callable(value) and own)
 
 
 def _import(name: str) -> ModuleType:

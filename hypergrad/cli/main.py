@@ -11,6 +11,8 @@ import hypergrad
 from hypergrad.cli import about, finished, studies
 from hypergrad.cli.lines import open_streams, say
 from hypergrad.cli.options import as_written
+from hypergrad.core.checks import OTHER_WORDS
+from hypergrad.tuning.settings import OPTION
 
 EXAMPLES = """Examples:
   hypergrad tune digits --out runs/digits
@@ -78,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
 def _said(error: click.UsageError) -> str:
     """Report in one line the words that click did not understand, with the nearest name."""
     near = getattr(error, "possibilities", None)
+    other = OTHER_WORDS.get(getattr(error, "option_name", "").strip("-").replace("-", "_"))
+    if other in OPTION:
+        near = [f"--{other.replace('_', '-')}"]
     text = error.message if near else error.format_message()
     path = error.ctx.command_path if error.ctx else "hypergrad"
     hint = f"did you mean {near[0]!r}?" if near else f"see `{path} --help`"

@@ -10,6 +10,8 @@
 - `jaxopt`: The minimizer of jaxopt, loaded when it is first used.
 - `krylov`: The loops of the iterative linear solvers, on one flat vector.
 - `methods`: Description of a method that a family offers by name.
+- `mistakes`: The errors that jax, numpy and Python raise within a user's function, in words that a new user
+  can act on.
 - `outside`: What a user's function reads from outside of its arguments, and whether that may change between
   two calls.
 - `pure`: Check that a user's function is a function of its arguments: nothing read on, frozen, or drawn

@@ -7,7 +7,8 @@ import jax
 from jax import core
 from jax.extend.core import ClosedJaxpr
 
-from hypergrad.core.types import PyTree
+from hypergrad.core.mistakes import in_words
+from hypergrad.core.types import HParams, PyTree
 
 
 def traced(tree: PyTree) -> bool:
@@ -26,8 +27,9 @@ def abstract(
     *args,
     given: str = "hparams",
     trace: Callable[..., Any] = jax.eval_shape,
+    hparams: HParams = None,
 ) -> Any:
-    """Evaluate a user's function abstractly, and put its name before the error that it raises.
+    """Evaluate a user's function abstractly, and say its error in words (`core.mistakes`).
 
     Args:
         name: Name of the function, as the user knows it.
@@ -35,6 +37,7 @@ def abstract(
         *args: Arguments of the function, arrays or their shapes.
         given: Arguments that the message names, "hparams" or "params".
         trace: (function, *args) -> the shapes of the function's results.
+        hparams: Hyperparameters among the arguments, which the error may name.
 
     Raises:
         ValueError: where the function fails. An error that already says what was expected stays as it is.
@@ -42,13 +45,6 @@ def abstract(
     try:
         return trace(function, *args)
     except Exception as error:
-        text = str(error).strip().splitlines()
-        reason = text[0] if text else type(error).__name__
-        if isinstance(error, ValueError) and ", expected " in reason:
+        if isinstance(error, ValueError) and ", expected " in str(error).partition("\n")[0]:
             raise
-        if isinstance(error, KeyError):
-            reason = f"{given} or batch has no entry {reason}"
-        raise ValueError(
-            f"{name} failed on the given {given}: {reason} ({type(error).__name__}), expected a "
-            "traceable function of its documented arguments; run it once by itself to see where"
-        ) from error
+        raise ValueError(in_words(name, error, given, hparams)) from error

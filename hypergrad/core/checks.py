@@ -8,6 +8,19 @@ from inspect import signature
 from numbers import Integral, Real
 from typing import Any
 
+OTHER_WORDS = {
+    "lr": "learning_rate",
+    "n_trials": "budget",
+    "num_trials": "budget",
+    "trials": "budget",
+    "epochs": "horizon",
+    "num_steps": "horizon",
+    "steps": "horizon",
+    "pop_size": "population",
+    "num_workers": "devices",
+}
+"""What other tools call things, and what they are called here."""
+
 
 def is_whole(value: Any) -> bool:
     """Tell whether a value is a whole number, of Python or numpy; True and False do not count as numbers."""
@@ -103,13 +116,13 @@ def check_function(name: str, value: Any, example: str, arguments: str = "") -> 
     """
     if not callable(value):
         raise ValueError(f"{name} is {describe(value)}, expected a function; pass e.g. {example}")
-    if arguments and not _takes(value, len(arguments.split(","))):
+    if arguments and not takes(value, len(arguments.split(","))):
         raise ValueError(
             f"{name} is {describe(value)}, expected a function of ({arguments}); pass e.g. {example}"
         )
 
 
-def _takes(function: Any, num: int) -> bool:
+def takes(function: Any, num: int) -> bool:
     """Tell whether a function takes as many positional arguments, where that can be told."""
     try:
         signature(function).bind(*[None] * num)
@@ -150,6 +163,8 @@ def check_name(argument: str, name: str, known: Collection[str]) -> str:
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:
-    """Return the name in `known` that is most similar to `name`; None where none is close."""
+    """Return the name in `known` that is most similar to `name`, or means it; None where none is close."""
+    if OTHER_WORDS.get(name) in known:
+        return OTHER_WORDS[name]
     near = difflib.get_close_matches(str(name)[:100], list(known), n=1, cutoff=0.4)
     return near[0] if near else None

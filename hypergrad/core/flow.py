@@ -96,6 +96,26 @@ def _loop(
         carry = grown
 
 
+def taken_for_numbers(closed: ClosedJaxpr, ins: Sequence[Marks]) -> Marks:
+    """Return the marks of whole numbers that a program turns into real ones, as it does not with an index."""
+    found: set[Any] = set()
+
+    def visit(eqn: JaxprEqn, marks: list[Marks]) -> list[Marks] | None:
+        name = eqn.primitive.name
+        if name in ("eq", "ne", "lt", "le", "gt", "ge"):
+            return [NOTHING] * len(eqn.outvars)
+        if name in ("gather", "dynamic_slice", "select_n"):
+            return [NOTHING if name == "select_n" else marks[0]] * len(eqn.outvars)
+        if name == "convert_element_type":
+            before, after = (jax.numpy.result_type(v.aval) for v in (eqn.invars[0], eqn.outvars[0]))
+            if np.issubdtype(before, np.integer) and jax.numpy.issubdtype(after, np.inexact):
+                found.update(marks[0])
+        return None
+
+    flow(closed.jaxpr, ins, visit)
+    return frozenset(found)
+
+
 def same_program(a: ClosedJaxpr, b: ClosedJaxpr) -> bool:
     """Tell whether two traces of one function gave the same program: operations, numbers and arrays in it.
 

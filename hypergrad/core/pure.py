@@ -15,7 +15,7 @@ from hypergrad.core.autodiff import equations
 from hypergrad.core.flow import same_bits, same_program
 from hypergrad.core.host import Store
 from hypergrad.core.outside import contents, may_change, reached
-from hypergrad.core.types import PyTree
+from hypergrad.core.types import HParams, PyTree
 
 FETCH = "fetch data by index with hg.host_batches(fetch, like)"
 
@@ -35,7 +35,12 @@ _READS_ON = (
 
 
 def traced_program(
-    name: str, function: Callable, *args, twice: bool = False, of: Callable | None = None
+    name: str,
+    function: Callable,
+    *args,
+    twice: bool = False,
+    of: Callable | None = None,
+    hparams: HParams = None,
 ) -> tuple[ClosedJaxpr, PyTree]:
     """Trace a user's function, or raise a `ValueError` where it is no function of its arguments.
 
@@ -54,6 +59,7 @@ def traced_program(
         *args: Its arguments, arrays or their shapes.
         twice: Whether to try it twice in any case, as is cheap for a batch.
         of: The user's own function, where `function` calls it.
+        hparams: Hyperparameters among the arguments, which an error may name.
 
     Returns:
         The program, and the shapes of what the function returns.
@@ -62,7 +68,7 @@ def traced_program(
     before, outside = _generators(), reached(user)
     held = contents(outside)
     try:  # anew, because jax remembers the traces of a function object
-        closed, shapes = abstract(name, _new(function), *args, trace=program_of)
+        closed, shapes = abstract(name, _new(function), *args, trace=program_of, hparams=hparams)
     except ValueError as error:
         if isinstance(error.__cause__, StopIteration):
             raise ValueError(f"{name} {_FROZEN}; {_instead(name)}") from error

@@ -276,6 +276,12 @@ class Choice:
         """Number of options."""
         return len(self.options)
 
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the options are numbers other than their own indices, and the value is an index."""
+        numbers = all(isinstance(x, (int, float)) for x in self.options)
+        return numbers and not self.static and self.options != tuple(range(len(self.options)))
+
     def at(self, index: Any) -> Any:
         """Return an index, which is the value of a choice."""
         return index

@@ -41,7 +41,7 @@ def check_space(space: PyTree, *, real: bool = False, traceable: bool = False) -
     for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         if not is_dimension(leaf):
             wrong = f"is {describe(leaf)}, expected a dimension (Real, LogReal, Integer, Choice, Sequence); "
-            wrong += "close over a value that is fixed"
+            wrong += _instead_of(name, leaf)
         elif name in names[:i]:
             wrong = "is there twice, expected different names; rename one of them"
         elif real and is_discrete(leaf):
@@ -56,6 +56,15 @@ def check_space(space: PyTree, *, real: bool = False, traceable: bool = False) -
         else:
             continue
         raise ValueError(f"space[{name!r}] {wrong}")
+
+
+def _instead_of(name: str, leaf: Any) -> str:
+    """Say what to write in the place of a leaf that is no dimension."""
+    if name.rpartition(".")[2].isdigit() or np.ndim(leaf):
+        return (
+            "write LogReal(low, high) or Real(low, high) for a range, Choice(options) for options"
+        )
+    return "close over a value that is fixed"
 
 
 def _check_keys(space: PyTree) -> None:

@@ -135,7 +135,7 @@ def check_task(task: Task, settings: Settings) -> dict[str, ClosedJaxpr]:
         label, start = static.split(task.space, hparams)
         one, start = fixed(task, label), jax.tree.map(jax.numpy.asarray, start)
         seen = check_step(one.problem, start)
-        found.append(seen.reads)
+        found.append(seen)
         test = check_extras(one, jax.tree.map(np.asarray, start))
         programs = programs or _named(one, seen.programs, test)
     warn_blind(task, found)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from hypergrad.core.checks import check_name, is_number, is_whole
+from hypergrad.core.checks import check_name, describe, is_number, is_whole
 
 MAX_COUNT = 10**9
 """Largest count of an option."""
@@ -310,7 +310,7 @@ def _bytes(value: Any) -> Any:
 def _short(value: Any) -> str:
     """Show a value in at most 80 characters; Python refuses to write out a number of many digits."""
     try:
-        return f"{value!r:.80}"
+        return describe(value)
     except ValueError:
         return "a number of thousands of digits"
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from hypergrad.core.checks import describe
 from hypergrad.study.disk.files import FOLDER_MODE, is_link, open_file, sync_folder
 
 MAX_NAME = 200
@@ -164,6 +165,10 @@ def create(directory: str | Path, overwrite: bool = False) -> Iterator[Folder]:
         ValueError: where the folder is not empty and `overwrite` is false, is not a folder, has a name with
             other characters, or is in use.
     """
+    if not isinstance(directory, str | Path):
+        raise ValueError(
+            f"storage is {describe(directory)}, expected the path of a folder; pass e.g. 'runs/mine'"
+        )
     path = Path(directory)
     check_folder_name(path.absolute().name, "out")
     _check_free(path, overwrite)  # before anything is made
