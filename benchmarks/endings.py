@@ -22,8 +22,6 @@ from hypergrad.tuners import TUNERS, is_read
 from hypergrad.tuning.settings import Settings
 
 NUM_STEPS = 3
-COST = 4.0
-"""Trainings that a step is taken to cost; else a stopwatch would decide the length of the random baseline."""
 EVAL_SEEDS = 2
 PHASES = ("judge", "result", "report")
 """Parts of a study after its last step: trained again, about to be written, about to be drawn."""
@@ -35,12 +33,11 @@ def finish(method: str, folder: Path, say: Any = None) -> str:
     tuning: Any = import_module("hypergrad.tuning.tune")
     going_on = import_module("hypergrad.tuning.resume").resume
     say = say or (lambda phase: None)
-    real = {name: getattr(tuning, name) for name in ("measure_ratio", "check_journal", "_report")}
+    real = {name: getattr(tuning, name) for name in ("check_journal", "_report")}
 
     def before(phase: str, function: Any) -> Any:
         return lambda *args: (say(phase), function(*args))[1]
 
-    tuning.measure_ratio = lambda *_: COST
     tuning.check_journal = before("result", real["check_journal"])
     tuning._report = before("report", real["_report"])
     shown = Callback(
@@ -64,12 +61,15 @@ def _is_set(name: str, value: Any) -> bool:
 
 
 @cache
-def whole(method: str) -> tuple[str, float]:
-    """Return the digest of a study that nothing ends, and the seconds from its last step to its end."""
-    began: list[float] = []
+def whole(method: str) -> tuple[str, dict[str, float]]:
+    """Return the digest of a study that nothing ends, and the seconds of each of its last phases."""
+    began: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        digest = finish(method, Path(folder) / "s", lambda phase: began.append(time.monotonic()))
-        return digest, time.monotonic() - began[0]
+        digest = finish(
+            method, Path(folder) / "s", lambda name: began.setdefault(name, time.monotonic())
+        )
+    times = [*began.values(), time.monotonic()]
+    return digest, {name: times[i + 1] - times[i] for i, name in enumerate(began)}
 
 
 def endings(folder: Path, method: str, num: int) -> Counter:
@@ -88,7 +88,7 @@ def endings(folder: Path, method: str, num: int) -> Counter:
             process.start()
             theirs.close()
             last = SIGNALS[(first + attempt + number) % len(SIGNALS)]
-            count[_end(ours, process, phase, last, draw.uniform(0, seconds))] += 1
+            count[_end(ours, process, phase, last, draw.uniform(0, 0.8 * seconds[phase]))] += 1
             count["torn files"] += _torn(place)
         try:
             with warnings.catch_warnings():
@@ -105,7 +105,7 @@ def _end(pipe: Connection, process: Any, phase: str, number: signal.Signals, mos
     """Send a signal within `most` seconds after a phase has begun, or right then; say what came of it."""
     for said in messages(pipe):
         if said == phase:
-            process.join(most if phase != "result" else 0)
+            process.join(most)
             break
     if process.is_alive():
         os.kill(process.pid, number)
@@ -154,9 +154,7 @@ def closed_outputs(folder: Path, method: str, num: int) -> Counter:
 
 def _command(method: str, folder: Path, closed: tuple[int, ...], said: Path) -> None:
     """Be `hypergrad tune` in a process of its own, some of whose outputs are pipes that nobody reads."""
-    tuning: Any = import_module("hypergrad.tuning.tune")
     main = import_module("hypergrad.cli.main").main
-    tuning.measure_ratio = lambda *_: COST
     name, _, scheduler = method.partition("-")
     budget = settings_of(method, NUM_STEPS).budget
     words = [
