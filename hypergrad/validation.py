@@ -17,6 +17,7 @@ from hypergrad.core.flow import NOTHING, Marks, taken_for_numbers
 from hypergrad.core.host import check_indices
 from hypergrad.core.mistakes import SCHEDULED
 from hypergrad.core.pure import traced_program
+from hypergrad.core.spans import Span, follow_spans
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
 from hypergrad.problem import (
     Problem,
@@ -56,7 +57,9 @@ def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1)
     if not isinstance(problem, Task):
         check_problem(problem)
         check_whole("horizon", horizon)
-        warn_unread([check_step(problem, hparams).reads])
+        seen = check_step(problem, hparams)
+        warn_unread([seen.reads])
+        warn_past(seen.programs, horizon)
         return
     check_space(problem.space)
     check_whole("horizon", problem.horizon)
@@ -104,7 +107,35 @@ def warn_unread(found: list[dict[str, bool]]) -> None:
 
 
 class IndexWarning(UserWarning):
-    """The index of an option is used as if it were the option."""
+    """An index reaches past an array, or the index of an option is used as if it were the option."""
+
+
+def warn_past(programs: dict[str, ClosedJaxpr], horizon: int) -> None:
+    """Warn of a batch whose indices reach past its data within a horizon, and of labels past the outputs.
+
+    Args:
+        programs: Programs of the problem's functions, as `check_step` saw them.
+        horizon: Number of inner steps.
+    """
+    step = Span(0, horizon - 1, frozenset([("step", 0)] if horizon > 1 else []))
+    below = "keep them below it, for example step % num_batches, or jax.random.randint(key, shape, 0, {size})"
+    labels = "count labels from 0, or give the model more outputs"
+    for batch, reader in (("train_batch", "loss"), ("valid_batch", "objective")):
+        given: list[Span | None] = [None, step] if batch == "train_batch" else [None]
+        outs, past = follow_spans(programs[batch], given)
+        own = [x if isinstance(x, Span) else None for x in outs]
+        others = len(programs[reader].jaxpr.invars) - len(own)
+        late = follow_spans(programs[reader], [None] * others + own)[1]
+        for name, found, cure in ((batch, past, below), (reader, late, labels)):
+            if found:
+                one = found[0]
+                warnings.warn(
+                    f"problem.{name} reads index {one.index} of an axis of {one.size} in an array of shape "
+                    f"{one.shape}, by step {horizon - 1}: jax takes the last one, or NaN, in silence; "
+                    f"{cure.format(size=one.size)}",
+                    IndexWarning,
+                    stacklevel=4,
+                )
 
 
 def warn_blind(task: Task, found: list[Seen]) -> None:
@@ -113,6 +144,7 @@ def warn_blind(task: Task, found: list[Seen]) -> None:
     names = [name for name in tree.leaf_names(task.space) if name not in fixed_names]
     # a space of static dimensions alone has a number in the place of the others
     warn_unread([dict(zip(names, seen.reads.values(), strict=False)) for seen in found])
+    warn_past(found[0].programs, task.horizon)
     numbers = [dict(zip(names, seen.numbers.values(), strict=False)) for seen in found]
     space, horizon = task.space, task.horizon
     dimensions = jax.tree.leaves(space)

@@ -21,6 +21,8 @@
 - `scans`: Scans in segments of equal length, with a shorter last one where the length does not divide the
   steps.
 - `solve`: Linear solvers for A x = b, where A is known by its products alone.
+- `spans`: How far the indices of a traced program reach, and which of them lie past the array that they
+  index.
 - `systems`: The contract of the linear solvers, and what they share: flat vectors, and how well a system
   was solved.
 - `tree`: The pytree algebra that `optax.tree` lacks: names of leaves, floats apart from the rest.

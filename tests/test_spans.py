@@ -1,0 +1,158 @@
+"""Indices past the data, which jax clamps in silence, are warned of; what stays inside is not."""
+
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import hypergrad as hg
+from hypergrad.validation import IndexWarning
+
+ROWS, HORIZON = 64, 10
+X, Y = jnp.ones((ROWS, 4)), jnp.arange(ROWS) % 3
+BATCHES = jnp.ones((8, 16, 4))
+ONE_BASED = Y + 1
+cut = jax.lax.dynamic_slice_in_dim
+
+
+def loss(p, h, b, num=3):
+    return h["l2"] * jnp.sum(p**2) + jnp.mean(
+        optax.softmax_cross_entropy_with_integer_labels(b[0] @ p[:, :num], b[1])
+    )
+
+
+PROBLEM = hg.Problem(
+    init=lambda key, h: jnp.zeros((4, 4)),
+    loss=loss,
+    objective=loss,
+    optimizer=lambda h: optax.sgd(0.1),
+    train_batch=lambda key, step: (X[:8], Y[:8]),
+    valid_batch=lambda key: (X, Y),
+)
+H = {"l2": jnp.float32(0.1)}
+
+
+def rows(x, i):
+    return x[i], Y[i]
+
+
+def masked(i):
+    return jnp.where((i < ROWS)[:, None], X[i], 0), Y[i % ROWS]
+
+
+def in_pairs(key, step):
+    i = jax.random.randint(key, (8,), 0, ROWS)
+    return X[i, jax.random.randint(key, (8,), 0, 5)][:, None] * jnp.ones(4), Y[i]
+
+
+PAST = {
+    "a draw": (lambda key, step: rows(X, jax.random.randint(key, (8,), 0, 100)), 99),
+    "a draw of many": (
+        lambda key, step: rows(X, jax.random.randint(key, (8,), 0, 10**6)),
+        10**6 - 1,
+    ),
+    "a draw from 1": (lambda key, step: rows(X, jax.random.randint(key, (8,), 1, ROWS + 1)), ROWS),
+    "a choice": (lambda key, step: rows(X, jax.random.choice(key, 65, (8,))), 64),
+    "a choice without repeats": (
+        lambda key, step: rows(X, jax.random.choice(key, 70, (8,), replace=False)),
+        69,
+    ),
+    "a permutation": (lambda key, step: rows(X, jax.random.permutation(key, 65)[:8]), 64),
+    "rows of a step": (lambda key, step: rows(X, step * 8 + jnp.arange(8)), 79),
+    "rows of a jitted step": (
+        lambda key, step: jax.jit(partial(rows, X))(step * 8 + jnp.arange(8)),
+        79,
+    ),
+    "rows from the end": (lambda key, step: rows(X, 64 - step + jnp.arange(8)), 71),
+    "take": (lambda key, step: (jnp.take(X, step * 8 + jnp.arange(8), axis=0), Y[:8]), 79),
+    "a slice of a step": (lambda key, step: (cut(X, step * 8, 8), cut(Y, step * 8, 8)), 79),
+    "a batch of a step": (lambda key, step: (BATCHES[step], Y[:16]), 9),
+    "one row of a step": (lambda key, step: (X[step * 7 + 1][None], Y[:1]), 64),
+    "a quotient": (lambda key, step: (BATCHES[jax.lax.div(step, 1)], Y[:16]), 9),
+    "the second of two indices": (in_pairs, 4),
+}
+
+INSIDE = {
+    "a draw": lambda key, step: rows(X, jax.random.randint(key, (8,), 0, ROWS)),
+    "a choice": lambda key, step: rows(X, jax.random.choice(key, ROWS, (8,))),
+    "a permutation": lambda key, step: rows(X, jax.random.permutation(key, ROWS)[:8]),
+    "an epoch": lambda key, step: rows(X, (step * 8 + jnp.arange(8)) % ROWS),
+    "an epoch in slices": lambda key, step: (cut(X, (step % 8) * 8, 8), cut(Y, (step % 8) * 8, 8)),
+    "a quotient": lambda key, step: (BATCHES[step // 2], Y[:16]),
+    "a shuffled epoch": lambda key, step: rows(
+        X, cut(jax.random.permutation(jax.random.key(0), ROWS), (step % 8) * 8, 8)
+    ),
+    "clamped": lambda key, step: (BATCHES[jnp.minimum(step, 7)], Y[:16]),
+    "clipped on purpose": lambda key, step: (
+        X.at[step * 8 + jnp.arange(8)].get(mode="clip"),
+        Y[:8],
+    ),
+    "chosen": lambda key, step: (BATCHES[jnp.where(step < 8, step, step - 8)], Y[:16]),
+    "opposed": lambda key, step: (BATCHES[9 * step - 9 * step + 7], Y[:16]),
+    "backwards": lambda key, step: (BATCHES[-1 - step % 8], Y[:16]),
+    "from the end": lambda key, step: rows(X, -1 - jnp.arange(8)),
+    "by a table": lambda key, step: rows(X, jnp.array([1, 5, 99])[jnp.zeros(8, int)] % ROWS),
+    "a constant of a longer table": lambda key, step: rows(
+        X, jnp.array([3, 99])[jnp.zeros(8, int)]
+    ),
+    "within a loop": lambda key, step: jax.lax.fori_loop(
+        0, 3, lambda i, b: rows(X, b[1] + i), (X[:8], Y[:8])
+    ),
+    "with another step": lambda key, step: (cut(X, jnp.clip(step * 8, 0, 56), 8), Y[:8]),
+    "a last batch with a mask": lambda key, step: masked(step * 8 + jnp.arange(8)),
+    "floats": lambda key, step: rows(
+        X, jnp.floor(jax.random.uniform(key, (8,)) * ROWS).astype(int)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAST)
+def test_an_index_past_the_data_is_warned_of(name):
+    batch, index = PAST[name]
+    with pytest.warns(
+        IndexWarning, match=f"problem.train_batch reads index {index} of an axis"
+    ) as seen:
+        hg.validate(PROBLEM._replace(train_batch=batch), H, HORIZON)
+    assert len(seen) == 1 and "\n" not in str(seen[0].message)
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_what_stays_inside_is_not(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hg.validate(PROBLEM._replace(train_batch=INSIDE[name]), H, HORIZON)
+
+
+@pytest.mark.parametrize("name", ["rows of a step", "a slice of a step", "a batch of a step"])
+def test_a_shorter_horizon_stays_inside(name):
+    made = PROBLEM._replace(train_batch=PAST[name][0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hg.validate(made, H, 8)
+
+
+def test_labels_past_the_outputs_are_warned_of():
+    def at(key, step):
+        i = jax.random.randint(key, (8,), 0, ROWS)
+        return X[i], ONE_BASED[i]
+
+    made = PROBLEM._replace(train_batch=at, valid_batch=lambda key: (X, ONE_BASED))
+    with pytest.warns(IndexWarning) as seen:
+        hg.validate(made, H, HORIZON)
+    texts = [str(w.message) for w in seen]
+    assert len(texts) == 2 and all("reads index 3 of an axis of 3" in text for text in texts)
+    assert texts[0].startswith("problem.loss") and "count labels from 0" in texts[0]
+    wider = partial(loss, num=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hg.validate(made._replace(loss=wider, objective=wider), H, HORIZON)
+
+
+def test_a_study_warns_too():
+    space = {"l2": hg.LogReal(1e-3, 1.0)}
+    made = PROBLEM._replace(train_batch=PAST["a batch of a step"][0])
+    with pytest.warns(IndexWarning, match="problem.train_batch"):
+        hg.validate(hg.Task("past", made, space, HORIZON, None, "", True))
