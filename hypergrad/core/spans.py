@@ -53,12 +53,14 @@ class Columns(NamedTuple):
     spans: tuple[Span | None, ...]
 
 
-Known: TypeAlias = Span | Columns | None
+_Known: TypeAlias = Span | Columns | None
 
 _SOURCES = itertools.count()
 
 
-def follow_spans(closed: ClosedJaxpr, ins: Sequence[Span | None]) -> tuple[list[Known], list[Past]]:
+def follow_spans(
+    closed: ClosedJaxpr, ins: Sequence[Span | None]
+) -> tuple[list[_Known], list[Past]]:
     """Follow spans of whole numbers through a program, and find the indices that lie past an array.
 
     jax takes the last row for an index that is too large, and says nothing. Found are gathers of the form
@@ -82,7 +84,7 @@ def follow_spans(closed: ClosedJaxpr, ins: Sequence[Span | None]) -> tuple[list[
     return outs, [one for one in notes.past if one.size not in masked]
 
 
-def _of_array(x: Any) -> Known:
+def _of_array(x: Any) -> _Known:
     """Return the span of a concrete array of whole numbers."""
     if isinstance(x, core.Tracer) or not hasattr(x, "dtype") or not 0 < np.size(x) <= MOST_NUMBERS:
         return None
@@ -99,11 +101,11 @@ def _fresh(low: int, high: int, kind: str) -> Span:
     return Span(low, high, frozenset([(kind, next(_SOURCES))]))
 
 
-def _follow(jaxpr: Jaxpr, consts: list[Known], ins: list[Known], notes: Notes) -> list[Known]:
-    state: dict[Any, Known] = dict(zip(jaxpr.constvars, consts, strict=True))
+def _follow(jaxpr: Jaxpr, consts: list[_Known], ins: list[_Known], notes: Notes) -> list[_Known]:
+    state: dict[Any, _Known] = dict(zip(jaxpr.constvars, consts, strict=True))
     state.update(zip(jaxpr.invars, ins, strict=True))
 
-    def of(v: Any) -> Known:
+    def of(v: Any) -> _Known:
         return _of_array(np.asarray(v.val)) if isinstance(v, Literal) else state.get(v)
 
     for eqn in jaxpr.eqns:
@@ -112,7 +114,7 @@ def _follow(jaxpr: Jaxpr, consts: list[Known], ins: list[Known], notes: Notes) -
     return [of(v) for v in jaxpr.outvars]
 
 
-def _through(eqn: JaxprEqn, given: list[Known], notes: Notes) -> list[Known]:
+def _through(eqn: JaxprEqn, given: list[_Known], notes: Notes) -> list[_Known]:
     """Return the spans of the results of one equation."""
     name, inner = eqn.primitive.name, programs(eqn)
     if len(inner) == 1 and len(inner[0].invars) == len(given) and name not in ("scan", "while"):
@@ -157,30 +159,30 @@ def _shape(v: Any) -> tuple[int, ...]:
     return tuple(v.aval.shape)
 
 
-def _exact(x: Known) -> int | None:
+def _exact(x: _Known) -> int | None:
     """Return the number that a span of one number holds."""
     return x.low if isinstance(x, Span) and x.low == x.high else None
 
 
-def _random(span: Known) -> bool:
+def _random(span: _Known) -> bool:
     """Tell whether numbers are drawn, each by itself or in a random order."""
     if not isinstance(span, Span) or span.down:
         return False
     return bool(span.up) and all(kind == "random" for kind, _ in span.up)
 
 
-def _plus(a: Known, b: Known) -> Span | None:
+def _plus(a: _Known, b: _Known) -> Span | None:
     if not isinstance(a, Span) or not isinstance(b, Span):
         return None
     up, down = a.up | b.up, a.down | b.down
     return None if up & down else Span(a.low + b.low, a.high + b.high, up, down)
 
 
-def _minus(a: Known) -> Span | None:
+def _minus(a: _Known) -> Span | None:
     return Span(-a.high, -a.low, a.down, a.up) if isinstance(a, Span) else None
 
 
-def _times(a: Known, b: Known) -> Span | None:
+def _times(a: _Known, b: _Known) -> Span | None:
     if not isinstance(a, Span) or not isinstance(b, Span):
         return None
     if _exact(a) is not None:
@@ -193,14 +195,14 @@ def _times(a: Known, b: Known) -> Span | None:
     return Span(a.low * b.low, a.high * b.high, a.up | b.up, a.down | b.down)
 
 
-def _divided(a: Known, b: Known) -> Span | None:
+def _divided(a: _Known, b: _Known) -> Span | None:
     by = _exact(b) or 0
     if not isinstance(a, Span) or by <= 0 or a.low < 0:
         return None
     return a._replace(low=a.low // by, high=a.high // by)
 
 
-def _rest(a: Known, b: Known) -> Span | None:
+def _rest(a: _Known, b: _Known) -> Span | None:
     by = _exact(b) or 0
     if not isinstance(a, Span) or by <= 0 or a.low < 0:
         return None
@@ -211,8 +213,8 @@ def _rest(a: Known, b: Known) -> Span | None:
     return _fresh(0, by - 1, "random") if _random(a) else None
 
 
-def _bounded(pick: Callable[[int, int], int]) -> Callable[[Known, Known], Span | None]:
-    def bounded(a: Known, b: Known) -> Span | None:
+def _bounded(pick: Callable[[int, int], int]) -> Callable[[_Known, _Known], Span | None]:
+    def bounded(a: _Known, b: _Known) -> Span | None:
         if not isinstance(a, Span) or not isinstance(b, Span):
             return None
         if _exact(a) is None and _exact(b) is None:
@@ -223,8 +225,8 @@ def _bounded(pick: Callable[[int, int], int]) -> Callable[[Known, Known], Span |
     return bounded
 
 
-def _compared(name: str) -> Callable[[JaxprEqn, list[Known], "Notes"], Span | None]:
-    def compared(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Span | None:
+def _compared(name: str) -> Callable[[JaxprEqn, list[_Known], "Notes"], Span | None]:
+    def compared(eqn: JaxprEqn, given: list[_Known], notes: Notes) -> Span | None:
         """Return what a comparison gives where it gives the same for all numbers."""
         a, b = given
         if not isinstance(a, Span) or not isinstance(b, Span):
@@ -244,28 +246,28 @@ def _compared(name: str) -> Callable[[JaxprEqn, list[Known], "Notes"], Span | No
     return compared
 
 
-def _and(a: Known, b: Known) -> Span | None:
+def _and(a: _Known, b: _Known) -> Span | None:
     parts = [x for x in (a, b) if isinstance(x, Span) and x.low == x.high]
     if any(x.low == 0 for x in parts):
         return Span(0, 0)
     return Span(1, 1) if len(parts) == 2 and all(x.low == 1 for x in parts) else None
 
 
-def _selected(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _selected(eqn: JaxprEqn, given: list[_Known], notes: Notes) -> _Known:
     which = _exact(given[0])
     return None if which is None else given[1 + which]
 
 
-def _ranged(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _ranged(eqn: JaxprEqn, given: list[_Known], notes: Notes) -> _Known:
     size = eqn.params["shape"][eqn.params["dimension"]]
     return _fresh(0, size - 1, "place") if size > 1 else Span(0, 0)
 
 
-def _bits(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _bits(eqn: JaxprEqn, given: list[_Known], notes: Notes) -> _Known:
     return _fresh(0, _ends(jnp.result_type(eqn.outvars[0].aval))[1], "random")
 
 
-def _joined(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _joined(eqn: JaxprEqn, given: list[_Known], notes: Notes) -> _Known:
     """Return the columns of an array of indices."""
     last = eqn.params["dimension"] == len(_shape(eqn.outvars[0])) - 1
     single = all(_shape(v)[-1:] == (1,) for v in eqn.invars)
@@ -273,12 +275,12 @@ def _joined(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
     return Columns(spans) if last and single else None
 
 
-def _sliced(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _sliced(eqn: JaxprEqn, given: list[_Known], notes: Notes) -> _Known:
     whole = _shape(eqn.invars[0]) == _shape(eqn.outvars[0])
     return given[0] if whole or _exact(given[0]) is not None or _random(given[0]) else None
 
 
-def _taken(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _taken(eqn: JaxprEqn, given: list[_Known], notes: Notes) -> _Known:
     """Check a gather, and return the span of what it takes."""
     how, mode, fill = (eqn.params.get(n) for n in ("dimension_numbers", "mode", "fill_value"))
     columns = given[1].spans if isinstance(given[1], Columns) else (given[1],)
@@ -293,20 +295,20 @@ def _taken(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
     )
 
 
-def _cut(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _cut(eqn: JaxprEqn, given: list[_Known], notes: Notes) -> _Known:
     """Check a dynamic slice, and return the span of what it takes."""
     shape, sizes = _shape(eqn.invars[0]), eqn.params["slice_sizes"]
     return _looked_up(given[0], given[1:], range(len(shape)), shape, sizes, notes)
 
 
 def _looked_up(
-    values: Known,
-    columns: Sequence[Known],
+    values: _Known,
+    columns: Sequence[_Known],
     axes: Sequence[int],
     shape: tuple[int, ...],
     sizes: Sequence[int],
     notes: Notes | None,
-) -> Known:
+) -> _Known:
     whole = True
     for column, axis in zip(columns, axes, strict=True):
         last = shape[axis] - sizes[axis]
@@ -317,17 +319,17 @@ def _looked_up(
     return _fresh(values.low, values.high, "data") if whole and isinstance(values, Span) else None
 
 
-def _pair(rule: Callable[[Known, Known], Known]) -> Callable[..., Known]:
+def _pair(rule: Callable[[_Known, _Known], _Known]) -> Callable[..., _Known]:
     return lambda eqn, given, notes: rule(given[0], given[1])
 
 
-def _same(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _same(eqn: JaxprEqn, given: list[_Known], notes: Notes) -> _Known:
     return given[0]
 
 
 _SHAPES = "broadcast_in_dim reshape squeeze expand_dims copy stop_gradient transpose rev"
 
-RULES: dict[str, Callable[..., Known]] = {
+RULES: dict[str, Callable[..., _Known]] = {
     **dict.fromkeys([*_SHAPES.split(), "convert_element_type"], _same),
     **{name: _compared(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
     "add": _pair(_plus),
