@@ -11,6 +11,7 @@ from benchmarks.record import Results, pin
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
     "faults": "studies killed, out of power or disk, damaged, unread, raced for and read while written",
+    "load": "100,000 trials, 2,000 dimensions, 10,000 members, 64 studies at once, callbacks that hang",
     "storage": "acknowledged trials a second, beside the storages of Optuna",
     "compat": "whether the suite passes: oldest and newest Python and jax, x64 on and off",
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",

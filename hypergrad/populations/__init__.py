@@ -30,7 +30,14 @@ from hypergrad.populations.layouts import (
     sharded,
     vectorized,
 )
-from hypergrad.populations.sizing import Sized, Tried, fastest_layout, widest_chunk
+from hypergrad.populations.sizing import (
+    Sized,
+    Tried,
+    fastest_layout,
+    state_bytes,
+    total_memory,
+    widest_chunk,
+)
 
 __all__ = [
     "Buckets",
@@ -57,7 +64,9 @@ __all__ = [
     "plan_buckets",
     "population",
     "sharded",
+    "state_bytes",
     "take",
+    "total_memory",
     "use_cores",
     "vectorized",
     "widest_chunk",

@@ -1,7 +1,10 @@
 """Layouts within a bound on memory: the widest one that fits, or the fastest by the clock."""
 
+import contextlib
+import os
 import time
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +18,8 @@ from hypergrad.populations.base import Population, count, population
 from hypergrad.populations.devices import mesh
 from hypergrad.populations.layouts import Layout, chunked, looped, sharded, vectorized
 from hypergrad.problem import Problem
+from hypergrad.space import sample
+from hypergrad.train import init_state
 
 GROWTH = 4
 """Factor between successive widths that are tried."""
@@ -243,6 +248,30 @@ def _seconds(asked: _Asked, label: str) -> float:
     while (took := call(num_steps)) < SECONDS:
         num_steps *= 2 if took > SECONDS / 8 else 8
     return min([took, *(call(num_steps) for _ in range(REPEATS - 1))]) / num_steps / size
+
+
+def state_bytes(problem: Problem, space: PyTree) -> int:
+    """Return the bytes of the training state of one member with hparams of a space."""
+
+    def first(key: Key) -> PyTree:
+        return init_state(problem, key, sample(space, key))
+
+    state = jax.eval_shape(first, jax.random.key(0))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def total_memory() -> int:
+    """Return the bytes of all devices of one host, or where they do not say, as CPUs do not, of the host.
+
+    The total decides, never what is free at the moment: the same study would else be refused on some days.
+    """
+    memory = _device_memory()
+    if memory is not None:
+        return memory * jax.local_device_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # a container may have less
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return memory
 
 
 def _device_memory() -> int | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.types import HParams, Key, PyTree
+from hypergrad.populations import out_of_memory
 from hypergrad.searchers import SearcherWarning, Trials, final_values
 from hypergrad.study.disk import records
 from hypergrad.study.disk.checkpoint import without_weak_types
@@ -167,8 +168,22 @@ def _warn_of_settled_tables(trials: list[Trials], num_steps: int) -> None:
 
 
 def take_step(tuner: Tuner, key: Key, state: PyTree) -> tuple[PyTree, Trials]:
-    """Take one step of a tuner, and bring its trials to the host."""
-    state, told = tuner.step(key, state)
+    """Take one step of a tuner, and bring its trials to the host.
+
+    Raises:
+        ValueError: where the device has no memory left for it.
+    """
+    try:
+        state, told = jax.block_until_ready(tuner.step(key, state))
+    except jax.errors.JaxRuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"a step of the study needs more memory than the device has ({reason}), expected less; start a "
+            "study with a smaller population, fewer seeds or a smaller model, or continue this one with "
+            "`hypergrad resume` where there is more"
+        ) from error
     return without_weak_types(state), jax.tree.map(np.asarray, jax.device_get(told))
 
 

@@ -22,6 +22,8 @@ from hypergrad.populations import (
     layout_for,
     make_population,
     partitioned,
+    state_bytes,
+    total_memory,
     widest_chunk,
 )
 from hypergrad.problem import Problem, Task, check_problem, fixed
@@ -192,9 +194,20 @@ def build_search(task: Task, settings: Settings) -> tuple[Tuner, StepCost]:
 
 
 def layout_of(task: Task, settings: Settings) -> Layout:
-    """Return the layout of a search's members, which its shapes, devices and settings decide."""
-    shapes = bool(static.static_names(task.space))
-    return layout_for(generations(settings)[1], settings.devices, settings.chunk, groups=shapes)
+    """Return the layout of a search's members, which its shapes, devices and settings decide.
+
+    Raises:
+        ValueError: where the training states of a generation alone are larger than the memory.
+    """
+    shapes, size = bool(static.static_names(task.space)), generations(settings)[1]
+    each, room = 0 if shapes else state_bytes(task.problem, task.space), total_memory()
+    if each * size > room:
+        raise ValueError(
+            f"population is {size}, whose training states take {each * size / 2**30:.3g} GB, expected less "
+            f"than the {room / 2**30:.3g} GB of this machine; pass e.g. population="
+            f"{max(1, room // (4 * each))}, and more generations"
+        )
+    return layout_for(size, settings.devices, settings.chunk, groups=shapes)
 
 
 def within_memory(task: Task, settings: Settings) -> Settings:
