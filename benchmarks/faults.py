@@ -449,6 +449,7 @@ def table(results: Results) -> str:
     """Write the results as Markdown: a row for each fault, summed over the methods, and what was not zero."""
     rows = []
     for fault, methods in results.cases.items():
+        methods = {name: found for name, found in methods.items() if name != "all"}
         total: Counter = Counter()
         for found in methods.values():
             total.update({name: value for name, value in found.items() if name != "time"})

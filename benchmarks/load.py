@@ -404,3 +404,51 @@ def table(results: Results) -> str:
         head = [case, *(f"{int(name):,}" for name in names), "times"]
         parts.append(markdown(head, rows))
     return "\n\n".join(parts)
+
+
+SHOWN = {
+    "trials, 1 a step": ("record", "resume", "table", "journal", "peak"),
+    "trials, 100 a step": (
+        "record",
+        "resume",
+        "table",
+        "tune",
+        "report",
+        "journal",
+        "result.json",
+        "peak",
+    ),
+    "dimensions of one leaf": (
+        "random, a step",
+        "cross_entropy, a step",
+        "tpe, a step",
+        "descent, a step",
+    ),
+    "members": ("tune", "resume", "peak"),
+    "studies in one folder": ("all at once",),
+}
+"""{case: what the summary shows of it}."""
+
+
+def summary(results: Results) -> str:
+    """Write the largest size of each case as Markdown, with the factor by which its figures grew."""
+    rows = []
+    for case, metrics in SHOWN.items():
+        sizes = results.cases.get(case, {})
+        if len(sizes) < 2:
+            continue
+        small, large = (list(sizes)[i] for i in (0, -1))
+        for metric in metrics:
+            unit = "MB" if metric in ("journal", "result.json", "peak", "page") else "s"
+            now, before = sizes[large][metric], sizes[small][metric]
+            grew = f"{now / before:.2g}" if before else ""
+            more = f"{int(large) / int(small):g}"
+            rows.append(
+                [
+                    f"{int(large):,} {case}",
+                    metric,
+                    f"{now:.3g} {unit}",
+                    f"{grew} at {more} times as much",
+                ]
+            )
+    return markdown(["study", "figure", "", "times as much at times the size"], rows)
