@@ -113,7 +113,7 @@ def _empty(hparams: HParams, num_periods: int, num: int) -> Periods:
 def _with_period(periods: Periods, carry: _Carry, values: Array) -> Periods:
     """Write down the hparams and objectives of one more period."""
     now = periods.num
-    kept = jax.tree.map(lambda all, x: all.at[now].set(x), periods.hparams, carry.hparams)
+    kept = jax.tree.map(lambda past, x: past.at[now].set(x), periods.hparams, carry.hparams)
     values = periods.values.at[now].set(values.astype(periods.values.dtype))
     return Periods(kept, values, periods.starts.at[now].set(carry.start), now + 1)
 
@@ -173,9 +173,8 @@ def perturb(
     """Multiply each dimension by `factor` or by 2 − `factor`, or draw it anew.
 
     Whole numbers, and numbers with a step, are rounded away from their old values, and values stay within their
-    bounds. Options are drawn
-    anew or kept; static dimensions are kept. Each dimension is drawn separately. A schedule changes as a whole
-    from the present on: its completed steps stay.
+    bounds. Options are drawn anew or kept; static dimensions are kept. Each dimension is drawn separately. A
+    schedule changes as a whole from the present on: its completed steps stay.
 
     **Limits:** a `Real` at zero moves only by being drawn anew.
 
@@ -216,7 +215,7 @@ def perturb(
 def _perturb(
     dim: Dimension, key: Key, value: Array, drawn: Array, factor: float, resample: float
 ) -> Array:
-    if getattr(dim, "static", False):
+    if dim.static:
         return value
     up_key, draw_key = jax.random.split(key)
     up = jax.random.bernoulli(up_key)
