@@ -224,7 +224,7 @@ BETTER = {
     "cross_entropy_tables": (16, 24),
     "evolution": (16, 16),
     "cma_es": (16, 16),
-    "bayes": (4, 6),
+    "bayes": (4, 8),
     "bayes_turbo": (4, 6),
     "tpe": (8, 16),
     "tpe_independent": (8, 12),
