@@ -183,7 +183,9 @@ def test_a_momentum_in_float32_does_not_overflow_at_rest():
         np.testing.assert_allclose(reverse.hypergrad["lr"], forward.hypergrad["lr"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("make", [estimators.reverse, estimators.forward])
+@pytest.mark.parametrize(
+    "make", [estimators.reverse, estimators.forward, estimators.rtho, estimators.hd]
+)
 def test_weights_that_nothing_reads_are_named_where_they_are_not_finite(make):
     """In float16 the 1e-8 of Adam is 0, and 0/0 at a gradient of zero."""
     half = jnp.float16
@@ -195,11 +197,21 @@ def test_weights_that_nothing_reads_are_named_where_they_are_not_finite(make):
         lambda key, step: (),
         lambda key: (),
     )
-    estimate = jax.jit(make(made, 3).estimate)
     h = {"lr": jnp.float32(0.1), "eps": half(1e-8)}
-    (said,) = estimators.advice(estimate(jax.random.key(0), (), h)[1])
-    assert "params['unread'] are not finite" in said
-    assert not estimators.advice(estimate(jax.random.key(0), (), {**h, "eps": half(1e-4)})[1])
+
+    def said(problem, h):
+        method, key = make(problem, 3), jax.random.key(0)
+        estimate = jax.jit(lambda h: method.estimate(key, method.init(key, h), h)[1])
+        return estimators.advice(estimate(h))
+
+    (one,) = said(made, h)
+    assert "params['unread'] are not finite" in one
+    assert not said(made, {**h, "eps": half(1e-4)})
+    if make is estimators.reverse:  # where the loss reads them, the rate is not the only suspect
+        (one,) = said(
+            made._replace(loss=lambda w, h, b: made.loss(w, h, b) + 0 * w["unread"][0]), h
+        )
+        assert "not finite from step 1 on" in one and "params['unread'] alone" in one
 
 
 def test_a_real_response_at_rest_is_not_hidden():

@@ -47,9 +47,8 @@ def advice(estimate: Estimate) -> list[str]:
 def unrolled_advice(info: Any) -> list[str]:
     """Say what is wrong with an estimate that followed a run step by step; see `advice`."""
     if info.first_nonfinite >= 0:
-        return [
-            f"training was not finite from step {info.first_nonfinite} on; lower the learning rate"
-        ]
+        begun = f"training was not finite from step {info.first_nonfinite} on"
+        return [f"{begun}; lower the learning rate{_alone(info)}"]
     step = exploded_step(getattr(info, "sensitivity", np.zeros(0)))
     # what is merely summed over the steps, as tangents are, grows too: by the number of steps in all
     in_all = float(info.growth) ** min(float(info.horizon), 1e3)
@@ -65,16 +64,33 @@ def unrolled_advice(info: Any) -> list[str]:
     ]
 
 
-def _broken(info: Any) -> list[str]:
-    """Name the leaves of params that are not finite at the end, though losses and objective are."""
+IN_DTYPE = "check the optimizer in their dtype (Adam's eps of 1e-8 is 0 in float16)"
+
+
+def _nonfinite_leaves(info: Any) -> list[str]:
+    """Name the leaves of params that are not finite at the end."""
     finite = getattr(info, "finite", ())
     named = zip(tree.leaf_names(finite, bare=""), jax.tree.leaves(finite), strict=True)
+    return [f"params{name and f'[{name!r}]'}" for name, whole in named if not whole]
+
+
+def _broken(info: Any) -> list[str]:
+    """Name the leaves of params that are not finite at the end, though losses and objective are."""
     return [
-        f"the weights params{name and f'[{name!r}]'} are not finite at the end, though losses and objective "
-        "are, which do not read them: check the optimizer in their dtype (Adam's eps of 1e-8 is 0 in float16)"
-        for name, whole in named
-        if not whole
+        f"the weights {name} are not finite at the end, though losses and objective are, which do not read "
+        f"them: {IN_DTYPE}"
+        for name in _nonfinite_leaves(info)
     ]
+
+
+def _alone(info: Any) -> str:
+    """Name the leaves of params that are not finite at the end, where others are."""
+    names, total = _nonfinite_leaves(info), len(jax.tree.leaves(getattr(info, "finite", ())))
+    return (
+        f", or, as {', '.join(names)} alone are not finite, {IN_DTYPE}"
+        if 0 < len(names) < total
+        else ""
+    )
 
 
 def _resting(info: Any) -> list[str]:

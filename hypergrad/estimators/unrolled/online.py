@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole
-from hypergrad.core.types import Array, HParams, Key
+from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.estimators.unrolled.base import finite_leaves
 from hypergrad.problem import Problem
 from hypergrad.train import TrainState, init_state, split_key
 
@@ -36,6 +37,7 @@ class OnlineInfo(NamedTuple):
         step: Number of steps since the run of training started, int32 `[]`.
         moved: Distance of the hparams from those at that start, ‖λ − λ_start‖, `[]`. Above zero the weights,
             and Z in forward mode, come from a path of hparams, not from the last ones.
+        finite: Whether each leaf of the weights is finite at the end of this estimate, bool `[]` each.
     """
 
     direct: HParams
@@ -45,6 +47,7 @@ class OnlineInfo(NamedTuple):
     first_nonfinite: Array
     step: Array
     moved: Array
+    finite: PyTree = ()
 
 
 class OnlineState(NamedTuple):
@@ -110,6 +113,7 @@ def online_info(
         first_nonfinite=jnp.where(bad < 0, bad, bad + before.train.step).astype(jnp.int32),
         step=after.train.step,
         moved=tree.norm(jax.tree.map(jnp.subtract, hparams, after.first)),
+        finite=finite_leaves(after.train),
     )
 
 
