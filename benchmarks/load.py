@@ -441,14 +441,10 @@ def summary(results: Results) -> str:
         for metric in metrics:
             unit = "MB" if metric in ("journal", "result.json", "peak", "page") else "s"
             now, before = sizes[large][metric], sizes[small][metric]
-            grew = f"{now / before:.2g}" if before else ""
-            more = f"{int(large) / int(small):g}"
-            rows.append(
-                [
-                    f"{int(large):,} {case}",
-                    metric,
-                    f"{now:.3g} {unit}",
-                    f"{grew} at {more} times as much",
-                ]
+            grew = (
+                f"{now / before:.2g} at {int(large) / int(small):g} times the size"
+                if before
+                else ""
             )
-    return markdown(["study", "figure", "", "times as much at times the size"], rows)
+            rows.append([f"{int(large):,} {case}", metric, f"{now:.3g} {unit}", grew])
+    return markdown(["study", "figure", "", "grew by"], rows)

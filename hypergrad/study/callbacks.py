@@ -77,6 +77,9 @@ def _ignore(_: Any) -> None:
 class Callback(NamedTuple):
     """Three functions of the host, each called in the study's own process, in order.
 
+    **Limits:** the study waits for each call. One that hangs holds the study; its steps are on disk, Ctrl-C
+    twice ends it, and `resume` goes on from there.
+
     Attributes:
         start: (description) -> None, before the first step, with the content of `study.json`.
         step: (Progress) -> None, after every step of every phase. The step is on disk by then.
