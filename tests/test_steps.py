@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,27 @@ def test_log_and_steps_are_those_of_optuna():
             assert sp.from_unit(SPACE, jnp.asarray(units))[name] == value
             assert one.value(units[i]) == pytest.approx(value, rel=1e-7)
         assert one.value(0.0) == dim.low and one.value(1.0) == dim.high
+
+
+def test_trials_of_optuna_off_the_grid_are_left_out():
+    optuna = pytest.importorskip("optuna")
+    from hypergrad.searchers.optuna import import_trials
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study()
+    free = {
+        "x": optuna.distributions.FloatDistribution(0, 1),
+        "n": optuna.distributions.IntDistribution(0, 9),
+    }
+    for x, n in ((0.3, 4), (0.35, 4), (0.7, 5), (1.0, 8)):
+        params = {"x": x, "n": n}
+        study.add_trial(optuna.create_trial(params=params, distributions=free, value=x))
+    space = {"x": hg.Real(0, 1, step=0.1), "n": hg.Integer(0, 8, step=2)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = import_trials(study, space).hparams
+    assert found["n"].tolist() == [4, 8]
+    np.testing.assert_array_equal(found["x"], jnp.asarray([0.3, 1.0]))
 
 
 def test_spaces_with_steps_read_back():

@@ -137,6 +137,13 @@ def _results(trials: Many[Any], sign: float, state: Any) -> tuple[list[float], l
     return [value(t) for t in trials], steps
 
 
+def _on_grid(kind: Any, value: float) -> bool:
+    """Tell whether a value is low + k step, where a distribution has a step."""
+    step = getattr(kind, "step", None)
+    steps = (value - kind.low) / step if step else 0
+    return abs(steps - round(steps)) < 1e-6
+
+
 def _is_of(found: Many[Parameter], trial: Any) -> bool:
     """Tell whether a trial has every parameter, with a value within its bounds."""
     for one in found:
@@ -146,7 +153,7 @@ def _is_of(found: Many[Parameter], trial: Any) -> bool:
         if hasattr(kind, "choices"):
             inside = value in kind.choices
         else:
-            inside = is_number(value) and kind.low <= value <= kind.high
+            inside = is_number(value) and kind.low <= value <= kind.high and _on_grid(kind, value)
         if not inside:
             return False
     return True
