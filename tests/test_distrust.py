@@ -194,7 +194,8 @@ def test_a_result_is_printed_without_control_characters(capsys):
     valid = {"mean": 0.1, "low": 0.1, "high": 0.1}
     one = {"valid": valid, "test": valid}
     result = {"metric": {"name": evil}, "configurations": {evil: one}, "warnings": [f"a{evil}\nb"]}
-    terminal.print_result({**result, "num_seeds": 1, "seconds": 1.0})
+    more = {"clock": {evil: 1.0}, "trace": {"trainings": [1.0]}, "num_seeds": 1, "seconds": 1.0}
+    terminal.print_result({**result, **more})
     terminal.print_notes({evil: [{evil: evil}]})
     with terminal.printing_warnings():
         warnings.warn(f"c{evil}", StudyWarning, stacklevel=1)
