@@ -1,5 +1,6 @@
 """Say in words why an estimate should not be trusted, and which hyperparameters have none."""
 
+import re
 import warnings
 from typing import Any
 
@@ -44,12 +45,20 @@ def advice(estimate: Estimate) -> list[str]:
     return said
 
 
+def kind_of(line: str) -> str:
+    """Return a line of advice without its numbers: lines that differ only in these are one trouble.
+
+    Numbers in the names of leaves stay.
+    """
+    return re.sub(r"(?<![\w.'\"])[-+]?\d[\d.]*(e[-+]?\d+)?", "", line)
+
+
 def unrolled_advice(info: Any) -> list[str]:
     """Say what is wrong with an estimate that followed a run step by step; see `advice`."""
     if info.first_nonfinite >= 0:
         begun = f"training was not finite from step {info.first_nonfinite} on"
         return [f"{begun}; lower the learning rate{_alone(info)}"]
-    step = exploded_step(getattr(info, "sensitivity", np.zeros(0)))
+    step = exploded_step(getattr(info, "sensitivity", np.zeros(0)), info.growth)
     # what is merely summed over the steps, as tangents are, grows too: by the number of steps in all
     in_all = float(info.growth) ** min(float(info.horizon), 1e3)
     said = [*_broken(info), *_resting(info)]
@@ -108,15 +117,18 @@ def _resting(info: Any) -> list[str]:
     ]
 
 
-def exploded_step(sensitivity: Array | np.ndarray) -> int | None:
+def exploded_step(sensitivity: Array | np.ndarray, growth: Array | float = np.inf) -> int | None:
     """Return the step at which a derivative grew past `EXPLODED` fold or overflowed, or None.
 
-    The derivative travels towards the start where it grows that way (reverse mode), else towards the end.
+    The derivative travels towards the start where it grows that way (reverse mode), else towards the end; one
+    that dies out on its way, with a `growth` below 1, travels to where it is smaller.
     """
     norms = np.asarray(sensitivity)
     if norms.size < 2:
         return None
-    backwards = np.isfinite(norms[-1]) and not norms[0] <= norms[-1]
+    rises = norms[0] <= norms[-1]
+    backwards = rises if growth < 1 and np.all(np.isfinite(norms)) else not rises
+    backwards &= np.isfinite(norms[-1])
     way = norms[::-1] if backwards else norms
     exploded = ~(way <= EXPLODED * way[0])
     if way[0] == 0 or not exploded.any():

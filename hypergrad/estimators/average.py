@@ -1,6 +1,5 @@
 """Averages of any estimator over seeds: less noise, and a standard error with the number."""
 
-import re
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -9,8 +8,8 @@ import jax.numpy as jnp
 
 from hypergrad.core.checks import check_whole
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators.advice import advice
-from hypergrad.estimators.base import Estimate, Estimator, mean_and_error
+from hypergrad.estimators.advice import advice, kind_of
+from hypergrad.estimators.base import Estimate, Estimator, mean_and_error, noise_advice
 from hypergrad.train import earliest
 
 
@@ -44,11 +43,11 @@ class AverageInfo(NamedTuple):
         for seed in range(num):
             info = jax.tree.map(lambda x, seed=seed: x[seed], self.each)
             said += advice(estimate._replace(info=info))
-        # lines that differ only in their numbers are one trouble
-        kinds = [re.sub(r"[-+]?[\d.]+(e[-+]?\d+)?", "", line) for line in said]
+        kinds = list(map(kind_of, said))
         first = dict(zip(reversed(kinds), reversed(said), strict=True))
         counts = Counter(kinds)
-        return [f"in {counts[kind]} of {num} estimates {first[kind]}" for kind in counts]
+        lines = [f"in {counts[kind]} of {num} estimates {first[kind]}" for kind in counts]
+        return lines + noise_advice(estimate.hypergrad, self.std_error, "num_seeds")
 
 
 def average(estimator: Estimator, num_seeds: int) -> Estimator:

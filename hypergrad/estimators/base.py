@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from hypergrad.core import tree
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
 from hypergrad.problem import Problem
 from hypergrad.train import carried, evaluate_loss, with_parts
@@ -90,6 +91,29 @@ def mean_and_error(each: PyTree, counted: Array | None = None) -> tuple[PyTree, 
         return jnp.where(num > 1, spread / jnp.sqrt(num), jnp.inf).astype(leaf.dtype)
 
     return jax.tree.map(mean, each), jax.tree.map(error, each)
+
+
+NOISE = "mostly noise"
+"""Words for an estimate that its standard error drowns."""
+
+
+def noise_advice(hypergrad: HParams, std_error: HParams, cure: str) -> list[str]:
+    """Name the leaves of a hypergradient that are mostly noise, with their norm and its standard error.
+
+    Args:
+        hypergrad: Hypergradient.
+        std_error: Standard error of its entries, a pytree like it.
+        cure: What to raise.
+    """
+    names = tree.leaf_names(hypergrad)
+    pairs = zip(names, *map(jax.tree.leaves, (hypergrad, std_error)), strict=True)
+    sizes = [(name, float(tree.norm(one)), float(tree.norm(error))) for name, one, error in pairs]
+    return [
+        f"the hypergradient of hparams[{name!r}] has the norm {size:.1e} and the standard error {noise:.1e}: "
+        f"{NOISE}; raise {cure}"
+        for name, size, noise in sizes
+        if size < 1.5 * noise
+    ]
 
 
 def _along(counted: Array | None, leaf: Array) -> Array | None:

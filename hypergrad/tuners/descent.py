@@ -1,7 +1,7 @@
 """Hypergradient descent: walk down the objective in the unconstrained coordinates of the space."""
 
 import math
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +11,11 @@ import optax
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
+from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_kind, check_share, check_whole
 from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.estimators import ESTIMATORS, Estimator, average, plan, reverse
+from hypergrad.estimators import ESTIMATORS, Estimate, Estimator, advice, average, plan, reverse
 from hypergrad.estimators.costs import BACKWARD
 from hypergrad.problem import Task
 from hypergrad.searchers import Trials
@@ -27,6 +28,11 @@ UNLIMITED = np.iinfo(np.int32).max
 """Patience of a descent that is not stopped: more steps than any study takes."""
 
 
+LEAF_SIZES = ("leaf_norms", "leaf_errors")
+"""Entries of the trials' info where estimates have a standard error: for each leaf, the norm of the sum of the
+hypergradients so far, and that of the standard error of this sum."""
+
+
 class DescentState(NamedTuple):
     """State of R restarts; every array has the leading axis `[R]` but `key` and `since_best`.
 
@@ -35,6 +41,7 @@ class DescentState(NamedTuple):
         last_finite: Last point with a finite value and hypergradient.
         opt_state: State of the outer optimizer.
         estimator: State of the estimator.
+        summed: Sum of the finite hypergradients, and of the squares of their standard errors.
         best: Hparams with the lowest objective so far.
         best_value: Objective of `best`; infinity before the first finite one.
         num_skipped: Non-finite steps so far, int32.
@@ -46,6 +53,7 @@ class DescentState(NamedTuple):
     last_finite: PyTree
     opt_state: PyTree
     estimator: PyTree
+    summed: tuple[HParams, HParams]
     best: HParams
     best_value: Array
     num_skipped: Array
@@ -89,7 +97,8 @@ def descent(
 
     Returns:
         A tuner. The info of its trials has the norms of the hypergradient and of its direct and response
-        parts (in unconstrained coordinates), growth, first non-finite step and what was skipped.
+        parts (in unconstrained coordinates), growth, first non-finite step, what was skipped, and what `advice`
+        says of the estimates.
 
     Raises:
         ValueError: for a dimension that is not real, by its name, and for settings out of range.
@@ -121,7 +130,21 @@ class _Parts(NamedTuple):
 
 
 def _tuner(parts: _Parts) -> Tuner:
-    return Tuner(jax.jit(partial(_init, parts)), jax.jit(partial(_step, parts)))
+    compiled = jax.jit(partial(_step, parts))
+
+    @wraps(compiled)
+    def step(key: Key, state: DescentState) -> tuple[DescentState, Trials]:
+        after, trials, found = compiled(key, state)
+        return after, trials if traced(found) else _advised(trials, jax.device_get(found))
+
+    return Tuner(jax.jit(partial(_init, parts)), step)
+
+
+def _advised(trials: Trials, found: Estimate) -> Trials:
+    """Add what `advice` says of the estimate of each restart, one line a trouble; empty where all is good."""
+    each = [jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(trials.values))]
+    said = np.array(["\n".join(advice(one)) for one in each])
+    return trials._replace(info=trials.info | {"advice": said})
 
 
 def _init(parts: _Parts, key: Key) -> DescentState:
@@ -143,6 +166,7 @@ def _init(parts: _Parts, key: Key) -> DescentState:
         last_finite=z,
         opt_state=jax.vmap(parts.outer.init)(z),
         estimator=jax.vmap(parts.estimator.init)(keys, hparams),
+        summed=(jax.tree.map(jnp.zeros_like, hparams),) * 2,
         best=hparams,
         best_value=jnp.full(num, jnp.inf),
         num_skipped=jnp.zeros(num, jnp.int32),
@@ -153,12 +177,18 @@ def _init(parts: _Parts, key: Key) -> DescentState:
 
 
 def _move(
-    parts: _Parts, key: Key, z: PyTree, last_finite: PyTree, opt_state: PyTree, memory: PyTree
-) -> tuple[tuple[PyTree, ...], HParams, Array, dict[str, Array]]:
+    parts: _Parts,
+    key: Key,
+    z: PyTree,
+    last_finite: PyTree,
+    opt_state: PyTree,
+    memory: PyTree,
+    summed: tuple[HParams, HParams],
+) -> tuple[tuple[PyTree, ...], HParams, Estimate, dict[str, Array]]:
     """Move one restart: z ← z − optimizer(∂λ/∂zᵀ hypergrad), or half way back where that is not finite.
 
     Returns:
-        The new values of the arguments after the key, the hparams, their value `[]`, and the info.
+        The new values of the arguments after the key, the hparams, their estimate, and the info.
     """
     hparams, pull = jax.vjp(lambda z: spaces.constrain(parts.space, z), z)
     memory, estimate = parts.estimator.estimate(key, memory, hparams)
@@ -176,22 +206,39 @@ def _move(
         "first_nonfinite": estimate.info.first_nonfinite,
         "skipped": ~finite,
     }
+    if hasattr(estimate.info, "std_error"):
+        squares = jax.tree.map(jnp.square, estimate.info.std_error)
+        summed = tree.choose(finite, tree.add(summed, (estimate.hypergrad, squares)), summed)
+        sizes = (summed[0], jax.tree.map(jnp.sqrt, summed[1]))
+        info |= zip(LEAF_SIZES, map(_leaf_norms, sizes), strict=True)
     last_finite = tree.choose(finite, z, last_finite)
     opt_state = tree.choose(finite, new_opt_state, opt_state)
-    return (moved, last_finite, opt_state, memory), hparams, estimate.value, info
+    return (moved, last_finite, opt_state, memory, summed), hparams, estimate, info
 
 
-def _step(parts: _Parts, key: Key, state: DescentState) -> tuple[DescentState, Trials]:
-    """Move every restart, and keep the best of each."""
+def _leaf_norms(hypergrad: HParams) -> Array:
+    """Return the norm of each leaf, `[num_leaves]`."""
+    return jnp.stack([tree.norm(leaf) for leaf in jax.tree.leaves(hypergrad)])
+
+
+def _step(parts: _Parts, key: Key, state: DescentState) -> tuple[DescentState, Trials, Estimate]:
+    """Move every restart, and keep the best of each; return the estimates `[R]`, too."""
     num = parts.num_restarts
     keys = jax.random.split(key if parts.resample else state.key, num)
-    inputs = (state.unconstrained, state.last_finite, state.opt_state, state.estimator)
+    inputs = (
+        state.unconstrained,
+        state.last_finite,
+        state.opt_state,
+        state.estimator,
+        state.summed,
+    )
     move = partial(_move, parts)
     if num == 1:  # a batch of one would lose the faster unbatched kernels
         outs = move(keys[0], *jax.tree.map(lambda x: x[0], inputs))
-        after, hparams, values, info = jax.tree.map(lambda x: x[None], outs)
+        after, hparams, found, info = jax.tree.map(lambda x: x[None], outs)
     else:
-        after, hparams, values, info = jax.vmap(move)(keys, *inputs)
+        after, hparams, found, info = jax.vmap(move)(keys, *inputs)
+    values = found.value
     better = ~info["skipped"] & (values < state.best_value)
     since_best = jnp.where(jnp.any(better), 0, state.since_best + 1)
     new = DescentState(
@@ -205,7 +252,7 @@ def _step(parts: _Parts, key: Key, state: DescentState) -> tuple[DescentState, T
     info["key"] = jax.random.key_data(keys)  # with it, an estimate can be made again alone
     info["done"] = since_best >= parts.patience
     index = jnp.arange(num, dtype=jnp.int32)
-    return tree.strong(new), Trials(hparams, values, info["horizon"], index, info)
+    return tree.strong(new), Trials(hparams, values, info["horizon"], index, info), found
 
 
 def _largest_start(dim: spaces.Dimension) -> float:

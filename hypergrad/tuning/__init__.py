@@ -1,6 +1,7 @@
 """The front door: tune a task, judge the result, resume and replay.
 
 - `build`: Build the tuner that settings ask for, and refuse settings that cannot work.
+- `certificates`: What the certificates of a study's hypergradients say, in sentences for its report.
 - `data`: The data that a task reads: their digests, so that a study goes on with the same.
 - `flatness`: Measure how flat the networks of a finished study are, with a slice through the loss of each.
 - `judge`: Judge configurations on fresh seeds: curves, validation objectives and test scores with

@@ -11,7 +11,6 @@ from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.methods import StepCost
 from hypergrad.core.types import Array, HParams, Key
-from hypergrad.estimators.advice import CHAOTIC_GROWTH
 from hypergrad.populations import per_shape
 from hypergrad.problem import Problem, Task
 from hypergrad.report.extras import check_diagram, check_snippet
@@ -20,6 +19,7 @@ from hypergrad.searchers import final_values
 from hypergrad.space import static
 from hypergrad.train import TrainState, init_state, split_key, unroll, unroll_losses
 from hypergrad.tuners import TUNERS
+from hypergrad.tuning.certificates import troubles
 from hypergrad.tuning.provenance import final_digest
 from hypergrad.tuning.settings import Settings
 
@@ -252,13 +252,7 @@ def _notes(found: Study, trace: dict[str, Any]) -> list[str]:
             f"windows of training dropped because the shared weights diverged: {dropped}; some of the policy's "
             "rates are too large"
         )
-    growth = trace.get("adjoint_growth", [])
-    if len(growth) and np.nanmax(growth) > CHAOTIC_GROWTH:
-        worst = int(np.nanargmax(growth))
-        notes.append(
-            f"the adjoint grew by {growth[worst]:.3f} a training step at outer step {worst}: training is "
-            "near chaos there, and its gradients are hardly useful; lower the learning rates"
-        )
+    notes += troubles(found)
     if found.best is None:
         notes.append("no trial had a finite objective; 'tuned' shows the defaults")
     return notes

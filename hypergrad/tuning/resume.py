@@ -43,10 +43,10 @@ def resume(
     with lock(directory) as folder:
         described = study.read_description(folder.path)
         task = task_of_study(task, space, described)
-        settings = settings_of(task, described, allow_changes)
         cost = _cost(described, folder.path)
+        warn_of_unknown(described)
         with collected_warnings() as caught:
-            warn_of_unknown(described)
+            settings = settings_of(task, described, allow_changes)
             tuner = build(task, settings)[0]
             return complete(
                 Work(task, settings, tuner, cost, folder, described), Listeners(callbacks), caught

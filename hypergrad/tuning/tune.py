@@ -44,7 +44,7 @@ from hypergrad.tuning.data import data_of
 from hypergrad.tuning.judge import choose_best, judge, result_of
 from hypergrad.tuning.provenance import check_same_result, describe_study
 from hypergrad.tuning.settings import Settings, check_settings
-from hypergrad.validation import DrawnLeafWarning
+from hypergrad.validation import DrawnLeafWarning, UnreadWarning
 
 
 def tune(
@@ -94,9 +94,9 @@ def tune(
         settings["warm_start"] = _other_folder(settings["warm_start"], storage)
     chosen = check_settings(settings, NAMES)
     check_used([name for name, value in settings.items() if value is not None], chosen.method)
-    data = data_of(check_task(task, chosen))
     listeners = Listeners(callbacks)
     with collected_warnings() as caught:
+        data = data_of(check_task(task, chosen))
         chosen = within_memory(task, chosen)
         tuner, cost = build(task, chosen)  # refuses what cannot work before a study is replaced
         with contextlib.nullcontext() if storage is None else create(storage, overwrite) as folder:
@@ -260,10 +260,11 @@ def _random_folder(folder: Folder | None):
 
 
 def _for_report(caught: list[warnings.WarningMessage]) -> list[str]:
-    """List zeros by structure, draws that lose a derivative, and what is odd about the study, each once."""
+    """List what is wrong with a hyperparameter by its name, and what is odd about the study, each once."""
     kinds = (
         StructuralZeroWarning,
         DrawnLeafWarning,
+        UnreadWarning,
         StudyWarning,
         SchedulerWarning,
         SearcherWarning,
@@ -286,7 +287,8 @@ class _Steps:
         values = final_values(told)
         member = int(np.argmin(values))
         hparams = tree.named(jax.tree.map(lambda x: x[member], told.hparams))
-        numbers = {n: x[member].item() for n, x in told.info.items() if x.shape == values.shape}
+        shown = {n: x for n, x in told.info.items() if x.shape == values.shape}
+        numbers = {n: x[member].item() for n, x in shown.items() if x.dtype.kind != "U"}
         numbers["trainings"] = self.cost * (index + 1)
         finite = told.values[np.isfinite(told.values)].astype(float)  # whose sum may overflow
         numbers["failures"] = len(values) - len(finite)

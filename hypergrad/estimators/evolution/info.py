@@ -8,7 +8,7 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.types import Array, HParams, PyTree
-from hypergrad.estimators.base import Estimate, mean_and_error
+from hypergrad.estimators.base import Estimate, mean_and_error, noise_advice
 from hypergrad.estimators.evolution.moves import Perturbation
 from hypergrad.estimators.evolution.pairs import Window
 from hypergrad.train import earliest
@@ -51,12 +51,8 @@ class EvolutionInfo(NamedTuple):
                 f"{self.num_nonfinite} of {self.num_pairs} pairs were not finite (the first at step "
                 f"{self.first_nonfinite}) and are left out: {rest}; lower sigma or the learning rate"
             )
-        size, noise = float(tree.norm(estimate.hypergrad)), float(tree.norm(self.std_error))
-        if size < 1.5 * noise:
-            said.append(
-                f"the hypergradient's norm is {size:.1e}, its standard error {noise:.1e}: mostly noise; "
-                "raise num_pairs or sigma, or move fewer hparams"
-            )
+        cure = "num_pairs or sigma, or move fewer hparams"
+        said += noise_advice(estimate.hypergrad, self.std_error, cure)
         errors = zip(tree.leaf_names(self.std_error), jax.tree.leaves(self.std_error), strict=True)
         for name, error in errors:
             if not np.any(error):

@@ -52,7 +52,11 @@ def decode(record: dict[str, Any], like: Trials) -> Trials:
     for part, value in like._asdict().items():
         found = record.get(part)
         names, (leaves, structure) = _names(value), jax.tree.flatten(value)
-        whole = part in ("hparams", "info")
+        whole, texts = part in ("hparams", "info"), {}
+        if part == "info" and isinstance(found, dict) and isinstance(value, dict):
+            # what a tuner says on the host, which a trace does not show
+            texts = {n: x for n, x in found.items() if n not in names and _are_texts(x)}
+            found = {n: x for n, x in found.items() if n not in texts}
         if whole and (not isinstance(found, dict) or list(found) != names):
             raise _misfit(step, part, "other leaves")
         items = list(found.values()) if whole and isinstance(found, dict) else [found]
@@ -61,11 +65,17 @@ def decode(record: dict[str, Any], like: Trials) -> Trials:
             for item, leaf, name in zip(items, leaves, names, strict=True)
         ]
         parts[part] = jax.tree.unflatten(structure, arrays)
+        if texts:
+            parts[part] |= {name: np.array(x) for name, x in texts.items()}
     for part in ("steps", "parent"):
         alike = np.shape(getattr(like, part)) == np.shape(like.values)
         if alike and np.shape(parts[part]) != np.shape(parts["values"]):
             raise _misfit(step, part, "another number of trials")
     return Trials(**parts)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(x, str) for x in value)
 
 
 def check_same(again: dict[str, Any], old: dict[str, Any]) -> None:
