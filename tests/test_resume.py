@@ -19,7 +19,7 @@ import pytest
 import hypergrad as hg
 from hypergrad.cli import main as cli
 from hypergrad.problem import Problem, Task
-from hypergrad.space import Choice, LogReal, Real, Sequence
+from hypergrad.space import Choice, LogReal, Real, Sequence, describe_space
 from hypergrad.study import StudyWarning
 from hypergrad.study.disk.files import read_json, write_json
 from hypergrad.study.disk.journal import read_records
@@ -190,7 +190,8 @@ def test_a_changed_space_is_said_by_its_leaf(case):
     """What it is, what it was, and what to do: in one line, which names a way to go on with the trials."""
     was, here, is_now, was_then = CHANGED_SPACES[case]
     settings = Settings(method="random", budget=4)
-    described = json.loads(json.dumps(describe_study(TASK._replace(space=was), settings, {})))
+    described = describe_study(TASK, settings, {"space": describe_space(was)})
+    described = json.loads(json.dumps(described))
     with pytest.raises(ValueError, match="space changed") as caught:
         settings_of(TASK._replace(space=here), described, False)
     message = str(caught.value)
