@@ -24,7 +24,7 @@ from hypergrad.schedulers.hyperband import brackets
 from hypergrad.searchers import SEARCHERS, Prior, final_values
 from hypergrad.space import Choice, Integer, LogReal, Real
 from hypergrad.tuners import Tuner, search
-from hypergrad.tuning.build import measured
+from hypergrad.tuning.build import within_memory
 from tasks import quadratic
 
 KEY = jax.random.key(1)
@@ -209,11 +209,11 @@ def test_layout_of_one_device(num, width, label, expected):
 def test_a_memory_bound_is_measured_and_recorded():
     task = quadratic.task(horizon=4, num_params=2)
     settings = hg.Settings(method="random", population=6, generations=1, memory=2**30)
-    chosen = measured(task, settings)
+    chosen = within_memory(task, settings)
     assert chosen == settings._replace(chunk=chosen.chunk) and chosen.chunk in (1, 4, 6)
-    assert measured(task, chosen) == chosen
+    assert within_memory(task, chosen) == chosen
     with pytest.raises(ValueError, match="memory is 10 bytes, expected at least"):
-        measured(task, settings._replace(memory=10))
+        within_memory(task, settings._replace(memory=10))
 
 
 # ---- the front door
