@@ -1,6 +1,7 @@
 """What a user's function reads from outside of its arguments, and whether that may change between two calls."""
 
 import functools
+import os
 import random
 import sysconfig
 from collections.abc import Iterator
@@ -16,12 +17,14 @@ MOST = 2000
 CLOCKS = {"time", "datetime", "secrets", "uuid", "torch", "tensorflow"}
 """Modules whose functions return something else with each call, or may."""
 
-LIBRARIES = (
-    sysconfig.get_path("stdlib"),
-    sysconfig.get_path("platlib"),
-    sysconfig.get_path("purelib"),
-    str(Path(__file__).parent.parent),
+LIBRARIES = tuple(
+    os.path.join(folder, "")
+    for folder in (
+        *map(sysconfig.get_path, ("stdlib", "platlib", "purelib")),
+        Path(__file__).parent.parent,
+    )
 )
+"""Folders whose code is not the user's."""
 
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
 

@@ -9,6 +9,7 @@ from jax.extend.core import ClosedJaxpr
 
 from hypergrad.core.abstract import abstract, program_of
 from hypergrad.core.checks import describe
+from hypergrad.core.mistakes import place_of
 from hypergrad.core.types import HParams
 from hypergrad.problem import Task
 from hypergrad.report.diagrams import MAX_NODES, is_graph
@@ -104,7 +105,9 @@ def _called(name: str, function: Callable, hparams: HParams, wanted: str) -> Any
         return function(hparams)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
+        place = place_of(error)
+        at = f" in {place.text}" if place else ""
         raise ValueError(
-            f"{name} failed on the given hparams: {reason} ({type(error).__name__}); expected {wanted}; run it "
-            "once by itself to see where"
+            f"{name} failed on the given hparams: {reason} ({type(error).__name__}){at}, expected {wanted}; "
+            "mend that line"
         ) from error
