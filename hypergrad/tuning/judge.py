@@ -183,13 +183,13 @@ def result_of(
         best: Chosen hparams.
     """
     trace = _trace(found, cost.trainings)
-    notes = _notes(found, trace)
+    said = _said(found, trace)
     snippet = diagram = None
     try:
         snippet = task.snippet and check_snippet(task.snippet, best)
         diagram = task.diagram and check_diagram(task.diagram, best)
     except ValueError as error:  # it worked for the defaults; the study must not be lost
-        notes.append(str(error))
+        said.append(str(error))
     result = {
         "metric": {"name": task.metric, "higher_is_better": task.higher_is_better},
         "objective_name": "validation loss",
@@ -198,7 +198,7 @@ def result_of(
         "snippet": snippet,
         "diagram": diagram,
         "notes": task.notes or {},
-        "warnings": notes,
+        "warnings": said,
         "interrupted": found.interrupted or (baseline is not None and baseline.interrupted),
         "num_seeds": settings.eval_seeds,
         "digest": found.digest,
@@ -237,22 +237,22 @@ def _total(found: Study, name: str) -> int:
     return sum(int(t.info[name].sum()) for t in found.trials if name in t.info)
 
 
-def _notes(found: Study, trace: dict[str, Any]) -> list[str]:
+def _said(found: Study, trace: dict[str, Any]) -> list[str]:
     """Return the troubles of a study, in sentences."""
-    notes = []
+    said = []
     if trace.get("skipped"):
-        notes.append(f"steps that were not finite, and were skipped: {trace['skipped']}")
+        said.append(f"steps that were not finite, and were skipped: {trace['skipped']}")
     if refused := _total(found, "refused"):
-        notes.append(
+        said.append(
             f"updates that left the response out, because its solve was not finite or no better than zero: "
             f"{refused}"
         )
     if dropped := _total(found, "dropped"):
-        notes.append(
+        said.append(
             f"windows of training dropped because the shared weights diverged: {dropped}; some of the policy's "
             "rates are too large"
         )
-    notes += troubles(found)
+    said += troubles(found)
     if found.best is None:
-        notes.append("no trial had a finite objective; 'tuned' shows the defaults")
-    return notes
+        said.append("no trial had a finite objective; 'tuned' shows the defaults")
+    return said
