@@ -22,7 +22,7 @@ from hypergrad.tuning.settings import check_settings
 
 SETTINGS = {"method": "random", "budget": 2, "eval_seeds": 2}
 CHOSEN = check_settings(SETTINGS, NAMES)
-GLOBAL = jnp.linspace(0.0, 1.0, 6)
+GLOBAL = jnp.linspace(0.0, 1.0, 6, dtype=jnp.float32)
 SHAPE = jax.ShapeDtypeStruct((3,), np.float32)
 
 

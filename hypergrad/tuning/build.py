@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,6 +37,28 @@ from hypergrad.tuners.controller import CANDIDATES
 from hypergrad.tuning.settings import Settings
 from hypergrad.tuning.warm_start import held_trials, priors_of, read_trials, start_of
 from hypergrad.validation import check_step, warn_blind
+
+
+class TuneKeys(NamedTuple):
+    """Keys of what a study does, all from its seed.
+
+    Attributes:
+        method: Key of the method.
+        random: Key of the random search beside it.
+        judge: Key of the fresh seeds on which configurations are judged.
+        choose: Key of the seeds on which finalists are compared.
+    """
+
+    method: Key
+    random: Key
+    judge: Key
+    choose: Key
+
+
+def keys_of(settings: Settings) -> TuneKeys:
+    """Return the keys of a study."""
+    return TuneKeys(*jax.random.split(jax.random.key(settings.seed), len(TuneKeys._fields)))
+
 
 NAMES: dict[str, Mapping[str, Any]] = {
     "method": METHODS,

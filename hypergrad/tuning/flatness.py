@@ -17,6 +17,7 @@ from hypergrad.problem import Problem, Task, split_loss
 from hypergrad.report.results import FLATNESS_FILE, Flatness, load_results
 from hypergrad.study.disk import files, folder
 from hypergrad.train import carried, init_state, trained, unroll, with_parts
+from hypergrad.tuning.build import keys_of
 from hypergrad.tuning.provenance import settings_of
 
 MAX_SAMPLES = 256
@@ -84,8 +85,7 @@ def measure_flatness(task: Task, directory: str | Path, *, allow_changes: bool =
     described = study.read_description(folder.check_folder(directory))
     settings = settings_of(task, described, allow_changes)
     found = load_results(directory)
-    judge_key = jax.random.split(jax.random.key(settings.seed), 4)[2]
-    keys = jax.random.split(judge_key, settings.eval_seeds)[:MAX_SEEDS]
+    keys = jax.random.split(keys_of(settings).judge, settings.eval_seeds)[:MAX_SEEDS]
     measure = per_shape(task, lambda task: partial(_measure, task))
     measures, slices, steps = {}, {}, np.zeros(0)
     for name, configuration in found.configurations.items():

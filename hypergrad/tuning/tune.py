@@ -30,12 +30,15 @@ from hypergrad.study.run import take_steps
 from hypergrad.tuners import TUNERS, ControllerWarning, Tuner
 from hypergrad.tuning.build import (
     NAMES,
+    TuneKeys,
     as_task,
     build,
     build_search,
     check_task,
     check_used,
     equal_generations,
+    keys_of,
+    layout_of,
     most_trials,
     num_steps,
     within_memory,
@@ -168,20 +171,19 @@ def complete(work: Work, listeners: Listeners, caught: list[warnings.WarningMess
         caught: List of the warnings so far, which grows.
     """
     began = time.perf_counter()
-    seed = jax.random.key(work.settings.seed)
-    tune_key, random_key, judge_key, choose_key = jax.random.split(seed, 4)
+    keys = keys_of(work.settings)
     if work.folder is not None and not study.has_begun(work.folder.path):
         # before any listener writes: a folder with a log alone could be neither resumed nor started
         steps = num_steps(work.settings)
-        work = work._replace(details=study.begin(work.folder, tune_key, steps, work.details))
+        work = work._replace(details=study.begin(work.folder, keys.method, steps, work.details))
     ended = None
     try:
         listeners.start(work.details)
         running = time.perf_counter()
-        found = _run_method(work, tune_key, listeners)
+        found = _run_method(work, keys.method, listeners)
         before = found.seconds - (time.perf_counter() - running)  # seconds of earlier sessions
-        baseline = _run_baseline(work, found, random_key, listeners)
-        result, best = _judge_all(work, found, baseline, (judge_key, choose_key), listeners)
+        baseline = _run_baseline(work, found, keys.random, listeners)
+        result, best = _judge_all(work, found, baseline, keys, listeners)
         result["warnings"] += _for_report(caught)
         result["seconds"] = time.perf_counter() - began + max(0.0, before)
         if found.best is not None:
@@ -211,12 +213,13 @@ def _run_baseline(work: Work, found: Study, key: Key, listeners: Listeners) -> S
     settings = Settings("random", population=size, generations=num)
     rival = build_search(work.task, settings)[0]
     with _random_folder(work.folder) as folder:
-        about = {"task": work.task.name, "method": "random"}
+        layout = layout_of(work.task, settings).label
+        about = {"task": work.task.name, "method": "random", "layout": layout}
         return _run(rival, key, folder, about, _Steps(listeners, "random", num, size))
 
 
 def _judge_all(
-    work: Work, found: Study, baseline: Study | None, keys: tuple[Key, Key], listeners: Listeners
+    work: Work, found: Study, baseline: Study | None, keys: TuneKeys, listeners: Listeners
 ) -> tuple[dict[str, Any], tuple[HParams, float]]:
     """Choose the best of each method, and judge them beside the defaults on fresh seeds.
 
@@ -224,13 +227,12 @@ def _judge_all(
         The content of `result.json`, and the best hparams of the method with their value.
     """
     task, settings = work.task, work.settings
-    judge_key, choose_key = keys
     listeners.step(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
-    best = choose_best(task, settings, found, settings.method, choose_key)
+    best = choose_best(task, settings, found, settings.method, keys.choose)
     configurations = {"default": spaces.starting_values(task.space), "tuned": best[0]}
     if baseline is not None and baseline.best is not None:
-        configurations["random"] = choose_best(task, settings, baseline, "random", choose_key)[0]
-    judged = judge(task, configurations, judge_key, settings.eval_seeds)
+        configurations["random"] = choose_best(task, settings, baseline, "random", keys.choose)[0]
+    judged = judge(task, configurations, keys.judge, settings.eval_seeds)
     listeners.step(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
     return result_of(task, settings, found, baseline, judged, work.cost, best[0]), best
 
