@@ -40,7 +40,8 @@ def split_key(key: Key) -> tuple[Key, Key]:
     that run reads `problem.valid_batch(split_key(key)[1])`, the same batch after every step.
     """
     try:
-        first, second = jax.random.split(key)
+        # a clone, because the same key makes the same run again; jax_debug_key_reuse is told so
+        first, second = jax.random.split(jax.random.clone(key))
     except (TypeError, ValueError):
         got = describe(key)
         raise ValueError(f"key is {got}, expected one PRNG key; pass jax.random.key(0)") from None

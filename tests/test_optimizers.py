@@ -174,6 +174,25 @@ def test_a_weight_at_rest_neither_overflows_nor_counts_as_chaos():
     assert "entries of params that rest" in said and "chaotic" not in said
 
 
+@pytest.mark.parametrize("name", ["b1", pytest.param("b2", marks=pytest.mark.slow)])
+def test_what_builds_up_from_nothing_is_not_chaos_in_forward_mode(name):
+    """The derivative in b1 is a rounding error after one step of Adam, and real after two."""
+    h = {name: jnp.float32(0.9)}
+    found = [run(lambda h: optax.adam(1e-2, **h), h, steps, jnp.float32)[2] for steps in (12, 100)]
+    assert all(x.info.sensitivity[-1] > 1e2 * x.info.sensitivity[1] for x in found)
+    assert not any(estimators.advice(x) for x in found)
+
+
+def test_chaos_is_named_in_forward_mode():
+    """Descent on a parabola upside down: 1.3-fold a step."""
+    upside_down = lambda w, h, b: -0.15 * h["lr"] * jnp.sum(w**2)  # noqa: E731
+    h = {"lr": jnp.float32(1.0)}
+    (said,) = estimators.advice(
+        run(lambda h: optax.sgd(1.0), h, 60, jnp.float32, loss=upside_down)[2]
+    )
+    assert "grows 1.3" in said and "chaotic" in said
+
+
 def test_a_momentum_in_float32_does_not_overflow_at_rest():
     def adafactor(h):
         return optax.adafactor(h["lr"], momentum=0.9, multiply_by_parameter_scale=False)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hypergrad.core import tree
 from hypergrad.core.checks import is_whole
 from hypergrad.core.types import PyTree
 
@@ -109,7 +110,7 @@ def nested_scan(
     whole = num_segments * size
 
     def segment(carry: Any, xs: Any) -> tuple[Any, Any]:
-        return nested_scan(body, carry, xs, size, inner)
+        return nested_scan(body, tree.cloned(carry), xs, size, inner)
 
     blocks = jax.tree.map(lambda x: x[:whole].reshape((num_segments, size, *x.shape[1:])), xs)
     remat = jax.checkpoint(segment, prevent_cse=False)
@@ -117,7 +118,7 @@ def nested_scan(
     ys = jax.tree.map(lambda y: y.reshape((whole, *y.shape[2:])), ys)
     if rest:
         last = jax.tree.map(lambda x: x[whole:], xs)
-        remat = jax.checkpoint(lambda c, x: nested_scan(body, c, x, rest, inner))
+        remat = jax.checkpoint(lambda c, x: nested_scan(body, tree.cloned(c), x, rest, inner))
         carry, tail = remat(carry, last)
         ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, tail)
     return carry, ys

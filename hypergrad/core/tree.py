@@ -28,7 +28,21 @@ def rows(tree: PyTree, index: Array | np.ndarray) -> PyTree:
 
 def choose(condition: Array, new: PyTree, old: PyTree) -> Any:
     """Choose between two trees by one boolean `[]`."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), cloned(new), cloned(old))
+
+
+def cloned(tree: PyTree) -> Any:
+    """Clone the PRNG keys of a tree, which will be used again on purpose; `jax_debug_key_reuse` is told so."""
+
+    def one(leaf: Any) -> Any:
+        return jax.random.clone(leaf) if is_key(leaf) else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def is_key(leaf: Any) -> bool:
+    """Tell whether a leaf is a typed PRNG key."""
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
 def is_float(leaf) -> bool:

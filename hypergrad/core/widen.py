@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+from hypergrad.core import tree
 from hypergrad.core.autodiff import equations, scan_counts
 from hypergrad.core.types import Array, PyTree
 
@@ -27,9 +28,9 @@ def is_narrow(dtype: Any) -> bool:
     return floating and jnp.finfo(dtype).bits < jnp.finfo(widest()).bits
 
 
-def cast_wide(tree: PyTree) -> PyTree:
+def cast_wide(values: PyTree) -> PyTree:
     """Cast the narrow leaves of a tree to `widest`."""
-    return jax.tree.map(_cast, tree)
+    return jax.tree.map(_cast, values)
 
 
 def _cast(x: Any) -> Any:
@@ -143,11 +144,7 @@ def _branch(branch: ClosedJaxpr) -> Callable[[list[Any]], list[Any]]:
 def _like(new: list[Any], old: list[Any]) -> list[Array]:
     """Give what a loop carries the types that it had."""
     pairs = zip(new, old, strict=True)
-    return [x if _is_key(x) else jnp.asarray(x, jnp.result_type(y)) for x, y in pairs]
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+    return [x if tree.is_key(x) else jnp.asarray(x, jnp.result_type(y)) for x, y in pairs]
 
 
 def _scan(params: dict, values: list[Any]) -> list[Any]:

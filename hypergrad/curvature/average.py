@@ -100,7 +100,7 @@ def _expected_rise(
         ahead, back = (function(unravel(flat + sign * move), batch) for sign in (1, -1))
         return (ahead + back) / 2 - here
 
-    rises = jax.lax.map(jax.checkpoint(rise), jax.random.split(key, num_pairs))
+    rises = jax.lax.map(jax.checkpoint(rise), jax.random.split(jax.random.clone(key), num_pairs))
     return Expected(jnp.mean(rises), jnp.std(rises, ddof=1) / math.sqrt(num_pairs))
 
 

@@ -121,7 +121,8 @@ def exploded_step(sensitivity: Array | np.ndarray, growth: Array | float = np.in
     """Return the step at which a derivative grew past `EXPLODED` fold or overflowed, or None.
 
     The derivative travels towards the start where it grows that way (reverse mode), else towards the end; one
-    that dies out on its way, with a `growth` below 1, travels to where it is smaller.
+    that dies out on its way, with a `growth` below 1, travels to where it is smaller. Towards the end it builds
+    up from nothing, so that the first tenth of its steps does not count.
     """
     norms = np.asarray(sensitivity)
     if norms.size < 2:
@@ -130,10 +131,11 @@ def exploded_step(sensitivity: Array | np.ndarray, growth: Array | float = np.in
     backwards = rises if growth < 1 and np.all(np.isfinite(norms)) else not rises
     backwards &= np.isfinite(norms[-1])
     way = norms[::-1] if backwards else norms
-    exploded = ~(way <= EXPLODED * way[0])
-    if way[0] == 0 or not exploded.any():
+    begin = 0 if backwards else max(1, norms.size // 10)
+    exploded = ~(way <= EXPLODED * way[begin])
+    if way[begin] == 0 or not exploded[begin:].any():
         return None
-    index = int(np.argmax(exploded))
+    index = begin + int(np.argmax(exploded[begin:]))
     return norms.size - 1 - index if backwards else index
 
 
@@ -153,7 +155,7 @@ def structural_zeros(
         key = jax.random.key(0)
         first = hparams if through_init else jax.lax.stop_gradient(hparams)
         state = unroll(problem, hparams, init_state(problem, key, first), min(horizon, 3))
-        return problem.objective(state.params, hparams, problem.valid_batch(key))
+        return problem.objective(state.params, hparams, problem.valid_batch(jax.random.key(1)))
 
     used = depends(value, hparams)
     return [name for name, alive in zip(tree.leaf_names(hparams), used, strict=True) if not alive]

@@ -156,7 +156,11 @@ def unused(problem: Problem, hparams: HParams) -> list[str]:
         params, batch = start.params, draw_batch(problem, start)
         grads = jax.grad(inner_loss(problem, params, batch))(trained(params), hparams)
         state = tree.floats(evaluate_loss(problem, params, hparams, batch)[1])
-        return grads, state, problem.objective(params, hparams, problem.valid_batch(key))
+        return (
+            grads,
+            state,
+            problem.objective(params, hparams, problem.valid_batch(jax.random.key(1))),
+        )
 
     alive = depends(reads, hparams)
     return [name for name, lives in zip(tree.leaf_names(hparams), alive, strict=True) if not lives]

@@ -200,7 +200,9 @@ def _run_of(problem: Problem) -> _Run:
 
     def objective(_: None, hparams: HParams, member: Member) -> tuple[Array, Array]:
         state = member.train
-        value = problem.objective(state.params, hparams, problem.valid_batch(state.key))
+        value = problem.objective(
+            state.params, hparams, problem.valid_batch(jax.random.clone(state.key))
+        )
         late = jnp.where(jnp.isfinite(value), NEVER, state.step)
         value = jnp.where(member.diverged == NEVER, value, jnp.nan)
         return value, jnp.minimum(member.diverged, late)

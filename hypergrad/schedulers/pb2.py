@@ -82,10 +82,11 @@ def pb2(space: PyTree, *, kappa: float = 2.0, capacity: int = 128) -> Explore:
         past = periods.num / num_periods
         time = past + 0.5 / num_periods
         units, change, filled = _changes(model, periods)
-        posterior = _posterior(model, units, change, filled, num)
         draw_key, key = jax.random.split(key)
         moved = jnp.ones(num, bool) if periods.moved is None else periods.moved
-        asked = _one_after_another(model, key, posterior, hparams, moved, time)
+        with jax.numpy_rank_promotion("allow"):
+            posterior = _posterior(model, units, change, filled, num)
+            asked = _one_after_another(model, key, posterior, hparams, moved, time)
         anywhere = jax.random.uniform(draw_key, asked.shape, asked.dtype)
         found = from_units(dims, jnp.where(jnp.any(filled), asked, anywhere))
 

@@ -328,7 +328,9 @@ def _moved(
 ) -> tuple[Memory, Region]:
     """Resize the region after a generation; where it is too short, forget the trials and begin again."""
     before = jnp.min(state.memory.scores)
-    improved = jnp.min(scores) < before - 1e-3 * jnp.abs(before)
+    known = jnp.isfinite(before)
+    last = jnp.where(known, before, 0)
+    improved = known & (jnp.min(scores) < last - 1e-3 * jnp.abs(last))
     region = _resized(box, state.region, improved, len(scores), memory.units.shape[1])
     again = region.length < box.shortest
     memory = memory._replace(

@@ -55,7 +55,7 @@ class CrossEntropyState(NamedTuple):
         unchanged: Generations in which γ_t has not changed, int32.
         num_elites: Number of elites of the last generation, int32.
         before, after: Mean log-likelihood of those elites under the distribution that they were drawn from,
-            and under the one that was fitted to them.
+            and under the one that was fitted to them; 0 before the first generation.
         stopped: Rule that has stopped the search, int32.
     """
 
@@ -195,7 +195,7 @@ def cross_entropy(
 
 def _start(law: Family, keep: int, num_dims: int) -> CrossEntropyState:
     dtype = jnp.result_type(float)
-    zero, nan = jnp.zeros((), jnp.int32), jnp.asarray(jnp.nan, dtype)
+    zero = jnp.zeros((), jnp.int32)
     return CrossEntropyState(
         params=law.start,
         step=zero,
@@ -204,8 +204,8 @@ def _start(law: Family, keep: int, num_dims: int) -> CrossEntropyState:
         gamma=jnp.asarray(jnp.inf, dtype),
         unchanged=zero,
         num_elites=zero,
-        before=nan,
-        after=nan,
+        before=jnp.zeros((), dtype),
+        after=jnp.zeros((), dtype),
         stopped=zero,
     )
 

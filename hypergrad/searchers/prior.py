@@ -37,7 +37,8 @@ def prior(space: PyTree, prior: Priors, *, uniform: float = 0.25) -> Searcher:
     """
     uniform = check_share("uniform", uniform, example=0.25)
     num_dims = coordinates(space).num
-    law = distribution(space, prior=prior, floor=0.0)
+    with jax.numpy_rank_promotion("allow"):
+        law = distribution(space, prior=prior, floor=0.0)
 
     def ask(key: Key, state: PyTree, num: int) -> HParams:
         draw_key, free_key = jax.random.split(key)

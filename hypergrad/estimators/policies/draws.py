@@ -114,7 +114,7 @@ def expected(problem: Problem, policy: Policy, draws: Draws, key: Key) -> Proble
     """
 
     def over(function: Callable[[HParams], PyTree], phi: PyTree, key: Key) -> PyTree:
-        hparams, expect = draws(policy, key, phi)
+        hparams, expect = draws(policy, jax.random.clone(key), phi)
         each = jax.vmap(function)(hparams)
         return jax.tree.map(lambda x: expect(x) if tree.is_float(x) else x[0], each)
 
@@ -137,10 +137,10 @@ def expected(problem: Problem, policy: Policy, draws: Draws, key: Key) -> Proble
     once_key, set_key = jax.random.split(key)
     examples = problem.train_set
     return Problem(
-        init=lambda key, phi: problem.init(key, policy.sample(once_key, phi)),
+        init=lambda key, phi: problem.init(key, policy.sample(jax.random.clone(once_key), phi)),
         loss=loss,
         objective=objective,
-        optimizer=lambda phi: problem.optimizer(policy.sample(once_key, phi)),
+        optimizer=lambda phi: problem.optimizer(policy.sample(jax.random.clone(once_key), phi)),
         train_batch=train_batch,
         valid_batch=valid_batch,
         train_set=examples

@@ -271,7 +271,7 @@ def _drawn(heads: _Heads, phi: PyTree, real_key: Key | None, choice_key: Key) ->
     """Draw everything; real leaves are their means where their key is None."""
     noise = jnp.zeros(heads.entries.shape)
     if real_key is not None and heads.width:
-        noise = jax.random.normal(real_key, noise.shape)
+        noise = jax.random.normal(jax.random.clone(real_key), noise.shape)  # which may be held
     gumbels = jax.random.gumbel(choice_key, heads.known.shape)
     return _walk(
         heads,
@@ -312,7 +312,7 @@ def _assemble(heads: _Heads, found: _Walk) -> HParams:
 
 def _draw(heads: _Heads, held: Key | None, key: Key, phi: PyTree) -> tuple[HParams, Array]:
     """Return hparams and the log-probability of their choices, `[]`."""
-    real_key, choice_key = jax.random.split(key)
+    real_key, choice_key = jax.random.split(jax.random.clone(key))
     found = _drawn(heads, phi, real_key if held is None else held, choice_key)
     return _assemble(heads, found), jnp.sum(found.taken)
 

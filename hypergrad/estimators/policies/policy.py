@@ -81,7 +81,7 @@ def factorized(space: PyTree) -> Policy:
         return jax.tree.map(_first, space, spaces.default(space))
 
     def sample(key: Key, phi: PyTree) -> HParams:
-        keys = treedef.unflatten(list(jax.random.split(key, len(dims))))
+        keys = treedef.unflatten(list(jax.random.split(jax.random.clone(key), len(dims))))
         return jax.tree.map(_draw, space, keys, phi)
 
     def log_prob(phi: PyTree, hparams: HParams) -> Array:

@@ -304,7 +304,7 @@ def _judge(
     parts: _Parts, drawn: _Drawn, key: Key, at: TrainState, leaves: list[Array], phi: PyTree
 ) -> tuple[Array, tuple[Array, HParams]]:
     """Return the expected objective `[]` of a state with these float leaves, that of each draw, the draws."""
-    data_key, draw_key = jax.random.split(key)
+    data_key, draw_key = jax.random.split(jax.random.clone(key))
     data = parts.problem.valid_batch(data_key)
     hparams, expect = parts.draws(drawn.policy, draw_key, phi)
     params = state_floats(at)[1](leaves).params

@@ -30,8 +30,9 @@ class UnrollInfo(NamedTuple):
         horizon: Number of steps differentiated through, int32 `[]`.
         sensitivity: `[horizon]`; in reverse mode the norm of the adjoint of the weights before each
             step, in forward mode that of their derivative after each step.
-        growth: Geometric mean growth of `sensitivity` a step (towards the start in reverse mode, towards
-            the end in forward mode), `[]`. Well above 1 means chaos: gradients through the run explode.
+        growth: Geometric mean growth of `sensitivity` a step (towards the start in reverse mode, over the
+            second half of the steps in forward mode, where it builds up in the first), `[]`. Well above 1
+            means chaos: gradients through the run explode.
         first_nonfinite: First step whose training loss was not finite, the number of steps if only the
             objective was not, -1 if none; int32 `[]`.
         resting: Multiple of the size of the last adjoint that entries at rest reached in each leaf of
@@ -75,14 +76,22 @@ def finite_leaves(state: TrainState) -> PyTree:
     return jax.tree.map(lambda w: jnp.all(jnp.isfinite(w)), trained(state.params))
 
 
-def growth_rate(first: Array, norms: Array) -> Array:
+def growth_rate(first: Array, norms: Array, *, late: bool = False) -> Array:
     """Return the geometric mean growth a step of the norms `first` `[]`, `norms` `[T]`.
 
     The mean runs from the first norm above zero to the last before an overflow; it is 1 where nothing could
     grow.
+
+    Args:
+        first: Norm before the first step.
+        norms: Norm after each step.
+        late: Whether to leave out the first half of the steps, in which a derivative along the run builds up
+            from nothing: that of Adam's b1 from a rounding error, as its bias correction cancels it at first.
     """
     norms = jnp.append(first, norms)
     begin, end = jnp.argmax(norms > 0), jnp.sum(jnp.cumprod(jnp.isfinite(norms[1:])))
+    if late:
+        begin = jnp.maximum(begin, end // 2)
     alive = (norms[begin] > 0) & (norms[end] > 0) & (end > begin)
     ratio = jnp.log(jnp.where(alive, norms[end], 1)) - jnp.log(jnp.where(alive, norms[begin], 1))
     return jnp.exp(ratio / jnp.maximum(end - begin, 1))

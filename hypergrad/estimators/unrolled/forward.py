@@ -94,7 +94,7 @@ def forward(problem: Problem, horizon: int, *, chunk: int | None = None) -> Esti
         value, direct, losses, finite = shared
         response = unravel(response.reshape(-1)[: flat.size].astype(flat.dtype))
         norms = jnp.sqrt(squares).astype(jnp.float32)
-        growth = growth_rate(norms[0], norms[1:])
+        growth = growth_rate(norms[0], norms[1:], late=True)
         nonfinite = first_nonfinite(losses, value)
         info = UnrollInfo(
             direct,

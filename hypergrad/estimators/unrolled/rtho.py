@@ -95,7 +95,7 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
         flat = jax.vmap(lambda tangent: tree.dot(adjoint, tangent))(tangents)
         packed, unravel = ravel_pytree(hparams)
         response = unravel(flat.astype(packed.dtype))
-        growth = growth_rate(size(before.tangents), norms)
+        growth = growth_rate(size(before.tangents), norms, late=True)
         bad = first_nonfinite(losses, value)
         parts, horizon = (direct, response), after.train.step
         info = online_info(before, after, hparams, parts, horizon, growth, bad)

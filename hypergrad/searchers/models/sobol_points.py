@@ -75,7 +75,7 @@ def points(vectors: Array, shift: Array, start: Array | int, num: int) -> Array:
     gray = index ^ (index >> 1)
 
     def add(k: Array, state: Array) -> Array:
-        one = (gray >> k.astype(jnp.uint32)) & 1
+        one = (gray >> jnp.asarray(k, jnp.uint32)) & 1
         return state ^ (one[:, None] * vectors[:, k])
 
     start_of_all = jnp.broadcast_to(shift, (num, *shift.shape))
