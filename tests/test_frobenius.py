@@ -11,7 +11,7 @@ import pytest
 
 from hypergrad import curvature as cv
 from hypergrad.core import autodiff
-from hypergrad.core.autodiff import elementwise
+from hypergrad.core.flow import elementwise
 from hypergrad.curvature.frobenius import plan_layer
 from hypergrad.curvature.layers import Layer, Link, links_of, trained_layers
 from hypergrad.curvature.models import one_of

@@ -1,6 +1,6 @@
 """Derivatives: finite ones where autodiff makes none, curvature products, who depends on whom."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,15 +30,6 @@ PARTIALS: dict[Any, tuple[Callable[..., Array], ...]] = {
     mul_p: (lambda x, y: y, lambda x, y: x),
 }
 """Partial derivatives of the tamed primitives; products only where a `where` may discard them (RAdam)."""
-
-_POINTWISE = """
-abs add add_any and clamp convert_element_type copy cos cosh div eq erf erfc erf_inv exp exp2 expm1 ge gt
-integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rsqrt select_n sign sin sinh
-sqrt square stop_gradient sub tan tanh
-"""
-
-ELEMENTWISE = frozenset(_POINTWISE.split())
-"""Primitives that work element by element, where all their operands have one shape."""
 
 
 def smooth(function: Callable) -> Callable:
@@ -119,14 +110,16 @@ def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     for eqn in jaxpr.eqns:
         yield eqn
         for inner in programs(eqn):
-            yield from equations(inner)
+            yield from equations(inner.jaxpr)
 
 
-def programs(eqn: JaxprEqn) -> list[Jaxpr]:
+def programs(eqn: JaxprEqn) -> list[ClosedJaxpr]:
     """List the programs that an equation holds: the body of a loop, the branches of a choice."""
     kinds = (Jaxpr, ClosedJaxpr)
     found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, kinds))
-    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in found if isinstance(x, kinds)]
+    return [
+        ClosedJaxpr(x, []) if isinstance(x, Jaxpr) else x for x in found if isinstance(x, kinds)
+    ]
 
 
 def _substitute(closed: ClosedJaxpr, discards: bool) -> ClosedJaxpr:
@@ -220,51 +213,6 @@ def uses(function: Callable, *args) -> list[bool]:
     """Tell, for each leaf of `args`, whether the value of `function` depends on it; one trace."""
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
     return live_inputs(jaxpr, [True] * len(jaxpr.outvars))
-
-
-def elementwise(function: Callable, x: Array | jax.ShapeDtypeStruct, *args) -> list[bool]:
-    """Tell, for each output of `function`, whether its element j depends on element j of `x` alone.
-
-    Then its Jacobian is diagonal, and one product with ones gives all of it.
-
-    **Cost:** one trace. **Limits:** conservative: a primitive that is not in `ELEMENTWISE` counts as mixing.
-
-    Args:
-        function: (x, *args) -> a list of arrays.
-        x: where; only shape and dtype matter.
-        *args: Further arguments of any kind of array.
-
-    Returns:
-        One boolean an output; false also where an output does not depend on `x`.
-    """
-    jaxpr = jax.make_jaxpr(function)(x, *args).jaxpr
-    reads = [True] + [False] * (len(jaxpr.invars) - 1)
-    aligned = [out is True for out in _aligned(jaxpr, reads)]
-    return [ok and v.aval.shape == x.shape for ok, v in zip(aligned, jaxpr.outvars, strict=True)]
-
-
-def _aligned(jaxpr: Jaxpr, reads: Sequence[bool | None]) -> list[bool | None]:
-    """Follow x through a jaxpr: True where element by element, None where mixed, False where absent."""
-    state: dict[Any, bool | None] = dict(zip(jaxpr.invars, reads, strict=True))
-
-    def of(v: Any) -> bool | None:
-        return False if isinstance(v, Literal) else state.get(v, False)
-
-    for eqn in jaxpr.eqns:
-        ins = [of(v) for v in eqn.invars]
-        inner: Any = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        called = isinstance(inner, ClosedJaxpr) and eqn.primitive is not scan_p
-        if called and len(inner.jaxpr.invars) == len(ins):
-            outs = _aligned(inner.jaxpr, ins)
-        elif not any(i is not False for i in ins):
-            outs = [False] * len(eqn.outvars)
-        else:
-            met = [v for v, i in zip(eqn.invars, ins, strict=True) if i is not False]
-            shapes = {jnp.shape(v.aval) for v in [*met, *eqn.outvars]}
-            pointwise = eqn.primitive.name in ELEMENTWISE and len(shapes) == 1 and None not in ins
-            outs = [True if pointwise else None] * len(eqn.outvars)
-        state.update(zip(eqn.outvars, outs, strict=True))
-    return [of(v) for v in jaxpr.outvars]
 
 
 def live_inputs(jaxpr: Jaxpr, live_outs: list[bool]) -> list[bool]:

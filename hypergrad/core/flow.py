@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import core
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from hypergrad.core.autodiff import programs, scan_counts
+from hypergrad.core.types import Array
 
 Marks: TypeAlias = frozenset
 """What a value depends on."""
@@ -18,6 +20,18 @@ Visit: TypeAlias = Callable[[JaxprEqn, list[Marks]], list[Marks] | None]
 """(equation, marks of its operands) -> marks of its results, or None for the union of those of its operands."""
 
 NOTHING: Marks = frozenset()
+
+ALIGNED, MIXED = frozenset(["aligned"]), frozenset(["mixed"])
+"""Marks of what depends on an array element by element, and in another way."""
+
+_POINTWISE = """
+abs add add_any and clamp convert_element_type copy cos cosh div eq erf erfc erf_inv exp exp2 expm1 ge gt
+integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rsqrt select_n sign sin sinh
+sqrt square stop_gradient sub tan tanh
+"""
+
+ELEMENTWISE = frozenset(_POINTWISE.split())
+"""Primitives that work element by element, where all their operands have one shape."""
 
 TABLE_SIZE = 1024
 """Most numbers of a constant that counts as a table of settings rather than data."""
@@ -58,7 +72,7 @@ def flow(jaxpr: Jaxpr, ins: Sequence[Marks], visit: Visit, consts: Marks = NOTHI
 
 def _through(eqn: JaxprEqn, marks: list[Marks], visit: Visit, closed: Marks) -> list[Marks]:
     """Return the marks of the results of one equation."""
-    inner, name = programs(eqn), eqn.primitive.name
+    inner, name = [p.jaxpr for p in programs(eqn)], eqn.primitive.name
     if name == "scan":
         return _loop(inner[0], marks, eqn.params, visit, closed)
     if name == "while":
@@ -107,13 +121,46 @@ def taken_for_numbers(closed: ClosedJaxpr, ins: Sequence[Marks]) -> Marks:
         if name in ("gather", "dynamic_slice", "select_n"):
             return [NOTHING if name == "select_n" else marks[0]] * len(eqn.outvars)
         if name == "convert_element_type":
-            before, after = (jax.numpy.result_type(v.aval) for v in (eqn.invars[0], eqn.outvars[0]))
-            if np.issubdtype(before, np.integer) and jax.numpy.issubdtype(after, np.inexact):
+            before, after = (jnp.result_type(v.aval) for v in (eqn.invars[0], eqn.outvars[0]))
+            if np.issubdtype(before, np.integer) and jnp.issubdtype(after, np.inexact):
                 found.update(marks[0])
         return None
 
     flow(closed.jaxpr, ins, visit)
     return frozenset(found)
+
+
+def elementwise(function: Callable, x: Array | jax.ShapeDtypeStruct, *args) -> list[bool]:
+    """Tell, for each output of `function`, whether its element j depends on element j of `x` alone.
+
+    Then its Jacobian is diagonal, and one product with ones gives all of it.
+
+    **Cost:** one trace. **Limits:** conservative: a primitive that is not in `ELEMENTWISE`, a loop and a choice
+    count as mixing.
+
+    Args:
+        function: (x, *args) -> a list of arrays.
+        x: Where; only shape and dtype matter.
+        *args: Further arguments of any kind of array.
+
+    Returns:
+        One boolean an output; false also where an output does not depend on `x`.
+    """
+
+    def visit(eqn: JaxprEqn, marks: list[Marks]) -> list[Marks] | None:
+        met = NOTHING.union(*marks)
+        calls = programs(eqn) and eqn.primitive.name not in ("scan", "while", "cond")
+        if not met or calls:
+            return None
+        read = [v for v, mark in zip(eqn.invars, marks, strict=True) if mark]
+        shapes = {jnp.shape(v.aval) for v in [*read, *eqn.outvars]}
+        pointwise = eqn.primitive.name in ELEMENTWISE and len(shapes) == 1
+        return [met if pointwise else met | MIXED] * len(eqn.outvars)
+
+    jaxpr = jax.make_jaxpr(function)(x, *args).jaxpr
+    outs = flow(jaxpr, [ALIGNED] + [NOTHING] * (len(jaxpr.invars) - 1), visit)
+    pairs: Any = zip(outs, jaxpr.outvars, strict=True)
+    return [marks == ALIGNED and v.aval.shape == x.shape for marks, v in pairs]
 
 
 def same_program(a: ClosedJaxpr, b: ClosedJaxpr) -> bool:
@@ -132,20 +179,12 @@ def same_program(a: ClosedJaxpr, b: ClosedJaxpr) -> bool:
         if x.primitive is not y.primitive or not _same_literals(x.invars, y.invars):
             return False
         numbers = [{k: v for k, v in e.params.items() if _is_plain(v)} for e in (x, y)]
-        inner = [_closed(e) for e in (x, y)]
+        inner = [programs(e) for e in (x, y)]
         if numbers[0] != numbers[1] or len(inner[0]) != len(inner[1]):
             return False
         if not all(map(same_program, *inner)):
             return False
     return True
-
-
-def _closed(eqn: JaxprEqn) -> list[ClosedJaxpr]:
-    kinds = (Jaxpr, ClosedJaxpr)
-    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, kinds))
-    return [
-        ClosedJaxpr(x, []) if isinstance(x, Jaxpr) else x for x in found if isinstance(x, kinds)
-    ]
 
 
 def _is_plain(value: Any) -> bool:
@@ -169,8 +208,7 @@ def same_bits(a: Any, b: Any) -> bool:
     if not all(getattr(x, "is_fully_addressable", True) for x in (a, b)):
         return True
     keys = [
-        jax.numpy.issubdtype(getattr(x, "dtype", None) or type(x), jax.dtypes.prng_key)
-        for x in (a, b)
+        jnp.issubdtype(getattr(x, "dtype", None) or type(x), jax.dtypes.prng_key) for x in (a, b)
     ]
     if any(keys):
         return all(keys) and same_bits(jax.random.key_data(a), jax.random.key_data(b))

@@ -116,7 +116,7 @@ def _follow(jaxpr: Jaxpr, consts: list[_Known], ins: list[_Known], notes: Notes)
 
 def _through(eqn: JaxprEqn, given: list[_Known], notes: Notes) -> list[_Known]:
     """Return the spans of the results of one equation."""
-    name, inner = eqn.primitive.name, programs(eqn)
+    name, inner = eqn.primitive.name, [p.jaxpr for p in programs(eqn)]
     if len(inner) == 1 and len(inner[0].invars) == len(given) and name not in ("scan", "while"):
         closed = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
         consts = list(map(_of_array, getattr(closed, "consts", [])))

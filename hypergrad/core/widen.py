@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from hypergrad.core import tree
-from hypergrad.core.autodiff import equations, scan_counts
+from hypergrad.core.autodiff import equations, programs, scan_counts
 from hypergrad.core.types import Array, PyTree
 
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
@@ -84,7 +84,7 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[
 def _apply(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     """Return the results of one equation on wide numbers."""
     name, params = eqn.primitive.name, eqn.params
-    inner = _programs(eqn)
+    inner = programs(eqn)
     made = [
         v.aval
         for one in (eqn, *(e for p in inner for e in equations(p.jaxpr)))
@@ -118,14 +118,6 @@ def _apply(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
         x.astype(a.dtype) if is_narrow(a.dtype) else x for x, a in zip(values, avals, strict=True)
     ]
     return _bind(eqn, own, params)
-
-
-def _programs(eqn: JaxprEqn) -> list[ClosedJaxpr]:
-    kinds = (Jaxpr, ClosedJaxpr)
-    found = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, kinds))
-    return [
-        ClosedJaxpr(x, []) if isinstance(x, Jaxpr) else x for x in found if isinstance(x, kinds)
-    ]
 
 
 def _bind(eqn: JaxprEqn, values: list[Any], params: dict) -> list[Any]:

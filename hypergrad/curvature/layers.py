@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
 from hypergrad.core.abstract import abstract
-from hypergrad.core.autodiff import elementwise, equations, uses
+from hypergrad.core.autodiff import equations, uses
 from hypergrad.core.checks import describe
+from hypergrad.core.flow import elementwise
 from hypergrad.core.types import Array, Batch, Params, PyTree
 from hypergrad.curvature.models import Dense, Layered, names, num_samples, one_of, parts
 

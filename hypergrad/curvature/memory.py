@@ -77,7 +77,7 @@ def bytes_of_one(function: Callable, x: PyTree) -> int:
 def num_bytes(jaxpr: Jaxpr) -> int:
     """Add up the bytes that a program makes, with all programs within it; the body of a loop counts once."""
     return sum(
-        sum(map(num_bytes, programs(eqn)))
+        sum(num_bytes(p.jaxpr) for p in programs(eqn))
         + (0 if eqn.primitive is jit_p else sum(map(_variable_bytes, eqn.outvars)))
         for eqn in jaxpr.eqns
     )
