@@ -107,7 +107,7 @@ MISTAKES = {
     ),
     "a DataFrame as a batch": (
         tune(train_batch=lambda key, step: (FRAME, Y)),
-        ("it returned a pandas.DataFrame at [0]", "return jnp.asarray(frame.to_numpy())"),
+        ("it returned a pandas.DataFrame", "return jnp.asarray(frame.to_numpy())"),
     ),
     "numpy on a traced value": (
         tune(optimizer=lambda h: optax.sgd(np.sqrt(h["lr"]))),
@@ -242,7 +242,7 @@ MISTAKES = {
     ),
     "a text among the weights": (
         tune(init=lambda key, h: {"w": jnp.zeros(4), "name": "net"}),
-        ("it returned a str at ['name']", "keep texts outside"),
+        ("it returned a str", "keep texts outside"),
     ),
     "whole numbers among the weights": (
         tune(init=lambda key, h: {"w": jnp.zeros(4), "n": jnp.zeros((), jnp.int32)}),

@@ -83,7 +83,8 @@ def in_words(name: str, error: Exception, given: str = "hparams", hparams: Any =
     at = f" in {place.text}" if place else ""
     kind = type(error).__name__
     returned = re.search(
-        r"returned a value of type <class '([^']*)'>(?: at output component (\S+?))?,", reason
+        r"returned a value of type <class '([^']*)'>(?: at output component (?:(\[.*\])|.*))?, which",
+        (lines or [""])[0],
     )
     if returned:
         whole, at = returned[1], ""
