@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from hypergrad.core.autodiff import programs
 
-MAX_NUMBERS = 10**7
+MAX_TABLE_READ = 10**7
 """Most whole numbers of a closed-over array that are read for their smallest and largest."""
 
 
@@ -86,7 +86,11 @@ def follow_spans(
 
 def _of_array(x: Any) -> _Known:
     """Return the span of a concrete array of whole numbers."""
-    if isinstance(x, core.Tracer) or not hasattr(x, "dtype") or not 0 < np.size(x) <= MAX_NUMBERS:
+    if (
+        isinstance(x, core.Tracer)
+        or not hasattr(x, "dtype")
+        or not 0 < np.size(x) <= MAX_TABLE_READ
+    ):
         return None
     if not jnp.issubdtype(x.dtype, jnp.integer) and x.dtype != bool:
         return None
