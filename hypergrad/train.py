@@ -157,7 +157,10 @@ def update(
                 "problem.loss and params.slow in problem.objective"
             ) from error
 
-    updates, opt_state = rested(change)(grads, weights, state.opt_state, hparams, value)
+    def begin(weights: PyTree) -> PyTree:
+        return problem.optimizer(hparams).init(weights)
+
+    updates, opt_state = rested(change, begin)(grads, weights, state.opt_state, hparams, value)
     new = (optax.apply_updates(weights, updates), opt_state)
     return tree.cast_like(new, (weights, state.opt_state))
 

@@ -12,6 +12,7 @@ import pytest
 from optax import contrib
 
 from hypergrad import estimators
+from hypergrad.core import resting
 from hypergrad.estimators.advice import StructuralZeroWarning
 from hypergrad.problem import Problem
 from hypergrad.train import init_state, unroll
@@ -172,6 +173,17 @@ def test_a_weight_at_rest_neither_overflows_nor_counts_as_chaos():
     assert reverse.info.growth < 1.05 and reverse.info.resting > 1e6
     (said,) = estimators.advice(reverse)
     assert "entries of params that rest" in said and "chaotic" not in said
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "schedule_free_adamw", "madgrad"])
+def test_only_a_state_made_from_weights_is_kept_apart(name, monkeypatch):
+    """Else nothing cancels, and the two more derivatives would cost AdamW a fifth of a hypergradient."""
+    apart = []
+    separated = resting._separated
+    monkeypatch.setattr(resting, "_separated", lambda *x: apart.append(name) or separated(*x))
+    made, h = problem(ALL[name]), {"lr": jnp.asarray(LR), "b": jnp.asarray(B)}
+    jax.eval_shape(lambda h: unroll(made, h, init_state(made, jax.random.key(0), h), 1).params, h)
+    assert bool(apart) == (name in ("schedule_free_adamw", "madgrad"))
 
 
 @pytest.mark.parametrize("name", ["b1", pytest.param("b2", marks=pytest.mark.slow)])

@@ -27,7 +27,14 @@ from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from hypergrad.core import tree
-from hypergrad.core.autodiff import PARTIALS, equations, live_inputs, mul_p, smooth_program
+from hypergrad.core.autodiff import (
+    PARTIALS,
+    equations,
+    live_inputs,
+    mul_p,
+    smooth_program,
+    uses,
+)
 from hypergrad.core.types import Array, PyTree
 
 STEEP = frozenset(PARTIALS) - {mul_p}
@@ -37,13 +44,14 @@ COSTLY = frozenset({"dot_general", "while", "sort", "qr", "eigh", "svd", "choles
 """Primitives of updates that are no sums over entries: they mix weights, so that none rests for itself."""
 
 
-def rested(function: Callable) -> Callable:
+def rested(function: Callable, init: Callable[[PyTree], PyTree]) -> Callable:
     """Make the derivative of an update right in reverse mode where weights rest; see the module.
 
     Values do not change, nor does forward mode. Singular derivatives become finite as by `autodiff.smooth`.
 
-    **Cost:** for an update that reads the weights two more derivatives of it, which are elementwise; nothing
-    for one without a root or quotient.
+    **Cost:** two more derivatives of an update that reads the weights, which are elementwise, where its state
+    is made from weights, too (schedule-free, MADGRAD, an L2 term before Adam): only such numbers cancel, as
+    x − z does. Else 2 to 4 % of a hypergradient for Adam and AdamW, and nothing without a root or quotient.
 
     **Limits:** the cotangents of a gradient entry that is exactly zero, and of its update, are cut off at
     1e-16 of the largest number of the smallest dtype in the update (3e22 in float32), where they would
@@ -51,6 +59,7 @@ def rested(function: Callable) -> Callable:
 
     Args:
         function: (grads, weights, opt_state, *shared) -> (updates, opt_state).
+        init: (weights) -> the first opt_state.
 
     Returns:
         A function of the same signature.
@@ -65,7 +74,8 @@ def rested(function: Callable) -> Callable:
             still = [g == 0 for g in args[:num]]
             args = [*map(partial(_bounded, at_most), args, still), *args[num:]]
             live = live_inputs(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-            if any(live[num : 2 * num]) and not COSTLY & {p.name for p in found}:
+            reads = any(live[num : 2 * num]) and not COSTLY & {p.name for p in found}
+            if reads and (_in_state(closed, num) or any(uses(init, weights))):
                 entries = [*range(num), *range(num), *_entries(opt_state, weights)]
                 owners = entries + [None] * (len(args) - len(entries))
                 outs = _separated(closed, owners, entries[num:])(args)
@@ -77,6 +87,12 @@ def rested(function: Callable) -> Callable:
         return jax.tree.unflatten(treedef, outs)
 
     return update
+
+
+def _in_state(closed: ClosedJaxpr, num: int) -> bool:
+    """Tell whether the new state of an optimizer reads any of the `num` leaves of the weights."""
+    outs = len(closed.jaxpr.outvars)
+    return any(live_inputs(closed.jaxpr, [i >= num for i in range(outs)])[num : 2 * num])
 
 
 def _entries(opt_state: PyTree, weights: PyTree) -> list[int | None]:
