@@ -139,7 +139,7 @@ def print_result(result: dict[str, Any]) -> None:
     traces = [result[name] for name in ("trace", "random_trace") if name in result]
     for (name, seconds), trace in zip(result["clock"].items(), traces, strict=True):
         spent = max(trace["trainings"], default=0)
-        say(f"{name}: the cost of {spent:.4g} trainings, counted, in {seconds:.0f} s")
+        say(f"{name}: {spent:.4g} trainings by count, {seconds:.0f} s")
     for warning in result["warnings"]:
         say(f"warning: {' '.join(warning.split())}")
 
