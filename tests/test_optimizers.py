@@ -195,6 +195,16 @@ def test_what_builds_up_from_nothing_is_not_chaos_in_forward_mode(name):
     assert not any(estimators.advice(x) for x in found)
 
 
+def test_what_builds_up_from_nothing_is_not_chaos_in_a_run_that_continues():
+    h = {"b1": jnp.float32(0.9)}
+    made = run(lambda h: optax.adam(1e-2, **h), h, 1, jnp.float32)[0]
+    estimator = estimators.rtho(made, 1)
+    state, estimate = estimator.init(jax.random.key(0), h), jax.jit(estimator.estimate)
+    for _ in range(6):
+        state, found = estimate(jax.random.key(0), state, h)
+        assert not estimators.advice(found)
+
+
 def test_chaos_is_named_in_forward_mode():
     """Descent on a parabola upside down: 1.3-fold a step."""
     upside_down = lambda w, h, b: -0.15 * h["lr"] * jnp.sum(w**2)  # noqa: E731

@@ -31,8 +31,8 @@ class OnlineInfo(NamedTuple):
         horizon: Number of training steps whose derivative is in the response, int32 `[]`. Where it is less than
             `step`, the hypergradient has short-horizon bias: the terms of earlier steps are missing.
         growth: Geometric mean growth a step of the adjoint or, in forward mode, of Z over the second half of
-            the estimate's steps, `[]`. In reverse mode with growth ρ < 1, the missing part is about ρ^horizon
-            of the whole.
+            the estimate's steps, `[]`; 1 in the first two steps, where Z builds up from nothing. In reverse
+            mode with growth ρ < 1, the missing part is about ρ^horizon of the whole.
         first_nonfinite: First training step of the run whose loss was not finite, `step` if only the
             objective was not, -1 if none; int32 `[]`. The next estimate then starts a new run.
         step: Number of steps since the run of training started, int32 `[]`.

@@ -1,6 +1,7 @@
 """Real-time hypergradients: forward mode along a training run that continues while its hparams change."""
 
 import jax
+import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from hypergrad.core import tree
@@ -96,6 +97,7 @@ def rtho(problem: Problem, interval: int = 1, *, restart_every: int | None = Non
         packed, unravel = ravel_pytree(hparams)
         response = unravel(flat.astype(packed.dtype))
         growth = growth_rate(size(before.tangents), norms, late=True)
+        growth = jnp.where(after.train.step > 2, growth, 1)  # Z builds up from nothing
         bad = first_nonfinite(losses, value)
         parts, horizon = (direct, response), after.train.step
         info = online_info(before, after, hparams, parts, horizon, growth, bad)
