@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_cases import CASES, SIGNALS, messages, settings_of, task_of
+from benchmarks.fault_cases import CASES, SIGNALS, end, messages, settings_of, task_of
 from hypergrad.study import Callback, has_begun
 from hypergrad.study.disk.files import read_json
 from hypergrad.tuners import TUNERS, is_read
@@ -107,8 +107,7 @@ def _end(pipe: Connection, process: Any, phase: str, number: signal.Signals, mos
         if said == phase:
             process.join(most)
             break
-    if process.is_alive():
-        os.kill(process.pid, number)
+    end(process, number)
     process.join()
     return f"ended in {phase}" if process.exitcode == -number else "too late"
 

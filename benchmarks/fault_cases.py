@@ -123,6 +123,17 @@ def compiled_programs_are_kept() -> None:
         jax.config.update(name.lower(), float(text) if name.endswith("SECS") else text)
 
 
+def end(process: Any, number: signal.Signals) -> bool:
+    """Send a signal to a process, and tell whether it was there; it may end by itself at the same moment."""
+    if not process.is_alive():
+        return False
+    try:
+        os.kill(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def messages(pipe: Connection) -> Iterator[tuple[str, Any]]:
     """Receive until the other end is closed; a message that a signal cut short ends it too."""
     while True:

@@ -34,6 +34,7 @@ from benchmarks.fault_cases import (
     Stop,
     compiled_programs_are_kept,
     count_records,
+    end,
     go_on,
     messages,
     needs,
@@ -135,8 +136,7 @@ def kills(folder: Path, method: str, num: int, num_steps: int = KILLED_STEPS) ->
                     process.join(draw.uniform(0, stepping))
                 else:
                     process.join(draw.uniform(0, longest))
-                if process.is_alive():
-                    os.kill(process.pid or 0, last)
+                if end(process, last):
                     count[last.name] += 1
                     ended += 1
             first = None

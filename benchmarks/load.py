@@ -94,7 +94,8 @@ def measure(case: str, size: int) -> Numbers:
         try:
             found = ours.recv()
         except EOFError:
-            found = {"ended by signal": (float(-(process.exitcode or 0)), "signal")}
+            process.join()
+            found = {"lost": (1, "count"), "exit status": (process.exitcode or 0, "status")}
         process.join()
     return found
 
@@ -297,9 +298,10 @@ def _hang(place: Path, size: int, how: str) -> tuple[float, int | None]:
     for _ in range(2):  # the first Ctrl-C asks, the second insists
         if process.is_alive():
             os.kill(process.pid or 0, signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
-        process.join(0.3)
-    process.join(60)
+        process.join(1)
+    process.join(300)
     process.kill()
+    process.join()
     return time.perf_counter() - began, process.exitcode
 
 

@@ -90,5 +90,5 @@ def test_the_quick_form_measures_every_case(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()][1:]
     assert {row["case"] for row in rows} == set(load.CASES)
-    assert not any(row["value"] for row in rows if row["metric"] in ("lost", "ended by signal"))
+    assert not any(row["value"] for row in rows if row["metric"] in ("lost", "exit status"))
     assert "| times |" in done.stdout.replace("  ", " ")
