@@ -95,7 +95,7 @@ def measure(case: str, size: int) -> Numbers:
             found = ours.recv()
         except EOFError:
             process.join()
-            found = {"lost": (1, "count"), "exit status": (process.exitcode or 0, "status")}
+            found = {"lost": (1, "count"), "exit status": (float(process.exitcode or 0), "status")}
         process.join()
     return found
 
