@@ -94,11 +94,14 @@ def truncated(
     ) -> tuple[Estimate, Array, TrainState]:
         """Train from `start`; return the estimate, its first bad step, and the state at the end."""
         frozen = jax.lax.stop_gradient(hparams)
-        start, early = unroll_losses(problem, frozen, start, horizon - window)
+        early = []
+        if horizon > window:  # jax_disable_jit knows no loop without steps
+            start, losses = unroll_losses(problem, frozen, start, horizon - window)
+            early = [losses]
         result, late, _, final = unrolled_estimate(
             problem, key, hparams, start, window, backward, through_init=False
         )
-        bad = first_nonfinite(jnp.concatenate([early, late]), result.value)
+        bad = first_nonfinite(jnp.concatenate([*early, late]), result.value)
         return result, bad, final
 
     def estimate(key: Key, state: Any, hparams: HParams) -> tuple[Any, Estimate]:
