@@ -264,17 +264,7 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
 
     params = traced("init", problem.init, key, hparams)
     weights = trained(params)
-    if not jax.tree.leaves(weights):
-        raise ValueError(
-            "problem.init returned params without leaves, expected at least one array to train"
-        )
-    names = tree.leaf_names(weights, bare="params")
-    for name, leaf in zip(names, jax.tree.leaves(weights), strict=True):
-        if not tree.is_float(leaf):
-            raise ValueError(
-                f"params[{name!r}] has dtype {leaf.dtype}, expected floating point; carry what is not "
-                "trained in Variables(params, state)"
-            )
+    _check_weights(weights)
     batch = traced("train_batch", problem.train_batch, key, index)
     slope = jax.value_and_grad(partial(_loss, problem), has_aux=True)
     (_, out), grads = traced(
@@ -296,6 +286,21 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     return _Tried(
         weights, carried(params), value, state, judged, moved, Seen(reads, drawn, programs, numbers)
     )
+
+
+def _check_weights(weights: PyTree) -> None:
+    """Raise a `ValueError` unless there are weights, all of them floating point."""
+    if not jax.tree.leaves(weights):
+        raise ValueError(
+            "problem.init returned params without leaves, expected at least one array to train"
+        )
+    names = tree.leaf_names(weights, bare="params")
+    for name, leaf in zip(names, jax.tree.leaves(weights), strict=True):
+        if not tree.is_float(leaf):
+            raise ValueError(
+                f"params[{name!r}] has dtype {leaf.dtype}, expected floating point; carry what is not "
+                "trained in Variables(params, state)"
+            )
 
 
 def _origins(arg: PyTree, hparams: HParams, params: Params) -> list[str | None]:
