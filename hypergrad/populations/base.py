@@ -107,7 +107,13 @@ def population(
         )
     layout = default_layout() if layout is None else layout
     check_kind("layout", layout, Layout, "populations.chunked(4)")
-    return make_population(problem, layout, num_seeds, order)
+    made = make_population(problem, layout, num_seeds, order)
+
+    def init(keys: Key, hparams: HParams) -> PyTree:
+        _check_members(layout, keys, hparams)
+        return made.init(keys, hparams)
+
+    return made._replace(init=init)
 
 
 def make_population(
@@ -128,7 +134,6 @@ def make_population(
     value_each = each(run.objective, None, None, 0, gather=True)
 
     def init(keys: Key, hparams: HParams) -> PyTree:
-        _check_members(layout, keys, hparams)
         if many:
             keys = jax.vmap(lambda key: jax.random.split(key, num_seeds))(keys)
         return start_each(orders, keys, hparams)
