@@ -33,6 +33,11 @@ VARIANTS = {
     "prodigy": optax.contrib.prodigy,
     "dadapt": optax.contrib.dadapt_adamw,
 }
+KINDS = (
+    *("adafactor", "adam", "adaptive_clip", "clipped", "dog", "lamb", "momo", "muon"),
+    *("normalized", "novograd", "rmsprop_centered", "schedule_free", "sm3", "yogi"),
+)
+"""One of each kind, for the quick suite."""
 X = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3).at[:, 1].set(0.0)
 LR = jnp.float32(0.05)
 KEY = jax.random.key(0)
@@ -62,7 +67,9 @@ def problem(factory):
     )
 
 
-@pytest.mark.parametrize("name", list(VARIANTS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in KINDS else pytest.mark.slow) for n in VARIANTS]
+)
 def test_no_nan_wherever_the_training_is_finite(name):
     made = problem(VARIANTS[name])
 

@@ -396,7 +396,10 @@ def test_from_the_command_line(tmp_path, capsys):
         write_report(tmp_path / "s")
 
 
-@pytest.mark.parametrize("response", ["none", "unrolled", "implicit"])
+@pytest.mark.parametrize(
+    "response",
+    ["unrolled", *(pytest.param(r, marks=pytest.mark.slow) for r in ("none", "implicit"))],
+)
 def test_every_response_takes_the_optimizer(response):
     """Traced, not run: real leaves learn by credit where the response does not see them."""
     tuner, _ = build_tuner(small(), Settings("controller", response=response))

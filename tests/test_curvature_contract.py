@@ -64,8 +64,14 @@ def test_all_are_here():
 
 
 SLOW = {
+    "adaptive": "sam",
+    "difference_hessian": "hessian",
+    "frobenius_columns": "frobenius",
+    "frobenius_dense": "frobenius",
     "hessian_blocks": "hessian",
+    "hvp": "hessian",
     "keskar": "sam",
+    "m_sharpness": "sam",
     "pac_bayes": "expected_sharpness",
     "spectral_density": "top_eigenvalues",
     "trace": "diagonal",

@@ -151,7 +151,8 @@ def test_a_searcher_is_told_of_what_was_trained():
     np.testing.assert_array_equal(np.flatnonzero(tried), np.sort(rows))
 
 
-@pytest.mark.parametrize("name", ["BOHB", pytest.param("TuRBO-like", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["BOHB", "TuRBO-like"])
 def test_searches_of_a_pool_learn_and_try_nothing_twice(name):
     """At most 240 epochs; better than random settings of the pool, by a Mann-Whitney test over 20 seeds."""
     pool, table = smooth_pool()

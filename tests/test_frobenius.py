@@ -126,6 +126,7 @@ def residual():
     return model, params, data(6, 5, 3)
 
 
+@pytest.mark.slow
 def test_any_graph_of_layers_and_its_gauss_newton_matrix():
     with jax.enable_x64(True):
         model, params, batch = residual()

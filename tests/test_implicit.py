@@ -217,6 +217,7 @@ def test_best_response_takes_every_transform():
         )
 
 
+@pytest.mark.slow
 def test_minibatches_are_unbiased():
     """Each estimate is noise about the closed form; a wrong one is more than four standard errors off."""
     with jax.enable_x64(True):

@@ -61,7 +61,7 @@ def by_columns(loss, params, batch):
     [
         (exact, reverse),
         pytest.param(exact, forward, marks=pytest.mark.slow),
-        (curvature.sam, reverse),
+        pytest.param(curvature.sam, reverse, marks=pytest.mark.slow),
     ],
 )
 def test_hypergradients_of_flatness(measure, make):

@@ -71,8 +71,11 @@ def test_replay_names_the_trials_there_are(kept, trial):
     assert "0 to 7" in refused(study.replay_trial, toy(), kept, trial)
 
 
-LONG = ("bayes", "controller", "random-pb2")
-"""Methods that take seconds to compile."""
+LONG = (
+    *("bayes", "controller", "optuna_cma", "prior", "tpe"),
+    *("random-flatness", "random-hyperband", "random-pb2"),
+)
+"""Methods that take a second or more to compile."""
 
 
 @pytest.mark.parametrize(

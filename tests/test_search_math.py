@@ -261,6 +261,7 @@ def test_the_gradient_of_the_marginal_likelihood(data):
             assert float(getattr(grads, name)[index]) == pytest.approx(slope, rel=5e-3, abs=5e-3)
 
 
+@pytest.mark.slow
 def test_a_fit_finds_the_scales_and_the_noise():
     units = jax.random.uniform(KEY, (64, 2))
     targets = jnp.sin(6 * units[:, 0])  # the second coordinate does not matter

@@ -155,7 +155,13 @@ def compiled(name):
     return searcher._replace(init=jax.jit(searcher.init), ask=ask, tell=tell)
 
 
-@pytest.mark.parametrize("name", SEARCHERS)
+VARIANTS = ("bayes_turbo", "tpe_independent")
+"""Whose plain kind is compared with random search in every run of the tests."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in VARIANTS)) for n in SEARCHERS]
+)
 def test_contract(name):
     searcher = compiled(name)
     first = state = searcher.init(KEY)
@@ -248,12 +254,9 @@ def random_lowest(count):
     return [lowest("random", count, 100 + seed) for seed in range(24)]
 
 
-VARIANTS = ("bayes_turbo", "tpe_independent")
-"""Whose plain kind is compared with random search in every run of the tests."""
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in VARIANTS)) for n in BETTER]
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in (*VARIANTS, "bayes"))) for n in BETTER],
 )
 def test_better_than_random(name):
     count, num_seeds = BETTER[name]

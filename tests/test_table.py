@@ -33,7 +33,7 @@ KEY = jax.random.key(2)
 STEPS, SHORT = 400, 25
 RATE, MOMENTUM = 0.15, 0.8
 PROBLEMS = (ridge, ridge_many, weighted_least_squares, quadratic_bilevel)
-LONG = (ridge, ridge_many)
+LONG = (ridge, ridge_many, weighted_least_squares)
 """Problems whose programs take seconds to compile."""
 UNROLLED = {
     "reverse": reverse,

@@ -125,7 +125,13 @@ def test_space_fits_the_problem(build, name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), hparams, again)
 
 
-@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n in ("csv", "images", "regression")))
+        for n in DISTINCT
+    ],
+)
 def test_training_lowers_both_losses_and_every_hparam_has_a_hypergradient(build, name):
     task = build(name)
     problem = task.problem

@@ -54,6 +54,7 @@ def test_integers_and_choices_are_compared(monkeypatch):
     assert "problem.loss failed on the given hparams" in rows["relaxed"].refused
 
 
+@pytest.mark.slow
 def test_a_wrong_score_is_seen(monkeypatch):
     module = importlib.import_module("hypergrad.estimators.verify")
 
