@@ -207,6 +207,9 @@ def unroll(
     **Cost:** time of `num_steps` steps. Under `jax.grad`, memory of all activations of all steps unless
     `checkpoint` says otherwise.
 
+    **Limits:** nothing is checked here. Estimators and `validate` refuse batches that an iterator decides, and
+    estimators warn of a leaf whose derivative a random draw loses.
+
     Args:
         problem: Training loop.
         hparams: Hyperparameters; traced, so that other values never recompile.

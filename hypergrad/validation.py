@@ -13,7 +13,7 @@ from hypergrad.core import tree
 from hypergrad.core.autodiff import live_inputs
 from hypergrad.core.checks import check_whole, describe
 from hypergrad.core.draws import DATA, draws_that_lose, marks_of_batch
-from hypergrad.core.flow import NOTHING, Marks, taken_for_numbers
+from hypergrad.core.flow import NOTHING, Marks, read_by_schedule, taken_for_numbers
 from hypergrad.core.host import check_indices
 from hypergrad.core.mistakes import SCHEDULED
 from hypergrad.core.pure import traced_program
@@ -81,12 +81,14 @@ class Seen(NamedTuple):
             it, such as a dropout rate, and the function that draws; see `core.draws`.
         programs: The programs, by the names of the problem's functions.
         numbers: Whether a leaf of whole numbers is turned into real ones, by its name.
+        scheduled: Leaves that `hg.schedule` reads.
     """
 
     reads: dict[str, bool]
     drawn: dict[str, str]
     programs: dict[str, ClosedJaxpr]
     numbers: dict[str, bool]
+    scheduled: set[str]
 
 
 class UnreadWarning(UserWarning):
@@ -156,7 +158,8 @@ def warn_blind(task: Task, found: list[Seen]) -> None:
                 IndexWarning,
                 stacklevel=3,
             )
-        if isinstance(dim, Sequence) and dim.length != horizon:
+        read = any(name in seen.scheduled for seen in found)
+        if isinstance(dim, Sequence) and dim.length != horizon and read:
             holds = f"`schedule` holds its last value from step {dim.length} on"
             lost = f"a value per step leaves the last {dim.length - horizon} unread"
             warnings.warn(
@@ -233,10 +236,11 @@ class _Tried(NamedTuple):
 def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     """Trace each function of a problem once, the batches twice, and check what is seen."""
     key, index = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((), jnp.int32)
-    reads = dict.fromkeys(tree.leaf_names(hparams), False)
+    unread = dict.fromkeys(tree.leaf_names(hparams), False)
     programs: dict[str, ClosedJaxpr] = {}
-    numbers = dict.fromkeys(reads, False)
     drawn: dict[str, str] = {}
+    seen = Seen({**unread}, drawn, programs, {**unread}, set())
+    rows: list[tuple[str, ClosedJaxpr, list[str | None]]] = []
 
     def traced(
         name: str, function: Callable, *args, params: PyTree = (), drawn_by: str = ""
@@ -247,19 +251,13 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
         programs[name] = program
         if real:
             origins = [x for arg in args for x in _origins(arg, hparams, params)]
-            check_indices(title, program, origins)
+            rows.append((title, program, origins))
             marks = [DATA if x in (None, WEIGHTS) else frozenset([x]) for x in origins]
             if drawn_by:
                 ends = marks_of_batch(programs[drawn_by])
                 marks[len(marks) - len(ends) :] = ends
             drawn.update(dict.fromkeys(draws_that_lose(program, marks), title))
-        whole = [x for arg in args for x in _whole(arg, hparams)]
-        numbers.update(dict.fromkeys(taken_for_numbers(program, whole), True))
-        live = iter(live_inputs(program.jaxpr, [True] * len(program.jaxpr.outvars)))
-        for arg in args:
-            used = [next(live) for _ in jax.tree.leaves(arg)]
-            if arg is hparams:
-                reads.update({k: reads[k] or now for k, now in zip(reads, used, strict=True)})
+        _note_reads(seen, program, args, hparams)
         return out
 
     params = traced("init", problem.init, key, hparams)
@@ -283,8 +281,18 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     )
     step = partial(_update, problem)
     moved, _ = traced("optimizer", step, hparams, params, key, batch, value, grads, params=params)
-    return _Tried(
-        weights, carried(params), value, state, judged, moved, Seen(reads, drawn, programs, numbers)
+    check_indices(rows)
+    return _Tried(weights, carried(params), value, state, judged, moved, seen)
+
+
+def _note_reads(seen: Seen, program: ClosedJaxpr, args: tuple, hparams: HParams) -> None:
+    """Note which hyperparameters a program reads, reads as a schedule, or takes for numbers."""
+    named = [x for arg in args for x in _named(arg, hparams)]
+    seen.numbers.update(dict.fromkeys(taken_for_numbers(program, _whole(named, program)), True))
+    seen.scheduled.update(read_by_schedule(program, named))
+    live = live_inputs(program.jaxpr, [True] * len(program.jaxpr.outvars))
+    seen.reads.update(
+        {x: True for marks, used in zip(named, live, strict=True) if used for x in marks}
     )
 
 
@@ -312,12 +320,17 @@ def _origins(arg: PyTree, hparams: HParams, params: Params) -> list[str | None]:
     return [WEIGHTS if ours else None for _ in jax.tree.leaves(arg)]
 
 
-def _whole(arg: PyTree, hparams: HParams) -> list[Marks]:
-    """Mark the whole numbers among the hyperparameters with their names."""
+def _named(arg: PyTree, hparams: HParams) -> list[Marks]:
+    """Mark the hyperparameters with their names."""
     if arg is not hparams:
         return [NOTHING] * len(jax.tree.leaves(arg))
-    named = tree.named(hparams).items()
-    return [NOTHING if tree.is_float(leaf) else frozenset([name]) for name, leaf in named]
+    return [frozenset([name]) for name in tree.leaf_names(hparams)]
+
+
+def _whole(named: list[Marks], program: ClosedJaxpr) -> list[Marks]:
+    """Keep the marks of whole numbers."""
+    pairs = zip(named, program.jaxpr.invars, strict=True)
+    return [NOTHING if tree.is_float(v.aval) else marks for marks, v in pairs]
 
 
 def _loss(

@@ -201,4 +201,5 @@ def test_a_derivative_that_dies_out_has_not_exploded(make):
     assert exploded_step(np.array([1e-5, 1e8, 1e2, 1.0]), 0.1) == 1, (
         "towards the start, from 1 to 1e8"
     )
-    assert exploded_step(np.array([1.0, 1e7, 1e-2]), 0.1) == 1, "towards the end"
+    towards_the_end = np.array([*np.ones(10), 1e7, *np.full(10, 1e-2)])
+    assert exploded_step(towards_the_end, 0.1) == 10

@@ -179,6 +179,23 @@ def test_best_response_and_bilevel_methods_name_the_leaf():
         hg.tuners.bilevel(HELD, {"rate": Real(0.0, 0.9)}, 2)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "warned"),
+    [
+        ("reverse", 1),
+        ("es", 0),
+        *(pytest.param(n, 1, marks=pytest.mark.slow) for n in ("forward", "truncated")),
+    ],
+)
+def test_a_descent_names_the_leaf_once(estimator, warned):
+    space = {"lr": Real(0.01, 0.1), "rate": Real(0.05, 0.9)}
+    problem = PROBLEM._replace(optimizer=lambda h: optax.sgd(h["lr"]))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        hg.tune(problem, space, horizon=3, estimator=estimator, budget=1, num_seeds=2, eval_seeds=2)
+    assert len([w for w in said if w.category is DrawnLeafWarning]) == warned
+
+
 @pytest.mark.parametrize("make", [score, mixed, score_shared, shared])
 def test_real_leaves_of_a_policy_are_named(make):
     """A choice has its score; a real leaf beside it goes through the run."""

@@ -225,7 +225,7 @@ MISTAKES = {
     ),
     "a schedule of optax": (
         tune(optimizer=lambda h: optax.sgd(optax.warmup_cosine_decay_schedule(0.0, h["lr"], 1, 3))),
-        ("optax's schedules refuse traced values", "hg.schedules"),
+        ("optax's schedules refuse traced values", "hg.schedules.warmup_cosine"),
     ),
     "a sequence as a rate": (
         tune({**SPACE, "lr": hg.Sequence(SPACE["lr"], 3)}),

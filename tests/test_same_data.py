@@ -216,6 +216,19 @@ def test_what_cannot_be_read_is_said():
         data.warn_of_unknown(known(task_of())._asdict())
 
 
+def test_lists_and_files_beside_an_array_are_not_known(tmp_path):
+    labels, path = table(0), tmp_path / "rows.npy"
+    np.save(path, table(0))
+    rows, name = table(0).tolist(), str(path)
+    for fetch in (
+        lambda index: labels[index] + np.stack([np.float32(rows[i]) for i in index]),
+        lambda index: labels[index] + np.load(name)[index],
+    ):
+        at = hg.host_batches(fetch, like=SHAPE)
+        found = known(task_of(train_batch=lambda key, step, at=at: at(jnp.arange(2))))
+        assert found.data_unknown == ["problem.train_batch"]
+
+
 def test_a_cache_that_grows_is_no_change():
     rows, cache = table(0), {}
 

@@ -167,6 +167,21 @@ def test_a_schedule_of_another_length_than_the_horizon_is_named(length, words):
     assert len(told) == bool(words) and all("'lr'" in x and words in x for x in told)
 
 
+@pytest.mark.parametrize(
+    "rate",
+    [
+        lambda values: lambda step: values[step // 5],
+        lambda values: lambda step: jnp.interp(step, jnp.array([0.0, 9.0]), values),
+        lambda values: values[0] + values[1],
+    ],
+)
+def test_a_sequence_that_is_no_schedule_may_have_any_length(rate):
+    made = trained_with(lambda h: optax.sgd(rate(h["lr"])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnreadWarning)
+        validate(a_task(problem=made, space={"lr": Sequence(LogReal(1e-3, 1.0), 2)}, horizon=10))
+
+
 def test_a_hyperparameter_of_one_option_is_read():
     made = trained_with(lambda h: optax.sgd(h["lr"]))
     reads = check_step(made, {"lr": 0.1, "spare": 1.0}).reads

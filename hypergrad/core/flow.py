@@ -130,6 +130,27 @@ def taken_for_numbers(closed: ClosedJaxpr, ins: Sequence[Marks]) -> Marks:
     return frozenset(found)
 
 
+def read_by_schedule(closed: ClosedJaxpr, ins: Sequence[Marks]) -> Marks:
+    """Return the marks of arrays that a program reads as `hg.schedule` does: at min(count, length − 1)."""
+    found: set[Any] = set()
+
+    def visit(eqn: JaxprEqn, marks: list[Marks]) -> list[Marks] | None:
+        name = eqn.primitive.name
+        last: Any = eqn.invars[-1] if eqn.invars else None
+        if name == "min" and isinstance(last, Literal) and not np.shape(last.val):
+            return [frozenset([("at most", float(last.val))])]
+        if name in ("gather", "dynamic_slice"):
+            aval: Any = eqn.invars[0].aval
+            shape = aval.shape
+            if shape and ("at most", shape[0] - 1.0) in NOTHING.union(*marks[1:]):
+                found.update(marks[0])
+            return [marks[0]]
+        return None
+
+    flow(closed.jaxpr, ins, visit)
+    return frozenset(found)
+
+
 def elementwise(function: Callable, x: Array | jax.ShapeDtypeStruct, *args) -> list[bool]:
     """Tell, for each output of `function`, whether its element j depends on element j of `x` alone.
 

@@ -156,7 +156,13 @@ class Store:
             raise ValueError(
                 f"indices hold {indices.min()}, expected at least 0; count from the front"
             )
-        made = self.fetch(indices)
+        try:
+            made = self.fetch(indices)
+        except IndexError as error:
+            raise ValueError(
+                f"fetch refused the indices {indices.min()} to {indices.max()} ({error}), expected examples "
+                "for all of them; draw indices below the number of examples"
+            ) from error
         leaves, form = jax.tree.flatten(made)
         if form != self.form:
             raise ValueError(
@@ -190,14 +196,24 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(leaf.shape), np.dtype(leaf.dtype))
 
 
-def check_indices(name: str, closed: ClosedJaxpr, origins: list[str | None]) -> None:
+def check_indices(traced: list[tuple[str, ClosedJaxpr, list[str | None]]]) -> None:
     """Raise a `ValueError` where an index of `host_batches` in a program depends on what has a derivative.
 
     Args:
-        name: Name of the function that was traced.
-        closed: Its program.
-        origins: Name of what each of its inputs depends on, None where that may decide an index.
+        traced: Of each function that was traced its name, its program, and the name of what each of its inputs
+            depends on, None where that may decide an index.
     """
+    for name, closed, origins in traced:
+        found = _index_depends_on(closed, origins)
+        if found:
+            raise ValueError(
+                f"{name} fetches host_batches by an index that depends on {min(found)}, expected none, because "
+                "no derivative passes through an index; choose indices in problem.train_batch, from its key "
+                "and step"
+            )
+
+
+def _index_depends_on(closed: ClosedJaxpr, origins: list[str | None]) -> set[str]:
     found: set[str] = set()
 
     def visit(eqn: JaxprEqn, marks: list[Marks]) -> list[Marks] | None:
@@ -208,8 +224,4 @@ def check_indices(name: str, closed: ClosedJaxpr, origins: list[str | None]) -> 
     ins = [frozenset([x]) if x else NOTHING for x in origins]
     if CALL in {eqn.params.get("name") for eqn in equations(closed.jaxpr)}:
         flow(closed.jaxpr, ins, visit)
-    if found:
-        raise ValueError(
-            f"{name} fetches host_batches by an index that depends on {min(found)}, expected none, because no "
-            "derivative passes through an index; choose indices in problem.train_batch, from its key and step"
-        )
+    return found

@@ -28,6 +28,19 @@ MODULES = (
     "use model = hg.from_linen(module), with init=lambda key, hparams: model.init(key, inputs)"
 )
 
+SCHEDULES = {
+    "warmup_cosine_decay_schedule": "warmup_cosine",
+    "cosine_decay_schedule": "cosine",
+    "onecycle_schedule": "one_cycle",
+    "piecewise_": "piecewise",
+    "exponential_decay": "exponential",
+    "linear_schedule": "linear",
+    "constant_schedule": "constant",
+}
+"""optax's schedules -> those of `hg.schedules`, the longer names first."""
+
+OURS = list(dict.fromkeys(SCHEDULES.values()))
+
 STATIC = "make it an Integer or Choice with static=True, which is a value of Python"
 
 
@@ -114,7 +127,8 @@ def _cure(part: str, error: Exception, reason: str, place: Place | None, hparams
     if part == "optimizer" and "'dict'" in reason:
         return "read a number of the hparams: lambda hparams: optax.sgd(hparams['lr'])"
     if isinstance(error, KeyError) and isinstance(hparams, dict):
-        return f"the hparams are {', '.join(map(str, hparams))}, and come second, after params or the key"
+        second = "" if part == "optimizer" else ", and come second, after params or the key"
+        return f"the hparams are {', '.join(map(str, hparams))}{second}"
     return "mend that line" if place else "run it once by itself to see where"
 
 
@@ -173,7 +187,9 @@ def _number(source: str, place: Place | None) -> str:
 def _branch(source: str, place: Place | None) -> str:
     """Advise on a decision that was asked of a traced value."""
     if place is not None and "optax" in Path(place.called).parts:
-        return "optax's schedules refuse traced values: use that of the same name in hg.schedules"
+        named = [ours for theirs, ours in SCHEDULES.items() if theirs in source]
+        use = f"hg.schedules.{named[0]}" if named else f"one of hg.schedules: {', '.join(OURS)}"
+        return f"optax's schedules refuse traced values: use {use}"
     return f"decide with jnp.where or jax.lax.cond, or {STATIC}"
 
 

@@ -56,8 +56,7 @@ def kind_of(line: str) -> str:
 def unrolled_advice(info: Any) -> list[str]:
     """Say what is wrong with an estimate that followed a run step by step; see `advice`."""
     if info.first_nonfinite >= 0:
-        begun = f"training was not finite from step {info.first_nonfinite} on"
-        return [f"{begun}; lower the learning rate{_alone(info)}"]
+        return [_not_finite(int(info.first_nonfinite), int(info.horizon)) + _alone(info)]
     step = exploded_step(getattr(info, "sensitivity", np.zeros(0)), info.growth)
     # what is merely summed over the steps, as tangents are, grows too: by the number of steps in all
     in_all = float(info.growth) ** min(float(info.horizon), 1e3)
@@ -71,6 +70,21 @@ def unrolled_advice(info: Any) -> list[str]:
         "its exact gradient says nothing; lower the learning rates or the horizon, or use pes, nres or es, "
         "which smooth it, or truncated",
     ]
+
+
+def _not_finite(step: int, horizon: int) -> str:
+    """Say what was not finite first; `step` is the horizon where that was the objective."""
+    if step == 0:
+        return (
+            "training was not finite from step 0 on, before any update; look for NaN or infinity in the data, "
+            "the hparams and the first weights"
+        )
+    if step >= horizon:
+        return (
+            "the objective was not finite though every training loss was; look at the validation data, or "
+            "lower the learning rate"
+        )
+    return f"training was not finite from step {step} on; lower the learning rate"
 
 
 IN_DTYPE = "check the optimizer in their dtype (Adam's eps of 1e-8 is 0 in float16)"
@@ -110,8 +124,8 @@ def _resting(info: Any) -> list[str]:
     return [
         f"the derivative along the run grew {peak:.0e} fold at entries of params{name and f'[{name!r}]'} that "
         "rest: their gradient is exactly zero from the start (a dead unit, a zero bias, a weight at its "
-        "optimum), where the slope of the optimizer is 1/eps; the hypergradient is right, but if it is as "
-        "large, it holds only while that gradient stays below eps: start elsewhere, or raise eps"
+        "optimum), where the slope of the optimizer is 1/eps; the hypergradient is right as long as "
+        "that gradient stays below eps; where it is this large, too, start elsewhere, or raise eps"
         for name, peak in grown
         if peak > 0
     ]

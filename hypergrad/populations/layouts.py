@@ -73,7 +73,11 @@ def chunked(width: int = CPU_WIDTH) -> Layout:
     **Cost:** memory of `width` runs beside the N states; when the device runs out of memory, the
     width is halved as in `vectorized`.
     """
-    check_whole("width", width, example=4)
+    return _chunks(check_whole("width", width, example=4))
+
+
+def _chunks(width: int) -> Layout:
+    """Build what `chunked` returns."""
 
     def each(function: Callable, gather: bool = False) -> Mapped:
         return _backing_off(lambda w: _one_device(function, w), width)
@@ -124,7 +128,7 @@ def sharded(mesh: Mesh | None = None, inner: Layout | None = None, *, pad: bool 
             f"mesh is {str(mesh)[:80]}, expected a jax.sharding.Mesh of one axis; pass devices.mesh()"
         )
     cpu = mesh.devices.flat[0].platform == "cpu"
-    inner = (chunked() if cpu else vectorized()) if inner is None else inner
+    inner = (_chunks(CPU_WIDTH) if cpu else vectorized()) if inner is None else inner
     if inner.host or inner.multiple > 1:
         raise ValueError(
             f"inner is {inner.label!r}, expected a layout of one device that can be traced; "
@@ -176,7 +180,7 @@ def layout_for(
     used = min(len(devices), -(-num // width))
     if groups:
         return looped(width, make_mesh(devices[:used]) if used > 1 else None)
-    inner = chunked(width) if width < share else vectorized()
+    inner = _chunks(width) if width < share else vectorized()
     if used == 1 and devices[0] == jax.devices()[0]:
         return inner
     return sharded(make_mesh(devices[:used]), inner, pad=True)

@@ -195,10 +195,12 @@ class Integer:
         check_argument(self, "step", not self.log or self.step == 1, alone)
         check_on_grid(self)
         few = self.num_levels <= MAX_LEVELS
-        most = f"at most low + {(MAX_LEVELS - 1) * self.step}: float32 tells no more numbers apart; search its "
-        check_argument(
-            self, "high", few, most + "logarithm with log=True, or multiples with step=..."
+        most = (
+            f"at most low + {(MAX_LEVELS - 1) * self.step}: float32 tells no more numbers apart; "
         )
+        other = "search its logarithm with log=True, or multiples with step=..."
+        other = "use LogReal, and round within the problem" if self.log else other
+        check_argument(self, "high", few, most + other)
         if self.log:
             check_argument(self, "low", self.low >= 1, "at least 1 with log=True; leave log out")
             top = f"at most {MAX_LOG_HIGH} with log=True; use LogReal, and round within the problem"

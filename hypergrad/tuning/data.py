@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeGuard
@@ -50,8 +51,8 @@ def data_of(programs: Mapping[str, ClosedJaxpr]) -> Data:
     **Cost:** reading the arrays once, about a second a gigabyte; of `host_batches` one example.
 
     **Limits:** an array of more than 1 GiB is read in part: evenly spaced rows. What a function on the host
-    reads from files or from another process is not seen; where it holds no array, its name is in
-    `data_unknown`. An array that it fills by itself counts as data.
+    reads from files or from another process is not seen; where it holds no array, or reaches lists or
+    names of files as well, its name is in `data_unknown`. An array that it fills by itself counts as data.
 
     Args:
         programs: Programs of the task's functions by their names.
@@ -61,8 +62,9 @@ def data_of(programs: Mapping[str, ClosedJaxpr]) -> Data:
         digests = {_digest(array) for array in _constants(program)}
         for call in _host_calls(program.jaxpr):
             store = getattr(call, "__self__", None)
-            held = {_digest(x) for x in held_arrays(store.fetch if _is_store(store) else call)}
-            digests |= held or {None}
+            own = store.fetch if _is_store(store) else call
+            held = {_digest(x) for x in held_arrays(own)}
+            digests |= held if held and not _reads_more(own) else held | {None}
             if _is_store(store):
                 digests |= {_digest(x) for x in store.checked(np.zeros(1, np.int64))}
         if None in digests:
@@ -127,6 +129,13 @@ def _host_calls(jaxpr: Jaxpr) -> Iterator[Any]:
 def _is_store(owner: Any) -> TypeGuard[Store]:
     """Tell whether a callback is that of `host_batches`, whose cache is no data."""
     return isinstance(owner, Store)
+
+
+def _reads_more(call: Any) -> bool:
+    """Tell whether a function on the host reaches lists, or names of files that exist, which may be data."""
+    found = reached(call)
+    names = (x for x in found if isinstance(x, (str, os.PathLike)))
+    return any(isinstance(x, (list, set)) for x in found) or any(map(os.path.exists, names))
 
 
 def held_arrays(call: Any) -> Iterator[Any]:
