@@ -320,7 +320,8 @@ def test_bits_are_kept_under_vmap():
     estimator = average(ESTIMATORS["reversible"](regression()), 2)
     compiled = jax.jit(estimator.estimate)
     got = compiled(KEY, estimator.init(KEY, h), h)[1]
-    assert jnp.all(got.info.each.exact) and not advice(got)
+    assert jnp.all(got.info.each.exact)
+    assert all("mostly noise" in line for line in advice(got)), "of two seeds"
     (line,) = advice(compiled(KEY, estimator.init(KEY, h), hparams(0.3))[1])
     assert line.startswith("in 2 of 2 estimates training did not come back to the bits")
     each = [run("reverse", h, key).hypergrad for key in jax.random.split(KEY, 2)]
