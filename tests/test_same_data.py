@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import hypergrad as hg
+from hypergrad.core.outside import reached
 from hypergrad.study import StudyWarning
 from hypergrad.tuning import data
 from hypergrad.tuning.build import NAMES, check_task
@@ -191,7 +192,7 @@ def test_objects_on_the_host_are_looked_through():
     def fetch(index, scale=3.0):
         return box, np, GLOBAL
 
-    found = list(held_arrays(functools.partial(fetch.__wrapped__, 1)))
+    found = list(held_arrays(reached(functools.partial(fetch.__wrapped__, 1))))
     kinds = sorted(str(np.asarray(x).dtype) for x in found)
     assert kinds == ["float32", "float32", "object", "uint8"]
     assert all(data._digest(x) for x in found)

@@ -63,8 +63,9 @@ def data_of(programs: Mapping[str, ClosedJaxpr]) -> Data:
         for call in _host_calls(program.jaxpr):
             store = getattr(call, "__self__", None)
             own = store.fetch if _is_store(store) else call
-            held = {_digest(x) for x in held_arrays(own)}
-            digests |= held if held and not _reads_more(own) else held | {None}
+            objects = reached(own)
+            held = {_digest(x) for x in held_arrays(objects)}
+            digests |= held if held and not _reads_more(objects) else held | {None}
             if _is_store(store):
                 digests |= {_digest(x) for x in store.checked(np.zeros(1, np.int64))}
         if None in digests:
@@ -131,16 +132,15 @@ def _is_store(owner: Any) -> TypeGuard[Store]:
     return isinstance(owner, Store)
 
 
-def _reads_more(call: Any) -> bool:
-    """Tell whether a function on the host reaches lists, or names of files that exist, which may be data."""
-    found = reached(call)
-    names = (x for x in found if isinstance(x, (str, os.PathLike)))
-    return any(isinstance(x, (list, set)) for x in found) or any(map(os.path.exists, names))
+def _reads_more(objects: list[Any]) -> bool:
+    """Tell whether lists, or names of files that exist, which may be data, are among objects."""
+    names = (x for x in objects if isinstance(x, (str, os.PathLike)))
+    return any(isinstance(x, (list, set)) for x in objects) or any(map(os.path.exists, names))
 
 
-def held_arrays(call: Any) -> Iterator[Any]:
-    """Go through the arrays and bytes that a function on the host can reach."""
-    for one in reached(call):
+def held_arrays(objects: list[Any]) -> Iterator[Any]:
+    """Go through the arrays and bytes among the objects that a function on the host can reach."""
+    for one in objects:
         if isinstance(one, bytes):
             yield np.frombuffer(one, np.uint8)
         elif not isinstance(one, type) and all(hasattr(one, name) for name in _OF_ARRAY):
