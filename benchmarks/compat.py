@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 PLACE = ROOT / ".cache" / "compat"
 MINORS = (11, 12, 13)
 COUNTED = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+MINUTES = 60
+"""How long the suite may take in one cell."""
 
 
 class Cell(NamedTuple):
@@ -105,14 +107,21 @@ def run_cell(cell: Cell) -> list[Figure]:
     log = PLACE / (re.sub(r"[^a-z0-9.]+", "-", cell.name) + ".log")
     command = [python, "-m", "pytest", "-n", str(num_cores()), "--dist", "worksteal", "-rfE"]
     with open(log, "w", encoding="utf-8") as file:
-        done = subprocess.run(
-            [*command, "-o", "addopts=", "--strict-markers"],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=environment,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [*command, "-o", "addopts=", "--strict-markers"],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=environment,
+                check=False,
+                timeout=60 * MINUTES,
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError(
+                f"the suite in {cell.name!r} has not ended after {MINUTES} minutes, expected 25 at most; "
+                f"see {log}"
+            ) from None
     last = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
     counts = {kind: int(num) for num, kind in re.findall(r"(\d+) (\w+)", last)}
     if "errors" in counts:
