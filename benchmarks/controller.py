@@ -56,7 +56,7 @@ MEMBERS = 10
 """Number of trials in a generation of the populations."""
 EVALUATIONS = 4000
 """Number of gradients of a minibatch that a search may take."""
-MOST_STEPS = 64
+MAX_TRACED = 64
 PRODUCTS = 5
 FINALISTS, NUM_JUDGE = 4, 2
 RATE = 0.01
@@ -230,7 +230,7 @@ def one(
     size = min(FINALISTS, len(first.values))
     best = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), first.hparams)
     names = [n for n in TRACED if n in first.info]
-    traces = {n: jnp.full(MOST_STEPS, jnp.nan) for n in names}
+    traces = {n: jnp.full(MAX_TRACED, jnp.nan) for n in names}
 
     def body(index, carry):
         state, best, values, traces = carry
@@ -291,7 +291,7 @@ def _figures(name: str, found: Any, judged: Any, steps: int) -> list[Figure]:
         for metric, values in judged.items()
         for seed, value in enumerate(np.asarray(values))
     ]
-    kept = min(steps, MOST_STEPS)
+    kept = min(steps, MAX_TRACED)
     for metric, values in found[2].items():
         for seed, row in enumerate(np.asarray(values)):
             numbers = [_plain(x, 4) for x in row[:kept]]

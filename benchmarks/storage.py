@@ -28,7 +28,7 @@ from hypergrad.tuners import Tuner, search
 
 BATCHES = (1, 32, 512)
 NUM_TRIALS = {1: 64, 32: 1024, 512: 8192}
-MOST = 64
+MAX_MEMBERS = 64
 """Number of trials of Optuna in one timed turn."""
 NAMES = ("a", "b", "c", "d")
 REPEATS = 5
@@ -47,7 +47,7 @@ def run(results: Results, options) -> None:
 def measure(batch: int, quick: bool) -> list[Figure]:
     """Time all storages in turn."""
     num = NUM_TRIALS[batch] // (4 if quick else 1)
-    most = MOST // (4 if quick else 1)
+    most = MAX_MEMBERS // (4 if quick else 1)
     figures, calls = [], {OURS: ours(batch, num)}
     try:
         import optuna  # pyright: ignore[reportMissingImports]

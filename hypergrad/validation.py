@@ -16,7 +16,8 @@ from hypergrad.core.draws import DATA, draws_that_lose, marks_of_batch
 from hypergrad.core.flow import NOTHING, Marks, read_by_schedule, taken_for_numbers
 from hypergrad.core.host import check_indices
 from hypergrad.core.mistakes import SCHEDULED
-from hypergrad.core.pure import traced_program
+from hypergrad.core.outside import reached, takes_first
+from hypergrad.core.pure import FETCH, traced_program
 from hypergrad.core.spans import Span, follow_spans
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
 from hypergrad.problem import (
@@ -60,6 +61,7 @@ def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1)
         seen = check_step(problem, hparams)
         warn_unread([seen.reads])
         warn_past(seen.programs, horizon)
+        warn_frozen(problem, seen.programs)
         return
     check_space(problem.space)
     check_whole("horizon", problem.horizon)
@@ -140,6 +142,25 @@ def warn_past(programs: dict[str, ClosedJaxpr], horizon: int) -> None:
                 )
 
 
+class BatchWarning(UserWarning):
+    """A batch is the same one at every step, or its labels and its predictions are paired each with each."""
+
+
+def warn_frozen(problem: Problem, programs: dict[str, ClosedJaxpr]) -> None:
+    """Warn of a batch that depends on no key and no step, and is taken with `next` or from a loader."""
+    for name in ("train_batch", "valid_batch"):
+        program = programs[name].jaxpr
+        if any(live_inputs(program, [True] * len(program.outvars))):
+            continue
+        if takes_first(reached(getattr(problem, name))):
+            warnings.warn(
+                f"problem.{name} returns one batch, whatever its key and step, because a trace takes the first "
+                f"one of an iterator; {FETCH}, or take that batch outside of the function if it is meant",
+                BatchWarning,
+                stacklevel=4,
+            )
+
+
 def warn_blind(task: Task, found: list[Seen]) -> None:
     """Warn of what `check_step` found unread in every corner of a task, of indices and of schedules amiss."""
     fixed_names = static.static_names(task.space)
@@ -147,6 +168,7 @@ def warn_blind(task: Task, found: list[Seen]) -> None:
     # a space of static dimensions alone has a number in the place of the others
     warn_unread([dict(zip(names, seen.reads.values(), strict=False)) for seen in found])
     warn_past(found[0].programs, task.horizon)
+    warn_frozen(task.problem, found[0].programs)
     numbers = [dict(zip(names, seen.numbers.values(), strict=False)) for seen in found]
     space, horizon = task.space, task.horizon
     dimensions = jax.tree.leaves(space)

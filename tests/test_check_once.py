@@ -12,7 +12,7 @@ from tasks import quadratic
 
 PACKAGE = Path(hg.__file__).parent
 NAMES = ("check", "validate", "require", "ensure", "refuse")
-MOST = 20
+MAX_CALLS = 20
 """Calls of functions that check in one `tune` of four trials."""
 
 
@@ -88,4 +88,4 @@ def test_one_tune_calls_few_functions_that_check(method):
         hg.tune(task, method=method, eval_seeds=2, **settings)
     finally:
         sys.setprofile(before)
-    assert sum(calls.values()) <= MOST, dict(calls)
+    assert sum(calls.values()) <= MAX_CALLS, dict(calls)

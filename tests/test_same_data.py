@@ -173,7 +173,7 @@ def test_a_file_in_memory_is_read_whole_and_one_too_large_in_part(tmp_path, monk
     rows.flush()
     with pytest.raises(ValueError, match="train_batch reads changed"):
         check_same_data(mapped()[1], before._asdict())
-    monkeypatch.setattr(data, "MOST_BYTES", 1200)  # a hundred rows of 4000
+    monkeypatch.setattr(data, "MAX_DIGESTED", 1200)  # a hundred rows of 4000
     rows, before = mapped()
     rows[1] += 1
     assert mapped()[1] == before, "between the rows that are read"

@@ -1,7 +1,7 @@
 """Follow values through a traced program: what reaches what, and whether two programs are the same."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -182,6 +182,15 @@ def elementwise(function: Callable, x: Array | jax.ShapeDtypeStruct, *args) -> l
     outs = flow(jaxpr, [ALIGNED] + [NOTHING] * (len(jaxpr.invars) - 1), visit)
     pairs: Any = zip(outs, jaxpr.outvars, strict=True)
     return [marks == ALIGNED and v.aval.shape == x.shape for marks, v in pairs]
+
+
+def constants(closed: ClosedJaxpr) -> Iterator[Any]:
+    """Go through the arrays that a program and those within it hold."""
+    yield from closed.consts
+    for eqn in closed.jaxpr.eqns:
+        yield from (v.val for v in eqn.invars if isinstance(v, Literal) and np.ndim(v.val))
+        for inner in programs(eqn):
+            yield from constants(inner)
 
 
 def same_program(a: ClosedJaxpr, b: ClosedJaxpr) -> bool:

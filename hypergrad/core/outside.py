@@ -1,9 +1,14 @@
 """What a user's function reads from outside of its arguments, and whether that may change between two calls."""
 
+import builtins
+import dis
 import functools
 import os
 import random
+import sys
 import sysconfig
+import zlib
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -11,11 +16,23 @@ from typing import Any
 
 import numpy as np
 
-MOST = 2000
+MAX_OBJECTS = 2000
 """Most objects that are looked at."""
+
+MAX_CONTENTS = 2**24
+"""Bytes of an array that are compared before and after a call; of a larger one evenly spaced ones."""
 
 CLOCKS = {"time", "datetime", "secrets", "uuid", "torch", "tensorflow"}
 """Modules whose functions return something else with each call, or may."""
+
+_OF_SYSTEM = ("urandom", "getrandom", "times", "getpid")
+
+ENTROPY = {
+    *(f"{system}.{name}" for system in ("posix", "nt") for name in _OF_SYSTEM),
+    *("numpy.datetime64", "numpy.random.default_rng", "numpy.random._generator.default_rng"),
+    *("numpy.random.SeedSequence", "numpy.random.bit_generator.SeedSequence"),
+}
+"""Further functions that may return something else with each call."""
 
 LIBRARIES = tuple(
     os.path.join(folder, "")
@@ -32,13 +49,14 @@ GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, np.rand
 def reached(function: Any) -> list[Any]:
     """Return the objects that a function can reach, itself first.
 
-    Those are in its closure, its defaults and the globals that it names, and what these hold or reach, but not
-    within libraries. **Limits:** what is reached otherwise is not seen.
+    Those are in its closure, its defaults, the globals that it names, the modules that it imports and the
+    methods of the user's classes, and what these hold or reach, but not within libraries. **Limits:** what is
+    reached otherwise is not seen.
     """
     found: list[Any] = []
     seen: set[int] = set()
     waiting = [function]
-    while waiting and len(found) < MOST:
+    while waiting and len(found) < MAX_OBJECTS:
         x = waiting.pop()
         if id(x) not in seen:
             seen.add(id(x))
@@ -53,15 +71,55 @@ def may_change(objects: list[Any]) -> bool:
 
 
 def contents(objects: list[Any]) -> list[Any]:
-    """Return the identities of what objects hold, to be compared before and after a call."""
-    return [tuple(map(id, _within(x))) for x in objects]
+    """Return what objects hold, to be compared before and after a call: identities, and checksums of arrays."""
+    return [_checksum(x) if _is_buffer(x) else tuple(map(id, _within(x))) for x in objects]
+
+
+def reads_iterators(objects: list[Any]) -> bool:
+    """Tell whether an iterator is among objects."""
+    return any(isinstance(x, Iterator) for x in objects)
+
+
+def takes_first(objects: list[Any]) -> bool:
+    """Tell whether a function among objects calls `next`, or reaches a loader, which begins anew each time."""
+    return any(_calls_next(x) or _is_loader(x) for x in objects)
+
+
+def _calls_next(x: Any) -> bool:
+    if not isinstance(x, FunctionType) or _is_of_library(x.__code__):
+        return False
+    return "next" in _names(x.__code__) and x.__globals__.get("next", builtins.next) is next
+
+
+def _is_loader(x: Any) -> bool:
+    return "Loader" in type(x).__name__ and hasattr(type(x), "__iter__")
+
+
+def _is_buffer(x: Any) -> bool:
+    return isinstance(x, (np.ndarray, bytearray))
+
+
+def _checksum(x: Any) -> int:
+    """Return a checksum of the bytes of a buffer; of a large one, of evenly spaced numbers."""
+    if isinstance(x, np.ndarray) and x.dtype.hasobject:
+        return zlib.crc32(repr(list(map(id, x.reshape(-1)[:MAX_OBJECTS]))).encode())
+    numbers = np.frombuffer(x, np.uint8) if isinstance(x, bytearray) else x
+    step = -(-numbers.nbytes // MAX_CONTENTS)
+    if step > 1:
+        numbers = numbers.flat[::step]
+    return zlib.crc32(np.ascontiguousarray(numbers).view(np.uint8).data) if numbers.size else 0
 
 
 def _changes(x: Any) -> bool:
     if isinstance(x, ModuleType):
         return x.__name__.partition(".")[0] in CLOCKS
+    if isinstance(x, type) and issubclass(x, GENERATORS):  # made anew, perhaps without a seed
+        return True
     made_in = getattr(x, "__module__", None) if callable(x) else type(x).__module__
-    of_clock = isinstance(made_in, str) and made_in.partition(".")[0] in CLOCKS
+    if not isinstance(made_in, str):
+        return isinstance(x, (Iterator, *GENERATORS))
+    named = f"{made_in}.{getattr(x, '__name__', '')}"
+    of_clock = made_in.partition(".")[0] in CLOCKS or named in ENTROPY
     return of_clock or isinstance(x, (Iterator, *GENERATORS))
 
 
@@ -82,17 +140,39 @@ def _within(x: Any) -> list[Any]:
     if _changes(owner):  # of a method of C, such as that of a generator of numpy
         return [owner]
     if isinstance(x, dict):
-        return list(x.values())[:MOST]
-    if isinstance(x, (list, tuple, set, frozenset)):
-        return list(x)[:MOST]
-    if isinstance(x, (type, ModuleType, np.ndarray)):
+        return list(x.values())[:MAX_OBJECTS]
+    if isinstance(x, (list, tuple, set, frozenset, deque)):
+        return list(x)[:MAX_OBJECTS]
+    if isinstance(x, type):
+        held = vars(x).items() if _is_of_user(x) else ()
+        return [v for name, v in held if isinstance(v, FunctionType) or not name.startswith("__")]
+    if isinstance(x, (staticmethod, classmethod)):
+        return [x.__func__]
+    if isinstance(x, property):
+        return [x.fget]
+    if isinstance(x, (ModuleType, np.ndarray)):
         return []
     slots = [getattr(x, name) for name in _slots(x) if hasattr(x, name)]
+    kinds = [kind for kind in type(x).__mro__ if _is_of_user(kind)]
     if not hasattr(x, "__dict__"):
-        return slots
-    call = getattr(type(x), "__call__", None)  # noqa: B004
+        return [*slots, *kinds]
     # the function within a jit, the attributes of an object
-    return [*vars(x).values(), *slots, *([call] if isinstance(call, FunctionType) else [])]
+    return [*vars(x).values(), *slots, *kinds]
+
+
+def _is_of_user(kind: type) -> bool:
+    """Tell whether a class is defined in a file of the user's."""
+    module = sys.modules.get(kind.__module__)
+    if kind.__module__ == "builtins" or module is None:
+        return False
+    file = getattr(module, "__file__", None)
+    return not (file or "").startswith(LIBRARIES) and (
+        file is not None or module.__name__ == "__main__"
+    )
+
+
+def _is_of_library(code: CodeType) -> bool:
+    return code.co_filename.startswith(LIBRARIES)
 
 
 def _slots(x: Any) -> list[str]:
@@ -107,17 +187,63 @@ def _of_function(function: FunctionType) -> list[Any]:
     found = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     found += function.__closure__ or ()
     code = function.__code__
-    if not code.co_filename.startswith(LIBRARIES):
-        names = _names(code)
-        near = [function.__globals__[name] for name in names if name in function.__globals__]
-        found += near
-        for module in near:
-            if isinstance(module, ModuleType):
-                found += [vars(module)[name] for name in names if name in vars(module)]
+    if not _is_of_library(code):
+        for chain in _chains(code):
+            near: Any = function.__globals__
+            for name in chain:
+                near = near.get(name) if isinstance(near, dict) else vars(near).get(name)
+                found.append(near)
+                if not isinstance(near, ModuleType):
+                    break
+        found += _imported(code)
     return found
+
+
+def _imported(code: CodeType) -> list[Any]:
+    """Return the modules that a function imports by itself, with what it may name in them."""
+    found: list[Any] = []
+    names = _names(code)
+    waiting: list[Any] = [sys.modules.get(name) for name in names]
+    waiting = [x for x in waiting if x is not None] if _imports(code) else []
+    while waiting:
+        near = waiting.pop()
+        if not any(near is x for x in found):
+            found.append(near)
+            held = vars(near) if isinstance(near, ModuleType) else {}
+            waiting += [held[name] for name in names if name in held]
+    return found
+
+
+def _inner(code: CodeType) -> list[CodeType]:
+    return [x for x in code.co_consts if isinstance(x, CodeType)]
 
 
 def _names(code: CodeType) -> set[str]:
     """Return the names in a function and in those within it."""
-    inner = [x for x in code.co_consts if isinstance(x, CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
+    return set(code.co_names).union(*map(_names, _inner(code)))
+
+
+@functools.lru_cache(2**12)
+def _imports(code: CodeType) -> bool:
+    """Tell whether a function, or one within it, imports a module."""
+    here = any(x.opname == "IMPORT_NAME" for x in dis.get_instructions(code))
+    return here or any(map(_imports, _inner(code)))
+
+
+@functools.lru_cache(2**12)
+def _chains(code: CodeType) -> list[tuple[str, ...]]:
+    """Return the globals that a function names, each with the attributes that follow it.
+
+    `np.random.normal()` is `("np", "random", "normal")`.
+    """
+    found = [chain for inner in _inner(code) for chain in _chains(inner)]
+    follows = False
+    for one in dis.get_instructions(code):
+        if one.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            found.append((one.argval,))
+            follows = True
+        elif one.opname in ("LOAD_ATTR", "LOAD_METHOD") and follows:
+            found[-1] += (one.argval,)
+        elif one.opname != "EXTENDED_ARG":
+            follows = False
+    return found

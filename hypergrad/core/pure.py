@@ -12,9 +12,9 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxpr_as_fun
 
 from hypergrad.core.abstract import abstract, program_of
 from hypergrad.core.autodiff import equations
-from hypergrad.core.flow import same_bits, same_program
+from hypergrad.core.flow import constants, same_bits, same_program
 from hypergrad.core.host import Store
-from hypergrad.core.outside import contents, may_change, reached
+from hypergrad.core.outside import contents, may_change, reached, reads_iterators
 from hypergrad.core.types import HParams, PyTree
 
 FETCH = "fetch data by index with hg.host_batches(fetch, like)"
@@ -48,10 +48,13 @@ def traced_program(
     `next(iterator)` returned, a number of Python's or numpy's generators, the time.
 
     **Cost:** one trace, and a second with `twice`, or where the user's function can reach an iterator, a
-    generator or a clock, or changed what it closes over; nothing is compiled or run, unless it calls a
-    `jax.pure_callback` of the user's and is tried twice.
+    generator or a clock, or changed what it closes over; a third where it reads an iterator, or changes things
+    again. Nothing is compiled or run, unless it calls a `jax.pure_callback` of the user's and is tried twice;
+    then that is called four times.
 
-    **Limits:** a clock that is read in coarser units than two traces are apart is not seen to move.
+    **Limits:** a clock that is read in coarser units than two traces are apart is not seen to move; nor is an
+    iterator that returns everything three times, a callback that is a function at first and none later, or one
+    number written into an array of more than 16 MiB.
 
     Args:
         name: Name of the function, as the user knows it.
@@ -66,7 +69,7 @@ def traced_program(
     """
     user = function if of is None else of
     before, outside = _generators(), reached(user)
-    held = contents(outside)
+    held = () if twice else contents(outside)
     try:  # anew, because jax remembers the traces of a function object
         closed, shapes = abstract(name, _new(function), *args, trace=program_of, hparams=hparams)
     except ValueError as error:
@@ -76,7 +79,9 @@ def traced_program(
     trouble = _effect(closed)
     again = twice or _generators() != before or may_change(outside) or contents(outside) != held
     if not trouble and again:
-        trouble = "" if _repeats(function, args, closed) else f"{_FROZEN}; {_instead(name)}"
+        trouble = (
+            "" if _repeats(function, args, closed, outside) else f"{_FROZEN}; {_instead(name)}"
+        )
     if not trouble and again:
         trouble = "" if _callbacks_repeat(closed, args) else _READS_ON
     if trouble:
@@ -111,15 +116,28 @@ def _generators() -> tuple:
     return random.getstate(), kind, np.asarray(words).tobytes(), *rest
 
 
-def _repeats(function: Callable, args: tuple, closed: ClosedJaxpr) -> bool:
-    """Tell whether a second trace of a function gives the same program."""
-    precision = "highest" if getattr(jax.config, _PRECISION) == "default" else "default"
+def _repeats(function: Callable, args: tuple, closed: ClosedJaxpr, outside: list[Any]) -> bool:
+    """Tell whether further traces of a function give the same program."""
+    here = getattr(jax.config, _PRECISION)
+    held, numbers = contents(outside), _numbers(closed)
     # another precision, so that what is jitted within is traced again, too
-    with jax.default_matmul_precision(precision):
-        try:
-            return same_program(closed, program_of(_new(function), *args)[0])
-        except Exception:  # the first time it went well
+    for precision in [x for x in ("default", "highest", "high") if x != here][:2]:
+        with jax.default_matmul_precision(precision):
+            try:
+                other = program_of(_new(function), *args)[0]
+            except Exception:  # the first time it went well
+                return False
+        # a constant may be the very array that the function wrote into
+        if not same_program(closed, other) or _numbers(other) != numbers:
             return False
+        if not reads_iterators(outside) and contents(outside) == held:
+            break  # else it may return each thing twice
+    return True
+
+
+def _numbers(closed: ClosedJaxpr) -> list[int]:
+    """Return checksums of the arrays of numpy that a program holds."""
+    return contents([np.asarray(x) for x in constants(closed) if not isinstance(x, jax.Array)])
 
 
 def _callbacks_repeat(closed: ClosedJaxpr, args: tuple) -> bool:
@@ -128,9 +146,15 @@ def _callbacks_repeat(closed: ClosedJaxpr, args: tuple) -> bool:
     if not calls or any(isinstance(x, core.Tracer) for x in closed.consts):
         return True
     with jax.ensure_compile_time_eval():
-        given = [_example(x) for x in jax.tree.leaves(args)]
-        first, again = (jaxpr_as_fun(closed)(*given) for _ in range(2))
-        return all(map(same_bits, first, again))
+        leaves, call = jax.tree.leaves(args), jaxpr_as_fun(closed)
+        given = [[_example(x, seed) for x in leaves] for seed in (0, 1)]
+        first = call(*given[0])
+        try:  # of both, so that a stream that returns each batch twice is noticed, too
+            later = [call(*given[1]) for _ in range(2)]
+        except Exception:  # it has nothing at step 1
+            later = [first, first]
+        last = call(*given[0])
+        return all(map(same_bits, first, last)) and all(map(same_bits, *later))
 
 
 def _is_own(eqn: JaxprEqn) -> bool:
@@ -140,8 +164,9 @@ def _is_own(eqn: JaxprEqn) -> bool:
     return eqn.primitive.name == "pure_callback" and not isinstance(ours, Store)
 
 
-def _example(leaf: Any) -> Any:
-    """Return an array of the shape and dtype of a leaf: zeros, or the key of seed 0."""
+def _example(leaf: Any, seed: int) -> Any:
+    """Return an array of the shape and dtype of a leaf: the key of a seed, the seed as a step, else zeros."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.key(0)
-    return jnp.zeros(leaf.shape, leaf.dtype)
+        return jax.random.key(seed)
+    is_step = not leaf.shape and jnp.issubdtype(leaf.dtype, jnp.integer)
+    return jnp.full(leaf.shape, seed if is_step else 0, leaf.dtype)

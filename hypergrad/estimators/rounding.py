@@ -16,7 +16,7 @@ from hypergrad.estimators.unrolled.base import by_unrolling
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import carried, trained, with_parts
 
-MOST_ROUNDED = 0.05
+MAX_ROUNDED = 0.05
 """Error of a leaf of the hypergradient, relative to its size, above which `advice` names it."""
 
 
@@ -56,7 +56,7 @@ class RoundingInfo(NamedTuple):
             f"rounding moves the hypergradient of hparams[{name!r}] by {error:.0%} of its size (arithmetic in "
             f"{arithmetic}): train in wider numbers, shorten the horizon, or trust no digits beyond that"
             for name, error in tree.named(self.rounding).items()
-            if not error <= MOST_ROUNDED
+            if not error <= MAX_ROUNDED
         ]
 
 

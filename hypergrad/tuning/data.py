@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import core
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from hypergrad.core.autodiff import equations
+from hypergrad.core.flow import constants
 from hypergrad.core.host import Store
 from hypergrad.core.outside import reached
 from hypergrad.study import StudyWarning
 
-MOST_BYTES = 2**30
+MAX_DIGESTED = 2**30
 """Bytes of an array that are read; of a larger one evenly spaced rows that make up as many."""
 
-MOST_ARRAYS = 1000
+MAX_DIGESTS = 1000
 """Arrays of a function that a study writes down."""
 
 _BLOCK = 2**24
@@ -59,7 +60,7 @@ def data_of(programs: Mapping[str, ClosedJaxpr]) -> Data:
     """
     found, unknown = {}, []
     for name, program in programs.items():
-        digests = {_digest(array) for array in _constants(program)}
+        digests = {_digest(array) for array in constants(program)}
         for call in _host_calls(program.jaxpr):
             store = getattr(call, "__self__", None)
             own = store.fetch if _is_store(store) else call
@@ -71,7 +72,7 @@ def data_of(programs: Mapping[str, ClosedJaxpr]) -> Data:
         if None in digests:
             unknown.append(name)
         if known := sorted(x for x in digests if x):
-            found[name] = known[:MOST_ARRAYS]
+            found[name] = known[:MAX_DIGESTS]
     return Data(found, unknown)
 
 
@@ -101,23 +102,6 @@ def warn_of_unknown(described: Mapping[str, Any]) -> None:
             StudyWarning,
             stacklevel=3,
         )
-
-
-def _constants(closed: ClosedJaxpr) -> Iterator[Any]:
-    """Go through the arrays that a program and those within it hold."""
-    yield from closed.consts
-    yield from _within(closed.jaxpr)
-
-
-def _within(jaxpr: Jaxpr) -> Iterator[Any]:
-    for eqn in jaxpr.eqns:
-        yield from (v.val for v in eqn.invars if isinstance(v, Literal) and np.ndim(v.val))
-        inner = list(eqn.params.values())
-        for one in jax.tree.leaves(inner, is_leaf=lambda x: isinstance(x, (Jaxpr, ClosedJaxpr))):
-            if isinstance(one, ClosedJaxpr):
-                yield from _constants(one)
-            elif isinstance(one, Jaxpr):
-                yield from _within(one)
 
 
 def _host_calls(jaxpr: Jaxpr) -> Iterator[Any]:
@@ -164,18 +148,18 @@ def _blocks(array: Any) -> Iterator[bytes]:
     """Read an array some rows at a time, of a large one evenly spaced rows."""
     if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
-    if isinstance(array, jax.Array) and array.nbytes <= MOST_BYTES:
+    if isinstance(array, jax.Array) and array.nbytes <= MAX_DIGESTED:
         array = np.asarray(array)  # a slice on the device would be compiled
     if not array.shape:
         array = np.asarray(array)[None]
     num = array.shape[0]
     row = max(1, math.prod(array.shape[1:]) * np.dtype(array.dtype).itemsize)
     step = max(1, _BLOCK // row)
-    if num * row <= MOST_BYTES:
+    if num * row <= MAX_DIGESTED:
         for start in range(0, num, step):
             yield _bytes(np.asarray(array[start : start + step]))
         return
-    rows = np.unique(np.linspace(0, num - 1, max(1, MOST_BYTES // row)).astype(np.int64))
+    rows = np.unique(np.linspace(0, num - 1, max(1, MAX_DIGESTED // row)).astype(np.int64))
     for start in range(0, len(rows), step):
         yield _bytes(np.asarray(array[rows[start : start + step]]))
 
