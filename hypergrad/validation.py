@@ -11,14 +11,20 @@ from jax.extend.core import ClosedJaxpr
 
 from hypergrad.core import tree
 from hypergrad.core.autodiff import live_inputs
+from hypergrad.core.cautions import (
+    IndexWarning,
+    UnreadWarning,
+    warn_frozen,
+    warn_paired,
+    warn_past,
+    warn_unread,
+)
 from hypergrad.core.checks import check_whole, describe
 from hypergrad.core.draws import DATA, draws_that_lose, marks_of_batch
 from hypergrad.core.flow import NOTHING, Marks, read_by_schedule, taken_for_numbers
 from hypergrad.core.host import check_indices
 from hypergrad.core.mistakes import SCHEDULED
-from hypergrad.core.outside import reached, takes_first
-from hypergrad.core.pure import FETCH, traced_program
-from hypergrad.core.spans import Span, follow_spans
+from hypergrad.core.pure import traced_program
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
 from hypergrad.problem import (
     Problem,
@@ -61,7 +67,8 @@ def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1)
         seen = check_step(problem, hparams)
         warn_unread([seen.reads])
         warn_past(seen.programs, horizon)
-        warn_frozen(problem, seen.programs)
+        warn_frozen(problem._asdict(), seen.programs)
+        warn_paired(seen.programs, len(seen.reads))
         return
     check_space(problem.space)
     check_whole("horizon", problem.horizon)
@@ -93,74 +100,6 @@ class Seen(NamedTuple):
     scheduled: set[str]
 
 
-class UnreadWarning(UserWarning):
-    """A hyperparameter, or a part of a schedule, is read by no function of the problem."""
-
-
-def warn_unread(found: list[dict[str, bool]]) -> None:
-    """Warn of every hyperparameter that no function of the problem reads, in any corner; see `check_step`."""
-    for name in dict.fromkeys(name for reads in found for name in reads):
-        if not any(reads.get(name, False) for reads in found):
-            warnings.warn(
-                f"hparams[{name!r}] is never read: its hypergradient is zero, and a search over it is blind; "
-                "read it in problem.init, loss, objective or optimizer (an optimizer made outside of "
-                "problem.optimizer knows no hparams), or leave it out",
-                UnreadWarning,
-                stacklevel=3,
-            )
-
-
-class IndexWarning(UserWarning):
-    """An index reaches past an array, or the index of an option is used as if it were the option."""
-
-
-def warn_past(programs: dict[str, ClosedJaxpr], horizon: int) -> None:
-    """Warn of a batch whose indices reach past its data within a horizon, and of labels past the outputs.
-
-    Args:
-        programs: Programs of the problem's functions, as `check_step` saw them.
-        horizon: Number of inner steps.
-    """
-    step = Span(0, horizon - 1, frozenset([("step", 0)] if horizon > 1 else []))
-    below = "keep them below it, for example step % num_batches, or jax.random.randint(key, shape, 0, {size})"
-    labels = "count labels from 0, or give the model more outputs"
-    for batch, reader in (("train_batch", "loss"), ("valid_batch", "objective")):
-        given: list[Span | None] = [None, step] if batch == "train_batch" else [None]
-        outs, past = follow_spans(programs[batch], given)
-        own = [x if isinstance(x, Span) else None for x in outs]
-        others = len(programs[reader].jaxpr.invars) - len(own)
-        late = follow_spans(programs[reader], [None] * others + own)[1]
-        for name, found, cure in ((batch, past, below), (reader, late, labels)):
-            if found:
-                one = found[0]
-                warnings.warn(
-                    f"problem.{name} reads index {one.index} of an axis of {one.size} in an array of shape "
-                    f"{one.shape}, by step {horizon - 1}: jax takes the last one, or NaN, in silence; "
-                    f"{cure.format(size=one.size)}",
-                    IndexWarning,
-                    stacklevel=4,
-                )
-
-
-class BatchWarning(UserWarning):
-    """A batch is the same one at every step, or its labels and its predictions are paired each with each."""
-
-
-def warn_frozen(problem: Problem, programs: dict[str, ClosedJaxpr]) -> None:
-    """Warn of a batch that depends on no key and no step, and is taken with `next` or from a loader."""
-    for name in ("train_batch", "valid_batch"):
-        program = programs[name].jaxpr
-        if any(live_inputs(program, [True] * len(program.outvars))):
-            continue
-        if takes_first(reached(getattr(problem, name))):
-            warnings.warn(
-                f"problem.{name} returns one batch, whatever its key and step, because a trace takes the first "
-                f"one of an iterator; {FETCH}, or take that batch outside of the function if it is meant",
-                BatchWarning,
-                stacklevel=4,
-            )
-
-
 def warn_blind(task: Task, found: list[Seen]) -> None:
     """Warn of what `check_step` found unread in every corner of a task, of indices and of schedules amiss."""
     fixed_names = static.static_names(task.space)
@@ -168,7 +107,8 @@ def warn_blind(task: Task, found: list[Seen]) -> None:
     # a space of static dimensions alone has a number in the place of the others
     warn_unread([dict(zip(names, seen.reads.values(), strict=False)) for seen in found])
     warn_past(found[0].programs, task.horizon)
-    warn_frozen(task.problem, found[0].programs)
+    warn_frozen(task.problem._asdict(), found[0].programs)
+    warn_paired(found[0].programs, len(found[0].reads))
     numbers = [dict(zip(names, seen.numbers.values(), strict=False)) for seen in found]
     space, horizon = task.space, task.horizon
     dimensions = jax.tree.leaves(space)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import hypergrad as hg
+from hypergrad.core.cautions import UnreadWarning
 from hypergrad.estimators import advice, average, forward, reverse
 from hypergrad.estimators.advice import exploded_step, kind_of
 from hypergrad.report.contents import page_contents
@@ -18,7 +19,6 @@ from hypergrad.report.results import load_results
 from hypergrad.searchers import Trials
 from hypergrad.tuners import descent
 from hypergrad.tuning.certificates import troubles
-from hypergrad.validation import UnreadWarning
 
 SETTINGS = {"budget": 3, "num_seeds": 2, "eval_seeds": 2}
 HORIZON, KEY = 24, jax.random.key(0)

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 import hypergrad as hg
+from hypergrad.core.cautions import BatchWarning
 from hypergrad.core.outside import may_change, reached
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(64, 4)), jnp.float32)
@@ -238,9 +239,7 @@ def first_of(loader):
     ],
 )
 def test_the_first_batch_of_a_loader_is_warned_of(part, batch):
-    with pytest.warns(
-        hg.validation.BatchWarning, match=f"problem.{part} returns one batch"
-    ) as said:
+    with pytest.warns(BatchWarning, match=f"problem.{part} returns one batch") as said:
         hg.validate(PROBLEM._replace(**{part: batch}), H)
     assert len(said) == 1 and "hg.host_batches" in str(said[0].message)
 

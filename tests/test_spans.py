@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import hypergrad as hg
-from hypergrad.validation import IndexWarning
+from hypergrad.core.cautions import IndexWarning
 
 ROWS, HORIZON = 64, 10
 X, Y = jnp.ones((ROWS, 4)), jnp.arange(ROWS) % 3

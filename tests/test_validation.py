@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from hypergrad.core.cautions import UnreadWarning, warn_unread
 from hypergrad.core.types import Variables
 from hypergrad.problem import Problem, Task
 from hypergrad.space import Choice, Integer, LogReal, Sequence, schedule
-from hypergrad.validation import UnreadWarning, check_step, validate, warn_unread
+from hypergrad.validation import check_step, validate
 
 PROBLEM = Problem(
     init=lambda key, h: jax.random.normal(key, (2, 3)),

@@ -2,6 +2,8 @@
 
 - `abstract`: Abstract evaluation of a user's function: shapes and dtypes only, nothing is computed.
 - `autodiff`: Derivatives: finite ones where autodiff makes none, curvature products, who depends on whom.
+- `cautions`: Warn of what a problem's traced programs show: leaves unread, indices past an array, batches
+  amiss.
 - `checks`: Shared checks of a caller's arguments, made before anything compiles.
 - `draws`: Find random draws whose distribution depends on a value, and that lose its derivative.
 - `flax`: Flax modules as init and apply: `from_linen`, `from_nnx`.
@@ -14,6 +16,8 @@
   can act on.
 - `outside`: What a user's function reads from outside of its arguments, and whether that may change between
   two calls.
+- `pairs`: Find labels `[N]` and predictions `[N, 1]`, or the other way round, that broadcast to every pair
+  `[N, N]`.
 - `pure`: Check that a user's function is a function of its arguments: nothing read on, frozen, or drawn
   aside.
 - `resting`: The derivative of an optimizer at weights that rest: whose gradient is exactly zero, though it

@@ -11,6 +11,7 @@ import optax
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
+from hypergrad.core.cautions import warn_unread
 from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
@@ -32,7 +33,7 @@ from hypergrad.tuners.bilevel_methods import (
     outer_terms,
     soba,
 )
-from hypergrad.validation import check_step, warn_unread
+from hypergrad.validation import check_step
 
 
 class BilevelState(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 
 from hypergrad import space as spaces, study
 from hypergrad.core import tree
+from hypergrad.core.cautions import UnreadWarning
 from hypergrad.core.methods import StepCost
 from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.estimators.advice import StructuralZeroWarning
@@ -47,7 +48,7 @@ from hypergrad.tuning.data import data_of
 from hypergrad.tuning.judge import choose_best, judge, result_of
 from hypergrad.tuning.provenance import check_same_result, describe_study
 from hypergrad.tuning.settings import Settings, check_settings
-from hypergrad.validation import DrawnLeafWarning, UnreadWarning
+from hypergrad.validation import DrawnLeafWarning
 
 
 def tune(

@@ -1,0 +1,104 @@
+"""Warn of what a problem's traced programs show: leaves unread, indices past an array, batches amiss."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr
+
+from hypergrad.core.autodiff import live_inputs
+from hypergrad.core.flow import NOTHING
+from hypergrad.core.outside import reached, takes_first
+from hypergrad.core.pairs import EXAMPLES, WEIGHTS, averages_all_pairs, num_examples
+from hypergrad.core.pure import FETCH
+from hypergrad.core.spans import Span, follow_spans
+
+
+class UnreadWarning(UserWarning):
+    """A hyperparameter, or a part of a schedule, is read by no function of the problem."""
+
+
+def warn_unread(found: list[dict[str, bool]]) -> None:
+    """Warn of every hyperparameter that no function of the problem reads, in any corner; see `check_step`."""
+    for name in dict.fromkeys(name for reads in found for name in reads):
+        if not any(reads.get(name, False) for reads in found):
+            warnings.warn(
+                f"hparams[{name!r}] is never read: its hypergradient is zero, and a search over it is blind; "
+                "read it in problem.init, loss, objective or optimizer (an optimizer made outside of "
+                "problem.optimizer knows no hparams), or leave it out",
+                UnreadWarning,
+                stacklevel=3,
+            )
+
+
+class IndexWarning(UserWarning):
+    """An index reaches past an array, or the index of an option is used as if it were the option."""
+
+
+def warn_past(programs: dict[str, ClosedJaxpr], horizon: int) -> None:
+    """Warn of a batch whose indices reach past its data within a horizon, and of labels past the outputs.
+
+    Args:
+        programs: Programs of the problem's functions, as `check_step` saw them.
+        horizon: Number of inner steps.
+    """
+    step = Span(0, horizon - 1, frozenset([("step", 0)] if horizon > 1 else []))
+    below = "keep them below it, for example step % num_batches, or jax.random.randint(key, shape, 0, {size})"
+    labels = "count labels from 0, or give the model more outputs"
+    for batch, reader in (("train_batch", "loss"), ("valid_batch", "objective")):
+        given: list[Span | None] = [None, step] if batch == "train_batch" else [None]
+        outs, past = follow_spans(programs[batch], given)
+        own = [x if isinstance(x, Span) else None for x in outs]
+        others = len(programs[reader].jaxpr.invars) - len(own)
+        late = follow_spans(programs[reader], [None] * others + own)[1]
+        for name, found, cure in ((batch, past, below), (reader, late, labels)):
+            if found:
+                one = found[0]
+                warnings.warn(
+                    f"problem.{name} reads index {one.index} of an axis of {one.size} in an array of shape "
+                    f"{one.shape}, by step {horizon - 1}: jax takes the last one, or NaN, in silence; "
+                    f"{cure.format(size=one.size)}",
+                    IndexWarning,
+                    stacklevel=4,
+                )
+
+
+class BatchWarning(UserWarning):
+    """A batch is the same one at every step, or its labels and its predictions are paired each with each."""
+
+
+def warn_frozen(functions: Mapping[str, Any], programs: dict[str, ClosedJaxpr]) -> None:
+    """Warn of a batch that depends on no key and no step, and is taken with `next` or from a loader."""
+    for name in ("train_batch", "valid_batch"):
+        program = programs[name].jaxpr
+        if any(live_inputs(program, [True] * len(program.outvars))):
+            continue
+        if takes_first(reached(functions[name])):
+            warnings.warn(
+                f"problem.{name} returns one batch, whatever its key and step, because a trace takes the first "
+                f"one of an iterator; {FETCH}, or take that batch outside of the function if it is meant",
+                BatchWarning,
+                stacklevel=4,
+            )
+
+
+def warn_paired(programs: dict[str, ClosedJaxpr], num_leaves: int) -> None:
+    """Warn of a loss or objective that averages `[N, N]` of labels `[N]` and predictions `[N, 1]`.
+
+    Args:
+        programs: Programs of the problem's functions, as `check_step` saw them.
+        num_leaves: Number of leaves of the hyperparameters.
+    """
+    for batch, reader in (("train_batch", "loss"), ("valid_batch", "objective")):
+        shapes = [x.aval.shape for x in programs[batch].jaxpr.outvars]
+        before = len(programs[reader].jaxpr.invars) - len(shapes) - num_leaves
+        ins = [WEIGHTS] * before + [NOTHING] * num_leaves + [EXAMPLES] * len(shapes)
+        num = averages_all_pairs(programs[reader], ins, num_examples(shapes))
+        if num:
+            warnings.warn(
+                f"problem.{reader} averages over an array of shape {(num, num)}, because labels and "
+                f"predictions of shapes {(num,)} and {(num, 1)} broadcast to every pair, expected one number "
+                "for each example; give both one shape, for example predictions[:, 0]",
+                BatchWarning,
+                stacklevel=4,
+            )
