@@ -15,6 +15,7 @@ from hypergrad.estimators import Estimate as Estimate, Estimator as Estimator
 from hypergrad.estimators.implicit.response import best_response as best_response
 from hypergrad.estimators.policies import Policy as Policy
 from hypergrad.estimators.recommend import recommend as recommend
+from hypergrad.estimators.unrolled.inner_gradient import mixed_mode_grad as mixed_mode_grad
 from hypergrad.estimators.verify import verify as verify
 from hypergrad.populations import Population as Population
 from hypergrad.problem import Examples as Examples, Problem as Problem, Task as Task

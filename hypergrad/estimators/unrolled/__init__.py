@@ -9,6 +9,8 @@
   memory.
 - `hd`: Hypergradient descent: the learning rate's derivative from two gradients that training computes
   anyway.
+- `inner_gradient`: The gradient of an inner loss whose own reverse mode is mixed: for loops of the
+  user's own.
 - `integers`: Products of integers by fractions that can be undone to the bit, in vectors of int32 or int64.
 - `momentum`: SGD with momentum inside a user's optimizer: found, checked, and taken apart so that steps can
   be undone.
