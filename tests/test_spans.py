@@ -151,6 +151,88 @@ def test_labels_past_the_outputs_are_warned_of():
         hg.validate(made._replace(loss=wider, objective=wider), H, HORIZON)
 
 
+LABELS = jnp.where(jnp.arange(ROWS) == 20, 7, Y)  # one odd label, in row 20
+IGNORED = jnp.where(jnp.arange(ROWS) % 5 == 0, 255, Y)
+KNOWN = IGNORED < 200
+TRAIN = jnp.asarray([*range(10), *range(15, 25), 60])
+PARTS = {
+    "a draw of the first rows": lambda key: jax.random.randint(key, (8,), 0, 24),
+    "a draw of some rows": lambda key: jax.random.randint(key, (8,), 10, 24),
+    "a permutation of the first rows": lambda key: jax.random.permutation(key, 24)[:8],
+    "a draw from a table": lambda key: TRAIN[jax.random.randint(key, (8,), 0, len(TRAIN))],
+    "a choice from a table": lambda key: jax.random.choice(key, TRAIN, (8,)),
+    "a permuted table": lambda key: jax.random.permutation(key, TRAIN)[:8],
+}
+
+
+def labelled(rows, labels=LABELS):
+    """The problem, whose training reads some rows; the others may have any label."""
+
+    def at(key, step):
+        i = rows(key)
+        return X[i], labels[i]
+
+    return PROBLEM._replace(train_batch=at)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_labels_of_the_rows_that_are_read(name):
+    with pytest.warns(IndexWarning, match="problem.loss reads index 7 of an axis of 3") as seen:
+        hg.validate(labelled(PARTS[name]), H, HORIZON)
+    assert len(seen) == 1
+    other = LABELS.at[20].set(0).at[40].set(7)  # in a row that is not read
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hg.validate(labelled(PARTS[name], other), H, HORIZON)
+
+
+def test_labels_of_the_rows_of_every_step():
+    rows = lambda key, step: (X[:8], LABELS[step * 8 + jnp.arange(8)])  # noqa: E731
+    made = PROBLEM._replace(train_batch=rows)
+    with pytest.warns(IndexWarning, match="problem.loss reads index 7 of an axis of 3"):
+        hg.validate(made, H, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hg.validate(made, H, 2)  # 16 rows
+
+
+def per_example(p, b):
+    return optax.softmax_cross_entropy_with_integer_labels(b[0] @ p[:, :3], b[1])
+
+
+MASKED = {
+    "where": lambda p, h, b: jnp.mean(jnp.where(b[1] == 255, 0, per_example(p, b))),
+    "a product": lambda p, h, b: jnp.mean((b[1] != 255) * per_example(p, b)),
+    "below the number of classes": lambda p, h, b: jnp.mean(
+        jnp.where(b[1] < 3, -jnp.take_along_axis(b[0] @ p, b[1][:, None], 1)[:, 0], 0)
+    ),
+    "a mask of the batch": lambda p, h, b: jnp.sum(b[2] * per_example(p, b)),
+    "weights of the batch": lambda p, h, b: jnp.sum(b[3] * per_example(p, b)),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_labels_that_are_masked_after_they_are_read(name):
+    def at(key):
+        i = jax.random.randint(key, (8,), 0, ROWS)
+        mask = KNOWN if name == "a mask of the batch" else jnp.ones(ROWS)
+        weights = (IGNORED[i] != 255) / 8 if name == "weights of the batch" else ()
+        return X[i], IGNORED[i], mask[i], weights
+
+    value = lambda p, h, b: MASKED[name](p, h, b) + h["l2"]  # noqa: E731
+    made = PROBLEM._replace(
+        loss=value, objective=value, train_batch=lambda key, step: at(key), valid_batch=at
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hg.validate(made, H)
+    plain = lambda p, h, b: jnp.mean(per_example(p, b)) + h["l2"]  # noqa: E731
+    unmasked = lambda key, step: at(key)[:2]  # noqa: E731
+    if not name.endswith("batch"):
+        with pytest.warns(IndexWarning, match="problem.loss reads index 255 of an axis of 3"):
+            hg.validate(made._replace(loss=plain, train_batch=unmasked), H)
+
+
 def test_a_study_warns_too():
     space = {"l2": hg.LogReal(1e-3, 1.0)}
     made = PROBLEM._replace(train_batch=PAST["a batch of a step"][0])

@@ -9,6 +9,7 @@
 - `flax`: Flax modules as init and apply: `from_linen`, `from_nnx`.
 - `flow`: Follow values through a traced program: what reaches what, and whether two programs are the same.
 - `host`: Data that stay on the host: batches by index, for traced programs.
+- `intervals`: Spans of whole numbers, of which it is known what is met for certain, and their arithmetic.
 - `jaxopt`: The minimizer of jaxopt, loaded when it is first used.
 - `krylov`: The loops of the iterative linear solvers, on one flat vector.
 - `methods`: Description of a method that a family offers by name.

@@ -8,10 +8,11 @@ from jax.extend.core import ClosedJaxpr
 
 from hypergrad.core.autodiff import live_inputs
 from hypergrad.core.flow import NOTHING
+from hypergrad.core.intervals import Span, every
 from hypergrad.core.outside import reached, takes_first
 from hypergrad.core.pairs import EXAMPLES, WEIGHTS, averages_all_pairs, num_examples
 from hypergrad.core.pure import FETCH
-from hypergrad.core.spans import Span, follow_spans
+from hypergrad.core.spans import follow_spans
 
 
 class UnreadWarning(UserWarning):
@@ -42,15 +43,18 @@ def warn_past(programs: dict[str, ClosedJaxpr], horizon: int) -> None:
         programs: Programs of the problem's functions, as `check_step` saw them.
         horizon: Number of inner steps.
     """
-    step = Span(0, horizon - 1, frozenset([("step", 0)] if horizon > 1 else []))
+    step = every(0, horizon - 1, "step", 0)
     below = "keep them below it, for example step % num_batches, or jax.random.randint(key, shape, 0, {size})"
     labels = "count labels from 0, or give the model more outputs"
     for batch, reader in (("train_batch", "loss"), ("valid_batch", "objective")):
         given: list[Span | None] = [None, step] if batch == "train_batch" else [None]
-        outs, past = follow_spans(programs[batch], given)
+        guards: set[int] = set()
+        outs, past = follow_spans(programs[batch], given, guards)
         own = [x if isinstance(x, Span) else None for x in outs]
         others = len(programs[reader].jaxpr.invars) - len(own)
-        late = follow_spans(programs[reader], [None] * others + own)[1]
+        late = follow_spans(programs[reader], [None] * others + own, guards)[1]
+        if any(x.aval.dtype == bool for x in programs[batch].jaxpr.outvars):
+            late = []  # the batch brings a mask
         for name, found, cure in ((batch, past, below), (reader, late, labels)):
             if found:
                 one = found[0]
