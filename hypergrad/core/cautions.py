@@ -10,7 +10,7 @@ from hypergrad.core.autodiff import live_inputs
 from hypergrad.core.flow import NOTHING
 from hypergrad.core.intervals import Span, every
 from hypergrad.core.outside import reached, takes_first
-from hypergrad.core.pairs import EXAMPLES, WEIGHTS, averages_all_pairs, num_examples
+from hypergrad.core.pairs import FROM_BATCH, FROM_WEIGHTS, averages_all_pairs, num_examples
 from hypergrad.core.pure import FETCH
 from hypergrad.core.spans import follow_spans
 
@@ -96,7 +96,7 @@ def warn_paired(programs: dict[str, ClosedJaxpr], num_leaves: int) -> None:
     for batch, reader in (("train_batch", "loss"), ("valid_batch", "objective")):
         shapes = [x.aval.shape for x in programs[batch].jaxpr.outvars]
         before = len(programs[reader].jaxpr.invars) - len(shapes) - num_leaves
-        ins = [WEIGHTS] * before + [NOTHING] * num_leaves + [EXAMPLES] * len(shapes)
+        ins = [FROM_WEIGHTS] * before + [NOTHING] * num_leaves + [FROM_BATCH] * len(shapes)
         num = averages_all_pairs(programs[reader], ins, num_examples(shapes))
         if num:
             warnings.warn(

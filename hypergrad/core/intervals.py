@@ -32,7 +32,7 @@ class Columns(NamedTuple):
     spans: tuple[Span | None, ...]
 
 
-Known: TypeAlias = Span | Columns | None
+Numbers: TypeAlias = Span | Columns | None
 
 SOURCES = itertools.count()
 
@@ -55,19 +55,19 @@ def drawn_span(low: int, high: int) -> Span:
     return every(low, high, "random", next(SOURCES))
 
 
-def exact(x: Known) -> int | None:
+def exact(x: Numbers) -> int | None:
     """Return the number that a span of one number holds."""
     return x.low if isinstance(x, Span) and x.low == x.high else None
 
 
-def is_random(span: Known) -> bool:
+def is_random(span: Numbers) -> bool:
     """Tell whether numbers are drawn, each by itself or in a random order."""
     if not isinstance(span, Span) or span.down:
         return False
     return bool(span.up) and all(kind == "random" for kind, _ in span.up)
 
 
-def add_spans(a: Known, b: Known) -> Span | None:
+def add_spans(a: Numbers, b: Numbers) -> Span | None:
     """Return the span of a sum."""
     if not isinstance(a, Span) or not isinstance(b, Span):
         return None
@@ -92,12 +92,12 @@ def _sums(a: Span, b: Span) -> range | np.ndarray | None:
     return range(a.low + b.low, a.high + b.high + 1) if whole else None
 
 
-def negate_span(a: Known) -> Span | None:
+def negate_span(a: Numbers) -> Span | None:
     """Return the span of the negative."""
     return Span(-a.high, -a.low, a.down, a.up) if isinstance(a, Span) else None
 
 
-def multiply_spans(a: Known, b: Known) -> Span | None:
+def multiply_spans(a: Numbers, b: Numbers) -> Span | None:
     """Return the span of a product."""
     if not isinstance(a, Span) or not isinstance(b, Span):
         return None
@@ -114,7 +114,7 @@ def multiply_spans(a: Known, b: Known) -> Span | None:
     return Span(a.low * b.low, a.high * b.high, a.up | b.up, a.down | b.down, met)
 
 
-def divide_span(a: Known, b: Known) -> Span | None:
+def divide_span(a: Numbers, b: Numbers) -> Span | None:
     """Return the span of a quotient, rounded down."""
     by = exact(b) or 0
     if not isinstance(a, Span) or by <= 0 or a.low < 0:
@@ -122,7 +122,7 @@ def divide_span(a: Known, b: Known) -> Span | None:
     return Span(a.low // by, a.high // by, a.up, a.down)
 
 
-def remainder_span(a: Known, b: Known) -> Span | None:
+def remainder_span(a: Numbers, b: Numbers) -> Span | None:
     """Return the span of a remainder."""
     by = exact(b) or 0
     if not isinstance(a, Span) or by <= 0 or a.low < 0:
@@ -134,10 +134,10 @@ def remainder_span(a: Known, b: Known) -> Span | None:
     return drawn_span(0, by - 1) if is_random(a) else None
 
 
-def bounded_span(pick: Callable[[int, int], int]) -> Callable[[Known, Known], Span | None]:
+def bounded_span(pick: Callable[[int, int], int]) -> Callable[[Numbers, Numbers], Span | None]:
     """Return the rule of `max` or `min`."""
 
-    def bounded(a: Known, b: Known) -> Span | None:
+    def bounded(a: Numbers, b: Numbers) -> Span | None:
         if not isinstance(a, Span) or not isinstance(b, Span):
             return None
         if exact(a) is None and exact(b) is None:

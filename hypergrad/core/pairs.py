@@ -9,7 +9,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 from hypergrad.core.autodiff import programs
 from hypergrad.core.flow import ELEMENTWISE, NOTHING, Marks, flow
 
-WEIGHTS, EXAMPLES = frozenset(["weights"]), frozenset(["examples"])
+FROM_WEIGHTS, FROM_BATCH = frozenset(["weights"]), frozenset(["examples"])
 """Marks of what depends on weights, and of a batch."""
 
 _MEANT, _ROW, _PAIRS = frozenset(["meant"]), frozenset(["row"]), frozenset(["pairs"])
@@ -62,7 +62,7 @@ def _meet(num: int, shapes: list[tuple[int, ...]], marks: list[Marks]) -> bool:
     pairs = list(zip(marks, shapes, strict=True))
     columns = [m - _SHAPED for m, shape in pairs if shape == (num, 1) and not m >= _MEANT]
     rows = [m - _SHAPED for m, shape in pairs if shape == (1, num) and m >= _ROW]
-    wanted = {EXAMPLES, EXAMPLES | WEIGHTS}
+    wanted = {FROM_BATCH, FROM_BATCH | FROM_WEIGHTS}
     return num > 1 and any({a, b} == wanted for a in columns for b in rows)
 
 

@@ -14,7 +14,7 @@ from hypergrad.core.autodiff import programs
 from hypergrad.core.intervals import (
     SOURCES,
     Columns,
-    Known,
+    Numbers,
     Span,
     add_spans,
     bounded_span,
@@ -50,7 +50,7 @@ class Notes(NamedTuple):
 
 def follow_spans(
     closed: ClosedJaxpr, ins: Sequence[Span | None], guards: set[int] | None = None
-) -> tuple[list[Known], list[Past]]:
+) -> tuple[list[Numbers], list[Past]]:
     """Follow spans of whole numbers through a program, and find the indices that lie past an array.
 
     jax takes the last row for an index that is too large, and says nothing. Found are gathers of the form
@@ -79,7 +79,7 @@ def follow_spans(
     return outs, free
 
 
-def _of_array(x: Any) -> Known:
+def _of_array(x: Any) -> Numbers:
     """Return the span of a concrete array of whole numbers."""
     if (
         isinstance(x, core.Tracer)
@@ -94,11 +94,11 @@ def _of_array(x: Any) -> Known:
     return span_of_data(np.asarray(x))
 
 
-def _follow(jaxpr: Jaxpr, consts: list[Known], ins: list[Known], notes: Notes) -> list[Known]:
-    state: dict[Any, Known] = dict(zip(jaxpr.constvars, consts, strict=True))
+def _follow(jaxpr: Jaxpr, consts: list[Numbers], ins: list[Numbers], notes: Notes) -> list[Numbers]:
+    state: dict[Any, Numbers] = dict(zip(jaxpr.constvars, consts, strict=True))
     state.update(zip(jaxpr.invars, ins, strict=True))
 
-    def of(v: Any) -> Known:
+    def of(v: Any) -> Numbers:
         return _of_array(np.asarray(v.val)) if isinstance(v, Literal) else state.get(v)
 
     for eqn in jaxpr.eqns:
@@ -107,7 +107,7 @@ def _follow(jaxpr: Jaxpr, consts: list[Known], ins: list[Known], notes: Notes) -
     return [of(v) for v in jaxpr.outvars]
 
 
-def _through(eqn: JaxprEqn, given: list[Known], notes: Notes) -> list[Known]:
+def _through(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> list[Numbers]:
     """Return the spans of the results of one equation."""
     name, inner = eqn.primitive.name, [p.jaxpr for p in programs(eqn)]
     if len(inner) == 1 and len(inner[0].invars) == len(given) and name not in ("scan", "while"):
@@ -154,8 +154,8 @@ def _shape(v: Any) -> tuple[int, ...]:
     return tuple(v.aval.shape)
 
 
-def _compared(name: str) -> Callable[[JaxprEqn, list[Known], "Notes"], Span | None]:
-    def compared(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Span | None:
+def _compared(name: str) -> Callable[[JaxprEqn, list[Numbers], "Notes"], Span | None]:
+    def compared(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Span | None:
         """Return what a comparison gives where it gives the same for all numbers."""
         a, b = given
         if not isinstance(a, Span) or not isinstance(b, Span):
@@ -175,28 +175,28 @@ def _compared(name: str) -> Callable[[JaxprEqn, list[Known], "Notes"], Span | No
     return compared
 
 
-def _and(a: Known, b: Known) -> Span | None:
+def _and(a: Numbers, b: Numbers) -> Span | None:
     parts = [x for x in (a, b) if isinstance(x, Span) and x.low == x.high]
     if any(x.low == 0 for x in parts):
         return Span(0, 0)
     return Span(1, 1) if len(parts) == 2 and all(x.low == 1 for x in parts) else None
 
 
-def _selected(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _selected(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Numbers:
     which = exact(given[0])
     return None if which is None else given[1 + which]
 
 
-def _ranged(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _ranged(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Numbers:
     size = eqn.params["shape"][eqn.params["dimension"]]
     return every(0, size - 1, "place", next(SOURCES))
 
 
-def _bits(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _bits(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Numbers:
     return drawn_span(0, _ends(jnp.result_type(eqn.outvars[0].aval))[1])
 
 
-def _joined(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _joined(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Numbers:
     """Return the columns of an array of indices."""
     last = eqn.params["dimension"] == len(_shape(eqn.outvars[0])) - 1
     single = all(_shape(v)[-1:] == (1,) for v in eqn.invars)
@@ -204,7 +204,7 @@ def _joined(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
     return Columns(spans) if last and single else None
 
 
-def _sliced(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _sliced(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Numbers:
     x = given[0]
     whole = _shape(eqn.invars[0]) == _shape(eqn.outvars[0])
     if whole or not isinstance(x, Span):
@@ -217,7 +217,7 @@ def _sliced(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
     return x if exact(x) is not None or is_random(x) else None
 
 
-def _taken(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _taken(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Numbers:
     """Check a gather, and return the span of what it takes."""
     how, mode, fill = (eqn.params.get(n) for n in ("dimension_numbers", "mode", "fill_value"))
     columns = given[1].spans if isinstance(given[1], Columns) else (given[1],)
@@ -232,20 +232,20 @@ def _taken(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
     )
 
 
-def _cut(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _cut(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Numbers:
     """Check a dynamic slice, and return the span of what it takes."""
     shape, sizes = _shape(eqn.invars[0]), eqn.params["slice_sizes"]
     return _looked_up(given[0], given[1:], range(len(shape)), shape, sizes, notes)
 
 
 def _looked_up(
-    values: Known,
-    columns: Sequence[Known],
+    values: Numbers,
+    columns: Sequence[Numbers],
     axes: Sequence[int],
     shape: tuple[int, ...],
     sizes: Sequence[int],
     notes: Notes | None,
-) -> Known:
+) -> Numbers:
     for column, axis in zip(columns, axes, strict=True):
         last = shape[axis] - sizes[axis]
         if notes is not None and isinstance(column, Span) and column.high > last:
@@ -268,7 +268,7 @@ def _looked_up(
     return span_of_data(ends)._replace(met=None, array=None) if every_one else None
 
 
-def _starts(column: Known, last: int) -> np.ndarray | None:
+def _starts(column: Numbers, last: int) -> np.ndarray | None:
     """Return the distinct indices up to the last one that a column of indices takes for certain."""
     if not isinstance(column, Span) or column.met is None or len(column.met) > MAX_TABLE_READ:
         return None
@@ -281,11 +281,11 @@ def _rows(array: np.ndarray, starts: np.ndarray, axis: int, size: int) -> np.nda
     return np.take(array, rows, axis)
 
 
-def _pair(rule: Callable[[Known, Known], Known]) -> Callable[..., Known]:
+def _pair(rule: Callable[[Numbers, Numbers], Numbers]) -> Callable[..., Numbers]:
     return lambda eqn, given, notes: rule(given[0], given[1])
 
 
-def _same(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
+def _same(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Numbers:
     """Return the numbers of the operand, which have another form now."""
     alike = eqn.primitive.name in ("convert_element_type", "copy", "stop_gradient")
     x = given[0]
@@ -294,7 +294,7 @@ def _same(eqn: JaxprEqn, given: list[Known], notes: Notes) -> Known:
 
 _SHAPES = "broadcast_in_dim reshape squeeze expand_dims copy stop_gradient transpose rev"
 
-RULES: dict[str, Callable[..., Known]] = {
+RULES: dict[str, Callable[..., Numbers]] = {
     **dict.fromkeys([*_SHAPES.split(), "convert_element_type"], _same),
     **{name: _compared(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
     "add": _pair(add_spans),
