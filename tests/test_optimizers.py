@@ -224,9 +224,20 @@ def test_a_momentum_in_float32_does_not_overflow_at_rest():
         np.testing.assert_allclose(reverse.hypergrad["lr"], forward.hypergrad["lr"], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "make", [estimators.reverse, estimators.forward, estimators.rtho, estimators.hd]
-)
+UNREAD_BY = {
+    "reverse": estimators.reverse,
+    "forward": estimators.forward,
+    "rtho": estimators.rtho,
+    "hd": estimators.hd,
+    "es": lambda problem, num: estimators.es(problem, num, sigma=EVOLVED, num_pairs=4),
+    "pes": lambda problem, num: estimators.pes(problem, num, 1, sigma=EVOLVED, num_pairs=32),
+    "nres": lambda problem, num: estimators.nres(problem, num, 1, sigma=EVOLVED, num_pairs=32),
+}
+EVOLVED = {"lr": 0.01, "eps": 1e-9}
+EXACT = [UNREAD_BY[name] for name in ("reverse", "forward", "rtho", "hd")]
+
+
+@pytest.mark.parametrize("make", UNREAD_BY.values(), ids=list(UNREAD_BY))
 def test_weights_that_nothing_reads_are_named_where_they_are_not_finite(make):
     """In float16 the 1e-8 of Adam is 0, and 0/0 at a gradient of zero."""
     half = jnp.float16
@@ -245,9 +256,11 @@ def test_weights_that_nothing_reads_are_named_where_they_are_not_finite(make):
         estimate = jax.jit(lambda h: method.estimate(key, method.init(key, h), h)[1])
         return estimators.advice(estimate(h))
 
-    (one,) = said(made, h)
-    assert "params['unread'] are not finite" in one
-    assert not said(made, {**h, "eps": half(1e-4)})
+    about = "params['unread'] are not finite"
+    (one,) = [line for line in said(made, h) if make in EXACT or about in line]
+    assert about in one
+    rest = said(made, {**h, "eps": half(1e-4)})
+    assert not (rest if make in EXACT else [line for line in rest if about in line])
     if make is estimators.reverse:  # where the loss reads them, the rate is not the only suspect
         (one,) = said(
             made._replace(loss=lambda w, h, b: made.loss(w, h, b) + 0 * w["unread"][0]), h

@@ -60,7 +60,7 @@ def unrolled_advice(info: Any) -> list[str]:
     step = exploded_step(getattr(info, "sensitivity", np.zeros(0)), info.growth)
     # what is merely summed over the steps, as tangents are, grows too: by the number of steps in all
     in_all = float(info.growth) ** min(float(info.horizon), 1e3)
-    said = [*_broken(info), *_resting(info)]
+    said = [*broken_weights(info), *_resting(info)]
     if step is None and not (info.growth > CHAOTIC_GROWTH and in_all > CHAOTIC):
         return said
     passed = "" if step is None else f" and exploded (grew past {EXPLODED:.0e} fold) at step {step}"
@@ -97,7 +97,7 @@ def _nonfinite_leaves(info: Any) -> list[str]:
     return [f"params{name and f'[{name!r}]'}" for name, whole in named if not whole]
 
 
-def _broken(info: Any) -> list[str]:
+def broken_weights(info: Any) -> list[str]:
     """Name the leaves of params that are not finite at the end, though losses and objective are."""
     return [
         f"the weights {name} are not finite at the end, though losses and objective are, which do not read "

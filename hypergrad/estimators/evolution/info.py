@@ -8,10 +8,11 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.estimators.advice import broken_weights
 from hypergrad.estimators.base import Estimate, mean_and_error, noise_advice
 from hypergrad.estimators.evolution.moves import Perturbation
 from hypergrad.estimators.evolution.pairs import Window
-from hypergrad.train import earliest
+from hypergrad.train import earliest, trained
 
 
 class EvolutionInfo(NamedTuple):
@@ -28,6 +29,7 @@ class EvolutionInfo(NamedTuple):
         value_std_error: Standard error of the value, `[]`; infinite where it is the value of one pair.
         num_pairs: Number of antithetic pairs that ran, int32 `[]`.
         num_nonfinite: Number of pairs that are left out of all means, int32 `[]`.
+        finite: Whether the weights of all other pairs are finite, for each leaf of params; bool `[]` each.
     """
 
     direct: HParams
@@ -39,6 +41,7 @@ class EvolutionInfo(NamedTuple):
     value_std_error: Array
     num_pairs: Array
     num_nonfinite: Array
+    finite: PyTree = ()
 
     def advice(self, estimate: Estimate) -> list[str]:
         """Say in words what is wrong with the estimate, and what to do."""
@@ -51,6 +54,7 @@ class EvolutionInfo(NamedTuple):
                 f"{self.num_nonfinite} of {self.num_pairs} pairs were not finite (the first at step "
                 f"{self.first_nonfinite}) and are left out: {rest}; lower sigma or the learning rate"
             )
+        said += broken_weights(self)
         cure = "num_pairs or sigma, or move fewer hparams"
         said += noise_advice(estimate.hypergrad, self.std_error, cure)
         errors = zip(tree.leaf_names(self.std_error), jax.tree.leaves(self.std_error), strict=True)
@@ -98,5 +102,12 @@ def summarize(
         value_std_error=value_error,
         num_pairs=jnp.asarray(len(alive), jnp.int32),
         num_nonfinite=jnp.sum(~alive, dtype=jnp.int32),
+        finite=jax.tree.map(lambda w: _all_finite(w, alive), trained(found.train.params)),
     )
     return Estimate(value, hypergrad, info)
+
+
+def _all_finite(weights: Array, alive: Array) -> Array:
+    """Tell whether the weights `[num_pairs, 2, ...]` of the pairs that are alive are finite, bool `[]`."""
+    whole = jnp.all(jnp.isfinite(weights), tuple(range(1, weights.ndim)))
+    return jnp.all(whole | ~alive)
