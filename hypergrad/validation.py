@@ -160,8 +160,8 @@ def check_step(
     tried = _try(problem, hparams, real or pathwise)
     for name, function in tried.seen.drawn.items() if pathwise else ():
         warnings.warn(
-            f"a random draw in {function} depends on {name}, and only part of its derivative is seen: the "
-            "odds of a mask or a choice have none; use estimators.evolved for that leaf, or relax the draw "
+            f"a random draw in {function} depends on {name}, and only part of its derivative is seen, or none: "
+            "the odds of a mask or a choice have none; use estimators.evolved for that leaf, or relax the draw "
             "(estimators.policies.concrete)",
             DrawnLeafWarning,
             stacklevel=3,
@@ -181,6 +181,11 @@ def check_step(
                     f"{what}[{name!r}] of shape {b.shape}, expected {a.shape}; {advice}"
                 )
     return tried.seen
+
+
+def drawn_leaves(problem: Problem, hparams: HParams) -> set[str]:
+    """Name the leaves whose derivative a random draw loses, as in `hparams['rate']`; see `check_step`."""
+    return set(_try(problem, hparams, True).seen.drawn)
 
 
 class _Tried(NamedTuple):
@@ -203,6 +208,7 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     drawn: dict[str, str] = {}
     seen = Seen({**unread}, drawn, programs, {**unread}, set())
     rows: list[tuple[str, ClosedJaxpr, list[str | None]]] = []
+    marked: list[tuple[str, list[Marks]]] = []
 
     def traced(
         name: str, function: Callable, *args, params: PyTree = (), drawn_by: str = ""
@@ -218,7 +224,7 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
             if drawn_by:
                 ends = marks_of_batch(programs[drawn_by])
                 marks[len(marks) - len(ends) :] = ends
-            drawn.update(dict.fromkeys(draws_that_lose(program, marks), title))
+            marked.append((name, marks))
         _note_reads(seen, program, args, hparams)
         return out
 
@@ -244,7 +250,32 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
     step = partial(_update, problem)
     moved, _ = traced("optimizer", step, hparams, params, key, batch, value, grads, params=params)
     check_indices(rows)
+    for name, marks in marked:
+        live = _live_results(programs, weights, params) if name == "loss" else None
+        found = draws_that_lose(programs[name], marks, live)
+        drawn.update(dict.fromkeys(found, f"problem.{name}"))
     return _Tried(weights, carried(params), value, state, judged, moved, seen)
+
+
+def _live_results(programs: dict[str, ClosedJaxpr], weights: PyTree, params: Params) -> list[bool]:
+    """Tell which results of the program of `_loss` act on training or the objective.
+
+    The loss does, its gradient depends on nothing else, and so does what is carried, where the loss or the
+    objective reads it; an accuracy that is only written down does not.
+    """
+    program, judged = programs["loss"].jaxpr, programs["objective"].jaxpr
+    num = len(jax.tree.leaves(weights))
+    num_state = len(jax.tree.leaves(params)) - num
+    if len(program.outvars) != 2 + num_state + num:  # refused later: another structure than before
+        return [True] * len(program.outvars)
+    read = live_inputs(judged, [True] * len(judged.outvars))[num : num + num_state]
+    while True:  # the results are a sum, the loss, what is carried, and the gradient of the sum
+        live = [False, True, *read, *[False] * num]
+        used = live_inputs(program, live)[2 * num : 2 * num + num_state]
+        grown = [a or b for a, b in zip(read, used, strict=True)]
+        if grown == read:
+            return live
+        read = grown
 
 
 def _note_reads(seen: Seen, program: ClosedJaxpr, args: tuple, hparams: HParams) -> None:

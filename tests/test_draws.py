@@ -22,12 +22,14 @@ from hypergrad.estimators import (
     mixed,
     nres,
     reverse,
+    rtho,
     score,
     score_shared,
     shared,
 )
 from hypergrad.estimators.policies import concrete, factorized
 from hypergrad.space import Real
+from hypergrad.validation import check_step
 
 X = jax.random.normal(jax.random.key(0), (80, 10), jnp.float32)
 Y = X @ jnp.linspace(-1, 1, 10) + 0.5 * jax.random.normal(jax.random.key(1), (80,), jnp.float32)
@@ -98,6 +100,9 @@ LOST = {
     "binomial": lambda x, h, k: x * random.binomial(k, 5, h, (8,)),
     "geometric": lambda x, h, k: x * random.geometric(k, h, (8,)),
     "an order": ordered,
+    "the places of top_k": lambda x, h, k: x[
+        :, jax.lax.top_k(random.gumbel(k, (8,)) + h * P, 3)[1]
+    ],
     "cond": lambda x, h, k: jax.lax.cond(random.uniform(k) < h, lambda: x, lambda: x @ W),
     "a rounded rate": lambda x, h, k: x * random.bernoulli(k, jnp.round(9 * h) / 9, (8,)),
     "checkpoint": jax.checkpoint(lambda x, h, k: x * random.bernoulli(k, h, (8,))),
@@ -121,6 +126,7 @@ KEPT = {
     ),
     "a maximum": lambda x, h, k: jnp.max(h * x @ W + random.normal(k, (8, 8)), 1),
     "a sort": lambda x, h, k: jnp.sort(h * x @ W + random.normal(k, (8, 8)), 1)[:, 0],
+    "the values of top_k": lambda x, h, k: jax.lax.top_k(h * x + random.normal(k, (8, 8)), 3)[0],
     "a permutation": lambda x, h, k: random.permutation(k, h * x)[0],
     "a width": lambda x, h, k: x * (jnp.arange(8) < 8 * h) * random.bernoulli(k, 0.5, (8,)),
     "stopped": lambda x, h, k: h * x * random.bernoulli(k, jax.lax.stop_gradient(h), (8,)),
@@ -133,7 +139,8 @@ def test_a_draw_that_loses_a_derivative_is_found(name):
     value = jax.value_and_grad(lambda x, h, k: jnp.sum(function(x, h, k)))
     with jax.default_matmul_precision("default"):
         program = jax.make_jaxpr(value)(W, 0.3, KEY)
-    found = draws_that_lose(program, [DATA, frozenset(["rate"]), NOTHING])
+    live = [i == 0 for i in range(len(program.jaxpr.outvars))]
+    found = draws_that_lose(program, [DATA, frozenset(["rate"]), NOTHING], live)
     assert found == ({"rate"} if name in LOST else set())
 
 
@@ -159,6 +166,55 @@ def test_estimate_warns_by_the_name_of_the_leaf(make):
     ) as said:
         jax.eval_shape(make(PROBLEM, 3).estimate, KEY, (), H)
     assert len(said) == 1 and "\n" not in str(said[0].message)
+
+
+CLASSES = 3
+
+
+def measured(read):
+    """A classifier with noise on its weights, that writes its accuracy down, and may read it."""
+
+    def init(key, h):
+        return hg.Variables(
+            jnp.zeros((10, CLASSES)), {"accuracy": jnp.float32(0), "mean": jnp.float32(0)}
+        )
+
+    def loss(params, hparams, batch):
+        noise = 0.1 * hparams["rate"] * random.normal(batch[2], (10, CLASSES))
+        logits, labels = batch[0] @ (params.params + noise), (batch[1] > 0).astype(int)
+        accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
+        state = {"accuracy": accuracy, "mean": 0.9 * params.state["mean"] + accuracy}
+        value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return value + (0.1 * params.state["mean"] if read == "loss" else 0), state
+
+    def objective(params, hparams, batch):
+        logits, labels = batch[0] @ params.params, (batch[1] > 0).astype(int)
+        value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return value + (params.state["accuracy"] if read == "objective" else 0)
+
+    return PROBLEM._replace(init=init, loss=loss, objective=objective)
+
+
+@pytest.mark.parametrize(("read", "num"), [("nothing", 0), ("loss", 1), ("objective", 1)])
+def test_an_accuracy_that_is_written_down_loses_nothing(read, num):
+    check = lambda h: (check_step(measured(read), h, real=True), h["rate"])[1]  # noqa: E731
+    assert len(drawn_leaves(check, H)) == num
+
+
+@pytest.mark.parametrize("make", [reverse, forward, rtho], ids=lambda f: f.__name__)
+def test_a_leaf_that_only_sets_odds_gets_one_cure(make):
+    """Its derivative is zero by structure, because the draw loses it: that is said once."""
+
+    def loss(params, hparams, batch):
+        kept = random.bernoulli(batch[2], 1 - hparams["rate"], batch[0].shape)
+        return objective(params, hparams, (batch[0] * kept, batch[1]))
+
+    estimator = make(PROBLEM._replace(loss=loss), 3)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        jax.eval_shape(lambda h: estimator.estimate(KEY, estimator.init(KEY, h), h), H)
+    assert {w.category for w in said} == {DrawnLeafWarning}
+    assert "seen, or none" in str(said[0].message)
 
 
 RATE = {"rate": H["rate"]}

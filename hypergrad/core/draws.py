@@ -16,6 +16,9 @@ DATA = frozenset(["data"])
 CAST = "cast "
 """What comes before the name of a value that lost its derivative before it met a draw."""
 
+LOST = "lost "
+"""What comes before the name of a value that a draw lost."""
+
 BIT_SOURCES = {"random_bits", "threefry2x32", "rng_bit_generator"}
 
 JUMPS = {"lt", "le", "gt", "ge", "lt_to", "le_to", "floor", "ceil", "round", "sign"}
@@ -24,12 +27,15 @@ JUMPS = {"lt", "le", "gt", "ge", "lt_to", "le_to", "floor", "ceil", "round", "si
 PICKS = {"argmax", "argmin", "top_k"}
 
 
-def draws_that_lose(closed: ClosedJaxpr, ins: Sequence[Marks]) -> set[str]:
+def draws_that_lose(
+    closed: ClosedJaxpr, ins: Sequence[Marks], live: Sequence[bool] | None = None
+) -> set[str]:
     """Name the values whose derivative a random draw loses: the rate of a mask, the odds of a choice.
 
     Looked for is where random bits and the value meet in a comparison (`bernoulli`), an `argmax`
-    (`categorical`), a rounding or a cast to integers, a sort that permutes others, or where the bits are taken
-    modulo a rounded value (`randint`). A draw that scales or shifts noise keeps its derivative.
+    (`categorical`), a rounding or a cast to integers, the order of a sort or `top_k`, or where the bits are
+    taken modulo a rounded value (`randint`), and what is lost reaches a result. A draw that scales or shifts
+    noise keeps its derivative.
 
     **Limits:** a comparison counts where one side is a draw alone, or where no data and no weights take part in
     it, so that kinks such as that of leaky ReLU are not taken for draws.
@@ -37,41 +43,61 @@ def draws_that_lose(closed: ClosedJaxpr, ins: Sequence[Marks]) -> set[str]:
     Args:
         closed: Traced program.
         ins: Marks of its inputs: `{name}` of a value, `DRAWN`, `DATA`, or nothing.
+        live: Whether each result counts, and not such as is written down only; all where None.
 
     Returns:
         Names that were found.
     """
-    found: set[str] = set()
 
     def visit(eqn: JaxprEqn, marks: list[Marks]) -> list[Marks] | None:
-        name, met = eqn.primitive.name, NOTHING.union(*marks)
-        values = met - DRAWN - DATA
-        if name in BIT_SOURCES:
-            out = DRAWN
-        elif name in ("gather", "dynamic_slice"):
-            out = marks[0]  # which example is drawn makes no draw of it
-        elif name == "stop_gradient":
-            out = met - values
-        elif name == "rem" and met >= DRAWN:
-            found.update(value for value in values if value.startswith(CAST))
-            out = met
-        elif name == "sort":
-            keys = NOTHING.union(*marks[: eqn.params["num_keys"]])
-            # else the sorted values are used, too, which have a derivative
-            if type(eqn.outvars[0]).__name__ == "DropVar" and keys >= DRAWN:
-                found.update(keys - DRAWN - DATA)
-            return None
-        elif _loses(eqn):
-            alone = DRAWN in marks  # a draw alone on one side
-            if met >= DRAWN and (alone or name in PICKS or not met & DATA):
-                found.update(values)
-            out = (met - values) | {v if v.startswith(CAST) else CAST + v for v in values}
-        else:
-            return None
-        return [out] * len(eqn.outvars)
+        lost = _lost(NOTHING.union(*marks))
+        marks = [m - lost for m in marks]
+        outs = _outs(eqn, marks)
+        return None if outs is None else [out | lost for out in outs]
 
-    flow(closed.jaxpr, ins, visit, DATA)
-    return {name.removeprefix(CAST) for name in found}
+    outs = flow(closed.jaxpr, ins, visit, DATA)
+    kept = [out for i, out in enumerate(outs) if live is None or live[i]]
+    return {name.removeprefix(LOST).removeprefix(CAST) for name in _lost(NOTHING.union(*kept))}
+
+
+def _outs(eqn: JaxprEqn, marks: list[Marks]) -> list[Marks] | None:
+    """Return the marks of the results of an equation, with what it loses; None for those of its operands."""
+    name, met = eqn.primitive.name, NOTHING.union(*marks)
+    values = met - DRAWN - DATA
+    lost: Marks = NOTHING
+    if name in BIT_SOURCES:
+        out = DRAWN
+    elif name in ("gather", "dynamic_slice"):
+        out = marks[0]  # which example is drawn makes no draw of it
+    elif name == "stop_gradient":
+        out = met - values
+    elif name == "rem" and met >= DRAWN:
+        lost = frozenset(LOST + value for value in values if value.startswith(CAST))
+        out = met
+    elif name == "sort":  # the sorted values have a derivative, the order of others has none
+        num = eqn.params["num_keys"]
+        keys = NOTHING.union(*marks[:num])
+        order = _as_lost(keys - DRAWN - DATA) if keys >= DRAWN else NOTHING
+        return [met | (order if i >= num else NOTHING) for i in range(len(eqn.outvars))]
+    elif _loses(eqn):
+        alone = DRAWN in marks  # a draw alone on one side
+        if met >= DRAWN and (alone or name in PICKS or not met & DATA):
+            lost = _as_lost(values)
+        out = (met - values) | {v if v.startswith(CAST) else CAST + v for v in values}
+        if name == "top_k":
+            return [met, out | lost]
+    else:
+        return None
+    return [out | lost] * len(eqn.outvars)
+
+
+def _lost(marks: Marks) -> Marks:
+    """Return the marks of values that a draw has lost."""
+    return frozenset(x for x in marks if x.startswith(LOST))
+
+
+def _as_lost(values: Marks) -> Marks:
+    return frozenset(LOST + value for value in values)
 
 
 def _loses(eqn: JaxprEqn) -> bool:

@@ -13,6 +13,7 @@ from hypergrad.core.types import Array, HParams
 from hypergrad.estimators.base import Estimate
 from hypergrad.problem import Problem
 from hypergrad.train import init_state, unroll
+from hypergrad.validation import drawn_leaves
 
 CHAOTIC_GROWTH = 1.05
 """Growth of the derivative a step above which gradients through long runs explode."""
@@ -178,9 +179,11 @@ def structural_zeros(
 def warn_structural_zeros(
     problem: Problem, hparams: HParams, horizon: int, through_init: bool = True
 ) -> None:
-    """Warn, once a trace, of every leaf that `structural_zeros` names."""
+    """Warn, once a trace, of every leaf of `structural_zeros` that no `DrawnLeafWarning` names."""
     start = "" if through_init else "the initial weights, "
-    for name in structural_zeros(problem, hparams, horizon, through_init):
+    zeros = structural_zeros(problem, hparams, horizon, through_init)
+    drawn = drawn_leaves(problem, hparams) if zeros else set()
+    for name in [name for name in zeros if f"hparams[{name!r}]" not in drawn]:
         warnings.warn(
             f"the hypergradient of hparams[{name!r}] is zero by structure: it reaches the objective only "
             f"through {start}a sign, a rounding, a comparison or an integer, or not at all; search it "
