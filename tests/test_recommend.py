@@ -62,6 +62,33 @@ def test_one_or_two_hyperparameters():
     assert "does not come to rest" in said(found)
 
 
+@pytest.mark.parametrize(
+    ("store", "compute"),
+    [("float32", "float32"), ("float32", "bfloat16"), ("float16", "float16")],
+)
+def test_sixteen_bits_are_for_the_certificate_of_rounding(store, compute):
+    problem = sgd(
+        lambda h: optax.sgd(h["lr"]),
+        init=lambda key, h: jnp.zeros(64, store),
+        loss=lambda w, h, b: jnp.mean((w.astype(compute) - TARGET.astype(compute)) ** 2),
+    )
+    reasons = said(recommend(problem, {"lr": LogReal(1e-3, 1.0)}, 3))
+    assert ("estimators.rounding(" in reasons) == (compute != "float32")
+    assert compute == "float32" or f"computes in {compute}" in reasons
+
+
+def test_a_leaf_that_only_sets_odds_is_not_said_to_be_zero():
+    problem = sgd(
+        lambda h: optax.sgd(0.1),
+        loss=lambda w, h, b: jnp.sum(jax.random.bernoulli(b, h["rate"], (64,)) * (w - TARGET) ** 2),
+        train_batch=lambda key, step: key,
+    )
+    found = recommend(problem, {"rate": Real(0.1, 0.9)}, 3)
+    reasons = said(found)
+    assert found.name == "es" and "a random draw depends on" in reasons
+    assert "zero by structure" not in reasons
+
+
 def test_a_schedule_is_for_reverse_mode():
     problem = sgd(lambda h: optax.adam(schedule(h["lr"])))
     found = recommend(problem, {"lr": rates(30)["lr"]}, 30)

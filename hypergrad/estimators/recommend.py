@@ -41,6 +41,7 @@ from hypergrad.estimators.recommendation import (
     spoken_names,
     spoken_size,
 )
+from hypergrad.estimators.rounding import narrow_arithmetic
 from hypergrad.estimators.unrolled.momentum import Recursion
 from hypergrad.estimators.unrolled.reverse import Plan
 from hypergrad.estimators.ways import check_implicit, past_the_loss
@@ -106,7 +107,8 @@ def recommend(
         # they are among the reasons
         warnings.simplefilter("ignore", StructuralZeroWarning)
         warnings.simplefilter("ignore", DrawnLeafWarning)
-        return _real(_Case(problem, space, hparams, horizon, memory, seed), list(seen.drawn))
+        found = _real(_Case(problem, space, hparams, horizon, memory, seed), list(seen.drawn))
+    return found._replace(reasons=[*found.reasons, *narrow_arithmetic(seen.programs, found.name)])
 
 
 class _Case(NamedTuple):
@@ -179,6 +181,7 @@ def _real(case: _Case, lost: list[str]) -> Recommendation:
     problem, hparams, horizon = case.problem, case.hparams, case.horizon
     count = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(hparams))
     zeros = structural_zeros(problem, hparams, horizon)
+    zeros = [name for name in zeros if f"hparams[{name!r}]" not in lost]
     reasons = []
     if zeros:
         reasons.append(

@@ -1,10 +1,12 @@
 """A rounding certificate for any estimator: how far wider numbers, or a last bit, move its hypergradient."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_function, check_whole
@@ -129,6 +131,17 @@ def rounding(problem: Problem, horizon: int, *, through: Through | None = None) 
         return (first, wide), found._replace(info=certified)
 
     return Estimator(init, estimate)
+
+
+def narrow_arithmetic(programs: Mapping[str, ClosedJaxpr], name: str) -> list[str]:
+    """Say that the estimator of a name should be certified, where loss or objective compute in sixteen bits."""
+    dtypes = [narrowest(programs[part]) for part in ("loss", "objective")]
+    narrow = {jnp.dtype(d).name for d in dtypes if d is not None and jnp.finfo(d).bits <= 16}
+    return [
+        f"training computes in {kind}: estimators.rounding(problem, horizon, through=...) around {name} says "
+        "how much of each leaf rounding took"
+        for kind in sorted(narrow)
+    ]
 
 
 def _difference(found: Array, wide: Array) -> Array:
