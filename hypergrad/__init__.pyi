@@ -8,7 +8,9 @@ from hypergrad import (
     study as study,
     tuners as tuners,
 )
+from hypergrad.core.equinox import from_equinox as from_equinox
 from hypergrad.core.flax import from_linen as from_linen, from_nnx as from_nnx
+from hypergrad.core.haiku import from_haiku as from_haiku
 from hypergrad.core.host import host_batches as host_batches
 from hypergrad.core.types import Variables as Variables
 from hypergrad.estimators import Estimate as Estimate, Estimator as Estimator

@@ -183,26 +183,29 @@ def check_problem(problem: Any) -> None:
         if name in WRITTEN and not _fits(function, arguments):
             raise ValueError(
                 f"problem.{name} is {_called(function)}, expected a function of ({arguments}); "
-                f"{MODULES if _of_module(function) else WRITTEN[name]}"
+                f"{MODULES.get(_library_of(function), WRITTEN[name])}"
             )
 
 
 def _fits(function: Any, arguments: str) -> bool:
     """Tell whether a function takes as many arguments, and is not that of a module, which takes others."""
     num = len(arguments.split(","))
-    return callable(function) and takes(function, num) and not _of_module(function)
+    return callable(function) and takes(function, num) and not _library_of(function)
 
 
-def _of_module(function: Any) -> bool:
-    """Tell whether a function is a module of flax or a method of one."""
+def _library_of(function: Any) -> str:
+    """Return the library of networks whose module a function is, or a method of one; "" for all others."""
     owner = getattr(function, "__self__", function)
-    return any(kind.__module__.startswith("flax.") for kind in type(owner).__mro__)
+    homes = [kind.__module__.partition(".")[0] for kind in type(owner).__mro__]
+    return next((home for home in homes if home in MODULES), "")
 
 
 def _called(function: Any) -> str:
     """Describe what stands in the place of a function; a function by its arguments."""
-    if _of_module(function):
-        return f"of the module {type(getattr(function, '__self__', function)).__name__} of flax"
+    library = _library_of(function)
+    if library:
+        name = type(getattr(function, "__self__", function)).__name__
+        return f"of the module {name} of {library}"
     if not hasattr(function, "__code__"):
         return describe(function)
     return f"a function of ({', '.join(signature(function).parameters)})"

@@ -12,7 +12,12 @@ RULE = (
 )
 FLOOR = {room.strip(): i for i, rooms in enumerate(RULE.split("<")) for room in rooms.split(",")}
 FLOOR |= {"testing": FLOOR["train"], "__main__": len(FLOOR), "__init__": len(FLOOR)}
-ONLY_IN = {"flax": "core/flax.py", "jaxopt": "core/jaxopt.py"}
+ONLY_IN = {
+    "flax": "core/flax.py",
+    "jaxopt": "core/jaxopt.py",
+    "equinox": "nowhere: core/equinox.py loads it",
+    "haiku": "nowhere: core/haiku.py loads it",
+}
 
 
 def modules_of(source):

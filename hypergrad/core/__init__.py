@@ -6,8 +6,10 @@
   amiss.
 - `checks`: Shared checks of a caller's arguments, made before anything compiles.
 - `draws`: Find random draws whose distribution depends on a value, and that lose its derivative.
+- `equinox`: Equinox modules as init and apply: `from_equinox`.
 - `flax`: Flax modules as init and apply: `from_linen`, `from_nnx`.
 - `flow`: Follow values through a traced program: what reaches what, and whether two programs are the same.
+- `haiku`: Haiku functions as init and apply: `from_haiku`.
 - `host`: Data that stay on the host: batches by index, for traced programs.
 - `intervals`: Spans of whole numbers, of which it is known what is met for certain, and their arithmetic.
 - `jaxopt`: The minimizer of jaxopt, loaded when it is first used.
@@ -15,6 +17,7 @@
 - `methods`: Description of a method that a family offers by name.
 - `mistakes`: The errors that jax, numpy and Python raise within a user's function, in words that a new user
   can act on.
+- `model`: A network as two pure functions, from whichever library it comes.
 - `outside`: What a user's function reads from outside of its arguments, and whether that may change between
   two calls.
 - `pairs`: Find labels `[N]` and predictions `[N, 1]`, or the other way round, that broadcast to every pair

@@ -4,32 +4,18 @@ import inspect
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from flax import linen, nnx
 
 from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_function, check_kind
+from hypergrad.core.model import Model, training_switch
 from hypergrad.core.types import Array, Key, Params, PyTree, Variables
 
 
-class FlaxModel(NamedTuple):
-    """A network as two pure functions; flax and any other library look alike from here.
-
-    Attributes:
-        init: (key, inputs) -> params, or `Variables` where the module has state of its own
-            (BatchNorm statistics).
-        apply: (params, inputs, *, train=False, key=None) -> (outputs, new_state). `train` switches
-            dropout and BatchNorm; `key` is needed for dropout; the loss returns `new_state` as its second
-            value, None for modules without state.
-    """
-
-    init: Callable[[Key, PyTree], Params]
-    apply: Callable[..., tuple[Any, PyTree]]
-
-
-def from_linen(module: linen.Module, *, train_argument: str | None = None) -> FlaxModel:
+def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Model:
     """Adapt a `flax.linen` module.
 
     Args:
@@ -43,12 +29,7 @@ def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Fl
     """
     check_kind("module", module, linen.Module, "flax.linen.Dense(10), or an nnx module to from_nnx")
 
-    def switch(train: bool) -> dict[str, Any]:
-        if train_argument is None:
-            return {}
-        if train_argument.startswith("not "):
-            return {train_argument.removeprefix("not "): not train}
-        return {train_argument: train}
+    switch = training_switch(train_argument)
 
     def init(key: Key, inputs: PyTree) -> Params:
         param_key, dropout_key = jax.random.split(key)
@@ -76,10 +57,10 @@ def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Fl
             )
             return outputs, {**params.state, **state}
 
-    return FlaxModel(init, apply)
+    return Model(init, apply)
 
 
-def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> FlaxModel:
+def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """Adapt a `flax.nnx` module.
 
     Args:
@@ -128,7 +109,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> FlaxModel:
             graph, abstract_params, _streams(abstract_rng, key), abstract_state, copy=True
         )
 
-    return FlaxModel(init, apply)
+    return Model(init, apply)
 
 
 @contextmanager

@@ -24,9 +24,12 @@ ARGUMENTS = {
 
 SCHEDULED = "read one value per step from a schedule, with hg.schedule(hparams[...])"
 
-MODULES = (
-    "use model = hg.from_linen(module), with init=lambda key, hparams: model.init(key, inputs)"
-)
+MODULES = {
+    "flax": "use model = hg.from_linen(module), with init=lambda key, hparams: model.init(key, inputs)",
+    "equinox": "use model = hg.from_equinox(make), where make(key) builds the module, with "
+    "init=lambda key, hparams: model.init(key, inputs)",
+}
+"""What to do with a module, by its library."""
 
 SCHEDULES = {
     "warmup_cosine_decay_schedule": "warmup_cosine",
@@ -200,7 +203,9 @@ def _returned(kind: str) -> str:
     if kind.startswith("torch"):
         return "return jnp.asarray(tensor.numpy())"
     if kind.startswith("flax"):
-        return MODULES
+        return MODULES["flax"]
+    if kind == "function" or kind.endswith("custom_jvp"):
+        return f"return arrays alone; for a module of equinox, {MODULES['equinox']}"
     if kind == "str":
         return "return arrays alone, and keep texts outside"
     if kind == "numpy.ndarray":
