@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core.checks import check_whole
+from hypergrad.core.memory import side_by_side
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import advice, kind_of
 from hypergrad.estimators.base import Estimate, Estimator, mean_and_error, noise_advice
@@ -75,7 +76,8 @@ def average(estimator: Estimator, num_seeds: int) -> Estimator:
 
     def estimate(key: Key, state: PyTree, hparams: HParams) -> tuple[PyTree, Estimate]:
         keys = jax.random.split(key, num_seeds)
-        state, each = jax.vmap(estimator.estimate, in_axes=(0, 0, None))(keys, state, hparams)
+        with side_by_side(num_seeds):
+            state, each = jax.vmap(estimator.estimate, in_axes=(0, 0, None))(keys, state, hparams)
 
         value, value_error = mean_and_error(each.value)
         hypergrad, error = mean_and_error(each.hypergrad)

@@ -42,8 +42,9 @@ from hypergrad.estimators.recommendation import (
     spoken_size,
 )
 from hypergrad.estimators.rounding import narrow_arithmetic
+from hypergrad.estimators.unrolled.adjoint import sqrt_checkpoint
 from hypergrad.estimators.unrolled.momentum import Recursion
-from hypergrad.estimators.unrolled.reverse import Plan
+from hypergrad.estimators.unrolled.reverse import Plan, spoken_pass
 from hypergrad.estimators.ways import check_implicit, past_the_loss
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import TrainState, init_state, split_key, trained, unroll_losses
@@ -316,7 +317,8 @@ def _within(case: _Case, count: int, reasons: list[str]) -> Recommendation:
         refusal = str(error)
     if chosen is not None and chosen.checkpoint == ():
         reasons.append(
-            f"every state fits: {spoken_size(chosen.num_bytes)} of {spoken_size(memory)}"
+            f"every state fits, in {spoken_size(chosen.num_bytes)} of {spoken_size(memory)}: "
+            f"{spoken_pass(horizon, ())}; to save memory, {spoken_pass(horizon, sqrt_checkpoint(horizon))}"
         )
         return _reverse(case, chosen, reasons)
     reasons.append(f"to keep every state takes more than {spoken_size(memory)}")
@@ -324,7 +326,10 @@ def _within(case: _Case, count: int, reasons: list[str]) -> Recommendation:
     if undone is not None:
         return undone
     if chosen is not None:
-        reasons.append(f"one state a segment fits: {spoken_size(chosen.num_bytes)}")
+        reasons.append(
+            f"segments that are trained again fit, in {spoken_size(chosen.num_bytes)}: "
+            + spoken_pass(horizon, chosen.checkpoint)
+        )
         return _reverse(case, chosen, reasons)
     reasons.append("segments take more than that, too")
     if count <= 8 * FEW:

@@ -9,6 +9,7 @@
 - `sizing`: Layouts within a bound on memory: the widest one that fits, or the fastest by the clock.
 """
 
+from hypergrad.core.memory import total_memory
 from hypergrad.populations.base import Member, Population, count, make_population, population, take
 from hypergrad.populations.devices import mesh, num_cores, use_cores
 from hypergrad.populations.groups import (
@@ -35,7 +36,6 @@ from hypergrad.populations.sizing import (
     Tried,
     fastest_layout,
     state_bytes,
-    total_memory,
     widest_chunk,
 )
 

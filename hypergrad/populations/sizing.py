@@ -1,10 +1,7 @@
 """Layouts within a bound on memory: the widest one that fits, or the fastest by the clock."""
 
-import contextlib
-import os
 import time
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +10,7 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_bytes, check_whole
+from hypergrad.core.memory import accelerator_memory
 from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.populations.base import Population, count, population
 from hypergrad.populations.devices import mesh
@@ -103,7 +101,7 @@ def fastest_layout(
     population(problem, layout=vectorized(), num_seeds=num_seeds, order=order)  # checks them
     check_whole("num_devices", num_devices)
     if memory is None:
-        memory = _device_memory()
+        memory = accelerator_memory()
     else:
         check_bytes(memory)
     share = -(-count(hparams) // num_devices)
@@ -258,25 +256,3 @@ def state_bytes(problem: Problem, space: PyTree) -> int:
 
     state = jax.eval_shape(first, jax.random.key(0))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-
-
-def total_memory() -> int:
-    """Return the bytes of all devices of one host, or where they do not say, as CPUs do not, of the host.
-
-    The total decides, never what is free at the moment: the same study would else be refused on some days.
-    """
-    memory = _device_memory()
-    if memory is not None:
-        return memory * jax.local_device_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # a container may have less
-        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return memory
-
-
-def _device_memory() -> int | None:
-    """Return how many bytes a program may take, None where the device does not say (a CPU does not)."""
-    stats = jax.devices()[0].memory_stats()
-    if not stats or "bytes_limit" not in stats:
-        return None
-    return int(0.9 * stats["bytes_limit"])

@@ -13,6 +13,7 @@ from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_kind, check_share, check_whole
+from hypergrad.core.memory import side_by_side
 from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators import ESTIMATORS, Estimate, Estimator, advice, average, plan, reverse
@@ -237,7 +238,8 @@ def _step(parts: _Parts, key: Key, state: DescentState) -> tuple[DescentState, T
         outs = move(keys[0], *jax.tree.map(lambda x: x[0], inputs))
         after, hparams, found, info = jax.tree.map(lambda x: x[None], outs)
     else:
-        after, hparams, found, info = jax.vmap(move)(keys, *inputs)
+        with side_by_side(num):
+            after, hparams, found, info = jax.vmap(move)(keys, *inputs)
     values = found.value
     better = ~info["skipped"] & (values < state.best_value)
     since_best = jnp.where(jnp.any(better), 0, state.since_best + 1)
@@ -275,14 +277,15 @@ def _estimator_of(task: Task, settings: Any) -> tuple[Estimator, float]:
     Raises:
         ValueError: for a `memory` with another estimator than "reverse", the only one that uses it.
     """
+    num = settings.num_seeds * settings.num_restarts
     if settings.memory is None:
         method, args = ESTIMATORS[settings.estimator], (task.problem, task.horizon, task.space)
-        return method.make(*args), method.cost(*args)
+        with side_by_side(num):
+            return method.make(*args), method.cost(*args)
     if settings.estimator != "reverse":
         raise ValueError(
             f"memory is given with estimator {settings.estimator!r}, expected 'reverse'; leave one out"
         )
-    num = settings.num_seeds * settings.num_restarts
     start = spaces.default(task.space)
     chosen = plan(task.problem, start, task.horizon, settings.memory, num_seeds=num)
     estimator = reverse(task.problem, task.horizon, backward=chosen.backward)

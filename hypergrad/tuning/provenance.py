@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from hypergrad.core.checks import is_whole
+from hypergrad.core.memory import states_memory
 from hypergrad.problem import Task
 from hypergrad.report.study import Study
 from hypergrad.space import describe_space, space_from_description
@@ -142,10 +144,27 @@ def describe_study(task: Task, settings: Settings, details: dict[str, Any]) -> d
         "command": "hypergrad.tune(...)",
         "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "description": task.description,
-        **({} if settings.method in TUNERS else {"layout": layout_of(task, settings).label}),
+        **_decided(task, settings),
         **digest_of(task, settings),
         **details,
     }
+
+
+def _decided(task: Task, settings: Settings) -> dict[str, Any]:
+    """Return what the shapes and the memory of this machine decide: bits depend on it."""
+    if settings.method in TUNERS:
+        return {"states_memory": states_memory()}
+    return {"layout": layout_of(task, settings).label}
+
+
+def states_memory_of(described: dict[str, Any]) -> int | None:
+    """Return the bytes that states took where a study began; None where it does not say."""
+    found = described.get("states_memory")
+    if found is not None and not (is_whole(found) and found >= 0):
+        raise ValueError(
+            f"states_memory of the study is {found!r:.80}, expected a number of bytes; restore study.json"
+        )
+    return found
 
 
 def sources(task: Task) -> dict[str, str]:

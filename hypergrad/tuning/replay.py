@@ -9,6 +9,7 @@ import numpy as np
 
 from hypergrad import study
 from hypergrad.core import tree
+from hypergrad.core.memory import recorded_memory
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators import ONLINE
 from hypergrad.problem import Problem, Task, fixed
@@ -19,7 +20,7 @@ from hypergrad.study.disk.folder import check_folder
 from hypergrad.train import TrainState, init_state, split_key, step, unroll, unroll_losses
 from hypergrad.tuners import TUNERS
 from hypergrad.tuning.build import build, task_of_study
-from hypergrad.tuning.provenance import settings_of
+from hypergrad.tuning.provenance import settings_of, states_memory_of
 from hypergrad.tuning.settings import Settings
 
 
@@ -75,7 +76,8 @@ def replay(
             f"the study is by {how}, expected one that trains every trial from its start; use "
             "hypergrad.study.replay_trial, which makes the steps again"
         )
-    found = study.replay_trial(build(task, settings)[0], folder, trial)
+    with recorded_memory(states_memory_of(described)):
+        found = study.replay_trial(build(task, settings)[0], folder, trial)
     label, free = static.split(task.space, found.trials.hparams)
     task, hparams = fixed(task, label), jax.tree.map(jax.numpy.asarray, free)
     keys = _training_keys(found.trials, settings)

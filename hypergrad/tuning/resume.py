@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hypergrad import study
+from hypergrad.core.memory import recorded_memory
 from hypergrad.core.methods import StepCost
 from hypergrad.core.types import PyTree
 from hypergrad.problem import Problem, Task
@@ -13,7 +14,7 @@ from hypergrad.study import Callback, Listeners
 from hypergrad.study.disk.folder import lock
 from hypergrad.tuning.build import build, task_of_study
 from hypergrad.tuning.data import warn_of_unknown
-from hypergrad.tuning.provenance import settings_of
+from hypergrad.tuning.provenance import settings_of, states_memory_of
 from hypergrad.tuning.tune import Work, collected_warnings, complete
 
 
@@ -45,7 +46,7 @@ def resume(
         task = task_of_study(task, space, described)
         cost = _cost(described, folder.path)
         warn_of_unknown(described)
-        with collected_warnings() as caught:
+        with collected_warnings() as caught, recorded_memory(states_memory_of(described)):
             settings = settings_of(task, described, allow_changes)
             tuner = build(task, settings)[0]
             return complete(

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
+from hypergrad.core.memory import states_memory
 from hypergrad.core.scans import check_checkpoint, nested_scan
 from hypergrad.core.types import Array, HParams, PyTree
 from hypergrad.estimators.unrolled.pull_step import Adjoint, pull_step
@@ -80,9 +81,6 @@ class DifferentiableRun(NamedTuple):
 OUTGROWN = 1e3
 """How often the size of the last adjoint an entry that rests must be to be counted apart."""
 
-MAX_STORED = 32 * 2**20
-"""Bytes up to which `mixed_mode()` keeps every step; beyond the caches, computing again is as fast."""
-
 Backward: TypeAlias = Callable[[Problem, HParams, TrainState, int], DifferentiableRun]
 """(problem, hparams, first state, num_steps) -> the run, ready to be pulled back."""
 
@@ -110,13 +108,21 @@ def sqrt_checkpoint(num_steps: int) -> tuple[int, ...]:
 
 
 def choose_checkpoint(state: TrainState, num_steps: int) -> tuple[int, ...]:
-    """Return () while all steps fit in `MAX_STORED` bytes, else segments of about √num_steps."""
-    kept = [
-        *tree.floats(state),
-        *jax.tree.leaves(trained(state.params)),
-    ]  # the gradient is kept too
-    num_bytes = num_steps * sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
-    return () if num_bytes <= MAX_STORED else sqrt_checkpoint(num_steps)
+    """Return the fewest levels of segments whose states fit in `core.memory.states_memory`.
+
+    These are () where all states and gradients fit, else one level of about √num_steps, two or three.
+    """
+    gradient = jax.tree.leaves(trained(state.params))
+    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in [*tree.floats(state), *gradient])
+    most = states_memory() // max(num_bytes, 1)
+    *ladder, leanest = segment_ladder(num_steps)
+    return next((levels for levels in ladder if num_stored(num_steps, levels) <= most), leanest)
+
+
+def segment_ladder(num_steps: int) -> list[tuple[int, ...]]:
+    """List the segments of a backward pass from the fastest to the leanest: none, one, two, three levels."""
+    nested = [nested_checkpoint(num_steps, depth) for depth in (2, 3)]
+    return list(dict.fromkeys([(), sqrt_checkpoint(num_steps), *nested]))
 
 
 def nested_checkpoint(num_steps: int, depth: int) -> tuple[int, ...]:
@@ -154,8 +160,11 @@ def mixed_mode(checkpoint: tuple[int, ...] | None = None) -> Backward:
     estimator `forward`. Second derivatives of the run need `unroll`.
 
     Args:
-        checkpoint: Lengths of nested segments, outermost first; None means `choose_checkpoint`: none
-            while all steps take at most 32 MiB, else one level of about √num_steps.
+        checkpoint: Lengths of nested segments, outermost first; None means none while the states of all
+            steps fit in an eighth of the memory of the device (on a CPU, of the machine), else one level of
+            about √num_steps, and two or three where even these do not fit. The total memory decides, not
+            what is free. Runs that `average` and `tune` make side by side share the eighth; a `vmap` of
+            your own is not seen.
 
     Reference:
         Kemaev, Calian, Zintgraf, Farquhar, van Hasselt, "Scalable Meta-Learning via Mixed-Mode

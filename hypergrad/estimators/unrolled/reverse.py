@@ -9,13 +9,13 @@ from hypergrad.core.checks import check_bytes, check_function, check_whole
 from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams
 from hypergrad.estimators.base import Estimator, temporary_bytes
-from hypergrad.estimators.costs import pass_back
+from hypergrad.estimators.costs import BACKWARD, pass_back
+from hypergrad.estimators.recommendation import spoken_size
 from hypergrad.estimators.unrolled import adjoint
 from hypergrad.estimators.unrolled.adjoint import (
     Backward,
-    nested_checkpoint,
     num_stored,
-    sqrt_checkpoint,
+    segment_ladder,
 )
 from hypergrad.estimators.unrolled.base import by_unrolling, unrolling
 from hypergrad.problem import Problem, check_problem
@@ -28,9 +28,9 @@ def reverse(problem: Problem, horizon: int, *, backward: Backward | None = None)
 
     d f(w_T, λ)/dλ = ∂f/∂λ + Σ_t ᾱ_{t+1} ∂Φ_t/∂λ + ᾱ_0 ∂w_0/∂λ,   ᾱ_t = ᾱ_{t+1} ∂Φ_t/∂w_t,   ᾱ_T = ∂f/∂w_T
 
-    **Cost:** 2 to 5 x training, whatever the number of hparams, with memory of 32 MiB or O(√horizon) states,
-    whichever is more (the default, `mixed_mode()`). `backward` makes other trade-offs; `plan` finds the one for
-    a budget in bytes.
+    **Cost:** 2 to 5 x training, whatever the number of hparams. By default (`mixed_mode()`) every state is kept
+    while all fit in an eighth of the memory of the device or machine, else O(√horizon) of them, for one
+    training more. `backward` makes other trade-offs; `plan` finds the one for a budget in bytes.
 
     **Limits:** exact except for rounding. Where training is chaotic the exact gradient is useless: watch
     `info.growth`. Signs and roundings in the optimizer give zeros; a warning names the leaves. Loops of
@@ -77,12 +77,29 @@ class Plan(NamedTuple):
         num_bytes: Temporary memory of the compiled estimate.
         tried: Pairs (checkpoint, bytes) of each pass considered, fastest first; where the states alone exceed
             the budget, their bytes.
+        horizon: Number of inner steps.
     """
 
     backward: Backward
     checkpoint: tuple[int, ...]
     num_bytes: int
     tried: tuple[tuple[tuple[int, ...], int], ...]
+    horizon: int
+
+    def __str__(self) -> str:
+        chosen = f"{spoken_size(self.num_bytes)} for {spoken_pass(self.horizon, self.checkpoint)}"
+        refused = [
+            f"- at least {spoken_size(size)} for {spoken_pass(self.horizon, checkpoint)}: too much"
+            for checkpoint, size in self.tried[:-1]
+        ]
+        return "\n".join([f"use backward=mixed_mode({self.checkpoint}): {chosen}", *refused])
+
+
+def spoken_pass(horizon: int, checkpoint: tuple[int, ...]) -> str:
+    """Say what a backward pass keeps, and what it costs."""
+    kept = num_stored(horizon, checkpoint)
+    states = "every state" if kept == horizon else f"{kept} of {horizon} states"
+    return f"{states}, at about {1 + BACKWARD + len(checkpoint):.0f} trainings"
 
 
 def plan(
@@ -91,7 +108,8 @@ def plan(
     """Choose the fastest backward pass whose compiled program stays within `memory`.
 
     Passes are tried from the fastest to the leanest: every state stored, then one, two and three
-    levels of segments. The compiler states their memory; nothing is run.
+    levels of segments, each of which trains once more. The compiler states their memory; nothing is run.
+    Print the plan: it says the trade in words, memory against trainings.
 
     **Cost:** one compilation for each pass tried, up to four.
 
@@ -110,12 +128,11 @@ def plan(
     check_whole("num_seeds", num_seeds)
     check_bytes(memory)
     check_step(problem, hparams, real=True)
-    ladder = [(), sqrt_checkpoint(horizon), *(nested_checkpoint(horizon, n) for n in (2, 3))]
     one = jax.eval_shape(lambda h: init_state(problem, jax.random.key(0), h), hparams)
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in tree.floats(one))
     # the states alone bound the memory from below: a pass that cannot fit is not compiled
     state_bytes *= num_seeds
-    lowest = {c: state_bytes * num_stored(horizon, c) for c in dict.fromkeys(ladder)}
+    lowest = {c: state_bytes * num_stored(horizon, c) for c in segment_ladder(horizon)}
     tried = []
     for checkpoint in lowest:
         if lowest[checkpoint] > memory:
@@ -131,7 +148,7 @@ def plan(
         num_bytes = temporary_bytes(lowered.compile())
         tried.append((checkpoint, num_bytes))
         if num_bytes <= memory:
-            return Plan(backward, checkpoint, num_bytes, tuple(tried))
+            return Plan(backward, checkpoint, num_bytes, tuple(tried), horizon)
     least = min(size for _, size in tried)
     raise ValueError(
         f"memory is {memory} bytes, expected at least {least} for horizon = {horizon}; raise it, shorten "
