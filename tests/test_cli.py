@@ -346,7 +346,11 @@ def test_every_command_has_the_common_flags():
     names = "tune run resume replay export report flatness verify recommend list completion"
     assert set(cli.COMMANDS) == set(names.split())
     for one in cli.COMMANDS.values():
-        assert {"--json", "--quiet", "--no-color"} <= set(flags_of(one))
+        flags = set(flags_of(one))
+        assert {"--json", "--quiet", "--no-color"} <= flags
+        assert ("--arg" in flags) == ({"--cache", "--no-cache"} <= flags), (
+            "what takes a task compiles"
+        )
 
 
 def test_json_of_list_report_export_and_completion(finished, capsys, monkeypatch, tmp_path):

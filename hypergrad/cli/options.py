@@ -4,12 +4,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
 from hypergrad.cli.lines import drop
 from hypergrad.cli.loading import known_tasks
+from hypergrad.cli.programs import VARIABLE, keep_programs
 from hypergrad.tuning.settings import OPTION, Option, Settings, check_options
 
 OF_TASK = ("data", "label", "horizon", "arg")
@@ -23,11 +25,13 @@ class Shown(NamedTuple):
         as_json: Whether to print one JSON object, for machines.
         quiet: Whether to print the result only.
         color: Whether to use colours.
+        programs: Folder in which compiled programs are kept.
     """
 
     as_json: bool
     quiet: bool
     color: bool
+    programs: Path | None = None
 
 
 def command(
@@ -44,12 +48,16 @@ def command(
     Returns:
         A decorator for `(Shown, **given) -> exit status`.
     """
+    compiles = any(one.name == "arg" for one in params)  # it takes a task
 
     def made(function: Callable[..., int]) -> click.Command:
         def callback(as_json: bool, quiet: bool, no_color: bool, **given: Any) -> int:
+            kept = None
+            if compiles:
+                kept = keep_programs(given.pop("cache"), given.pop("no_cache"))
             if no_color:
                 os.environ["NO_COLOR"] = "1"  # rich and whatever else a task imports read it
-            shown = Shown(as_json, quiet, not os.environ.get("NO_COLOR"))
+            shown = Shown(as_json, quiet, not os.environ.get("NO_COLOR"), kept)
             try:
                 status = function(shown, **{n: v for n, v in given.items() if v is not None})
                 sys.stdout.flush()
@@ -60,7 +68,7 @@ def command(
 
         return click.Command(
             name,
-            params=[*params, *_common()],
+            params=[*params, *(_programs() if compiles else ()), *_common()],
             callback=callback,
             help=text[0].upper() + text[1:] + ".",
             short_help=text,
@@ -68,6 +76,26 @@ def command(
         )
 
     return made
+
+
+def _programs() -> list[click.Parameter]:
+    text = f"folder of compiled programs (default: ${VARIABLE}, or ~/.cache/hypergrad)"
+    folder = click.Option(
+        ["--cache"],
+        metavar="DIR",
+        help=text,
+        shell_complete=_completer("DIR"),
+        callback=_read_cache,
+    )
+    return [folder, flag("--no-cache", f"keep no compiled programs, as with {VARIABLE}=off")]
+
+
+def _read_cache(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    if value is not None and not value.strip():
+        raise ValueError(
+            "--cache is empty, expected a folder; pass e.g. --cache ~/programs, or --no-cache"
+        )
+    return value
 
 
 def _common() -> list[click.Parameter]:

@@ -153,7 +153,7 @@ def _show(
 
     for name in logs:
         check_name("--log", name, LOGS)
-    bar = terminal.Bar(quiet=shown.quiet, color=shown.color)
+    bar = terminal.Bar(quiet=shown.quiet, color=shown.color, programs=shown.programs)
     callbacks = [bar.callback, *(log(name, out) for name in dict.fromkeys(logs))]
     again = shlex.join(["hypergrad", "resume", str(out), task])
     try:

@@ -6,16 +6,21 @@ import sys
 import time
 import warnings
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hypergrad.cli.lines import say
+from hypergrad.cli.programs import FirstStep
 from hypergrad.report.notes import shown_notes
 from hypergrad.report.text import visible
 from hypergrad.study import Callback, Ended, Progress
 from hypergrad.study.disk.files import to_plain
 from hypergrad.tuners import TUNERS
+
+COMPILING = "first"
+"""Name of the bar that is shown until the first step is done."""
 
 
 class Bar:
@@ -24,10 +29,13 @@ class Bar:
     Args:
         quiet: Whether to show nothing.
         color: Whether colours may be used.
+        programs: Folder of compiled programs, where it is noted how long the first step took.
     """
 
-    def __init__(self, quiet: bool, color: bool):
+    def __init__(self, quiet: bool, color: bool, programs: Path | None = None):
         self.quiet = quiet
+        self.programs = programs
+        self.waiting: tuple[FirstStep, float] | None = None
         self.progress: Any = None
         self.tasks: dict[str, Any] = {}
         self.first: dict[str, tuple[int, float]] = {}
@@ -53,14 +61,32 @@ class Bar:
         return Callback(start=self._start, step=self._step, end=self._end)
 
     def _start(self, description: dict[str, Any]) -> None:
+        first = FirstStep(self.programs, description)
+        self.waiting = first, time.monotonic()
+        known = "" if first.last is None else f", which took {first.last:.0f} s the last time"
+        text = f"compiling the first step{known}"
         if self.progress is not None:
             self.progress.start()
+            self.tasks[COMPILING] = self.progress.add_task(COMPILING, total=None, text=text)
+        elif not self.quiet:
+            say(text, error=True)
 
     def _end(self, study: Ended | None) -> None:
         if self.progress is not None:
             self.progress.stop()
 
+    def _compiled(self) -> None:
+        """Note that the first step is done."""
+        if self.waiting is None:
+            return
+        first, began = self.waiting
+        self.waiting = None
+        first.note(time.monotonic() - began)
+        if self.progress is not None:
+            self.progress.remove_task(self.tasks.pop(COMPILING))
+
     def _step(self, now: Progress) -> None:
+        self._compiled()
         parts = [f"loss {now.value:.4f}  best {now.best:.4f}"] if now.hparams else []
         search = now.phase not in (*TUNERS, "judge")
         if search:
