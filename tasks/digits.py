@@ -1,5 +1,8 @@
 """Handwritten digits (scikit-learn, 1797 images of 8x8): the schedules of SGD for an MLP."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,17 +82,28 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
 
 def load(seed: int = 0) -> Splits:
     """Load the digits, scaled to [0, 1] and split into 1000, 400 and 397."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ValueError(
-            "task 'digits' needs scikit-learn, which is not installed; "
-            "install the extra: pip install 'hypergrad-jax[zoo]'"
-        ) from error
-    images, labels = map(np.asarray, load_digits(return_X_y=True))
+    images, labels = _read()
     order = np.random.default_rng(seed).permutation(len(labels))
     parts = np.split(order, [1000, 1400])
     return take((images / 16).astype(np.float32), labels.astype(np.int32), parts)
+
+
+def _read() -> tuple[np.ndarray, np.ndarray]:
+    """Read the images and labels from the file in scikit-learn, whose import takes longer than all the rest."""
+    found = find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise ValueError(
+            "task 'digits' needs scikit-learn, which is not installed; "
+            "install the extra: pip install 'hypergrad-jax[zoo]'"
+        )
+    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():
+        table = np.loadtxt(path, delimiter=",")
+        return table[:, :-1], table[:, -1]
+    from sklearn.datasets import load_digits
+
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
+    return images, labels
 
 
 def optimizer(hparams):

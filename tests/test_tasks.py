@@ -420,6 +420,16 @@ def test_digits_sizes_and_dimensions():
     assert task.test(task.problem.init(KEY, hparams), hparams).shape == (397,)
 
 
+def test_the_digits_are_those_of_scikit_learn_without_its_import(monkeypatch):
+    datasets = pytest.importorskip("sklearn.datasets")
+    found = digits._read()
+    expected = datasets.load_digits(return_X_y=True)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    monkeypatch.setattr(datasets, "load_digits", None)
+    digits.load()
+
+
 def test_missing_scikit_learn_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
