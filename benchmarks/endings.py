@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fault_cases import CASES, SIGNALS, end, messages, settings_of, task_of
+from hypergrad.core.files import read_json
 from hypergrad.study import Callback, has_begun
-from hypergrad.study.disk.files import read_json
 from hypergrad.tuners import TUNERS, is_read
 from hypergrad.tuning.settings import Settings
 

@@ -42,8 +42,8 @@ from benchmarks.fault_cases import (
     undisturbed,
 )
 from benchmarks.record import Figure, Results, markdown
+from hypergrad.core.files import parse_json, read_json, write_json
 from hypergrad.study.disk import checkpoint, journal
-from hypergrad.study.disk.files import parse_json, read_json, write_json
 from hypergrad.study.disk.folder import create
 
 __all__ = [

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from hypergrad import study
 from hypergrad.cli import main as cli
+from hypergrad.core import files
 from hypergrad.core.solve import identity
 from hypergrad.estimators.policies import (
     Network,
@@ -33,7 +34,6 @@ from hypergrad.estimators.policies import (
 from hypergrad.report import diagrams, extras, style
 from hypergrad.report.page import write_report
 from hypergrad.space import Choice, LogReal, default
-from hypergrad.study.disk import files
 from hypergrad.testing import assert_close
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import ControllerWarning, clipped, controller, policy_adam

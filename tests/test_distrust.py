@@ -13,9 +13,9 @@ from click.shell_completion import ShellComplete
 
 from hypergrad import study
 from hypergrad.cli import main as cli, terminal
+from hypergrad.core.files import write_json
 from hypergrad.study import Progress, StudyWarning, jsonl
 from hypergrad.study.disk.description import mend_description
-from hypergrad.study.disk.files import write_json
 from hypergrad.study.disk.folder import create
 from hypergrad.study.disk.journal import Journal, encode_line
 from tests.disk import KEY, ROOT, toy

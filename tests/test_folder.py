@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from hypergrad import study
+from hypergrad.core.files import open_file, write_json
 from hypergrad.study.disk import checkpoint
-from hypergrad.study.disk.files import open_file, write_json
 from hypergrad.study.disk.folder import create, lock
 from hypergrad.study.disk.journal import Journal, read_records
 from tests.disk import ROOT, refused, toy

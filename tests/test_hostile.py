@@ -16,9 +16,10 @@ import pytest
 from benchmarks import faults
 from hypergrad import study
 from hypergrad.cli import main as cli
+from hypergrad.core import stored
+from hypergrad.core.files import read_json, write_json
 from hypergrad.report.results import load_results
 from hypergrad.study.disk import checkpoint
-from hypergrad.study.disk.files import read_json, write_json
 from hypergrad.tuning.provenance import describe_study
 from hypergrad.tuning.settings import Settings
 from tasks import quadratic
@@ -112,7 +113,7 @@ def npz(**changes):
             for name, data in members.items():
                 archive.writestr(name, data)
         with open(path, "rb") as file:
-            about = {"bytes": path.stat().st_size, "npz": checkpoint._digest(file)}
+            about = {"bytes": path.stat().st_size, "npz": stored._digest(file)}
         sealed(path.with_suffix(".json").name, **about)(folder)
 
     return apply

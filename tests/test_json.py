@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from hypergrad.study.disk.files import parse_json, read_json, to_plain, write_json
+from hypergrad.core.files import parse_json, read_json, to_plain, write_json
 from tests.disk import refused
 
 pytestmark = pytest.mark.usefixtures("no_waiting")

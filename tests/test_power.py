@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks import faults, power
 from hypergrad import study
-from hypergrad.study.disk import files, journal
+from hypergrad.core import files
+from hypergrad.study.disk import journal
 from tests.disk import KEY, toy
 
 NUM = 25

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from hypergrad.cli.main import main
+from hypergrad.core.files import MAX_BYTES, write_json
 from hypergrad.report import figures, page as report, results, style
 from hypergrad.report.text import number
 from hypergrad.space import Choice, LogReal, Real, Sequence, describe_space, space_from_description
 from hypergrad.study import StudyWarning
 from hypergrad.study.disk.description import FORMAT
-from hypergrad.study.disk.files import MAX_BYTES, write_json
 
 pytest.importorskip("matplotlib", reason="the report is an extra")
 pytest.importorskip("jinja2", reason="the report is an extra")

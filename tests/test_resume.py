@@ -18,10 +18,10 @@ import pytest
 
 import hypergrad as hg
 from hypergrad.cli import main as cli
+from hypergrad.core.files import read_json, write_json
 from hypergrad.problem import Problem, Task
 from hypergrad.space import Choice, LogReal, Real, Sequence, describe_space
 from hypergrad.study import StudyWarning
-from hypergrad.study.disk.files import read_json, write_json
 from hypergrad.study.disk.journal import read_records
 from hypergrad.train import split_key
 from hypergrad.tuning.provenance import describe_study, final_digest, settings_of

@@ -12,12 +12,12 @@ from hypothesis import example, given, settings as fuzz, strategies as st
 from benchmarks import faults
 from benchmarks.fault_cases import needs
 from hypergrad import study
+from hypergrad.core.files import parse_json
 from hypergrad.schedulers import SCHEDULERS
 from hypergrad.searchers import Trials
 from hypergrad.study import StudyWarning
 from hypergrad.study.disk import checkpoint
 from hypergrad.study.disk.description import decode_key, encode_key
-from hypergrad.study.disk.files import parse_json
 from hypergrad.study.disk.journal import encode_line
 from hypergrad.study.disk.machine import describe_machine, machine_differences
 from hypergrad.tuners import METHODS, Tuner

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from hypergrad.core.files import read_json, write_json
 from hypergrad.core.memory import (
     SHARE,
     recorded_memory,
@@ -16,7 +17,6 @@ from hypergrad.estimators.policies import relaxed
 from hypergrad.estimators.unrolled import adjoint
 from hypergrad.estimators.unrolled.adjoint import choose_checkpoint, num_stored
 from hypergrad.study import Callback
-from hypergrad.study.disk.files import read_json, write_json
 from hypergrad.train import init_state
 from hypergrad.tuning.resume import resume
 from hypergrad.tuning.tune import tune

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
+from hypergrad.core import files
 from hypergrad.report.text import number
 from hypergrad.report.trials import columns
 from hypergrad.searchers import Trials
 from hypergrad.study import callbacks, export
-from hypergrad.study.disk import description, files, folder, journal
+from hypergrad.study.disk import description, folder, journal
 from hypergrad.tuning.settings import Settings
 from tasks import quadratic
 

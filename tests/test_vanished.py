@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hypergrad import study
-from hypergrad.study.disk.files import failed
+from hypergrad.core.files import failed
 from hypergrad.study.disk.folder import check_folder_name, create
 from hypergrad.study.disk.journal import check_journal, read_records
 from hypergrad.study.export import write

@@ -89,8 +89,8 @@ def load_recorded(command: str, directory: str, given: dict[str, Any]) -> "Task"
         directory: Folder of the study.
         given: Options of the command, with `allow_changes`, and with `task` where it is named.
     """
+    from hypergrad.core.files import to_plain
     from hypergrad.study import StudyWarning, read_description
-    from hypergrad.study.disk.files import to_plain
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StudyWarning)  # the next reader warns, in one line

@@ -13,10 +13,10 @@ import numpy as np
 
 from hypergrad.cli.lines import say
 from hypergrad.cli.programs import FirstStep
+from hypergrad.core.files import to_plain
 from hypergrad.report.notes import shown_notes
 from hypergrad.report.text import visible
 from hypergrad.study import Callback, Ended, Progress
-from hypergrad.study.disk.files import to_plain
 from hypergrad.tuners import TUNERS
 
 COMPILING = "first"

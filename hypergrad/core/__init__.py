@@ -7,6 +7,7 @@
 - `checks`: Shared checks of a caller's arguments, made before anything compiles.
 - `draws`: Find random draws whose distribution depends on a value, and that lose its derivative.
 - `equinox`: Equinox modules as init and apply: `from_equinox`.
+- `files`: Files that a crash cannot tear: writes that are whole or absent, and JSON from untrusted sources.
 - `flax`: Flax modules as init and apply: `from_linen`, `from_nnx`.
 - `flow`: Follow values through a traced program: what reaches what, and whether two programs are the same.
 - `haiku`: Haiku functions as init and apply: `from_haiku`.
@@ -32,6 +33,7 @@
 - `solve`: Linear solvers for A x = b, where A is known by its products alone.
 - `spans`: How far the indices of a traced program reach, and which of them lie past the array that they
   index.
+- `stored`: Any pytree of arrays and PRNG keys in a file, to the bit, without pickle.
 - `systems`: The contract of the linear solvers, and what they share: flat vectors, and how well a system
   was solved.
 - `tree`: The pytree algebra that `optax.tree` lacks: names of leaves, floats apart from the rest.

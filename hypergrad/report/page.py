@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hypergrad.core.checks import library
+from hypergrad.core.files import FOLDER_MODE, failed, write_bytes
 from hypergrad.report import contents, diagrams, figures
 from hypergrad.report.leaves import tuned_leaves
 from hypergrad.report.results import Results, load_results
 from hypergrad.report.sentences import ends
 from hypergrad.report.style import NARROW, WIDE, png, svg
 from hypergrad.report.text import clean, clean_lines, visible
-from hypergrad.study.disk.files import FOLDER_MODE, failed, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hypergrad.core.files import read_json
 from hypergrad.report.diagrams import MAX_NODES, Diagram, is_graph
 from hypergrad.report.notes import is_notes
 from hypergrad.report.style import Curve
 from hypergrad.report.text import clean
 from hypergrad.space import Dimension, space_from_description
 from hypergrad.study.disk.description import check_format, read_either
-from hypergrad.study.disk.files import read_json
 from hypergrad.study.disk.folder import check_folder
 
 FLATNESS_FILE = "flatness.json"

@@ -10,7 +10,7 @@
 
 from hypergrad.study.callbacks import Callback, CallbackWarning, Ended, Listeners, Progress, jsonl
 from hypergrad.study.disk.description import begin, has_begun, read_description
-from hypergrad.study.disk.files import StudyWarning
+from hypergrad.study.disk.folder import StudyWarning
 from hypergrad.study.export import load_schedule
 from hypergrad.study.loggers import LOGS, log, tensorboard, wandb
 from hypergrad.study.resume import Trial, replay_trial, resume_run

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from hypergrad.core.checks import check_kind
+from hypergrad.core.files import open_file, to_plain
 from hypergrad.core.types import HParams
 from hypergrad.searchers import Trials
-from hypergrad.study.disk.files import open_file, to_plain
 
 
 class Progress(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 
 from hypergrad import space as spaces
 from hypergrad.core.checks import check_name
-from hypergrad.study.disk.files import MAX_BYTES, parse_json, to_plain, write_bytes
+from hypergrad.core.files import MAX_BYTES, parse_json, to_plain, write_bytes
 
 HPARAMS_FORMAT = "hypergrad.hparams"
 

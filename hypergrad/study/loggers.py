@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from hypergrad.core.checks import library
+from hypergrad.core.files import to_plain
 from hypergrad.study.callbacks import Callback, Ended, Progress, jsonl, scalars
-from hypergrad.study.disk.files import to_plain
 
 
 def tensorboard(directory: str | Path) -> Callback:

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from hypergrad.core.checks import check_kind
+from hypergrad.core.files import ADVICE
 from hypergrad.core.types import Key
 from hypergrad.searchers import Trials
 from hypergrad.study.disk import checkpoint, records
 from hypergrad.study.disk.description import decode_key, mend_description, read_description
-from hypergrad.study.disk.files import ADVICE, StudyWarning
-from hypergrad.study.disk.folder import Folder, check_folder, lock
+from hypergrad.study.disk.folder import Folder, StudyWarning, check_folder, lock
 from hypergrad.study.disk.journal import read_records
 from hypergrad.study.disk.machine import machine_differences
 from hypergrad.study.disk.recorder import Recorder

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import curvature as cv, space as spaces, study
-from hypergrad.core import tree
+from hypergrad.core import files, tree
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
 from hypergrad.populations import per_shape
 from hypergrad.problem import Problem, Task, split_loss
 from hypergrad.report.results import FLATNESS_FILE, Flatness, load_results
-from hypergrad.study.disk import files, folder
+from hypergrad.study.disk import folder
 from hypergrad.train import carried, init_state, trained, unroll, with_parts
 from hypergrad.tuning.build import keys_of
 from hypergrad.tuning.provenance import settings_of

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 
 from hypergrad.core.checks import is_whole
+from hypergrad.core.files import read_json, to_plain
 from hypergrad.core.memory import states_memory
 from hypergrad.problem import Task
 from hypergrad.report.study import Study
 from hypergrad.space import describe_space, space_from_description
 from hypergrad.study.disk.description import FORMAT
-from hypergrad.study.disk.files import read_json, to_plain
 from hypergrad.study.disk.machine import describe_machine
 from hypergrad.tuners import TUNERS
 from hypergrad.tuning.build import NAMES, check_task, layout_of, width

@@ -14,6 +14,7 @@ import numpy as np
 from hypergrad import space as spaces, study
 from hypergrad.core import tree
 from hypergrad.core.cautions import UnreadWarning
+from hypergrad.core.files import write_json
 from hypergrad.core.methods import StepCost
 from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.estimators.advice import StructuralZeroWarning
@@ -23,7 +24,6 @@ from hypergrad.report.study import Study
 from hypergrad.schedulers.base import SchedulerWarning
 from hypergrad.searchers import SearcherWarning, Trials, final_values
 from hypergrad.study import Callback, Listeners, Progress, StudyWarning
-from hypergrad.study.disk.files import write_json
 from hypergrad.study.disk.folder import Folder, create, lock
 from hypergrad.study.disk.journal import check_journal
 from hypergrad.study.disk.recorder import Unrecorded

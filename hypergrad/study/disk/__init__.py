@@ -1,10 +1,9 @@
-"""A study on disk: files, folder, journal, checkpoints and records.
+"""A study on disk: folder, journal, checkpoints and records.
 
 - `checkpoint`: The state of a tuner on disk: any pytree of arrays and PRNG keys, to the bit, without
   pickle.
 - `description`: The description of a study: `study.json`, written twice, so that one flipped bit does not
   end it.
-- `files`: Files that a crash cannot tear: writes that are whole or absent, and JSON from untrusted sources.
 - `folder`: The folder of a study: files that survive a crash and are safe to open, whoever wrote them.
 - `journal`: An append-only journal of a study's steps: a line of JSON each, with a checksum, on disk before
   it counts.

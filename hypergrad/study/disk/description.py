@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypergrad.core.files import ADVICE, read_json, write_json
 from hypergrad.core.types import Key
-from hypergrad.study.disk.files import ADVICE, StudyWarning, read_json, write_json
-from hypergrad.study.disk.folder import Folder
+from hypergrad.study.disk.folder import Folder, StudyWarning
 from hypergrad.study.disk.journal import MAX_STEPS
 from hypergrad.study.disk.machine import describe_machine
 

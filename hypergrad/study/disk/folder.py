@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hypergrad.core.checks import describe
-from hypergrad.study.disk.files import FOLDER_MODE, is_link, open_file, sync_folder
+from hypergrad.core.files import FOLDER_MODE, is_link, open_file, sync_folder
 
 MAX_NAME = 200
 """Most bytes of a folder's name as UTF-8; file systems allow 255."""
@@ -44,6 +44,10 @@ FOLDERS = ("figures", "random", "tensorboard", "wandb")
 
 _BEFORE = ("lock", "study.json.tmp", "study-copy.json", "study-copy.json.tmp")
 """Names that a process may leave when it is killed before its study begins."""
+
+
+class StudyWarning(UserWarning):
+    """A study's folder was damaged and repaired, or this machine differs from the earlier one."""
 
 
 class Folder(NamedTuple):

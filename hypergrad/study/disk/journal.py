@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from hypergrad.study.disk.files import (
+from hypergrad.core.files import (
     ADVICE,
     MAX_BYTES,
     check_room,

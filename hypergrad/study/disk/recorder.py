@@ -9,7 +9,7 @@ import jax
 from hypergrad.core.types import Key, PyTree
 from hypergrad.searchers import Trials
 from hypergrad.study.disk import checkpoint, records
-from hypergrad.study.disk.files import StudyWarning
+from hypergrad.study.disk.folder import StudyWarning
 from hypergrad.study.disk.journal import Journal
 from hypergrad.tuners import Tuner
 

@@ -25,11 +25,10 @@ FILE_MODE, FOLDER_MODE = 0o600, 0o700
 
 ADVICE = "the file is damaged or was edited; restore it from a copy, or start a new study"
 
+RESUME = "then continue with `hypergrad resume`"
+"""What to do once a disk takes files of a study again."""
+
 _SEAL = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",')
-
-
-class StudyWarning(UserWarning):
-    """A study's folder was damaged and repaired, or this machine differs from the earlier one."""
 
 
 def to_plain(value: Any) -> Any:
@@ -99,7 +98,9 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, temporary: Path | None = None, mode: int = FILE_MODE) -> Iterator[int]:
+def replacing(
+    path: Path, temporary: Path | None = None, mode: int = FILE_MODE, then: str = RESUME
+) -> Iterator[int]:
     """Give the descriptor of a new file that replaces `path` at the end of the block.
 
     A crash leaves the old file or the new one, never a part, and so does a full disk.
@@ -108,6 +109,7 @@ def replacing(path: Path, temporary: Path | None = None, mode: int = FILE_MODE) 
         path: Path of the file.
         temporary: Path at which it is written first; where None, `path` and `.tmp`, for a single writer.
         mode: Permissions of the file, less those that the process's umask takes.
+        then: What to do where the disk refuses, for the error.
 
     Raises:
         ValueError: where the disk refuses.
@@ -124,7 +126,7 @@ def replacing(path: Path, temporary: Path | None = None, mode: int = FILE_MODE) 
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise failed("write", path, error) from error
+        raise failed("write", path, error, then) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -145,11 +147,12 @@ def write_bytes(
         write_all(fd, data)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any], then: str = RESUME) -> None:
     """Write a JSON object whose first entry is the SHA-256 of the bytes after it, whole or not at all."""
     body = json.dumps(to_plain(value), allow_nan=False, indent=1).encode()[1:] + b"\n"
     seal = hashlib.sha256(body).hexdigest().encode()
-    write_bytes(path, b'{\n "sha256": "%s",%s' % (seal, body))
+    with replacing(path, then=then) as fd:
+        write_all(fd, b'{\n "sha256": "%s",%s' % (seal, body))
 
 
 def read_json(path: Path, advice: str = ADVICE) -> dict[str, Any]:
@@ -224,16 +227,13 @@ def is_link(path: str | Path) -> ValueError:
     return ValueError(text)
 
 
-def failed(action: str, path: Path, error: OSError) -> ValueError:
+def failed(action: str, path: Path, error: OSError, then: str = RESUME) -> ValueError:
     """Say in one line what the system refused to do, and what helps."""
     cure = _CURES.get(error.errno or 0, "make room or allow it")
     if error.errno in _GONE:
         cure = f"{str(path.parent)!r} was renamed or deleted, or is on a disk that is gone: "
         cure += "give it its name again, or restore it from a copy"
-    return ValueError(
-        f"cannot {action} {str(path)!r}: {error.strerror or error}; {cure}, "
-        "then continue with `hypergrad resume`"
-    )
+    return ValueError(f"cannot {action} {str(path)!r}: {error.strerror or error}; {cure}, {then}")
 
 
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV)
