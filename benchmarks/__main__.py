@@ -18,6 +18,8 @@ NAMES = {
     "bilevel": "time to the solution of a stochastic quadratic, beside jaxopt's L-BFGS",
     "controller": "one policy for architecture and optimizer: with and without the response, DARTS, CE, PBT",
     "chaotic": "hypergradient descent from a chaotic start: reverse, truncated, PES, NRES, ES",
+    "odds": "hypergradient of a dropout rate: pathwise, relaxed at three temperatures, evolved",
+    "precision": "what sixteen bits take of a hypergradient, and whether the certificate says so",
     "many": "32 hypergradients at once, and one device a core, against a loop",
     "hypercleaning": "finding flipped labels by tuning a weight for every example",
     "configurations": "576 small networks a data set, trained and measured, for the two after this one",
