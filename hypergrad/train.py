@@ -10,7 +10,7 @@ import optax
 
 from hypergrad.core import tree
 from hypergrad.core.autodiff import smooth
-from hypergrad.core.checks import check_share, describe
+from hypergrad.core.checks import check_share, describe, is_whole
 from hypergrad.core.resting import rested
 from hypergrad.core.scans import check_checkpoint, nested_scan
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree, Variables
@@ -223,8 +223,12 @@ def unroll(
         The state after the last step.
 
     Raises:
-        ValueError: for an invalid `checkpoint`.
+        ValueError: for a negative number of steps, or an invalid `checkpoint`.
     """
+    if not is_whole(num_steps) or num_steps < 0:
+        raise ValueError(
+            f"num_steps is {describe(num_steps)}, expected a whole number of at least 0; pass e.g. num_steps=10"
+        )
     if checkpoint:
         check_checkpoint(checkpoint)
     return unroll_losses(problem, hparams, state, num_steps, checkpoint=checkpoint)[0]

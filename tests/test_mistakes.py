@@ -57,6 +57,10 @@ def tune(space=SPACE, horizon=3, method="random", settings=None, **parts):
     return lambda: hg.tune(made, space, horizon=horizon, method=method, **(settings or {}))
 
 
+def task():
+    return hg.Task("mistaken", PROBLEM, SPACE, 3, None, "", True)
+
+
 def estimate(key=KEY, hparams=H, **parts):
     return lambda: reverse(PROBLEM._replace(**parts), 3).estimate(key, (), hparams)
 
@@ -292,6 +296,34 @@ MISTAKES = {
     "a word for a method": (tune(method="gradient"), ("did you mean 'descent'?",)),
     "another tool's word": (tune(settings={"n_trials": 10}), ("did you mean 'budget'?",)),
     "a rate as a setting": (tune(settings={"lr": 0.1}), ("did you mean 'learning_rate'?",)),
+    "a function as callbacks": (
+        tune(settings={"callbacks": print}),
+        ("<built-in function print>, expected a Callback; pass e.g. Callback(step=print)",),
+    ),
+    "a negative number of steps": (
+        lambda: hg.unroll(PROBLEM, H, None, -1),
+        ("num_steps is -1, expected a whole number of at least 0",),
+    ),
+    "steps that are a float": (
+        lambda: hg.unroll(PROBLEM, H, None, 2.0),
+        ("num_steps is 2.0, expected a whole number",),
+    ),
+    "the folder before the task": (
+        lambda: hg.resume("runs/mine", task()),
+        ("directory is Task(", "pass the task first, as in hypergrad.resume(task, 'runs/mine')"),
+    ),
+    "a word for overwrite": (
+        tune(settings={"storage": "runs/never", "overwrite": "yes"}),
+        ("overwrite is 'yes', expected True or False",),
+    ),
+    "a file for a folder": (
+        tune(settings={"storage": __file__}),
+        ("storage is '", "a file, expected a folder"),
+    ),
+    "a folder that is not free": (
+        tune(settings={"storage": str(ROOT)}),
+        ("storage is '", "which is not empty, expected a new folder", "pass overwrite=True"),
+    ),
     "a storage that is no path": (
         tune(settings={"storage": 3}),
         ("storage is 3, expected the path of a folder",),
@@ -320,6 +352,18 @@ def test_a_mistake_is_one_line_that_helps(name):
         assert fragment in message, message
     assert "\n" not in message and len(message) < 600 and ", expected " in message
     assert len(compiled) <= 1, "nothing of the user's compiles before it is refused"
+
+
+def test_one_callback_needs_no_list():
+    done = []
+    hg.tune(
+        task(),
+        method="random",
+        budget=2,
+        eval_seeds=2,
+        callbacks=hg.study.Callback(end=done.append),
+    )
+    assert len(done) == 1
 
 
 WORDS = {

@@ -49,6 +49,14 @@ GROUP = click.Group(
 click.version_option(hypergrad.__version__, message="hypergrad-jax %(version)s")(GROUP)
 
 
+AS_FLAGS = {
+    "storage is ": "--out is ",
+    "allow_changes=True": "--allow-changes",
+    "overwrite=True": "--overwrite",
+}
+"""What Python calls an argument, and what the command line calls it."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -68,13 +76,20 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         if os.environ.get("HYPERGRAD_TRACEBACK"):
             raise
-        text = " ".join(str(error).split())
+        text = _in_flags(" ".join(str(error).split()))
     except OSError as error:
         name = f" {str(error.filename)[:80]!r}" if error.filename else ""
         text = f"the system refuses{name}: {error.strerror or error}"
     except click.Abort:
         return fail("ended by Ctrl-C before there was a result", studies.INTERRUPTED, argv)
     return fail(text, 2, argv)
+
+
+def _in_flags(text: str) -> str:
+    """Say in the words of the command line what an error says in those of Python."""
+    for ours, flag in AS_FLAGS.items():
+        text = text.replace(ours, flag)
+    return text
 
 
 def _said(error: click.UsageError) -> str:

@@ -72,7 +72,7 @@ def may_change(objects: list[Any]) -> bool:
 
 def contents(objects: list[Any]) -> list[Any]:
     """Return what objects hold, to be compared before and after a call: identities, and checksums of arrays."""
-    return [_checksum(x) if _is_buffer(x) else tuple(map(id, _within(x))) for x in objects]
+    return [_sum_of(x) if _is_buffer(x) else tuple(map(id, _within(x))) for x in objects]
 
 
 def reads_iterators(objects: list[Any]) -> bool:
@@ -99,7 +99,7 @@ def _is_buffer(x: Any) -> bool:
     return isinstance(x, (np.ndarray, bytearray))
 
 
-def _checksum(x: Any) -> int:
+def _sum_of(x: Any) -> int:
     """Return a checksum of the bytes of a buffer; of a large one, of evenly spaced numbers."""
     if isinstance(x, np.ndarray) and x.dtype.hasobject:
         return zlib.crc32(repr(list(map(id, x.reshape(-1)[:MAX_OBJECTS]))).encode())

@@ -100,11 +100,13 @@ class Listeners:
     """The callbacks of one study. One that raises is not called again: the study continues with a warning.
 
     Args:
-        callbacks: Callbacks, in the order in which they are called.
+        callbacks: Callbacks, in the order in which they are called, or one.
     """
 
-    def __init__(self, callbacks: Iterable[Callback]):
-        self._callbacks = list(callbacks)
+    def __init__(self, callbacks: Iterable[Callback] | Callback):
+        one = isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable)
+        given: Any = [callbacks] if one else callbacks
+        self._callbacks: list[Callback] = list(given)
         for index, callback in enumerate(self._callbacks):
             check_kind(f"callbacks[{index}]", callback, Callback, "Callback(step=print)")
 

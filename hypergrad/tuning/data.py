@@ -88,7 +88,7 @@ def check_same_data(here: Data, described: Mapping[str, Any]) -> None:
     if changed:
         raise ValueError(
             f"the data that {', '.join(changed)!s:.200} reads changed since the study was started, expected "
-            "the same; restore them, or pass --allow-changes"
+            "the same; restore them, or pass allow_changes=True"
         )
 
 

@@ -52,7 +52,7 @@ def settings_of(task: Task, described: dict[str, Any], allow_changes: bool) -> S
     if changed and not allow_changes:
         raise ValueError(
             f"{', '.join(changed)} changed since the study was started, expected the same source; restore it, "
-            "or pass --allow-changes"
+            "or pass allow_changes=True"
         )
     data = data_of(check_task(task, settings))
     if not allow_changes:

@@ -73,6 +73,11 @@ def check_folder_name(name: str, argument: str) -> str:
 
 def check_folder(directory: str | os.PathLike[str]) -> Path:
     """Return the path of a folder that holds no symbolic link, or raise a `ValueError`."""
+    if not isinstance(directory, (str, os.PathLike)):
+        raise ValueError(
+            f"directory is {describe(directory)}, expected the path of a study's folder; pass the task first, "
+            "as in hypergrad.resume(task, 'runs/mine')"
+        )
     path = Path(directory)
     if not path.is_dir():
         raise ValueError(
@@ -173,8 +178,12 @@ def create(directory: str | Path, overwrite: bool = False) -> Iterator[Folder]:
         raise ValueError(
             f"storage is {describe(directory)}, expected the path of a folder; pass e.g. 'runs/mine'"
         )
+    if not isinstance(overwrite, bool):
+        raise ValueError(
+            f"overwrite is {describe(overwrite)}, expected True or False; pass overwrite=True to replace it"
+        )
     path = Path(directory)
-    check_folder_name(path.absolute().name, "out")
+    check_folder_name(path.absolute().name, "storage")
     _check_free(path, overwrite)  # before anything is made
     try:
         made = [place for place in (path, *path.parents) if not place.exists()]
@@ -184,7 +193,7 @@ def create(directory: str | Path, overwrite: bool = False) -> Iterator[Folder]:
             sync_folder(place.parent)
     except OSError as error:
         raise ValueError(
-            f"out is {str(path)!r}, which cannot be made ({error.strerror}); name a folder you may write"
+            f"storage is {str(path)!r}, which cannot be made ({error.strerror}); name a folder you may write"
         ) from error
     with lock(path) as folder:
         _check_free(path, overwrite)  # another process may have been faster
@@ -194,17 +203,17 @@ def create(directory: str | Path, overwrite: bool = False) -> Iterator[Folder]:
 
 def _check_free(path: Path, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
-        raise ValueError(f"out is {str(path)!r}, a file, expected a folder; name another one")
+        raise ValueError(f"storage is {str(path)!r}, a file, expected a folder; name another one")
     if not path.is_dir() or all(e.name in _BEFORE for e in path.iterdir()):
         return
     if not overwrite:
         raise ValueError(
-            f"out is {str(path)!r}, which is not empty, expected a new folder; name another one, "
-            "pass --overwrite, or continue with `hypergrad resume`"
+            f"storage is {str(path)!r}, which is not empty, expected a new folder; name another one, "
+            "pass overwrite=True, or resume that study"
         )
     if not all(_is_ours(entry.name) for entry in path.iterdir()):
         raise ValueError(
-            f"out is {str(path)!r}, which holds something other than a study, expected a study to "
+            f"storage is {str(path)!r}, which holds something other than a study, expected a study to "
             "overwrite; name another folder"
         )
 
