@@ -29,8 +29,11 @@ def total_memory() -> int:
     The total decides, never what is free at the moment: the same study would else be refused on some days.
     """
     memory = accelerator_memory()
-    if memory is not None:
-        return memory * jax.local_device_count()
+    return host_memory() if memory is None else memory * jax.local_device_count()
+
+
+def host_memory() -> int:
+    """Return the bytes of the host's memory, or what a container may take of it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError):  # a container may have less
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))

@@ -14,6 +14,8 @@
 - `integers`: Products of integers by fractions that can be undone to the bit, in vectors of int32 or int64.
 - `momentum`: SGD with momentum inside a user's optimizer: found, checked, and taken apart so that steps can
   be undone.
+- `offload`: States of a backward pass in the memory of the host, where an accelerator has another one of its
+  own.
 - `online`: Helpers that estimators share when they take hypergradients while training continues.
 - `pull_step`: One step of the backward pass: the adjoint goes back through the optimizer and through the
   gradient.

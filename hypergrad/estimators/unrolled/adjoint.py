@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.memory import states_memory
+from hypergrad.core.memory import SHARE, host_memory, states_memory
 from hypergrad.core.scans import check_checkpoint, nested_scan
 from hypergrad.core.types import Array, HParams, PyTree
+from hypergrad.estimators.unrolled.offload import check_host_memory, to_device, to_host
 from hypergrad.estimators.unrolled.pull_step import Adjoint, pull_step
 from hypergrad.problem import Problem
 from hypergrad.train import (
@@ -107,14 +108,16 @@ def sqrt_checkpoint(num_steps: int) -> tuple[int, ...]:
     return (best,) if best > 1 else ()
 
 
-def choose_checkpoint(state: TrainState, num_steps: int) -> tuple[int, ...]:
-    """Return the fewest levels of segments whose states fit in `core.memory.states_memory`.
+def choose_checkpoint(
+    state: TrainState, num_steps: int, memory: int | None = None
+) -> tuple[int, ...]:
+    """Return the fewest levels of segments whose states fit in `memory` bytes, or `core.memory.states_memory`.
 
     These are () where all states and gradients fit, else one level of about √num_steps, two or three.
     """
     gradient = jax.tree.leaves(trained(state.params))
     num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in [*tree.floats(state), *gradient])
-    most = states_memory() // max(num_bytes, 1)
+    most = (states_memory() if memory is None else memory) // max(num_bytes, 1)
     *ladder, leanest = segment_ladder(num_steps)
     return next((levels for levels in ladder if num_stored(num_steps, levels) <= most), leanest)
 
@@ -143,7 +146,7 @@ def num_stored(num_steps: int, checkpoint: tuple[int, ...]) -> int:
     return total
 
 
-def mixed_mode(checkpoint: tuple[int, ...] | None = None) -> Backward:
+def mixed_mode(checkpoint: tuple[int, ...] | None = None, *, offload: bool = False) -> Backward:
     """Pull back with mixed-mode inner gradients, storing states only.
 
     A step's backward needs Hv and (∂²L/∂λ∂w)ᵀv for one v, the adjoint of the gradient. The Hessian is
@@ -165,6 +168,9 @@ def mixed_mode(checkpoint: tuple[int, ...] | None = None) -> Backward:
             about √num_steps, and two or three where even these do not fit. The total memory decides, not
             what is free. Runs that `average` and `tune` make side by side share the eighth; a `vmap` of
             your own is not seen.
+        offload: Whether what the outermost level keeps lies in the memory of the host, from where it comes back
+            segment by segment. An eighth of that memory then counts for `checkpoint`. For accelerators; where
+            the device has no other memory than the host's, tracing raises a `ValueError`.
 
     Reference:
         Kemaev, Calian, Zintgraf, Farquhar, van Hasselt, "Scalable Meta-Learning via Mixed-Mode
@@ -176,8 +182,13 @@ def mixed_mode(checkpoint: tuple[int, ...] | None = None) -> Backward:
     def backward(
         problem: Problem, hparams: HParams, state: TrainState, num_steps: int
     ) -> DifferentiableRun:
-        levels = choose_checkpoint(state, num_steps) if checkpoint is None else checkpoint
-        final, losses, stored = _store(problem, hparams, state, num_steps, levels)
+        if offload:
+            check_host_memory()
+        levels = checkpoint
+        if levels is None:
+            memory = host_memory() // SHARE if offload else None
+            levels = choose_checkpoint(state, num_steps, memory)
+        final, losses, stored = _store(problem, hparams, state, num_steps, levels, offload)
 
         def pullback(adjoint: list[Array]) -> Pulled:
             zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
@@ -205,20 +216,28 @@ class _Stored(NamedTuple):
         tail: state before the shorter last segment.
         size: Number of steps in a whole segment.
         rest: Number of steps in the shorter last segment, or 0.
+        offload: Whether the states in `starts` lie in the memory of the host.
     """
 
     starts: Any
     tail: TrainState
     size: int
     rest: int
+    offload: bool
 
 
 def _store(
-    problem: Problem, hparams: HParams, state: TrainState, num_steps: int, levels: tuple[int, ...]
+    problem: Problem,
+    hparams: HParams,
+    state: TrainState,
+    num_steps: int,
+    levels: tuple[int, ...],
+    offload: bool = False,
 ) -> tuple[TrainState, Array, _Stored]:
     """Train; return the last state, the losses `[num_steps]`, and what the outermost level keeps."""
     size = min(levels[0], num_steps) if levels else 1
     num_segments, rest = divmod(num_steps, size)
+    keep = to_host if offload else lambda kept: kept
 
     def train(start: TrainState, length: int) -> tuple[TrainState, Array]:
         return jax.lax.scan(lambda s, _: step(problem, hparams, s), start, None, length=length)
@@ -226,14 +245,14 @@ def _store(
     def advance(start: TrainState, _: None) -> tuple[TrainState, tuple[Any, Array]]:
         if size > 1:
             end, losses = train(start, size)
-            return end, (start, losses)
+            return end, (keep(start), losses)
         end, value, grads = step_and_grads(problem, hparams, start)
-        return end, ((start, value, grads), value)
+        return end, (keep((start, value, grads)), value)
 
     tail, (starts, losses) = jax.lax.scan(advance, state, None, length=num_segments)
     losses = losses.reshape(-1)
     final, last = train(tail, rest) if rest else (tail, losses[:0])
-    return final, jnp.concatenate([losses, last]), _Stored(starts, tail, size, rest)
+    return final, jnp.concatenate([losses, last]), _Stored(starts, tail, size, rest, offload)
 
 
 def _sweep(
@@ -251,6 +270,7 @@ def _sweep(
         return _sweep(problem, hparams, inner, adjoint, levels[1:], size)
 
     def pull(adjoint: Adjoint, start: Any) -> tuple[Adjoint, AdjointSizes]:
+        start = to_device(start) if stored.offload else start
         if stored.size > 1:
             return segment(adjoint, start, stored.size)
         adjoint, _ = pull_step(problem, hparams, start, adjoint)
