@@ -147,6 +147,8 @@ def split_loss(params: Params, out: Any) -> tuple[Array, PyTree]:
         got = f"a tuple of {len(out)}" if several else describe(out)
         wanted = "one real number; to carry state from step to step, return hypergrad.Variables(params, state) "
         wanted += "from problem.init"
+        if several and len(out) == 2 and out[1] is None:
+            wanted = "its value alone, because problem.init returned no Variables; return value"
         if stateful:
             wanted = "(value, new_state), because problem.init returned Variables; return the carried state"
         raise ValueError(f"problem.loss returned {got}, expected {wanted}")

@@ -88,7 +88,8 @@ def read_cells(path: Path, delimiter: str | None, encoding: str | None) -> Cells
     columns = [_stripped(pandas, frame[i].iloc[kept]) for i in frame]
     lines = rows.lines[kept] + skipped
     names = [column[0] for column in columns]
-    header = _header(path, names, _Rows(lines, rows.counts[kept], rows.ends[kept]), delimiter)
+    shape = _Rows(lines, rows.counts[kept], rows.ends[kept])
+    header = _header(path, names, columns[0], shape, delimiter)
     used = columns[: len(header)]
     return Cells(header, lines[1:], [column[1:] for column in used], delimiter)
 
@@ -167,6 +168,8 @@ def _delimited(path: Path, text: str, given: str | None, skipped: int) -> tuple[
         return given, _rows(path, text, given, skipped)
     widths = {one: _first_width(text, one) for one in DELIMITERS}
     wide = [one for one, width in widths.items() if width > 1]
+    if not wide:
+        _refuse_spaces(path, text)
     if len(wide) < 2:
         one = wide[0] if wide else ","
         return one, _rows(path, text, one, skipped)
@@ -185,6 +188,25 @@ def _delimited(path: Path, text: str, given: str | None, skipped: int) -> tuple[
         )
     one = fitting[0] if fitting else max(wide, key=lambda one: widths[one])
     return one, found[one] if one in found else _rows(path, text, one, skipped)
+
+
+def _refuse_spaces(path: Path, text: str) -> None:
+    """Raise a `ValueError` where spaces cut the first rows into as many cells, and nothing else cuts them."""
+    rows = [line for line in text.splitlines()[:10] if line.strip()]
+    single, several = ({len(cut) for cut in map(by, rows)} for by in (_at_each_space, str.split))
+    if len(several) == 1 and several != {1}:
+        num = next(iter(several))
+        how = "pass delimiter=' '"
+        if single != several:
+            how = "write it with one delimiter, as pandas.read_csv(path, sep=r'\\s+').to_csv(path, index=False)"
+        raise ValueError(
+            f"data {str(path)!r} is cut at spaces, into {num} cells a row, expected commas, semicolons, tabs "
+            f"or bars; {how}"
+        )
+
+
+def _at_each_space(line: str) -> list[str]:
+    return line.split(" ")
 
 
 def _reader(text: str, delimiter: str):
@@ -219,7 +241,9 @@ def _fits(rows: _Rows) -> bool:
     return bool(((rows.ends[kept] <= width) & (width <= rows.counts[kept])).all())
 
 
-def _header(path: Path, names: list[str], rows: _Rows, delimiter: str) -> list[str]:
+def _header(
+    path: Path, names: list[str], firsts: np.ndarray, rows: _Rows, delimiter: str
+) -> list[str]:
     """Return the names of the columns that count.
 
     Empty cells behind the last name belong to no column. A table of R has a name less than columns: its
@@ -235,7 +259,10 @@ def _header(path: Path, names: list[str], rows: _Rows, delimiter: str) -> list[s
     if len(wrong):
         first = wrong[0]
         advice = "mend that row"
-        if counts[first] > width:
+        notes = [i for i in (0, first) if firsts[i][:1] == "#" and len(firsts[i]) > 1]
+        if notes:
+            advice = f"remove the comment in row {rows.lines[notes[0]]}"
+        elif counts[first] > width:
             advice += (
                 f", and put cells that hold a {DELIMITERS.get(delimiter, 'delimiter')} in quotes"
             )

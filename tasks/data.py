@@ -1,6 +1,7 @@
 """Read and encode the user's tables, strictly: every refusal is one line that says what to do."""
 
 import difflib
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,8 +129,19 @@ def check_dialect(dialect: Dialect) -> None:
         )
 
 
+def _are_whole(names: list[str]) -> bool:
+    """Tell whether names are whole numbers, as in a first row of data; 0, 1, 2 or years in a row are names."""
+    return all(name.isdecimal() for name in names)
+
+
 def _check_header(where: str, columns: list[Column]) -> None:
-    seen = set()
+    names, seen = [column.name for column in columns], set()
+    steps = {int(b) - int(a) for a, b in itertools.pairwise(names)} if _are_whole(names) else {1}
+    if steps != {1} and all(column.kind == "number" for column in columns):
+        raise ValueError(
+            f"{where} has whole numbers alone for names, {', '.join(names)!s:.60}, expected a header row; "
+            "put names above the first row"
+        )
     for name in (column.name for column in columns if column.kind != "index"):
         if not name:
             raise ValueError(f"{where} has a column without a name, expected a header row; name it")

@@ -181,6 +181,10 @@ MISTAKES = {
         tune(loss=lambda p, h, b: (good(p, h, b), {"accuracy": 0.0})),
         ("problem.loss returned a tuple of 2, expected one real number", "hypergrad.Variables"),
     ),
+    "a loss and no state": (
+        tune(loss=lambda p, h, b: (good(p, h, b), None)),
+        ("problem.loss returned a tuple of 2, expected its value alone",),
+    ),
     "an accuracy that is a count": (
         tune(objective=lambda p, h, b: jnp.sum(b[1])),
         ("problem.objective returned an array of shape () and dtype int",),
@@ -213,7 +217,23 @@ MISTAKES = {
     ),
     "swapped params and hparams": (
         tune(loss=lambda h, p, b: good(p, h, b)),
-        ("no entry 'w'", "expected a function of (params, hparams, batch)", "the hparams are l2, lr"),
+        ("no entry 'w'", "its arguments come as (params, hparams, batch), and not as (h, p, b)"),
+    ),
+    "the batch before the hparams": (
+        tune(loss=lambda params, batch, hparams: good(params, hparams, batch)),
+        ("its arguments come as (params, hparams, batch), and not as (params, batch, hparams)",),
+    ),
+    "the batch first": (
+        tune(objective=lambda b, p, h: jnp.mean((b[0] @ p["w"] - b[1]) ** 2)),
+        ("its arguments come as (params, hparams, batch), and not as (b, p, h)",),
+    ),
+    "the step before the key": (
+        tune(train_batch=lambda step, key: drawn(key, step)),
+        ("its arguments come as (key, step), and not as (step, key)",),
+    ),
+    "the hparams before the key": (
+        tune(init=lambda hparams, key: {"w": jax.random.normal(key, (4,))}),
+        ("its arguments come as (key, hparams), and not as (hparams, key)",),
     ),
     "a loss of optax": (
         tune(loss=optax.l2_loss),

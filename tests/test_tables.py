@@ -328,6 +328,39 @@ def test_a_file_without_a_header_is_refused(tmp_path):
     ):
         read(tmp_path, "5.1,3.5,setosa\n4.9,3.0,virginica\n")
     assert read(tmp_path, "2019,2020,t\n1,2,a\n3,4,b\n").names == ["2019", "2020"]
+    for content in ("6,148,72,1\n1,85,66,0\n8,183,64,1\n", "5,0,0,1\n4,0,0,0\n3,0,0,1\n"):
+        with pytest.raises(
+            ValueError, match=r"whole numbers alone for names, .*expected a header row; put"
+        ):
+            read(tmp_path, content)
+    for names in ("0,1,2", "2019,2020,2021"):  # as pandas writes them, and years
+        assert len(read(tmp_path, f"{names}\n6,148,0\n8,85,1\n7,9,0\n").names) == 2
+
+
+def test_spaces_between_cells_are_named(tmp_path):
+    rows = [f"{i} {i / 2} {LABELS[i]}" for i in range(NUM)]
+    with pytest.raises(
+        ValueError, match=r"cut at spaces, into 3 cells a row, .*pass delimiter=' '"
+    ):
+        read(tmp_path, "\n".join(["x y t", *rows]))
+    assert len(read(tmp_path, "\n".join(["x y t", *rows]), delimiter=" ").names) == 2
+    wide = [f"{i:>6} {i / 2:>8} {LABELS[i]:>5}" for i in range(NUM)]
+    with pytest.raises(ValueError, match=r"cut at spaces, into 3 cells a row, .*sep=r'.s.'"):
+        read(tmp_path, "\n".join(["     x        y     t", *wide]))
+    with pytest.raises(ValueError, match="has the label only"):  # one column of names with spaces
+        read(tmp_path, "my label\na\nb c\na\nb c\n")
+
+
+def test_a_comment_is_named(tmp_path):
+    table = lines("{i},{y},{t}")
+    with pytest.raises(
+        ValueError, match="expected 1 as in the header; remove the comment in row 1"
+    ):
+        read(tmp_path, "# of 2024\n" + table)
+    first, rest = table.split("\n", 1)
+    with pytest.raises(ValueError, match=r"has 1 fields in row 2, .*remove the comment in row 2"):
+        read(tmp_path, f"{first}\n# of 2024\n{rest}")
+    assert read(tmp_path, "# " + table).names == ["# x", "y"]  # as numpy writes names
 
 
 @pytest.mark.parametrize(

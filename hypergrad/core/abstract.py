@@ -28,6 +28,7 @@ def abstract(
     given: str = "hparams",
     trace: Callable[..., Any] = jax.eval_shape,
     hparams: HParams = None,
+    of: Callable | None = None,
 ) -> Any:
     """Evaluate a user's function abstractly, and say its error in words (`core.mistakes`).
 
@@ -38,6 +39,7 @@ def abstract(
         given: Arguments that the message names, "hparams" or "params".
         trace: (function, *args) -> the shapes of the function's results.
         hparams: Hyperparameters among the arguments, which the error may name.
+        of: The user's own function, where `function` calls it.
 
     Raises:
         ValueError: where the function fails. An error that already says what was expected stays as it is.
@@ -47,4 +49,4 @@ def abstract(
     except Exception as error:
         if isinstance(error, ValueError) and ", expected " in str(error).partition("\n")[0]:
             raise
-        raise ValueError(in_words(name, error, given, hparams)) from error
+        raise ValueError(in_words(name, error, given, hparams, of or function)) from error

@@ -1,5 +1,6 @@
 """The errors that jax, numpy and Python raise within a user's function, in words that a new user can act on."""
 
+import inspect
 import linecache
 import re
 from collections.abc import Callable
@@ -21,6 +22,15 @@ ARGUMENTS = {
     "test": "params, hparams",
 }
 """What each function of a problem or task is called with."""
+
+SPELLINGS = {
+    "key": {"key", "k", "rng", "prng_key"},
+    "step": {"step", "t", "i", "index"},
+    "params": {"params", "p", "w", "weights"},
+    "hparams": {"hparams", "h", "hp", "lam"},
+    "batch": {"batch", "b", "data"},
+}
+"""What users call the arguments."""
 
 SCHEDULED = "read one value per step from a schedule, with hg.schedule(hparams[...])"
 
@@ -81,7 +91,13 @@ def place_of(error: BaseException) -> Place | None:
     return Place(text, source, found.tb_frame, called)
 
 
-def in_words(name: str, error: Exception, given: str = "hparams", hparams: Any = None) -> str:
+def in_words(
+    name: str,
+    error: Exception,
+    given: str = "hparams",
+    hparams: Any = None,
+    function: Callable | None = None,
+) -> str:
     """Say in one line what failed in a user's function, where, and what to do.
 
     Args:
@@ -89,11 +105,13 @@ def in_words(name: str, error: Exception, given: str = "hparams", hparams: Any =
         error: What it raised.
         given: Arguments that the message names, "hparams" or "params".
         hparams: Hyperparameters among the arguments, where they are known.
+        function: The user's function.
     """
     lines = str(error).strip().splitlines()
     reason = lines[0][:160] if lines else type(error).__name__
     place = place_of(error)
-    cure = _cure(name.rpartition(".")[2], error, reason, place, hparams)
+    part = name.rpartition(".")[2]
+    cure = _in_order(part, function) or _cure(part, error, reason, place, hparams)
     if isinstance(error, KeyError):
         reason = f"{given} or batch has no entry {reason}"
     at = f" in {place.text}" if place else ""
@@ -133,6 +151,20 @@ def _cure(part: str, error: Exception, reason: str, place: Place | None, hparams
         second = "" if part == "optimizer" else ", and come second, after params or the key"
         return f"the hparams are {', '.join(map(str, hparams))}{second}"
     return "mend that line" if place else "run it once by itself to see where"
+
+
+def _in_order(part: str, function: Callable | None) -> str:
+    """Say in which order the arguments come, where those of a function have names of another order."""
+    expected = ARGUMENTS.get(part, "")
+    try:
+        taken = list(inspect.signature(function).parameters) if function else []
+    except (TypeError, ValueError):
+        return ""
+    meant = [next((name for name, words in SPELLINGS.items() if x in words), "") for x in taken]
+    order = expected.split(", ")
+    if meant == order or sorted(meant) != sorted(order):
+        return ""
+    return f"its arguments come as ({expected}), and not as ({', '.join(taken)})"
 
 
 def _scheduled(hparams: Any) -> Any:

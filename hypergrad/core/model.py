@@ -13,8 +13,9 @@ class Model(NamedTuple):
         init: (key, inputs) -> params, or `Variables` where the network has state of its own
             (BatchNorm statistics).
         apply: (params, inputs, *, train=False, key=None) -> (outputs, new_state). `train` switches
-            dropout and BatchNorm; `key` is needed for dropout; the loss returns `new_state` as its second
-            value, None for networks without state.
+            dropout and BatchNorm; `key` is needed for dropout. Where `init` returned `Variables`, the loss
+            returns `(value, new_state)`; for a network without state `new_state` is None, and the loss
+            returns its value alone.
     """
 
     init: Callable[[Key, PyTree], Params]

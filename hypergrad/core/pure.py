@@ -71,7 +71,9 @@ def traced_program(
     before, outside = _generators(), reached(user)
     held = () if twice else contents(outside)
     try:  # anew, because jax remembers the traces of a function object
-        closed, shapes = abstract(name, _new(function), *args, trace=program_of, hparams=hparams)
+        closed, shapes = abstract(
+            name, _new(function), *args, trace=program_of, hparams=hparams, of=user
+        )
     except ValueError as error:
         if isinstance(error.__cause__, StopIteration):
             raise ValueError(f"{name} {_FROZEN}; {_instead(name)}") from error
