@@ -33,6 +33,8 @@ class Method(NamedTuple):
         generation: Largest default generation of a search.
         cost: Function of the arguments of `make` that counts what the method costs, in the unit of its family:
             trainings an estimate, steps of training an iteration of "bilevel" or a window of "controller".
+        trusting: Whether `make` makes it without a check of its own, so that the study's check has to name
+            drawn leaves.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Method(NamedTuple):
     make: Callable[..., Any]
     generation: int = 16
     cost: Callable[..., float] = no_cost
+    trusting: bool = False
 
 
 def by_name(*methods: Method) -> dict[str, Method]:

@@ -69,13 +69,9 @@ ESTIMATORS: dict[str, Method] = by_name(
 ONLINE = (ONE_STEP.name, RTHO.name, HD.name)
 """Estimators whose training continues from one hypergradient to the next."""
 
-TRUSTING = (REVERSE.name,)
-"""Estimators that a study makes without a check of their own: the study's check names drawn leaves for them."""
-
 __all__ = [
     "ESTIMATORS",
     "ONLINE",
-    "TRUSTING",
     "AverageInfo",
     "DrawnLeafWarning",
     "DriftInfo",

@@ -13,7 +13,7 @@ from hypergrad.core.abstract import abstract, program_of
 from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.methods import StepCost
 from hypergrad.core.types import Key, PyTree
-from hypergrad.estimators import ESTIMATORS, TRUSTING
+from hypergrad.estimators import ESTIMATORS
 from hypergrad.estimators.policies import RESPONSES
 from hypergrad.populations import (
     Layout,
@@ -154,7 +154,7 @@ def check_task(task: Task, settings: Settings) -> dict[str, ClosedJaxpr]:
             f"memory is {settings.memory}, expected None {because}: what fits is found for one shape; "
             "pass chunk, the members side by side on each device"
         )
-    pathwise = settings.method == "descent" and settings.estimator in TRUSTING
+    pathwise = settings.method == "descent" and ESTIMATORS[settings.estimator].trusting
     found, programs = [], {}
     for hparams in static.corners(task.space):
         label, start = static.split(task.space, hparams)

@@ -65,6 +65,7 @@ REVERSE = Method(
     ("memory",),
     lambda problem, horizon, space: unrolling(problem, horizon),
     cost=lambda problem, horizon, space: 1 + pass_back(problem, horizon, space) / horizon,
+    trusting=True,
 )
 
 
