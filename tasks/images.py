@@ -1,23 +1,31 @@
-"""MNIST-like images from a folder of IDX files or an npz file: a network trained by SGD."""
+"""Images from a folder of IDX files or an npz file, or the 8x8 digits: a network trained by SGD."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import optax
 
-from hypergrad.core.checks import check_whole
-from hypergrad.core.flax import from_linen
+from hypergrad.core.checks import check_name, check_whole
+from hypergrad.core.flax import from_linen, from_nnx
+from hypergrad.core.model import Model
 from hypergrad.problem import Task
-from hypergrad.space import LogReal, Real, Sequence, schedule
-from models.cnn import CNN
+from hypergrad.space import Dimension, LogReal, Real
+from models.cnn import StridedCNN
 from models.mlp import MLP
+from models.resnet import ResNet
+from tasks import digits
 from tasks.arrays import npz_names, read_idx, read_npz
+from tasks.augment import flip as mirror, shift
+from tasks.rates import kernels, rate, rate_space, snippet
 from tasks.supervised import Splits, cross_entropy, supervised
 
-MODELS = {
-    "mlp": lambda width, num_classes: from_linen(MLP((width, num_classes))),
-    "cnn": lambda width, num_classes: from_linen(CNN(num_classes, width), train_argument="train"),
-}
+WIDTHS = {"cnn": 8, "resnet": 8, "mlp": 50}
+"""Number of channels, or of hidden units, by the name of the network."""
+OF_FILES = {"num_train": 5000, "num_valid": 2500, "num_test": 2500}
+OF_DIGITS = {"num_train": 1000, "num_valid": 400, "num_test": 397}
 MAX_CLASSES = 1000
 """Bound of the labels, one more than the largest."""
 
@@ -27,82 +35,141 @@ Labelled = tuple[np.ndarray, np.ndarray]
 
 def task(
     *,
-    data: str,
-    num_train: int = 5000,
-    num_valid: int = 2500,
-    num_test: int = 2500,
-    horizon: int = 300,
-    batch_size: int = 100,
-    model: str = "mlp",
-    width: int = 50,
+    data: str | None = None,
+    num_train: int | None = None,
+    num_valid: int | None = None,
+    num_test: int | None = None,
+    horizon: int = 100,
+    batch_size: int = 64,
+    model: str = "cnn",
+    width: int | None = None,
+    flip: bool = False,
     seed: int = 0,
 ) -> Task:
-    """Tune the learning-rate schedule, decay, momentum and input noise of a network on images.
+    """Tune peak, warm-up and decay of the rate, weight decay, label smoothing and shifts of a CNN on images.
 
     Args:
         data: Folder with `train-images-idx3-ubyte[.gz]` and its labels, or the `t10k` pair, or both; or
             an npz file with arrays `x_train`, `y_train`, `x_test`, `y_test`, or `x` and `y`. Test images come
-            from the test files where both kinds of files exist; a single set is split.
-        num_train: Number of training images.
-        num_valid: Number of validation images.
-        num_test: Number of test images.
+            from the test files where both kinds of files exist; a single set is split. The 1797 digits of
+            scikit-learn where None.
+        num_train: Number of training images; 5000 where None, 1000 of the digits.
+        num_valid: Number of validation images; 2500 where None, 400 of the digits.
+        num_test: Number of test images; 2500 where None, 397 of the digits.
         horizon: Number of training steps.
         batch_size: Number of images a step.
-        model: Name of the network, "mlp", or "cnn" (with BatchNorm).
-        width: Number of hidden units, or of channels.
+        model: Name of the network: "cnn" or "resnet", both with BatchNorm, or "mlp".
+        width: Number of channels of the first layer; of hidden units of an "mlp".
+        flip: Whether half of the training images are mirrored, which is wrong for digits and letters.
         seed: Seed of the split.
     """
     check_whole("horizon", horizon)
-    check_whole("width", width)
-    if model not in MODELS:
-        raise ValueError(
-            f"model is {model!r}, expected one of {', '.join(MODELS)}; pass one of them"
-        )
-    splits = load(data, num_train, num_valid, num_test, seed)
+    check_name("model", model, WIDTHS)
+    width = WIDTHS[model] if width is None else check_whole("width", width)
+    usual = OF_DIGITS if data is None else OF_FILES
+    given = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test}
+    sizes = {name: usual[name] if size is None else size for name, size in given.items()}
+    splits = load(data, **sizes, seed=seed)
+    shape, square = splits.train[0].shape[1:], splits.train[0].ndim == 4
+    _check_images(data, splits, model, flip)
     num_classes = int(max(labels.max() for _, labels in splits)) + 1
+
+    network = _network(model, shape, width, num_classes)
+    problem, score = supervised(
+        network,
+        splits,
+        cross_entropy,
+        partial(_optimizer, horizon),
+        batch_size,
+        partial(_augment, flip) if square else None,
+    )
+    pixels, name = " x ".join(map(str, shape[:2])), "digits" if data is None else Path(data).name
+    return Task(
+        name="images",
+        problem=problem,
+        space=_space(shape),
+        horizon=horizon,
+        test=score,
+        metric="accuracy",
+        higher_is_better=True,
+        snippet=partial(_written, horizon),
+        description=f"Model {model} of width {width} on {sizes['num_train']} images of {name}, {pixels} "
+        f"pixels, {horizon} steps of SGD.",
+    )
+
+
+def _space(shape: tuple[int, ...]) -> dict[str, Dimension]:
+    furthest = max(shape[0] / 4, 1.0)
+    return {
+        **rate_space(0.1),
+        "momentum": Real(0.0, 0.99, default=0.9),
+        "weight_decay": LogReal(1e-6, 1e-1, default=1e-4),
+        "label_smoothing": Real(0.0, 0.3, default=0.05),
+        "noise": Real(0.0, 0.5, default=0.05),
+        **({"shift": Real(0.0, furthest, default=0.5)} if len(shape) == 3 else {}),
+    }
+
+
+def _augment(flip: bool, key: jax.Array, inputs: jax.Array, hparams: Any) -> jax.Array:
+    moved, mirrored = jax.random.split(key)
+    inputs = mirror(mirrored, inputs) if flip else inputs
+    return shift(moved, inputs, hparams["shift"])
+
+
+def _optimizer(horizon: int, hparams: Any) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.trace(hparams["momentum"]),
+        optax.add_decayed_weights(hparams["weight_decay"], mask=kernels),
+        optax.scale_by_learning_rate(rate(hparams, horizon)),
+    )
+
+
+def _written(horizon: int, hparams: Any) -> str:
+    momentum, decay = float(hparams["momentum"]), float(hparams["weight_decay"])
+    line = f"""optimizer = optax.chain(
+    optax.trace({momentum:.6g}),
+    optax.add_decayed_weights({decay:.6g}, mask=lambda w: jax.tree.map(lambda x: x.ndim > 1, w)),
+    optax.scale_by_learning_rate(rate),
+)"""
+    return snippet(hparams, horizon, line)
+
+
+def _network(name: str, shape: tuple[int, ...], width: int, num_classes: int) -> Model:
+    if name == "mlp":
+        return from_linen(MLP((width, num_classes)))
+    if name == "cnn":
+        sizes = (shape[0], shape[1], shape[2])
+        return from_nnx(lambda rngs: StridedCNN(sizes, num_classes, width, rngs=rngs))
+    return from_nnx(lambda rngs: ResNet(shape[2], num_classes, width, rngs=rngs))
+
+
+def _check_images(data: str | None, splits: Splits, model: str, flip: Any) -> None:
     if len(np.unique(splits.train[1])) < 2:
         raise ValueError(
             f"data {data!r} has one class among the training images, expected at least two; "
             "raise num_train, or check the labels"
         )
-    if model == "cnn" and splits.train[0].ndim != 4:
+    shape = splits.train[0].shape[1:]
+    if model != "mlp" and len(shape) != 3:
         raise ValueError(
-            f"data {data!r} has images of shape {splits.train[0].shape[1:]}, expected height and width for "
-            "model='cnn'; pass model='mlp'"
+            f"data {data!r} has images of shape {shape}, expected height and width for model={model!r}; "
+            "pass model='mlp'"
+        )
+    if not isinstance(flip, bool) or (flip and len(shape) != 3):
+        raise ValueError(
+            f"flip is {flip!r:.80}, expected true or false, and images with height and width to be mirrored; "
+            "pass e.g. flip=false"
         )
 
-    def optimizer(hparams):
-        return optax.chain(
-            optax.trace(hparams["momentum"]),
-            optax.add_decayed_weights(hparams["decay"]),
-            optax.scale_by_learning_rate(schedule(hparams["lr"])),
-        )
 
-    network = MODELS[model](width, num_classes)
-    problem, score = supervised(network, splits, cross_entropy, optimizer, batch_size)
-    pixels = " x ".join(map(str, splits.train[0].shape[1:3]))
-    return Task(
-        name="images",
-        problem=problem,
-        space={
-            "lr": Sequence(LogReal(1e-3, 2.0, default=0.1), horizon),
-            "decay": LogReal(1e-6, 1e-1, default=1e-4),
-            "momentum": Real(0.0, 0.99, default=0.9),
-            "noise": Real(0.0, 0.5, default=0.05),
-        },
-        horizon=horizon,
-        test=score,
-        metric="accuracy",
-        higher_is_better=True,
-        description=f"Model {model} of width {width} on {num_train} images of {pixels} pixels.",
-    )
-
-
-def load(data: str, num_train: int, num_valid: int, num_test: int, seed: int = 0) -> Splits:
+def load(data: str | None, num_train: int, num_valid: int, num_test: int, seed: int = 0) -> Splits:
     """Read and split images, scaled to [0, 1]; the arguments are those of `task`."""
     sizes = {"num_train": num_train, "num_valid": num_valid, "num_test": num_test}
     for name, size in sizes.items():
         check_whole(name, size)
+    if data is None:
+        images, labels = (np.concatenate(part) for part in zip(*digits.load(), strict=True))
+        return _split("the digits", [(images.reshape(-1, 8, 8), labels)], sizes, seed)
     return _split(data, _read(Path(data)), sizes, seed)
 
 

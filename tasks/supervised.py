@@ -43,12 +43,13 @@ def supervised(
     loss: Callable[..., jax.Array],
     optimizer: Callable[[Any], optax.GradientTransformation],
     batch_size: int,
+    augment: Callable[[jax.Array, jax.Array, Any], jax.Array] | None = None,
 ) -> tuple[Problem, Callable[[Any, Any], jax.Array]]:
     """Build the problem and the test scores.
 
     Hparams that are read if they are there: `label_smoothing`, and `noise`, the standard deviation of
-    Gaussian noise added to training inputs, drawn from the key in each batch. Models with state of their
-    own (BatchNorm statistics) carry it as `Variables`.
+    Gaussian noise added to training inputs, drawn from the key in each batch. `augment` (key, inputs, hparams)
+    -> inputs changes them before. Models with state of their own (BatchNorm) carry it as `Variables`.
     """
     check_batch(batch_size, len(splits.train[1]))
     train, valid, test = (tuple(map(jnp.asarray, part)) for part in splits)
@@ -56,6 +57,8 @@ def supervised(
 
     def train_loss(params, hparams, batch):
         inputs, targets, key = batch
+        if augment is not None:
+            inputs = augment(jax.random.fold_in(key, 1), inputs, hparams)
         if "noise" in hparams:
             inputs = inputs + hparams["noise"] * jax.random.normal(key, inputs.shape)
         outputs, state = model.apply(params, inputs, train=True, key=key)

@@ -247,7 +247,8 @@ def test_user_file_with_a_task(tmp_path, capsys, monkeypatch):
         ("tune digits --arg widht=3", "did you mean 'width'?"),
         ("tune digits:absent", "cannot be imported"),
         ("tune tasks.digits:absent", "attribute of tasks.digits in TASK is 'absent'"),
-        ("tune images", "was given no data"),
+        ("tune text --file book.txt", "did you mean '--data'?"),
+        ("tune book.txt", "or text --data book.txt"),
         ("tune tabular --data absent.csv", "a file that is not there"),
         ("report nowhere", "nowhere"),
     ],
@@ -342,6 +343,17 @@ def flags_of(command):
     return [text for param in command.params for text in param.opts if text.startswith("-")]
 
 
+def test_an_argument_that_a_task_needs_is_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "needy.py").write_text('def task(*, data):\n    """Need data."""\n')
+    assert cli.main(["list"]) == 0
+    assert "Need data. (needs --data)" in capsys.readouterr().out
+    assert cli.main(["tune", "tasks/needy.py"]) == 2
+    assert "was given no data, expected a value; pass --data VALUE" in capsys.readouterr().err
+
+
 def test_every_command_has_the_common_flags():
     names = "tune run resume replay export report flatness verify recommend list completion"
     assert set(cli.COMMANDS) == set(names.split())
@@ -356,7 +368,7 @@ def test_every_command_has_the_common_flags():
 def test_json_of_list_report_export_and_completion(finished, capsys, monkeypatch, tmp_path):
     out, _ = finished
     listed = run_json(["list"], capsys, monkeypatch)
-    assert listed["tasks"]["images"]["needs"] == ["data"]
+    assert {"digits", "images", "tabular", "text"} <= set(listed["tasks"])
     assert {"descent", "random"} <= set(listed["methods"]) and "jsonl" in listed["logs"]
     assert run_json(["report", str(out)], capsys, monkeypatch) == {
         "report": str(out / "report.html")

@@ -421,7 +421,7 @@ def test_images_refuses_arguments(tmp_path):
     path = str(tmp_path)
     assert "expected train-images-idx3-ubyte or t10k" in refusal(images.task, data=path)
     assert "expected a folder or an npz file" in refusal(images.task, data=str(tmp_path / "no"))
-    assert "model is 'vit', expected one of mlp, cnn" in refusal(
+    assert "model is 'vit', expected one of cnn, resnet, mlp" in refusal(
         images.task, data=path, model="vit"
     )
     assert "num_test is 0" in refusal(images.task, data=path, num_test=0)

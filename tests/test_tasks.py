@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+import hypergrad as hg
 from hypergrad.core.types import Variables
 from hypergrad.space import (
     Real,
@@ -24,8 +25,8 @@ from hypergrad.space import (
     unconstrain,
 )
 from hypergrad.train import evaluate_loss, init_state, unroll
-from hypergrad.validation import validate
-from tasks import data, digits, images, quadratic, ridge, supervised, tabular
+from hypergrad.validation import drawn_leaves, validate
+from tasks import augment, data, digits, images, quadratic, ridge, supervised, tabular
 
 ROOT = Path(__file__).parents[1]
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
@@ -82,13 +83,17 @@ BUILD = {
     ),
     "breast_cancer": lambda folder, csv: tabular.task(horizon=NUM_STEPS, width=8),
     "diabetes": lambda folder, csv: tabular.task(data="diabetes", horizon=NUM_STEPS, width=8),
-    "images": lambda folder, csv: images.task(data=str(folder), horizon=NUM_STEPS, **SMALL),
-    "cnn": lambda folder, csv: images.task(
-        data=str(folder), horizon=NUM_STEPS, model="cnn", **SMALL
+    "images": lambda folder, csv: images.task(
+        data=str(folder), horizon=NUM_STEPS, model="mlp", **SMALL
+    ),
+    "cnn": lambda folder, csv: images.task(data=str(folder), horizon=NUM_STEPS, flip=True, **SMALL),
+    "resnet": lambda folder, csv: images.task(
+        data=str(folder), horizon=NUM_STEPS, model="resnet", **{**SMALL, "width": 4}
     ),
     "quadratic": lambda folder, csv: quadratic.task(horizon=NUM_STEPS, num_params=3),
     "ridge": lambda folder, csv: ridge.task(horizon=NUM_STEPS),
 }
+NAMES = [pytest.param(n, marks=[pytest.mark.slow] * (n == "resnet")) for n in BUILD]
 BUNDLED = ("digits", "breast_cancer", "diabetes")
 """The tasks that need scikit-learn."""
 REGRESSION = ("regression", "diabetes", "quadratic", "ridge")
@@ -113,7 +118,7 @@ def build(folder, csv_file):
     return get
 
 
-@pytest.mark.parametrize("name", BUILD)
+@pytest.mark.parametrize("name", NAMES)
 def test_space_fits_the_problem(build, name):
     task = build(name)
     check_space(task.space, real=True)
@@ -121,6 +126,7 @@ def test_space_fits_the_problem(build, name):
         check_value(task.space, hparams)
         validate(task.problem, hparams, task.horizon)
     hparams = default(task.space)
+    assert not drawn_leaves(task.problem, hparams)
     again = constrain(task.space, unconstrain(task.space, hparams))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), hparams, again)
 
@@ -128,7 +134,9 @@ def test_space_fits_the_problem(build, name):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[pytest.mark.slow] * (n in ("csv", "images", "regression")))
+        pytest.param(
+            n, marks=[pytest.mark.slow] * (n in ("csv", "images", "cnn", "regression", "resnet"))
+        )
         for n in DISTINCT
     ],
 )
@@ -157,7 +165,7 @@ def test_training_lowers_both_losses_and_every_hparam_has_a_hypergradient(build,
         assert (leaf != 0).any()
 
 
-@pytest.mark.parametrize("name", BUILD)
+@pytest.mark.parametrize("name", NAMES)
 def test_scores(build, name):
     task = build(name)
     hparams = default(task.space)
@@ -171,7 +179,7 @@ def test_scores(build, name):
         assert (scores >= 0).all()
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", [n for n in LEARNED if n != "resnet"])
 def test_batches_are_drawn_by_key_from_the_training_set(build, name):
     problem = build(name).problem
     inputs, targets = problem.train_batch(KEY, 0)[:2]
@@ -192,7 +200,7 @@ def read_by(function, *args):
     return rows([c for c in constants if c.ndim >= 2 and len(c) >= 18])
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", [n for n in LEARNED if n != "resnet"])
 def test_only_the_test_reads_the_test_set(build, name):
     task = build(name)
     problem, hparams = task.problem, default(task.space)
@@ -290,7 +298,7 @@ def test_cnn_carries_its_statistics(build):
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="needs the MNIST files in ../shared/data")
 def test_mnist():
-    task = images.task(data=str(MNIST), horizon=100)
+    task = images.task(data=str(MNIST), model="mlp", batch_size=100)
     hparams = default(task.space)
     state = init_state(task.problem, KEY, hparams)
     params = jax.jit(lambda h, s: unroll(task.problem, h, s, 100))(hparams, state).params
@@ -298,6 +306,64 @@ def test_mnist():
     scores = task.test(params, hparams)
     assert scores.shape == (2500,)
     assert scores.mean() > 0.8
+
+
+def test_images_are_the_digits_where_no_data_is_named():
+    pytest.importorskip("sklearn")
+    task = images.task(horizon=2)
+    inputs, labels, _ = task.problem.train_set.at(jnp.arange(1000))
+    assert (
+        inputs.shape == (1000, 8, 8, 1)
+        and inputs.max() == 1
+        and set(np.unique(labels)) == set(range(10))
+    )
+    params = task.problem.init(KEY, default(task.space))
+    assert task.test(params, default(task.space)).shape == (397,)
+    for wrong, message in (
+        ({"model": "vgg"}, "model is 'vgg', expected one of cnn, resnet, mlp"),
+        (
+            {"num_train": 2000},
+            "num_train \\+ num_valid \\+ num_test is 2797, expected at most the 1797",
+        ),
+        ({"flip": 1}, "flip is 1, expected true or false"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            images.task(**wrong)
+
+
+def test_shifts_interpolate_between_pixels():
+    """A shift by a whole row and a part of a column, by slices of numpy; the derivative by differences."""
+    x, key = jax.random.uniform(KEY, (1, 4, 5, 2)), jax.random.key(1)
+    down, across = (float(u) for u in jax.random.uniform(key, (2, 1), x.dtype, -1, 1)[:, 0])
+    moved = jax.jit(jax.value_and_grad(lambda s: (augment.shift(key, x, s) ** 2).sum()))
+    shifted = jax.jit(augment.shift)
+    size = 1 / abs(down)
+    padded = np.pad(np.asarray(x[0]), ((3, 3), (3, 3), (0, 0)))
+    row, left = 3 - round(down * size), int(np.floor(3 - across * size))
+    part = 3 - across * size - left
+    rows = padded[row : row + 4]
+    expected = (1 - part) * rows[:, left : left + 5] + part * rows[:, left + 1 : left + 6]
+    np.testing.assert_allclose(shifted(key, x, size)[0], expected, atol=1e-5)
+    np.testing.assert_array_equal(shifted(key, x, 0.0), x)
+    (high, _), (_, slope), (low, _) = map(moved, (0.71, 0.7, 0.69))
+    np.testing.assert_allclose(slope, (high - low) / 0.02, rtol=1e-3)
+
+
+def test_flips_mirror_about_half_of_the_images():
+    x = jax.random.uniform(KEY, (200, 2, 3, 1))
+    flipped = augment.flip(KEY, x)
+    same = (flipped == x).all((1, 2, 3))
+    assert 70 < same.sum() < 130
+    np.testing.assert_array_equal(flipped[~same], x[~same][:, :, ::-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["cnn", "resnet"])
+def test_descent_makes_networks_of_images_better(model):
+    pytest.importorskip("sklearn")
+    task = images.task(model=model, horizon=40, width=4, num_train=200)
+    study = hg.tune(task.problem, task.space, horizon=40, budget=15, seed=1)
+    assert study.best_value < 0.85 * study.trials[0].values[0]
 
 
 # closed forms

@@ -153,9 +153,10 @@ def _resolve(name: str) -> Any:
             raise ValueError(f"TASK is {name!r}, a file that is not there; {hint}")
         _search_first(str(path.resolve().parent))
     elif name.lower().endswith(TABLES):
+        text = f", or text --data {name}" if name.lower().endswith(".txt") else ""
         raise ValueError(
-            f"TASK is {name!r:.80}, a table, expected the name of a task; "
-            f"pass tabular --data {name} --label COLUMN"
+            f"TASK is {name!r:.80}, a {'text' if text else 'table'}, expected the name of a task; "
+            f"pass tabular --data {name} --label COLUMN{text}"
         )
     elif ":" not in name:
         known = known_tasks()

@@ -18,6 +18,7 @@ EXAMPLES = """Examples:
   hypergrad tune digits --out runs/digits
   hypergrad tune tabular --data my.csv --label price --out runs/prices
   hypergrad tune images --data ~/mnist --method random --budget 64
+  hypergrad tune text --data book.txt --out runs/book
   hypergrad tune digits --method cross_entropy --population 64 --generations 4 --scheduler halving
   hypergrad tune digits --method cross_entropy --prior lr=0.1 --warm-start runs/digits
   hypergrad tune my_task.py:task --arg width=32

@@ -18,6 +18,9 @@ OTHER_WORDS = {
     "steps": "horizon",
     "pop_size": "population",
     "num_workers": "devices",
+    "file": "data",
+    "path": "data",
+    "dataset": "data",
 }
 """What other tools call things, and what they are called here."""
 
