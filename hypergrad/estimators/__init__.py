@@ -43,10 +43,12 @@ from hypergrad.estimators.unrolled.darts import central_difference, darts, exact
 from hypergrad.estimators.unrolled.drift import DRIFT, DriftInfo, drift
 from hypergrad.estimators.unrolled.forward import FORWARD, forward
 from hypergrad.estimators.unrolled.hd import HD, hd
+from hypergrad.estimators.unrolled.on_disk import DiskProgress, reverse_on_disk
 from hypergrad.estimators.unrolled.online import OnlineInfo, OnlineState
 from hypergrad.estimators.unrolled.reverse import REVERSE, Plan, plan, reverse
 from hypergrad.estimators.unrolled.reversible import REVERSIBLE, ReversibleInfo, reversible
 from hypergrad.estimators.unrolled.rtho import RTHO, rtho
+from hypergrad.estimators.unrolled.run_folder import DamagedWarning
 from hypergrad.estimators.unrolled.truncated import ONE_STEP, TRUNCATED, one_step, truncated
 from hypergrad.validation import DrawnLeafWarning
 
@@ -73,6 +75,8 @@ __all__ = [
     "ESTIMATORS",
     "ONLINE",
     "AverageInfo",
+    "DamagedWarning",
+    "DiskProgress",
     "DrawnLeafWarning",
     "DriftInfo",
     "Estimate",
@@ -117,6 +121,7 @@ __all__ = [
     "plan",
     "relaxed",
     "reverse",
+    "reverse_on_disk",
     "reversible",
     "rounding",
     "rtho",

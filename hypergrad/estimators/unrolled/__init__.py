@@ -16,6 +16,7 @@
   be undone.
 - `offload`: States of a backward pass in the memory of the host, where an accelerator has another one of its
   own.
+- `on_disk`: Reverse-mode hypergradients whose states lie on disk: for horizons whose states no memory holds.
 - `online`: Helpers that estimators share when they take hypergradients while training continues.
 - `pull_step`: One step of the backward pass: the adjoint goes back through the optimizer and through the
   gradient.
@@ -23,6 +24,7 @@
 - `reversible`: Reverse-mode hypergradients that run training backwards exactly, in integers.
 - `rtho`: Real-time hypergradients: forward mode along a training run that continues while its hparams
   change.
+- `run_folder`: The folder of a run on disk: files by kind and step, a description, and one writer at a time.
 - `tangent`: The forward pass over a training run, along which the derivative of the weights travels with
   them.
 - `truncated`: Truncated reverse-mode hypergradients: exact training, differentiated through its last steps

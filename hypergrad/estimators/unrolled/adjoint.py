@@ -9,6 +9,7 @@ and differ in what they store and in how they differentiate the inner gradient.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -192,11 +193,7 @@ def mixed_mode(checkpoint: tuple[int, ...] | None = None, *, offload: bool = Fal
 
         def pullback(adjoint: list[Array]) -> Pulled:
             zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
-            first, scale = trained(state.params), tree.norm(adjoint)
-
-            def size(before: TrainState, grads: PyTree, adjoint: list[Array]) -> AdjointSizes:
-                return _sizes(first, scale, trained(before.params), grads, adjoint)
-
+            size = partial(_sizes, trained(state.params), tree.norm(adjoint))
             (total, adjoint), sizes = _sweep(
                 problem, hparams, stored, (zeros, adjoint), levels, size
             )
@@ -205,6 +202,33 @@ def mixed_mode(checkpoint: tuple[int, ...] | None = None, *, offload: bool = Fal
         return DifferentiableRun(final, losses, pullback)
 
     return backward
+
+
+def pull_segment(
+    problem: Problem,
+    hparams: HParams,
+    start: TrainState,
+    num_steps: int,
+    levels: tuple[int, ...],
+    adjoint: Adjoint,
+    since: tuple[PyTree, Array],
+) -> tuple[Adjoint, AdjointSizes]:
+    """Train a part of a run again from its first state, and pull the adjoint back over it (`mixed_mode`).
+
+    Args:
+        problem: Training loop.
+        hparams: Hyperparameters.
+        start: State before the part.
+        num_steps: Number of its steps.
+        levels: Lengths of nested segments within.
+        adjoint: Adjoint after the part.
+        since: First weights of the whole run, and the size of its last adjoint `[]`.
+
+    Returns:
+        The adjoint before the part, and its sizes before each step.
+    """
+    stored = _store(problem, hparams, start, num_steps, levels)[2]
+    return _sweep(problem, hparams, stored, adjoint, levels, partial(_sizes, *since))
 
 
 class _Stored(NamedTuple):
@@ -288,11 +312,11 @@ def _sweep(
 
 
 def _sizes(
-    first: PyTree, scale: Array, weights: PyTree, grads: PyTree, adjoint: list[Array]
+    first: PyTree, scale: Array, before: TrainState, grads: PyTree, adjoint: list[Array]
 ) -> AdjointSizes:
     """Measure the adjoint of the state before a step; `scale` `[]` is the size of the last one."""
     others, resting = [], []
-    parts = (jax.tree.leaves(x) for x in (first, weights, grads))
+    parts = (jax.tree.leaves(x) for x in (first, trained(before.params), grads))
     for start, w, g, bar in zip(*parts, adjoint, strict=False):
         rests = (w == start) & (g == 0) & ~(jnp.abs(bar) <= OUTGROWN * scale)
         others.append(jnp.where(rests, 0, bar))

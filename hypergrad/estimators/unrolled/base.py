@@ -134,25 +134,54 @@ def unrolled_estimate(
             "expected loops that reverse mode can go back through; use the estimator 'forward', or lax.scan"
         ) from error
     if through_init:
-        _, pull_init = jax.vjp(lambda h: state_floats(init_state(problem, init_key, h))[0], hparams)
-        total = tree.add(total, tree.floats(pull_init(first)[0]))
+        total = tree.add(total, through_start(problem, init_key, hparams, first))
+    chex.assert_shape(run.losses, (num_steps,))
+    bad = first_nonfinite(run.losses, value)
+    parts = (value, direct, adjoint)
+    estimate = assembled(hparams, run.state, parts, total, norms, resting, bad)
+    return estimate, run.losses, certificate, run.state
+
+
+def through_start(
+    problem: Problem, key: Key, hparams: HParams, adjoint: list[Array]
+) -> list[Array]:
+    """Pull the adjoint of a run's first state back to the hparams' float leaves; `key` made that state."""
+    _, pull = jax.vjp(lambda h: state_floats(init_state(problem, key, h))[0], hparams)
+    return tree.floats(pull(adjoint)[0])
+
+
+def assembled(
+    hparams: HParams,
+    final: TrainState,
+    parts: tuple[Array, HParams, list[Array]],
+    total: list[Array],
+    norms: Array,
+    resting: Any,
+    first_bad: Array,
+) -> Estimate:
+    """Make an estimate of what a backward pass found.
+
+    Args:
+        hparams: Real hyperparameters.
+        final: State after the last step.
+        parts: What `objective_parts` returned there.
+        total: Cotangent of the hparams' leaves, without the direct gradient.
+        norms: `Pulled.norms` `[num_steps]`.
+        resting: `Pulled.resting`.
+        first_bad: First step that was not finite, or -1, int32 `[]`.
+    """
+    value, direct, adjoint = parts
     response = jax.tree.unflatten(jax.tree.structure(hparams), total)
     chex.assert_trees_all_equal_shapes(response, direct)
-    chex.assert_shape(run.losses, (num_steps,))
-    num_weights = len(jax.tree.leaves(trained(run.state.params)))
-    last = tree.norm(adjoint[:num_weights])
-    growth = growth_rate(last, norms[::-1])
-    nonfinite = first_nonfinite(run.losses, value)
-    horizon = jnp.asarray(num_steps, jnp.int32)
+    treedef = jax.tree.structure(trained(final.params))
+    growth = growth_rate(tree.norm(adjoint[: treedef.num_leaves]), norms[::-1])
+    horizon = jnp.asarray(len(norms), jnp.int32)
     if not isinstance(resting, tuple):
         peaks = jnp.max(resting, 0, initial=0) / tree.norm(adjoint)
-        treedef = jax.tree.structure(trained(run.state.params))
         resting = jax.tree.unflatten(treedef, list(jnp.where(peaks > 0, peaks, 0)))
-    info = UnrollInfo(
-        direct, response, horizon, norms, growth, nonfinite, resting, finite_leaves(run.state)
-    )
-    estimate = Estimate(value, tree.add(direct, response), info)
-    return estimate, run.losses, certificate, run.state
+    finite = finite_leaves(final)
+    info = UnrollInfo(direct, response, horizon, norms, growth, first_bad, resting, finite)
+    return Estimate(value, tree.add(direct, response), info)
 
 
 def by_unrolling(problem: Problem, horizon: int, backward: Backward | None = None) -> Estimator:
