@@ -10,7 +10,7 @@ import optax
 
 from hypergrad.core.checks import check_name, check_whole
 from hypergrad.core.flax import from_linen, from_nnx
-from hypergrad.core.model import Model
+from hypergrad.core.network import PureModel
 from hypergrad.problem import Task
 from hypergrad.space import Dimension, LogReal, Real
 from models.cnn import StridedCNN
@@ -134,7 +134,7 @@ def _written(horizon: int, hparams: Any) -> str:
     return snippet(hparams, horizon, line)
 
 
-def _network(name: str, shape: tuple[int, ...], width: int, num_classes: int) -> Model:
+def _network(name: str, shape: tuple[int, ...], width: int, num_classes: int) -> PureModel:
     if name == "mlp":
         return from_linen(MLP((width, num_classes)))
     if name == "cnn":

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hypergrad.core.model import Model
+from hypergrad.core.network import PureModel
 from hypergrad.problem import Examples, Problem
 from tasks.data import check_batch
 
@@ -38,7 +38,7 @@ def squared_error(outputs: jax.Array, targets: jax.Array, smoothing: Any = 0.0) 
 
 
 def supervised(
-    model: Model,
+    model: PureModel,
     splits: Splits,
     loss: Callable[..., jax.Array],
     optimizer: Callable[[Any], optax.GradientTransformation],

@@ -14,7 +14,7 @@ import optax
 
 from hypergrad.core.checks import check_share, check_whole, is_number
 from hypergrad.core.flax import from_linen
-from hypergrad.core.model import Model
+from hypergrad.core.network import PureModel
 from hypergrad.estimators.policies import concrete
 from hypergrad.problem import Problem, Task
 from hypergrad.space import Dimension, LogReal, Real
@@ -92,7 +92,7 @@ def task(
     _check_dropout(dropout, temperature)
     text = load(data, length)
 
-    def model(hparams: Any) -> Model:
+    def model(hparams: Any) -> PureModel:
         drop = partial(_drop, hparams["dropout"], temperature) if "dropout" in hparams else None
         num_tokens = len(text.characters) + 1
         module = Transformer(num_tokens, length, width, num_layers, num_heads, drop)

@@ -19,7 +19,7 @@
 - `methods`: Description of a method that a family offers by name.
 - `mistakes`: The errors that jax, numpy and Python raise within a user's function, in words that a new user
   can act on.
-- `model`: A network as two pure functions, from whichever library it comes.
+- `network`: A network as two pure functions, from whichever library it comes.
 - `outside`: What a user's function reads from outside of its arguments, and whether that may change between
   two calls.
 - `pairs`: Find labels `[N]` and predictions `[N, 1]`, or the other way round, that broadcast to every pair

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from hypergrad.core import tree
 from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_function, describe, library
-from hypergrad.core.model import Model
+from hypergrad.core.network import PureModel
 from hypergrad.core.types import Array, Key, Params, PyTree, Variables
 
 MODULE = "lambda key: equinox.nn.MLP(8, 1, 16, 2, key=key), which builds the module"
@@ -43,7 +43,7 @@ class _Parts(NamedTuple):
         return jax.tree.unflatten(self.treedef, [arrays.get(name, x) for name, x in rows])
 
 
-def from_equinox(make: Callable[[Key], Any], *, axis_name: str | None = "batch") -> Model:
+def from_equinox(make: Callable[[Key], Any], *, axis_name: str | None = "batch") -> PureModel:
     """Adapt an `equinox` module.
 
     A dropout rate may be a hyperparameter: build the model within the loss, where `make` hands the rate to
@@ -93,7 +93,7 @@ def from_equinox(make: Callable[[Key], Any], *, axis_name: str | None = "batch")
             return outputs, None
         return outputs, parts.take(jax.tree.leaves((bare, state)), False) if train else kept
 
-    return Model(init, apply)
+    return PureModel(init, apply)
 
 
 def _call(

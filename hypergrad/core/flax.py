@@ -11,11 +11,11 @@ from flax import linen, nnx
 
 from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_function, check_kind
-from hypergrad.core.model import Model, training_switch
+from hypergrad.core.network import PureModel, training_switch
 from hypergrad.core.types import Array, Key, Params, PyTree, Variables
 
 
-def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Model:
+def from_linen(module: linen.Module, *, train_argument: str | None = None) -> PureModel:
     """Adapt a `flax.linen` module.
 
     Args:
@@ -57,10 +57,10 @@ def from_linen(module: linen.Module, *, train_argument: str | None = None) -> Mo
             )
             return outputs, {**params.state, **state}
 
-    return Model(init, apply)
+    return PureModel(init, apply)
 
 
-def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> PureModel:
     """Adapt a `flax.nnx` module.
 
     Args:
@@ -109,7 +109,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
             graph, abstract_params, _streams(abstract_rng, key), abstract_state, copy=True
         )
 
-    return Model(init, apply)
+    return PureModel(init, apply)
 
 
 @contextmanager

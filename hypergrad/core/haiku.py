@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from hypergrad.core.checks import check_function, library
-from hypergrad.core.model import Model, training_switch
+from hypergrad.core.network import PureModel, training_switch
 from hypergrad.core.types import Key, Params, PyTree, Variables
 
 
-def from_haiku(function: Callable[..., Any], *, train_argument: str | None = None) -> Model:
+def from_haiku(function: Callable[..., Any], *, train_argument: str | None = None) -> PureModel:
     """Adapt a function that `haiku.transform` takes.
 
     A dropout rate may be a hyperparameter: build the model within the loss, with a function that reads the
@@ -45,4 +45,4 @@ def from_haiku(function: Callable[..., Any], *, train_argument: str | None = Non
             return outputs, None
         return outputs, new if train else state
 
-    return Model(init, apply)
+    return PureModel(init, apply)

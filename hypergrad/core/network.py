@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from hypergrad.core.types import Key, Params, PyTree
 
 
-class Model(NamedTuple):
+class PureModel(NamedTuple):
     """A network as two pure functions; the libraries of networks look alike from here.
 
     Attributes:
