@@ -11,6 +11,7 @@
 - `flax`: Flax modules as init and apply: `from_linen`, `from_nnx`.
 - `flow`: Follow values through a traced program: what reaches what, and whether two programs are the same.
 - `haiku`: Haiku functions as init and apply: `from_haiku`.
+- `hoist`: Programs without data: large arrays that a function closes over become arguments of its program.
 - `host`: Data that stay on the host: batches by index, for traced programs.
 - `intervals`: Spans of whole numbers, of which it is known what is met for certain, and their arithmetic.
 - `jaxopt`: The minimizer of jaxopt, loaded when it is first used.

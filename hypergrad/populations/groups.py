@@ -11,6 +11,7 @@ import numpy as np
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_whole
+from hypergrad.core.hoist import Compiled
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.populations.base import Population, count, population
 from hypergrad.populations.layouts import vectorized
@@ -302,7 +303,7 @@ def per_shape(task: Task, build: Callable[[Task], Callable[..., Any]]) -> Callab
     def call(hparams: HParams, *args: Any) -> Any:
         label, free = static.split(task.space, hparams)
         if label not in programs:
-            programs[label] = jax.jit(build(fixed(task, label)))
+            programs[label] = Compiled(build(fixed(task, label)))
         return programs[label](jax.tree.map(jnp.asarray, free), *args)
 
     return call

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hypergrad.core import tree
 from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_whole
+from hypergrad.core.hoist import Compiled
 from hypergrad.core.types import Array, PyTree
 from hypergrad.populations.devices import mesh as make_mesh
 
@@ -203,7 +204,7 @@ def _one_device(function: Callable, width: int | None) -> Mapped:
         results = jax.lax.map(lambda chunk: many(*chunk), chunks)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], results)
 
-    return jax.jit(mapped)
+    return Compiled(mapped)
 
 
 def _many_devices(inner: Mapped, mesh: Mesh, gather: bool) -> Mapped:
@@ -229,7 +230,7 @@ def _many_devices(inner: Mapped, mesh: Mesh, gather: bool) -> Mapped:
         results = spread(shared, *_fill(parts, mesh.devices.size))
         return jax.tree.map(lambda x: x[:num], results)
 
-    return jax.jit(mapped)
+    return Compiled(mapped)
 
 
 def _fill(parts: PyTree, multiple: int) -> PyTree:
@@ -311,7 +312,7 @@ def _looped(function: Callable, width: int, mesh: Mesh | None) -> Mapped:
     """Call one compiled program for every `width` members."""
     spread = None if mesh is None else _many_devices(_one_device(function, None), mesh, True)
 
-    @jax.jit
+    @Compiled
     def program(shared: PyTree, *parts: PyTree) -> PyTree:
         parts = _with_keys(parts)
         if spread is not None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_bytes, check_whole
+from hypergrad.core.hoist import Compiled
 from hypergrad.core.memory import accelerator_memory
 from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.populations.base import Population, count, population
@@ -216,7 +217,10 @@ def _program(asked: _Asked, label: str) -> tuple[Any, int, int]:
         (asked.hparams, jax.eval_shape(asked.start)),
     )
     steps = jax.ShapeDtypeStruct((), jnp.int32)
-    program = jax.jit(asked.members(layout).advance).lower(hparams, states, steps).compile()
+    advance = Compiled(asked.members(layout).advance)
+    program = advance.lower(hparams, states, steps).compile()
+    data = advance.held(hparams, states, steps)
+    program, analysis = partial(program, *data), program.memory_analysis()
     analysis = program.memory_analysis()
     if analysis is None:
         return program, 0, size  # unknown: halving the width remains

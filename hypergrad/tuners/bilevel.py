@@ -13,6 +13,7 @@ from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.cautions import warn_unread
 from hypergrad.core.checks import check_kind, check_whole
+from hypergrad.core.hoist import Compiled
 from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.base import first_nonfinite
@@ -132,7 +133,7 @@ def bilevel(
             stacklevel=2,
         )
     parts = _Parts(_loop(problem, space, made, outer), space, method, num_iterations, num_restarts)
-    return Tuner(jax.jit(partial(_init, parts, first)), jax.jit(partial(_step, parts)))
+    return Tuner(Compiled(partial(_init, parts, first)), Compiled(partial(_step, parts)))
 
 
 class _Parts(NamedTuple):

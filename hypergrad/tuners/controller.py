@@ -11,6 +11,7 @@ from jax import core
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_least, check_whole
+from hypergrad.core.hoist import Compiled
 from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators import Estimate, Estimator
@@ -110,7 +111,7 @@ def controller(
     parts = _Parts(
         problem, policy, estimator, num_updates, optimizer, entropy_bonus, clipping, num_candidates
     )
-    compiled = jax.jit(partial(_step, parts))
+    compiled = Compiled(partial(_step, parts))
 
     def step(key: Key, state: ControllerState) -> tuple[ControllerState, Trials]:
         after, trials = compiled(key, state)
@@ -118,7 +119,7 @@ def controller(
             warn_of_step(state, after, trials.info, num_updates)
         return after, trials
 
-    return Tuner(jax.jit(partial(_init, parts)), step)
+    return Tuner(Compiled(partial(_init, parts)), step)
 
 
 class _Parts(NamedTuple):

@@ -13,6 +13,7 @@ from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_kind, check_share, check_whole
+from hypergrad.core.hoist import Compiled
 from hypergrad.core.memory import side_by_side
 from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
@@ -131,14 +132,14 @@ class _Parts(NamedTuple):
 
 
 def _tuner(parts: _Parts) -> Tuner:
-    compiled = jax.jit(partial(_step, parts))
+    compiled = Compiled(partial(_step, parts))
 
     @wraps(compiled)
     def step(key: Key, state: DescentState) -> tuple[DescentState, Trials]:
         after, trials, found = compiled(key, state)
         return after, trials if traced(found) else _advised(trials, jax.device_get(found))
 
-    return Tuner(jax.jit(partial(_init, parts)), step)
+    return Tuner(Compiled(partial(_init, parts)), step)
 
 
 def _advised(trials: Trials, found: Estimate) -> Trials:

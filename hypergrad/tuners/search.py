@@ -8,6 +8,7 @@ import jax
 from hypergrad.core import tree
 from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_function, check_kind, check_whole
+from hypergrad.core.hoist import Compiled
 from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.populations import Population, out_of_memory
 from hypergrad.schedulers import Scheduler
@@ -72,9 +73,9 @@ def make_search(
         return population.whole(train(key, hparams))
 
     if on_host:
-        whole = partial(generation, train=jax.jit(gathered))
+        whole = partial(generation, train=Compiled(gathered))
     else:
-        whole = jax.jit(partial(generation, train=train))
+        whole = Compiled(partial(generation, train=train))
     parts = partial(generation, train=gathered if on_host else train)
     apart = population.host
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from hypergrad import study
 from hypergrad.core import tree
+from hypergrad.core.hoist import Compiled
 from hypergrad.core.memory import recorded_memory
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators import ONLINE
@@ -83,7 +84,7 @@ def replay(
     keys = _training_keys(found.trials, settings)
     num_steps = int(found.trials.steps)
 
-    @jax.jit
+    @Compiled
     def train(key: Key) -> Array:
         return unroll_losses(
             task.problem, hparams, init_state(task.problem, key, hparams), num_steps
@@ -130,7 +131,7 @@ def _first_bad_operation(
     objective follows, on the validation batch of the second key.
     """
     (key, valid_key), problem, start = keys, task.problem, max(0, last - 1)
-    state: TrainState = jax.jit(
+    state: TrainState = Compiled(
         lambda key: unroll(problem, hparams, init_state(problem, key, hparams), start)
     )(key)
     try:

@@ -6,6 +6,7 @@ import jax
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_bytes, check_function, check_whole
+from hypergrad.core.hoist import Compiled
 from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams
 from hypergrad.estimators.base import Estimator, temporary_bytes
@@ -145,7 +146,7 @@ def plan(
         if num_seeds > 1:
             key = jax.random.split(key, num_seeds)
             estimate = jax.vmap(estimate, in_axes=(0, None, None), out_axes=(None, 0))
-        lowered = jax.jit(estimate).lower(key, (), hparams)
+        lowered = Compiled(estimate).lower(key, (), hparams)
         num_bytes = temporary_bytes(lowered.compile())
         tried.append((checkpoint, num_bytes))
         if num_bytes <= memory:
