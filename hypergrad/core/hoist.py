@@ -71,9 +71,9 @@ class Compiled:
         program = self._program(args)
         return program.call.lower(*program.held, *args)
 
-    def held_bytes(self, *args: PyTree) -> int:
-        """Return the size of what the program is given beside `args`."""
-        return sum(x.nbytes for x in jax.tree.leaves(self._program(args).held))
+    def data(self, *args: PyTree) -> tuple[list[Array], ...]:
+        """Return what the program is given before `args`: one list of arrays, or nothing."""
+        return self._program(args).held
 
     def _cache_size(self) -> int:
         calls = {id(p.call): p.call for p in self._programs.values()}

@@ -1,7 +1,7 @@
 """Layouts within a bound on memory: the widest one that fits, or the fastest by the clock."""
 
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -219,14 +219,14 @@ def _program(asked: _Asked, label: str) -> tuple[Any, int, int]:
     steps = jax.ShapeDtypeStruct((), jnp.int32)
     advance = Compiled(asked.members(layout).advance)
     program = advance.lower(hparams, states, steps).compile()
-    data = advance.held(hparams, states, steps)
-    program, analysis = partial(program, *data), program.memory_analysis()
-    analysis = program.memory_analysis()
+    data = advance.data(hparams, states, steps)
+    call, analysis = partial(program, *data), program.memory_analysis()
     if analysis is None:
-        return program, 0, size  # unknown: halving the width remains
-    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+        return call, 0, size  # unknown: halving the width remains
+    shared = sum(x.nbytes for x in jax.tree.leaves(data))
+    held = analysis.argument_size_in_bytes - shared + analysis.output_size_in_bytes
     # a loop holds the arguments and the results of all members, too
-    return program, int(analysis.temp_size_in_bytes + held * num // size), size
+    return call, int(analysis.temp_size_in_bytes + shared + held * num // size), size
 
 
 @lru_cache(maxsize=8)
