@@ -54,6 +54,7 @@ class Compiled:
 
     def __init__(self, function: Callable, donate: tuple[int, ...] = ()):
         self.__wrapped__ = function
+        self._name = getattr(getattr(function, "func", function), "__name__", "program")
         self._donate = donate
         self._plain = jax.jit(function, donate_argnums=donate)
         self._programs: dict[Any, _Program] = {}
@@ -91,9 +92,11 @@ class Compiled:
         large = list(_Constants(closed).large.values())
         if not large:
             return _Program(self._plain, ())
-        where = _where(leaves, closed.jaxpr)
+        where = _where([*leaves, *large], closed.jaxpr)
         places = tuple(i + 1 for i in self._donate)
-        call = jax.jit(partial(_lifted, self._plain, large), donate_argnums=places)
+        lifted: Any = partial(_lifted, self._plain, large)
+        lifted.__name__ = self._name  # what profiles and the compilation cache show
+        call = jax.jit(lifted, donate_argnums=places)
         return _Program(call, ([_placed(x, where) for x in large],))
 
 
@@ -320,6 +323,7 @@ _RULES: dict[str, Callable[..., list[Any]]] = {
     "custom_jvp_call": _call,
     "custom_vjp_call": _call,
     "checkpoint": _checkpoint,
+    "remat2": _checkpoint,
     "scan": _scan,
     "while": _while,
     "cond": _cond,
