@@ -40,6 +40,16 @@ def cloned(tree: PyTree) -> Any:
     return jax.tree.map(one, tree)
 
 
+def copied(tree: PyTree) -> PyTree:
+    """Copy the arrays of the device, so that a program may take their memory."""
+    return jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
+
+
+def is_taken(tree: PyTree) -> bool:
+    """Tell whether a program has taken the memory of an array (`donate_argnums` of `jax.jit`)."""
+    return any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(tree))
+
+
 def is_key(leaf: Any) -> bool:
     """Tell whether a leaf is a typed PRNG key."""
     return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_whole
 from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.populations import out_of_memory
@@ -62,8 +63,8 @@ def run(
 ) -> Run:
     """Take `num_steps` steps of a tuner.
 
-    Ctrl-C ends the run after the current step and keeps the best so far; pressed twice, it ends the step too. A
-    trial that is not finite stays among the trials and never becomes the best.
+    Ctrl-C ends the run after the step that has begun, and keeps the best so far; pressed twice, it ends the
+    step too. A trial that is not finite stays among the trials and never becomes the best.
 
     With `storage`, a step counts when its record is on the disk; `on_step` is called after that. Whatever ends
     the process then, `resume_run` continues and arrives at the same bits.
@@ -124,9 +125,12 @@ def take_steps(
     on_step: OnStep | None,
     recorder: Recorder | Unrecorded,
 ) -> Run:
-    """Take the steps that are not recorded yet; arguments as for `run`."""
+    """Take the steps that are not recorded yet; arguments as for `run`.
+
+    Where the device takes a step alone, the next one begins before the last one's record is written.
+    """
     began, before = time.perf_counter(), 0.0
-    found, interrupted = _Found(), False
+    found, interrupted, ahead = _Found(), False, None
     try:
         init_key, run_key = jax.random.split(key)
         state = without_weak_types(tuner.init(init_key))
@@ -135,13 +139,18 @@ def take_steps(
             found.add(told)
         with _noted_interrupt() as asked:
             for step in range(len(recorded), num_steps):
-                if found.done:
-                    break
-                if asked:
-                    raise KeyboardInterrupt
-                state, told = take_step(tuner, jax.random.fold_in(run_key, step), state)
+                if ahead is None:
+                    if found.done:
+                        break
+                    if asked:
+                        raise KeyboardInterrupt
+                    ahead = _Step(tuner, jax.random.fold_in(run_key, step), state)
+                after, told = ahead.end()
                 found.add(told)
-                seconds = before + time.perf_counter() - began
+                seconds, state, ahead = before + time.perf_counter() - began, after, None
+                if tuner.begin and step + 1 < num_steps and not found.done and not asked:
+                    state = recorder.kept(after)
+                    ahead = _Step(tuner, jax.random.fold_in(run_key, step + 1), after)
                 new = recorder.record(step, told, found.best_value, seconds, state)
                 if new and on_step is not None:
                     on_step(step, told, found.best_value)
@@ -168,23 +177,59 @@ def _warn_of_settled_tables(trials: list[Trials], num_steps: int) -> None:
 
 
 def take_step(tuner: Tuner, key: Key, state: PyTree) -> tuple[PyTree, Trials]:
-    """Take one step of a tuner, and bring its trials to the host.
+    """Take one step of a tuner, which may take the memory of the state, and bring its trials to the host.
 
     Raises:
         ValueError: where the device has no memory left for it.
     """
-    try:
-        state, told = jax.block_until_ready(tuner.step(key, state))
-    except jax.errors.JaxRuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(
-            f"a step of the study needs more memory than the device has ({reason}), expected less; start a "
-            "study with a smaller population, fewer seeds or a smaller model, or continue this one with "
-            "`hypergrad resume` where there is more"
-        ) from error
-    return without_weak_types(state), jax.tree.map(np.asarray, jax.device_get(told))
+    return _Step(tuner, key, state).end()
+
+
+class _Step:
+    """One step of a tuner, begun at once where the device takes it alone."""
+
+    def __init__(self, tuner: Tuner, key: Key, state: PyTree):
+        self._tuner, self._key, self._state = tuner, key, state
+        self._begun: tuple[PyTree, Any] | None = None
+        self._error: Exception | None = None
+        if tuner.begin is not None:
+            try:
+                self._begun = tuner.begin(key, state)
+            except jax.errors.JaxRuntimeError as error:  # the step before has to be recorded first
+                self._error = error
+
+    def end(self) -> tuple[PyTree, Trials]:
+        """Wait for the step; return the state after it, and its trials on the host.
+
+        Raises:
+            ValueError: where the device has no memory left for it.
+        """
+        try:
+            state, told = self._made()
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"a step of the study needs more memory than the device has ({reason}), expected less; start "
+                "a study with a smaller population, fewer seeds or a smaller model, or continue this one with "
+                "`hypergrad resume` where there is more"
+            ) from error
+        return without_weak_types(state), jax.tree.map(np.asarray, jax.device_get(told))
+
+    def _made(self) -> tuple[PyTree, Trials]:
+        tuner = self._tuner
+        try:
+            if self._error is not None:
+                raise self._error
+            begun = jax.block_until_ready(self._begun)
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error) or tree.is_taken(self._state):
+                raise
+            begun = None  # the tuner knows how to take a step where memory is short
+        if begun is None:
+            return jax.block_until_ready(tuner.step(self._key, self._state))
+        return begun[0], tuner.finish(begun[1])
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.cautions import warn_unread
 from hypergrad.core.checks import check_kind, check_whole
-from hypergrad.core.hoist import Compiled
 from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.base import first_nonfinite
@@ -23,7 +22,7 @@ from hypergrad.estimators.ways import check_implicit, warn_unused
 from hypergrad.problem import Problem, Task, check_problem, with_hparams
 from hypergrad.searchers import Trials
 from hypergrad.train import init_state, trained
-from hypergrad.tuners.base import Tuner
+from hypergrad.tuners.base import Tuner, on_device
 from hypergrad.tuners.bilevel_methods import (
     BILEVEL_METHODS,
     INNER_GRADIENTS,
@@ -133,7 +132,7 @@ def bilevel(
             stacklevel=2,
         )
     parts = _Parts(_loop(problem, space, made, outer), space, method, num_iterations, num_restarts)
-    return Tuner(Compiled(partial(_init, parts, first)), Compiled(partial(_step, parts)))
+    return on_device(partial(_init, parts, first), partial(_step, parts))
 
 
 class _Parts(NamedTuple):

@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import core
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_least, check_whole
-from hypergrad.core.hoist import Compiled
 from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators import Estimate, Estimator
@@ -29,7 +27,7 @@ from hypergrad.estimators.policies import (
 )
 from hypergrad.problem import Problem, Task, check_problem
 from hypergrad.searchers import Trials
-from hypergrad.tuners.base import Tuner
+from hypergrad.tuners.base import Tuner, on_device
 from hypergrad.tuners.clipping import Clipping, policy_adam
 from hypergrad.tuners.controller_info import (
     COLLAPSED,
@@ -111,15 +109,13 @@ def controller(
     parts = _Parts(
         problem, policy, estimator, num_updates, optimizer, entropy_bonus, clipping, num_candidates
     )
-    compiled = Compiled(partial(_step, parts))
 
-    def step(key: Key, state: ControllerState) -> tuple[ControllerState, Trials]:
-        after, trials = compiled(key, state)
-        if not isinstance(after.step, core.Tracer):
-            warn_of_step(state, after, trials.info, num_updates)
-        return after, trials
+    def finish(found: tuple[Trials, ControllerState, ControllerState]) -> Trials:
+        trials, before, after = found
+        warn_of_step(before, after, trials.info, num_updates)
+        return trials
 
-    return Tuner(Compiled(partial(_init, parts)), step)
+    return on_device(partial(_init, parts), partial(_step, parts), finish, lambda found: found[0])
 
 
 class _Parts(NamedTuple):
@@ -154,8 +150,14 @@ def _init(parts: _Parts, key: Key) -> ControllerState:
     return tree.strong(ControllerState(phi, opt_state, state, zero, entropy, zero - 1))
 
 
-def _step(parts: _Parts, key: Key, state: ControllerState) -> tuple[ControllerState, Trials]:
-    """Update weights and policy in turn, then judge the candidates at the weights."""
+def _step(
+    parts: _Parts, key: Key, state: ControllerState
+) -> tuple[ControllerState, tuple[Trials, ControllerState, ControllerState]]:
+    """Update weights and policy in turn, then judge the candidates at the weights.
+
+    Returns:
+        The state; the trials, and the counts of the state before and after the step.
+    """
     num = parts.num_candidates
     run_key, draw_key, valid_key = jax.random.split(key, 3)
     keys = jax.random.split(run_key, parts.num_updates)
@@ -176,7 +178,13 @@ def _step(parts: _Parts, key: Key, state: ControllerState) -> tuple[ControllerSt
     collapsed = jnp.where(fallen, state.step, state.collapsed_at)
     after = ControllerState(*end, state.step + 1, state.first_entropy, collapsed)
     steps = jnp.broadcast_to(jnp.sum(told["horizon"]).astype(jnp.int32), (num,))
-    return tree.strong(after), Trials(hparams, values, steps, rows, info)
+    after, trials = tree.strong(after), Trials(hparams, values, steps, rows, info)
+    return after, (trials, _counts(state), _counts(after))
+
+
+def _counts(state: ControllerState) -> ControllerState:
+    """Leave the weights and the policy out, whose memory the next step takes."""
+    return state._replace(phi=None, opt_state=None, estimator=None)
 
 
 def _update(

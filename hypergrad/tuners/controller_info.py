@@ -114,7 +114,7 @@ def warn_of_step(
             f"{COLLAPSED:.0%} of the first, {float(after.first_entropy):.2g}, and it draws one architecture "
             "nearly always; pass a larger entropy_bonus or a lower learning rate, or stop there",
             ControllerWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     skipped, refused, dropped, flat = (int(np.asarray(info[name])[0]) for name in COUNTS)
     if skipped == num_updates:
@@ -122,7 +122,7 @@ def warn_of_step(
             f"no update of step {at} was finite, and the policy did not move: a draw or the shared weights "
             "have an objective that is NaN or infinite; bound the objective, or lower the learning rates",
             ControllerWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     elif dropped == num_updates:
         warnings.warn(
@@ -130,7 +130,7 @@ def warn_of_step(
             "ones: the policy's optimizer settings do not train them; lower the learning rates of the space, "
             "or pass shared(..., far=...) where such an objective is no divergence",
             ControllerWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     elif refused == num_updates:
         warnings.warn(
@@ -138,12 +138,12 @@ def warn_of_step(
             f"than none (a relative residual of {float(np.asarray(info['residual'])[0]):.2g}); train longer "
             "before each update, or give its solver more iterations or damping",
             ControllerWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if flat == num_updates and skipped < num_updates:
         warnings.warn(
             f"all draws of every update of step {at} had the same objective, and the direct gradient of the "
             "choices was zero: the policy draws one architecture alone, or the objective does not read it",
             ControllerWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -1,7 +1,7 @@
 """Hypergradient descent: walk down the objective in the unconstrained coordinates of the space."""
 
 import math
-from functools import partial, wraps
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +11,7 @@ import optax
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
-from hypergrad.core.abstract import traced
 from hypergrad.core.checks import check_kind, check_share, check_whole
-from hypergrad.core.hoist import Compiled
 from hypergrad.core.memory import side_by_side
 from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
@@ -21,7 +19,7 @@ from hypergrad.estimators import ESTIMATORS, Estimate, Estimator, advice, averag
 from hypergrad.estimators.costs import BACKWARD
 from hypergrad.problem import Task
 from hypergrad.searchers import Trials
-from hypergrad.tuners.base import Tuner
+from hypergrad.tuners.base import Tuner, on_device
 
 MAX_START = 6.9
 """Largest |z| of a start: a thousandth of the range from a bound, where gradients do not vanish yet."""
@@ -132,18 +130,12 @@ class _Parts(NamedTuple):
 
 
 def _tuner(parts: _Parts) -> Tuner:
-    compiled = Compiled(partial(_step, parts))
-
-    @wraps(compiled)
-    def step(key: Key, state: DescentState) -> tuple[DescentState, Trials]:
-        after, trials, found = compiled(key, state)
-        return after, trials if traced(found) else _advised(trials, jax.device_get(found))
-
-    return Tuner(Compiled(partial(_init, parts)), step)
+    return on_device(partial(_init, parts), partial(_step, parts), _advised, lambda found: found[0])
 
 
-def _advised(trials: Trials, found: Estimate) -> Trials:
+def _advised(both: tuple[Trials, Estimate]) -> Trials:
     """Add what `advice` says of the estimate of each restart, one line a trouble; empty where all is good."""
+    trials, found = both[0], jax.device_get(both[1])
     each = [jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(trials.values))]
     said = np.array(["\n".join(advice(one)) for one in each])
     return trials._replace(info=trials.info | {"advice": said})
@@ -223,7 +215,9 @@ def _leaf_norms(hypergrad: HParams) -> Array:
     return jnp.stack([tree.norm(leaf) for leaf in jax.tree.leaves(hypergrad)])
 
 
-def _step(parts: _Parts, key: Key, state: DescentState) -> tuple[DescentState, Trials, Estimate]:
+def _step(
+    parts: _Parts, key: Key, state: DescentState
+) -> tuple[DescentState, tuple[Trials, Estimate]]:
     """Move every restart, and keep the best of each; return the estimates `[R]`, too."""
     num = parts.num_restarts
     keys = jax.random.split(key if parts.resample else state.key, num)
@@ -255,7 +249,7 @@ def _step(parts: _Parts, key: Key, state: DescentState) -> tuple[DescentState, T
     info["key"] = jax.random.key_data(keys)  # with it, an estimate can be made again alone
     info["done"] = since_best >= parts.patience
     index = jnp.arange(num, dtype=jnp.int32)
-    return tree.strong(new), Trials(hparams, values, info["horizon"], index, info), found
+    return tree.strong(new), (Trials(hparams, values, info["horizon"], index, info), found)
 
 
 def _largest_start(dim: spaces.Dimension) -> float:

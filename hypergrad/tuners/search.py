@@ -92,14 +92,19 @@ def make_search(
             apart = True  # the population halves what it computes side by side, and says so
             return parts(key, state)
 
+    def begin(key: Key, state: PyTree) -> tuple[PyTree, Trials]:
+        return (parts if apart else whole)(key, state)
+
+    # the old state stays, because a step that runs out of memory is taken again in its parts
+    begun = None if on_host or apart else begin
     if space is None or not static.static_names(space):
-        return Tuner(searcher.init, step)
+        return Tuner(searcher.init, step, begun)
 
     def named(key: Key, state: PyTree) -> tuple[PyTree, Trials]:
         state, trials = step(key, state)
         return state, _named(space, trials)
 
-    return Tuner(searcher.init, named)
+    return Tuner(searcher.init, named, begun, partial(_named, space))
 
 
 def _named(space: PyTree, trials: Trials) -> Trials:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from hypergrad.core import tree
 from hypergrad.core.types import Key, PyTree
 from hypergrad.searchers import Trials
 from hypergrad.study.disk import checkpoint, records
@@ -73,7 +74,7 @@ class Recorder:
             trials: Trials of the step.
             best_value: Lowest objective so far.
             seconds: Time that the study has taken so far.
-            state: State of the tuner after the step.
+            state: State of the tuner after the step, or what `kept` returned of it.
         """
         made = records.encode(step, trials)
         old = self._journal.record(step)
@@ -83,20 +84,29 @@ class Recorder:
         if new:
             self._journal.append(records.timed(made, best_value, seconds))
         self._last = (step + 1, state)
-        if time.monotonic() - self._time >= self._seconds:
+        if self._due and not tree.is_taken(state):
             self.save()
         return new
 
+    @property
+    def _due(self) -> bool:
+        return time.monotonic() - self._time >= self._seconds
+
+    def kept(self, state: PyTree) -> PyTree:
+        """Copy a state that is to be saved, before the next step takes its memory."""
+        return tree.copied(state) if self._due else state
+
     def save(self) -> None:
-        """Write the state after the last step, unless it is on disk already.
+        """Write the state after the last step, unless it is on disk already or the next step has taken it.
 
         Raises:
             ValueError: where the disk refuses, or the journal is no longer in its place.
         """
         self._journal.check_there()
-        if self._last is not None and self._last[0] > self._saved:
-            checkpoint.save(self._folder, *self._last)
-            self._saved = self._last[0]
+        last = self._last
+        if last is not None and last[0] > self._saved and not tree.is_taken(last[1]):
+            checkpoint.save(self._folder, *last)
+            self._saved = last[0]
         self._time = time.monotonic()
 
     def close(self) -> None:
@@ -116,6 +126,10 @@ class Unrecorded:
     ) -> bool:
         """Return true: every step is new."""
         return True
+
+    def kept(self, state: PyTree) -> PyTree:
+        """Return the state as it is: it is not saved."""
+        return state
 
     def save(self) -> None:
         """Do nothing."""
