@@ -53,7 +53,7 @@ def test_an_offload_changes_no_number(apart, checkpoint):
     chex.assert_trees_all_close(*found, rtol=1e-6)
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
 def test_stored_states_go_to_the_host_and_come_back(apart, platform):
     counts = []
     for offload in (False, True):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core import tree
-from hypergrad.core.autodiff import uses
+from hypergrad.core.autodiff import equations, live_inputs
 from hypergrad.core.types import Array, Batch, HParams, Params, PyTree
 from hypergrad.problem import Problem
 from hypergrad.train import (
@@ -106,6 +106,7 @@ class _UpdateBars(NamedTuple):
         hparams: Adjoint λ̄ through the optimizer.
         loss: Adjoints of the loss and of the carried state at which it is evaluated, where the optimizer reads
             it, else `()`.
+        leaves_out: Whether the optimizer asks what is finite, and so may leave out a step.
     """
 
     grads: PyTree
@@ -113,6 +114,7 @@ class _UpdateBars(NamedTuple):
     weights: PyTree
     hparams: list[Array]
     loss: tuple[Array, list[Array]] | tuple[()]
+    leaves_out: bool
 
 
 def pull_step(
@@ -140,6 +142,8 @@ def pull_step(
     w_bar, c_bar, o_bar = state_bar[:num_w], state_bar[num_w:middle], state_bar[middle:]
     optimizer = _pull_update(step, value, grads, w_bar, o_bar)
     slopes, through = _pull_gradient(step, optimizer.grads, c_bar)
+    if optimizer.leaves_out and not step.carried:
+        through = _unless_left_out(optimizer.grads, through)
     bars = _Bars(
         jax.tree.leaves(tree.add(optimizer.weights, through.weights)),
         through.carried,
@@ -169,14 +173,16 @@ def _pull_update(
     inputs = (grads, step.opt_state, step.weights, step.hparams)
     loss = (value, step.carried)
     # most optimizers see neither the loss nor, through value_fn, the carried state
-    live = uses(step.apply, *inputs, *loss)
+    jaxpr = jax.make_jaxpr(step.apply)(*inputs, *loss).jaxpr
+    live = live_inputs(jaxpr, [True] * len(jaxpr.outvars))
+    asks = any(eqn.primitive.name == "is_finite" for eqn in equations(jaxpr))
     if any(live[len(live) - 1 - len(step.carried) :]):
         _, pull = jax.vjp(step.apply, *inputs, *loss)
         v, o, w, h, value_bar, c_bar = pull([w_bar, o_bar])
-        return _UpdateBars(v, o, w, h, (value_bar, c_bar))
+        return _UpdateBars(v, o, w, h, (value_bar, c_bar), asks)
     _, pull = jax.vjp(lambda g, o, w, h: step.apply(g, o, w, h, *loss), *inputs)
     v, o, w, h = pull([w_bar, o_bar])
-    return _UpdateBars(v, o, w, h, ())
+    return _UpdateBars(v, o, w, h, (), asks)
 
 
 def _pull_gradient(step: _Step, v: PyTree, c_bar: list[Array]) -> tuple[_Bars, _Bars]:
@@ -201,11 +207,18 @@ def _pull_gradient(step: _Step, v: PyTree, c_bar: list[Array]) -> tuple[_Bars, _
     return _Bars(w, c, [], h), _Bars(w_bar, c_bar, [], h_bar)
 
 
+def _unless_left_out(v: PyTree, through: _Bars) -> _Bars:
+    """Return zeros where v, the adjoint of the gradient, is zero: an overflow would make NaN of 0 · ∞."""
+    moves = jnp.any(jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(v)]))
+    return jax.tree.map(lambda x: jnp.where(moves, x, 0), through)
+
+
 def _pull_loss(bars: _Bars, slopes: _Bars, value_bar: Array, c_bar: list[Array]) -> _Bars:
     """Add the path through the loss that the optimizer reads: its adjoint times the gradient of the loss."""
 
     def add(bar: list[Array], slope: PyTree) -> list[Array]:
-        return [a + value_bar * b for a, b in zip(bar, jax.tree.leaves(slope), strict=True)]
+        pairs = zip(bar, jax.tree.leaves(slope), strict=True)
+        return [a + jnp.where(value_bar == 0, 0, value_bar * b) for a, b in pairs]
 
     return bars._replace(
         weights=add(bars.weights, slopes.weights),
