@@ -15,6 +15,7 @@ NAMES = {
     "storage": "acknowledged trials a second, beside the storages of Optuna",
     "compat": "whether the suite passes: oldest and newest Python and jax, x64 on and off",
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",
+    "models": "the same on a transformer, a CNN, a ResNet and an MLP: trace, compile, run, memory",
     "bilevel": "time to the solution of a stochastic quadratic, beside jaxopt's L-BFGS",
     "controller": "one policy for architecture and optimizer: with and without the response, DARTS, CE, PBT",
     "chaotic": "hypergradient descent from a chaotic start: reverse, truncated, PES, NRES, ES",

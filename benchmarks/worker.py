@@ -19,13 +19,16 @@ class Worker:
 
     Args:
         python: Python of the other end.
-        script: File of this folder that ends in `serve`.
+        script: File of this folder that ends in `serve`, or a module of it, `benchmarks.NAME`.
         request: First one.
     """
 
     def __init__(self, python: str, script: str, request: Any):
+        folder = Path(__file__).parent
+        file = [str(folder / script)] if script.endswith(".py") else ["-m", script]
         self.process = subprocess.Popen(
-            [python, "-W", "ignore", str(Path(__file__).with_name(script))],
+            [python, "-W", "ignore", *file],
+            cwd=folder.parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from benchmarks import implicit, pools, scaling, tables
+from benchmarks import implicit, nets, pools, scaling, tables
 from benchmarks.__main__ import main
 from benchmarks.record import Figure, Results, interleave
+from hypergrad.estimators import reverse
 
 ROOT = Path(__file__).parent.parent
 KEPT = sorted((ROOT / "benchmarks" / "results").glob("*.jsonl"))
@@ -153,6 +154,26 @@ def test_what_a_program_sends_is_read_off_it():
     """
     sent = scaling.collectives(text, 64)
     assert sent == [("scalars", 256), ("scalars", 384), ("states", 6400), ("scalars", 64)]
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        pytest.param(lambda: nets.mlp(5, 4, 8), id="mlp"),
+        pytest.param(lambda: nets.transformer(2, 1, 8), id="transformer", marks=pytest.mark.slow),
+        pytest.param(lambda: nets.convolutional("cnn", 2, 4), id="cnn", marks=pytest.mark.slow),
+        pytest.param(
+            lambda: nets.convolutional("resnet", 2, 4, 2), id="resnet", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_loops_by_hand_are_the_same_training(net):
+    """Else the ratios of `models` would compare different work."""
+    net = net()
+    by_hand = jax.jit(jax.grad(lambda h: nets.by_hand(net, h, nets.KEY)))(net.hparams)
+    estimate = jax.jit(reverse(net.problem, net.horizon).estimate)
+    ours = estimate(nets.KEY, (), net.hparams)[1].hypergrad
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-3, atol=1e-5), ours, by_hand)
 
 
 def test_twenty_iterations_solve_the_penalties():
