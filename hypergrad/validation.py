@@ -14,6 +14,8 @@ from hypergrad.core.autodiff import live_inputs
 from hypergrad.core.cautions import (
     IndexWarning,
     UnreadWarning,
+    length_amiss,
+    schedule_accumulates,
     warn_frozen,
     warn_paired,
     warn_past,
@@ -91,6 +93,7 @@ class Seen(NamedTuple):
         programs: The programs, by the names of the problem's functions.
         numbers: Whether a leaf of whole numbers is turned into real ones, by its name.
         scheduled: Leaves that `hg.schedule` reads.
+        accumulates: Whether `optax.MultiSteps` holds a schedule, which then moves once in so many steps.
     """
 
     reads: dict[str, bool]
@@ -98,6 +101,7 @@ class Seen(NamedTuple):
     programs: dict[str, ClosedJaxpr]
     numbers: dict[str, bool]
     scheduled: set[str]
+    accumulates: bool = False
 
 
 def warn_blind(task: Task, found: list[Seen]) -> None:
@@ -121,15 +125,12 @@ def warn_blind(task: Task, found: list[Seen]) -> None:
                 stacklevel=3,
             )
         read = any(name in seen.scheduled for seen in found)
-        if isinstance(dim, Sequence) and dim.length != horizon and read:
-            holds = f"`schedule` holds its last value from step {dim.length} on"
-            lost = f"a value per step leaves the last {dim.length - horizon} unread"
-            warnings.warn(
-                f"space[{name!r}] has length {dim.length} and the horizon is {horizon}: "
-                f"{holds if dim.length < horizon else lost}; pass length={horizon} for a value per step",
-                UnreadWarning,
-                stacklevel=3,
-            )
+        if isinstance(dim, Sequence) and read:
+            accumulates = any(seen.accumulates for seen in found)
+            amiss = length_amiss(dim.length, horizon, accumulates)
+            text = f"space[{name!r}] has length {dim.length} and the horizon is {horizon}: {amiss}"
+            if amiss:
+                warnings.warn(text, UnreadWarning, stacklevel=3)
 
 
 class DrawnLeafWarning(UserWarning):
@@ -248,12 +249,15 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
         drawn_by="valid_batch",
     )
     step = partial(_update, problem)
-    moved, _ = traced("optimizer", step, hparams, params, key, batch, value, grads, params=params)
+    moved, opt_state = traced(
+        "optimizer", step, hparams, params, key, batch, value, grads, params=params
+    )
     check_indices(rows)
     for name, marks in marked:
         live = _live_results(programs, weights, params) if name == "loss" else None
         found = draws_that_lose(programs[name], marks, live)
         drawn.update(dict.fromkeys(found, f"problem.{name}"))
+    seen = seen._replace(accumulates=schedule_accumulates(opt_state))
     return _Tried(weights, carried(params), value, state, judged, moved, seen)
 
 

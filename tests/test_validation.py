@@ -168,6 +168,22 @@ def test_a_schedule_of_another_length_than_the_horizon_is_named(length, words):
     assert len(told) == bool(words) and all("'lr'" in x and words in x for x in told)
 
 
+@pytest.mark.parametrize(("length", "words"), [(5, ""), (10, "pass length=horizon // k")])
+def test_a_schedule_within_multisteps_has_a_value_for_every_kth_step(length, words):
+    """All values after those have a hypergradient of exactly zero."""
+
+    def accumulated(h):
+        return optax.MultiSteps(optax.sgd(schedule(h["lr"])), 2).gradient_transformation()
+
+    space = {"lr": Sequence(LogReal(1e-3, 1.0), length)}
+    task = a_task(problem=trained_with(accumulated), space=space, horizon=10)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        validate(task)
+    told = [str(w.message) for w in said if issubclass(w.category, UnreadWarning)]
+    assert len(told) == bool(words) and all(words in line for line in told)
+
+
 @pytest.mark.parametrize(
     "rate",
     [

@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import optax
 from jax.extend.core import ClosedJaxpr
 
 from hypergrad.core.autodiff import live_inputs
@@ -13,6 +15,7 @@ from hypergrad.core.outside import reached, takes_first
 from hypergrad.core.pairs import FROM_BATCH, FROM_WEIGHTS, averages_all_pairs, num_examples
 from hypergrad.core.pure import FETCH
 from hypergrad.core.spans import follow_spans
+from hypergrad.core.types import PyTree
 
 
 class UnreadWarning(UserWarning):
@@ -106,3 +109,27 @@ def warn_paired(programs: dict[str, ClosedJaxpr], num_leaves: int) -> None:
                 BatchWarning,
                 stacklevel=4,
             )
+
+
+def length_amiss(length: int, horizon: int, accumulates: bool) -> str:
+    """Say what is wrong with the length of a schedule, if anything is."""
+    if accumulates:
+        lost = "optax.MultiSteps moves a schedule within it once in k steps, and leaves the values after that "
+        lost += "unread, whose hypergradient is zero; pass length=horizon // k"
+        return lost if length >= horizon else ""
+    if length == horizon:
+        return ""
+    holds = f"`schedule` holds its last value from step {length} on"
+    lost = f"a value per step leaves the last {length - horizon} unread"
+    return f"{holds if length < horizon else lost}; pass length={horizon} for a value per step"
+
+
+def schedule_accumulates(opt_state: PyTree) -> bool:
+    """Tell whether the state of an optimizer has that of a schedule within that of `optax.MultiSteps`."""
+
+    def has(node: PyTree, kind: type) -> list[Any]:
+        nodes = jax.tree.leaves(node, is_leaf=lambda x: isinstance(x, kind))
+        return [x for x in nodes if isinstance(x, kind)]
+
+    outer = has(opt_state, optax.MultiStepsState)
+    return any(has(one.inner_opt_state, optax.ScaleByScheduleState) for one in outer)
