@@ -128,7 +128,9 @@ def _written(horizon: int, hparams: Any) -> str:
     momentum, decay = float(hparams["momentum"]), float(hparams["weight_decay"])
     line = f"""optimizer = optax.chain(
     optax.trace({momentum:.6g}),
-    optax.add_decayed_weights({decay:.6g}, mask=lambda w: jax.tree.map(lambda x: x.ndim > 1, w)),
+    optax.add_decayed_weights(
+        {decay:.6g}, mask=lambda w: jax.tree.map(lambda x: x.ndim > 1, w)
+    ),
     optax.scale_by_learning_rate(rate),
 )"""
     return snippet(hparams, horizon, line)

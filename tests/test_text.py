@@ -11,7 +11,7 @@ import pytest
 import hypergrad as hg
 from hypergrad.testing import assert_close
 from hypergrad.validation import drawn_leaves
-from tasks import text
+from tasks import images, text
 
 KEY = jax.random.key(0)
 SMALL = {"batch_size": 4, "length": 8, "width": 8, "num_layers": 1, "num_heads": 2}
@@ -73,19 +73,23 @@ def test_the_problem_is_whole(book):
     assert abs(value / np.log(2) - scores.mean()) < 1  # bits, and nats
 
 
-def test_the_snippet_is_the_optimizer_of_the_task(book):
-    task = small(data=str(book))
+@pytest.mark.parametrize("name", ["text", "images"])
+def test_the_snippet_is_the_optimizer_of_the_task(name, book):
+    if name == "images":
+        pytest.importorskip("sklearn")
+    task = small(data=str(book)) if name == "text" else images.task(model="mlp", horizon=12)
     hparams = hg.space.sample(task.space, KEY)
     names = {}
     exec(task.snippet(jax.tree.map(np.asarray, hparams)), names)
     params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
     states = [params, params]
     for i, optimizer in enumerate((names["optimizer"], task.problem.optimizer(hparams))):
-        state = optimizer.init(params)
+        state, update = optimizer.init(params), jax.jit(optimizer.update)
         for _ in range(4):
-            updates, state = optimizer.update(states[i], state, states[i])
+            updates, state = update(states[i], state, states[i])
             states[i] = optax.apply_updates(states[i], updates)
     assert_close(*states)
+    assert (states[0]["kernel"] != 1).all()
 
 
 def test_a_character_sees_those_before_it_alone(book):
