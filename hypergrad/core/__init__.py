@@ -37,6 +37,7 @@
 - `stored`: Any pytree of arrays and PRNG keys in a file, to the bit, without pickle.
 - `systems`: The contract of the linear solvers, and what they share: flat vectors, and how well a system
   was solved.
+- `tame`: Primitives that may be singular, each with a twin of the same values whose derivative is finite.
 - `tree`: The pytree algebra that `optax.tree` lacks: names of leaves, floats apart from the rest.
 - `types`: Aliases that the whole package shares.
 - `widen`: A program in the widest floating point there is, whatever its own: what a narrow one loses by

@@ -6,30 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
-from jax.extend.core.primitives import (
-    cbrt_p,
-    div_p,
-    jit_p,
-    mul_p,
-    pow_p,
-    remat_p,
-    rsqrt_p,
-    scan_p,
-    select_n_p,
-    sqrt_p,
-)
+from jax.extend.core.primitives import jit_p, mul_p, scan_p, select_n_p
 
+from hypergrad.core.tame import can_be_singular, twin
 from hypergrad.core.types import Array, PyTree
-
-PARTIALS: dict[Any, tuple[Callable[..., Array], ...]] = {
-    sqrt_p: (lambda x: 0.5 / jnp.sqrt(x),),
-    cbrt_p: (lambda x: 1 / (3 * jnp.square(jnp.cbrt(x))),),
-    rsqrt_p: (lambda x: -0.5 * jax.lax.rsqrt(x) / x,),
-    div_p: (lambda x, y: 1 / y, lambda x, y: -(x / y) / y),
-    pow_p: (lambda x, y: y * x ** (y - 1), lambda x, y: jnp.log(x) * x**y),
-    mul_p: (lambda x, y: y, lambda x, y: x),
-}
-"""Partial derivatives of the tamed primitives; products only where a `where` may discard them (RAdam)."""
 
 
 def smooth(function: Callable) -> Callable:
@@ -42,7 +22,10 @@ def smooth(function: Callable) -> Callable:
     bit for bit under the same jit; `eps_root` would change the training.
 
     The function is traced to a jaxpr, and each such primitive in it, also within loops, branches and
-    `jax.checkpoint`, gets the rule. This cures every optax optimizer without touching its code.
+    `jax.checkpoint`, is replaced by its twin (`core.tame`). This cures every optax optimizer without touching
+    its code.
+
+    **Cost:** a derivative has as many equations as that of `function`.
 
     **Limits:** functions with derivative rules of their own (`custom_jvp`, `custom_vjp`) keep them.
 
@@ -63,9 +46,16 @@ def smooth(function: Callable) -> Callable:
 def smooth_program(function: Callable, *args: PyTree) -> tuple[ClosedJaxpr, Any]:
     """Trace what `smooth(function)` computes; return the program, and the structure of its outputs."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-    # a `where` anywhere may throw a value away
-    discards = any(eqn.primitive is select_n_p for eqn in equations(closed.jaxpr))
-    return _substitute(closed, discards), jax.tree.structure(shape)
+    # a `where` may throw an infinite number away, and so may what never reads a weight that became 0/0
+    products = any(map(_makes_products_singular, equations(closed.jaxpr)))
+    return _substitute(closed, products), jax.tree.structure(shape)
+
+
+def _makes_products_singular(eqn: JaxprEqn) -> bool:
+    """Tell whether an equation may throw a real number away, or make one that is not finite."""
+    aval: Any = eqn.outvars[0].aval if eqn.outvars else None
+    chooses = eqn.primitive is select_n_p and jnp.issubdtype(aval.dtype, jnp.inexact)
+    return chooses or (eqn.primitive is not mul_p and can_be_singular(eqn))
 
 
 def hessian_product(function: Callable[[PyTree], Array], x: PyTree) -> Callable[[PyTree], PyTree]:
@@ -122,60 +112,28 @@ def programs(eqn: JaxprEqn) -> list[ClosedJaxpr]:
     ]
 
 
-def _substitute(closed: ClosedJaxpr, discards: bool) -> ClosedJaxpr:
-    """Put the tame rule in the place of every singular primitive, down into whatever holds programs."""
+def _substitute(closed: ClosedJaxpr, products: bool) -> ClosedJaxpr:
+    """Put its twin in the place of every primitive that may be singular, down into whatever holds programs."""
     eqns = []
     for eqn in closed.jaxpr.eqns:
-        tame = eqn.primitive in PARTIALS and (discards or eqn.primitive is not mul_p)
-        if tame and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
-            shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-            # the trace is the single call that carries the derivative rule
-            (call,) = jax.make_jaxpr(_tame(eqn))(*shapes).jaxpr.eqns
-            eqns.append(call.replace(invars=eqn.invars, outvars=eqn.outvars))
-        elif eqn.primitive.name.startswith("custom_"):
+        if can_be_singular(eqn) and (products or eqn.primitive is not mul_p):
+            eqns.append(twin(eqn))
+        elif eqn.primitive.name.startswith("custom_") or not programs(eqn):
             eqns.append(eqn)
-        elif eqn.primitive is remat_p:
-            inner = _substitute(ClosedJaxpr(eqn.params["jaxpr"], []), discards).jaxpr
-            eqns.append(eqn.replace(params={**eqn.params, "jaxpr": inner}))
         else:
-            params = {
-                name: _substitute_param(value, discards) for name, value in eqn.params.items()
-            }
+            params = {k: _substitute_param(v, products) for k, v in eqn.params.items()}
             eqns.append(eqn.replace(params=params))
     return ClosedJaxpr(closed.jaxpr.replace(eqns=eqns), closed.consts)
 
 
-def _substitute_param(value: Any, discards: bool) -> Any:
+def _substitute_param(value: Any, products: bool) -> Any:
     if isinstance(value, ClosedJaxpr):
-        return _substitute(value, discards)
+        return _substitute(value, products)
+    if isinstance(value, Jaxpr):
+        return _substitute(ClosedJaxpr(value, []), products).jaxpr
     if isinstance(value, tuple) and any(isinstance(v, ClosedJaxpr) for v in value):
-        return tuple(_substitute_param(v, discards) for v in value)
+        return tuple(_substitute_param(v, products) for v in value)
     return value
-
-
-def _tame(eqn: Any) -> Callable:
-    """Return the primitive of an equation with partial derivatives that are zero where not finite."""
-    partials = PARTIALS[eqn.primitive]
-
-    @jax.custom_jvp
-    def apply(*xs: Array) -> Array:
-        return eqn.primitive.bind(*xs, **eqn.params)
-
-    @apply.defjvp
-    def rule(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-        out = apply(*primals)
-        total = jnp.zeros_like(out)
-        for partial, tangent in zip(partials, tangents, strict=True):
-            if tangent.dtype == jax.dtypes.float0:
-                continue
-            finite = jnp.isfinite(partial(*primals))
-            # evaluated at 1 where singular, so that second derivatives are finite too
-            safe = [jnp.where(finite, x, jnp.ones_like(x)) for x in primals]
-            slope = jnp.where(finite, partial(*safe), 0)
-            total = total + (slope * tangent).astype(out.dtype)
-        return out, total
-
-    return apply
 
 
 def depends(function: Callable, *args) -> list[bool]:

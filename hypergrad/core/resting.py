@@ -27,17 +27,10 @@ from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from hypergrad.core import tree
-from hypergrad.core.autodiff import (
-    PARTIALS,
-    equations,
-    live_inputs,
-    mul_p,
-    smooth_program,
-    uses,
-)
+from hypergrad.core.autodiff import equations, live_inputs, smooth_program, uses
 from hypergrad.core.types import Array, PyTree
 
-STEEP = frozenset(PARTIALS) - {mul_p}
+STEEP = frozenset({"sqrt", "cbrt", "rsqrt", "div", "pow"})
 """Primitives without which an update has no slope 1/ε."""
 
 COSTLY = frozenset({"dot_general", "while", "sort", "qr", "eigh", "svd", "cholesky"})
@@ -67,14 +60,14 @@ def rested(function: Callable, init: Callable[[PyTree], PyTree]) -> Callable:
 
     def update(grads: PyTree, weights: PyTree, opt_state: PyTree, *shared: PyTree) -> PyTree:
         closed, treedef = smooth_program(function, grads, weights, opt_state, *shared)
-        found = {eqn.primitive for eqn in equations(closed.jaxpr)}
+        found = {eqn.primitive.name for eqn in equations(closed.jaxpr)}
         args = jax.tree.leaves((grads, weights, opt_state, *shared))
         if found & STEEP:
             num, at_most = len(jax.tree.leaves(grads)), _limit(closed)
             still = [g == 0 for g in args[:num]]
             args = [*map(partial(_bounded, at_most), args, still), *args[num:]]
             live = live_inputs(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-            reads = any(live[num : 2 * num]) and not COSTLY & {p.name for p in found}
+            reads = any(live[num : 2 * num]) and not COSTLY & found
             if reads and (_in_state(closed, num) or any(uses(init, weights))):
                 entries = [*range(num), *range(num), *_entries(opt_state, weights)]
                 owners = entries + [None] * (len(args) - len(entries))
