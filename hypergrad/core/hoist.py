@@ -156,6 +156,12 @@ def _where(leaves: list[Any], jaxpr: Jaxpr) -> Sharding | None:
     return given[0] if given else None
 
 
+def on_several_devices(closed: ClosedJaxpr) -> bool:
+    """Tell whether a program names several devices: in a constraint, a mesh, or by its constants."""
+    where = _where(closed.consts, closed.jaxpr)
+    return where is not None and len(where.device_set) > 1
+
+
 def _placed(x: Any, where: Sharding | None) -> Array:
     """Return a constant as an array on the devices of its program, which others may hold, too."""
     if isinstance(x, jax.Array):

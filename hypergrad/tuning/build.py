@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr
 from hypergrad import space as spaces
 from hypergrad.core.abstract import abstract, program_of
 from hypergrad.core.checks import check_kind, check_whole
+from hypergrad.core.hoist import on_several_devices
 from hypergrad.core.methods import StepCost
 from hypergrad.core.types import Key, PyTree
 from hypergrad.estimators import ESTIMATORS
@@ -32,6 +33,7 @@ from hypergrad.schedulers import SCHEDULERS
 from hypergrad.searchers import SEARCHERS, warm_start
 from hypergrad.searchers.models.priors import in_units
 from hypergrad.space import static
+from hypergrad.train import init_state, step
 from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, make_search, readers_of
 from hypergrad.tuners.controller import CANDIDATES
 from hypergrad.tuning.settings import Settings
@@ -220,7 +222,8 @@ def layout_of(task: Task, settings: Settings) -> Layout:
     """Return the layout of a search's members, which its shapes, devices and settings decide.
 
     Raises:
-        ValueError: where the training states of a generation alone are larger than the memory.
+        ValueError: where the training states of a generation alone are larger than the memory, and for several
+            devices where the problem divides its model over them itself.
     """
     shapes, size = bool(static.static_names(task.space)), generations(settings)[1]
     each, room = 0 if shapes else state_bytes(task.problem, task.space), total_memory()
@@ -230,7 +233,29 @@ def layout_of(task: Task, settings: Settings) -> Layout:
             f"than the {room / 2**30:.3g} GB of this machine; pass e.g. population="
             f"{max(1, room // (4 * each))}, and more generations"
         )
-    return layout_for(size, settings.devices, settings.chunk, groups=shapes)
+    devices = settings.devices
+    if _divided(task):
+        if (devices or 1) > 1:
+            raise ValueError(
+                f"devices is {devices}, expected 1, because the problem divides its own model over devices, "
+                "and members take turns on all of them; leave it out"
+            )
+        devices = 1
+    return layout_for(size, devices, settings.chunk, groups=shapes)
+
+
+def _divided(task: Task) -> bool:
+    """Tell whether the problem divides its model over several devices by itself."""
+    if jax.device_count() == 1:
+        return False
+    label, _ = static.split(task.space, spaces.default(task.space))
+    task = fixed(task, label)
+
+    def first(key: Key) -> Any:
+        hparams = spaces.sample(task.space, key)
+        return step(task.problem, hparams, init_state(task.problem, key, hparams))
+
+    return on_several_devices(program_of(first, jax.random.key(0))[0])
 
 
 def within_memory(task: Task, settings: Settings) -> Settings:
@@ -238,7 +263,7 @@ def within_memory(task: Task, settings: Settings) -> Settings:
     if settings.method in TUNERS or settings.memory is None or settings.chunk is not None:
         return settings
     size = generations(settings)[1]
-    num_devices = settings.devices or len(jax.devices())
+    num_devices = 1 if _divided(task) else settings.devices or len(jax.devices())
     keys = jax.random.split(jax.random.key(settings.seed), size)
     hparams = jax.vmap(lambda key: spaces.sample_constant(task.space, key))(keys)
     share = jax.tree.map(lambda x: x[: -(-size // num_devices)], hparams)
