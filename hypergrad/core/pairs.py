@@ -36,6 +36,8 @@ def averages_all_pairs(closed: ClosedJaxpr, ins: Sequence[Marks], sizes: set[int
     found: list[int] = []
 
     def visit(eqn: JaxprEqn, marks: list[Marks]) -> list[Marks] | None:
+        if not eqn.outvars:  # a print has no result
+            return []
         shapes, out = [_shape(v) for v in eqn.invars], _shape(eqn.outvars[0])
         name, met = eqn.primitive.name, NOTHING.union(*marks) - _SHAPED
         num = out[0] if len(out) == 2 and out[0] == out[1] else 0
