@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import hypergrad as hg
 from hypergrad.estimators import DrawnLeafWarning, es, evolved, reverse
@@ -261,3 +262,45 @@ def test_a_library_that_is_missing_is_one_line(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ValueError, match=rf"needs {name}.*hypergrad-jax\[{name}\]"):
         MODELS[name](0.3)
+
+
+class Normed(nnx.Module):
+    """A network of flax with BatchNorm between two layers."""
+
+    def __init__(self, rngs):
+        wide = {"rngs": rngs, "dtype": jnp.float64, "param_dtype": jnp.float64}
+        self.first, self.last = nnx.Linear(3, 4, **wide), nnx.Linear(4, 1, **wide)
+        self.norm = nnx.BatchNorm(4, momentum=0.5, **wide)
+
+    def __call__(self, x):
+        return self.last(jnp.tanh(self.norm(self.first(x))))
+
+
+def test_the_derivative_passes_through_running_statistics_of_nnx():
+    """The objective reads them; differences at two distances, the rest of whose error cancels."""
+    with jax.enable_x64(True):
+        model = hg.from_nnx(lambda rngs: Normed(rngs))
+        x = jax.random.normal(jax.random.key(1), (8, 3))
+        y = x[:, :1] ** 2
+
+        def loss(params, hparams, batch):
+            outputs, state = model.apply(params, x, train=True)
+            return jnp.mean((outputs - y) ** 2), state
+
+        problem = hg.Problem(
+            init=lambda key, h: jax.tree.map(jnp.float64, model.init(key, x)),
+            loss=loss,
+            objective=lambda params, h, batch: jnp.mean((model.apply(params, x)[0] - y) ** 2),
+            optimizer=lambda h: optax.sgd(h["lr"]),
+            train_batch=lambda key, step: None,
+            valid_batch=lambda key: None,
+        )
+
+        @jax.jit
+        def run(rate):
+            state = hg.init_state(problem, jax.random.key(0), {"lr": rate})
+            return problem.objective(hg.unroll(problem, {"lr": rate}, state, 3).params, {}, None)
+
+        slopes = [(run(0.1 + h) - run(0.1 - h)) / (2 * h) for h in (1e-3, 2e-3)]
+        expected = (4 * slopes[0] - slopes[1]) / 3
+        np.testing.assert_allclose(jax.grad(run)(0.1), expected, rtol=1e-7)

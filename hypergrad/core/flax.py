@@ -105,11 +105,25 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> PureModel:
         _, abstract_params, abstract_rng, abstract_state = split(abstract)
         nnx.replace_by_pure_dict(abstract_params, weights)
         nnx.replace_by_pure_dict(abstract_state, state)
-        return nnx.merge(
+        module = nnx.merge(
             graph, abstract_params, _streams(abstract_rng, key), abstract_state, copy=True
         )
+        for _, node in nnx.iter_graph(module):
+            if isinstance(node, nnx.BatchNorm):
+                node.mean, node.var = _Running(node.mean[...]), _Running(node.var[...])
+        return module
 
     return PureModel(init, apply)
+
+
+class _Running(nnx.BatchStat):
+    """A running statistic through which a derivative passes.
+
+    `nnx.BatchNorm` stops it where it can change a variable in place, since arrays that are changed in place
+    have none. Here the new value is carried on to the next step.
+    """
+
+    _can_update = False  # pyright: ignore[reportAssignmentType,reportIncompatibleMethodOverride]
 
 
 @contextmanager
