@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_whole, describe
 from hypergrad.core.types import Array, HParams, Key, Params, PyTree
-from hypergrad.populations.layouts import Layout, Mapped, default_layout
+from hypergrad.populations.layouts import Layout, Mapped, default_layout, rows_on_host
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import TrainState, init_state, step
 
@@ -40,9 +40,9 @@ def _take(states: PyTree, index: Array) -> PyTree:
     return tree.rows(states, index)
 
 
-def _no_measure(function: Callable, hparams: HParams, states: PyTree) -> PyTree:
+def _no_measure(*_: Any) -> Any:
     raise ValueError(
-        "population has no `measure`, expected one to look at the weights of its members; build it with "
+        "population has no `measure` and no `follow`, expected one to look at its members; build it with "
         "population(problem), partitioned(...) or bucketed(...)"
     )
 
@@ -62,6 +62,9 @@ class Population(NamedTuple):
         measure: (function, hparams, states) -> result of `function(params, hparams)` for each member, a mean
             over its seeds, `[N, ...]`.
         whole: (tree) -> the same arrays, whole on every device, so that every process may read them.
+        follow: (hparams, states, num_steps) -> (states, losses `[N, horizon]`): `advance` by one number of
+            steps in the same program, with the loss before each, zero from there on; the horizon is 0 but in
+            a study.
     """
 
     init: Callable[[Key, HParams], PyTree]
@@ -72,6 +75,7 @@ class Population(NamedTuple):
     host: bool = False
     whole: Callable[[PyTree], PyTree] = lambda tree: tree
     measure: Callable[[Callable[[Params, HParams], PyTree], HParams, PyTree], PyTree] = _no_measure
+    follow: Callable[[HParams, PyTree, int | Array], tuple[PyTree, Array]] = _no_measure
 
 
 def population(
@@ -117,9 +121,21 @@ def population(
 
 
 def make_population(
-    problem: Problem, layout: Layout, num_seeds: int = 1, order: Key | None = None
+    problem: Problem,
+    layout: Layout,
+    num_seeds: int = 1,
+    order: Key | None = None,
+    horizon: int = 0,
 ) -> Population:
-    """Build what `population` returns, from arguments that have been checked."""
+    """Build what `population` returns, from arguments that have been checked.
+
+    Args:
+        problem: Training loop.
+        layout: Layout that computes the members.
+        num_seeds: Runs per member.
+        order: Key of the minibatches of every member.
+        horizon: Most steps of an `advance`, whose losses `follow` then returns.
+    """
     many = num_seeds > 1
     orders = jax.random.split(order, num_seeds) if many and order is not None else order
     order_axis = None if order is None else 0
@@ -127,7 +143,7 @@ def make_population(
     def each(function: Callable, *axes: Any, gather: bool = False) -> Mapped:
         return layout.each(jax.vmap(function, axes) if many else function, gather)
 
-    run = _run_of(problem)
+    run = _run_of(problem, horizon)
     start_each = each(run.start, order_axis, 0, None)
     together_each = each(run.together, (None, None, order_axis), None, 0)
     apart_each = each(run.apart, None, None, 0, None)
@@ -138,11 +154,15 @@ def make_population(
             keys = jax.vmap(lambda key: jax.random.split(key, num_seeds))(keys)
         return start_each(orders, keys, hparams)
 
+    def follow(hparams: HParams, states: PyTree, num_steps: int | Array) -> tuple[PyTree, Array]:
+        clock = None if order is None else states.train.step.reshape(-1)[0]
+        shared = (jnp.asarray(num_steps, jnp.int32), clock, orders)
+        return together_each(shared, hparams, states)
+
     def advance(hparams: HParams, states: PyTree, num_steps: int | Array) -> PyTree:
         num_steps = jnp.asarray(num_steps, jnp.int32)
         if num_steps.ndim == 0:
-            clock = None if order is None else states.train.step.reshape(-1)[0]
-            return together_each((num_steps, clock, orders), hparams, states)
+            return follow(hparams, states, num_steps)[0]
         if order is not None:
             raise ValueError(
                 f"num_steps has shape {num_steps.shape}, expected one number because the members share the "
@@ -152,11 +172,7 @@ def make_population(
 
     def judge(hparams: HParams, states: PyTree) -> tuple[Array, dict[str, Array]]:
         values, diverged = value_each(None, hparams, states)
-        first = jnp.min(diverged, axis=1) if many else diverged
-        info = {"diverged": jnp.where(first == NEVER, -1, first)}
-        if not many:
-            return values, info
-        return jnp.mean(values, axis=1), info | {"spread": jnp.std(values, axis=1, ddof=1)}
+        return _over_seeds(values, diverged) if many else (values, {"diverged": _or_none(diverged)})
 
     def value(hparams: HParams, states: PyTree) -> Array:
         return judge(hparams, states)[0]
@@ -169,7 +185,30 @@ def make_population(
         found = measure_each(function)(None, hparams, states)
         return jax.tree.map(lambda x: jnp.mean(x, axis=1), found) if many else found
 
-    return Population(init, advance, value, judge, take, layout.host, layout.whole, measure)
+    return Population(
+        init,
+        advance,
+        value,
+        judge,
+        rows_on_host if layout.host else take,
+        layout.host,
+        layout.whole,
+        measure,
+        follow,
+    )
+
+
+@jax.jit
+def _over_seeds(values: Array, diverged: Array) -> tuple[Array, dict[str, Array]]:
+    """Return the mean over seeds, the first step at which one diverged, and the spread."""
+    first = _or_none(jnp.min(diverged, axis=1))
+    info = {"diverged": first, "spread": jnp.std(values, axis=1, ddof=1)}
+    return jnp.mean(values, axis=1), info
+
+
+@jax.jit
+def _or_none(diverged: Array) -> Array:
+    return jnp.where(diverged == NEVER, -1, diverged)
 
 
 class _Run(NamedTuple):
@@ -177,31 +216,36 @@ class _Run(NamedTuple):
 
     Attributes:
         start: (order, key, hparams) -> member.
-        together: ((num_steps, clock, order), hparams, member) -> member.
+        together: ((num_steps, clock, order), hparams, member) -> (member, losses `[horizon]`).
         apart: (None, hparams, member, num_steps) -> member.
         objective: (None, hparams, member) -> (value, step at which it diverged).
     """
 
     start: Callable[..., Member]
-    together: Callable[..., Member]
+    together: Callable[..., tuple[Member, Array]]
     apart: Callable[..., Member]
     objective: Callable[..., tuple[Array, Array]]
 
 
-def _run_of(problem: Problem) -> _Run:
+def _run_of(problem: Problem, horizon: int) -> _Run:
     def start(order: Key | None, key: Key, hparams: HParams) -> Member:
         state = init_state(problem, key, hparams)
         state = state if order is None else state._replace(key=order)
         return Member(state, jnp.full((), NEVER, jnp.int32))
 
     def apart(_: None, hparams: HParams, member: Member, num_steps: Array) -> Member:
-        return jax.lax.fori_loop(0, num_steps, lambda _, m: _step(problem, hparams, m), member)
+        return jax.lax.fori_loop(0, num_steps, lambda _, m: _step(problem, hparams, m)[0], member)
 
-    def together(shared: tuple, hparams: HParams, member: Member) -> Member:
+    def together(shared: tuple, hparams: HParams, member: Member) -> tuple[Member, Array]:
         num_steps, clock, order = shared
         if order is not None:  # the same for all members, so that `vmap` draws each batch once
             member = member._replace(train=member.train._replace(step=clock, key=order))
-        return apart(None, hparams, member, num_steps)
+
+        def one(i: Array, carry: tuple[Member, Array]) -> tuple[Member, Array]:
+            member, loss = _step(problem, hparams, carry[0])
+            return member, carry[1].at[i].set(loss) if horizon else carry[1]
+
+        return jax.lax.fori_loop(0, num_steps, one, (member, jnp.zeros(horizon)))
 
     def objective(_: None, hparams: HParams, member: Member) -> tuple[Array, Array]:
         state = member.train
@@ -219,11 +263,15 @@ def _of_weights(function: Callable[[Params, HParams], PyTree]) -> Callable[..., 
     return lambda _, hparams, member: function(member.train.params, hparams)
 
 
-def _step(problem: Problem, hparams: HParams, member: Member) -> Member:
-    """Make one step of training, and note the step if its loss is the first that is not finite."""
+def _step(problem: Problem, hparams: HParams, member: Member) -> tuple[Member, Array]:
+    """Make one step of training, and note the step if its loss is the first that is not finite.
+
+    Returns:
+        The member after the step, and the loss before it.
+    """
     state, loss = step(problem, hparams, member.train)
     bad = jnp.where(jnp.isfinite(loss), NEVER, member.train.step)
-    return Member(state, jnp.minimum(member.diverged, bad))
+    return Member(state, jnp.minimum(member.diverged, bad)), loss
 
 
 def count(hparams: HParams) -> int:

@@ -182,6 +182,17 @@ def grouped(
 
         return [one(group) for group in groups]
 
+    def follow(
+        hparams: HParams, groups: list[ShapeGroup], num_steps: Any
+    ) -> tuple[list[ShapeGroup], Array]:
+        after, losses = [], []
+        for group in groups:
+            members = of(group.label)
+            states, loss = members.follow(given(hparams, group), group.states, num_steps)
+            after.append(group._replace(states=states))
+            losses.append(loss)
+        return after, _in_places(groups, losses)
+
     def judge(hparams: HParams, groups: list[ShapeGroup]) -> tuple[Array, dict[str, Array]]:
         parts = [of(g.label).judge(given(hparams, g), g.states) for g in groups]
         return _in_places(groups, parts)
@@ -205,7 +216,7 @@ def grouped(
     def value(hparams: HParams, groups: list[ShapeGroup]) -> Array:
         return judge(hparams, groups)[0]
 
-    return Population(init, advance, value, judge, take, True, measure=measure)
+    return Population(init, advance, value, judge, take, True, measure=measure, follow=follow)
 
 
 def _in_places(groups: list[ShapeGroup], parts: list[PyTree]) -> PyTree:
@@ -273,22 +284,25 @@ def partitioned(
 
 
 def alike(problem: Problem, space: PyTree) -> Population:
-    """Build the population whose static dimensions have their defaults, whatever hparams its members get.
+    """Build a population that trains nothing, whose static dimensions have their defaults.
 
-    Unlike that of `partitioned`, it can be traced: a scheduler that cannot work is found before anything
-    compiles.
+    It can be traced in no time: a scheduler that cannot work is found before anything compiles.
     """
     label, _ = static.split(space, spaces.default(space))
 
     def change(hparams: HParams) -> HParams:
-        return static.join(space, label, static.free_leaves(space, jax.tree.leaves(hparams)))
+        free = static.free_leaves(space, jax.tree.leaves(hparams))
+        return static.join(space, label, free) if label else hparams
 
     members = population(with_hparams(problem, change), layout=vectorized())
 
     def measure(function: Callable, hparams: HParams, states: PyTree) -> PyTree:
         return members.measure(lambda params, h: function(params, change(h)), hparams, states)
 
-    return members._replace(measure=measure)
+    def advance(hparams: HParams, states: PyTree, num_steps: int | Array) -> PyTree:
+        return states
+
+    return members._replace(measure=measure, advance=advance)
 
 
 def per_shape(task: Task, build: Callable[[Task], Callable[..., Any]]) -> Callable[..., Any]:

@@ -159,7 +159,12 @@ def default_layout() -> Layout:
 
 
 def layout_for(
-    num: int, num_devices: int | None = None, width: int | None = None, *, groups: bool = False
+    num: int,
+    num_devices: int | None = None,
+    width: int | None = None,
+    *,
+    groups: bool = False,
+    one_program: bool = False,
 ) -> Layout:
     """Return the layout of `num` members on several devices that leaves no useful device idle.
 
@@ -169,6 +174,7 @@ def layout_for(
         width: Members side by side on each device; up to `CPU_WIDTH` on CPUs and all elsewhere where None.
         groups: Whether members are trained in groups of any size, for which one program must do (`looped`).
             The width on CPUs is then 1 where None, because a group may leave most of a call unused.
+        one_program: Whether one program must do for all that trains (`looped`), however many members there are.
 
     Raises:
         ValueError: for more devices than there are.
@@ -179,12 +185,18 @@ def layout_for(
         cpu = 1 if groups else min(CPU_WIDTH, share)
         width = cpu if devices[0].platform == "cpu" else share
     used = min(len(devices), -(-num // width))
-    if groups:
+    if groups or one_program:
         return looped(width, make_mesh(devices[:used]) if used > 1 else None)
     inner = _chunks(width) if width < share else vectorized()
     if used == 1 and devices[0] == jax.devices()[0]:
         return inner
     return sharded(make_mesh(devices[:used]), inner, pad=True)
+
+
+def rows_on_host(states: PyTree, index: Array) -> PyTree:
+    """Gather members by index like `take`, without a program for each of their numbers."""
+    on_host, chosen = jax.device_get((_without_keys(states), index))
+    return _with_keys(jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[chosen]), on_host))
 
 
 def num_members(parts: PyTree) -> int:
@@ -202,7 +214,7 @@ def _one_device(function: Callable, width: int | None) -> Mapped:
         num = num_members(parts)
         chunks = jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), _fill(parts, width))
         results = jax.lax.map(lambda chunk: many(*chunk), chunks)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], results)
+        return jax.tree.map(lambda x: x.reshape(x.shape[0] * width, *x.shape[2:])[:num], results)
 
     return Compiled(mapped)
 

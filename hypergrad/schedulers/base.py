@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence as Many
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_share, check_whole
@@ -96,10 +98,17 @@ def judge_members(
     """Judge members that have all been trained for `num_steps` steps from `keys`."""
     values, info = population.judge(hparams, states)
     chex.assert_tree_shape_prefix((values, hparams), keys.shape)
-    num = len(values)
-    steps = jnp.full(num, num_steps, jnp.int32)
-    info |= {"key": jax.random.key_data(keys)}  # with it, a trial can be trained again alone
-    return Trials(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
+    steps, index, data = _alone(keys, num_steps)
+    # with the key, a trial can be trained again alone
+    return Trials(hparams, values, steps, index, info | {"key": data})
+
+
+@partial(jax.jit, static_argnums=1)
+def _alone(keys: Key, num_steps: int) -> tuple[Array, Array, Array]:
+    """Return the steps, the places and the keys of members that were all trained alike."""
+    num = len(keys)
+    index = jnp.arange(num, dtype=jnp.int32)
+    return jnp.full(num, num_steps, jnp.int32), index, jax.random.key_data(keys)
 
 
 def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Rung]) -> Trials:
@@ -115,26 +124,42 @@ def train_up(population: Population, key: Key, hparams: HParams, rungs: Many[Run
     num = rungs[0].num
     keys = jax.random.split(key, num)
     states = population.init(keys, hparams)
-    index, scores = jnp.arange(num, dtype=jnp.int32), jnp.zeros(num)
-    values, steps, rung, info, before = scores, index, index, {}, 0
+    index = np.arange(num, dtype=np.int32)
+    noted, scores, given, before = None, np.zeros(0), hparams, 0
     for level, (size, until, rank) in enumerate(rungs):
         if level:
-            kept = best_first(scores)[:size]
-            index, states = index[kept], population.take(states, kept)
-        given = tree.rows(hparams, index)
+            kept, index, given = _best(scores, index, hparams, size)
+            states = population.take(states, kept)
         states = population.advance(given, states, until - before)
         scores, found = population.judge(given, states)
         chex.assert_tree_shape_prefix((scores, given), (size,))
-        values = values.astype(scores.dtype).at[index].set(scores)
-        steps, rung = steps.at[index].set(until), rung.at[index].set(level)
+        row = {"": scores, "steps": np.int32(until), "rung": np.int32(level)}
         if rank is not None:
             scores, more = rank(population, given, states, scores)
             found |= more
-        info |= {name: info.get(name, x).at[index].set(x) for name, x in found.items()}
-        before = until
-    info |= {"key": jax.random.key_data(keys), "rung": rung}
-    info["budget"] = jnp.asarray(spent(rungs), jnp.float32)  # a count of steps outgrows int32
-    return Trials(hparams, values, steps, jnp.arange(num, dtype=jnp.int32), info)
+        noted, before = _noted(noted, index, found | row), until
+    assert noted is not None  # there is a rung
+    values, steps = noted.pop(""), noted.pop("steps")
+    _, own, data = _alone(keys, before)
+    noted |= {"key": data, "budget": np.float32(spent(rungs))}  # a count of steps outgrows int32
+    return Trials(hparams, values, steps, own, noted)
+
+
+@partial(jax.jit, static_argnums=3)
+def _best(scores: Array, index: Array, hparams: HParams, size: int) -> tuple[Array, Array, HParams]:
+    """Return the places of the best within a rung, their places among all, and their hparams."""
+    kept = best_first(scores)[:size]
+    return kept, index[kept], tree.rows(hparams, index[kept])
+
+
+@jax.jit
+def _noted(
+    before: dict[str, Array] | None, index: Array, found: dict[str, Array]
+) -> dict[str, Array]:
+    """Write what was found of the members `index` over what earlier rungs have found."""
+    every = {n: jnp.broadcast_to(x, index.shape + jnp.shape(x)[1:]) for n, x in found.items()}
+    earlier = {} if before is None else before
+    return {**earlier, **{n: earlier.get(n, x).at[index].set(x) for n, x in every.items()}}
 
 
 def geometric_rungs(num: int, num_steps: int, last: int, eta: float) -> tuple[Rung, ...]:

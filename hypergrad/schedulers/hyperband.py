@@ -1,12 +1,12 @@
 """Hyperband: several successive halvings, from the boldest to the most patient."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad.core import tree
 from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.populations import Population, count
@@ -48,6 +48,9 @@ def hyperband(
         Li, Jamieson, DeSalvo, Rostamizadeh, Talwalkar, 2018, arXiv:1603.06560, Algorithm 1 and Table 1.
     """
     num_steps, min_steps = check_halving(num_steps, min_steps, eta)
+    if searcher is not None and not searcher.host:
+        ask, tell = jax.jit(searcher.ask, static_argnums=2), jax.jit(searcher.tell)
+        searcher = searcher._replace(ask=ask, tell=tell)
 
     def run(population: Population, key: Key, hparams: HParams) -> Trials:
         ladder = brackets(num_steps, min_steps=min_steps, eta=eta, num=count(hparams))
@@ -56,7 +59,7 @@ def hyperband(
         told, start = [], 0
         for i, rungs in enumerate(ladder):
             size = rungs[0].num
-            given = tree.rows(hparams, jnp.arange(start, start + size))
+            given = _cut(hparams, start, size)
             if searcher is not None and told:
                 memory = searcher.tell(memory, told[-1])
                 given = searcher.ask(jax.random.fold_in(ask_key, i), memory, size)
@@ -106,6 +109,12 @@ def num_trials(num_steps: int, *, min_steps: int = 1, eta: float = 3.0) -> int:
     return sum(rungs[0].num for rungs in brackets(num_steps, min_steps=min_steps, eta=eta))
 
 
+@partial(jax.jit, static_argnums=(1, 2))
+def _cut(hparams: HParams, start: int, size: int) -> HParams:
+    return jax.tree.map(lambda x: x[start : start + size], hparams)
+
+
+@jax.jit
 def _join(told: list[Trials]) -> Trials:
     """Concatenate the trials of the brackets."""
     joined = jax.tree.map(lambda *xs: jnp.concatenate([jnp.atleast_1d(x) for x in xs]), *told)

@@ -1,6 +1,7 @@
 """Population-based training: the worst members continue from the best, with other hyperparameters."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -65,6 +66,8 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
     check_function("explore", explore, "perturb(space)", "key, hparams, periods")
     fraction = check_share("fraction", fraction, "(0, 0.5]", example=0.2)
     num_periods = num_steps // period
+    # compiled by themselves where the population works on the host
+    note, exploit = jax.jit(_noted), jax.jit(partial(_exploit, explore=explore, fraction=fraction))
 
     def run(population: Population, key: Key, hparams: HParams) -> Trials:
         num = count(hparams)
@@ -74,16 +77,17 @@ def pbt(num_steps: int, explore: Explore, *, period: int, fraction: float = 0.2)
         empty = _empty(hparams, num_periods, num)
         parent = jnp.arange(num, dtype=jnp.int32)
         carry = _Carry(key, hparams, states, parent, jnp.full(num, jnp.nan), empty, empty)
+        carry = tree.strong(carry._replace(states=()))._replace(states=states)
 
         def train(carry: _Carry) -> tuple[_Carry, Array, dict[str, Array]]:
             states = population.advance(carry.hparams, carry.states, period)
             values, info = population.judge(carry.hparams, states)
-            seen, line = (_with_period(p, carry, values) for p in (carry.seen, carry.line))
-            return carry._replace(states=states, seen=seen, line=line), values, info
+            return note(carry._replace(states=()), values)._replace(states=states), values, info
 
         def generation(carry: _Carry, _: None) -> tuple[_Carry, None]:
             carry, values = train(carry)[:2]
-            return _exploit(population, carry, values, explore, fraction), None
+            moved, source = exploit(carry._replace(states=()), values)
+            return moved._replace(states=population.take(carry.states, source)), None
 
         if population.host:
             for _ in range(num_periods - 1):
@@ -110,6 +114,12 @@ def _empty(hparams: HParams, num_periods: int, num: int) -> Periods:
     return Periods(tried, none, none, jnp.zeros((), jnp.int32))
 
 
+def _noted(carry: _Carry, values: Array) -> _Carry:
+    """Write down one more period, of every member and of its line."""
+    seen, line = (_with_period(p, carry, values) for p in (carry.seen, carry.line))
+    return carry._replace(seen=seen, line=line)
+
+
 def _with_period(periods: Periods, carry: _Carry, values: Array) -> Periods:
     """Write down the hparams and objectives of one more period."""
     now = periods.num
@@ -119,9 +129,13 @@ def _with_period(periods: Periods, carry: _Carry, values: Array) -> Periods:
 
 
 def _exploit(
-    population: Population, carry: _Carry, values: Array, explore: Explore, fraction: float
-) -> _Carry:
-    """Copy the best over the worst, and explore from there."""
+    carry: _Carry, values: Array, explore: Explore, fraction: float
+) -> tuple[_Carry, Array]:
+    """Copy the best over the worst, and explore from there.
+
+    Returns:
+        The members but for their states, and the index `[N]` of those whose states they take.
+    """
     key, draw_key, explore_key = jax.random.split(carry.key, 3)
     source, moved = choose_parents(draw_key, values, fraction)
     hparams = tree.rows(carry.hparams, source)
@@ -135,15 +149,16 @@ def _exploit(
         values=carry.line.values[:, source],
         starts=carry.line.starts[:, source],
     )
-    return _Carry(
+    after = _Carry(
         key,
         jax.tree.map(choose, other, hparams),
-        population.take(carry.states, source),
+        carry.states,
         carry.parent[source],
         values[source].astype(carry.start.dtype),
         carry.seen,
         line,
     )
+    return after, source
 
 
 def choose_parents(key: Key, values: Array, fraction: float) -> tuple[Array, Array]:

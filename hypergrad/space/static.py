@@ -104,6 +104,12 @@ def split(space: PyTree, hparams: HParams) -> tuple[tuple[int, ...], HParams]:
     return label, free_leaves(space, given) or [jnp.zeros(())]
 
 
+def stacked(space: PyTree, values: list[HParams]) -> HParams:
+    """Return the hparams `[N]` of a population, from N values as the user named them."""
+    numbers = [to_numbers(space, one) for one in values]
+    return jax.tree.map(lambda *xs: jnp.asarray(np.stack(xs)), *numbers)
+
+
 def free_leaves(space: PyTree, given: list[Any]) -> list[Any]:
     """Return the leaves that are not static."""
     pairs = zip(jax.tree.leaves(space), given, strict=True)

@@ -58,7 +58,9 @@ def make_search(
     def ask(key: Key, state: PyTree) -> HParams:
         return searcher.ask(key, state, num)
 
-    ask, tell = (ask, searcher.tell) if on_host else (jax.jit(ask), jax.jit(searcher.tell))
+    tell, look = searcher.tell, searcher.info
+    if not on_host:
+        ask, tell, look = jax.jit(ask), jax.jit(tell), jax.jit(look)
 
     def generation(
         key: Key, state: PyTree, train: Callable[[Key, HParams], Trials]
@@ -66,7 +68,7 @@ def make_search(
         ask_key, train_key = jax.random.split(key)
         trials = train(train_key, ask(ask_key, state))
         state = tell(state, trials)
-        trials = trials._replace(info={**trials.info, **searcher.info(state)})
+        trials = trials._replace(info={**trials.info, **look(state)})
         return (state, trials) if on_host else population.whole((state, trials))
 
     def gathered(key: Key, hparams: HParams) -> Trials:

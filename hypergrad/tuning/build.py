@@ -18,9 +18,11 @@ from hypergrad.estimators import ESTIMATORS
 from hypergrad.estimators.policies import RESPONSES
 from hypergrad.populations import (
     Layout,
+    Population,
     alike,
     count,
     layout_for,
+    looped,
     make_population,
     partitioned,
     state_bytes,
@@ -180,14 +182,42 @@ def _named(
     return programs if test is None else {**programs, "task.test": test}
 
 
-def build(task: Task, settings: Settings) -> tuple[Tuner, StepCost]:
-    """Build the tuner, and return the cost of one of its steps."""
+def build(
+    task: Task, settings: Settings, members: Population | None = None
+) -> tuple[Tuner, StepCost]:
+    """Build the tuner, and return the cost of one of its steps.
+
+    Args:
+        task: Task to tune.
+        settings: Settings of the study.
+        members: Population of a search; that of `members_of` where None.
+    """
     if settings.method in TUNERS:
         return TUNERS[settings.method].make(task, settings, start_of(task, settings))
-    return build_search(task, settings)
+    return build_search(task, settings, members or members_of(task, settings))
 
 
-def build_search(task: Task, settings: Settings) -> tuple[Tuner, StepCost]:
+def members_of(task: Task, settings: Settings) -> Population:
+    """Build the population that trains for a study: its trials, its finalists and those that are judged.
+
+    On a CPU one program, which compiles once, trains all of them, a chunk at a time (`looped`), and where
+    shapes differ, too. Elsewhere a generation of a search is one program.
+    """
+    make = partial(make_population, layout=layout_of(task, settings), horizon=task.horizon)
+    if static.static_names(task.space):
+        return partitioned(task.problem, task.space, make)
+    return make(task.problem)
+
+
+def judges_of(task: Task, settings: Settings, members: Population) -> Population:
+    """Return the population for any number of members: that of `members_of`, where it takes any."""
+    if members.host or _divided(task):
+        return members
+    layout = looped(layout_of(task, settings).width or generations(settings)[1])
+    return make_population(task.problem, layout, horizon=task.horizon)
+
+
+def build_search(task: Task, settings: Settings, members: Population) -> tuple[Tuner, StepCost]:
     """Build the tuner of a search, and return the cost of a generation."""
     num_generations, size = generations(settings)
     num, told = num_generations * size, []
@@ -200,18 +230,12 @@ def build_search(task: Task, settings: Settings) -> tuple[Tuner, StepCost]:
     searcher = warm_start(searcher, told) if told else searcher
     make = SCHEDULERS[settings.scheduler].make
     scheduler, trainings = make(task.problem, task.space, task.horizon, size)
-    shapes, layout = bool(static.static_names(task.space)), layout_of(task, settings)
-    members = one_shape = make_population(task.problem, layout)
-    if shapes:
-        members = partitioned(task.problem, task.space, partial(make_population, layout=layout))
-        one_shape = alike(task.problem, task.space)
     tuner = make_search(members, searcher, scheduler, size, task.space)
 
     def generation(key: Key) -> Any:
-        if not (searcher.host or shapes):
-            return tuner.step(key, tuner.init(key))
         keys = jax.random.split(key, size)
-        return scheduler(one_shape, key, jax.vmap(partial(spaces.sample, space))(keys))
+        hparams = jax.vmap(partial(spaces.sample, space))(keys)
+        return scheduler(alike(task.problem, task.space), key, hparams)
 
     jax.eval_shape(generation, jax.random.key(0))  # may refuse, before a study begins
     counted = f"the steps of training of {size} trials under the scheduler {settings.scheduler!r}"
@@ -219,29 +243,34 @@ def build_search(task: Task, settings: Settings) -> tuple[Tuner, StepCost]:
 
 
 def layout_of(task: Task, settings: Settings) -> Layout:
-    """Return the layout of a search's members, which its shapes, devices and settings decide.
+    """Return the layout of a study's members, which its shapes, devices and settings decide.
 
     Raises:
         ValueError: where the training states of a generation alone are larger than the memory, and for several
             devices where the problem divides its model over them itself.
     """
-    shapes, size = bool(static.static_names(task.space)), generations(settings)[1]
-    each, room = 0 if shapes else state_bytes(task.problem, task.space), total_memory()
+    by_gradient = settings.method in TUNERS
+    shapes = bool(static.static_names(task.space))
+    size = most_trials("random") if by_gradient else generations(settings)[1]
+    each = 0 if shapes or by_gradient else state_bytes(task.problem, task.space)
+    room = total_memory()
     if each * size > room:
         raise ValueError(
             f"population is {size}, whose training states take {each * size / 2**30:.3g} GB, expected less "
             f"than the {room / 2**30:.3g} GB of this machine; pass e.g. population="
             f"{max(1, room // (4 * each))}, and more generations"
         )
-    devices = settings.devices
-    if _divided(task):
+    devices, divided = settings.devices, _divided(task)
+    if divided:
         if (devices or 1) > 1:
             raise ValueError(
                 f"devices is {devices}, expected 1, because the problem divides its own model over devices, "
                 "and members take turns on all of them; leave it out"
             )
         devices = 1
-    return layout_for(size, devices, settings.chunk, groups=shapes)
+    # states that pass through the host's memory would lose their place on several devices
+    once = not divided and (by_gradient or jax.default_backend() == "cpu")
+    return layout_for(size, devices, settings.chunk, groups=shapes, one_program=once)
 
 
 def _divided(task: Task) -> bool:

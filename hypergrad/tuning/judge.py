@@ -1,23 +1,21 @@
 """Judge configurations on fresh seeds: curves, validation objectives and test scores with intervals."""
 
-from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.methods import StepCost
-from hypergrad.core.types import Array, HParams, Key
-from hypergrad.populations import per_shape
-from hypergrad.problem import Problem, Task
+from hypergrad.core.types import HParams, Key, PyTree
+from hypergrad.populations import Population
+from hypergrad.problem import Task
 from hypergrad.report.extras import check_diagram, check_snippet
 from hypergrad.report.study import Study
 from hypergrad.searchers import final_values
 from hypergrad.space import static
-from hypergrad.train import TrainState, init_state, split_key, unroll, unroll_losses
 from hypergrad.tuners import TUNERS
 from hypergrad.tuning.certificates import troubles
 from hypergrad.tuning.provenance import final_digest
@@ -31,9 +29,15 @@ FINALISTS = 10
 
 
 def judge(
-    task: Task, configurations: dict[str, HParams], key: Key, num_seeds: int
+    task: Task, members: Population, configurations: dict[str, HParams], keys: Key
 ) -> dict[str, dict[str, Any]]:
-    """Train every configuration on the same fresh seeds, and read its curves and test scores.
+    """Train every configuration from the same keys, and read its curves and test scores.
+
+    Args:
+        task: Task that was tuned.
+        members: Population of any number of members.
+        configurations: Hparams by name.
+        keys: Fresh keys of the runs of each, `[S]`.
 
     Returns:
         For each name: the validation objective of each seed, curves, and the test metric with a 95 %
@@ -43,55 +47,45 @@ def judge(
     interval = max(1, task.horizon // CURVE_POINTS)
     steps = [*range(0, task.horizon - task.horizon % interval + 1, interval)]
     steps += [task.horizon] * (task.horizon % interval > 0)
+    hparams, states = _start(task, members, list(configurations.values()), keys)
+    curves, losses = [members.value(hparams, states)], []
+    for before, after in pairwise(steps):
+        states, found = members.follow(hparams, states, after - before)
+        losses.append(np.asarray(found)[:, : after - before])
+        curves.append(members.value(hparams, states))
+    scores = None if task.test is None else members.measure(task.test, hparams, states)
 
-    def build(task: Task) -> Callable[[HParams, Key], _Measured]:
-        return lambda h, keys: jax.lax.map(lambda key: _measure(task, interval, h, key), keys)
+    def of_each(found: Any) -> list[np.ndarray]:
+        found = np.asarray(found)
+        return list(found.reshape(len(configurations), len(keys), *found.shape[1:]))
 
-    run, keys = per_shape(task, build), jax.random.split(key, num_seeds)
+    every = [of_each(np.concatenate(losses, 1)), of_each(np.stack(curves, 1))]
+    tests = [None] * len(configurations) if scores is None else of_each(scores)
     judged = {}
-    for name, hparams in configurations.items():
-        losses, curves, scores = map(np.asarray, run(hparams, keys))
-        curves = curves[:, : len(steps)]
+    for (name, value), loss, curve, test in zip(configurations.items(), *every, tests, strict=True):
         judged[name] = {
-            "hparams": tree.named(hparams),
-            "valid": {**_interval(curves[:, -1]), "values": curves[:, -1]},
-            "test": {} if task.test is None else _bootstrap(scores.mean(0)),
-            "train_curve": _curve(np.arange(task.horizon), losses),
-            "valid_curve": _curve(np.asarray(steps), curves),
+            "hparams": tree.named(value),
+            "valid": {**_interval(curve[:, -1]), "values": curve[:, -1]},
+            "test": {} if test is None else _bootstrap(test.mean(0)),
+            "train_curve": _curve(np.arange(task.horizon), loss),
+            "valid_curve": _curve(np.asarray(steps), curve),
         }
     return judged
 
 
-_Measured = tuple[Array, Array, Array]
-"""Training losses `[T]`, validation objectives `[C]`, test scores `[num_test]`."""
-
-
-def _measure(task: Task, interval: int, hparams: HParams, key: Key) -> _Measured:
-    """Train one network, and evaluate its objective every `interval` steps, at the start and at the end."""
-    problem = task.problem
-    state = init_state(problem, key, hparams)
-    valid = problem.valid_batch(split_key(key)[1])
-    num_chunks, rest = divmod(task.horizon, interval)
-
-    def objective(state: TrainState) -> Array:
-        return problem.objective(state.params, hparams, valid)
-
-    def chunk(state: TrainState, _: None) -> tuple[TrainState, tuple[Array, Array]]:
-        state, losses = unroll_losses(problem, hparams, state, interval)
-        return state, (losses, objective(state))
-
-    first = objective(state)
-    state, (losses, values) = jax.lax.scan(chunk, state, None, length=num_chunks)
-    state, late = unroll_losses(problem, hparams, state, rest)
-    curve = jnp.concatenate([first[None], values, objective(state)[None]])
-    scores = jnp.zeros(0) if task.test is None else task.test(state.params, hparams)
-    return jnp.append(losses.reshape(-1), late), curve, scores
+def _start(
+    task: Task, members: Population, configurations: list[HParams], keys: Key
+) -> tuple[HParams, PyTree]:
+    """Return the hparams and the first states of every configuration with every key, `[C S]`."""
+    num = len(keys)
+    hparams = static.stacked(task.space, [one for one in configurations for _ in range(num)])
+    return hparams, members.init(keys[np.tile(np.arange(num), len(configurations))], hparams)
 
 
 def choose_best(
-    task: Task, settings: Settings, found: Study, method: str, key: Key
+    task: Task, members: Population, found: Study, method: str, keys: Key
 ) -> tuple[HParams, float]:
-    """Choose among the finalists of a method by their mean objective over the same seeds."""
+    """Choose among the finalists of a method by their mean objective over the same keys `[S]`."""
     if found.best is None:
         start = spaces.default(task.space)
         return static.restored(task.space, jax.tree.map(np.asarray, start)), float("inf")
@@ -104,7 +98,7 @@ def choose_best(
     ranked = sorted(ranked, key=lambda trial: trial[0])[:FINALISTS]
     finalists = [jax.tree.map(lambda x, m=m: x[m], trials.hparams) for _, trials, m in ranked]
     finalists.append(found.best)
-    values = mean_objectives(task, finalists, key, max(settings.num_seeds, 4))
+    values = mean_objectives(task, members, finalists, keys)
     if not np.any(np.isfinite(values)):
         return static.restored(task.space, found.best), found.best_value
     best = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
@@ -112,20 +106,12 @@ def choose_best(
 
 
 def mean_objectives(
-    task: Task, configurations: list[HParams], key: Key, num_seeds: int
+    task: Task, members: Population, configurations: list[HParams], keys: Key
 ) -> np.ndarray:
-    """Train every configuration on the same seeds; return its mean validation objective, `[N]`."""
-
-    def one(problem: Problem, hparams: HParams, key: Key) -> Array:
-        state = unroll(problem, hparams, init_state(problem, key, hparams), task.horizon)
-        valid = problem.valid_batch(split_key(key)[1])
-        return problem.objective(state.params, hparams, valid)
-
-    def build(task: Task) -> Callable[[HParams, Key], Array]:
-        return lambda h, keys: jnp.mean(jax.lax.map(lambda key: one(task.problem, h, key), keys))
-
-    mean, keys = per_shape(task, build), jax.random.split(key, num_seeds)
-    return np.array([mean(hparams, keys) for hparams in configurations])
+    """Train every configuration from the same keys `[S]`; return its mean validation objective, `[N]`."""
+    hparams, states = _start(task, members, configurations, keys)
+    states = members.advance(hparams, states, task.horizon)
+    return np.asarray(members.value(hparams, states)).reshape(-1, len(keys)).mean(1)
 
 
 def _interval(values: np.ndarray) -> dict[str, Any]:

@@ -11,16 +11,16 @@ from hypergrad import study
 from hypergrad.core import tree
 from hypergrad.core.hoist import Compiled
 from hypergrad.core.memory import recorded_memory
-from hypergrad.core.types import Array, HParams, Key, PyTree
+from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.estimators import ONLINE
 from hypergrad.problem import Problem, Task, fixed
 from hypergrad.schedulers import BY_COPIES
 from hypergrad.searchers import Trials
 from hypergrad.space import static
 from hypergrad.study.disk.folder import check_folder
-from hypergrad.train import TrainState, init_state, split_key, step, unroll, unroll_losses
+from hypergrad.train import TrainState, init_state, split_key, step, unroll
 from hypergrad.tuners import TUNERS
-from hypergrad.tuning.build import build, task_of_study
+from hypergrad.tuning.build import build, judges_of, members_of, task_of_study
 from hypergrad.tuning.provenance import settings_of, states_memory_of
 from hypergrad.tuning.settings import Settings
 
@@ -78,26 +78,23 @@ def replay(
             "hypergrad.study.replay_trial, which makes the steps again"
         )
     with recorded_memory(states_memory_of(described)):
-        found = study.replay_trial(build(task, settings)[0], folder, trial)
-    label, free = static.split(task.space, found.trials.hparams)
-    task, hparams = fixed(task, label), jax.tree.map(jax.numpy.asarray, free)
+        members = members_of(task, settings)
+        found = study.replay_trial(build(task, settings, members)[0], folder, trial)
     keys = _training_keys(found.trials, settings)
     num_steps = int(found.trials.steps)
-
-    @Compiled
-    def train(key: Key) -> Array:
-        return unroll_losses(
-            task.problem, hparams, init_state(task.problem, key, hparams), num_steps
-        )[1]
-
-    losses = np.stack([np.asarray(train(key)) for key, _ in keys])
+    given = static.stacked(task.space, [found.trials.hparams] * len(keys))
+    judges = judges_of(task, settings, members)
+    states = judges.init(jax.numpy.stack([key for key, _ in keys]), given)
+    losses = np.asarray(judges.follow(given, states, num_steps)[1])[:, :num_steps]
     bad = ~np.isfinite(losses)
     first = int(np.argmax(bad.any(0))) if bad.any() else None
     where = None
     if debug_nans:
         run = 0 if first is None else int(np.argmax(bad[:, first]))
         last = num_steps if first is None else first
-        where = _first_bad_operation(task, hparams, keys[run], last)
+        label, free = static.split(task.space, found.trials.hparams)
+        hparams = jax.tree.map(jax.numpy.asarray, free)
+        where = _first_bad_operation(fixed(task, label), hparams, keys[run], last)
     return Replayed(found, tree.named(found.trials.hparams), losses, first, where)
 
 

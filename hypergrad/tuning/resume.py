@@ -12,7 +12,7 @@ from hypergrad.problem import Problem, Task
 from hypergrad.report.study import Study
 from hypergrad.study import Callback, Listeners
 from hypergrad.study.disk.folder import lock
-from hypergrad.tuning.build import build, task_of_study
+from hypergrad.tuning.build import build, members_of, task_of_study
 from hypergrad.tuning.data import warn_of_unknown
 from hypergrad.tuning.provenance import settings_of, states_memory_of
 from hypergrad.tuning.tune import Work, collected_warnings, complete
@@ -48,10 +48,10 @@ def resume(
         warn_of_unknown(described)
         with collected_warnings() as caught, recorded_memory(states_memory_of(described)):
             settings = settings_of(task, described, allow_changes)
-            tuner = build(task, settings)[0]
-            return complete(
-                Work(task, settings, tuner, cost, folder, described), Listeners(callbacks), caught
-            )
+            members = members_of(task, settings)
+            tuner = build(task, settings, members)[0]
+            work = Work(task, settings, tuner, cost, folder, described, members)
+            return complete(work, Listeners(callbacks), caught)
 
 
 def _cost(described: dict[str, Any], path: Path) -> StepCost:

@@ -18,7 +18,7 @@ from hypergrad.core.files import write_json
 from hypergrad.core.methods import StepCost
 from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.estimators.advice import StructuralZeroWarning
-from hypergrad.populations import LayoutWarning
+from hypergrad.populations import LayoutWarning, Population
 from hypergrad.problem import Problem, Task
 from hypergrad.report.study import Study
 from hypergrad.schedulers.base import SchedulerWarning
@@ -38,8 +38,10 @@ from hypergrad.tuning.build import (
     check_task,
     check_used,
     equal_generations,
+    judges_of,
     keys_of,
     layout_of,
+    members_of,
     most_trials,
     num_steps,
     within_memory,
@@ -102,11 +104,13 @@ def tune(
     with collected_warnings() as caught:
         data = data_of(check_task(task, chosen))
         chosen = within_memory(task, chosen)
-        tuner, cost = build(task, chosen)  # refuses what cannot work before a study is replaced
+        members = members_of(task, chosen)
+        # refuses what cannot work before a study is replaced
+        tuner, cost = build(task, chosen, members)
         with contextlib.nullcontext() if storage is None else create(storage, overwrite) as folder:
             counted = {"cost": cost.trainings, "counted": cost.counted, **data._asdict()}
             described = describe_study(task, chosen, {**(details or {}), **counted})
-            work = Work(task, chosen, tuner, cost, folder, described)
+            work = Work(task, chosen, tuner, cost, folder, described, members)
             return complete(work, listeners, caught)
 
 
@@ -153,6 +157,7 @@ class Work(NamedTuple):
         cost: Cost of one step.
         folder: Folder of the study, locked; a study that it holds is resumed. Nothing is written where None.
         details: Entries of `study.json`.
+        members: Population that trains all that is trained.
     """
 
     task: Task
@@ -161,6 +166,7 @@ class Work(NamedTuple):
     cost: StepCost
     folder: Folder | None
     details: dict[str, Any]
+    members: Population
 
 
 def complete(work: Work, listeners: Listeners, caught: list[warnings.WarningMessage]) -> Study:
@@ -212,9 +218,9 @@ def _run_baseline(work: Work, found: Study, key: Key, listeners: Listeners) -> S
     num_trials = max(1, round(work.cost.trainings * len(found.trials)))
     num, size = equal_generations(most_trials("random"), num_trials)
     settings = Settings("random", population=size, generations=num)
-    rival = build_search(work.task, settings)[0]
+    rival = build_search(work.task, settings, work.members)[0]
     with _random_folder(work.folder) as folder:
-        layout = layout_of(work.task, settings).label
+        layout = layout_of(work.task, work.settings).label
         about = {"task": work.task.name, "method": "random", "layout": layout}
         return _run(rival, key, folder, about, _Steps(listeners, "random", num, size))
 
@@ -228,12 +234,14 @@ def _judge_all(
         The content of `result.json`, and the best hparams of the method with their value.
     """
     task, settings = work.task, work.settings
+    members = judges_of(task, settings, work.members)
     listeners.step(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
-    best = choose_best(task, settings, found, settings.method, keys.choose)
+    seeds = jax.random.split(keys.choose, max(settings.num_seeds, 4))
+    best = choose_best(task, members, found, settings.method, seeds)
     configurations = {"default": spaces.starting_values(task.space), "tuned": best[0]}
     if baseline is not None and baseline.best is not None:
-        configurations["random"] = choose_best(task, settings, baseline, "random", keys.choose)[0]
-    judged = judge(task, configurations, keys.judge, settings.eval_seeds)
+        configurations["random"] = choose_best(task, members, baseline, "random", seeds)[0]
+    judged = judge(task, members, configurations, jax.random.split(keys.judge, settings.eval_seeds))
     listeners.step(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
     return result_of(task, settings, found, baseline, judged, work.cost, best[0]), best
 
