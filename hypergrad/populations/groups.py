@@ -13,7 +13,7 @@ from hypergrad.core import tree
 from hypergrad.core.checks import check_whole
 from hypergrad.core.hoist import Compiled
 from hypergrad.core.types import Array, HParams, Key, PyTree
-from hypergrad.populations.base import Population, count, population
+from hypergrad.populations.base import Population, count, make_population, population
 from hypergrad.populations.layouts import vectorized
 from hypergrad.problem import Problem, Task, check_problem, fixed, with_hparams
 from hypergrad.space import static
@@ -288,13 +288,13 @@ def alike(problem: Problem, space: PyTree) -> Population:
 
     It can be traced in no time: a scheduler that cannot work is found before anything compiles.
     """
-    label, _ = static.split(space, spaces.default(space))
+    label, _ = static.split(space, spaces.starting_values(space))
 
     def change(hparams: HParams) -> HParams:
         free = static.free_leaves(space, jax.tree.leaves(hparams))
         return static.join(space, label, free) if label else hparams
 
-    members = population(with_hparams(problem, change), layout=vectorized())
+    members = make_population(with_hparams(problem, change), vectorized())
 
     def measure(function: Callable, hparams: HParams, states: PyTree) -> PyTree:
         return members.measure(lambda params, h: function(params, change(h)), hparams, states)

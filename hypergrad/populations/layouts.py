@@ -98,7 +98,11 @@ def looped(width: int = 1, mesh: Mesh | None = None) -> Layout:
         width: Number of members of a call; on a mesh, of each device.
         mesh: Mesh of one axis, whose devices share the members of a call; one device where None.
     """
-    check_whole("width", width, example=4)
+    return _loop(check_whole("width", width, example=4), mesh)
+
+
+def _loop(width: int, mesh: Mesh | None) -> Layout:
+    """Build what `looped` returns."""
     members = width if mesh is None else width * mesh.devices.size
 
     def each(function: Callable, gather: bool = False) -> Mapped:
@@ -186,7 +190,7 @@ def layout_for(
         width = cpu if devices[0].platform == "cpu" else share
     used = min(len(devices), -(-num // width))
     if groups or one_program:
-        return looped(width, make_mesh(devices[:used]) if used > 1 else None)
+        return _loop(width, make_mesh(devices[:used]) if used > 1 else None)
     inner = _chunks(width) if width < share else vectorized()
     if used == 1 and devices[0] == jax.devices()[0]:
         return inner
