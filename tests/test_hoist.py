@@ -222,5 +222,5 @@ def test_no_program_of_a_study_holds_the_data(settings, tmp_path, monkeypatch):
     finally:
         jax.config.update("jax_dump_ir_to", "")
     programs = list(Path(tmp_path).glob("*.mlir"))
-    assert any("jit__step" in p.name or "jit_generation" in p.name for p in programs)
+    assert any("jit__step" in p.name or "jit_program" in p.name for p in programs)
     assert max(largest_constant(p.read_text()) for p in programs) <= LARGE
