@@ -9,7 +9,7 @@ import numpy as np
 
 from hypergrad.core import tree
 from hypergrad.core.checks import describe, takes
-from hypergrad.core.mistakes import ARGUMENTS, MODULES
+from hypergrad.core.mistakes import ARGUMENTS, LAYERS, MODULES
 from hypergrad.core.types import (
     Array,
     Batch,
@@ -196,10 +196,14 @@ def _fits(function: Any, arguments: str) -> bool:
 
 
 def _library_of(function: Any) -> str:
-    """Return the library of networks whose module a function is, or a method of one; "" for all others."""
-    owner = getattr(function, "__self__", function)
-    homes = [kind.__module__.partition(".")[0] for kind in type(owner).__mro__]
-    return next((home for home in homes if home in MODULES), "")
+    """Return the library of networks whose layer a function is, or a method of one; "" for all others.
+
+    A transformation of such a library and a method of the user's own class are functions like any other.
+    """
+    own = getattr(function, "__func__", type(function).__call__)
+    homes = [getattr(own, "__module__", None) or ""]
+    homes += [kind.__module__ for kind in type(function).__mro__ if kind.__name__ == "Module"]
+    return next((home.partition(".")[0] for home in homes if home.startswith(LAYERS)), "")
 
 
 def _called(function: Any) -> str:

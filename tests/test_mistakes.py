@@ -5,6 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,12 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
+from flax import nnx
 
 import hypergrad as hg
 from hypergrad.cli import main as cli
 from hypergrad.estimators import reverse
+from hypergrad.problem import check_problem
 
 ROOT = Path(__file__).parent.parent
 X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
@@ -443,3 +446,35 @@ def test_the_index_of_a_number_is_not_taken_for_it():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             hg.validate(task._replace(problem=made, space=added(lr=hg.Choice(options))))
+
+
+class Learner(eqx.Module):
+    """A class of the user's own, of a library of networks."""
+
+    scale: float = 2.0
+
+    def loss(self, params, hparams, batch):
+        return self.scale * good(params, hparams, batch)
+
+    def __call__(self, params, hparams, batch):
+        return self.loss(params, hparams, batch)
+
+
+LAYER = eqx.nn.Linear(4, 1, key=KEY)
+
+
+def test_transformed_functions_and_methods_of_ones_own_are_functions_and_layers_are_not():
+    made = [eqx.filter_jit(good), eqx.Partial(good), eqx.filter_checkpoint(good), nnx.jit(good)]
+    for function in [*made, Learner().loss, Learner(), eqx.filter_jit(Learner().loss)]:
+        check_problem(PROBLEM._replace(loss=function, objective=function))
+    for layer in (
+        NET,
+        NET.init,
+        NET.apply,
+        LAYER,
+        LAYER.__call__,
+        nnx.Linear(4, 1, rngs=nnx.Rngs(0)),
+    ):
+        with pytest.raises(ValueError, match=r"problem\.init is of the module"):
+            check_problem(PROBLEM._replace(init=layer))
+    hg.validate(PROBLEM._replace(loss=eqx.filter_jit(good), objective=nnx.jit(good)), H)

@@ -41,6 +41,9 @@ MODULES = {
 }
 """What to do with a module, by its library."""
 
+LAYERS = ("flax.linen.", "flax.nnx.nn.", "flax.nnx.helpers", "equinox.nn.")
+"""Where the layers of those libraries are, whose methods take other arguments than ours."""
+
 SCHEDULES = {
     "warmup_cosine_decay_schedule": "warmup_cosine",
     "cosine_decay_schedule": "cosine",
