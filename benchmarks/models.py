@@ -89,7 +89,7 @@ def begin_peers(
     """Start the peers, each in a process, with the same weights and batches; one may not know a network."""
     net, figures = (QUICK if options.quick else NETS)[kind](), []
     data = folder / "case.npz"
-    np.savez(data, **arrays(net))
+    np.savez(data, allow_pickle=False, **arrays(net))
     for peer in PEERS:
         request = {"peer": peer, "data": str(data), "kind": net.kind}
         request |= {"horizon": net.horizon, "layers": net.layers}

@@ -131,7 +131,7 @@ def characters() -> Array:
     return jnp.asarray(np.clip(codes - 31, 0, 95))
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
+def cross_entropy(logits: Any, labels: Array) -> Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
@@ -223,7 +223,7 @@ class ResNet8(nnx.Module):
 def digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     return (images / 16).astype(np.float32), labels.astype(np.int32)
 
 
