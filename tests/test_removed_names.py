@@ -46,7 +46,8 @@ def public_definitions():
                 things[node.name].add(path)
             elif isinstance(node, (ast.Assign, ast.AnnAssign)):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                for name in (n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)):
+                names = [n for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+                for name in (n.id for n in names if isinstance(n.ctx, ast.Store)):
                     constants[name].add(path)
     return things, constants
 
