@@ -69,7 +69,7 @@ def validate(problem: Problem | Task, hparams: HParams = None, horizon: int = 1)
         seen = check_step(problem, hparams)
         warn_unread([seen.reads])
         warn_past(seen.programs, horizon)
-        warn_frozen(problem._asdict(), seen.programs)
+        warn_frozen(problem.train_batch, seen.programs["train_batch"])
         warn_paired(seen.programs, len(seen.reads))
         return
     check_space(problem.space)
@@ -111,7 +111,7 @@ def warn_blind(task: Task, found: list[Seen]) -> None:
     # a space of static dimensions alone has a number in the place of the others
     warn_unread([dict(zip(names, seen.reads.values(), strict=False)) for seen in found])
     warn_past(found[0].programs, task.horizon)
-    warn_frozen(task.problem._asdict(), found[0].programs)
+    warn_frozen(task.problem.train_batch, found[0].programs["train_batch"])
     warn_paired(found[0].programs, len(found[0].reads))
     numbers = [dict(zip(names, seen.numbers.values(), strict=False)) for seen in found]
     space, horizon = task.space, task.horizon

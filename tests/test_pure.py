@@ -6,7 +6,9 @@ import random
 import secrets
 import uuid
 import warnings
+from array import array
 from collections import deque
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +18,13 @@ import pytest
 
 import hypergrad as hg
 from hypergrad.core.cautions import BatchWarning
-from hypergrad.core.outside import may_change, reached
+from hypergrad.core.outside import MAX_CONTENTS, checksums, contents, may_change, reached
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(64, 4)), jnp.float32)
 SHAPE = jax.ShapeDtypeStruct((8, 4), np.float32)
 H = {"lr": jnp.float32(0.1)}
 COUNT, BUFFER, QUEUE = np.zeros(3, np.float32), bytearray(4), deque([1.0, 2.0, 3.0, 4.0])
+UNITS, PATHS = array("d", [0.0]), [Path(str(i)) for i in range(5000)]
 SCRATCH, DATA = np.zeros(4, np.float32), np.ones((2**18, 20), np.float32)
 TABLE = jnp.arange(8.0)
 
@@ -78,6 +81,16 @@ def bytes_written():
     return BUFFER[0]
 
 
+def units_written():
+    UNITS[0] += 1
+    return UNITS[0]
+
+
+def attributed():
+    attributed.num = getattr(attributed, "num", 0) + 1
+    return attributed.num
+
+
 def turned():
     QUEUE.rotate(1)
     return QUEUE[0]
@@ -108,7 +121,20 @@ class Counted:
         return Counted.num
 
 
-NOISE, COUNTED = Noise(), Counted()
+class Crowded:
+    """An iterator and a counter, before and after a list of many arrays."""
+
+    def __init__(self):
+        self.numbers = itertools.count()
+        self.images = [np.ones(3) for _ in range(5000)]
+        self.settings = {"num": 0}
+
+    def draw(self):
+        self.settings["num"] += 1
+        return self.settings["num"] + len(self.images)
+
+
+NOISE, COUNTED, CROWDED = Noise(), Counted(), Crowded()
 
 MOVING = {
     "os.urandom": lambda: int.from_bytes(os.urandom(3), "little"),
@@ -134,6 +160,10 @@ MOVING = {
     "a large array written in place": shuffled,
     "bytes written in place": bytes_written,
     "a queue": turned,
+    "an array of Python": units_written,
+    "an attribute of a function": attributed,
+    "beside many arrays": CROWDED.draw,
+    "beside many paths": lambda: len(PATHS) + next(CROWDED.numbers),
 }
 
 
@@ -150,6 +180,16 @@ def test_every_function_refuses_what_moves(part):
         assert "\n" not in str(caught.value), name
 
 
+class Closed:
+    """An object that tells nothing."""
+
+    def __getattr__(self, name):
+        raise RuntimeError("not connected")
+
+
+CLOSED = Closed()
+
+
 def filled():
     SCRATCH[:] = 0
     SCRATCH[1] = 2
@@ -159,6 +199,7 @@ def filled():
 STILL = {
     "a buffer that is filled anew": filled,
     "a generator with a seed": lambda: np.random.default_rng(3).normal(),
+    "an object that tells nothing": lambda: 1 if CLOSED else 2,
     "a path": lambda: len(os.path.join("a", "b")),
 }
 
@@ -172,6 +213,18 @@ def test_a_draw_of_jax_beside_numpy_is_not_tried_twice():
     noisy = lambda p, h, b: np.pi * loss(p, h, b) + jax.random.normal(jax.random.key(0))  # noqa: E731
     assert not may_change(reached(noisy))
     assert may_change(reached(lambda: np.random.normal()))  # noqa: NPY002
+
+
+def test_of_large_arrays_blocks_are_read_and_of_read_only_ones_nothing(monkeypatch):
+    read = []
+    monkeypatch.setattr("zlib.crc32", lambda data, start=0: read.append(len(data)) or start + 1)
+    many = [np.zeros((1000, 1050), np.float32)[:, :1000] for _ in range(8)]
+    checksums([*many, np.zeros((1000, 1000), order="F")])
+    assert 0 < sum(read) <= MAX_CONTENTS and max(read) < 2**14
+    read.clear()
+    fixed = np.broadcast_to(np.float32(1), (2**20, 2**10))
+    contents([fixed])
+    assert not read
 
 
 # streams
@@ -189,6 +242,12 @@ class Loader:
 
     def __iter__(self):
         return iter([X[:8], X[8:16]])
+
+    def first(self):
+        return next(iter(self))
+
+    def whole(self):
+        return X[self.place * 0 :]
 
     def draw(self):
         self.place += 1
@@ -225,26 +284,34 @@ def test_a_callback_of_one_batch_passes():
     hg.validate(PROBLEM._replace(train_batch=served), H)
 
 
-def first_of(loader):
-    for batch in loader:
+def in_a_loop(key, step):
+    for batch in LOADER:
         return batch
 
 
-@pytest.mark.parametrize(
-    ("part", "batch"),
-    [
-        ("train_batch", lambda key, step: next(iter(LOADER))),
-        ("train_batch", lambda key, step: first_of(LOADER)),
-        ("valid_batch", lambda key: next(iter(LOADER))),
-    ],
-)
-def test_the_first_batch_of_a_loader_is_warned_of(part, batch):
-    with pytest.warns(BatchWarning, match=f"problem.{part} returns one batch") as said:
-        hg.validate(PROBLEM._replace(**{part: batch}), H)
+def left(key, step):
+    for batch in LOADER:  # noqa: B007
+        break
+    return batch
+
+
+@pytest.mark.parametrize("batch", [lambda key, step: next(iter(LOADER)), in_a_loop, left])
+def test_the_first_batch_of_a_loader_is_warned_of(batch):
+    with pytest.warns(BatchWarning, match=r"problem.train_batch returns one batch") as said:
+        hg.validate(PROBLEM._replace(train_batch=batch), H)
     assert len(said) == 1 and "hg.host_batches" in str(said[0].message)
 
 
 FIRST = next(iter(LOADER))
+
+
+def whole_of_a_loop(key, step):
+    found = []
+    for batch in LOADER:
+        if len(batch) < 8:
+            break
+        found.append(batch)
+    return jnp.concatenate(found)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +321,11 @@ FIRST = next(iter(LOADER))
         lambda key, step: X,
         lambda key, step: next(x for x in [X[step]])[None],
         lambda key, step: next(iter([X]))[jax.random.randint(key, (8,), 0, 64)],
+        lambda key, step: X[next(iter({0: 1, 8: 2})) :],
+        lambda key, step: next(iter([X])),
+        lambda key, step: LOADER.whole(),
+        lambda key, step: jnp.concatenate(list(LOADER)),
+        whole_of_a_loop,
     ],
 )
 def test_other_batches_are_not(batch):

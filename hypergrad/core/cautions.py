@@ -1,17 +1,19 @@
 """Warn of what a problem's traced programs show: leaves unread, indices past an array, batches amiss."""
 
+import dis
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.extend.core import ClosedJaxpr
 
 from hypergrad.core.autodiff import live_inputs
 from hypergrad.core.flow import NOTHING
 from hypergrad.core.intervals import Span, every
-from hypergrad.core.outside import reached, takes_first
 from hypergrad.core.pairs import FROM_BATCH, FROM_WEIGHTS, averages_all_pairs, num_examples
 from hypergrad.core.pure import FETCH
 from hypergrad.core.spans import follow_spans
@@ -74,19 +76,52 @@ class BatchWarning(UserWarning):
     """A batch is the same one at every step, or its labels and its predictions are paired each with each."""
 
 
-def warn_frozen(functions: Mapping[str, Any], programs: dict[str, ClosedJaxpr]) -> None:
-    """Warn of a batch that depends on no key and no step, and is taken with `next` or from a loader."""
-    for name in ("train_batch", "valid_batch"):
-        program = programs[name].jaxpr
-        if any(live_inputs(program, [True] * len(program.outvars))):
-            continue
-        if takes_first(reached(functions[name])):
-            warnings.warn(
-                f"problem.{name} returns one batch, whatever its key and step, because a trace takes the first "
-                f"one of an iterator; {FETCH}, or take that batch outside of the function if it is meant",
-                BatchWarning,
-                stacklevel=4,
-            )
+def warn_frozen(train_batch: Callable, program: ClosedJaxpr) -> None:
+    """Warn of a batch of training that depends on no key and no step, and is the first one of several."""
+    frozen = not any(live_inputs(program.jaxpr, [True] * len(program.jaxpr.outvars)))
+    if frozen and _takes_first(train_batch):
+        warnings.warn(
+            "problem.train_batch returns one batch, whatever its key and step, because a trace takes the "
+            f"first one of an iterator; {FETCH}, or take that batch outside of the function if it is meant",
+            BatchWarning,
+            stacklevel=4,
+        )
+
+
+def _takes_first(batch: Callable) -> bool:
+    """Tell whether a function of (key, step) takes, in its own lines, the first of several batches."""
+    own = batch.__func__ if isinstance(batch, MethodType) else batch
+    if not isinstance(own, FunctionType):
+        return False
+    if _leaves_loop(own.__code__):
+        return True
+    if "next" not in own.__code__.co_names or "next" in own.__globals__:
+        return False
+    drawn: list[tuple[Iterator, Any]] = []
+
+    def drawing(iterator: Iterator, *default: Any) -> Any:
+        drawn.append((iterator, next(iterator, *default)))
+        return drawn[-1][1]
+
+    named = {**own.__globals__, "next": drawing}
+    copy = FunctionType(own.__code__, named, own.__name__, own.__defaults__, own.__closure__)
+    copy.__kwdefaults__ = own.__kwdefaults__
+    call = MethodType(copy, batch.__self__) if isinstance(batch, MethodType) else copy
+    try:
+        jax.eval_shape(call, jax.random.key(0), 0)
+        arrays = [it for it, x in drawn if any(map(np.ndim, jax.tree.leaves(x)))]
+        return any(next(iterator, None) is not None for iterator in arrays)
+    except Exception:  # an iterator of another kind
+        return False
+
+
+def _leaves_loop(code: CodeType) -> bool:
+    """Tell whether a function has a loop that ends in its first turn: `for batch in loader: return batch`."""
+    steps = list(dis.get_instructions(code))
+    starts = [x.offset for x in steps if x.opname == "FOR_ITER"]
+    jumps = [x.argval for x in steps if "JUMP" in x.opname]
+    # words of a long argument may stand before the loop's
+    return any(not any(at - 6 <= to <= at for to in jumps) for at in starts)
 
 
 def warn_paired(programs: dict[str, ClosedJaxpr], num_leaves: int) -> None:

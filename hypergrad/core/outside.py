@@ -1,6 +1,5 @@
 """What a user's function reads from outside of its arguments, and whether that may change between two calls."""
 
-import builtins
 import dis
 import functools
 import os
@@ -8,19 +7,31 @@ import random
 import sys
 import sysconfig
 import zlib
-from collections import deque
-from collections.abc import Iterator
+from array import array
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 
 MAX_OBJECTS = 2000
 """Most objects that are looked at."""
 
+MAX_ALIKE = 64
+"""Most objects of one type that are looked at in a list, tuple, set or dict."""
+
 MAX_CONTENTS = 2**24
-"""Bytes of an array that are compared before and after a call; of a larger one evenly spaced ones."""
+"""Bytes of all arrays that are compared before and after a call; of larger ones evenly spaced blocks."""
+
+NUM_BLOCKS = 256
+"""Blocks of a large array that are compared."""
+
+FIXED = (bool, int, float, complex, str, bytes, type(None), np.generic, jax.Array)
+"""Types of what holds nothing and never changes."""
 
 CLOCKS = {"time", "datetime", "secrets", "uuid", "torch", "tensorflow"}
 """Modules whose functions return something else with each call, or may."""
@@ -43,6 +54,8 @@ LIBRARIES = tuple(
 )
 """Folders whose code is not the user's."""
 
+CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
 
 
@@ -55,13 +68,14 @@ def reached(function: Any) -> list[Any]:
     """
     found: list[Any] = []
     seen: set[int] = set()
-    waiting = [function]
+    waiting = deque([function])
     while waiting and len(found) < MAX_OBJECTS:
-        x = waiting.pop()
-        if id(x) not in seen:
+        x = waiting.popleft()
+        if id(x) not in seen and not isinstance(x, FIXED):
             seen.add(id(x))
             found.append(x)
-            waiting += _within(x)
+            held = _within(x)
+            waiting += _unlike(held) if isinstance(x, CONTAINERS) else held
     return found
 
 
@@ -72,7 +86,8 @@ def may_change(objects: list[Any]) -> bool:
 
 def contents(objects: list[Any]) -> list[Any]:
     """Return what objects hold, to be compared before and after a call: identities, and checksums of arrays."""
-    return [_sum_of(x) if _is_buffer(x) else tuple(map(id, _within(x))) for x in objects]
+    sums = iter(checksums([x for x in objects if _is_buffer(x)]))
+    return [next(sums) if _is_buffer(x) else tuple(map(id, _within(x))) for x in objects]
 
 
 def reads_iterators(objects: list[Any]) -> bool:
@@ -80,34 +95,56 @@ def reads_iterators(objects: list[Any]) -> bool:
     return any(isinstance(x, Iterator) for x in objects)
 
 
-def takes_first(objects: list[Any]) -> bool:
-    """Tell whether a function among objects calls `next`, or reaches a loader, which begins anew each time."""
-    return any(_calls_next(x) or _is_loader(x) for x in objects)
+def checksums(buffers: list[Any]) -> list[int]:
+    """Return checksums of the bytes of arrays, of at most `MAX_CONTENTS` in all; the smallest come first."""
+    numbers = [_bytes_of(x) for x in buffers]
+    sums, left = [0] * len(numbers), MAX_CONTENTS
+    order = sorted(range(len(numbers)), key=lambda i: numbers[i].nbytes)
+    for place, i in enumerate(order):
+        share = left // (len(order) - place)
+        sums[i] = _sum_of(numbers[i], share)
+        left -= min(numbers[i].nbytes, share)
+    return sums
 
 
-def _calls_next(x: Any) -> bool:
-    if not isinstance(x, FunctionType) or _is_of_library(x.__code__):
-        return False
-    return "next" in _names(x.__code__) and x.__globals__.get("next", builtins.next) is next
-
-
-def _is_loader(x: Any) -> bool:
-    return "Loader" in type(x).__name__ and hasattr(type(x), "__iter__")
+def _unlike(objects: list[Any]) -> list[Any]:
+    """Return objects without those that are fixed, and at most `MAX_ALIKE` of each type."""
+    seen: Counter[type] = Counter()
+    found = []
+    for x in objects:
+        seen[type(x)] += 1
+        if seen[type(x)] <= MAX_ALIKE and not isinstance(x, FIXED):
+            found.append(x)
+    return found
 
 
 def _is_buffer(x: Any) -> bool:
-    return isinstance(x, (np.ndarray, bytearray))
+    """Tell whether an object is an array that may be written into."""
+    return x.flags.writeable if isinstance(x, np.ndarray) else isinstance(x, (bytearray, array))
 
 
-def _sum_of(x: Any) -> int:
-    """Return a checksum of the bytes of a buffer; of a large one, of evenly spaced numbers."""
-    if isinstance(x, np.ndarray) and x.dtype.hasobject:
-        return zlib.crc32(repr(list(map(id, x.reshape(-1)[:MAX_OBJECTS]))).encode())
-    numbers = np.frombuffer(x, np.uint8) if isinstance(x, bytearray) else x
-    step = -(-numbers.nbytes // MAX_CONTENTS)
-    if step > 1:
-        numbers = numbers.flat[::step]
-    return zlib.crc32(np.ascontiguousarray(numbers).view(np.uint8).data) if numbers.size else 0
+def _bytes_of(x: Any) -> np.ndarray:
+    """Return an array of a buffer, without a copy; of objects, one of the first that it holds."""
+    if isinstance(x, np.ndarray):
+        x = np.asarray(x)
+        return np.array(list(map(id, islice(x.flat, MAX_OBJECTS)))) if x.dtype.hasobject else x
+    return np.frombuffer(x, np.uint8) if len(x) else np.zeros(0, np.uint8)
+
+
+def _sum_of(x: np.ndarray, share: int) -> int:
+    """Return a checksum of an array; of one of more bytes than a share, of evenly spaced blocks."""
+    if not x.nbytes:
+        return 0
+    blocks: Iterable[np.ndarray] = [x]
+    if x.nbytes > share:
+        flat = x.ravel("K") if x.flags.forc else x.flat
+        length = max(1, share // (NUM_BLOCKS * x.itemsize))
+        starts = np.linspace(0, max(0, x.size - length), NUM_BLOCKS).astype(int)
+        blocks = (flat[i : i + length] for i in starts.tolist())
+    found = 0
+    for block in blocks:
+        found = zlib.crc32(np.ascontiguousarray(block).view(np.uint8).data, found)
+    return found
 
 
 def _changes(x: Any) -> bool:
@@ -115,10 +152,10 @@ def _changes(x: Any) -> bool:
         return x.__name__.partition(".")[0] in CLOCKS
     if isinstance(x, type) and issubclass(x, GENERATORS):  # made anew, perhaps without a seed
         return True
-    made_in = getattr(x, "__module__", None) if callable(x) else type(x).__module__
+    made_in = _get(x, "__module__") if callable(x) else type(x).__module__
     if not isinstance(made_in, str):
         return isinstance(x, (Iterator, *GENERATORS))
-    named = f"{made_in}.{getattr(x, '__name__', '')}"
+    named = f"{made_in}.{_get(x, '__name__')}"
     of_clock = made_in.partition(".")[0] in CLOCKS or named in ENTROPY
     return of_clock or isinstance(x, (Iterator, *GENERATORS))
 
@@ -136,13 +173,13 @@ def _within(x: Any) -> list[Any]:
         return [x.func, *x.args, *x.keywords.values()]
     if isinstance(x, MethodType):
         return [x.__func__, x.__self__]
-    owner = getattr(x, "__self__", None) if callable(x) else None
+    owner = _get(x, "__self__") if callable(x) else None
     if _changes(owner):  # of a method of C, such as that of a generator of numpy
         return [owner]
     if isinstance(x, dict):
-        return list(x.values())[:MAX_OBJECTS]
-    if isinstance(x, (list, tuple, set, frozenset, deque)):
-        return list(x)[:MAX_OBJECTS]
+        return list(islice(x.values(), MAX_OBJECTS))
+    if isinstance(x, CONTAINERS):
+        return list(islice(x, MAX_OBJECTS))
     if isinstance(x, type):
         held = vars(x).items() if _is_of_user(x) else ()
         return [v for name, v in held if isinstance(v, FunctionType) or not name.startswith("__")]
@@ -150,9 +187,9 @@ def _within(x: Any) -> list[Any]:
         return [x.__func__]
     if isinstance(x, property):
         return [x.fget]
-    if isinstance(x, (ModuleType, np.ndarray)):
+    if isinstance(x, (ModuleType, np.ndarray, array)):
         return []
-    slots = [getattr(x, name) for name in _slots(x) if hasattr(x, name)]
+    slots = [_get(x, name) for name in _slots(x)]
     kinds = [kind for kind in type(x).__mro__ if _is_of_user(kind)]
     if not hasattr(x, "__dict__"):
         return [*slots, *kinds]
@@ -175,6 +212,14 @@ def _is_of_library(code: CodeType) -> bool:
     return code.co_filename.startswith(LIBRARIES)
 
 
+def _get(x: Any, name: str) -> Any:
+    """Return an attribute; None where an object has none, or does not tell."""
+    try:
+        return getattr(x, name, None)
+    except Exception:  # of a `__getattr__` of the user's
+        return None
+
+
 def _slots(x: Any) -> list[str]:
     """Return the names of the slots of an object of Python's."""
     found = [vars(kind).get("__slots__", ()) for kind in type(x).__mro__]
@@ -183,7 +228,7 @@ def _slots(x: Any) -> list[str]:
 
 
 def _of_function(function: FunctionType) -> list[Any]:
-    """Return the cells and defaults of a function, and the globals that it names unless it is of a library."""
+    """Return the cells and defaults of a function, and unless it is of a library its globals and attributes."""
     found = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     found += function.__closure__ or ()
     code = function.__code__
@@ -195,7 +240,7 @@ def _of_function(function: FunctionType) -> list[Any]:
                 found.append(near)
                 if not isinstance(near, ModuleType):
                     break
-        found += _imported(code)
+        found += [*_imported(code), *vars(function).values()]
     return found
 
 

@@ -14,7 +14,7 @@ from hypergrad.core.abstract import abstract, program_of
 from hypergrad.core.autodiff import equations
 from hypergrad.core.flow import constants, same_bits, same_program
 from hypergrad.core.host import Store
-from hypergrad.core.outside import contents, may_change, reached, reads_iterators
+from hypergrad.core.outside import checksums, contents, may_change, reached, reads_iterators
 from hypergrad.core.types import HParams, PyTree
 
 FETCH = "fetch data by index with hg.host_batches(fetch, like)"
@@ -53,8 +53,8 @@ def traced_program(
     then that is called four times.
 
     **Limits:** a clock that is read in coarser units than two traces are apart is not seen to move; nor is an
-    iterator that returns everything three times, a callback that is a function at first and none later, or one
-    number written into an array of more than 16 MiB.
+    iterator that returns everything three times, a callback that is a function at first and none later, one
+    number written into arrays of more than 16 MiB together, or what is written into a read-only array.
 
     Args:
         name: Name of the function, as the user knows it.
@@ -139,7 +139,7 @@ def _repeats(function: Callable, args: tuple, closed: ClosedJaxpr, outside: list
 
 def _numbers(closed: ClosedJaxpr) -> list[int]:
     """Return checksums of the arrays of numpy that a program holds."""
-    return contents([np.asarray(x) for x in constants(closed) if not isinstance(x, jax.Array)])
+    return checksums([np.asarray(x) for x in constants(closed) if not isinstance(x, jax.Array)])
 
 
 def _callbacks_repeat(closed: ClosedJaxpr, args: tuple) -> bool:
