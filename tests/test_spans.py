@@ -75,7 +75,38 @@ PAST = {
     "the second of two indices": (in_pairs, 4),
 }
 
+STARTS, LENGTHS = jnp.array([0, 30, 50, 60]), jnp.array([30, 20, 10, 4])
+ORDER, PADDED, MASK = jnp.array([7, 0, 1]), jnp.array([1, 99, 2]), jnp.array([1, 0, 1])
+BACK = jnp.arange(HORIZON)[::-1].copy()
+
+
+def last_ones(key, step):
+    d = jax.random.randint(key, (8,), 0, 4)
+    return rows(X, STARTS[d] + LENGTHS[d] - 1)
+
+
+def of_both_halves(key, step):
+    p = jax.random.permutation(key, 60)
+    return jnp.ones((118, 4))[p[:30] + p[30:]], Y[:30]
+
+
+def folded(key, step):
+    i = jax.random.randint(key, (8,), 0, 60)
+    return rows(X[:60], jax.lax.div(i, 8) * 8 + jax.lax.rem(i, 8))
+
+
 INSIDE = {
+    "a sum of two columns of a row": last_ones,
+    "a sum of two columns": lambda key, step: rows(X, STARTS + LENGTHS - 1),
+    "a product of numbers and a mask": lambda key, step: rows(X, PADDED * MASK),
+    "a difference of two columns": lambda key, step: rows(X, STARTS - LENGTHS[::-1] + 30),
+    "a range and the same backwards": lambda key, step: rows(
+        X[:8], jnp.arange(8)[::-1] + jnp.arange(8)
+    ),
+    "a row and its place": lambda key, step: rows(X[:8], ORDER + jnp.arange(3)),
+    "a table and its step": lambda key, step: rows(X[:10], (BACK[step] + step)[None]),
+    "the quotient and the remainder": folded,
+    "halves of a permutation": of_both_halves,
     "a draw": lambda key, step: rows(X, jax.random.randint(key, (8,), 0, ROWS)),
     "a choice": lambda key, step: rows(X, jax.random.choice(key, ROWS, (8,))),
     "a permutation": lambda key, step: rows(X, jax.random.permutation(key, ROWS)[:8]),

@@ -46,13 +46,24 @@ def every(low: int, high: int, kind: str, source: int) -> Span:
 def span_of_data(numbers: np.ndarray) -> Span:
     """Return the span of the numbers of an array."""
     low, high = int(numbers.min()), int(numbers.max())
-    up = frozenset([("data", next(SOURCES))] if low < high else [])
+    up = _of_data() if low < high else frozenset()
     return Span(low, high, up, met=numbers.reshape(-1), array=numbers)
 
 
 def drawn_span(low: int, high: int) -> Span:
     """Return the span of numbers that are drawn."""
     return every(low, high, "random", next(SOURCES))
+
+
+def without_order(x: Span) -> Span:
+    """Return the span of the same numbers in another order."""
+    return (
+        x if exact(x) is not None or is_random(x) else x._replace(up=_of_data(), down=frozenset())
+    )
+
+
+def _of_data() -> frozenset:
+    return frozenset([("data", next(SOURCES))])
 
 
 def exact(x: Numbers) -> int | None:
@@ -67,9 +78,19 @@ def is_random(span: Numbers) -> bool:
     return bool(span.up) and all(kind == "random" for kind, _ in span.up)
 
 
+def _meet(a: Span, b: Span) -> bool:
+    """Tell whether the ends of two spans are met together; of data, only those with one number are."""
+    if exact(a) is not None or exact(b) is not None:
+        return True
+    ours, theirs = a.up | a.down, b.up | b.down
+    if any(kind == "data" for kind, _ in ours | theirs):
+        return False
+    return all(kind == "step" for kind, _ in ours & theirs)
+
+
 def add_spans(a: Numbers, b: Numbers) -> Span | None:
     """Return the span of a sum."""
-    if not isinstance(a, Span) or not isinstance(b, Span):
+    if not isinstance(a, Span) or not isinstance(b, Span) or not _meet(a, b):
         return None
     up, down = a.up | b.up, a.down | b.down
     if up & down:
@@ -87,6 +108,8 @@ def _sums(a: Span, b: Span) -> range | np.ndarray | None:
         return None if a.met is None else a.met + b.low
     if not isinstance(a.met, range) or not isinstance(b.met, range) or a.up & b.up:
         return None
+    if all(any(kind == "place" for kind, _ in x.up) for x in (a, b)):
+        return None  # perhaps along one axis
     wide, fine = (a.met, b.met) if a.met.step > b.met.step else (b.met, a.met)
     whole = fine.step == 1 and len(fine) >= wide.step  # such as step * 8 + arange(8)
     return range(a.low + b.low, a.high + b.high + 1) if whole else None
@@ -99,7 +122,7 @@ def negate_span(a: Numbers) -> Span | None:
 
 def multiply_spans(a: Numbers, b: Numbers) -> Span | None:
     """Return the span of a product."""
-    if not isinstance(a, Span) or not isinstance(b, Span):
+    if not isinstance(a, Span) or not isinstance(b, Span) or not _meet(a, b):
         return None
     if exact(a) is not None:
         a, b = b, a
@@ -131,7 +154,7 @@ def remainder_span(a: Numbers, b: Numbers) -> Span | None:
         return Span(a.low % by, a.low % by)
     if a.high < by:
         return a
-    return drawn_span(0, by - 1) if is_random(a) else None
+    return drawn_span(0, by - 1)._replace(up=a.up) if is_random(a) else None
 
 
 def bounded_span(pick: Callable[[int, int], int]) -> Callable[[Numbers, Numbers], Span | None]:

@@ -27,6 +27,7 @@ from hypergrad.core.intervals import (
     negate_span,
     remainder_span,
     span_of_data,
+    without_order,
 )
 
 MAX_TABLE_READ = 10**7
@@ -289,7 +290,9 @@ def _same(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Numbers:
     """Return the numbers of the operand, which have another form now."""
     alike = eqn.primitive.name in ("convert_element_type", "copy", "stop_gradient")
     x = given[0]
-    return x if alike or not isinstance(x, Span) else x._replace(array=None)
+    if alike or not isinstance(x, Span):
+        return x
+    return (without_order(x) if eqn.primitive.name == "rev" else x)._replace(array=None)
 
 
 _SHAPES = "broadcast_in_dim reshape squeeze expand_dims copy stop_gradient transpose rev"
