@@ -24,7 +24,7 @@ from hypergrad.study import LOGS, Progress
 ROOT = Path(__file__).parent.parent
 
 
-def hypergrad(*words, timeout=240):
+def hypergrad(*words, timeout=240, cwd=ROOT):
     """Run the command line, without the lines of XLA's own log on standard error.
 
     jax 0.10.0 logs two for every program that it loads from the compilation cache.
@@ -34,7 +34,7 @@ def hypergrad(*words, timeout=240):
         capture_output=True,
         text=True,
         timeout=timeout,
-        cwd=ROOT,
+        cwd=cwd,
         check=False,
     )
     done.stderr = re.sub(
@@ -280,7 +280,13 @@ def test_list_names_the_tasks():
     done = hypergrad("list")
     for name in ("digits", "tabular", "images", "quadratic", "ridge", "descent", "forward"):
         assert f"  {name} " in done.stdout
-    assert "needs --data" in done.stdout
+
+
+def test_list_says_what_a_task_needs(tmp_path):
+    (tmp_path / "tasks").mkdir()
+    source = 'def task(*, data: str):\n    """Tune what I have."""\n'
+    (tmp_path / "tasks" / "mine.py").write_text(source)
+    assert "Tune what I have. (needs --data)" in hypergrad("list", cwd=tmp_path).stdout
 
 
 @pytest.mark.slow

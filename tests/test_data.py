@@ -204,7 +204,12 @@ CSV = {
     "label not there": ("size,age,y\n1,2,0\n", "siez", "label is 'siez'", "the nearest are 'size'"),
     "label missing in a row": ("a,y\n1,0\n\n2,?\n", None, "label 'y' is missing in row 4"),
     "label only": ("y\n1\n0\n", None, "has the label only"),
-    "spaces": ("a b y\n1 2 0\n", None, "has the label only", "separate columns by commas"),
+    "spaces": (
+        "a b y\n1 2 0\n",
+        None,
+        "is cut at spaces, into 3 cells a row",
+        "pass delimiter=' '",
+    ),
     "infinity": ("a,y\n1,0\n\n-inf,1\n", None, "an infinity in column 'a', row 4: '-inf'"),
     "beyond float32": ("a,y\n1,0\n1e39,1\n", None, "an infinity in column 'a', row 3: '1e39'"),
 }

@@ -58,17 +58,18 @@ def _elementwise(name: str, original: Any, compute: Callable[..., Array]) -> Pri
 
     def batch(xs: Any, axes: Any, **params: Any) -> tuple[Array, int]:
         size = next(x.shape[a] for x, a in zip(xs, axes, strict=True) if a is not None)
-        rank = max(x.ndim - (a is not None) for x, a in zip(xs, axes, strict=True))
+        rank = max(np.ndim(x) - (a is not None) for x, a in zip(xs, axes, strict=True))
         moved = []
         for x, axis in zip(xs, axes, strict=True):
-            if axis is None and x.ndim:
+            if axis is None and np.ndim(x):
                 x = jnp.broadcast_to(x, (size, *x.shape))
             elif axis is not None:
                 x = jnp.moveaxis(x, axis, 0)
                 x = x if x.ndim > 1 else x.reshape(size, *(1,) * rank)
             moved.append(x)
-        shape = jnp.broadcast_shapes(*(x.shape for x in moved))
-        moved = [x if x.ndim == 0 else jnp.broadcast_to(x, shape) for x in moved]
+        shape = jnp.broadcast_shapes(*map(np.shape, moved))
+        # a number of a program stays as it is
+        moved = [x if np.ndim(x) == 0 else jnp.broadcast_to(x, shape) for x in moved]
         return made.bind(*moved, **params), 0
 
     made.def_impl(compute)
