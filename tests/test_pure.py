@@ -278,6 +278,60 @@ def test_a_stream_is_refused(name):
         hg.validate(PROBLEM._replace(train_batch=STREAMS[name]), H)
 
 
+class Solver:
+    """A loss with a callback that fails on zeros, of an object that has a generator, too."""
+
+    def __init__(self):
+        self.calls, self.generator = [], np.random.default_rng(0)
+
+    def factor(self, matrix):
+        self.calls.append(1)
+        return np.linalg.cholesky(np.asarray(matrix))
+
+    def loss(self, params, hparams, batch):
+        gram = jax.lax.stop_gradient(batch.T @ batch)
+        root = jax.pure_callback(self.factor, jax.ShapeDtypeStruct((4, 4), np.float32), gram)
+        return loss(params, hparams, batch) + jnp.sum(root)
+
+
+def test_a_callback_of_a_loss_is_not_called_and_one_that_fails_says_so_when_it_is_drawn():
+    solver = Solver()
+    hg.validate(PROBLEM._replace(loss=solver.loss), H)
+    assert not solver.calls
+    batch = lambda key, step: jax.pure_callback(  # noqa: E731
+        lambda i: np.linalg.cholesky(np.zeros((4, 4), np.float32)), jnp.zeros((4, 4)), step
+    )
+    hg.validate(PROBLEM._replace(train_batch=batch), H)
+
+
+KEPT, LEFT = {}, [1.0, 2.0]
+
+
+def cached(key):
+    if "x" not in KEPT:
+        KEPT["x"] = X[:8] * 2
+    return KEPT["x"]
+
+
+def used(key):
+    return 2 * cached(key)
+
+
+def popped(key):
+    return X[:8] * LEFT.pop()
+
+
+def test_the_error_of_a_second_trace_says_what_is_wrong():
+    for batch in (cached, used):
+        KEPT.clear()
+        with pytest.raises(ValueError, match=r"keeps an array .*; make it outside") as caught:
+            hg.validate(PROBLEM._replace(valid_batch=batch), H)
+        assert isinstance(caught.value.__cause__, jax.errors.UnexpectedTracerError)
+    LEFT.pop()
+    with pytest.raises(ValueError, match=r"traced again \(IndexError: pop from empty list\)"):
+        hg.validate(PROBLEM._replace(valid_batch=popped), H)
+
+
 def test_a_callback_of_one_batch_passes():
     batches = [np.asarray(X[:8])]
     served = lambda key, step: jax.pure_callback(lambda i: batches[int(i)], SHAPE, step)  # noqa: E731

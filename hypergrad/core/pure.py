@@ -49,12 +49,12 @@ def traced_program(
 
     **Cost:** one trace, and a second with `twice`, or where the user's function can reach an iterator, a
     generator or a clock, or changed what it closes over; a third where it reads an iterator, or changes things
-    again. Nothing is compiled or run, unless it calls a `jax.pure_callback` of the user's and is tried twice;
-    then that is called four times.
+    again. Nothing is compiled or run, unless a batch calls a `jax.pure_callback` of the user's; then four are
+    drawn.
 
     **Limits:** a clock that is read in coarser units than two traces are apart is not seen to move; nor is an
-    iterator that returns everything three times, a callback that is a function at first and none later, one
-    number written into arrays of more than 16 MiB together, or what is written into a read-only array.
+    iterator that returns everything three times, a callback of a loss, one that is a function at first and none
+    later, one number written into arrays of more than 16 MiB together, or what is written into a read-only one.
 
     Args:
         name: Name of the function, as the user knows it.
@@ -81,10 +81,12 @@ def traced_program(
     trouble = _effect(closed)
     again = twice or _generators() != before or may_change(outside) or contents(outside) != held
     if not trouble and again:
-        trouble = (
-            "" if _repeats(function, args, closed, outside) else f"{_FROZEN}; {_instead(name)}"
-        )
-    if not trouble and again:
+        try:
+            same = _repeats(function, args, closed, outside)
+        except Exception as error:  # the first time it went well
+            raise ValueError(f"{name} {_again(error, name, reads_iterators(outside))}") from error
+        trouble = "" if same else f"{_FROZEN}; {_instead(name)}"
+    if not trouble and twice:
         trouble = "" if _callbacks_repeat(closed, args) else _READS_ON
     if trouble:
         raise ValueError(f"{name} {trouble}")
@@ -93,6 +95,22 @@ def traced_program(
 
 def _instead(name: str) -> str:
     return f"{FETCH}, draw with jax.random" if name.endswith("_batch") else DRAW_INSIDE
+
+
+def _again(error: Exception, name: str, of_iterator: bool) -> str:
+    """Say what is wrong with a function, of an iterator or not, that fails when it is traced again."""
+    kept = isinstance(error, jax.errors.UnexpectedTracerError)
+    if isinstance(error, StopIteration) or (kept and of_iterator):
+        return f"{_FROZEN}; {_instead(name)}"
+    if kept:
+        return (
+            "keeps an array that was made during a trace, expected a function of its arguments alone; make it "
+            "outside of the function, or with numpy"
+        )
+    lines = str(error).strip().splitlines() or [""]
+    said = f"{type(error).__name__}: {lines[0]:.160}".rstrip(". :")
+    wanted = f"expected a function of its arguments alone; {_instead(name)}"
+    return f"fails when it is traced again ({said}), {wanted}"
 
 
 def _new(function: Callable) -> Callable:
@@ -119,18 +137,18 @@ def _generators() -> tuple:
 
 
 def _repeats(function: Callable, args: tuple, closed: ClosedJaxpr, outside: list[Any]) -> bool:
-    """Tell whether further traces of a function give the same program."""
+    """Tell whether further traces of a function give the same program; a trace that fails raises."""
     here = getattr(jax.config, _PRECISION)
     held, numbers = contents(outside), _numbers(closed)
     # another precision, so that what is jitted within is traced again, too
     for precision in [x for x in ("default", "highest", "high") if x != here][:2]:
         with jax.default_matmul_precision(precision):
-            try:
-                other = program_of(_new(function), *args)[0]
-            except Exception:  # the first time it went well
-                return False
+            other = program_of(_new(function), *args)[0]
         # a constant may be the very array that the function wrote into
         if not same_program(closed, other) or _numbers(other) != numbers:
+            known = set(map(id, closed.consts))
+            if any(isinstance(x, core.Tracer) and id(x) not in known for x in other.consts):
+                raise jax.errors.UnexpectedTracerError("what an earlier trace returned")
             return False
         if not reads_iterators(outside) and contents(outside) == held:
             break  # else it may return each thing twice
@@ -143,14 +161,17 @@ def _numbers(closed: ClosedJaxpr) -> list[int]:
 
 
 def _callbacks_repeat(closed: ClosedJaxpr, args: tuple) -> bool:
-    """Tell whether a program with callbacks that are said to be pure returns the same numbers twice."""
+    """Tell whether a batch with callbacks that are said to be pure is the same twice; True where it fails."""
     calls = any(map(_is_own, equations(closed.jaxpr)))
     if not calls or any(isinstance(x, core.Tracer) for x in closed.consts):
         return True
     with jax.ensure_compile_time_eval():
         leaves, call = jax.tree.leaves(args), jaxpr_as_fun(closed)
         given = [[_example(x, seed) for x in leaves] for seed in (0, 1)]
-        first = call(*given[0])
+        try:
+            first = call(*given[0])
+        except Exception:  # its own error comes when it is drawn
+            return True
         try:  # of both, so that a stream that returns each batch twice is noticed, too
             later = [call(*given[1]) for _ in range(2)]
         except Exception:  # it has nothing at step 1
