@@ -219,16 +219,18 @@ MISTAKES = {
         ("problem.valid_batch is", "expected a function of (key); write valid_batch=lambda key: ..."),
     ),
     "swapped params and hparams": (
-        tune(loss=lambda h, p, b: good(p, h, b)),
-        ("no entry 'w'", "its arguments come as (params, hparams, batch), and not as (h, p, b)"),
+        tune(loss=lambda hparams, params, batch: good(params, hparams, batch)),
+        ("no entry 'w'", "and not as (hparams, params, batch)"),
     ),
     "the batch before the hparams": (
         tune(loss=lambda params, batch, hparams: good(params, hparams, batch)),
         ("its arguments come as (params, hparams, batch), and not as (params, batch, hparams)",),
     ),
     "the batch first": (
-        tune(objective=lambda b, p, h: jnp.mean((b[0] @ p["w"] - b[1]) ** 2)),
-        ("its arguments come as (params, hparams, batch), and not as (b, p, h)",),
+        tune(
+            objective=lambda batch, params, hparams: jnp.mean((batch[0] @ params["w"] - batch[1]) ** 2)
+        ),
+        ("its arguments come as (params, hparams, batch), and not as (batch, params, hparams)",),
     ),
     "the step before the key": (
         tune(train_batch=lambda step, key: drawn(key, step)),
@@ -478,3 +480,10 @@ def test_transformed_functions_and_methods_of_ones_own_are_functions_and_layers_
         with pytest.raises(ValueError, match=r"problem\.init is of the module"):
             check_problem(PROBLEM._replace(init=layer))
     hg.validate(PROBLEM._replace(loss=eqx.filter_jit(good), objective=nnx.jit(good)), H)
+
+
+def test_letters_that_may_mean_others_are_not_called_swapped():
+    """`h` are the hidden weights here, in the right place."""
+    made = PROBLEM._replace(loss=lambda h, p, b: jnp.mean(b[0] @ h["w"][:3]))
+    with pytest.raises(ValueError, match="mend that line"):
+        hg.validate(made, H)

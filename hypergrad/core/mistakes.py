@@ -23,15 +23,6 @@ ARGUMENTS = {
 }
 """What each function of a problem or task is called with."""
 
-SPELLINGS = {
-    "key": {"key", "k", "rng", "prng_key"},
-    "step": {"step", "t", "i", "index"},
-    "params": {"params", "p", "w", "weights"},
-    "hparams": {"hparams", "h", "hp", "lam"},
-    "batch": {"batch", "b", "data"},
-}
-"""What users call the arguments."""
-
 SCHEDULED = "read one value per step from a schedule, with hg.schedule(hparams[...])"
 
 MODULES = {
@@ -114,7 +105,7 @@ def in_words(
     reason = lines[0][:160] if lines else type(error).__name__
     place = place_of(error)
     part = name.rpartition(".")[2]
-    cure = _in_order(part, function) or _cure(part, error, reason, place, hparams)
+    cure = _cure(part, error, reason, place, hparams, function)
     if isinstance(error, KeyError):
         reason = f"{given} or batch has no entry {reason}"
     at = f" in {place.text}" if place else ""
@@ -137,7 +128,14 @@ def in_words(
     )
 
 
-def _cure(part: str, error: Exception, reason: str, place: Place | None, hparams: Any) -> str:
+def _cure(
+    part: str,
+    error: Exception,
+    reason: str,
+    place: Place | None,
+    hparams: Any,
+    function: Callable | None,
+) -> str:
     """Say what to do."""
     source = place.source if place else ""
     for pattern, cure in CURES:
@@ -150,6 +148,9 @@ def _cure(part: str, error: Exception, reason: str, place: Place | None, hparams
         return f"hparams[{steps!r}] is a schedule: {SCHEDULED}"
     if part == "optimizer" and "'dict'" in reason:
         return "read a number of the hparams: lambda hparams: optax.sgd(hparams['lr'])"
+    swapped = _in_order(part, function)
+    if swapped and isinstance(error, (KeyError, AttributeError, TypeError, ValueError)):
+        return swapped
     if isinstance(error, KeyError) and isinstance(hparams, dict):
         second = "" if part == "optimizer" else ", and come second, after params or the key"
         return f"the hparams are {', '.join(map(str, hparams))}{second}"
@@ -157,15 +158,14 @@ def _cure(part: str, error: Exception, reason: str, place: Place | None, hparams
 
 
 def _in_order(part: str, function: Callable | None) -> str:
-    """Say in which order the arguments come, where those of a function have names of another order."""
+    """Say in which order the arguments come, where those of a function have the same names in another."""
     expected = ARGUMENTS.get(part, "")
     try:
         taken = list(inspect.signature(function).parameters) if function else []
     except (TypeError, ValueError):
         return ""
-    meant = [next((name for name, words in SPELLINGS.items() if x in words), "") for x in taken]
     order = expected.split(", ")
-    if meant == order or sorted(meant) != sorted(order):
+    if taken == order or sorted(taken) != sorted(order):
         return ""
     return f"its arguments come as ({expected}), and not as ({', '.join(taken)})"
 
