@@ -269,3 +269,125 @@ def test_a_study_warns_too():
     made = PROBLEM._replace(train_batch=PAST["a batch of a step"][0])
     with pytest.warns(IndexWarning, match="problem.train_batch"):
         hg.validate(hg.Task("past", made, space, HORIZON, None, "", True))
+
+
+PAD, TOKENS, LONG = 5, 6, jnp.asarray([6, 2, 4])
+WORDS = jnp.where(jnp.arange(TOKENS) < LONG[:, None], jnp.arange(TOKENS) % PAD, PAD)
+HEARD = (WORDS < PAD).astype(jnp.float32)
+EMBEDDED = {
+    "text": (WORDS, LONG, HEARD),
+    "graph": (jnp.asarray([0, 1, 3]), jnp.asarray([1, 2, 3]), jnp.asarray([1.0, 1.0, 0.0])),
+    "heads": (jnp.ones((3, 4)), jnp.asarray([1, 2, 3]), jnp.asarray([0, 0, 1])),
+}
+
+
+def next_word(p, words):
+    seen = jnp.tanh(p[words[:, :-1]]) @ p[:PAD].T
+    return optax.softmax_cross_entropy_with_integer_labels(seen, words[:, 1:])
+
+
+def heads(p, b):
+    of = optax.softmax_cross_entropy_with_integer_labels
+    return of(b[0] @ p[:4, :3], b[1]), of(b[0] @ p[:4], b[1])
+
+
+def passed(p, b, weights, num=3):
+    return jax.ops.segment_sum(p[:3][b[0]] * weights, b[1], num)
+
+
+PADDED_READS = {
+    "weights": ("text", lambda p, b: jnp.sum(next_word(p[:PAD], b[0]) * b[2][:, 1:]) / b[2].sum()),
+    "a dot product": ("text", lambda p, b: jnp.vdot(next_word(p[:PAD], b[0]), b[2][:, 1:])),
+    "lengths": (
+        "text",
+        lambda p, b: jnp.mean(
+            jnp.where((jnp.arange(TOKENS) < b[1][:, None])[..., None], p[:PAD][b[0]], 0)
+        ),
+    ),
+    "weights of edges": ("graph", lambda p, b: jnp.mean(passed(p, b, b[2][:, None], 4) ** 2)),
+    "edges that are dropped": ("graph", lambda p, b: jnp.mean(passed(p, b, 1.0) ** 2)),
+    "two heads": ("heads", lambda p, b: jnp.mean(jnp.where(b[2] == 0, *heads(p, b)))),
+}
+UNPADDED_READS = {
+    "weights": lambda p, b: jnp.mean(next_word(p[:PAD], b[0])),
+    "lengths": lambda p, b: jnp.mean(p[:PAD][b[0]] ** 2),
+    "weights of edges": lambda p, b: jnp.mean(passed(p, b, 1.0, 4) ** 2),
+    "two heads": lambda p, b: jnp.mean(heads(p, b)[0]) * b[2].sum(),
+}
+
+
+@pytest.mark.parametrize("name", PADDED_READS)
+def test_padding_is_masked_by_what_the_batch_brings(name):
+    which, value = PADDED_READS[name]
+    batch = EMBEDDED[which]
+    made = PROBLEM._replace(
+        init=lambda key, h: jnp.ones((6, 4)),
+        loss=lambda p, h, b: value(p, b) + h["l2"],
+        objective=lambda p, h, b: value(p, b),
+        train_batch=lambda key, step: batch,
+        valid_batch=lambda key: batch,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hg.validate(made, H)
+    if name in UNPADDED_READS:
+        plain = made._replace(objective=lambda p, h, b: UNPADDED_READS[name](p, b))
+        with pytest.warns(IndexWarning, match="problem.objective reads index"):
+            hg.validate(plain, H)
+
+
+def test_padded_rows_that_weights_of_the_batch_mask():
+    order, weights = jnp.asarray([1, ROWS, 2]), jnp.asarray([1.0, 0.0, 1.0])
+    batch = lambda key, step: (X[order], Y[:3], weights)  # noqa: E731
+    value = lambda p, h, b: jnp.sum(per_example(p, b) * b[2]) + h["l2"]  # noqa: E731
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hg.validate(PROBLEM._replace(train_batch=batch, loss=value), H)
+    with pytest.warns(IndexWarning, match=f"problem.train_batch reads index {ROWS} of an axis"):
+        hg.validate(PROBLEM._replace(train_batch=batch), H)
+
+
+READ_BY_STEP = {
+    "the step": (lambda key, step: step, "the table has 10 entries and the horizon is 50"),
+    "a draw": (lambda key, step: jax.random.randint(key, (), 0, 50), "keep them below it"),
+}
+
+
+@pytest.mark.parametrize("name", READ_BY_STEP)
+def test_a_table_that_is_read_past_its_end_in_a_loss(name):
+    at, words = READ_BY_STEP[name]
+    table = jnp.linspace(0.0, 1.0, 10)
+    made = PROBLEM._replace(
+        train_batch=lambda key, step: (X[:8], Y[:8], at(key, step)),
+        loss=lambda p, h, b: loss(p, h, b) * (1 + table[b[2]]),
+    )
+    with pytest.warns(IndexWarning, match="problem.loss reads index 49 of an axis of 10") as seen:
+        hg.validate(made, H, 50)
+    assert len(seen) == 1 and words in str(seen[0].message)
+    assert "labels" not in str(seen[0].message)
+
+
+def dropped_out(p, b):
+    words = p[:PAD][b[1]]
+    return jnp.mean(jnp.where(jax.random.bernoulli(b[2], 0.5, words.shape), words, 0) ** 2)
+
+
+EIGHT, THIRDS = jnp.arange(8), jnp.arange(8) % 3
+FOUND = {
+    "a loss that bends": lambda p, b: jnp.mean(per_example(p, b) ** 2),
+    "a loss of pairs of examples": lambda p, b: jnp.var(per_example(p, b)),
+    "a mixture": lambda p, b: jnp.mean(per_example(p, b) * jax.random.uniform(b[2])),
+    "dropout by a key of the batch": dropped_out,
+    "edges within the graph": lambda p, b: jnp.sum(passed(p, (b[1], b[3]), 1.0) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_no_mask_is_seen_where_there_is_none(name):
+    made = PROBLEM._replace(
+        train_batch=lambda key, step: (X[:8], EIGHT, key, THIRDS),
+        loss=lambda p, h, b: FOUND[name](p, b) + h["l2"],
+    )
+    with pytest.warns(IndexWarning, match="problem.loss reads index 7 of an axis of") as seen:
+        hg.validate(made, H)
+    assert len(seen) == 1

@@ -16,6 +16,7 @@
 - `intervals`: Spans of whole numbers, of which it is known what is met for certain, and their arithmetic.
 - `jaxopt`: The minimizer of jaxopt, loaded when it is first used.
 - `krylov`: The loops of the iterative linear solvers, on one flat vector.
+- `masks`: Which indices past an array are masked, so that what they read counts for nothing.
 - `memory`: The memory of a device or machine, and how much of it the states of one training run may take.
 - `methods`: Description of a method that a family offers by name.
 - `mistakes`: The errors that jax, numpy and Python raise within a user's function, in words that a new user

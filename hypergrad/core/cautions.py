@@ -14,9 +14,10 @@ from jax.extend.core import ClosedJaxpr
 from hypergrad.core.autodiff import live_inputs
 from hypergrad.core.flow import NOTHING
 from hypergrad.core.intervals import Span, every
+from hypergrad.core.masks import for_value, unmasked
 from hypergrad.core.pairs import FROM_BATCH, FROM_WEIGHTS, averages_all_pairs, num_examples
 from hypergrad.core.pure import FETCH
-from hypergrad.core.spans import follow_spans
+from hypergrad.core.spans import Notes, Past, follow_spans
 from hypergrad.core.types import PyTree
 
 
@@ -49,27 +50,38 @@ def warn_past(programs: dict[str, ClosedJaxpr], horizon: int) -> None:
         horizon: Number of inner steps.
     """
     step = every(0, horizon - 1, "step", 0)
-    below = "keep them below it, for example step % num_batches, or jax.random.randint(key, shape, 0, {size})"
-    labels = "count labels from 0, or give the model more outputs"
     for batch, reader in (("train_batch", "loss"), ("valid_batch", "objective")):
         given: list[Span | None] = [None, step] if batch == "train_batch" else [None]
-        guards: set[int] = set()
-        outs, past = follow_spans(programs[batch], given, guards)
+        notes = Notes([], set(), set())
+        outs = follow_spans(programs[batch], given, notes)
+        early = len(notes.past)
         own = [x if isinstance(x, Span) else None for x in outs]
-        others = len(programs[reader].jaxpr.invars) - len(own)
-        late = follow_spans(programs[reader], [None] * others + own, guards)[1]
+        value = for_value(programs[reader])
+        others = len(value.jaxpr.invars) - len(own)
+        follow_spans(value, [None] * others + own, notes)
+        free = unmasked(programs[batch], value, notes)
         if any(x.aval.dtype == bool for x in programs[batch].jaxpr.outvars):
-            late = []  # the batch brings a mask
-        for name, found, cure in ((batch, past, below), (reader, late, labels)):
-            if found:
-                one = found[0]
+            del notes.past[early:]  # the batch brings a mask
+        for name, found in ((batch, notes.past[:early]), (reader, notes.past[early:])):
+            for one in [x for x in found if x in free][:1]:
                 warnings.warn(
                     f"problem.{name} reads index {one.index} of an axis of {one.size} in an array of shape "
                     f"{one.shape}, by step {horizon - 1}: jax takes the last one, or NaN, in silence; "
-                    f"{cure.format(size=one.size)}",
+                    f"{_cure(one, name == reader, horizon)}",
                     IndexWarning,
                     stacklevel=4,
                 )
+
+
+def _cure(one: Past, read: bool, horizon: int) -> str:
+    """Say how to keep an index within an array that a batch takes from, or that is read for a batch."""
+    if read and "step" in one.kinds:
+        has = f"the table has {one.size} entries and the horizon is {horizon}"
+        return f"{has}; give it one for each step, or read it at jnp.minimum(step, {one.size - 1})"
+    if read and "random" not in one.kinds:
+        return "count labels from 0, or give the model more outputs"
+    draw = f"jax.random.randint(key, shape, 0, {one.size})"
+    return f"keep them below it, for example step % num_batches, or {draw}"
 
 
 class BatchWarning(UserWarning):
@@ -140,7 +152,8 @@ def warn_paired(programs: dict[str, ClosedJaxpr], num_leaves: int) -> None:
             warnings.warn(
                 f"problem.{reader} averages over an array of shape {(num, num)}, because labels and "
                 f"predictions of shapes {(num,)} and {(num, 1)} broadcast to every pair, expected one number "
-                "for each example; give both one shape, for example predictions[:, 0]",
+                "for each example; give both one shape, for example predictions[:, 0]; if every pair is meant, "
+                "write predictions[:, 0][:, None]",
                 BatchWarning,
                 stacklevel=4,
             )

@@ -35,29 +35,43 @@ MAX_TABLE_READ = 10**7
 
 
 class Past(NamedTuple):
-    """An index past the end of an array, its largest value, and the array's size along that axis."""
+    """An index past the end of an array.
+
+    Attributes:
+        index: Its largest value.
+        size: Size of the array along that axis.
+        shape: Shape of the array.
+        kinds: What the index depends on, such as "step" or "data".
+        read: Identity of the equation that reads the array.
+    """
 
     index: int
     size: int
     shape: tuple[int, ...]
+    kinds: set[str]
+    read: int
 
 
 class Notes(NamedTuple):
-    """What is past an array, and the numbers that spans are compared with, which may mask it."""
+    """What is seen on the way.
+
+    Attributes:
+        past: Indices past an array.
+        guards: Numbers that spans are compared with, which may mask what is past.
+        kept: Identities of the scatters that drop nothing.
+    """
 
     past: list[Past]
     guards: set[int]
+    kept: set[int]
 
 
-def follow_spans(
-    closed: ClosedJaxpr, ins: Sequence[Span | None], guards: set[int] | None = None
-) -> tuple[list[Numbers], list[Past]]:
+def follow_spans(closed: ClosedJaxpr, ins: Sequence[Span | None], notes: Notes) -> list[Numbers]:
     """Follow spans of whole numbers through a program, and find the indices that lie past an array.
 
     jax takes the last row for an index that is too large, and says nothing. Found are gathers of the form
     `array[index]` and dynamic slices, not those whose mode the user gave. Only what is met for certain is
-    reported: a span of which that is not known is dropped. An index is taken to be masked where the program
-    compares numbers with the size of the array, or with one between that and the index, before or after.
+    noted: a span of which that is not known is dropped; see `core.masks.unmasked`.
 
     **Cost:** one visit an equation; nothing is compiled or run. **Limits:** blind within loops and branches,
     and to indices of other arithmetic than sums, products and remainders of steps, ranges and draws.
@@ -65,19 +79,12 @@ def follow_spans(
     Args:
         closed: Program.
         ins: Spans of its inputs.
-        guards: Numbers that an earlier program compared with; those of this one join them.
+        notes: What is seen in it joins them.
 
     Returns:
-        The spans of its results, and what lies past an array.
+        The spans of its results.
     """
-    notes = Notes([], set() if guards is None else guards)
-    outs = _follow(closed.jaxpr, list(map(_of_array, closed.consts)), list(ins), notes)
-    free = [
-        one
-        for one in notes.past
-        if not any(one.size - 1 <= guard <= one.index + 1 for guard in notes.guards)
-    ]
-    return outs, free
+    return _follow(closed.jaxpr, list(map(_of_array, closed.consts)), list(ins), notes)
 
 
 def _of_array(x: Any) -> Numbers:
@@ -228,15 +235,44 @@ def _taken(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Numbers:
     filled = mode == modes.FILL_OR_DROP and fill is not None and math.isnan(fill)
     silent = filled or mode == modes.PROMISE_IN_BOUNDS
     sizes, shape = eqn.params["slice_sizes"], _shape(eqn.invars[0])
-    return _looked_up(
-        given[0], columns, how.start_index_map, shape, sizes, notes if silent else None
-    )
+    if silent:
+        _check(eqn, columns, how.start_index_map, sizes, notes)
+    return _looked_up(given[0], columns, how.start_index_map, shape, sizes)
 
 
 def _cut(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Numbers:
     """Check a dynamic slice, and return the span of what it takes."""
     shape, sizes = _shape(eqn.invars[0]), eqn.params["slice_sizes"]
-    return _looked_up(given[0], given[1:], range(len(shape)), shape, sizes, notes)
+    _check(eqn, given[1:], range(len(shape)), sizes, notes)
+    return _looked_up(given[0], given[1:], range(len(shape)), shape, sizes)
+
+
+def _scattered(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> Numbers:
+    """Note a scatter that drops nothing, as far as is known."""
+    axes = eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
+    sizes = [_shape(eqn.invars[0])[axis] for axis in axes]
+    columns = given[1].spans if isinstance(given[1], Columns) else (given[1],)
+    if len(columns) == len(axes) and all(
+        isinstance(column, Span) and column.high < size
+        for column, size in zip(columns, sizes, strict=True)
+    ):
+        notes.kept.add(id(eqn))
+    return None
+
+
+def _check(
+    eqn: JaxprEqn,
+    columns: Sequence[Numbers],
+    axes: Sequence[int],
+    sizes: Sequence[int],
+    notes: Notes,
+) -> None:
+    """Note the indices that lie past an array."""
+    shape = _shape(eqn.invars[0])
+    for column, axis in zip(columns, axes, strict=True):
+        if isinstance(column, Span) and column.high > shape[axis] - sizes[axis]:
+            index, kinds = column.high + sizes[axis] - 1, {kind for kind, _ in column.up}
+            notes.past.append(Past(index, shape[axis], shape, kinds, id(eqn)))
 
 
 def _looked_up(
@@ -245,12 +281,8 @@ def _looked_up(
     axes: Sequence[int],
     shape: tuple[int, ...],
     sizes: Sequence[int],
-    notes: Notes | None,
 ) -> Numbers:
-    for column, axis in zip(columns, axes, strict=True):
-        last = shape[axis] - sizes[axis]
-        if notes is not None and isinstance(column, Span) and column.high > last:
-            notes.past.append(Past(column.high + sizes[axis] - 1, shape[axis], shape))
+    """Return the span of what is taken of an array."""
     if not isinstance(values, Span):
         return None
     met = [
@@ -315,5 +347,7 @@ RULES: dict[str, Callable[..., Numbers]] = {
     "slice": _sliced,
     "gather": _taken,
     "dynamic_slice": _cut,
+    "scatter": _scattered,
+    "scatter-add": _scattered,
 }
 """(equation, spans of its operands, list of what lies past an array) -> span of its result."""
