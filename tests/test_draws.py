@@ -81,6 +81,51 @@ W = jnp.ones((8, 8))
 P = jnp.linspace(0.1, 0.9, 8)
 
 
+def shifted(order, mode):
+    """Move columns by a draw."""
+
+    def function(x, h, k):
+        rows, cols = jnp.meshgrid(jnp.arange(8.0), jnp.arange(8.0), indexing="ij")
+        places = [rows, cols + h * random.normal(k)]
+        return jax.scipy.ndimage.map_coordinates(x, places, order, mode)
+
+    return function
+
+
+def between(far):
+    """Look a row up at a drawn place, with the next one or without."""
+
+    def function(x, h, k):
+        place = 8 * h * random.uniform(k)
+        low = jnp.floor(place).astype(int)
+        part = place - low
+        return (1 - part) * x[low] + part * x[low + 1 if far else 0]
+
+    return function
+
+
+def shortened(x, h, k):
+    noise = h * random.normal(k, (8, 8))
+    norm = jnp.linalg.norm(noise)
+    return x + jnp.where(norm > 2.4, 2.4 * noise / norm, noise)
+
+
+def guarded(x, h, k):
+    noise = h * random.normal(k, (8, 8))
+    norm = jnp.linalg.norm(noise)
+    u = h * random.uniform(k, (8, 8))
+    return x + noise / jnp.where(norm < 1e-6, 1.0, norm) + jnp.where(u > 0, jnp.log(u), 0)
+
+
+def huber(x, h, k):
+    off = jnp.abs(x @ W - h * random.normal(k, (8, 8)))
+    return jnp.where(off < 0.5, off**2, off - 0.25)
+
+
+def warped(x, h, k):
+    return jnp.interp(jnp.arange(8) + h * random.normal(k, (8,)), jnp.arange(8.0), x[0])
+
+
 def ordered(x, h, k):
     return x[:, jnp.argsort(random.gumbel(k, (8,)) + h * P)[:3]]
 
@@ -99,6 +144,22 @@ LOST = {
     "poisson": lambda x, h, k: x * random.poisson(k, h, (8,)),
     "binomial": lambda x, h, k: x * random.binomial(k, 5, h, (8,)),
     "geometric": lambda x, h, k: x * random.geometric(k, h, (8,)),
+    "a grid": lambda x, h, k: h * jnp.floor(x / h + random.uniform(k, (8, 8))),
+    "a rounded grid": lambda x, h, k: h * jnp.round(x / h + random.uniform(k, (8, 8))),
+    "a cast of data": lambda x, h, k: h * (x / h + random.uniform(k, (8, 8))).astype(int),
+    "a sign": lambda x, h, k: jnp.sign(x + h * random.normal(k, (8, 8))),
+    "a threshold": lambda x, h, k: h * (x + h * random.normal(k, (8, 8)) > 0),
+    "a neuron": lambda x, h, k: jnp.where(h * x + random.logistic(k, (8, 8)) > 0, 1.0, 0.0),
+    "a jump of noise": lambda x, h, k: (lambda y: jnp.where(y > 0.5, y, 0))(
+        x + h * random.normal(k, (8, 8))
+    ),
+    "a kink and a count": lambda x, h, k: (lambda y: jax.nn.elu(y) * jnp.sum(y > 0))(
+        x + h * random.normal(k, (8, 8))
+    ),
+    "a key": lambda x, h, k: x * random.uniform(random.fold_in(k, (10 * h).astype(int))),
+    "the nearest": shifted(0, "nearest"),
+    "a place, and not the next": between(False),
+    "wald": lambda x, h, k: x * random.wald(k, h, (8, 8)),
     "an order": ordered,
     "the places of top_k": lambda x, h, k: x[
         :, jax.lax.top_k(random.gumbel(k, (8,)) + h * P, 3)[1]
@@ -113,6 +174,25 @@ LOST = {
 KEPT = {
     "noise": lambda x, h, k: jax.nn.relu((x + h * random.normal(k, (8, 8))) @ W),
     "a kink": lambda x, h, k: jax.nn.leaky_relu((x + h * random.normal(k, (8, 8))) @ W),
+    "other kinks": lambda x, h, k: (lambda y: jax.nn.selu(y) + jax.nn.elu(y - 0.3))(
+        x + h * random.normal(k, (8, 8))
+    ),
+    "kinks of noise": lambda x, h, k: x + jax.nn.selu(h * random.normal(k, (8, 8))),
+    "a kink in a scan": lambda x, h, k: jax.lax.scan(
+        lambda c, k: (jax.nn.leaky_relu(c + h * random.normal(k, (8, 8))), None), x, random.split(k)
+    )[0],
+    "huber": huber,
+    "triangular": lambda x, h, k: x * random.triangular(k, 0.0, h, 1.0),
+    "a norm of at most one": shortened,
+    "guards": guarded,
+    "entropy": lambda x, h, k: x * jax.scipy.special.entr(h * random.uniform(k, (8, 8))),
+    "expm": lambda x, h, k: x @ jax.scipy.linalg.expm(h * random.normal(k, (8, 8))),
+    "a time warp": warped,
+    "a place and the next": between(True),
+    **{
+        f"a shift, {mode}": shifted(1, mode)
+        for mode in ("nearest", "constant", "wrap", "mirror", "reflect")
+    },
     "a fixed rate": lambda x, h, k: jax.nn.relu(h * x) * random.bernoulli(k, 0.5, (8, 8)),
     "concrete": lambda x, h, k: x * concrete(k, h, (8, 8)),
     "gumbel": lambda x, h, k: x * jax.nn.softmax((random.gumbel(k, (8,)) + h * P) / 0.5),
@@ -142,6 +222,30 @@ def test_a_draw_that_loses_a_derivative_is_found(name):
     live = [i == 0 for i in range(len(program.jaxpr.outvars))]
     found = draws_that_lose(program, [DATA, frozenset(["rate"]), NOTHING], live)
     assert found == ({"rate"} if name in LOST else set())
+
+
+SEEN = ["a shift, constant", "a place and the next", "a norm of at most one", "other kinks"]
+UNSEEN = ["a grid", "a threshold", "wald"]
+SLOW = ["huber", "guards", "triangular", "a time warp", "a shift, wrap", "a shift, reflect"]
+
+
+@pytest.mark.parametrize(
+    "name", [*SEEN, *UNSEEN, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+def test_what_is_found_is_what_the_derivative_lacks(name):
+    """The mean derivative is the slope of the mean where nothing is lost, and only there."""
+    function = (LOST | KEPT)[name]
+    keys, x = random.split(KEY, 10000), 0.3 + jnp.sin(jnp.arange(64.0)).reshape(8, 8) / 2
+
+    def value(h, key):
+        return jnp.mean(jnp.exp(function(x, h, key)))
+
+    each = lambda f: jax.vmap(f, (None, 0))  # noqa: E731
+    slopes = jax.jit(lambda h: each(value)(h + 0.01, keys) - each(value)(h - 0.01, keys))(0.3)
+    grads = np.asarray(jax.jit(each(jax.grad(value)))(0.3, keys))
+    off = np.asarray(slopes) / 0.02 - grads
+    error = 4 * off.std() / len(keys) ** 0.5 + 0.005 * abs(grads.mean())
+    assert (abs(off.mean()) > error) == (name in LOST)
 
 
 def test_what_a_batch_draws_is_a_draw():

@@ -15,6 +15,7 @@
 - `host`: Data that stay on the host: batches by index, for traced programs.
 - `intervals`: Spans of whole numbers, of which it is known what is met for certain, and their arithmetic.
 - `jaxopt`: The minimizer of jaxopt, loaded when it is first used.
+- `kinks`: Tell kinks from jumps in a traced program: comparisons and roundings that leave no jump behind.
 - `krylov`: The loops of the iterative linear solvers, on one flat vector.
 - `masks`: Which indices past an array are masked, so that what they read counts for nothing.
 - `memory`: The memory of a device or machine, and how much of it the states of one training run may take.

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from hypergrad.core.flow import NOTHING, Marks, flow
+from hypergrad.core.autodiff import programs
+from hypergrad.core.flow import NOTHING, Marks, Visit, flow
+from hypergrad.core.kinks import COMPARISONS, Place, Smooth, is_call, smooth
 
 DRAWN = frozenset(["a draw"])
 """Mark of what random bits were made into."""
@@ -24,6 +26,9 @@ BIT_SOURCES = {"random_bits", "threefry2x32", "rng_bit_generator"}
 JUMPS = {"lt", "le", "gt", "ge", "lt_to", "le_to", "floor", "ceil", "round", "sign"}
 """Primitives that are flat but for jumps."""
 
+EXACT = {"interp", "_interp", "expm"}
+"""Functions of jax that jump within, and whose results do not."""
+
 PICKS = {"argmax", "argmin", "top_k"}
 
 
@@ -33,12 +38,13 @@ def draws_that_lose(
     """Name the values whose derivative a random draw loses: the rate of a mask, the odds of a choice.
 
     Looked for is where random bits and the value meet in a comparison (`bernoulli`), an `argmax`
-    (`categorical`), a rounding or a cast to integers, the order of a sort or `top_k`, or where the bits are
-    taken modulo a rounded value (`randint`), and what is lost reaches a result. A draw that scales or shifts
-    noise keeps its derivative.
+    (`categorical`), a rounding or a cast to integers, the order of a sort or `top_k`, where the bits are
+    taken modulo a rounded value (`randint`), or where a rounded value makes the key, and what is lost reaches a
+    result. A draw that scales or shifts noise keeps its derivative, also through a kink such as that of leaky
+    ReLU, and through linear interpolation; see `core.kinks`.
 
-    **Limits:** a comparison counts where one side is a draw alone, or where no data and no weights take part in
-    it, so that kinks such as that of leaky ReLU are not taken for draws.
+    **Limits:** a comparison in a loop that decides what another step does counts as lost, and so does a kink
+    that cannot be told from a jump.
 
     Args:
         closed: Traced program.
@@ -48,31 +54,50 @@ def draws_that_lose(
     Returns:
         Names that were found.
     """
+    live = [True] * len(closed.jaxpr.outvars) if live is None else live
+
+    def found(fine: Smooth) -> set[str]:
+        outs = flow(closed.jaxpr, ins, _visitor((), fine), DATA)
+        kept = [out for out, counts in zip(outs, live, strict=True) if counts]
+        return {name.removeprefix(LOST).removeprefix(CAST) for name in _lost(NOTHING.union(*kept))}
+
+    if not found(Smooth(set(), {})):
+        return set()
+    return found(smooth(closed.jaxpr, ins, live, _made_by_bits))
+
+
+def _made_by_bits(eqn: JaxprEqn) -> Marks:
+    return DRAWN if eqn.primitive.name in BIT_SOURCES else NOTHING
+
+
+def _visitor(path: Place, fine: Smooth) -> Visit:
+    """Return the visit of the equations within some calls."""
 
     def visit(eqn: JaxprEqn, marks: list[Marks]) -> list[Marks] | None:
-        lost = _lost(NOTHING.union(*marks))
-        marks = [m - lost for m in marks]
-        outs = _outs(eqn, marks)
+        lost, inner = _lost(NOTHING.union(*marks)), [p.jaxpr for p in programs(eqn)]
+        if eqn.params.get("name") in EXACT and inner:
+            return [NOTHING.union(*marks)] * len(eqn.outvars)
+        if is_call(eqn):
+            return flow(inner[0], marks, _visitor((*path, id(eqn)), fine), DATA)
+        outs = _outs(eqn, [m - lost for m in marks], (*path, id(eqn)), fine)
         return None if outs is None else [out | lost for out in outs]
 
-    outs = flow(closed.jaxpr, ins, visit, DATA)
-    kept = [out for i, out in enumerate(outs) if live is None or live[i]]
-    return {name.removeprefix(LOST).removeprefix(CAST) for name in _lost(NOTHING.union(*kept))}
+    return visit
 
 
-def _outs(eqn: JaxprEqn, marks: list[Marks]) -> list[Marks] | None:
+def _outs(eqn: JaxprEqn, marks: list[Marks], place: Place, fine: Smooth) -> list[Marks] | None:
     """Return the marks of the results of an equation, with what it loses; None for those of its operands."""
     name, met = eqn.primitive.name, NOTHING.union(*marks)
     values = met - DRAWN - DATA
     lost: Marks = NOTHING
     if name in BIT_SOURCES:
-        out = DRAWN
+        out, lost = DRAWN, _as_lost(_cast(values))  # a rounded value that makes the key
     elif name in ("gather", "dynamic_slice"):
         out = marks[0]  # which example is drawn makes no draw of it
     elif name == "stop_gradient":
         out = met - values
     elif name == "rem" and met >= DRAWN:
-        lost = frozenset(LOST + value for value in values if value.startswith(CAST))
+        lost = _as_lost(_cast(values))
         out = met
     elif name == "sort":  # the sorted values have a derivative, the order of others has none
         num = eqn.params["num_keys"]
@@ -80,15 +105,27 @@ def _outs(eqn: JaxprEqn, marks: list[Marks]) -> list[Marks] | None:
         order = _as_lost(keys - DRAWN - DATA) if keys >= DRAWN else NOTHING
         return [met | (order if i >= num else NOTHING) for i in range(len(eqn.outvars))]
     elif _loses(eqn):
-        alone = DRAWN in marks  # a draw alone on one side
-        if met >= DRAWN and (alone or name in PICKS or not met & DATA):
-            lost = _as_lost(values)
+        if place in fine.places:
+            return [met - values] * len(eqn.outvars)
+        asked = fine.signs.get(place, (met,)) if name in COMPARISONS else (met,)
+        if met >= DRAWN and any(m >= DRAWN for m in asked):
+            lost = _as_lost(values if place not in fine.signs else _asked_of(values, asked))
         out = (met - values) | {v if v.startswith(CAST) else CAST + v for v in values}
         if name == "top_k":
             return [met, out | lost]
     else:
         return None
     return [out | lost] * len(eqn.outvars)
+
+
+def _asked_of(values: Marks, asked: Sequence[Marks]) -> Marks:
+    """Return the values that a factor with a draw in it depends on."""
+    names = NOTHING.union(*(m for m in asked if m >= DRAWN))
+    return frozenset(v for v in values if v.removeprefix(CAST) in names)
+
+
+def _cast(values: Marks) -> Marks:
+    return frozenset(v for v in values if v.startswith(CAST))
 
 
 def _lost(marks: Marks) -> Marks:
