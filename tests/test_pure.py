@@ -18,7 +18,7 @@ import pytest
 
 import hypergrad as hg
 from hypergrad.core.cautions import BatchWarning
-from hypergrad.core.outside import MAX_CONTENTS, checksums, contents, may_change, reached
+from hypergrad.core.outside import MAX_CONTENTS, contents, may_change, reached, sums_of
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(64, 4)), jnp.float32)
 SHAPE = jax.ShapeDtypeStruct((8, 4), np.float32)
@@ -219,7 +219,7 @@ def test_of_large_arrays_blocks_are_read_and_of_read_only_ones_nothing(monkeypat
     read = []
     monkeypatch.setattr("zlib.crc32", lambda data, start=0: read.append(len(data)) or start + 1)
     many = [np.zeros((1000, 1050), np.float32)[:, :1000] for _ in range(8)]
-    checksums([*many, np.zeros((1000, 1000), order="F")])
+    sums_of([*many, np.zeros((1000, 1000), order="F")])
     assert 0 < sum(read) <= MAX_CONTENTS and max(read) < 2**14
     read.clear()
     fixed = np.broadcast_to(np.float32(1), (2**20, 2**10))

@@ -59,23 +59,27 @@ CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
 
 
-def reached(function: Any) -> list[Any]:
+def reached(function: Any, few: bool = False) -> list[Any]:
     """Return the objects that a function can reach, itself first.
 
     Those are in its closure, its defaults, the globals that it names, the modules that it imports and the
     methods of the user's classes, and what these hold or reach, but not within libraries. **Limits:** what is
     reached otherwise is not seen.
+
+    Args:
+        function: Function to begin with.
+        few: Whether to leave out what never changes, and most of what is alike in a container.
     """
     found: list[Any] = []
     seen: set[int] = set()
     waiting = deque([function])
     while waiting and len(found) < MAX_OBJECTS:
         x = waiting.popleft()
-        if id(x) not in seen and not isinstance(x, FIXED):
+        if id(x) not in seen and not (few and isinstance(x, FIXED)):
             seen.add(id(x))
             found.append(x)
             held = _within(x)
-            waiting += _unlike(held) if isinstance(x, CONTAINERS) else held
+            waiting += _unlike(held) if few and isinstance(x, CONTAINERS) else held
     return found
 
 
@@ -86,7 +90,7 @@ def may_change(objects: list[Any]) -> bool:
 
 def contents(objects: list[Any]) -> list[Any]:
     """Return what objects hold, to be compared before and after a call: identities, and checksums of arrays."""
-    sums = iter(checksums([x for x in objects if _is_buffer(x)]))
+    sums = iter(sums_of([x for x in objects if _is_buffer(x)]))
     return [next(sums) if _is_buffer(x) else tuple(map(id, _within(x))) for x in objects]
 
 
@@ -95,7 +99,7 @@ def reads_iterators(objects: list[Any]) -> bool:
     return any(isinstance(x, Iterator) for x in objects)
 
 
-def checksums(buffers: list[Any]) -> list[int]:
+def sums_of(buffers: list[Any]) -> list[int]:
     """Return checksums of the bytes of arrays, of at most `MAX_CONTENTS` in all; the smallest come first."""
     numbers = [_bytes_of(x) for x in buffers]
     sums, left = [0] * len(numbers), MAX_CONTENTS

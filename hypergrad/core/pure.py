@@ -14,7 +14,7 @@ from hypergrad.core.abstract import abstract, program_of
 from hypergrad.core.autodiff import equations
 from hypergrad.core.flow import constants, same_bits, same_program
 from hypergrad.core.host import Store
-from hypergrad.core.outside import checksums, contents, may_change, reached, reads_iterators
+from hypergrad.core.outside import contents, may_change, reached, reads_iterators, sums_of
 from hypergrad.core.types import HParams, PyTree
 
 FETCH = "fetch data by index with hg.host_batches(fetch, like)"
@@ -68,7 +68,7 @@ def traced_program(
         The program, and the shapes of what the function returns.
     """
     user = function if of is None else of
-    before, outside = _generators(), reached(user)
+    before, outside = _generators(), reached(user, few=True)
     held = () if twice else contents(outside)
     try:  # anew, because jax remembers the traces of a function object
         closed, shapes = abstract(
@@ -157,7 +157,7 @@ def _repeats(function: Callable, args: tuple, closed: ClosedJaxpr, outside: list
 
 def _numbers(closed: ClosedJaxpr) -> list[int]:
     """Return checksums of the arrays of numpy that a program holds."""
-    return checksums([np.asarray(x) for x in constants(closed) if not isinstance(x, jax.Array)])
+    return sums_of([np.asarray(x) for x in constants(closed) if not isinstance(x, jax.Array)])
 
 
 def _callbacks_repeat(closed: ClosedJaxpr, args: tuple) -> bool:
