@@ -306,6 +306,7 @@ PADDED_READS = {
     ),
     "weights of edges": ("graph", lambda p, b: jnp.mean(passed(p, b, b[2][:, None], 4) ** 2)),
     "edges that are dropped": ("graph", lambda p, b: jnp.mean(passed(p, b, 1.0) ** 2)),
+    "examples that are taken": ("heads", lambda p, b: jnp.sum(heads(p, b)[0][b[2]])),
     "two heads": ("heads", lambda p, b: jnp.mean(jnp.where(b[2] == 0, *heads(p, b)))),
 }
 UNPADDED_READS = {
@@ -344,6 +345,17 @@ def test_padded_rows_that_weights_of_the_batch_mask():
         warnings.simplefilter("error")
         hg.validate(PROBLEM._replace(train_batch=batch, loss=value), H)
     with pytest.warns(IndexWarning, match=f"problem.train_batch reads index {ROWS} of an axis"):
+        hg.validate(PROBLEM._replace(train_batch=batch), H)
+
+
+def test_labels_and_weights_that_are_shuffled_alike():
+    whole = (X, IGNORED, KNOWN.astype(jnp.float32))
+    batch = lambda key, step: tuple(jax.random.permutation(key, x) for x in whole)  # noqa: E731
+    value = lambda p, h, b: jnp.sum(per_example(p, b) * b[2]) + h["l2"]  # noqa: E731
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hg.validate(PROBLEM._replace(train_batch=batch, loss=value), H)
+    with pytest.warns(IndexWarning, match="problem.loss reads index 255 .* count labels from 0"):
         hg.validate(PROBLEM._replace(train_batch=batch), H)
 
 

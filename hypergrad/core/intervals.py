@@ -12,7 +12,7 @@ class Span(NamedTuple):
 
     Attributes:
         low, high: Smallest and largest number.
-        up: What the numbers grow with: the step, the place in a range, a draw, an array of data.
+        up: What the numbers grow with: the step, the place in a range, a draw, an array of data, a shuffle.
         down: What they fall with; nothing is in both.
         met: All numbers that are met, in any order, where they are known.
         array: The array itself, where it is one that the program holds.
@@ -75,7 +75,7 @@ def is_random(span: Numbers) -> bool:
     """Tell whether numbers are drawn, each by itself or in a random order."""
     if not isinstance(span, Span) or span.down:
         return False
-    return bool(span.up) and all(kind == "random" for kind, _ in span.up)
+    return bool(span.up) and all(kind in ("random", "shuffled") for kind, _ in span.up)
 
 
 def _meet(a: Span, b: Span) -> bool:

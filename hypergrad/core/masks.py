@@ -17,9 +17,9 @@ def for_value(closed: ClosedJaxpr) -> ClosedJaxpr:
     eqns: list[JaxprEqn] = []
     for eqn in reversed(closed.jaxpr.eqns):
         if live.intersection(eqn.outvars):
-            eqns.insert(0, eqn)
+            eqns.append(eqn)
             live.update(v for v in eqn.invars if not isinstance(v, Literal))
-    return closed.replace(jaxpr=closed.jaxpr.replace(eqns=eqns))
+    return closed.replace(jaxpr=closed.jaxpr.replace(eqns=eqns[::-1]))
 
 
 def unmasked(batch: ClosedJaxpr, reader: ClosedJaxpr, notes: Notes) -> list[Past]:
@@ -27,7 +27,7 @@ def unmasked(batch: ClosedJaxpr, reader: ClosedJaxpr, notes: Notes) -> list[Past
 
     An index is taken to be masked where a program compares numbers with the size of the array, or with one
     between that and the index. One of data is, too, where what it reads is multiplied with an array of the
-    batch, or selected by it, or where a scatter may drop it.
+    batch, or selected by it, where some rows of it are taken, or where a scatter may drop it.
 
     Args:
         batch: Program of a batch.
@@ -48,6 +48,10 @@ def unmasked(batch: ClosedJaxpr, reader: ClosedJaxpr, notes: Notes) -> list[Past
             by = [m for aval, m in pairs if name == "select_n" or aval.shape]
             if any(m >= FROM_BATCH and not m & reads for m in by):
                 masked.update(NOTHING.union(*marks) & reads)
+        elif name == "gather" and _takes_rows(eqn):
+            masked.update(
+                marks[0] & reads if marks[1] >= FROM_BATCH and not marks[1] & reads else ()
+            )
         elif name.startswith("scatter") and id(eqn) not in notes.kept:
             masked.update(marks[2] & reads)
         return None
@@ -64,3 +68,10 @@ def unmasked(batch: ClosedJaxpr, reader: ClosedJaxpr, notes: Notes) -> list[Past
         if one.read not in masked
         and not any(one.size - 1 <= guard <= one.index + 1 for guard in notes.guards)
     ]
+
+
+def _takes_rows(eqn: JaxprEqn) -> bool:
+    """Tell whether a gather takes rows of an array, not entries of its last axis, such as labels do."""
+    aval: Any = eqn.invars[0].aval
+    last = len(aval.shape) - 1
+    return last == 0 or last not in eqn.params["dimension_numbers"].start_index_map

@@ -128,7 +128,7 @@ def _through(eqn: JaxprEqn, given: list[Numbers], notes: Notes) -> list[Numbers]
     if name == "sort":
         random = is_random(given[0])
         return [
-            drawn_span(x.low, x.high)._replace(met=x.met)
+            every(x.low, x.high, "shuffled", next(SOURCES))._replace(met=x.met)
             if random and isinstance(x, Span)
             else None
             for x in given
