@@ -103,6 +103,13 @@ INSIDE = {
     "a range and the same backwards": lambda key, step: rows(
         X[:8], jnp.arange(8)[::-1] + jnp.arange(8)
     ),
+    "two ranges that cancel": lambda key, step: rows(X[:8], jnp.arange(8) - jnp.arange(8) + 7),
+    "twice one permutation": lambda key, step: rows(
+        X[:8], jax.random.permutation(key, 8) + 7 - jax.random.permutation(key, 8)
+    ),
+    "even draws": lambda key, step: rows(
+        X[:3], jax.lax.rem(2 * jax.random.randint(key, (8,), 0, 9), 4)
+    ),
     "a row and its place": lambda key, step: rows(X[:8], ORDER + jnp.arange(3)),
     "a table and its step": lambda key, step: rows(X[:10], (BACK[step] + step)[None]),
     "the quotient and the remainder": folded,

@@ -79,13 +79,22 @@ def is_random(span: Numbers) -> bool:
 
 
 def _meet(a: Span, b: Span) -> bool:
-    """Tell whether the ends of two spans are met together; of data, only those with one number are."""
+    """Tell whether the ends of two spans are met together, as those of data and shuffles may not be."""
     if exact(a) is not None or exact(b) is not None:
         return True
     ours, theirs = a.up | a.down, b.up | b.down
-    if any(kind == "data" for kind, _ in ours | theirs):
+    if any(kind in ("data", "shuffled") for kind, _ in ours | theirs):
         return False
     return all(kind == "step" for kind, _ in ours & theirs)
+
+
+def _placed(sources: frozenset) -> bool:
+    return any(kind == "place" for kind, _ in sources)
+
+
+def _opposed(up: frozenset, down: frozenset) -> bool:
+    """Tell whether numbers may both grow and fall with one source; two places may lie along one axis."""
+    return bool(up & down) or (_placed(up) and _placed(down))
 
 
 def add_spans(a: Numbers, b: Numbers) -> Span | None:
@@ -93,7 +102,7 @@ def add_spans(a: Numbers, b: Numbers) -> Span | None:
     if not isinstance(a, Span) or not isinstance(b, Span) or not _meet(a, b):
         return None
     up, down = a.up | b.up, a.down | b.down
-    if up & down:
+    if _opposed(up, down):
         return None
     return Span(a.low + b.low, a.high + b.high, up, down, _sums(a, b))
 
@@ -108,7 +117,7 @@ def _sums(a: Span, b: Span) -> range | np.ndarray | None:
         return None if a.met is None else a.met + b.low
     if not isinstance(a.met, range) or not isinstance(b.met, range) or a.up & b.up:
         return None
-    if all(any(kind == "place" for kind, _ in x.up) for x in (a, b)):
+    if _placed(a.up) and _placed(b.up):
         return None  # perhaps along one axis
     wide, fine = (a.met, b.met) if a.met.step > b.met.step else (b.met, a.met)
     whole = fine.step == 1 and len(fine) >= wide.step  # such as step * 8 + arange(8)
@@ -129,7 +138,7 @@ def multiply_spans(a: Numbers, b: Numbers) -> Span | None:
     if exact(b) is not None and b.low < 0:
         a, b = Span(-a.high, -a.low, a.down, a.up), Span(-b.low, -b.low)
     positive = b.low >= 0 and (a.low >= 0 or exact(b) is not None)
-    if not positive or (a.up | b.up) & (a.down | b.down):
+    if not positive or _opposed(a.up | b.up, a.down | b.down):
         return None
     met = None
     if isinstance(a.met, range) and a.met.step > 0 and b.low == b.high > 0:
@@ -154,7 +163,8 @@ def remainder_span(a: Numbers, b: Numbers) -> Span | None:
         return Span(a.low % by, a.low % by)
     if a.high < by:
         return a
-    return drawn_span(0, by - 1)._replace(up=a.up) if is_random(a) else None
+    whole = isinstance(a.met, range) and a.met.step == 1 and len(a.met) >= by
+    return drawn_span(0, by - 1)._replace(up=a.up) if whole and is_random(a) else None
 
 
 def bounded_span(pick: Callable[[int, int], int]) -> Callable[[Numbers, Numbers], Span | None]:
