@@ -29,6 +29,9 @@ def unmasked(batch: ClosedJaxpr, reader: ClosedJaxpr, notes: Notes) -> list[Past
     between that and the index. One of data is, too, where what it reads is multiplied with an array of the
     batch, or selected by it, where some rows of it are taken, or where a scatter may drop it.
 
+    **Cost:** one visit an equation, and none where nothing is past. **Limits:** silent rather than wrong: a
+    product with labels or features of the batch counts as a mask; masks that are added or divided by do not.
+
     Args:
         batch: Program of a batch.
         reader: Program whose last inputs are that batch, as `for_value` gives it.
