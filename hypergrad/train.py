@@ -3,14 +3,18 @@
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import core
 
 from hypergrad.core import tree
-from hypergrad.core.autodiff import smooth
+from hypergrad.core.autodiff import live_inputs, smooth
+from hypergrad.core.cautions import warn_drawn
 from hypergrad.core.checks import check_share, describe, is_whole
+from hypergrad.core.draws import DATA, draws_that_lose, marks_of_batch
 from hypergrad.core.resting import rested
 from hypergrad.core.scans import check_checkpoint, nested_scan
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree, Variables
@@ -207,8 +211,12 @@ def unroll(
     **Cost:** time of `num_steps` steps. Under `jax.grad`, memory of all activations of all steps unless
     `checkpoint` says otherwise.
 
-    **Limits:** nothing is checked here. Estimators and `validate` refuse batches that an iterator decides, and
-    estimators warn of a leaf whose derivative a random draw loses.
+    Where it is differentiated, a `DrawnLeafWarning` names the leaves whose derivative a random draw in the loss
+    loses, once for a problem and its shapes; for that, the batch and the loss are traced once more.
+
+    **Limits:** nothing else is checked here; estimators and `validate` refuse batches that an iterator decides.
+    Within a `jax.jit` that is itself differentiated, nothing is seen of the derivative: differentiate first
+    (`jax.jit(jax.grad(f))`). Draws in the optimizer and in `init` are named by estimators alone.
 
     Args:
         problem: Training loop.
@@ -231,7 +239,58 @@ def unroll(
         )
     if checkpoint:
         check_checkpoint(checkpoint)
+    _warn_lost(problem, hparams, state)
     return unroll_losses(problem, hparams, state, num_steps, checkpoint=checkpoint)[0]
+
+
+def _warn_lost(problem: Problem, hparams: HParams, state: TrainState) -> None:
+    """Warn of differentiated leaves whose derivative a draw in the loss loses, once for what is traced."""
+    names = [
+        f"hparams[{name!r}]" if _is_differentiated(leaf) else None
+        for name, leaf in tree.named(hparams).items()
+    ]
+    if not any(names):
+        return
+    args = jax.eval_shape(lambda x: x, (state.params, hparams, state.key, state.step))
+    leaves, structure = jax.tree.flatten(args)
+    seen = (structure, tuple((x.shape, x.dtype) for x in leaves), tuple(names))
+    try:
+        known = _ASKED.setdefault(problem.loss, set())
+    except TypeError:  # a function of the user's that cannot be remembered is asked each time
+        known = set()
+    if seen not in known:
+        known.add(seen)
+        warn_drawn(dict.fromkeys(_lost_in_loss(problem, args, names), "problem.loss"), 4)
+
+
+_ASKED: WeakKeyDictionary[Callable, set] = WeakKeyDictionary()
+"""What was traced of a loss to look for draws: structures, shapes and names."""
+
+
+def _is_differentiated(x: Any) -> bool:
+    """Tell whether a number carries a derivative, perhaps within `vmap`."""
+    while isinstance(x, core.Tracer):
+        if hasattr(x, "tangent"):
+            return tree.is_float(x)
+        x = getattr(x, "val", None)
+    return False
+
+
+def _lost_in_loss(problem: Problem, args: tuple, names: list[str | None]) -> set[str]:
+    """Name the leaves whose derivative a draw in the loss loses."""
+    params, hparams, key, step = args
+    drawn, batch = jax.make_jaxpr(problem.train_batch, return_shape=True)(key, step)
+
+    def value(params: Params, hparams: HParams, batch: Batch) -> tuple[Array, PyTree]:
+        return split_loss(params, problem.loss(params, hparams, batch))
+
+    program = jax.make_jaxpr(value)(params, hparams, batch)
+    num, num_all = len(jax.tree.leaves(trained(params))), len(jax.tree.leaves(params))
+    live = [True] + [False] * (len(program.jaxpr.outvars) - 1)
+    while (read := [True, *live_inputs(program.jaxpr, live)[num:num_all]]) != live:
+        live = read
+    marks = [DATA] * num_all + [frozenset([name]) if name else DATA for name in names]
+    return draws_that_lose(program, marks + marks_of_batch(drawn), live)
 
 
 def unroll_losses(

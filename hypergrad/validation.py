@@ -16,6 +16,7 @@ from hypergrad.core.cautions import (
     UnreadWarning,
     length_amiss,
     schedule_accumulates,
+    warn_drawn,
     warn_frozen,
     warn_paired,
     warn_past,
@@ -133,10 +134,6 @@ def warn_blind(task: Task, found: list[Seen]) -> None:
                 warnings.warn(text, UnreadWarning, stacklevel=3)
 
 
-class DrawnLeafWarning(UserWarning):
-    """A random draw loses a part of the derivative of a hyperparameter; the message names the leaf."""
-
-
 def check_step(
     problem: Problem, hparams: HParams, *, real: bool = False, pathwise: bool | None = None
 ) -> Seen:
@@ -159,14 +156,8 @@ def check_step(
     pathwise = real if pathwise is None else pathwise
     check_hparams(hparams, real=real)
     tried = _try(problem, hparams, real or pathwise)
-    for name, function in tried.seen.drawn.items() if pathwise else ():
-        warnings.warn(
-            f"a random draw in {function} depends on {name}, and only part of its derivative is seen, or none: "
-            "the odds of a mask or a choice have none; use estimators.evolved for that leaf, or relax the draw "
-            "(estimators.policies.concrete)",
-            DrawnLeafWarning,
-            stacklevel=3,
-        )
+    if pathwise:
+        warn_drawn(tried.seen.drawn)
     check_scalar({"problem.objective": tried.objective})
     for what, before, after, advice in (
         ("problem.loss returned state", tried.carried, tried.state, CONSTANT),

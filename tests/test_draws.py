@@ -370,6 +370,45 @@ def test_real_leaves_of_a_policy_are_named(make):
     assert len(said) == 1 and "rate" in said[0]
 
 
+def final(problem, rate, key):
+    h = {"rate": rate, "lr": H["lr"]}
+    state = hg.unroll(problem, h, hg.init_state(problem, key, h), 3)
+    return objective(state.params, h, (X[24:], Y[24:]))
+
+
+@pytest.mark.parametrize(
+    "differentiate",
+    [
+        lambda f: jax.jit(jax.vmap(jax.grad(f), (None, 0))),
+        lambda f: jax.jacfwd(lambda rate, keys: jax.vmap(f, (None, 0))(rate, keys)),
+        lambda f: jax.grad(lambda rate, keys: jnp.sum(jax.vmap(f)(rate * jnp.ones(2), keys))),
+    ],
+    ids=["grad", "jacfwd", "grad of vmap"],
+)
+def test_the_derivative_of_unroll_names_the_leaf_once(differentiate):
+    problem = problem_of(lambda *args: dropout(*args))
+    f = differentiate(lambda rate, key: final(problem, rate, key))
+    keys = random.split(KEY, 2)
+    said = [drawn_leaves(lambda *args: f(*args), 0.3, keys) for _ in range(2)]
+    assert [len(s) for s in said] == [1, 0] and "problem.loss depends on hparams['rate']" in said[
+        0
+    ][0]
+    assert drawn_leaves(jax.vmap(lambda k: final(problem_of(dropout), 0.3, k)), keys) == []
+    by_lr = lambda lr: jnp.sum(hg.unroll(PROBLEM, H | {"lr": lr}, start, 3).params)  # noqa: E731
+    start = hg.init_state(PROBLEM, KEY, H)
+    assert drawn_leaves(jax.grad(by_lr), 0.1) == []
+
+
+@pytest.mark.parametrize(("read", "num"), [("nothing", 0), ("loss", 1)])
+def test_the_derivative_of_unroll_asks_what_training_reads(read, num):
+    problem = measured(read)
+    start = hg.init_state(problem, KEY, H)
+    f = jax.grad(
+        lambda rate: jnp.sum(hg.unroll(problem, H | {"rate": rate}, start, 3).params.params)
+    )
+    assert len(drawn_leaves(f, 0.3)) == num
+
+
 class Dropping(linen.Module):
     rate: Any
     of_flax: bool = False

@@ -38,6 +38,22 @@ def warn_unread(found: list[dict[str, bool]]) -> None:
             )
 
 
+class DrawnLeafWarning(UserWarning):
+    """A random draw loses a part of the derivative of a hyperparameter; the message names the leaf."""
+
+
+def warn_drawn(drawn: dict[str, str], stacklevel: int = 4) -> None:
+    """Warn of leaves whose derivative a draw loses, given the function that draws by the name of each."""
+    for name, function in drawn.items():
+        warnings.warn(
+            f"a random draw in {function} depends on {name}, and only part of its derivative is seen, or none: "
+            "the odds of a mask or a choice have none; use estimators.evolved for that leaf, or relax the draw "
+            "(estimators.policies.concrete)",
+            DrawnLeafWarning,
+            stacklevel=stacklevel,
+        )
+
+
 class IndexWarning(UserWarning):
     """An index reaches past an array, or the index of an option is used as if it were the option."""
 

@@ -21,6 +21,7 @@
 """
 
 from hypergrad.core import solve
+from hypergrad.core.cautions import DrawnLeafWarning
 from hypergrad.core.methods import Method, by_name
 from hypergrad.estimators.advice import advice, structural_zeros
 from hypergrad.estimators.average import AverageInfo, average
@@ -50,7 +51,6 @@ from hypergrad.estimators.unrolled.reversible import REVERSIBLE, ReversibleInfo,
 from hypergrad.estimators.unrolled.rtho import RTHO, rtho
 from hypergrad.estimators.unrolled.run_folder import DamagedWarning
 from hypergrad.estimators.unrolled.truncated import ONE_STEP, TRUNCATED, one_step, truncated
-from hypergrad.validation import DrawnLeafWarning
 
 ESTIMATORS: dict[str, Method] = by_name(
     REVERSE,

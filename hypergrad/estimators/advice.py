@@ -12,7 +12,7 @@ from hypergrad.core.autodiff import depends
 from hypergrad.core.types import Array, HParams
 from hypergrad.estimators.base import Estimate
 from hypergrad.problem import Problem
-from hypergrad.train import init_state, unroll
+from hypergrad.train import init_state, unroll_losses
 from hypergrad.validation import drawn_leaves
 
 CHAOTIC_GROWTH = 1.05
@@ -169,7 +169,7 @@ def structural_zeros(
     def value(hparams: HParams) -> Array:
         key = jax.random.key(0)
         first = hparams if through_init else jax.lax.stop_gradient(hparams)
-        state = unroll(problem, hparams, init_state(problem, key, first), min(horizon, 3))
+        state, _ = unroll_losses(problem, hparams, init_state(problem, key, first), min(horizon, 3))
         return problem.objective(state.params, hparams, problem.valid_batch(jax.random.key(1)))
 
     used = depends(value, hparams)

@@ -10,7 +10,7 @@ import numpy as np
 
 from hypergrad import estimators, space as spaces
 from hypergrad.core import tree
-from hypergrad.core.cautions import warn_unread
+from hypergrad.core.cautions import DrawnLeafWarning, warn_unread
 from hypergrad.core.checks import check_bytes, check_whole
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import (
@@ -48,7 +48,7 @@ from hypergrad.estimators.unrolled.reverse import Plan, spoken_pass
 from hypergrad.estimators.ways import check_implicit, past_the_loss
 from hypergrad.problem import Problem, check_problem
 from hypergrad.train import TrainState, init_state, split_key, trained, unroll_losses
-from hypergrad.validation import DrawnLeafWarning, check_step, validate
+from hypergrad.validation import check_step, validate
 
 REST = 1e-2
 """Largest ‖∇_w L‖ after training, as a share of the norm before it, at which training has come to rest."""

@@ -43,7 +43,7 @@ from hypergrad.problem import Problem, Task
 from hypergrad.train import (
     init_state,
     split_key,
-    unroll,
+    unroll_losses,
 )
 from hypergrad.validation import validate
 
@@ -225,7 +225,7 @@ def _refused(name: str, exact: bool, why: str) -> Row:
 def _train(problem: Problem, horizon: int, key: Key, hparams: HParams) -> Array:
     """Return the objective of the run of an estimate with `key`."""
     run_key, valid_key = split_key(key)
-    state = unroll(problem, hparams, init_state(problem, run_key, hparams), horizon)
+    state, _ = unroll_losses(problem, hparams, init_state(problem, run_key, hparams), horizon)
     return problem.objective(state.params, hparams, problem.valid_batch(valid_key))
 
 
@@ -313,7 +313,7 @@ def drawn_once(problem: Problem, policy: Policy, phi: PyTree) -> Array:
     batch = problem.valid_batch(key)
 
     def judged(h: HParams) -> Array:
-        params = unroll(problem, h, init_state(problem, key, h), 1).params
+        params = unroll_losses(problem, h, init_state(problem, key, h), 1)[0].params
         return probs @ jax.vmap(lambda g: problem.objective(params, g, batch))(hparams)
 
     return probs @ jax.lax.map(judged, hparams)

@@ -18,7 +18,7 @@ from hypergrad.train import (
     evaluate_loss,
     init_state,
     trained,
-    unroll,
+    unroll_losses,
     with_parts,
 )
 
@@ -119,7 +119,7 @@ def past_the_loss(problem: Problem, hparams: HParams, horizon: int) -> list[bool
 
     def run(hparams: HParams) -> list[Array]:
         start = init_state(blind, jax.random.key(0), hparams)
-        return tree.floats(unroll(blind, hparams, start, min(horizon, 3)).params)
+        return tree.floats(unroll_losses(blind, hparams, start, min(horizon, 3))[0].params)
 
     return depends(run, hparams)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from hypergrad import space as spaces, study
 from hypergrad.core import tree
-from hypergrad.core.cautions import UnreadWarning
+from hypergrad.core.cautions import DrawnLeafWarning, UnreadWarning
 from hypergrad.core.files import write_json
 from hypergrad.core.methods import StepCost
 from hypergrad.core.types import HParams, Key, PyTree
@@ -50,7 +50,6 @@ from hypergrad.tuning.data import data_of
 from hypergrad.tuning.judge import choose_best, judge, result_of
 from hypergrad.tuning.provenance import check_same_result, describe_study
 from hypergrad.tuning.settings import Settings, check_settings
-from hypergrad.validation import DrawnLeafWarning
 
 
 def tune(
