@@ -312,6 +312,8 @@ def _hanging(pipe: Connection, place: Path, size: int) -> None:
             pipe.send("hanging")
             threading.Event().wait()
 
+    # what runs in the background passes on that Ctrl-C is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.simplefilter("ignore")
     found = hg.tune(
         *_small(), storage=place, callbacks=[hg.Callback(step=hang)], **_small_settings(size)

@@ -7,7 +7,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from hypergrad.core.autodiff import programs
 from hypergrad.core.flow import NOTHING, Marks, Visit, flow
-from hypergrad.core.kinks import COMPARISONS, Place, Smooth, is_call, smooth
+from hypergrad.core.kinks import COMPARISONS, Place, Smooth, is_call, smooth_places
 
 DRAWN = frozenset(["a draw"])
 """Mark of what random bits were made into."""
@@ -63,7 +63,7 @@ def draws_that_lose(
 
     if not found(Smooth(set(), {})):
         return set()
-    return found(smooth(closed.jaxpr, ins, live, _made_by_bits))
+    return found(smooth_places(closed.jaxpr, ins, live, _made_by_bits))
 
 
 def _made_by_bits(eqn: JaxprEqn) -> Marks:

@@ -106,7 +106,7 @@ class Smooth(NamedTuple):
     signs: dict[Place, tuple[Marks, ...]]
 
 
-def smooth(
+def smooth_places(
     jaxpr: Jaxpr,
     ins: Sequence[Marks],
     live: Sequence[bool],
