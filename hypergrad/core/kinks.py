@@ -19,7 +19,7 @@ LOOPS = {"scan", "while", "cond"}
 
 COMPARISONS = {"lt", "le", "gt", "ge"}
 
-RULES: dict[str, Callable] = {
+NUMBER_RULES: dict[str, Callable] = {
     "add": np.add,
     "add_any": np.add,
     "sub": np.subtract,
@@ -58,7 +58,7 @@ LOGIC = {"and", "or", "not"}
 POSITIVE = {"abs", "sqrt", "square", "exp", "logistic", "cosh"}
 """Primitives whose results have one sign."""
 
-SMALL = 1e-5
+FEW_ENTRIES = 1e-5
 """The largest number that a guard against zero compares with."""
 
 NEAR = 1e-4
@@ -196,7 +196,7 @@ def _made(eqn: JaxprEqn, operands: list[Node], path: Place, made: Callable) -> l
         return _walk(inner[0], operands, place, made)
     if name in MOVES or (name == "convert_element_type" and not _to_whole(eqn, operands[0])):
         return [operands[0]]
-    rule = RULES.get(name)
+    rule = NUMBER_RULES.get(name)
     if name == "integer_pow":
         rule = partial(_power, eqn.params["y"])
     values = [x.value for x in operands]
@@ -272,7 +272,7 @@ def _signs(name: str, operands: list[Node], eqn: JaxprEqn, marks: Marks) -> tupl
 def _signs_asked(node: Node) -> list[Marks]:
     """Return what a comparison depends on: the factors of a sign where it is with zero."""
     for x, other in (node.operands, reversed(node.operands)):
-        if other.name == "literal" and abs(other.value) <= SMALL:
+        if other.name == "literal" and abs(other.value) <= FEW_ENTRIES:
             return list(x.signs)
     return [node.marks]
 
