@@ -7,7 +7,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from hypergrad.core.autodiff import programs
 from hypergrad.core.flow import NOTHING, Marks, Visit, flow
-from hypergrad.core.kinks import COMPARISONS, Place, Smooth, is_call, smooth_places
+from hypergrad.core.kinks import COMPARISONS, Route, Smooth, is_call, smooth_places
 
 DRAWN = frozenset(["a draw"])
 """Mark of what random bits were made into."""
@@ -70,7 +70,7 @@ def _made_by_bits(eqn: JaxprEqn) -> Marks:
     return DRAWN if eqn.primitive.name in BIT_SOURCES else NOTHING
 
 
-def _visitor(path: Place, fine: Smooth) -> Visit:
+def _visitor(path: Route, fine: Smooth) -> Visit:
     """Return the visit of the equations within some calls."""
 
     def visit(eqn: JaxprEqn, marks: list[Marks]) -> list[Marks] | None:
@@ -85,7 +85,7 @@ def _visitor(path: Place, fine: Smooth) -> Visit:
     return visit
 
 
-def _outs(eqn: JaxprEqn, marks: list[Marks], place: Place, fine: Smooth) -> list[Marks] | None:
+def _outs(eqn: JaxprEqn, marks: list[Marks], place: Route, fine: Smooth) -> list[Marks] | None:
     """Return the marks of the results of an equation, with what it loses; None for those of its operands."""
     name, met = eqn.primitive.name, NOTHING.union(*marks)
     values = met - DRAWN - DATA

@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from hypergrad.core.autodiff import programs, scan_counts
 from hypergrad.core.flow import NOTHING, Marks
 
-Place = tuple[int, ...]
+Route = tuple[int, ...]
 """Where an equation is: the calls around it, and itself."""
 
 LOOPS = {"scan", "while", "cond"}
@@ -58,7 +58,7 @@ LOGIC = {"and", "or", "not"}
 POSITIVE = {"abs", "sqrt", "square", "exp", "logistic", "cosh"}
 """Primitives whose results have one sign."""
 
-FEW_ENTRIES = 1e-5
+GUARD = 1e-5
 """The largest number that a guard against zero compares with."""
 
 NEAR = 1e-4
@@ -84,7 +84,7 @@ class Node:
         value: float,
         name: str,
         operands: Sequence["Node"] = (),
-        place: Place = (),
+        place: Route = (),
         **more: Any,
     ) -> None:
         self.value, self.name, self.operands, self.place = value, name, operands, place
@@ -102,8 +102,8 @@ class Smooth(NamedTuple):
         signs: Comparisons with zero, and the marks of each factor of the sign that they ask for.
     """
 
-    places: set[Place]
-    signs: dict[Place, tuple[Marks, ...]]
+    places: set[Route]
+    signs: dict[Route, tuple[Marks, ...]]
 
 
 def smooth_places(
@@ -131,8 +131,8 @@ def smooth_places(
     with np.errstate(all="ignore"):
         outs = _walk(jaxpr, inputs, (), made)
         uses, nodes = _uses([out for out, used in zip(outs, live, strict=True) if used])
-        bad: dict[Place, bool] = {}
-        signs: dict[Place, list[Marks]] = {}
+        bad: dict[Route, bool] = {}
+        signs: dict[Route, list[Marks]] = {}
         for node in nodes:
             if node.name in COMPARISONS and not node.operands[0].whole:
                 fine = bool(uses[node]) and _is_kink(node, node, uses)
@@ -166,7 +166,7 @@ def is_call(eqn: JaxprEqn) -> bool:
     return len(jaxpr.invars) == len(eqn.invars) and len(jaxpr.outvars) == len(eqn.outvars)
 
 
-def _walk(jaxpr: Jaxpr, ins: Sequence[Node], path: Place, made: Callable) -> list[Node]:
+def _walk(jaxpr: Jaxpr, ins: Sequence[Node], path: Route, made: Callable) -> list[Node]:
     """Return the nodes of the results of a program."""
     env: dict[Any, Node] = dict(zip(jaxpr.invars, ins, strict=True))
     env.update({v: _input((path, i, "const"), NOTHING) for i, v in enumerate(jaxpr.constvars)})
@@ -186,7 +186,7 @@ def _walk(jaxpr: Jaxpr, ins: Sequence[Node], path: Place, made: Callable) -> lis
     return [of(v) for v in jaxpr.outvars]
 
 
-def _made(eqn: JaxprEqn, operands: list[Node], path: Place, made: Callable) -> list[Node]:
+def _made(eqn: JaxprEqn, operands: list[Node], path: Route, made: Callable) -> list[Node]:
     """Return the nodes of the results of one equation."""
     name, place = eqn.primitive.name, (*path, id(eqn))
     inner = [p.jaxpr for p in programs(eqn)]
@@ -233,7 +233,7 @@ def _plain(params: dict) -> str:
 
 
 def _around(
-    eqn: JaxprEqn, inner: list[Jaxpr], operands: list[Node], place: Place, made: Callable
+    eqn: JaxprEqn, inner: list[Jaxpr], operands: list[Node], place: Route, made: Callable
 ) -> list[Node]:
     """Return the nodes of what comes out of a loop or a choice, which hang on what comes out within it."""
     marks = NOTHING.union(*(x.marks for x in operands))
@@ -272,7 +272,7 @@ def _signs(name: str, operands: list[Node], eqn: JaxprEqn, marks: Marks) -> tupl
 def _signs_asked(node: Node) -> list[Marks]:
     """Return what a comparison depends on: the factors of a sign where it is with zero."""
     for x, other in (node.operands, reversed(node.operands)):
-        if other.name == "literal" and abs(other.value) <= FEW_ENTRIES:
+        if other.name == "literal" and abs(other.value) <= GUARD:
             return list(x.signs)
     return [node.marks]
 
