@@ -35,7 +35,7 @@ def test_members_that_no_memory_holds_are_refused_before_there_is_a_study(
 
 def test_members_that_fit_are_not(monkeypatch):
     monkeypatch.setattr(build, "total_memory", lambda: BYTES * 4)
-    build.build_search(TASK, Settings("random", population=4, generations=1))
+    build.build(TASK, Settings("random", population=4, generations=1))
 
 
 def test_total_memory_is_that_of_the_machine():

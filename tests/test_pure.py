@@ -110,7 +110,7 @@ class Noise:
 
     @property
     def now(self):
-        return os.times().elapsed + os.urandom(8)[0]
+        return os.times().elapsed + int.from_bytes(os.urandom(3))
 
 
 class Counted:
