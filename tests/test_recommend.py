@@ -11,7 +11,7 @@ import pytest
 from hypergrad import estimators, space as spaces
 from hypergrad.cli import main as cli
 from hypergrad.estimators.recommend import recommend
-from hypergrad.problem import Problem
+from hypergrad.problem import Examples, Problem
 from hypergrad.space import Choice, LogReal, Real, Sequence, schedule, select
 from hypergrad.testing import ridge_many
 from tests import tabular
@@ -53,6 +53,23 @@ def works(found, hparams):
     estimate = jax.jit(found.estimator.estimate)(KEY, state, hparams)[1]
     assert np.isfinite(estimate.value)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(estimate.hypergrad))
+
+
+def test_a_training_set_that_no_memory_holds_at_once_is_not_read_at_once():
+    """A tebibyte of examples, which are made from their indices."""
+
+    def at(indices):
+        return jnp.sin(indices[:, None] * jnp.arange(256.0))
+
+    problem = sgd(
+        lambda h: optax.adam(h["lr"]),
+        loss=lambda w, h, b: jnp.mean((w - TARGET) ** 2) + jnp.mean((b @ jnp.tile(w, 4)) ** 2),
+        train_batch=lambda key, step: at(jax.random.randint(key, (8,), 0, 2**30)),
+        train_set=Examples(2**30, at),
+    )
+    found = recommend(problem, {"lr": LogReal(1e-3, 1.0)}, 5)
+    assert found.name == "forward"
+    works(found, {"lr": jnp.asarray(0.01)})
 
 
 def test_one_or_two_hyperparameters():

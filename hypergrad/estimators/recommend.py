@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +20,12 @@ from hypergrad.estimators.advice import (
     StructuralZeroWarning,
     structural_zeros,
 )
-from hypergrad.estimators.base import (
-    Estimator,
-    first_nonfinite,
-    inner_loss,
-    temporary_bytes,
-)
+from hypergrad.estimators.base import Estimator, first_nonfinite, inner_loss, temporary_bytes
 from hypergrad.estimators.evolution.es import ES
 from hypergrad.estimators.evolution.pes import PES
 from hypergrad.estimators.evolution.windows import quarter
-from hypergrad.estimators.implicit.response import default_batch
-from hypergrad.estimators.policies import (
-    enumerated,
-    factorized,
-    own_leaves,
-    sampled,
-)
+from hypergrad.estimators.implicit.response import BatchOf, default_batch, next_batch
+from hypergrad.estimators.policies import enumerated, factorized, own_leaves, sampled
 from hypergrad.estimators.recommendation import (
     Recommendation,
     estimate_bytes,
@@ -240,10 +231,9 @@ def _evolved(case: _Case, lost: list[str], reasons: list[str]) -> Recommendation
 def _measure(case: _Case) -> tuple[float, float]:
     """Train once; return ‖∇_w L‖ at the end over that at the start, and the adjoint's growth a step."""
     problem, _, hparams, horizon, _, seed = case
-    key, choose = jax.random.key(seed), default_batch(problem)
+    key = jax.random.key(seed)
 
-    @jax.jit
-    def train(key: Key, hparams: HParams) -> tuple[Array, Array, Array]:
+    def train(choose: BatchOf, key: Key, hparams: HParams) -> tuple[Array, Array, Array]:
         start = init_state(problem, key, hparams)
         final, losses = unroll_losses(problem, hparams, start, horizon)
 
@@ -254,7 +244,13 @@ def _measure(case: _Case) -> tuple[float, float]:
         value = problem.objective(final.params, hparams, problem.valid_batch(split_key(key)[1]))
         return slope(start), slope(final), first_nonfinite(losses, value)
 
-    first, last, bad = (float(x) for x in train(key, hparams))
+    def compiled(choose: BatchOf) -> Any:
+        return jax.jit(partial(train, choose)).lower(key, hparams).compile()
+
+    program = compiled(default_batch(problem))
+    if temporary_bytes(program) > case.memory:  # the whole train_set at once
+        program = compiled(next_batch)
+    first, last, bad = (float(x) for x in program(key, hparams))
     if bad >= 0:
         raise ValueError(
             f"training at the defaults of the space is not finite from step {int(bad)} on, expected a finite "
