@@ -87,11 +87,16 @@ def test_large_arrays_are_arguments_and_change_nothing(name):
     assert largest_constant(plain) == X.nbytes  # what is avoided here
     traces.clear()
     program = Compiled(lambda w: function(w))
-    jax.tree.map(np.testing.assert_array_equal, program(w), want)
+    jax.tree.map(nearly, program(w), want)
     program(w + 1)
     assert len(traces) == 1 and program._cache_size() == 1
     assert largest_constant(program.lower(w).as_text()) <= 4 * len(W)
     assert sum(x.nbytes for x in jax.tree.leaves(program.data(w))) in (X.nbytes, 2 * X.nbytes)
+
+
+def nearly(found, want):
+    """Compare up to rounding: what XLA knows to be constant, it may compute in another order."""
+    np.testing.assert_allclose(found, want, rtol=2e-5, atol=1e-5 * np.max(np.abs(want)))
 
 
 def test_small_arrays_stay_and_traces_are_those_of_jit():
@@ -164,7 +169,7 @@ for function in functions:
     found, want = np.asarray(program(w)), np.asarray(jax.jit(function)(w))
     kinds = [len(x.addressable_shards) for x in program.data(w)[0]]
     shares = [x.addressable_shards[0].data.shape[0] / x.shape[0] for x in program.data(w)[0]]
-    print(json.dumps([bool(np.allclose(found, want, rtol=1e-6)), kinds, shares]))
+    print(json.dumps([bool(np.allclose(found, want, rtol=1e-4)), kinds, shares]))
 placed = jax.device_put(w, NamedSharding(mesh, P()))
 print(json.dumps(bool(np.allclose(Compiled(functions[3])(placed), data @ np.ones(4)))))
 """
