@@ -303,12 +303,13 @@ def _shares(given: _Given, eqn: JaxprEqn, inner: list[ClosedJaxpr], values: list
     def body(held: list[Array], *args: Any) -> tuple[Any, ...]:
         return tuple(given._replace(arrays=held).evaluate(inner[0], args))
 
+    named = params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]
     spread = jax.shard_map(
         body,
         mesh=params["mesh"],
         in_specs=(PartitionSpec(), *params["in_specs"]),
         out_specs=tuple(params["out_specs"]),
-        axis_names=params["newly_manual_axes"],
+        axis_names=named,
         check_vma=params["check_vma"],
     )
     return list(spread(held, *values))

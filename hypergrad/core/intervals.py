@@ -120,8 +120,15 @@ def _sums(a: Span, b: Span) -> range | np.ndarray | None:
     if _placed(a.up) and _placed(b.up):
         return None  # perhaps along one axis
     wide, fine = (a.met, b.met) if a.met.step > b.met.step else (b.met, a.met)
-    whole = fine.step == 1 and len(fine) >= wide.step  # such as step * 8 + arange(8)
+    whole = fine.step == 1 and how_many(fine) >= wide.step  # such as step * 8 + arange(8)
     return range(a.low + b.low, a.high + b.high + 1) if whole else None
+
+
+def how_many(numbers: range | np.ndarray) -> int:
+    """Return how many numbers there are; `len` refuses a range whose length has more than 63 bits."""
+    if not isinstance(numbers, range):
+        return len(numbers)
+    return max(0, -((numbers.start - numbers.stop) // numbers.step))
 
 
 def negate_span(a: Numbers) -> Span | None:
@@ -163,7 +170,7 @@ def remainder_span(a: Numbers, b: Numbers) -> Span | None:
         return Span(a.low % by, a.low % by)
     if a.high < by:
         return a
-    whole = isinstance(a.met, range) and a.met.step == 1 and len(a.met) >= by
+    whole = isinstance(a.met, range) and a.met.step == 1 and how_many(a.met) >= by
     return drawn_span(0, by - 1)._replace(up=a.up) if whole and is_random(a) else None
 
 

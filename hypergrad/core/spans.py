@@ -22,6 +22,7 @@ from hypergrad.core.intervals import (
     drawn_span,
     every,
     exact,
+    how_many,
     is_random,
     multiply_spans,
     negate_span,
@@ -303,7 +304,7 @@ def _looked_up(
 
 def _starts(column: Numbers, last: int) -> np.ndarray | None:
     """Return the distinct indices up to the last one that a column of indices takes for certain."""
-    if not isinstance(column, Span) or column.met is None or len(column.met) > MAX_TABLE_READ:
+    if not isinstance(column, Span) or column.met is None or how_many(column.met) > MAX_TABLE_READ:
         return None
     return np.unique(np.clip(column.met, 0, last))
 
