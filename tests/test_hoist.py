@@ -76,6 +76,8 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_large_arrays_are_arguments_and_change_nothing(name):
+    if jax.config.jax_enable_x64 and name in ("cond", "custom_linear_solve"):
+        pytest.skip("the numbers of this case are of 32 bits")
     traces = []
 
     def function(w):
@@ -136,7 +138,9 @@ def test_another_precision_is_another_program():
 
 
 def test_donated_arguments_are_taken():
-    program = Compiled(lambda key, w: (w + host_times(w), jnp.sum(w)), donate=(1,))
+    program = Compiled(
+        lambda key, w: ((w + host_times(w)).astype(w.dtype), jnp.sum(w)), donate=(1,)
+    )
     w = W + 0
     program(0, w)
     assert w.is_deleted()

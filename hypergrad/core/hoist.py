@@ -147,7 +147,9 @@ def _where(leaves: list[Any], jaxpr: Jaxpr) -> Sharding | None:
         sharding, mesh = eqn.params.get("sharding"), eqn.params.get("mesh")
         if isinstance(mesh, Mesh):
             sharding = NamedSharding(mesh, PartitionSpec())
-        if isinstance(sharding, Sharding):
+        # a sharding over an abstract mesh, as jax 0.10.0 writes it, says nothing of devices
+        abstract = isinstance(sharding, NamedSharding) and not isinstance(sharding.mesh, Mesh)
+        if isinstance(sharding, Sharding) and not abstract:
             given.append(sharding)
     meshes = [s.mesh for s in given if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)]
     many = [mesh for mesh in meshes if mesh.size > 1]
