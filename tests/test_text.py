@@ -88,7 +88,9 @@ def test_the_snippet_is_the_optimizer_of_the_task(name, book):
         for _ in range(4):
             updates, state = update(states[i], state, states[i])
             states[i] = optax.apply_updates(states[i], updates)
-    assert_close(*states)
+    assert_close(
+        *states, scale=1000.0 if jax.config.jax_enable_x64 else 10.0
+    )  # written to six digits
     assert (states[0]["kernel"] != 1).all()
 
 
@@ -107,7 +109,7 @@ def test_dropout_is_tuned_and_never_silently_blind(book):
         small(data=str(book), dropout=0.2, horizon=2, temperature=t) for t in (None, 0.5)
     )
     hparams = hg.space.default(masked.space)
-    assert hparams["dropout"] == np.float32(0.2)
+    assert hparams["dropout"] == pytest.approx(0.2)
     assert drawn_leaves(masked.problem, hparams) == {"hparams['dropout']"}
     assert not drawn_leaves(relaxed.problem, hparams)
     params = jax.jit(relaxed.problem.init)(KEY, hparams)
