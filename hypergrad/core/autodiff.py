@@ -112,6 +112,15 @@ def programs(eqn: JaxprEqn) -> list[ClosedJaxpr]:
     ]
 
 
+def bind_again(eqn: JaxprEqn, values: list[Any], params: dict) -> list[Any]:
+    """Apply the primitive of an equation to values, with these params; return its results."""
+    given = eqn.primitive.get_bind_params(params)
+    # as versions of jax differ
+    functions, params = given if isinstance(given, tuple) else ((), given)
+    outs = eqn.primitive.bind(*functions, *values, **params)
+    return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
 def _substitute(closed: ClosedJaxpr, products: bool) -> ClosedJaxpr:
     """Put its twin in the place of every primitive that may be singular, down into whatever holds programs."""
     eqns = []

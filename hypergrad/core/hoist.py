@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from hypergrad.core import tree
 from hypergrad.core.abstract import traced
-from hypergrad.core.autodiff import equations, programs, scan_counts
+from hypergrad.core.autodiff import bind_again, equations, programs, scan_counts
 from hypergrad.core.types import Array, PyTree
 
 LARGE = 2**16
@@ -221,16 +221,7 @@ class _Given(NamedTuple):
         inner = programs(eqn) if rule else []
         if rule and any(id(one.jaxpr) in self.constants.holders for one in inner):
             return list(rule(self, eqn, inner, values))
-        return _bind(eqn, values, eqn.params)
-
-
-def _bind(eqn: JaxprEqn, values: list[Any], params: dict) -> list[Any]:
-    bound = eqn.primitive.get_bind_params(params)
-    functions, params = (
-        bound if isinstance(bound, tuple) else ((), bound)
-    )  # as versions of jax differ
-    outs = eqn.primitive.bind(*functions, *values, **params)
-    return list(outs) if eqn.primitive.multiple_results else [outs]
+        return bind_again(eqn, values, eqn.params)
 
 
 def _call(given: _Given, eqn: JaxprEqn, inner: list[ClosedJaxpr], values: list[Any]) -> list[Any]:
@@ -248,8 +239,8 @@ def _checkpoint(
 
     closed = jax.make_jaxpr(body)(held, *values)
     if closed.consts:
-        return _bind(eqn, values, eqn.params)
-    return _bind(eqn, [*held, *values], eqn.params | {"jaxpr": closed.jaxpr})
+        return bind_again(eqn, values, eqn.params)
+    return bind_again(eqn, [*held, *values], eqn.params | {"jaxpr": closed.jaxpr})
 
 
 def _scan(given: _Given, eqn: JaxprEqn, inner: list[ClosedJaxpr], values: list[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from hypergrad.core import tree
-from hypergrad.core.autodiff import equations, programs, scan_counts
+from hypergrad.core.autodiff import bind_again, equations, programs, scan_counts
 from hypergrad.core.types import Array, PyTree
 
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
@@ -93,7 +93,7 @@ def _apply(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     if not any(
         is_narrow(getattr(aval, "dtype", None)) for aval in [*made, *(v.aval for v in eqn.invars)]
     ):
-        return _bind(eqn, values, params)
+        return bind_again(eqn, values, params)
     if name == "scan":
         return _scan(params, values)
     if name == "while":
@@ -110,23 +110,14 @@ def _apply(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     }
     if not inner and name != "bitcast_convert_type":
         try:
-            return _bind(eqn, values, wide)
+            return bind_again(eqn, values, wide)
         except (TypeError, ValueError, NotImplementedError):
             pass
     avals: list[Any] = [v.aval for v in eqn.invars]
     own = [
         x.astype(a.dtype) if is_narrow(a.dtype) else x for x, a in zip(values, avals, strict=True)
     ]
-    return _bind(eqn, own, params)
-
-
-def _bind(eqn: JaxprEqn, values: list[Any], params: dict) -> list[Any]:
-    given = eqn.primitive.get_bind_params(params)
-    functions, params = (
-        given if isinstance(given, tuple) else ((), given)
-    )  # as versions of jax differ
-    outs = eqn.primitive.bind(*functions, *values, **params)
-    return list(outs) if eqn.primitive.multiple_results else [outs]
+    return bind_again(eqn, own, params)
 
 
 def _branch(branch: ClosedJaxpr) -> Callable[[list[Any]], list[Any]]:
