@@ -21,6 +21,7 @@ from hypergrad.core.types import Array, HParams, Key
 from hypergrad.problem import Problem, split_loss
 from hypergrad.space import schedule
 from hypergrad.train import carried, split_key, trained, with_parts
+from tasks.digits import read_digits
 
 KEY = jax.random.key(0)
 EPS_ROOT = 1e-10
@@ -221,9 +222,7 @@ class ResNet8(nnx.Module):
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    images, labels = map(np.asarray, load_digits(return_X_y=True))
+    images, labels = read_digits()
     return (images / 16).astype(np.float32), labels.astype(np.int32)
 
 

@@ -82,13 +82,13 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
 
 def load(seed: int = 0) -> Splits:
     """Load the digits, scaled to [0, 1] and split into 1000, 400 and 397."""
-    images, labels = _read()
+    images, labels = read_digits()
     order = np.random.default_rng(seed).permutation(len(labels))
     parts = np.split(order, [1000, 1400])
     return take((images / 16).astype(np.float32), labels.astype(np.int32), parts)
 
 
-def _read() -> tuple[np.ndarray, np.ndarray]:
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Read the images and labels from the file in scikit-learn, whose import takes longer than all the rest."""
     found = find_spec("sklearn")
     if found is None or found.origin is None:

@@ -487,7 +487,7 @@ def test_digits_sizes_and_dimensions():
 
 def test_the_digits_are_those_of_scikit_learn_without_its_import(monkeypatch):
     datasets = pytest.importorskip("sklearn.datasets")
-    found = digits._read()
+    found = digits.read_digits()
     expected = datasets.load_digits(return_X_y=True)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
