@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_used_is_said_in_one_line(place, capsys):
 
 
 def test_the_oldest_programs_go_first(place, monkeypatch):
-    monkeypatch.setattr(programs, "MOST_BYTES", 40)
+    monkeypatch.setattr(programs, "MAX_KEPT", 40)
     kept = keep_programs(str(place), False)
     for age in range(5):
         (kept / f"{age}-cache").write_bytes(b"x" * 10)

@@ -18,10 +18,10 @@ VARIABLE = "HYPERGRAD_CACHE"
 
 OFF = "off"
 
-MOST_BYTES = 2**30
+MAX_KEPT = 2**30
 """Size above which the programs that were written first are removed, until half of it is left."""
 
-_MOST_TIMES = 500
+_MAX_TIMES = 500
 _SUFFIX = "-cache"  # of the files that jax writes
 
 
@@ -105,10 +105,10 @@ def _prune(place: Path) -> None:
             about = path.stat()
             found.append((about.st_mtime, about.st_size, path))
     total = sum(size for _, size, _ in found)
-    if total <= MOST_BYTES:
+    if total <= MAX_KEPT:
         return
     for _, size, path in sorted(found):
-        if total <= MOST_BYTES // 2:
+        if total <= MAX_KEPT // 2:
             return
         path.unlink(missing_ok=True)
         total -= size
@@ -139,7 +139,7 @@ class FirstStep:
         if self._file is None:
             return
         times = {**self._read(), self._name: float(seconds)}
-        kept = dict(list(times.items())[-_MOST_TIMES:])
+        kept = dict(list(times.items())[-_MAX_TIMES:])
         with contextlib.suppress(OSError):
             fd, name = tempfile.mkstemp(dir=self._file.parent)
             with os.fdopen(fd, "w") as file:
