@@ -29,6 +29,8 @@
   `[N, N]`.
 - `pure`: Check that a user's function is a function of its arguments: nothing read on, frozen, or drawn
   aside.
+- `reach`: Follow derivatives through a traced program: which results move with which inputs, whatever the
+  numbers.
 - `resting`: The derivative of an optimizer at weights that rest: whose gradient is exactly zero, though it
   may bend.
 - `scans`: Scans in segments of equal length, with a shorter last one where the length does not divide the

@@ -2,17 +2,21 @@
 
 import re
 import warnings
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.core import tree
-from hypergrad.core.autodiff import depends
-from hypergrad.core.types import Array, HParams
+from hypergrad.core.abstract import program_of
+from hypergrad.core.flow import NOTHING
+from hypergrad.core.reach import derivative_flow
+from hypergrad.core.types import Array, HParams, Key, Params
 from hypergrad.estimators.base import Estimate
 from hypergrad.problem import Problem
-from hypergrad.train import init_state, unroll_losses
+from hypergrad.train import init_state, step
 from hypergrad.validation import drawn_leaves
 
 CHAOTIC_GROWTH = 1.05
@@ -23,6 +27,9 @@ CHAOTIC = 1e3
 
 EXPLODED = 1e6
 """Multiple of its first size beyond which a derivative on its way counts as exploded."""
+
+LONGEST_WAY = 100
+"""Most steps that a leaf is followed through before the objective; two or three settle it for most."""
 
 
 def advice(estimate: Estimate) -> list[str]:
@@ -163,17 +170,28 @@ def structural_zeros(
     objective through nothing else gets a silent zero. Without `through_init`, so does a leaf that acts on the
     initial weights alone.
 
-    **Cost:** one trace of three steps; nothing is compiled or run.
+    **Cost:** one trace of a step, of `init` and of the objective, through which the leaves are followed
+    (`core.reach`); nothing is compiled or run.
     """
+    key = jax.eval_shape(jax.random.key, 0)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), hparams)
+    begin, state = program_of(partial(init_state, problem), key, shapes)
+    advance, _ = program_of(lambda s, h: step(problem, h, s)[0], state, shapes)
 
-    def value(hparams: HParams) -> Array:
-        key = jax.random.key(0)
-        first = hparams if through_init else jax.lax.stop_gradient(hparams)
-        state, _ = unroll_losses(problem, hparams, init_state(problem, key, first), min(horizon, 3))
-        return problem.objective(state.params, hparams, problem.valid_batch(jax.random.key(1)))
+    def judged(params: Params, hparams: HParams, key: Key) -> Array:
+        return problem.objective(params, hparams, problem.valid_batch(key))
 
-    used = depends(value, hparams)
-    return [name for name, alive in zip(tree.leaf_names(hparams), used, strict=True) if not alive]
+    judge, _ = program_of(judged, state.params, shapes, key)
+    leaves = jax.tree.leaves(shapes)
+    own = [frozenset([i]) if tree.is_float(x) else NOTHING for i, x in enumerate(leaves)]
+    moved = derivative_flow(begin, [NOTHING, *(own if through_init else [NOTHING] * len(own))])
+    for _ in range(min(horizon, LONGEST_WAY)):
+        before, moved = moved, derivative_flow(advance, moved + own)
+        if moved == before:
+            break
+    params = jax.tree.leaves(jax.tree.unflatten(jax.tree.structure(state), moved).params)
+    alive = derivative_flow(judge, [*params, *own, NOTHING])[0]
+    return [name for i, name in enumerate(tree.leaf_names(hparams)) if i not in alive]
 
 
 def warn_structural_zeros(
