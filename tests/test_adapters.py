@@ -153,7 +153,7 @@ def test_hypergradients_are_those_of_a_loop_written_by_hand(name):
     assert_close(found.hypergrad, hypergrad, scale=1.0)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param("equinox", marks=pytest.mark.slow), "haiku"])
 def test_a_rate_of_dropout_is_handed_on(name):
     """The same numbers as for a rate of Python, a warning from what is blind to it, none from `evolved`."""
     model = MODELS[name]

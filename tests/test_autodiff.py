@@ -230,6 +230,7 @@ def test_a_smooth_derivative_has_no_more_equations_than_a_plain_one():
     assert count(autodiff.smooth) <= 1.1 * count(lambda change: change)
 
 
+@pytest.mark.slow
 def test_a_smooth_function_maps_over_any_axis_of_any_operand():
     def function(x, y):
         return jnp.sqrt(x) / y * x**y + jnp.where(x > 1, x * y, 2.0 / y)

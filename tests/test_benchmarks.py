@@ -109,7 +109,13 @@ def test_kept_results_name_what_they_measured(path):
     assert "not installed" not in header["versions"].values()
 
 
-@pytest.mark.parametrize("document", tables.DOCUMENTS)
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "docs/flatness.md" else ())
+        for name in tables.DOCUMENTS
+    ],
+)
 def test_tables_are_those_of_the_results(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     assert tables.BLOCK.search(text), "no table in this document"
@@ -176,6 +182,7 @@ def test_loops_by_hand_are_the_same_training(net):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-3, atol=1e-5), ours, by_hand)
 
 
+@pytest.mark.slow
 def test_twenty_iterations_solve_the_penalties():
     """Else the row on penalties would compare methods none of which gets anywhere."""
     setting = implicit.QUICK[1]

@@ -142,6 +142,7 @@ def test_a_biased_direction_would_be_seen():
     assert np.any(np.abs(np.mean(got[0], axis=0) - exact[0][0]) > 4 * error)
 
 
+@pytest.mark.slow
 def test_terms_are_those_of_the_implicit_hypergradient():
     a, b, shift, centre = matrices()
     problem = quadratic_bilevel().problem
@@ -175,6 +176,7 @@ def test_averaged_weights_pull_as_the_weights_do():
     assert_close(got, expected, 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_same_key_same_bits_and_no_retrace(name):
     tuner = bilevel(SMALL, SPACE, 5, method=METHODS[name](), num_restarts=2)

@@ -53,6 +53,7 @@ def tuned(low, high, folder=None, **settings):
     return hg.tune(problem, space, horizon=HORIZON, storage=folder, **{**SETTINGS, **settings})
 
 
+@pytest.mark.slow
 def test_chaos_is_quoted_with_its_steps_and_also_after_a_pause(tmp_path):
     problem, space = swing(8.0, 12.0)
     whole = tuned(8.0, 12.0, tmp_path / "whole").result["warnings"]

@@ -69,7 +69,10 @@ def test_what_counts_as_a_check(source, expected):
     assert checks(ast.parse(source).body[0]) is expected
 
 
-@pytest.mark.parametrize("method", ["tpe", "descent", "cross_entropy", "random"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param("tpe", marks=pytest.mark.slow), "descent", "cross_entropy", "random"],
+)
 def test_one_tune_calls_few_functions_that_check(method):
     known, calls = checking_functions(), Counter()
 

@@ -85,6 +85,7 @@ def test_flatness_measures_the_networks_that_were_judged(finished, tmp_path, mon
         np.testing.assert_allclose(found[name]["objective"], values, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_flatness_is_said_and_kept(finished, capsys, monkeypatch):
     out, _ = finished
     said = run_json(["flatness", str(out), "digits"], capsys, monkeypatch)

@@ -135,6 +135,7 @@ def test_clipping_moves_several_times_within_its_bounds():
     assert np.isfinite(optax.tree.norm(after.phi)) and np.isfinite(trials.values[0])
 
 
+@pytest.mark.slow
 def test_a_collapsed_policy_is_warned_of_once_with_its_step():
     tuner = build(num=40, optimizer=optax.adam(1.0), draws=enumerated())
     state = tuner.init(KEY)
@@ -168,6 +169,7 @@ def test_rewards_that_are_equal_or_not_finite():
     assert trials.info["skipped"].tolist() == [3] and np.isnan(trials.info["expected_value"])
 
 
+@pytest.mark.slow
 def test_a_response_without_use_is_left_out_and_warned_of():
     tuner = build(response=at_rest(identity(1e4)))
     with pytest.warns(
@@ -189,9 +191,10 @@ def steep(rate, response, horizon=40):
     return controller(problem, policy, est, 10, optimizer=policy_adam(0.1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "response",
-    [unrolled(), pytest.param(at_rest(identity()), marks=pytest.mark.slow)],
+    [unrolled(), at_rest(identity())],
     ids=["unrolled", "at_rest"],
 )
 def test_a_policy_that_begins_at_rates_that_diverge_recovers(response):
@@ -286,6 +289,7 @@ def net():
     return module, inputs, params
 
 
+@pytest.mark.slow
 def test_the_supernet_is_the_network_that_was_chosen():
     module, inputs, p = net()
     x = jnp.tanh(inputs @ p["input"]["kernel"] + p["input"]["bias"])
@@ -396,10 +400,8 @@ def test_from_the_command_line(tmp_path, capsys):
         write_report(tmp_path / "s")
 
 
-@pytest.mark.parametrize(
-    "response",
-    ["unrolled", *(pytest.param(r, marks=pytest.mark.slow) for r in ("none", "implicit"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("response", ["unrolled", "none", "implicit"])
 def test_every_response_takes_the_optimizer(response):
     """Traced, not run: real leaves learn by credit where the response does not see them."""
     tuner, _ = build_tuner(small(), Settings("controller", response=response))

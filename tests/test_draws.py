@@ -462,6 +462,7 @@ def test_ways_that_see_the_whole_derivative_do_not_warn():
         jax.eval_shape(reverse(problem_of(relaxed(0.1)), 3).estimate, KEY, (), H)
 
 
+@pytest.mark.slow
 def test_recommend_names_the_leaf():
     space = {"rate": Real(0.0, 0.9, default=0.3), "lr": Real(0.01, 0.1, default=0.05)}
     made = hg.recommend(PROBLEM, space, 5)
@@ -473,6 +474,7 @@ def test_recommend_names_the_leaf():
 # what sees all of it
 
 
+@pytest.mark.slow
 def test_evolved_is_both_estimators_side_by_side():
     evolve = lambda p, n: es(p, n, sigma=0.05, num_pairs=4)  # noqa: E731
     estimator = evolved(PROBLEM, 5, ["rate"], evolve)

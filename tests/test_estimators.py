@@ -195,7 +195,7 @@ ALONE = ("truncated_warm", "rtho", *IMPLICIT, *ONLINE, *UNDONE, *EVOLUTION)
 @pytest.mark.parametrize(
     ("problem_name", "name"),
     pairs(
-        {"tiny": (*PASSES, *ALONE), "ridge": ("truncated_window",), "choices": tuple(DRAWN)},
+        {"tiny": (*PASSES, *ALONE), "choices": tuple(DRAWN)},
         {
             "schedules": (*PASSES, *ALONE),
             **dict.fromkeys(

@@ -378,6 +378,7 @@ def test_it_composes_with_average():
     assert found.info.each.std_error["point"].shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_descent_arrives_at_the_minimum():
     space = {"point": Real(-3.0, 3.0, shape=(3,))}
     estimator = nres(QUADRATIC.problem, HORIZON, WINDOW, space=space, num_pairs=4)

@@ -118,7 +118,7 @@ QUICK = {
     "numpy_rank_promotion": ("searchers", "schedulers"),
     "debug_key_reuse": ("estimators", "online estimators"),
     "debug_nans": ("solvers",),
-    "disable_jit": ("searchers",),
+    "disable_jit": ("solvers",),
     "check_tracer_leaks": ("solvers",),
     "log_compiles": ("curvature",),
 }

@@ -259,6 +259,7 @@ def test_paths_of_frozen_layers_and_whole_numbers():
             np.testing.assert_allclose(got, np.sqrt(paths + np.sum(B**2)), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "size"), [(jnp.float32, 1e-4), (jnp.bfloat16, 1.0)])
 def test_a_sum_is_no_mean(dtype, size):
     """However narrow its params, however small the loss: 12 samples, and a sum 12 times their mean."""

@@ -136,6 +136,7 @@ def test_the_nearest_setting_that_was_not_tried_by_hand():
     assert pools.nearest(units, wanted, jnp.array([True, True, False])) == 2
 
 
+@pytest.mark.slow
 def test_a_searcher_is_told_of_what_was_trained():
     """Not of what it suggested; a generation has no setting twice."""
     told = []

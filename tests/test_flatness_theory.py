@@ -120,6 +120,7 @@ def test_a_bound_is_violated_on_the_minibatches_where_it_is_larger():
     np.testing.assert_array_equal(found["violated_last_layer"], [1, np.nan])
 
 
+@pytest.mark.slow
 def test_the_last_layer_in_closed_form(random):
     """With its bias the norm is the library's; without, and relative flatness, that of its matrix."""
     width, depth = 5, 1

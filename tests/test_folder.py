@@ -145,7 +145,14 @@ def wait_for_lock(folder):
             return
 
 
-@pytest.mark.parametrize("way", ["leaves", "stays", "is left behind"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("leaves", marks=pytest.mark.slow),
+        pytest.param("stays", marks=pytest.mark.slow),
+        "is left behind",
+    ],
+)
 def test_what_a_lock_is_to_a_forked_child(tmp_path, way):
     words = [sys.executable, "-c", CHILD, str(tmp_path), way]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

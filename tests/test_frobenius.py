@@ -59,7 +59,7 @@ def marked(names, slow):
     return [pytest.param(n, marks=pytest.mark.slow if n in slow else ()) for n in names]
 
 
-@pytest.mark.parametrize("name", marked(CASES, ["relu-4-m12"]))
+@pytest.mark.parametrize("name", marked(CASES, ["relu-4-m12", "gelu-3-m20", "tanh-4-m7"]))
 def test_every_path_is_exact(name):
     case = CASES[name]
     with jax.enable_x64(True):
@@ -156,6 +156,7 @@ def test_any_graph_of_layers_and_its_gauss_newton_matrix():
             np.testing.assert_allclose(got.blocks, blocks, rtol=1e-10, atol=1e-12 * blocks.max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gauss_newton", [False, True], ids=["hessian", "gauss-newton"])
 def test_a_unit_at_a_time_and_with_a_penalty_it_is_the_same_matrix(gauss_newton):
     with jax.enable_x64(True):
@@ -222,6 +223,7 @@ def test_links_are_found():
     ]
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing_and_bound_the_memory():
     layers = network((6, 40, 30, 4), dtype=jnp.float32)
     batch, model = data(64, 6, 4, jnp.float32), cv.mlp(jnp.tanh, l2=0.1)

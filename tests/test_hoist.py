@@ -179,6 +179,7 @@ print(json.dumps(bool(np.allclose(Compiled(functions[3])(placed), data @ np.ones
 """
 
 
+@pytest.mark.slow
 def test_data_keep_their_devices_or_stand_whole_on_each():
     done = subprocess.run(
         [sys.executable, "-c", DEVICES], capture_output=True, text=True, check=True

@@ -192,6 +192,7 @@ def test_the_error_is_of_the_order_of_the_gradient():
         assert any("has not come to rest" in line for line in advice(above))
 
 
+@pytest.mark.slow
 def test_best_response_takes_every_transform():
     """Ridge: w*(λ) = (A + e^λ I)⁻¹ b, so that every derivative is known."""
     with jax.enable_x64(True):

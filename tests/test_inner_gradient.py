@@ -123,6 +123,7 @@ def test_vmap_is_a_loop():
         )
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_plain_and_forward_mode_is_refused():
     params, batch = init(), (jnp.asarray(X), jnp.asarray(LABELS), KEY)
 
@@ -138,6 +139,7 @@ def test_second_derivatives_are_plain_and_forward_mode_is_refused():
         jax.jvp(lambda noise: size(noise, hg.mixed_mode_grad), (0.2,), (1.0,))
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_params():
     """Six layers of width 4 on 8 examples a step: activations are several times the weights."""
     params = init((5, *[4] * 6, 3))

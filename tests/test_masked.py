@@ -93,6 +93,7 @@ def total(tree):
 SHAPES = {"sgd": [(7, 2, 10), (1, 1, 3)], "adamw": [(7, 1, 10)]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", SHAPES)
 def test_training_equals_that_of_the_true_shape(optimizer):
     """Every shape in one program, against a program each; sigmoid is not zero at zero."""

@@ -56,12 +56,13 @@ def by_columns(loss, params, batch):
     return curvature.frobenius(loss, params, batch).value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("measure", "make"),
     [
         (exact, reverse),
-        pytest.param(exact, forward, marks=pytest.mark.slow),
-        pytest.param(curvature.sam, reverse, marks=pytest.mark.slow),
+        (exact, forward),
+        (curvature.sam, reverse),
     ],
 )
 def test_hypergradients_of_flatness(measure, make):

@@ -164,6 +164,7 @@ def pathwise(num_samples, rate):
     return path, exact
 
 
+@pytest.mark.slow
 def test_the_bias_of_few_samples_falls_as_one_over_samples():
     rate, sizes = 0.9, (2, 4, 8, 16, 32)
     bias = [np.linalg.norm(np.subtract(*pathwise(n, rate))) for n in sizes]
@@ -179,6 +180,7 @@ def test_the_bias_of_few_samples_falls_as_one_over_samples():
         assert deviations(each.info.direct, process(1, num_samples, phi)[0]) < 4, "it is not"
 
 
+@pytest.mark.slow
 def test_implicit_with_draws():
     """Draws over the training set are those of the estimate; the response is near the enumerated one."""
     exact = tabular.parts(lambda f: tabular.minimum(tabular.probabilities(f), f["l2"]), PHI)[1]

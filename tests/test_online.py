@@ -154,6 +154,7 @@ def test_rtho_is_forward_mode_while_the_hparams_stand_still():
         assert scale != 0.0, "what acts through init is carried along"
 
 
+@pytest.mark.slow
 def test_rtho_differentiates_a_common_shift_of_moving_hparams():
     """Z is the derivative along a shift of every λ_t at once, by definition."""
     with jax.enable_x64(True):
@@ -224,6 +225,7 @@ def test_hd_for_adam_has_its_closed_form():
         assert got.hypergrad["b1"] != 0.0 and got.info.horizon == 1 and got.info.step == 2
 
 
+@pytest.mark.slow
 def test_hd_on_minibatches_is_the_derivative_of_the_next_loss():
     with jax.enable_x64(True):
         problem, hparams = wide(*schedules())

@@ -102,8 +102,13 @@ def same(a, b):
     "make",
     [
         partial(TPE, n_startup_trials=4),
-        partial(optuna.samplers.CmaEsSampler, n_startup_trials=4, warn_independent_sampling=False),
-        optuna.samplers.QMCSampler,
+        pytest.param(
+            partial(
+                optuna.samplers.CmaEsSampler, n_startup_trials=4, warn_independent_sampling=False
+            ),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(optuna.samplers.QMCSampler, marks=pytest.mark.slow),
     ],
 )
 def test_trials_are_those_of_optuna_itself(make):
@@ -145,6 +150,7 @@ def test_trials_are_those_of_optuna_itself(make):
     assert not same(fresh.ask(KEY, fresh.init(jax.random.key(9)), 6), asked[0]), "another seed"
 
 
+@pytest.mark.slow
 def test_trials_that_were_not_asked_for_are_added():
     given = run(random(MIXED), (), 2)[1]
     searcher = optuna_searcher(MIXED, partial(TPE, n_startup_trials=0))
@@ -236,9 +242,8 @@ def test_a_study_is_killed_and_resumed(tmp_path):
     assert len(resumed.trials) == 5 and resumed.digest == whole.digest
 
 
-@pytest.mark.parametrize(
-    "method", ["optuna_tpe", pytest.param("optuna_cma", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["optuna_tpe", "optuna_cma"])
 def test_by_name_from_the_command_line(method, tmp_path, capsys):
     path = tmp_path / "task.py"
     path.write_text(
@@ -273,6 +278,7 @@ def mixed_trial(trial):
     return (np.log10(lr) + 2) ** 2 + (kind != "b") + (width / 100 - 1) ** 2 + (rate - 0.5) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "num"),
     [
@@ -303,6 +309,7 @@ def test_samplers_learn_and_repeat_themselves(make, num):
     assert [t.params for t in search(0, -1.0).trials] == params
 
 
+@pytest.mark.slow
 def test_a_sampler_goes_on_in_another_process():
     """A copy has no model; it learns again from the study, and proposes what the first would have."""
     make = partial(CrossEntropySampler, generation=8, rho=0.5, seed=1)
@@ -331,6 +338,7 @@ def test_settings_of_samplers_are_checked(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_pruned_and_failed_trials_are_never_elite():
     sampler = CrossEntropySampler(generation=6, rho=0.5, seed=0)
     found = optuna.create_study(sampler=sampler)

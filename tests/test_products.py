@@ -99,7 +99,7 @@ PRODUCTS = [
 """Each scheduler, and each searcher with much state, at least once."""
 
 
-LONG = ("tpe", "bayes")
+LONG = ("tpe", "bayes", "evolution")
 """Searchers that take seconds to compile."""
 
 

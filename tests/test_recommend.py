@@ -184,6 +184,7 @@ CHAOS = sgd(
 )
 
 
+@pytest.mark.slow
 def test_chaos_is_for_evolution_and_its_call_works():
     """What is recommended, and what its `call` builds, make the same estimate."""
     space = {"lr": Sequence(LogReal(0.1, 10.0), 60)}

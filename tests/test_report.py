@@ -402,7 +402,9 @@ def extreme(study, result):
         (only_random, "random search", {"objective", "schedules", "values", "curves"}),
         (no_steps, "No tuned configuration was recorded", set()),
         (all_null, "not finite", set()),
-        (huge, "The first 4 of 7 are shown.", DRAWN - {"flatness"}),
+        pytest.param(
+            *(huge, "The first 4 of 7 are shown.", DRAWN - {"flatness"}), marks=pytest.mark.slow
+        ),
         (extreme, "activation: relu → gelu", DRAWN - {"flatness"}),
     ],
 )

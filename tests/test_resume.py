@@ -274,6 +274,7 @@ def test_replay_shows_where_it_went_wrong(tmp_path):
     assert "log" in found.where and "test_resume.py" in found.where
 
 
+@pytest.mark.slow
 def test_replay_looks_at_the_validation_batch_of_the_trial(tmp_path):
     """The objective of a descent is not finite on one batch alone, which its estimate drew."""
 

@@ -363,7 +363,7 @@ REFUSED = {
 
 
 @pytest.mark.filterwarnings("ignore:the hypergradient of hparams")
-@pytest.mark.parametrize("make", [drift, reversible])
+@pytest.mark.parametrize("make", [drift, pytest.param(reversible, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fragment", list(REFUSED))
 def test_optimizers_that_cannot_be_undone_are_refused_in_one_line(make, fragment):
     with pytest.raises(ValueError) as caught:

@@ -701,6 +701,7 @@ def test_pb2_forgets_what_no_longer_holds():
     assert omega((rate - time) ** 2) > 2 * omega((rate - 0.5) ** 2)
 
 
+@pytest.mark.slow
 def test_pb2_in_a_population_with_schedules():
     space = {"rate": Sequence(Real(0.1, 1.0), 6), "end": Real(0.0, 1.0), "start": Real(0.5, 1.0)}
     curve = CURVE._replace(

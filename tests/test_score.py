@@ -244,6 +244,7 @@ def after(problem, h):
     return problem.objective(state.params, h, ())
 
 
+@pytest.mark.slow
 def test_relaxations_have_their_own_expectation_and_a_bias():
     space, phi = {"op": ONE["op"]}, {"op": jnp.array([0.5, -0.3])}
     problem, wide = bent("op"), np.linspace(0, 1, 4001)[1:-1]

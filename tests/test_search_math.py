@@ -96,6 +96,7 @@ SPACE = {
 }
 
 
+@pytest.mark.slow
 def test_snapped_units_are_those_of_the_hparams():
     coords = coordinates(SPACE)
     units = jax.random.uniform(KEY, (64, coords.num))
@@ -296,6 +297,7 @@ def test_acquisitions_are_their_integrals(mean):
     assert float(bound) == pytest.approx(1.5 * std - mean, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_log_improvement_has_a_slope_far_away():
     z = jnp.array([-0.5, -1.0, -1.001, -3.0, -7.99, -8.01, -20.0, -60.0])
     wide = np.float64(z)

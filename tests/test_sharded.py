@@ -117,6 +117,7 @@ def check(names, kinds):
         assert kind == "data" or share <= WHOLE.get(name, SHARE), (name, kind, share)
 
 
+@pytest.mark.slow
 def test_the_hypergradient_of_a_divided_model_is_that_of_the_whole():
     check(["reverse"], ["fsdp"])
 

@@ -166,6 +166,7 @@ def many(estimator, phi, num):
     return jax.jit(jax.vmap(lambda k: estimator.estimate(k, state, phi)[1]))(keys)
 
 
+@pytest.mark.slow
 def test_the_bias_at_rest_falls_as_one_over_samples():
     sizes = (2, 4, 8, 16, 32)
     bias = [np.linalg.norm(np.subtract(*implicit_mean(n))) for n in sizes]
@@ -179,6 +180,7 @@ def test_the_bias_at_rest_falls_as_one_over_samples():
     assert deviations({"op": each.info.response["op"]}, {"op": exact}) > 5, "it is biased"
 
 
+@pytest.mark.slow
 def test_at_rest_is_unbiased_where_the_curvature_is_not_drawn():
     problem = still(alike=True)[0]
     biased, exact = implicit_mean(4, alike=True)
@@ -366,7 +368,7 @@ def test_darts_of_both_orders():
         policy.outcomes(phi)
 
 
-@pytest.mark.parametrize("make", [independent, recurrent])
+@pytest.mark.parametrize("make", [independent, pytest.param(recurrent, marks=pytest.mark.slow)])
 def test_a_policy_is_a_distribution(make):
     space = {"op": Choice(("a", "b", "c")), "num": Integer(2, 3), "x": Real(0.0, 1.0, 0.25)}
     policy = multitask(space, make(space))
@@ -553,6 +555,7 @@ def test_refused_in_one_line(fragment):
     assert "\n" not in message and len(message) < 500
 
 
+@pytest.mark.slow
 def test_no_real_leaf_is_plain_enas():
     problem = tabular.problem()
     policy = multitask({"op": SPACE["op"], "num": SPACE["num"]})

@@ -60,6 +60,7 @@ def found():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 def test_no_system_gives_nan_but_one_with_nan(found, name):
     for case, (x, info) in found[name].items():

@@ -149,7 +149,13 @@ def test_one_compilation_for_each_shape(compilations):
     assert compilations["jit(program)"] == 3 * len(shapes), compilations
 
 
-@pytest.mark.parametrize("scheduler", ["halving", "hyperband", "flatness", "pbt"])
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "halving",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("hyperband", "flatness", "pbt")),
+    ],
+)
 def test_schedulers(scheduler):
     method = "cross_entropy" if scheduler == "halving" else "random"
     tuner = tuner_of(method=method, scheduler=scheduler)

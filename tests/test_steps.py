@@ -186,6 +186,7 @@ def test_perturbed_values_stay_on_the_grid_and_move():
         assert len(np.unique(found)) == 2
 
 
+@pytest.mark.slow
 def test_a_policy_over_steps_is_that_over_their_places():
     """The value, density and hypergradient of a step k are those of the whole number k."""
     steps, whole = {"x": hg.Real(-1, 1, step=0.25)}, {"x": hg.Integer(0, 8)}
