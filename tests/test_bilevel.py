@@ -163,6 +163,7 @@ def test_terms_are_those_of_the_implicit_hypergradient():
     assert_close(value, 0.5 * np.sum((w - centre) ** 2) + 0.05 * hparams @ hparams, 0.1)
 
 
+@pytest.mark.slow
 def test_averaged_weights_pull_as_the_weights_do():
     """At rest the average is the weights, so the objective's gradient reaches them whole."""
     problem = quadratic_bilevel().problem

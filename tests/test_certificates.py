@@ -92,6 +92,7 @@ def test_a_leaf_that_nothing_reads_is_in_the_report_by_its_name():
     assert [line for line in found.result["warnings"] if "hparams['idle'] is never read" in line]
 
 
+@pytest.mark.slow
 def test_training_that_is_not_at_rest_is_quoted():
     problem, space = swing(0.3, 0.8)
     problem = problem._replace(

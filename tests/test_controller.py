@@ -153,6 +153,7 @@ def test_a_collapsed_policy_is_warned_of_once_with_its_step():
     assert int(state.collapsed_at) == -1, "the bonus keeps it open"
 
 
+@pytest.mark.slow
 def test_rewards_that_are_equal_or_not_finite():
     plain = tabular.problem()
     flat = plain._replace(objective=lambda w, h, b: jnp.sum(w**2) + 0.1 * h["l2"])
@@ -331,6 +332,7 @@ def test_one_program_for_all_architectures():
     assert_close(apply(one_hot), apply(ARCHITECTURE))
 
 
+@pytest.mark.slow
 def test_what_no_choice_reads_has_no_gradient():
     module, inputs, params = net()
     grads = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, inputs, ARCHITECTURE) ** 2))(

@@ -321,6 +321,7 @@ def test_lanczos_at_many_weights():
     assert found.residuals[3] > 1e-3  # the bulk is not resolved by so few steps, and it says so
 
 
+@pytest.mark.slow
 def test_spectral_density_at_many_weights():
     diagonal = jnp.linspace(0.0, 1.0, 1_000_000)
     loss = lambda w, batch: 0.5 * jnp.sum(diagonal * w**2)  # noqa: E731

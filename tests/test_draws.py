@@ -343,8 +343,10 @@ def test_best_response_and_bilevel_methods_name_the_leaf():
     ("estimator", "warned"),
     [
         ("reverse", 1),
-        ("es", 0),
-        *(pytest.param(n, 1, marks=pytest.mark.slow) for n in ("forward", "truncated")),
+        *(
+            pytest.param(name, warned, marks=pytest.mark.slow)
+            for name, warned in (("es", 0), ("forward", 1), ("truncated", 1))
+        ),
     ],
 )
 def test_a_descent_names_the_leaf_once(estimator, warned):

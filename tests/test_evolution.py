@@ -183,6 +183,7 @@ def test_a_wrong_scale_fails(monkeypatch):
     assert errors_off(found.hypergrad["point"][:, 0], exact("es")["point"])[0] > 10
 
 
+@pytest.mark.slow
 def test_ridge_is_approached_as_sigma_shrinks():
     """Not quadratic in its hparam: the smoothed gradient differs by O(σ²)."""
     solved = ridge()
@@ -193,6 +194,7 @@ def test_ridge_is_approached_as_sigma_shrinks():
     assert off < 4 and relative < 0.1
 
 
+@pytest.mark.slow
 def test_a_run_starts_anew_and_is_one_run():
     """Follow the pairs over more than a run: restarts, credited noise, and the weights at its end."""
     hparams = QUADRATIC.hparams

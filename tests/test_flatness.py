@@ -42,6 +42,7 @@ def rescaled(layers, factor):
     ]
 
 
+@pytest.mark.slow
 def test_keskar_finds_the_corner():
     with jax.enable_x64(True):
         run = fast(lambda w: cv.keskar(separable, w, (), epsilon=0.1))

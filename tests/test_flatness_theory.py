@@ -97,6 +97,7 @@ def test_ranks_share_ties_and_a_constant_says_nothing():
     assert np.isnan(theory.correlation(theory.ranks(np.ones(4)), theory.ranks(np.arange(4))))
 
 
+@pytest.mark.slow
 def test_auc_counts_pairs(random):
     labels = jnp.asarray(random.integers(3, size=30))
     scores = jnp.asarray(random.integers(5, size=(30, 3)) / 5)  # with many ties

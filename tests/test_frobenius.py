@@ -344,6 +344,7 @@ def test_every_product_of_matrices_is_precise():
         assert found and all(p == (highest, highest) for p in found), name
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_and_single_layers():
     with jax.enable_x64(True):
         layers, batch, model = network((5, 4, 3)), data(12, 5, 3), cv.mlp(jax.nn.relu)
@@ -370,6 +371,7 @@ def test_parts_of_a_batch_and_single_layers():
         assert abs(last.value**2 / closed - 1) < 1e-10
 
 
+@pytest.mark.slow
 def test_confident_networks_do_not_cancel():
     layers = network((4, 6, 3), dtype=jnp.float32)
     last = {"kernel": 0.2 * layers[1]["kernel"], "bias": jnp.array([15.0, 0.0, 0.5], jnp.float32)}
@@ -515,6 +517,7 @@ def test_without_forward_derivatives_columns_are_taken():
             cv.frobenius_columns(narrow, layers, batch, gauss_newton=True)
 
 
+@pytest.mark.slow
 def test_chosen_layers_are_the_same_submatrix_on_every_path():
     with jax.enable_x64(True):
         layers, batch, model = network((4, 5, 4, 3)), data(6, 4, 3), cv.mlp(jnp.tanh)

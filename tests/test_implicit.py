@@ -170,6 +170,7 @@ def test_finite_differences_on_a_small_net():
         assert_close(grads, got.hypergrad, 1e-1)
 
 
+@pytest.mark.slow
 def test_the_error_is_of_the_order_of_the_gradient():
     with jax.enable_x64(True):
         solved = ridge()
@@ -234,6 +235,7 @@ def test_minibatches_are_unbiased():
         assert np.max(off) > 20
 
 
+@pytest.mark.slow
 def test_carried_state_follows_the_weights():
     with jax.enable_x64(True):
         solved = ridge()
@@ -343,6 +345,7 @@ def test_hypertorch_logistic_regression():
         assert abs(values[step] - value) < 1e-3, (step, values[step])
 
 
+@pytest.mark.slow
 def test_descent_and_average_take_it():
     solved = quadratic_bilevel(batch_size=4)
     estimator = average(implicit(solved.problem, 30), 2)

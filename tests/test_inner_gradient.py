@@ -92,6 +92,7 @@ def test_the_gradient_and_its_aux_are_those_of_jax():
     assert hg.mixed_mode_grad(loss).__name__ == "loss"
 
 
+@pytest.mark.slow
 def test_what_is_closed_over_has_its_derivative():
     """Hyperparameters, floats of the batch, and integers that are traced where the loss is written."""
 
@@ -110,6 +111,7 @@ def test_what_is_closed_over_has_its_derivative():
     assert (mixed[1][:12] != 0).all()
 
 
+@pytest.mark.slow
 def test_vmap_is_a_loop():
     def hypergrad(h):
         return jax.grad(partial(trained, hg.mixed_mode_grad, num_steps=2))(h, init())

@@ -260,6 +260,7 @@ def test_what_the_optimizer_reads_cannot_be_shared():
         mixed(born, 3, factorized(TWO)).estimate(KEY, (), SMALL)
 
 
+@pytest.mark.slow
 def test_descent_on_logits_and_reals():
     tuner = descent(
         mixed(tabular.problem(), HORIZON, POLICY, draws=enumerated()), POLICY.space, patience=None

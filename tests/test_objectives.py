@@ -213,6 +213,7 @@ def test_without_violations_nothing_changes():
     np.testing.assert_array_equal(see(plain)[1], see(plain._replace(info={}))[1])
 
 
+@pytest.mark.slow
 def test_a_search_over_several_objectives():
     """Value and distance from zero pull apart; the trials spread over their front."""
 

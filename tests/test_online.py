@@ -142,6 +142,7 @@ def test_darts_is_its_definition():
         assert jnp.abs(got.info.growth - near.info.growth) < 1e-5
 
 
+@pytest.mark.slow
 def test_rtho_is_forward_mode_while_the_hparams_stand_still():
     with jax.enable_x64(True):
         problem, hparams = only(*wide(*schedules()), ("lr", "momentum", "scale", "smoothing"))

@@ -237,7 +237,13 @@ EVOLVED = {"lr": 0.01, "eps": 1e-9}
 EXACT = [UNREAD_BY[name] for name in ("reverse", "forward", "rtho", "hd")]
 
 
-@pytest.mark.parametrize("make", UNREAD_BY.values(), ids=list(UNREAD_BY))
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=pytest.mark.slow if name in ("es", "nres") else ())
+        for name, make in UNREAD_BY.items()
+    ],
+)
 def test_weights_that_nothing_reads_are_named_where_they_are_not_finite(make):
     """In float16 the 1e-8 of Adam is 0, and 0/0 at a gradient of zero."""
     half = jnp.float16

@@ -56,6 +56,7 @@ class TestCrossEntropySampler(
         return partial(CrossEntropySampler, generation=4, rho=0.5, seed=0)
 
 
+@pytest.mark.slow
 class TestBayesSampler(
     cases.BasicSamplerTestCase, cases.RelativeSamplerTestCase, cases.SingleOnlySamplerTestCase
 ):

@@ -161,6 +161,7 @@ def test_memory_decides_between_passes():
     assert "mixed_mode((" in segments.call and "mixed_mode(())" not in segments.call
 
 
+@pytest.mark.slow
 def test_a_small_momentum_is_undone_in_integers():
     horizon = 400
     space = {**rates(horizon), "momentum": Real(0.0, 0.95, 0.5)}

@@ -259,6 +259,7 @@ def exploding():
     )
 
 
+@pytest.mark.slow
 def test_replay_shows_where_it_went_wrong(tmp_path):
     task = exploding()
     with pytest.raises(Stop):

@@ -155,6 +155,7 @@ def test_drift_computes_again_what_it_cannot_undo(momentum):
     assert not np.allclose(wrong, expected.hypergrad["log_l2"], rtol=0.1)
 
 
+@pytest.mark.slow
 def test_drift_under_vmap_computes_again_for_the_member_that_needs_it():
     each = [hparams(0.9), hparams(0.05)]
     many = jax.tree.map(lambda a, b: jnp.stack([a, b]), *each)
@@ -250,6 +251,7 @@ def test_variants_of_momentum(optimizer, others, made):
         assert error <= 1e-4 * optax.tree.norm(expected.hypergrad), (error, got.info)
 
 
+@pytest.mark.slow
 def test_bfloat16_params_are_trained_in_integers():
     narrow, h = regression(dtype=jnp.bfloat16), hparams(log_rate=-5.0)
     got, wide = run_new(reversible(narrow, HORIZON), h), run("reverse", h)
@@ -260,6 +262,7 @@ def test_bfloat16_params_are_trained_in_integers():
         drift(narrow, 12).estimate(KEY, (), h)
 
 
+@pytest.mark.slow
 def test_drift_does_not_lose_a_small_leaf_beside_a_large_one():
     """The large leaf comes back to 1e-6; the small one, at a lower momentum, does not."""
 

@@ -411,6 +411,7 @@ def test_pbt_copies_weights_and_hparams():
     assert outcome.steps.tolist() == [6] * 10
 
 
+@pytest.mark.slow
 def test_pbt_leaves_the_schedule_that_a_member_was_trained_with():
     """Another run from its start with the schedule that came out arrives at the same weights."""
     steps = 6

@@ -105,6 +105,7 @@ def test_a_baseline_lowers_the_variance():
     assert np.all(spread[policies.leave_one_out] < 0.5 * spread[policies.no_baseline])
 
 
+@pytest.mark.slow
 def test_choices_of_the_optimizer_and_any_way_through():
     """Draws that the optimizer reads, and real leaves by another estimator."""
     problem = discrete()
@@ -196,6 +197,7 @@ def test_the_policy_is_what_it_says():
     assert POLICY.entropy(POLICY.init(KEY)) == pytest.approx(np.log(6), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_descent_comes_near_the_best_choice():
     tuner = descent(score(discrete(), HORIZON, DISCRETE), DISCRETE.space)
     state = tuner.init(KEY)

@@ -216,6 +216,7 @@ def test_the_posterior_is_the_dense_one(data):
     np.testing.assert_allclose(std, expected[1], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_noise_grows_until_there_is_a_factor(data):
     """Twins under a loud process: in 32 bits K + noise I has no factor at first."""
     kernel, units, targets, mask = data

@@ -513,6 +513,7 @@ def test_continuous_decreasing_sequences_never_rise_and_are_learned():
         assert jnp.min(values) < 0.1 * jnp.min(values[0])
 
 
+@pytest.mark.slow
 def test_correlation_is_learned():
     space = {"a": Real(0, 1), "b": Real(0, 1)}
     family = distribution(

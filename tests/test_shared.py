@@ -93,6 +93,7 @@ def test_unrolled_is_exact_by_enumeration(num):
         assert np.linalg.norm(response[name]) > 0.1 * np.linalg.norm(exact), "cannot be left out"
 
 
+@pytest.mark.slow
 def test_a_window_is_the_last_steps():
     start = trained(PHI, num_steps=3)
     response = tabular.parts(lambda phi: trained(phi, start, 2), PHI)[1]
@@ -211,6 +212,7 @@ def one_step(num_samples, rate=0.9):
     return path, exact
 
 
+@pytest.mark.slow
 def test_the_bias_of_unrolled_draws_falls_as_one_over_samples():
     sizes = (2, 4, 8, 16, 32)
     scaled = np.array([n * np.linalg.norm(np.subtract(*one_step(n))) for n in sizes])
@@ -608,6 +610,7 @@ def test_where_the_loss_bends_down_the_response_is_damped_and_says_so():
     assert_close(strict.hypergrad, got.info.direct)
 
 
+@pytest.mark.slow
 def test_a_response_that_is_not_finite_is_left_out():
     def broken(matvec, b, start=None, tolerance=None):
         x, info = direct()(matvec, b)

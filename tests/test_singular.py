@@ -126,6 +126,7 @@ def test_one_number_alone_and_under_jit():
     np.testing.assert_allclose(jax.jit(lambda: one(SOLVERS["cg"], a, b))()[0], alone[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_nystrom_keeps_its_digits_in_float32():
     """The form of Woodbury loses ‖A‖/ρ of them: here all."""
     random = np.random.default_rng(1)

@@ -212,6 +212,7 @@ def test_resume_to_the_same_bits_and_replay(tuned, tmp_path, monkeypatch):
     assert float(repeated.trial.trials.values) == outcome.values[1]
 
 
+@pytest.mark.slow
 def test_a_search_begins_with_trials_of_shapes(tuned, tmp_path):
     out, found = tuned
     read = read_trials(out, SPACE)

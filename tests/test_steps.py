@@ -154,6 +154,7 @@ def test_defaults():
     sp.check_value(SPACE, start)
 
 
+@pytest.mark.slow
 def test_grid_takes_values_of_the_scale():
     space = {"n": hg.Integer(1, 64, log=True)}
     units = grid(space, 7, shuffle=False)

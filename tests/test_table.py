@@ -95,7 +95,10 @@ def total(solved):
 
 @pytest.mark.parametrize(
     "make",
-    [pytest.param(m, marks=[pytest.mark.slow] if m in LONG else []) for m in PROBLEMS],
+    [
+        pytest.param(m, marks=pytest.mark.slow if m in (*LONG, quadratic_bilevel) else ())
+        for m in PROBLEMS
+    ],
 )
 def test_at_rest_all_meet_the_closed_form(make):
     with jax.enable_x64(True):

@@ -57,6 +57,7 @@ def test_optimizers_with_extra_arguments_train(optimizer):
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 def test_average_equals_its_definition():
     problem, hparams = schedules()
     mean = averaged(problem, 0.8)

@@ -71,6 +71,7 @@ def test_an_invalid_prior_is_refused(bad):
         check_settings({"prior": {"lr": bad}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in readers_of("prior") if n in SEARCHERS])
 def test_first_trials_are_near_the_prior(name):
     told = {"lr": Prior(1e-3, 0.05), "kind": Prior("tanh", 0.05)}
