@@ -23,15 +23,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from hypergrad.core import tree
 from hypergrad.core.autodiff import equations, live_inputs, smooth_program, uses
+from hypergrad.core.flow import NOTHING, Marks, flow
 from hypergrad.core.types import Array, PyTree
 
 STEEP = frozenset({"sqrt", "cbrt", "rsqrt", "div", "pow"})
-"""Primitives without which an update has no slope 1/ε."""
+"""Primitives of gradients, weights or state without which an update has no slope 1/ε."""
 
 COSTLY = frozenset({"dot_general", "while", "sort", "qr", "eigh", "svd", "cholesky"})
 """Primitives of updates that are no sums over entries: they mix weights, so that none rests for itself."""
@@ -44,7 +45,8 @@ def rested(function: Callable, init: Callable[[PyTree], PyTree]) -> Callable:
 
     **Cost:** two more derivatives of an update that reads the weights, which are elementwise, where its state
     is made from weights, too (schedule-free, MADGRAD, an L2 term before Adam): only such numbers cancel, as
-    x − z does. Else 2 to 4 % of a hypergradient for Adam and AdamW, and nothing without a root or quotient.
+    x − z does. Else 2 to 4 % of a hypergradient for Adam and AdamW, and nothing without a root or quotient of
+    the gradients, the weights or the state: one of a schedule's count does not matter.
 
     **Limits:** the cotangents of a gradient entry that is exactly zero, and of its update, are cut off at
     1e-16 of the largest number of the smallest dtype in the update (3e22 in float32), where they would
@@ -60,26 +62,42 @@ def rested(function: Callable, init: Callable[[PyTree], PyTree]) -> Callable:
 
     def update(grads: PyTree, weights: PyTree, opt_state: PyTree, *shared: PyTree) -> PyTree:
         closed, treedef = smooth_program(function, grads, weights, opt_state, *shared)
-        found = {eqn.primitive.name for eqn in equations(closed.jaxpr)}
         args = jax.tree.leaves((grads, weights, opt_state, *shared))
-        if found & STEEP:
+        if _is_steep(closed, len(args) - len(jax.tree.leaves(shared))):
             num, at_most = len(jax.tree.leaves(grads)), _limit(closed)
             still = [g == 0 for g in args[:num]]
-            args = [*map(partial(_bounded, at_most), args, still), *args[num:]]
+            args = [*_bounded(at_most, args[:num], still), *args[num:]]
             live = live_inputs(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-            reads = any(live[num : 2 * num]) and not COSTLY & found
+            costly = any(eqn.primitive.name in COSTLY for eqn in equations(closed.jaxpr))
+            reads = any(live[num : 2 * num]) and not costly
             if reads and (_in_state(closed, num) or any(uses(init, weights))):
                 entries = [*range(num), *range(num), *_entries(opt_state, weights)]
                 owners = entries + [None] * (len(args) - len(entries))
                 outs = _separated(closed, owners, entries[num:])(args)
             else:
                 outs = jaxpr_as_fun(closed)(*args)
-            outs = [*map(partial(_bounded, at_most), outs, still), *outs[num:]]
+            outs = [*_bounded(at_most, outs[:num], still), *outs[num:]]
         else:
             outs = jaxpr_as_fun(closed)(*args)
         return jax.tree.unflatten(treedef, outs)
 
     return update
+
+
+def _is_steep(closed: ClosedJaxpr, num: int) -> bool:
+    """Tell whether a root or quotient reads any of the first `num` inputs of an update that are real."""
+    entry, found = frozenset(["entry"]), set()
+
+    def visit(eqn: JaxprEqn, marks: list[Marks]) -> None:
+        if eqn.primitive.name in STEEP and any(marks):
+            found.add(eqn.primitive.name)
+
+    ins = [
+        entry if i < num and tree.is_float(v.aval) else NOTHING
+        for i, v in enumerate(closed.jaxpr.invars)
+    ]
+    flow(closed.jaxpr, ins, visit)
+    return bool(found)
 
 
 def _in_state(closed: ClosedJaxpr, num: int) -> bool:
@@ -181,14 +199,15 @@ def _limit(closed: ClosedJaxpr) -> float:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _bounded(limit: float, x: Array, where: Array) -> Array:
-    """Return x, with a cotangent of at most `limit` at the entries `where`."""
-    return x
+def _bounded(limit: float, xs: list[Array], where: list[Array]) -> list[Array]:
+    """Return xs, with cotangents of at most `limit` at the entries `where`."""
+    return xs
 
 
 @_bounded.defjvp
-def _bounded_jvp(limit: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    return primals[0], bound_p.bind(tangents[0], primals[1], limit=limit)
+def _bounded_jvp(limit: float, primals: tuple, tangents: tuple) -> tuple[list[Array], list[Array]]:
+    xs, where = primals
+    return xs, [bound_p.bind(*pair, limit=limit) for pair in zip(tangents[0], where, strict=True)]
 
 
 bound_p = Primitive("bound")

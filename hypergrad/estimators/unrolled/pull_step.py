@@ -5,8 +5,10 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
 from hypergrad.core import tree
+from hypergrad.core.abstract import program_of
 from hypergrad.core.autodiff import equations, live_inputs
 from hypergrad.core.types import Array, Batch, HParams, Params, PyTree
 from hypergrad.problem import Problem
@@ -173,14 +175,20 @@ def _pull_update(
     inputs = (grads, step.opt_state, step.weights, step.hparams)
     loss = (value, step.carried)
     # most optimizers see neither the loss nor, through value_fn, the carried state
-    jaxpr = jax.make_jaxpr(step.apply)(*inputs, *loss).jaxpr
+    program, shapes = program_of(step.apply, *inputs, *loss)
+    jaxpr = program.jaxpr
     live = live_inputs(jaxpr, [True] * len(jaxpr.outvars))
     asks = any(eqn.primitive.name == "is_finite" for eqn in equations(jaxpr))
+
+    def apply(*args: PyTree) -> list[list[Array]]:
+        outs = jaxpr_as_fun(program)(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outs)
+
     if any(live[len(live) - 1 - len(step.carried) :]):
-        _, pull = jax.vjp(step.apply, *inputs, *loss)
+        _, pull = jax.vjp(apply, *inputs, *loss)
         v, o, w, h, value_bar, c_bar = pull([w_bar, o_bar])
         return _UpdateBars(v, o, w, h, (value_bar, c_bar), asks)
-    _, pull = jax.vjp(lambda g, o, w, h: step.apply(g, o, w, h, *loss), *inputs)
+    _, pull = jax.vjp(lambda g, o, w, h: apply(g, o, w, h, *loss), *inputs)
     v, o, w, h = pull([w_bar, o_bar])
     return _UpdateBars(v, o, w, h, (), asks)
 
