@@ -186,6 +186,21 @@ def test_only_a_state_made_from_weights_is_kept_apart(name, monkeypatch):
     assert bool(apart) == (name in ("schedule_free_adamw", "madgrad"))
 
 
+def warm(lr, b):
+    return optax.sgd(lambda count: lr * count / (count + 1.0), momentum=b)
+
+
+@pytest.mark.parametrize(("make", "bounds"), [(warm, 0), (optax.adam, 2)])
+def test_only_a_quotient_of_what_moves_needs_bounds(make, bounds, monkeypatch):
+    """That of a schedule's count has no slope 1/ε in a gradient that is zero; Adam's root has."""
+    asked = []
+    bounded = resting._bounded
+    monkeypatch.setattr(resting, "_bounded", lambda *x: asked.append(1) or bounded(*x))
+    made, h = problem(make), {"lr": jnp.asarray(LR), "b": jnp.asarray(B)}
+    jax.eval_shape(lambda h: unroll(made, h, init_state(made, jax.random.key(0), h), 1).params, h)
+    assert len(asked) == bounds
+
+
 @pytest.mark.parametrize("name", ["b1", pytest.param("b2", marks=pytest.mark.slow)])
 def test_what_builds_up_from_nothing_is_not_chaos_in_forward_mode(name):
     """The derivative in b1 is a rounding error after one step of Adam, and real after two."""
