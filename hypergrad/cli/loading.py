@@ -31,12 +31,9 @@ def arguments_of(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def take_cores(method: str, num: int | None) -> None:
-    """Make every core a device for a search, before anything computes: jax fixes its devices then."""
+    """Make every core a device, before anything computes: jax fixes its devices then."""
     from hypergrad.populations import use_cores
-    from hypergrad.tuners import TUNERS
 
-    if method in TUNERS:
-        return
     try:
         use_cores(num)
     except ValueError as error:

@@ -12,7 +12,7 @@ import optax
 from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.checks import check_kind, check_share, check_whole
-from hypergrad.core.memory import side_by_side
+from hypergrad.core.memory import at_once, side_by_side
 from hypergrad.core.methods import Method, StepCost
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators import ESTIMATORS, Estimate, Estimator, advice, average, plan, reverse
@@ -272,7 +272,7 @@ def _estimator_of(task: Task, settings: Any) -> tuple[Estimator, float]:
     Raises:
         ValueError: for a `memory` with another estimator than "reverse", the only one that uses it.
     """
-    num = settings.num_seeds * settings.num_restarts
+    num = at_once(settings.num_seeds) * settings.num_restarts
     if settings.memory is None:
         method, args = ESTIMATORS[settings.estimator], (task.problem, task.horizon, task.space)
         with side_by_side(num):
