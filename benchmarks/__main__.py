@@ -16,6 +16,7 @@ NAMES = {
     "compat": "whether the suite passes: oldest and newest Python and jax, x64 on and off",
     "hypergradient": "cost and agreement of every reverse scheme, beside TorchOpt, higher and PyTorch",
     "models": "the same on a transformer, a CNN, a ResNet and an MLP: trace, compile, run, memory",
+    "first_answer": "seconds to the first generation and the first step, beside one compilation",
     "bilevel": "time to the solution of a stochastic quadratic, beside jaxopt's L-BFGS",
     "controller": "one policy for architecture and optimizer: with and without the response, DARTS, CE, PBT",
     "chaotic": "hypergradient descent from a chaotic start: reverse, truncated, PES, NRES, ES",

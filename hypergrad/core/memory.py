@@ -79,7 +79,7 @@ def at_once(num: int) -> int:
     return 1 if jax.default_backend() == "cpu" else num
 
 
-def each_of(function: Callable[..., PyTree], num: int) -> Callable[..., PyTree]:
+def for_each(function: Callable[..., PyTree], num: int) -> Callable[..., PyTree]:
     """Return a function of `num` of everything, `[num]`, that calls `function` for each; see `at_once`."""
 
     def call(*many: PyTree) -> PyTree:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad.core.checks import check_whole
-from hypergrad.core.memory import each_of
+from hypergrad.core.memory import for_each
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.advice import advice, kind_of
 from hypergrad.estimators.base import Estimate, Estimator, mean_and_error, noise_advice
@@ -77,7 +77,7 @@ def average(estimator: Estimator, num_seeds: int) -> Estimator:
 
     def estimate(key: Key, state: PyTree, hparams: HParams) -> tuple[PyTree, Estimate]:
         keys = jax.random.split(key, num_seeds)
-        many = each_of(lambda key, state: estimator.estimate(key, state, hparams), num_seeds)
+        many = for_each(lambda key, state: estimator.estimate(key, state, hparams), num_seeds)
         state, each = many(keys, state)
 
         value, value_error = mean_and_error(each.value)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from hypergrad.core import tree
 from hypergrad.core.checks import check_function, check_kind, check_whole
-from hypergrad.core.memory import each_of
+from hypergrad.core.memory import for_each
 from hypergrad.core.types import Array, HParams, Key, PyTree
 from hypergrad.estimators.base import Estimate, Estimator, mean_and_error
 from hypergrad.estimators.policies.policy import factorized
@@ -102,7 +102,7 @@ def relaxed(
             return state, (found.value, *parts), found.info
 
         keys = jax.random.split(draw_key, num_samples)
-        state, (value, direct, response), each = each_of(one, num_samples)(keys, state)
+        state, (value, direct, response), each = for_each(one, num_samples)(keys, state)
         value, value_error = mean_and_error(value)
         hypergrad, error = mean_and_error(tree.add(direct, response))
         info = RelaxedInfo(
