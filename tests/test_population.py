@@ -1,7 +1,6 @@
 """Populations: every layout trains the same members, and nobody depends on the company."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +33,7 @@ from hypergrad.space import Choice, Integer, LogReal, Real, dynamic, sample
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import search
 from tests.lowering import wide_results
+from tests.processes import two
 
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(32, 3)), jnp.float32)
@@ -523,28 +523,7 @@ def searched():
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    script = TWO.format(tests=str(Path(__file__).parent))
-    errors, started = [tmp_path / f"{rank}.txt" for rank in range(2)], []
-    for rank, path in enumerate(errors):
-        with path.open("w") as file:  # a pipe that is not read yet would fill, and stop both
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", script, port, str(rank)],
-                    stdout=subprocess.PIPE,
-                    stderr=file,
-                    text=True,
-                )
-            )
-    try:
-        said = [process.communicate(timeout=300)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    complaints = [path.read_text()[-2000:] for path in errors]
-    assert [process.returncode for process in started] == [0, 0], complaints
+    said = two(TWO.format(tests=str(Path(__file__).parent)), tmp_path)
     one = searched()
     for out in said:
         digest, num_devices, values = json.loads(out.splitlines()[-1])

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.disk import ROOT
+from tests.processes import two
 
 SHARE = 0.3
 """Largest part of the temporary memory of one device that each of four takes."""
@@ -185,3 +186,56 @@ def test_members_of_a_divided_model_take_turns():
 @pytest.mark.slow
 def test_a_divided_model_is_tuned():
     assert float(tuned(True)[-1]) > 0
+
+
+APART = """
+import json, sys
+import jax
+if len(sys.argv) > 1:
+    jax.distributed.initialize("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]))
+import jax.numpy as jnp, numpy as np, optax
+from jax.sharding import NamedSharding, PartitionSpec as P
+import hypergrad as hg
+
+jax.config.update("jax_enable_x64", True)
+divided = jax.process_count() > 1
+rows = NamedSharding(hg.populations.mesh(), P("members"))
+X = np.random.default_rng(0).normal(size=(8, 16))
+
+def init(key, hparams):
+    weights = jax.random.normal(key, (16, 2))
+    return jax.lax.with_sharding_constraint(weights, rows) if divided else weights
+
+def error(weights, hparams, batch):
+    return jnp.mean((jnp.tanh(batch @ weights) - 1) ** 2)
+
+problem = hg.Problem(
+    init=init,
+    loss=lambda w, h, b: error(w, h, b) + h["decay"] * jnp.sum(w**2),
+    objective=error,
+    optimizer=lambda h: optax.sgd(h["lr"], momentum=0.9),
+    train_batch=lambda key, step: jnp.asarray(X)[jax.random.randint(key, (4,), 0, 8)],
+    valid_batch=lambda key: jnp.asarray(X),
+)
+key, hparams = jax.random.key(0), {"lr": 0.1, "decay": 0.1}
+begun = jax.jit(lambda k, h: hg.init_state(problem, k, h).params)(key, hparams)
+_, found = jax.jit(hg.estimators.reverse(problem, 6).estimate)(key, (), hparams)
+print(json.dumps([
+    [list(one.data.shape) for one in begun.addressable_shards],
+    [float(x) for x in (found.value, *jax.tree.leaves(found.hypergrad))],
+]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_hold_half_of_a_model_each(tmp_path):
+    """Neither has the weights of the other; both find the hypergradient that one process finds."""
+    alone = subprocess.run(
+        [sys.executable, "-c", APART], capture_output=True, text=True, check=True
+    )
+    (whole,), want = json.loads(alone.stdout.splitlines()[-1])
+    assert whole == [16, 2] and all(want)
+    for said in two(APART, tmp_path):
+        (half,), found = json.loads(said.splitlines()[-1])
+        assert half == [8, 2]
+        assert found == pytest.approx(want, rel=1e-12)

@@ -19,7 +19,7 @@ _SIDE_BY_SIDE: ContextVar[int] = ContextVar("side_by_side", default=1)
 
 def accelerator_memory() -> int | None:
     """Return how many bytes a program may take, None where the device does not say (a CPU does not)."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if not stats or "bytes_limit" not in stats:
         return None
     return int(0.9 * stats["bytes_limit"])
