@@ -27,6 +27,7 @@ from hypergrad.estimators.evolution.windows import quarter
 from hypergrad.estimators.implicit.response import BatchOf, default_batch, next_batch
 from hypergrad.estimators.policies import enumerated, factorized, own_leaves, sampled
 from hypergrad.estimators.recommendation import (
+    ELSEWHERE,
     Recommendation,
     estimate_bytes,
     spoken_names,
@@ -327,7 +328,7 @@ def _within(case: _Case, count: int, reasons: list[str]) -> Recommendation:
             + spoken_pass(horizon, chosen.checkpoint)
         )
         return _reverse(case, chosen, reasons)
-    reasons.append("segments take more than that, too")
+    reasons.append(f"segments take more than that, too; you may {ELSEWHERE}")
     if count <= 8 * FEW:
         estimator = estimators.forward(problem, horizon, chunk=1)
         if estimate_bytes(estimator, hparams) <= memory:

@@ -7,6 +7,12 @@ import jax
 from hypergrad.core.types import HParams
 from hypergrad.estimators.base import Estimator, temporary_bytes
 
+ELSEWHERE = (
+    "keep the states in the host's memory (mixed_mode(offload=True), on an accelerator) or on a disk "
+    "(reverse_on_disk(...))"
+)
+"""What to do where no pass fits into the memory of the device."""
+
 
 class Recommendation(NamedTuple):
     """An estimator and the reasons for it.

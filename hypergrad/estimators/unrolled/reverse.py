@@ -11,7 +11,7 @@ from hypergrad.core.methods import Method
 from hypergrad.core.types import HParams
 from hypergrad.estimators.base import Estimator, temporary_bytes
 from hypergrad.estimators.costs import BACKWARD, pass_back
-from hypergrad.estimators.recommendation import spoken_size
+from hypergrad.estimators.recommendation import ELSEWHERE, spoken_size
 from hypergrad.estimators.unrolled import adjoint
 from hypergrad.estimators.unrolled.adjoint import (
     Backward,
@@ -154,5 +154,5 @@ def plan(
     least = min(size for _, size in tried)
     raise ValueError(
         f"memory is {memory} bytes, expected at least {least} for horizon = {horizon}; raise it, shorten "
-        "the horizon, or use truncated(...) or forward(...)"
+        f"the horizon, {ELSEWHERE}, or use truncated(...) or forward(...)"
     )
