@@ -60,8 +60,8 @@ def batch_norm(w, state, name, x, train):
         here, spread = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
         state = {
             **state,
-            f"{name}.mean": 0.9 * mean + 0.1 * here.detach(),  # as flax and PyTorch do
-            f"{name}.var": 0.9 * var + 0.1 * spread.detach(),
+            f"{name}.mean": 0.9 * mean + 0.1 * here,
+            f"{name}.var": 0.9 * var + 0.1 * spread,
         }
         mean, var = here, spread
     scale = w[f"{name}.scale"] / (var + 1e-5).sqrt()
