@@ -1,12 +1,13 @@
 """Run a benchmark: `python -m benchmarks NAME [--quick] [--out FILE] [--data DIR] [--torch-python PATH]`."""
 
 import argparse
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
 
 from benchmarks import tables
-from benchmarks.record import Results, pin
+from benchmarks.record import Results, accelerator, pin
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
@@ -40,6 +41,11 @@ NAMES = {
 }
 
 
+def plain(name: str) -> str:
+    """Return a name that may stand in the name of a file."""
+    return re.sub(r"\W+", "_", name)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run what is not yet in the results file, print its table."""
     names = "\n".join(f"  {name:14s} {text}" for name, text in NAMES.items())
@@ -55,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=Path,
-        help="results file; cases in it are not run again (default: results/NAME.jsonl)",
+        help="results file; cases in it are not run again (default: results/NAME.jsonl, and beside it "
+        "results/NAME-DEVICE.jsonl on an accelerator)",
     )
     parser.add_argument(
         "--data",
@@ -82,8 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"{flag} is {path!r}, which is not there; check the path")
     pin(options.cores)
     module = import_module(f"benchmarks.{options.name}")  # imports jax, after the cores are set
-    quick = "-quick" if options.quick else ""
-    out = options.out or RESULTS / f"{options.name}{quick}.jsonl"
+    kept = RESULTS / f"{options.name}{'-' * bool(accelerator())}{plain(accelerator())}.jsonl"
+    out = options.out or (RESULTS / f"{options.name}-quick.jsonl" if options.quick else kept)
     settings = {
         "quick": options.quick,
         "cores": options.cores,
@@ -100,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nstopped; finished cases are in {out}", file=sys.stderr)
         return 130
     print(module.table(results))
-    if out == RESULTS / f"{options.name}.jsonl":
+    if out == kept:
         tables.write()
     print(f"\n{len(results.cases)} cases in {out}")
     return 0

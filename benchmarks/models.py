@@ -2,7 +2,8 @@
 
 The networks are a character transformer, a CNN with BatchNorm, a ResNet-8 and the digits MLP (`nets`). Each way
 to differentiate their training runs in a process of its own, all of them in turn. Errors are against `jax.grad`
-straight through a loop by hand. A full run takes about fifteen minutes, twenty with peers.
+straight through a loop by hand. A full run takes about fifteen minutes, twenty with peers. On an accelerator
+GPT-2 is trained, too, by fewer ways.
 """
 
 import contextlib
@@ -13,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.nets import NETS, QUICK, arrays
-from benchmarks.record import Figure, Results, interleave, markdown
+from benchmarks.nets import LARGE, NETS, QUICK, arrays
+from benchmarks.record import Figure, Results, accelerator, interleave, markdown
 from benchmarks.worker import Worker
 
 REPEATS = 5
 WAYS = ("training", "grad, naive", "grad, checkpoint", "grad of unroll, checkpoint", "reverse")
+WAYS_OF_LARGE = ("training", "reverse", "reverse, offloaded")
 LEAN = "reverse, a quarter"
 BY_HAND = "grad, checkpoint"
 PEERS = ("torch", "torch.func", "higher", "torchopt")
@@ -31,6 +33,11 @@ def run(results: Results, options) -> None:
         if net.name not in results.cases:
             print(f"{net.name} ...", flush=True)
             results.add(net.name, measure(kind, options))
+    for kind, make in LARGE.items() if accelerator() and not options.quick else ():
+        name = make().name
+        if name not in results.cases:
+            print(f"{name} ...", flush=True)
+            results.add(name, measure_large(kind))
 
 
 def measure(kind: str, options) -> list[Figure]:
@@ -80,6 +87,26 @@ def measure(kind: str, options) -> list[Figure]:
             figures.append(
                 Figure(method, "error", relative(grads[method], grads["grad, naive"]), "relative")
             )
+    return figures
+
+
+def measure_large(kind: str) -> list[Figure]:
+    """Measure the ways that fit for a large network, one process after another; each runs once more."""
+    figures = []
+    for method in WAYS_OF_LARGE:
+        request = {"net": kind, "way": method, "quick": False, "memory": None}
+        with Worker(sys.executable, "benchmarks.models_worker", request) as worker:
+            cost = worker.ask({"run": "first"})
+            seconds = worker.ask({"run": "again"})["seconds"]
+        figures += [
+            Figure(method, "trace", cost["trace"], "CPU s"),
+            Figure(method, "compile", cost["compile"], "CPU s"),
+            Figure(method, "memory_mb", cost["memory"] / 1e6, "MB, says the compiler"),
+            Figure(method, "peak_mb", cost["peak"] / 1e6, "MB, measured"),
+            Figure(method, "time, median", seconds, "s"),
+        ]
+        training = next(f.value for f in figures if f.metric == "time, median")
+        figures.append(Figure(method, "run_ratio", seconds / training, "trainings"))
     return figures
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.nets import KEY, NETS, QUICK, Net, by_hand, checkpointed
+from benchmarks.nets import KEY, LARGE, NETS, QUICK, Net, by_hand, checkpointed
 from benchmarks.worker import serve
 from hypergrad.core import tree
 from hypergrad.core.types import HParams
 from hypergrad.estimators import plan, reverse
 from hypergrad.estimators.base import temporary_bytes
+from hypergrad.estimators.unrolled.adjoint import mixed_mode
 from hypergrad.train import init_state, split_key, unroll
 
 
@@ -29,9 +30,11 @@ def by_unroll(net: Net, hparams: HParams) -> Any:
     return net.problem.objective(state.params, hparams, net.problem.valid_batch(judge))
 
 
-def by_reverse(net: Net, memory: int | None = None) -> Callable[[HParams], Any]:
-    """Make the default pass, or the one within a budget."""
-    backward = None
+def by_reverse(
+    net: Net, memory: int | None = None, offload: bool = False
+) -> Callable[[HParams], Any]:
+    """Make the default pass, the one within a budget, or one whose states lie in the memory of the host."""
+    backward = mixed_mode(offload=True) if offload else None
     if memory is not None:
         backward = plan(net.problem, net.hparams, net.horizon, memory).backward
     estimator = reverse(net.problem, net.horizon, backward=backward)
@@ -47,6 +50,7 @@ def way(net: Net, request: dict[str, Any]) -> Callable[[HParams], Any]:
         "grad of unroll, checkpoint": lambda: jax.grad(lambda h: by_unroll(net, h)),
         "reverse": lambda: by_reverse(net),
         "reverse, a quarter": lambda: by_reverse(net, request["memory"]),
+        "reverse, offloaded": lambda: by_reverse(net, offload=True),
     }
     return made[request["way"]]()
 
@@ -56,7 +60,7 @@ class Case:
 
     def __init__(self, request: dict[str, Any]):
         jax.config.update("jax_enable_compilation_cache", False)
-        net = (QUICK if request["quick"] else NETS)[request["net"]]()
+        net = (QUICK if request["quick"] else NETS | LARGE)[request["net"]]()
         self.hparams = net.hparams
         jax.jit(way(net, {"way": "training"})).lower(net.hparams)  # loads what jax loads late
         function = way(net, request)
@@ -78,7 +82,8 @@ class Case:
             before = status("VmRSS")
             forget_peak()
             found = jax.block_until_ready(self.compiled(self.hparams))
-            peak = max(0, status("VmHWM") - before)
+            on_device = jax.devices()[0].memory_stats() or {}
+            peak = on_device.get("peak_bytes_in_use", max(0, status("VmHWM") - before))
             gradient = [float(x) for leaf in jax.tree.leaves(found) for x in np.ravel(leaf)]
             names = tree.leaf_names(found)
             return {**self.cost, "peak": peak, "gradient": gradient, "names": names}

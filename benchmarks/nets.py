@@ -98,31 +98,37 @@ def arrays(net: Net) -> dict[str, np.ndarray]:
 class Block(linen.Module):
     """A block of a transformer, `[B, L, D] -> [B, L, D]`; `mask` scales the outputs of its second half."""
 
+    heads: int
+
     @linen.compact
     def __call__(self, x: Array, mask: Array | float) -> Array:
         width = x.shape[-1]
         h = linen.LayerNorm(name="norm1")(x)
         causal = linen.make_causal_mask(jnp.ones(x.shape[:2]))
-        x = x + linen.MultiHeadDotProductAttention(4, name="attention")(h, h, mask=causal)
+        x = x + linen.MultiHeadDotProductAttention(self.heads, name="attention")(h, h, mask=causal)
         h = linen.Dense(4 * width, name="up")(linen.LayerNorm(name="norm2")(x))
         return x + mask * linen.Dense(width, name="down")(linen.gelu(h))
 
 
 class Transformer(linen.Module):
-    """A model of the next character, `[B, L] -> [B, L, vocabulary]`."""
+    """A model of the next character, `[B, L] -> [B, L, vocabulary]`; `tied` reads out with the embedding."""
 
     vocabulary: int
     length: int
     width: int
     layers: int
+    heads: int = 4
+    tied: bool = False
 
     @linen.compact
     def __call__(self, tokens: Array, masks: Array | None = None) -> Array:
-        x = linen.Embed(self.vocabulary, self.width, name="embed")(tokens)
+        embed = linen.Embed(self.vocabulary, self.width, name="embed")
+        x = embed(tokens)
         x += self.param("position", linen.initializers.normal(0.02), (self.length, self.width))
         for i in range(self.layers):
-            x = Block(name=f"block{i}")(x, 1.0 if masks is None else masks[i])
-        return linen.Dense(self.vocabulary, name="out")(linen.LayerNorm(name="norm")(x))
+            x = Block(self.heads, name=f"block{i}")(x, 1.0 if masks is None else masks[i])
+        x = linen.LayerNorm(name="norm")(x)
+        return embed.attend(x) if self.tied else linen.Dense(self.vocabulary, name="out")(x)
 
 
 def characters() -> Array:
@@ -163,6 +169,32 @@ def transformer(horizon: int, layers: int = 4, width: int = 64) -> Net:
     hparams = {"lr": jnp.full(horizon, 1e-3), "decay": jnp.asarray(1e-2)}
     name = f"transformer, {width} wide, {layers} layers, AdamW, T = {horizon}"
     return Net(name, "transformer", problem, hparams, horizon, layers)
+
+
+def gpt2(horizon: int = 1000, layers: int = 12, vocabulary: int = 50257) -> Net:
+    """GPT-2 of 124M weights on random tokens, 2 texts of 1024 a step; AdamW with a rate for every step."""
+    length, size = 1024, 2
+    model = Transformer(vocabulary, length, 768, layers, 12, tied=True)
+
+    def draw(key: Key) -> tuple[Array, Array]:
+        tokens = jax.random.randint(key, (size, length + 1), 0, vocabulary)
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def loss(p: Any, h: HParams, batch: tuple[Array, Array]) -> Array:
+        return cross_entropy(model.apply({"params": p}, batch[0]), batch[1])
+
+    problem = Problem(
+        init=lambda key, h: model.init(key, jnp.zeros((1, length), jnp.int32))["params"],
+        loss=loss,
+        objective=loss,
+        optimizer=lambda h: optax.adamw(
+            schedule(h["lr"]), weight_decay=h["decay"], eps_root=EPS_ROOT
+        ),
+        train_batch=lambda key, step: draw(key),
+        valid_batch=draw,
+    )
+    hparams = {"lr": jnp.full(horizon, 3e-4), "decay": jnp.asarray(0.1)}
+    return Net(f"GPT-2, {layers} layers, AdamW, T = {horizon}", "gpt2", problem, hparams, horizon)
 
 
 class CNN(nnx.Module):
@@ -317,3 +349,5 @@ NETS: dict[str, Callable[[], Net]] = {
 QUICK: dict[str, Callable[[], Net]] = {
     "mlp": lambda: mlp(8, 8, 16),
 }
+LARGE: dict[str, Callable[[], Net]] = {"gpt2": gpt2}
+"""Networks for an accelerator alone."""

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.record import Figure, Results, interleave, markdown, timed
+from benchmarks.record import Figure, Results, accelerator, interleave, markdown, timed
 from hypergrad import study
 from hypergrad.populations import Layout, chunked, fastest_layout, population
 from hypergrad.problem import Problem
@@ -37,7 +37,8 @@ from hypergrad.space import LogReal, Real, from_units
 from hypergrad.train import init_state, unroll
 from hypergrad.tuners import Tuner, search
 
-WIDTHS, SIZES = (8, 32, 64), (64, 256, 1024)
+WIDTHS = (8, 32, 64)
+SIZES = (64, 256, 1024, *((4096,) if accelerator() else ()))
 HORIZON, BATCH_SIZE = 200, 32
 REPEATS = 5
 NUM_OPTUNA, NUM_LOOP, LEAST = 12, 64, 256

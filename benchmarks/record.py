@@ -149,7 +149,18 @@ def machine() -> dict[str, Any]:
                 break
     except OSError:
         pass
-    return {"processor": model, "system": platform.system(), "cores": num_cores()}
+    about = {"processor": model, "system": platform.system(), "cores": num_cores()}
+    return about | ({"accelerator": accelerator()} if accelerator() else {})
+
+
+def accelerator() -> str:
+    """Name the accelerator of jax; empty where there is none, which is found out without starting jax."""
+    there = [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("accel[0-9]*")]
+    if not there or os.environ.get("JAX_PLATFORMS") == "cpu":
+        return ""
+    import jax
+
+    return "" if jax.default_backend() == "cpu" else str(jax.devices()[0].device_kind)
 
 
 def num_cores() -> int:
@@ -159,7 +170,11 @@ def num_cores() -> int:
 
 
 def pin(cores: int) -> None:
-    """Keep this process and its children on `cores` processors; call before jax is imported."""
+    """Keep this process and its children on `cores` processors; call before jax is imported.
+
+    Several processes share an accelerator: none may take all its memory at once.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 

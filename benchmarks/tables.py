@@ -41,18 +41,31 @@ def render(text: str, folder: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         name, kind = match.groups()
-        if not (folder / f"{name}.jsonl").exists():
+        made = [one_table(path, kind) for path in files(name, folder)]
+        if not made:
             return match.group()
-        results = load(folder / f"{name}.jsonl")
-        made = getattr(import_module(f"benchmarks.{name}"), kind)(results)
-        machine, versions = results.header["machine"], results.header["versions"]
-        origin = (
-            f"`{results.header['command']}`, {results.header['date']}, jax {versions['jax']}, "
-            f"{machine['processor']}, cores: {machine['cores']}"
-        )
-        return f"<!-- {name} {kind} -->\n{made}\n\n{origin}\n<!-- end -->"
+        return "\n".join([f"<!-- {name} {kind} -->", "\n\n".join(made), "<!-- end -->"])
 
     return BLOCK.sub(block, text)
+
+
+def files(name: str, folder: Path) -> list[Path]:
+    """List the results of a benchmark on a CPU, and on each accelerator."""
+    others = sorted(folder.glob(f"{name}-*.jsonl"))
+    found = [folder / f"{name}.jsonl", *(path for path in others if "-quick" not in path.name)]
+    return [path for path in found if path.exists()]
+
+
+def one_table(path: Path, kind: str) -> str:
+    """Write the table of one results file, and where it comes from."""
+    results = load(path)
+    made = getattr(import_module(f"benchmarks.{results.benchmark}"), kind)(results)
+    machine, versions = results.header["machine"], results.header["versions"]
+    where = machine.get("accelerator") or f"{machine['processor']}, cores: {machine['cores']}"
+    origin = (
+        f"`{results.header['command']}`, {results.header['date']}, jax {versions['jax']}, {where}"
+    )
+    return f"{made}\n\n{origin}"
 
 
 def load(path: Path) -> Results:

@@ -102,7 +102,8 @@ def test_short_calls_are_warm():
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
 def test_kept_results_name_what_they_measured(path):
     header = tables.load(path).header
-    assert header["benchmark"] == path.stem
+    assert header["benchmark"] == path.stem.partition("-")[0]
+    assert ("-" in path.stem) == ("accelerator" in header["machine"])
     assert header["settings"]["quick"] is False
     assert not header["commit"].endswith("+"), "measured on files that no commit holds"
     assert {"date", "machine", "command"} <= set(header)
@@ -152,6 +153,33 @@ def test_a_quick_run_ends_with_its_table(tmp_path, name, line, cases):
     assert done.returncode == 0, done.stderr
     assert line in done.stdout
     assert len(next(iter(tables.load(out).cases.values()))) == cases
+
+
+def test_the_table_of_an_accelerator_stands_beside_that_of_the_cpu(tmp_path):
+    kept = ROOT / "benchmarks" / "results" / "odds.jsonl"
+    lines = kept.read_text().splitlines()
+    header = json.loads(lines[0])
+    header["machine"]["accelerator"] = "NVIDIA H200"
+    (tmp_path / "odds.jsonl").write_text(kept.read_text())
+    there = "\n".join([json.dumps(header), *lines[1:]]) + "\n"
+    (tmp_path / "odds-NVIDIA_H200.jsonl").write_text(there)
+    (tmp_path / "odds-quick.jsonl").write_text("not read")
+    block = "<!-- odds table -->\nold\n<!-- end -->"
+    made = tables.render(block, tmp_path)
+    assert made.count("| way ") == 2 and made.count(", NVIDIA H200\n") == 1
+    assert tables.render(made, tmp_path) == made
+
+
+@pytest.mark.slow
+def test_gpt2_has_as_many_weights_as_it_should():
+    net = nets.gpt2(2)
+    key, (batch, _) = jax.random.key(0), jax.eval_shape(net.problem.valid_batch, jax.random.key(0))
+    assert batch.shape == (2, 1024)
+    weights = jax.eval_shape(lambda k: net.problem.init(k, net.hparams), key)
+    assert sum(x.size for x in jax.tree.leaves(weights)) == 124_439_808
+    estimate = reverse(net.problem, 2).estimate
+    _, found = jax.eval_shape(lambda h: estimate(key, (), h), net.hparams)
+    assert found.hypergrad["lr"].shape == (2,)
 
 
 def test_what_a_program_sends_is_read_off_it():
