@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -355,6 +356,9 @@ def test_a_whole_tune_killed_in_its_later_phases(tmp_path, monkeypatch):
     """kill -9 in the baseline, while judging and before the report; then it ends as if undisturbed."""
     path = tmp_path / "s"
     words = ["quadratic", "--log", "jsonl", "--quiet", "--horizon", "4", "--arg", "num_params=2"]
+    # the command line makes every core a device unless told otherwise; this process has one, and goes on below
+    one = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=1"
+    monkeypatch.setenv("XLA_FLAGS", one)
     settings = {"budget": 4, "num_seeds": 1, "eval_seeds": 2, "seed": 5}
     flags = [w for name, value in settings.items() for w in (OPTION[name].flag, str(value))]
     for phase, reached in KILLS.items():
