@@ -30,7 +30,7 @@ def arguments_of(given: dict[str, Any]) -> dict[str, Any]:
     return {**given.get("arg", {}), **{name: given[name] for name in FLAGS if name in given}}
 
 
-def take_cores(method: str, num: int | None) -> None:
+def take_cores(num: int | None) -> None:
     """Make every core a device, before anything computes: jax fixes its devices then."""
     from hypergrad.populations import use_cores
 
@@ -103,7 +103,7 @@ def load_recorded(command: str, directory: str, given: dict[str, Any]) -> "Task"
     if type(num) is int and 1 <= num <= MAX_DEVICES:
         # where this comes too late, the study names its need
         with contextlib.suppress(ValueError):
-            take_cores(str(described.get("method")), num)
+            take_cores(num)
     recorded = described.get("task_arguments")
     recorded = recorded if isinstance(recorded, dict) else {}
     arguments = {**recorded, **arguments_of(given)}

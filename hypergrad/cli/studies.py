@@ -122,7 +122,7 @@ def _tune_task(
     """Tune the task that the options name; `file` is the study file of the options, if there is one."""
     name = given["task"]
     out = Path(given.get("out") or Path("runs") / _plain_name(name))
-    loading.take_cores(given.get("method", Settings().method), given.get("devices"))
+    loading.take_cores(given.get("devices"))
     task = loading.load_task(name, arguments, file)
     from hypergrad.cli.terminal import print_notes
     from hypergrad.tuning.tune import tune
