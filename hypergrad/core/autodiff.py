@@ -37,10 +37,18 @@ def smooth(function: Callable) -> Callable:
     """
 
     def smoothed(*args: PyTree) -> PyTree:
-        closed, treedef = smooth_program(function, *args)
-        return jax.tree.unflatten(treedef, jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
+        return as_function(*smooth_program(function, *args))(*args)
 
     return smoothed
+
+
+def as_function(closed: ClosedJaxpr, treedef: Any) -> Callable[..., PyTree]:
+    """Return a program as a function of pytrees, whose results have the structure `treedef`."""
+
+    def call(*args: PyTree) -> PyTree:
+        return jax.tree.unflatten(treedef, jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
+
+    return call
 
 
 def smooth_program(function: Callable, *args: PyTree) -> tuple[ClosedJaxpr, Any]:

@@ -5,11 +5,10 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxpr_as_fun
 
 from hypergrad.core import tree
 from hypergrad.core.abstract import program_of
-from hypergrad.core.autodiff import equations, live_inputs
+from hypergrad.core.autodiff import as_function, equations, live_inputs
 from hypergrad.core.types import Array, Batch, HParams, Params, PyTree
 from hypergrad.problem import Problem
 from hypergrad.train import (
@@ -176,14 +175,9 @@ def _pull_update(
     loss = (value, step.carried)
     # most optimizers see neither the loss nor, through value_fn, the carried state
     program, shapes = program_of(step.apply, *inputs, *loss)
-    jaxpr = program.jaxpr
+    jaxpr, apply = program.jaxpr, as_function(program, jax.tree.structure(shapes))
     live = live_inputs(jaxpr, [True] * len(jaxpr.outvars))
     asks = any(eqn.primitive.name == "is_finite" for eqn in equations(jaxpr))
-
-    def apply(*args: PyTree) -> list[list[Array]]:
-        outs = jaxpr_as_fun(program)(*jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shapes), outs)
-
     if any(live[len(live) - 1 - len(step.carried) :]):
         _, pull = jax.vjp(apply, *inputs, *loss)
         v, o, w, h, value_bar, c_bar = pull([w_bar, o_bar])
