@@ -41,11 +41,6 @@ NAMES = {
 }
 
 
-def plain(name: str) -> str:
-    """Return a name that may stand in the name of a file."""
-    return re.sub(r"\W+", "_", name)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, run what is not yet in the results file, print its table."""
     names = "\n".join(f"  {name:14s} {text}" for name, text in NAMES.items())
@@ -89,7 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"{flag} is {path!r}, which is not there; check the path")
     pin(options.cores)
     module = import_module(f"benchmarks.{options.name}")  # imports jax, after the cores are set
-    kept = RESULTS / f"{options.name}{'-' * bool(accelerator())}{plain(accelerator())}.jsonl"
+    device = re.sub(r"\W+", "_", accelerator())
+    kept = RESULTS / f"{'-'.join(filter(None, (options.name, device)))}.jsonl"
     out = options.out or (RESULTS / f"{options.name}-quick.jsonl" if options.quick else kept)
     settings = {
         "quick": options.quick,

@@ -28,16 +28,13 @@ PEERS = ("torch", "torch.func", "higher", "torchopt")
 
 def run(results: Results, options) -> None:
     """Measure every network that is not in the results yet."""
-    for kind, make in (QUICK if options.quick else NETS).items():
-        net = make()
-        if net.name not in results.cases:
-            print(f"{net.name} ...", flush=True)
-            results.add(net.name, measure(kind, options))
-    for kind, make in LARGE.items() if accelerator() and not options.quick else ():
+    everything = NETS | (LARGE if accelerator() else {})
+    for kind, make in (QUICK if options.quick else everything).items():
         name = make().name
         if name not in results.cases:
             print(f"{name} ...", flush=True)
-            results.add(name, measure_large(kind))
+            large = kind in LARGE
+            results.add(name, measure_large(kind) if large else measure(kind, options))
 
 
 def measure(kind: str, options) -> list[Figure]:
@@ -68,14 +65,11 @@ def measure(kind: str, options) -> list[Figure]:
 
     for method, cost in costs.items():
         figures += [
-            Figure(method, "trace", cost["trace"], "CPU s"),
-            Figure(method, "compile", cost["compile"], "CPU s"),
+            *cost_of(method, cost),
             Figure(method, "trace_ratio", cost["trace"] / costs[BY_HAND]["trace"], "of by hand"),
             Figure(
                 method, "compile_ratio", cost["compile"] / costs[BY_HAND]["compile"], "of by hand"
             ),
-            Figure(method, "memory_mb", cost["memory"] / 1e6, "MB, says the compiler"),
-            Figure(method, "peak_mb", cost["peak"] / 1e6, "MB, measured"),
         ]
     training, ours = times["training"]["median"], times["reverse"]["median"]
     for method, found in times.items():
@@ -92,22 +86,26 @@ def measure(kind: str, options) -> list[Figure]:
 
 def measure_large(kind: str) -> list[Figure]:
     """Measure the ways that fit for a large network, one process after another; each runs once more."""
-    figures = []
+    figures, training = [], 1.0
     for method in WAYS_OF_LARGE:
         request = {"net": kind, "way": method, "quick": False, "memory": None}
         with Worker(sys.executable, "benchmarks.models_worker", request) as worker:
             cost = worker.ask({"run": "first"})
             seconds = worker.ask({"run": "again"})["seconds"]
-        figures += [
-            Figure(method, "trace", cost["trace"], "CPU s"),
-            Figure(method, "compile", cost["compile"], "CPU s"),
-            Figure(method, "memory_mb", cost["memory"] / 1e6, "MB, says the compiler"),
-            Figure(method, "peak_mb", cost["peak"] / 1e6, "MB, measured"),
-            Figure(method, "time, median", seconds, "s"),
-        ]
-        training = next(f.value for f in figures if f.metric == "time, median")
+        training = seconds if method == "training" else training
+        figures += [*cost_of(method, cost), Figure(method, "time, median", seconds, "s")]
         figures.append(Figure(method, "run_ratio", seconds / training, "trainings"))
     return figures
+
+
+def cost_of(method: str, cost: dict[str, Any]) -> list[Figure]:
+    """List what it cost to make a way, and the memory that it takes."""
+    return [
+        Figure(method, "trace", cost["trace"], "CPU s"),
+        Figure(method, "compile", cost["compile"], "CPU s"),
+        Figure(method, "memory_mb", cost["memory"] / 1e6, "MB, says the compiler"),
+        Figure(method, "peak_mb", cost["peak"] / 1e6, "MB, measured"),
+    ]
 
 
 def begin_peers(

@@ -150,7 +150,8 @@ def machine() -> dict[str, Any]:
     except OSError:
         pass
     about = {"processor": model, "system": platform.system(), "cores": num_cores()}
-    return about | ({"accelerator": accelerator()} if accelerator() else {})
+    device = accelerator()
+    return about | ({"accelerator": device} if device else {})
 
 
 def accelerator() -> str:
