@@ -1,69 +1,81 @@
-"""A learning-rate schedule tuned by gradient against the best constant, the best cosine and random search.
+"""Schedules learned by gradient against searches of the best parametric family, at equal cost.
 
-Only the learning rate differs: every way trains the same network for the same number of steps, with the task's
-defaults for everything else. The whole comparison is repeated with other splits of the data, other weights and
-other minibatches: each way chooses by the validation loss of `NUM_CHOOSE` trainings, and its choice is judged
-by `NUM_JUDGE` fresh ones. The full run takes about forty minutes.
+Descent tunes a learning rate for every step, and all else that the task has. Its rivals search peak, warm-up
+and final rate of a cosine beside the task's other hyperparameters, held constant: the family that a person
+would take. Each way has the same number of trainings, counted as `docs/studies.md` says, and chooses by
+validation; its choice is judged by trainings on fresh seeds. All of it is repeated with other splits of the
+data. A table takes two core hours or less, and goes on where it was stopped.
 """
 
 import argparse
-import time
+import warnings
 from collections.abc import Callable
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.stats import t as student
+from scipy.stats import t as student, wilcoxon
 
+import hypergrad as hg
 from benchmarks.record import Figure, Results, markdown
-from hypergrad import study
 from hypergrad.core.flax import from_linen
-from hypergrad.core.types import Array, Key
-from hypergrad.estimators import ESTIMATORS, Estimator, average, reverse
+from hypergrad.core.types import HParams, PyTree
 from hypergrad.problem import Problem, Task
-from hypergrad.space import LogReal, Real, Sequence, default, sample, schedule
+from hypergrad.space import LogReal, Real, Sequence, schedule
 from hypergrad.train import init_state, unroll
-from hypergrad.tuners import descent
 from models.mlp import MLP
 from tasks import digits, images
-from tasks.supervised import Splits, cross_entropy, supervised
+from tasks.supervised import cross_entropy, supervised
 
-RATES = LogReal(1e-3, 2.0, default=0.1)
-NUM_SEEDS = 10
-"""Number of repetitions of the whole comparison."""
-NUM_CHOOSE = 8
-"""Number of trainings on which every way chooses; a hypergradient is averaged over as many."""
-NUM_LAST = 20
-"""Last iterates of the descent among which it chooses: their own values are of as many different seeds, and
-the lowest of noisy values is partly luck."""
-NUM_JUDGE = 10
-NUM_GRID = 40
-"""Number of rates tried for the constant and the cosine, which have one parameter."""
-NUM_KNOTS = 5
-UNITS = {"validation loss": "nats", "test loss": "nats", "test accuracy": "fraction"}
+NUM_SPLITS = 10
+NUM_JUDGE = 48
+"""Number of fresh trainings by which a choice is judged."""
+RIVALS = ("random", "cross_entropy", "tpe", "bayes", "cma_es", "optuna_tpe", "optuna_gp")
+TUNED = "descent"
+UNITS = {"validation loss": "nats", "test accuracy": "fraction"}
+
+
+class Case(NamedTuple):
+    """A task to compare on.
+
+    Attributes:
+        build: (split) -> task.
+        budget: Steps of the descent, its scout included, which decide what the others may cost.
+    """
+
+    build: Callable[[int], Task]
+    budget: int
 
 
 def run(results: Results, options: argparse.Namespace) -> None:
-    """Measure every repetition that is not in the results yet."""
-    num_seeds, horizon, budget = (1, 30, 3) if options.quick else (NUM_SEEDS, 200, 60)
-    cases: dict[str, Callable[[int], tuple[Task, Splits]]] = {
-        "digits": lambda seed: (digits.task(horizon=horizon, seed=seed), digits.load(seed))
+    """Measure every split of every case that is not in the results yet."""
+    num_splits = 1 if options.quick else NUM_SPLITS
+    for name, case in cases(options).items():
+        done = results.cases.get(name, {}).get(TUNED, {}).get("validation loss", [])
+        for split in range(len(done), num_splits):
+            print(f"{name}, split {split} ...", flush=True)
+            results.add(name, measure(case, split, options.quick))
+
+
+def cases(options: argparse.Namespace) -> dict[str, Case]:
+    """Return the cases; those on MNIST need its folder."""
+    if options.quick:
+        return {"digits, T = 20": Case(lambda s: digits.task(horizon=20, width=8, seed=s), 20)}
+    found = {
+        "digits, T = 200": Case(lambda s: digits.task(seed=s), 60),
+        "digits, T = 1000": Case(lambda s: digits.task(horizon=1000, seed=s), 30),
     }
     if options.data:
-        short = horizon // 2
-        cases["MNIST-10k"] = lambda seed: on_images(options.data, short, seed)
+        found["MNIST-10k, MLP, T = 100"] = Case(lambda s: on_images(options.data, 100, s), 60)
     else:
         print("MNIST-10k is left out: name the folder of its files with --data DIR")
-    for name, build in cases.items():
-        done = results.cases.get(name, {}).get("tuned", {}).get("test loss", [])
-        for seed in range(len(done), num_seeds):
-            print(f"{name}, seed {seed} ...", flush=True)
-            results.add(name, measure(*build(seed), budget, seed))
+    return found
 
 
-def on_images(data: str, horizon: int, seed: int) -> tuple[Task, Splits]:
+def on_images(data: str, horizon: int, seed: int) -> Task:
     """Make the task of a small network on images whose SGD has a learning rate for every step."""
 
     def optimizer(hparams: Any) -> optax.GradientTransformation:
@@ -76,168 +88,193 @@ def on_images(data: str, horizon: int, seed: int) -> tuple[Task, Splits]:
     splits = images.load(data, 5000, 2500, 2500, seed)
     problem, score = supervised(from_linen(MLP((32, 10))), splits, cross_entropy, optimizer, 50)
     space = {
-        "lr": Sequence(RATES, horizon),
+        "lr": Sequence(LogReal(1e-3, 2.0, default=0.1), horizon),
         "decay": LogReal(1e-6, 1e-1, default=1e-4),
         "momentum": Real(0.0, 0.99, default=0.9),
         "noise": Real(0.0, 0.5, default=0.05),
     }
-    return Task("images", problem, space, horizon, score, "accuracy", True), splits
+    return Task("images", problem, space, horizon, score, "accuracy", True)
 
 
-def rates_only(task: Task) -> Task:
-    """Fix all hparams of a task at their defaults, except the learning rates."""
-    rest = {name: x for name, x in default(task.space).items() if name != "lr"}
+def family(task: Task) -> tuple[Task, Callable[[HParams], HParams]]:
+    """Return a task over peak, warm-up and final rate of a cosine, and the function to the task's own hparams.
 
-    def fixed(function: Callable) -> Callable:
-        """Give a function (…, hparams, …) all of them; the dictionary is the argument that has "lr"."""
-
-        def call(*args):
-            return function(
-                *({**rest, **a} if isinstance(a, dict) and "lr" in a else a for a in args)
-            )
-
-        return call
-
-    problem = task.problem
-    problem = problem._replace(
-        init=fixed(problem.init),
-        loss=fixed(problem.loss),
-        objective=fixed(problem.objective),
-        optimizer=fixed(problem.optimizer),
-    )
-    return task._replace(problem=problem, space={"lr": Sequence(RATES, task.horizon)})
-
-
-def measure(task: Task, splits: Splits, budget: int, seed: int) -> list[Figure]:
-    """Tune, search, and judge."""
-    task = rates_only(task)
-    keys = jax.random.split(jax.random.key(seed), 4)
-    estimator = reverse(task.problem, task.horizon)
-    start = default(task.space)
-    ratio = ESTIMATORS["reverse"].cost(task.problem, task.horizon, task.space)
-    num_trials = round(budget * ratio) + NUM_LAST
-    began = time.perf_counter()
-    iterates = descend(task, estimator, keys[0], budget)
-    seconds = {"tuned": time.perf_counter() - began}
-    candidates = {
-        "tuned": iterates[-NUM_LAST:],
-        "constant": constants(NUM_GRID, task.horizon),
-        "cosine": cosines(NUM_GRID, task.horizon),
-        "random": randoms(keys[1], num_trials, task.horizon),
-    }
-    validate = validator(task.problem, task.horizon, jax.random.split(keys[2], NUM_CHOOSE))
-    schedules = {"default": start["lr"]}
-    for name, rates in candidates.items():
-        began = time.perf_counter()
-        schedules[name] = rates[int(np.nanargmin(validate(rates)))]
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
-    figures = judge(task, splits, schedules, jax.random.split(keys[3], NUM_JUDGE), seed)
-    for name, rates in schedules.items():
-        found = [float(f"{r:.4g}") for r in rates]
-        figures.append(Figure(name, "rates", found, "learning rate a step", seed))
-    figures += [Figure(name, "time", took, "s", seed) for name, took in seconds.items()]
-    figures += [
-        Figure("tuned", "horizon", task.horizon, "steps", seed),
-        Figure("tuned", "hypergradients", budget, "count", seed),
-        Figure("tuned", "ratio", ratio, "trainings", seed),
-        Figure("random", "trials", num_trials, "count", seed),
-    ]
-    return figures
-
-
-def descend(task: Task, estimator: Estimator, key: Key, budget: int) -> Array:
-    """Descend on the schedule; return its iterates, `[budget, horizon]`.
-
-    Noise in the hypergradients demands a shorter memory of their squares than Adam's own.
+    lr_t = peak min(1, (t + 1) / (w T)) (f + (1 − f) (1 + cos π c_t) / 2),   c_t = (t − w T)₊ / (T − w T)
     """
-    rate = optax.cosine_decay_schedule(0.05, budget)
-    optimizer = optax.adam(rate, b2=0.99)
-    tuner = descent(average(estimator, NUM_CHOOSE), task.space, optimizer=optimizer)
-    told = study.run(tuner, key, budget).trials
-    return jnp.stack([jnp.asarray(trials.hparams["lr"][0]) for trials in told])
+    rates, horizon = task.space["lr"], task.horizon
+    element = rates.element
+
+    def constant(dim: Any) -> Any:
+        return dim.element if isinstance(dim, Sequence) else dim
+
+    space: dict[str, Any] = {k: constant(dim) for k, dim in task.space.items() if k != "lr"}
+    space |= {
+        "peak": element,
+        "warmup": Real(0.0, 0.5, default=0.05),
+        "final": Real(0.0, 1.0, default=0.1),
+    }
+
+    def to_own(hparams: HParams) -> HParams:
+        step, rise = jnp.arange(horizon), hparams["warmup"] * horizon
+        fallen = jnp.clip((step - rise) / (horizon - rise), 0.0, 1.0)
+        shape = hparams["final"] + (1 - hparams["final"]) * (1 + jnp.cos(jnp.pi * fallen)) / 2
+        lr = hparams["peak"] * jnp.minimum(1.0, (step + 1) / jnp.maximum(rise, 1.0)) * shape
+        own = {
+            name: jnp.broadcast_to(hparams[name], dim.shape)
+            if isinstance(dim, Sequence)
+            else hparams[name]
+            for name, dim in task.space.items()
+            if name != "lr"
+        }
+        return {**own, "lr": jnp.clip(lr, element.low, element.high)}
+
+    p, test = task.problem, task.test
+    assert test is not None
+    problem = p._replace(
+        init=lambda key, hparams: p.init(key, to_own(hparams)),
+        loss=lambda params, hparams, batch: p.loss(params, to_own(hparams), batch),
+        objective=lambda params, hparams, batch: p.objective(params, to_own(hparams), batch),
+        optimizer=lambda hparams: p.optimizer(to_own(hparams)),
+    )
+    new = task._replace(
+        problem=problem,
+        space=space,
+        test=lambda params, hparams: test(params, to_own(hparams)),
+        snippet=None,
+    )
+    return new, to_own
 
 
-def constants(num: int, horizon: int) -> Array:
-    """Return rates from the lowest to the highest allowed, `[num, horizon]`."""
-    return jnp.broadcast_to(jnp.geomspace(RATES.low, RATES.high, num)[:, None], (num, horizon))
+def measure(case: Case, split: int, quick: bool) -> list[Figure]:
+    """Tune by every way, and judge what each has chosen."""
+    task = case.build(split)
+    parametric, to_own = family(task)
+    settings: dict[str, Any] = {"seed": split, "eval_seeds": 2}
+    found: dict[str, HParams] = {"default": hg.space.default(task.space)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuned = hg.tune(task, budget=case.budget, **settings)
+        assert tuned.result is not None
+        cost = tuned.result["trace"]["trainings"][-1]
+        found[TUNED] = tuned.result["configurations"]["tuned"]["hparams"]
+        for method in RIVALS[:2] if quick else RIVALS:
+            if method.startswith("optuna") and find_spec("optuna") is None:
+                continue
+            if method == "optuna_gp" and find_spec("torch") is None:
+                continue
+            study = hg.tune(parametric, method=method, budget=round(cost), **settings)
+            assert study.best is not None
+            found[method] = to_own(study.best)
+    found["descent, smoothed"] = smoothed(task.space, found[TUNED])
+    figures = judge(task, found, NUM_JUDGE, split)
+    return [*figures, Figure(TUNED, "cost", cost, "trainings", split)]
 
 
-def cosines(num: int, horizon: int) -> Array:
-    """Return half cosines to zero from the same rates, `[num, horizon]`."""
-    return constants(num, horizon) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.arange(horizon) / horizon))
+def smoothed(space: PyTree, hparams: HParams) -> HParams:
+    """Return hparams whose schedules are their moving means over a tenth of their length, in the logarithm."""
+
+    def means(dim: Any, value: Any) -> Any:
+        if not isinstance(dim, Sequence):
+            return value
+        value = np.asarray(value)
+        reach = max(1, dim.length // 20)
+        logs = np.log(value) if isinstance(dim.element, LogReal) else value
+        rows = [logs[max(0, t - reach) : t + reach + 1].mean(0) for t in range(dim.length)]
+        return np.exp(rows) if isinstance(dim.element, LogReal) else np.array(rows)
+
+    return {name: means(dim, hparams[name]) for name, dim in space.items()}
 
 
-def randoms(key: Key, num: int, horizon: int) -> Array:
-    """Draw schedules through a few random knots, `[num, horizon]`; one draw a step would be a straw man."""
-    space = {"lr": Sequence(RATES, horizon, knots=NUM_KNOTS)}
-    return jax.vmap(lambda k: sample(space, k)["lr"])(jax.random.split(key, num))
+def judge(task: Task, found: dict[str, HParams], num: int, split: int) -> list[Figure]:
+    """Train every choice on the same fresh seeds; the test set is read here, once."""
+    problem, score = task.problem, task.test
+    assert score is not None
+    keys = jax.random.split(jax.random.key(10_000 + split), num)
 
-
-def validator(problem: Problem, horizon: int, keys: Array) -> Callable[[Array], np.ndarray]:
-    """Make the function that trains schedules `[N, horizon]` and gives their mean validation losses `[N]`."""
-
-    def one(rates, key):
-        hparams = {"lr": rates}
-        state = unroll(problem, hparams, init_state(problem, key, hparams), horizon)
-        return problem.objective(state.params, hparams, problem.valid_batch(key))
-
-    mean = jax.jit(lambda rates: jnp.mean(jax.vmap(lambda key: one(rates, key))(keys)))
-    return lambda schedules: np.array([mean(rates) for rates in schedules])
-
-
-def judge(
-    task: Task, splits: Splits, schedules: dict[str, Array], keys: Array, seed: int
-) -> list[Figure]:
-    """Train each schedule on the same fresh seeds; the test set is read here, once."""
-    problem, test = task.problem, tuple(map(jnp.asarray, splits.test))
-    scores = task.test
-    assert scores is not None
-
-    def one(rates, key):
-        hparams = {"lr": rates}
-        params = unroll(problem, hparams, init_state(problem, key, hparams), task.horizon).params
+    def one(hparams: HParams, key: jax.Array) -> dict[str, jax.Array]:
+        params = trained(problem, hparams, key, task.horizon)
         return {
             "validation loss": problem.objective(params, hparams, problem.valid_batch(key)),
-            "test loss": problem.objective(params, hparams, test),
-            "test accuracy": jnp.mean(scores(params, hparams)),
+            "test accuracy": jnp.mean(score(params, hparams)),
         }
 
     @jax.jit
-    def every(rates):
-        return jax.tree.map(jnp.mean, jax.lax.map(lambda key: one(rates, key), keys))
+    def every(hparams: HParams) -> dict[str, jax.Array]:
+        return jax.lax.map(lambda key: one(hparams, key), keys)
 
-    return [
-        Figure(name, score, float(value), UNITS[score], seed)
-        for name, rates in schedules.items()
-        for score, value in every(rates).items()
-    ]
+    figures = []
+    for name, hparams in found.items():
+        hparams = {k: jnp.asarray(hparams[k], jnp.float32) for k in task.space}
+        for metric, values in every(hparams).items():
+            figures.append(Figure(name, metric, float(jnp.mean(values)), UNITS[metric], split))
+    return figures
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Return the mean over seeds, and half its 95 % interval by Student's t; NaN for one seed."""
+def trained(problem: Problem, hparams: HParams, key: jax.Array, horizon: int) -> PyTree:
+    """Train from a key; return the parameters."""
+    return unroll(problem, hparams, init_state(problem, key, hparams), horizon).params
+
+
+def interval(values: Any) -> tuple[float, float]:
+    """Return the mean, and half its 95 % interval by Student's t; NaN for one value."""
     if len(values) < 2:
         return float(np.mean(values)), float("nan")
     half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
     return float(np.mean(values)), float(half)
 
 
+def benjamini_hochberg(p: list[float]) -> list[float]:
+    """Return p values that are adjusted for their number: at most 5 % of those below .05 are false in the mean.
+
+    q_(i) = min over j >= i of p_(j) n / j
+
+    Reference: Benjamini and Hochberg, 1995, Journal of the Royal Statistical Society B 57.
+    """
+    order = np.argsort(p)[::-1]
+    scaled = np.asarray(p)[order] * len(p) / np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum.accumulate(scaled)
+    return list(np.minimum(adjusted, 1.0))
+
+
+def compared(methods: dict[str, Any], metric: str) -> dict[str, tuple[float, float]]:
+    """Return for each rival the mean difference to descent, split by split, and its adjusted p value."""
+    own = np.array(methods[TUNED][metric])
+    rivals = [name for name in methods if not name.startswith(TUNED)]
+    lost = {name: np.array(methods[name][metric]) - own for name in rivals}
+    if len(own) < 2:
+        return {name: (float(x.mean()), float("nan")) for name, x in lost.items()}
+    p = benjamini_hochberg([_signed_rank(x) for x in lost.values()])
+    return {name: (float(x.mean()), q) for (name, x), q in zip(lost.items(), p, strict=True)}
+
+
+def _signed_rank(lost: np.ndarray) -> float:
+    """Return the p value of the signed-rank test of paired differences."""
+    test: Any = wilcoxon(lost) if np.any(lost) else None
+    return 1.0 if test is None else float(test.pvalue)
+
+
 def table(results: Results) -> str:
-    """Write the results as Markdown; the last column is paired by seed."""
+    """Write the results as Markdown: means with 95 % intervals over splits, and differences to descent."""
     parts = []
     for name, methods in results.cases.items():
-        tuned = methods["tuned"]
+        by = {metric: compared(methods, metric) for metric in ("validation loss", "test accuracy")}
         rows = []
         for method, found in methods.items():
-            scores = ["{:.4f} ± {:.4f}".format(*interval(found[score])) for score in UNITS]
-            paired = np.subtract(found["validation loss"], tuned["validation loss"])
-            more = "" if method == "tuned" else "{:+.4f} ± {:.4f}".format(*interval(list(paired)))
-            rows.append([method, *scores, more])
-        ratio, trials = np.median(tuned["ratio"]), np.median(methods["random"]["trials"])
+            means = ["{:.4f} ± {:.4f}".format(*interval(found[metric])) for metric in by]
+            against = [_against(by[metric].get(method)) for metric in by]
+            rows.append([method, means[0], against[0], means[1], against[1]])
+        tuned = methods[TUNED]
         head = (
-            f"**{name}**, {tuned['horizon'][0]} steps, {len(tuned['test loss'])} seeds; "
-            f"{tuned['hypergradients'][0]} hypergradients of {ratio:.1f} trainings each and "
-            f"{NUM_LAST} trials cost as much as {trials:.0f} random trials"
+            f"**{name}**, {len(tuned['validation loss'])} splits, "
+            f"{np.median(tuned['cost']):.0f} trainings each"
         )
-        header = ["schedule", *UNITS, "validation loss above tuned"]
+        header = ["way", "validation loss", "above descent", "test accuracy", "above descent"]
         parts.append(f"{head}\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)
+
+
+def _against(found: tuple[float, float] | None) -> str:
+    if found is None:
+        return ""
+    return f"{found[0]:+.4f} (p = {found[1]:.2g})"

@@ -139,7 +139,8 @@ def test_bad_arguments(arguments, message, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "line", "cases"), [("schedules", "| tuned", 5), ("first_answer", "| ratio", 1)]
+    ("name", "line", "cases"),
+    [("schedules", "| descent, smoothed", 5), ("first_answer", "| ratio", 1)],
 )
 def test_a_quick_run_ends_with_its_table(tmp_path, name, line, cases):
     out = tmp_path / "quick.jsonl"

@@ -31,6 +31,7 @@ EVERY = {
     "num_seeds": 2,
     "num_restarts": 3,
     "eval_seeds": 4,
+    "scout": 0.25,
     "learning_rate": 0.5,
     "memory": 2**26,
     "population": 8,

@@ -11,6 +11,8 @@
 - `descent`: Hypergradient descent: walk down the objective in the unconstrained coordinates of the space.
 - `finite_sums`: Finite sums: a loss and an objective as means over minibatches that come again.
 - `methods`: All methods by name, and the settings that each of them reads.
+- `safeguards`: What keeps a descent from falling off a cliff: clipped seeds, steps taken back, schedules that
+  move smoothly.
 - `search`: Population search: a searcher times a scheduler.
 """
 

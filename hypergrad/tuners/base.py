@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hypergrad.core.abstract import traced
 from hypergrad.core.hoist import Compiled
-from hypergrad.core.types import Key, PyTree
+from hypergrad.core.types import HParams, Key, PyTree
 from hypergrad.searchers import Trials
 
 
@@ -22,12 +22,14 @@ class Tuner(NamedTuple):
         begin: (key, state) -> (state, found): a step that runs on the device while the host does something
             else. It may take the memory of the old state. None where a step works on the host.
         finish: (found) -> trials, what is left to do on the host. `step` is both, one after the other.
+        init_at: (key, hparams `[R, ...]`) -> state, `init` with other starts. None where a method has no start.
     """
 
     init: Callable[[Key], PyTree]
     step: Callable[[Key, PyTree], tuple[PyTree, Trials]]
     begin: Callable[[Key, PyTree], tuple[PyTree, Any]] | None = None
     finish: Callable[[Any], Trials] = lambda found: found
+    init_at: Callable[[Key, HParams], PyTree] | None = None
 
 
 def on_device(

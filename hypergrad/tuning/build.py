@@ -38,7 +38,7 @@ from hypergrad.space import static
 from hypergrad.train import init_state, step
 from hypergrad.tuners import BILEVEL_METHODS, METHODS, TUNERS, Tuner, make_search, readers_of
 from hypergrad.tuners.controller import CANDIDATES
-from hypergrad.tuning.settings import Settings
+from hypergrad.tuning.settings import Settings, scout_steps
 from hypergrad.tuning.warm_start import held_trials, priors_of, read_trials, start_of
 from hypergrad.validation import check_step, warn_blind
 
@@ -51,17 +51,21 @@ class TuneKeys(NamedTuple):
         random: Key of the random search beside it.
         judge: Key of the fresh seeds on which configurations are judged.
         choose: Key of the seeds on which finalists are compared.
+        scout: Key of the search before a descent.
     """
 
     method: Key
     random: Key
     judge: Key
     choose: Key
+    scout: Key
 
 
 def keys_of(settings: Settings) -> TuneKeys:
     """Return the keys of a study."""
-    return TuneKeys(*jax.random.split(jax.random.key(settings.seed), len(TuneKeys._fields)))
+    root = jax.random.key(settings.seed)
+    method, random, judge, choose = jax.random.split(root, 4)
+    return TuneKeys(method, random, judge, choose, jax.random.fold_in(root, 4))
 
 
 NAMES: dict[str, Mapping[str, Any]] = {
@@ -193,7 +197,8 @@ def build(
         members: Population of a search; that of `members_of` where None.
     """
     if settings.method in TUNERS:
-        return TUNERS[settings.method].make(task, settings, start_of(task, settings))
+        left = settings._replace(budget=num_steps(settings))
+        return TUNERS[settings.method].make(task, left, start_of(task, settings))
     return build_search(task, settings, members or members_of(task, settings))
 
 
@@ -326,7 +331,7 @@ def equal_generations(
 def num_steps(settings: Settings) -> int:
     """Return the number of steps of the tuner."""
     if settings.method in TUNERS:
-        return settings.budget
+        return settings.budget - scout_steps(settings)
     return generations(settings)[0]
 
 

@@ -3,29 +3,23 @@
 from itertools import pairwise
 from typing import Any
 
-import jax
 import numpy as np
 
-from hypergrad import space as spaces
 from hypergrad.core import tree
 from hypergrad.core.methods import StepCost
-from hypergrad.core.types import HParams, Key, PyTree
+from hypergrad.core.types import HParams, Key
 from hypergrad.populations import Population
 from hypergrad.problem import Task
 from hypergrad.report.extras import check_diagram, check_snippet
 from hypergrad.report.study import Study
 from hypergrad.searchers import final_values
-from hypergrad.space import static
-from hypergrad.tuners import TUNERS
 from hypergrad.tuning.certificates import troubles
+from hypergrad.tuning.finalists import first_states
 from hypergrad.tuning.provenance import final_digest
 from hypergrad.tuning.settings import Settings
 
 CURVE_POINTS = 25
 """Number of points of a validation curve."""
-
-FINALISTS = 10
-"""Number of trials of each method that are trained again before one of them is chosen."""
 
 
 def judge(
@@ -47,7 +41,7 @@ def judge(
     interval = max(1, task.horizon // CURVE_POINTS)
     steps = [*range(0, task.horizon - task.horizon % interval + 1, interval)]
     steps += [task.horizon] * (task.horizon % interval > 0)
-    hparams, states = _start(task, members, list(configurations.values()), keys)
+    hparams, states = first_states(task, members, list(configurations.values()), keys)
     curves, losses = [members.value(hparams, states)], []
     for before, after in pairwise(steps):
         states, found = members.follow(hparams, states, after - before)
@@ -71,47 +65,6 @@ def judge(
             "valid_curve": _curve(np.asarray(steps), curve),
         }
     return judged
-
-
-def _start(
-    task: Task, members: Population, configurations: list[HParams], keys: Key
-) -> tuple[HParams, PyTree]:
-    """Return the hparams and the first states of every configuration with every key, `[C S]`."""
-    num = len(keys)
-    hparams = static.stacked(task.space, [one for one in configurations for _ in range(num)])
-    return hparams, members.init(keys[np.tile(np.arange(num), len(configurations))], hparams)
-
-
-def choose_best(
-    task: Task, members: Population, found: Study, method: str, keys: Key
-) -> tuple[HParams, float]:
-    """Choose among the finalists of a method by their mean objective over the same keys `[S]`."""
-    if found.best is None:
-        start = spaces.default(task.space)
-        return static.restored(task.space, jax.tree.map(np.asarray, start)), float("inf")
-    ranked = [
-        (float(value), trials, member)
-        for trials in (found.trials[-FINALISTS:] if method in TUNERS else found.trials)
-        for member, value in enumerate(final_values(trials))
-        if np.isfinite(value)
-    ]
-    ranked = sorted(ranked, key=lambda trial: trial[0])[:FINALISTS]
-    finalists = [jax.tree.map(lambda x, m=m: x[m], trials.hparams) for _, trials, m in ranked]
-    finalists.append(found.best)
-    values = mean_objectives(task, members, finalists, keys)
-    if not np.any(np.isfinite(values)):
-        return static.restored(task.space, found.best), found.best_value
-    best = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
-    return static.restored(task.space, finalists[best]), float(values[best])
-
-
-def mean_objectives(
-    task: Task, members: Population, configurations: list[HParams], keys: Key
-) -> np.ndarray:
-    """Train every configuration from the same keys `[S]`; return its mean validation objective, `[N]`."""
-    hparams, states = _start(task, members, configurations, keys)
-    states = members.advance(hparams, states, task.horizon)
-    return np.asarray(members.value(hparams, states)).reshape(-1, len(keys)).mean(1)
 
 
 def _interval(values: np.ndarray) -> dict[str, Any]:
@@ -156,6 +109,7 @@ def result_of(
     judged: dict[str, dict[str, Any]],
     cost: StepCost,
     best: HParams,
+    before: float = 0.0,
 ) -> dict[str, Any]:
     """Return the content of `result.json` for a finished study.
 
@@ -167,8 +121,9 @@ def result_of(
         judged: Result of `judge`.
         cost: Cost of one step of the method.
         best: Chosen hparams.
+        before: Trainings of the scout before the method.
     """
-    trace = _trace(found, cost.trainings)
+    trace = _trace(found, cost.trainings, before)
     said = _said(found, trace)
     snippet = diagram = None
     try:
@@ -199,12 +154,12 @@ def result_of(
     return result
 
 
-def _trace(found: Study, cost: float) -> dict[str, Any]:
+def _trace(found: Study, cost: float, before: float = 0.0) -> dict[str, Any]:
     """Return columns with one value per step: its cost, its best trial, and the terms of the hypergradient."""
     values = [final_values(trials) for trials in found.trials]
     lowest = [float(v.min()) for v in values]
     trace = {
-        "trainings": [cost * (i + 1) for i in range(len(lowest))],
+        "trainings": [before + cost * (i + 1) for i in range(len(lowest))],
         "value": lowest,
         "best": np.minimum.accumulate(lowest) if lowest else [],
     }
@@ -215,6 +170,7 @@ def _trace(found: Study, cost: float) -> dict[str, Any]:
             pairs = zip(found.trials, members, strict=True)
             trace[name] = [float(trials.info[name][m]) for trials, m in pairs]
         trace["skipped"] = _total(found, "skipped")
+        trace["taken_back"] = _total(found, "taken_back")
     return trace
 
 
@@ -228,6 +184,8 @@ def _said(found: Study, trace: dict[str, Any]) -> list[str]:
     said = []
     if trace.get("skipped"):
         said.append(f"steps that were not finite, and were skipped: {trace['skipped']}")
+    if back := trace.get("taken_back"):
+        said.append(f"steps that were taken back, because the objective jumped: {back}")
     if refused := _total(found, "refused"):
         said.append(
             f"updates that left the response out, because its solve was not finite or no better than zero: "

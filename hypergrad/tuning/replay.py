@@ -20,8 +20,9 @@ from hypergrad.space import static
 from hypergrad.study.disk.folder import check_folder
 from hypergrad.train import TrainState, init_state, split_key, step, unroll
 from hypergrad.tuners import TUNERS
-from hypergrad.tuning.build import build, judges_of, members_of, task_of_study
+from hypergrad.tuning.build import judges_of, members_of, task_of_study
 from hypergrad.tuning.provenance import settings_of, states_memory_of
+from hypergrad.tuning.scout import tuner_of_study
 from hypergrad.tuning.settings import Settings
 
 
@@ -79,7 +80,8 @@ def replay(
         )
     with recorded_memory(states_memory_of(described)):
         members = members_of(task, settings)
-        found = study.replay_trial(build(task, settings, members)[0], folder, trial)
+        tuner = tuner_of_study(task, settings, members, folder)
+        found = study.replay_trial(tuner, folder, trial)
     keys = _training_keys(found.trials, settings)
     num_steps = int(found.trials.steps)
     given = static.stacked(task.space, [found.trials.hparams] * len(keys))

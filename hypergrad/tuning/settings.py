@@ -27,6 +27,9 @@ class Settings(NamedTuple):
             generations, so a few more where their size does not divide them); not used where population and
             generations are given.
         seed: Seed of every random draw.
+        scout: Share of the budget of "descent" that a search of constant settings takes before it, from whose
+            best it starts; where None a quarter, or nothing for fewer than 20 steps, an online estimator, and
+            where `prior` or `warm_start` say where to start.
         learning_rate: Rate of the outer Adam for a step of the budget; it decays to zero by a cosine over the
             budget.
         num_seeds: Seeds averaged in each hypergradient of "descent", 1 for none; where it is more than 4, as
@@ -55,6 +58,7 @@ class Settings(NamedTuple):
     response: str = "unrolled"
     budget: int = 60
     seed: int = 0
+    scout: float | None = None
     learning_rate: float = 0.05
     num_seeds: int = 4
     num_restarts: int = 1
@@ -147,6 +151,12 @@ OPTIONS = (
     ),
     Option("num_restarts", int, "descents side by side", "N", "--restarts"),
     Option("eval_seeds", int, "fresh seeds to judge every configuration on", "N"),
+    Option(
+        "scout",
+        float,
+        "share of a descent's budget for a search of its start (default: a quarter of 20 steps or more)",
+        "SHARE",
+    ),
     Option("learning_rate", float, "rate of the outer Adam", "RATE"),
     Option(
         "memory",
@@ -187,6 +197,9 @@ _FORMS: dict[type | str, _Form] = {
     ),
     "memory": _Form(
         lambda x: is_whole(x) and 0 < x < 2**63, "a size in bytes; pass e.g. 64M or 2G"
+    ),
+    "scout": _Form(
+        lambda x: is_number(x) and 0 <= x < 1, "a share in [0, 1); pass e.g. 0.25, or 0 for none"
     ),
     float: _Form(lambda x: is_number(x) and 0 < x < 1e30, "a positive number; pass e.g. 0.05"),
     str: _Form(_is_line, "a text of one line; write one in quotes"),
@@ -330,3 +343,8 @@ def check_settings(
     usual = Settings._field_defaults
     chosen = {n: v for n, v in given.items() if v is not None or usual[n] is not None}
     return Settings(**check_options(chosen, known=known))
+
+
+def scout_steps(settings: Settings) -> int:
+    """Return how many steps of the budget of a descent its scout takes."""
+    return round((settings.scout or 0.0) * settings.budget)

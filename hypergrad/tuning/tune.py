@@ -47,8 +47,17 @@ from hypergrad.tuning.build import (
     within_memory,
 )
 from hypergrad.tuning.data import data_of
-from hypergrad.tuning.judge import choose_best, judge, result_of
+from hypergrad.tuning.finalists import choose_best
+from hypergrad.tuning.judge import judge, result_of
 from hypergrad.tuning.provenance import check_same_result, describe_study
+from hypergrad.tuning.scout import (
+    Scout,
+    choice_key,
+    scout_of,
+    start_at,
+    starts_of,
+    with_share,
+)
 from hypergrad.tuning.settings import Settings, check_settings
 
 
@@ -97,7 +106,7 @@ def tune(
     task = as_task(task, space, horizon)
     if settings.get("warm_start") is not None:
         settings["warm_start"] = _other_folder(settings["warm_start"], storage)
-    chosen = check_settings(settings, NAMES)
+    chosen = with_share(check_settings(settings, NAMES))
     check_used([name for name, value in settings.items() if value is not None], chosen.method)
     listeners = Listeners(callbacks)
     with collected_warnings() as caught:
@@ -106,6 +115,7 @@ def tune(
         members = members_of(task, chosen)
         # refuses what cannot work before a study is replaced
         tuner, cost = build(task, chosen, members)
+        scout_of(chosen, cost)
         with contextlib.nullcontext() if storage is None else create(storage, overwrite) as folder:
             counted = {"cost": cost.trainings, "counted": cost.counted, **data._asdict()}
             described = describe_study(task, chosen, {**(details or {}), **counted})
@@ -185,18 +195,22 @@ def complete(work: Work, listeners: Listeners, caught: list[warnings.WarningMess
     ended = None
     try:
         listeners.start(work.details)
+        scout = scout_of(work.settings, work.cost)
+        work, ahead = _send_scout(work, scout, keys.scout, listeners)
         running = time.perf_counter()
-        found = _run_method(work, keys.method, listeners)
+        found = _run_method(work, keys.method, listeners, ahead)
         before = found.seconds - (time.perf_counter() - running)  # seconds of earlier sessions
-        baseline = _run_baseline(work, found, keys.random, listeners)
-        result, best = _judge_all(work, found, baseline, keys, listeners)
+        spent = scout.trainings if scout else 0.0
+        baseline = _run_baseline(work, found, spent, keys.random, listeners)
+        result, best = _judge_all(work, found, baseline, spent, keys, listeners)
         result["warnings"] += _for_report(caught)
         result["seconds"] = time.perf_counter() - began + max(0.0, before)
         if found.best is not None:
             found = found._replace(best=best[0], best_value=best[1])
         ended = found._replace(result=result, interrupted=result["interrupted"])
         if work.folder is not None:
-            check_journal(work.folder.path)
+            if found.trials:  # no step was taken where the scout was interrupted
+                check_journal(work.folder.path)
             check_same_result(work.folder.path / "result.json", result)
             write_json(work.folder.path / "result.json", result)
             ended = ended._replace(report=_report(work.folder.path))
@@ -205,27 +219,56 @@ def complete(work: Work, listeners: Listeners, caught: list[warnings.WarningMess
         listeners.end(ended)
 
 
-def _run_method(work: Work, key: Key, listeners: Listeners) -> Study:
+def _send_scout(
+    work: Work, scout: Scout | None, key: Key, listeners: Listeners
+) -> tuple[Work, Study | None]:
+    """Search for the starts of a descent; return the work with a tuner that starts there, and the search."""
+    if scout is None:
+        return work, None
+    tuner, cost = build_search(work.task, scout.settings, work.members)
+    with _folder_within(work.folder, "scout") as folder:
+        about = {"task": work.task.name, "method": scout.settings.method}
+        steps = num_steps(scout.settings)
+        show = _Steps(listeners, "scout", steps, cost.trainings)
+        found = _run(tuner, key, folder, about, show)
+    if found.interrupted:
+        return work, found
+    members = judges_of(work.task, work.settings, work.members)
+    num = work.settings.num_restarts
+    starts = starts_of(work.task, members, scout, found.trials, num, choice_key(key))
+    return work._replace(tuner=start_at(work.tuner, starts)), found
+
+
+def _run_method(work: Work, key: Key, listeners: Listeners, scout: Study | None) -> Study:
+    if scout is not None and scout.interrupted:
+        return Study(None, float("inf"), [], True, scout.seconds)
     show = _Steps(listeners, work.settings.method, num_steps(work.settings), work.cost.trainings)
     return _run(work.tuner, key, work.folder, work.details, show)
 
 
-def _run_baseline(work: Work, found: Study, key: Key, listeners: Listeners) -> Study | None:
+def _run_baseline(
+    work: Work, found: Study, spent: float, key: Key, listeners: Listeners
+) -> Study | None:
     """Search at random with as many trainings as a gradient method cost; other methods have no baseline."""
     if work.settings.method not in TUNERS or found.interrupted:
         return None
-    num_trials = max(1, round(work.cost.trainings * len(found.trials)))
+    num_trials = max(1, round(spent + work.cost.trainings * len(found.trials)))
     num, size = equal_generations(most_trials("random"), num_trials)
     settings = Settings("random", population=size, generations=num)
     rival = build_search(work.task, settings, work.members)[0]
-    with _random_folder(work.folder) as folder:
+    with _folder_within(work.folder, "random") as folder:
         layout = layout_of(work.task, work.settings).label
         about = {"task": work.task.name, "method": "random", "layout": layout}
         return _run(rival, key, folder, about, _Steps(listeners, "random", num, size))
 
 
 def _judge_all(
-    work: Work, found: Study, baseline: Study | None, keys: TuneKeys, listeners: Listeners
+    work: Work,
+    found: Study,
+    baseline: Study | None,
+    spent: float,
+    keys: TuneKeys,
+    listeners: Listeners,
 ) -> tuple[dict[str, Any], tuple[HParams, float]]:
     """Choose the best of each method, and judge them beside the defaults on fresh seeds.
 
@@ -236,13 +279,15 @@ def _judge_all(
     members = judges_of(task, settings, work.members)
     listeners.step(Progress("judge", 0, 1, found.best_value, found.best_value, {}))
     seeds = jax.random.split(keys.choose, max(settings.num_seeds, 4))
-    best = choose_best(task, members, found, settings.method, seeds)
+    own = jax.random.split(keys.choose, 3 * len(seeds)) if settings.method == "descent" else seeds
+    best = choose_best(task, members, found, settings.method, own)
     configurations = {"default": spaces.starting_values(task.space), "tuned": best[0]}
     if baseline is not None and baseline.best is not None:
         configurations["random"] = choose_best(task, members, baseline, "random", seeds)[0]
     judged = judge(task, members, configurations, jax.random.split(keys.judge, settings.eval_seeds))
     listeners.step(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
-    return result_of(task, settings, found, baseline, judged, work.cost, best[0]), best
+    result = result_of(task, settings, found, baseline, judged, work.cost, best[0], spent)
+    return result, best
 
 
 def _report(path: Path) -> Path | None:
@@ -261,11 +306,11 @@ def _report(path: Path) -> Path | None:
         return None
 
 
-def _random_folder(folder: Folder | None):
-    """Open the folder of the random baseline, a separate study within that of the method."""
+def _folder_within(folder: Folder | None, name: str):
+    """Open the folder of a separate study within that of the method: its scout, or its random baseline."""
     if folder is None:
         return contextlib.nullcontext()
-    path = folder.path / "random"
+    path = folder.path / name
     return lock(path) if study.has_begun(path) else create(path)
 
 

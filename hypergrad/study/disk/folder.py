@@ -40,7 +40,7 @@ FILES = (
     "log.jsonl",
 )
 
-FOLDERS = ("figures", "random", "tensorboard", "wandb")
+FOLDERS = ("figures", "random", "scout", "tensorboard", "wandb")
 
 _BEFORE = ("lock", "study.json.tmp", "study-copy.json", "study-copy.json.tmp")
 """Names that a process may leave when it is killed before its study begins."""
