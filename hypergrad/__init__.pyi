@@ -14,6 +14,7 @@ from hypergrad.core.haiku import from_haiku as from_haiku
 from hypergrad.core.host import host_batches as host_batches
 from hypergrad.core.types import Variables as Variables
 from hypergrad.estimators import Estimate as Estimate, Estimator as Estimator
+from hypergrad.estimators.attribution.attribution import attribution as attribution
 from hypergrad.estimators.implicit.response import best_response as best_response
 from hypergrad.estimators.policies import Policy as Policy
 from hypergrad.estimators.recommend import recommend as recommend

@@ -15,6 +15,7 @@ from hypergrad.core.types import (
     Batch,
     HParams,
     InitFn,
+    Key,
     LossFn,
     ObjectiveFn,
     OptimizerFn,
@@ -43,10 +44,13 @@ class Examples(NamedTuple):
     Attributes:
         num_examples: Number of examples.
         at: (indices `[B]`) -> batch.
+        draw: (key, step) -> indices `[B]` of the examples in the batch that `train_batch` returns for the same
+            key and step; for `attribution`, which follows every example through training.
     """
 
     num_examples: int
     at: Callable[[Array], Batch]
+    draw: Callable[[Key, Array], Array] | None = None
 
 
 class Problem(NamedTuple):

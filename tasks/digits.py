@@ -44,8 +44,10 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
         logits, _ = model.apply(params, inputs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
-    def train_batch(key, step):
-        indices = jax.random.randint(key, (batch_size,), 0, num_train)
+    def draw(key, step):
+        return jax.random.randint(key, (batch_size,), 0, num_train)
+
+    def at(indices):
         return train[0][indices], train[1][indices]
 
     def score(params, hparams):
@@ -57,9 +59,9 @@ def task(*, horizon: int = 200, batch_size: int = 128, width: int = 64, seed: in
         loss=cross_entropy,
         objective=cross_entropy,
         optimizer=optimizer,
-        train_batch=train_batch,
+        train_batch=lambda key, step: at(draw(key, step)),
         valid_batch=lambda key: valid,
-        train_set=Examples(num_train, lambda indices: (train[0][indices], train[1][indices])),
+        train_set=Examples(num_train, at, draw),
     )
     space = {
         "lr": Sequence(LogReal(1e-3, 2.0, default=0.1), horizon),

@@ -68,9 +68,11 @@ def supervised(
     def objective(params, hparams, batch):
         return loss(model.apply(params, batch[0])[0], batch[1])
 
+    def draw(key, step):
+        return jax.random.randint(jax.random.split(key)[0], (batch_size,), 0, len(train[1]))
+
     def train_batch(key, step):
-        draw, noise = jax.random.split(key)
-        indices = jax.random.randint(draw, (batch_size,), 0, len(train[1]))
+        indices, noise = draw(key, step), jax.random.split(key)[1]
         return train[0][indices], train[1][indices], noise
 
     def score(params, hparams):
@@ -86,6 +88,8 @@ def supervised(
         optimizer=optimizer,
         train_batch=train_batch,
         valid_batch=lambda key: valid,
-        train_set=Examples(len(train[1]), lambda i: (train[0][i], train[1][i], jax.random.key(0))),
+        train_set=Examples(
+            len(train[1]), lambda i: (train[0][i], train[1][i], jax.random.key(0)), draw
+        ),
     )
     return problem, score

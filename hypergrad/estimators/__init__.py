@@ -1,6 +1,8 @@
 """Hypergradient estimators: one method, one file, one contract (`base.Estimator`).
 
 - `advice`: Say in words why an estimate should not be trusted, and which hyperparameters have none.
+- `attribution/`: Which training examples made a prediction: scores of every example, and the check by training
+  without some.
 - `average`: Averages of any estimator over seeds: less noise, and a standard error with the number.
 - `base`: The contract of every hypergradient estimator, and helpers that the family shares.
 - `costs`: What hypergradients cost, counted in training runs: the same on every machine, whatever its clock
@@ -24,6 +26,19 @@ from hypergrad.core import solve
 from hypergrad.core.cautions import DrawnLeafWarning
 from hypergrad.core.methods import Method, by_name
 from hypergrad.estimators.advice import advice, structural_zeros
+from hypergrad.estimators.attribution.attribution import attribution
+from hypergrad.estimators.attribution.base import Attribution, AttributionInfo
+from hypergrad.estimators.attribution.datamodeling import (
+    DatamodelingScore,
+    linear_datamodeling_score,
+)
+from hypergrad.estimators.attribution.influence import influence
+from hypergrad.estimators.attribution.retraining import (
+    exact_leave_one_out,
+    random_subsets,
+    retrained,
+)
+from hypergrad.estimators.attribution.tracing import gradient_tracing
 from hypergrad.estimators.average import AverageInfo, average
 from hypergrad.estimators.base import Estimate, Estimator
 from hypergrad.estimators.evolution.es import ES, es
@@ -74,8 +89,11 @@ ONLINE = (ONE_STEP.name, RTHO.name, HD.name)
 __all__ = [
     "ESTIMATORS",
     "ONLINE",
+    "Attribution",
+    "AttributionInfo",
     "AverageInfo",
     "DamagedWarning",
+    "DatamodelingScore",
     "DiskProgress",
     "DrawnLeafWarning",
     "DriftInfo",
@@ -98,17 +116,22 @@ __all__ = [
     "Target",
     "UnrollInfo",
     "advice",
+    "attribution",
     "average",
     "central_difference",
     "darts",
     "drift",
     "es",
     "evolved",
+    "exact_leave_one_out",
     "exact_product",
     "final_objective",
     "forward",
+    "gradient_tracing",
     "hd",
     "implicit",
+    "influence",
+    "linear_datamodeling_score",
     "mean_objective",
     "mixed",
     "mixed_mode",
@@ -119,7 +142,9 @@ __all__ = [
     "pes",
     "plain",
     "plan",
+    "random_subsets",
     "relaxed",
+    "retrained",
     "reverse",
     "reverse_on_disk",
     "reversible",

@@ -106,7 +106,7 @@ def rounding(problem: Problem, horizon: int, *, through: Through | None = None) 
     estimator = make(problem, horizon)
 
     def init(key: Key, hparams: HParams) -> tuple[PyTree, PyTree]:
-        second = make(_moved(_in_wide(problem, hparams)), horizon)
+        second = make(moved_in_wide(problem, hparams), horizon)
         return estimator.init(key, hparams), second.init(key, cast_wide(hparams))
 
     def estimate(
@@ -115,7 +115,7 @@ def rounding(problem: Problem, horizon: int, *, through: Through | None = None) 
         first, found = estimator.estimate(key, state[0], hparams)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the first pass has given them
-            second = make(_moved(_in_wide(problem, hparams)), horizon)
+            second = make(moved_in_wide(problem, hparams), horizon)
             wide, other = second.estimate(key, state[1], cast_wide(hparams))
         info = found.info
         certified = RoundingInfo(
@@ -124,8 +124,8 @@ def rounding(problem: Problem, horizon: int, *, through: Through | None = None) 
             horizon=info.horizon,
             growth=info.growth,
             first_nonfinite=info.first_nonfinite,
-            rounding=jax.tree.map(_difference, found.hypergrad, other.hypergrad),
-            eps=_coarsest(problem, hparams),
+            rounding=jax.tree.map(relative_gap, found.hypergrad, other.hypergrad),
+            eps=coarsest_eps(problem, hparams),
             through=info,
         )
         return (first, wide), found._replace(info=certified)
@@ -144,7 +144,7 @@ def narrow_arithmetic(programs: Mapping[str, ClosedJaxpr], name: str) -> list[st
     ]
 
 
-def _difference(found: Array, wide: Array) -> Array:
+def relative_gap(found: Array, wide: Array) -> Array:
     """Return ‖g' − g‖ / ‖g'‖, float32 `[]`."""
     gap, size = tree.norm(wide - found.astype(wide.dtype)), tree.norm(wide)
     return jnp.where(gap == 0, 0, gap / size).astype(jnp.float32)
@@ -167,7 +167,7 @@ def _shapes(problem: Problem, hparams: HParams) -> _Shapes:
     )
 
 
-def _coarsest(problem: Problem, hparams: HParams) -> Array:
+def coarsest_eps(problem: Problem, hparams: HParams) -> Array:
     """Return the spacing near 1 of the coarsest dtype in which loss and objective compute, float32 `[]`."""
     shapes = _shapes(problem, hparams)
 
@@ -176,6 +176,11 @@ def _coarsest(problem: Problem, hparams: HParams) -> Array:
 
     program = jax.make_jaxpr(both)(shapes.params, hparams, shapes.train, shapes.valid)
     return jnp.asarray(jnp.finfo(narrowest(program) or widest()).eps, jnp.float32)
+
+
+def moved_in_wide(problem: Problem, hparams: HParams) -> Problem:
+    """Return the problem of the second pass of `rounding`: in the widest numbers, with another last bit."""
+    return _moved(_in_wide(problem, hparams))
 
 
 def _in_wide(problem: Problem, hparams: HParams) -> Problem:

@@ -48,7 +48,7 @@ def finite_sum(problem: Problem, batch_size: int) -> FiniteSum:
             "problem.train_set is None, expected Examples(num_examples, at), because saba needs a finite "
             "sum; set it, use soba(), or pass a FiniteSum"
         )
-    size, at = problem.train_set
+    size, at = problem.train_set[:2]
     if size % batch_size:
         near = nearest_divisor(size, batch_size)
         raise ValueError(

@@ -180,28 +180,38 @@ def mixed_mode(checkpoint: tuple[int, ...] | None = None, *, offload: bool = Fal
     if checkpoint is not None:
         check_checkpoint(checkpoint)
 
-    def backward(
-        problem: Problem, hparams: HParams, state: TrainState, num_steps: int
-    ) -> DifferentiableRun:
-        if offload:
-            check_host_memory()
-        levels = checkpoint
-        if levels is None:
-            memory = host_memory() // SHARE if offload else None
-            levels = choose_checkpoint(state, num_steps, memory)
-        final, losses, stored = _store(problem, hparams, state, num_steps, levels, offload)
+    return partial(_mixed, checkpoint, offload, False)
 
-        def pullback(adjoint: list[Array]) -> Pulled:
-            zeros = [jnp.zeros_like(h) for h in tree.floats(hparams)]
-            size = partial(_sizes, trained(state.params), tree.norm(adjoint))
-            (total, adjoint), sizes = _sweep(
-                problem, hparams, stored, (zeros, adjoint), levels, size
-            )
-            return Pulled(total, adjoint, sizes.norm, resting=sizes.resting)
 
-        return DifferentiableRun(final, losses, pullback)
+def _mixed(
+    checkpoint: tuple[int, ...] | None,
+    offload: bool,
+    apart: bool,
+    problem: Problem,
+    hparams: HParams,
+    state: TrainState,
+    num_steps: int,
+) -> DifferentiableRun:
+    if offload:
+        check_host_memory()
+    levels = checkpoint
+    if levels is None:
+        memory = host_memory() // SHARE if offload else None
+        levels = choose_checkpoint(state, num_steps, memory)
+    final, losses, stored = _store(problem, hparams, state, num_steps, levels, offload)
 
-    return backward
+    def pullback(adjoint: list[Array]) -> Pulled:
+        start = [jnp.zeros_like(h) for h in tree.floats(hparams)], adjoint
+        size = partial(_sizes, trained(state.params), tree.norm(adjoint))
+        keep = partial(_keep, size, apart)
+        end, (parts, sizes) = _sweep(problem, hparams, stored, start, levels, keep)
+        return Pulled(parts or end[0], end[1], sizes.norm, resting=sizes.resting)
+
+    return DifferentiableRun(final, losses, pullback)
+
+
+each_step: Backward = partial(_mixed, None, False, True)
+"""Pull back as `mixed_mode()` does, with the cotangent of the hparams of each step, `[num_steps, ...]`."""
 
 
 def pull_segment(
@@ -228,7 +238,9 @@ def pull_segment(
         The adjoint before the part, and its sizes before each step.
     """
     stored = _store(problem, hparams, start, num_steps, levels)[2]
-    return _sweep(problem, hparams, stored, adjoint, levels, partial(_sizes, *since))
+    keep = partial(_keep, partial(_sizes, *since), False)
+    adjoint, (_, sizes) = _sweep(problem, hparams, stored, adjoint, levels, keep)
+    return adjoint, sizes
 
 
 class _Stored(NamedTuple):
@@ -285,30 +297,39 @@ def _sweep(
     stored: _Stored,
     adjoint: Adjoint,
     levels: tuple[int, ...],
-    size: Callable[[TrainState, PyTree, list[Array]], AdjointSizes],
-) -> tuple[Adjoint, AdjointSizes]:
-    """Pull the adjoint back over all stored segments, the last one first; return it and its sizes `[T]`."""
+    keep: Callable[[TrainState, PyTree, Adjoint], tuple[Adjoint, Any]],
+) -> tuple[Adjoint, Any]:
+    """Pull the adjoint back over all stored segments, the last one first; return it and what is kept `[T]`."""
 
-    def segment(adjoint: Adjoint, start: TrainState, length: int) -> tuple[Adjoint, AdjointSizes]:
+    def segment(adjoint: Adjoint, start: TrainState, length: int) -> tuple[Adjoint, Any]:
         inner = _store(problem, hparams, start, length, levels[1:])[2]
-        return _sweep(problem, hparams, inner, adjoint, levels[1:], size)
+        return _sweep(problem, hparams, inner, adjoint, levels[1:], keep)
 
-    def pull(adjoint: Adjoint, start: Any) -> tuple[Adjoint, AdjointSizes]:
+    def pull(adjoint: Adjoint, start: Any) -> tuple[Adjoint, Any]:
         start = to_device(start) if stored.offload else start
         if stored.size > 1:
             return segment(adjoint, start, stored.size)
         adjoint, _ = pull_step(problem, hparams, start, adjoint)
         before, _, grads = start
-        return adjoint, size(before, grads, adjoint[1])
+        return keep(before, grads, adjoint)
 
     last = []
     if stored.rest:
         adjoint, tail = segment(adjoint, stored.tail, stored.rest)
         last = [tail]
-    adjoint, sizes = jax.lax.scan(pull, adjoint, stored.starts, reverse=True)
+    adjoint, kept = jax.lax.scan(pull, adjoint, stored.starts, reverse=True)
     if stored.size > 1:
-        sizes = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), sizes)
-    return adjoint, jax.tree.map(lambda *xs: jnp.concatenate(xs), sizes, *last)
+        kept = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
+    return adjoint, jax.tree.map(lambda *xs: jnp.concatenate(xs), kept, *last)
+
+
+def _keep(
+    size: Callable, apart: bool, before: TrainState, grads: PyTree, adjoint: Adjoint
+) -> tuple[Adjoint, tuple[list[Array], AdjointSizes]]:
+    """Keep the sizes of the adjoint and, `apart`, the cotangent of the hparams, which begins anew."""
+    total, bars = adjoint
+    part, rest = (total, [jnp.zeros_like(x) for x in total]) if apart else ([], total)
+    return (rest, bars), (part, size(before, grads, bars))
 
 
 def _sizes(
