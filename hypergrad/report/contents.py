@@ -78,10 +78,10 @@ def captions(results: Results) -> dict[str, str]:
         "compares all on equal seeds.",
         "architecture": "The tuned architecture, as it was trained again from scratch for the table; arrows "
         "past a layer are skip connections.",
-        "schedules": "Learned schedules against their start."
+        "schedules": "Learned schedules against the defaults."
         + " Columns run from dark to light." * many_columns
         + _shown(len(schedules)),
-        "values": "Other hyperparameters against their start, each on its searched range."
+        "values": "Other hyperparameters against the defaults, each on its searched range."
         + _shown(len(values)),
         "hypergradient": "Norms of the hypergradient's two terms, and adjoint growth. Skipped, because not "
         f"finite: {counted(skipped, 'step')}.",

@@ -49,7 +49,7 @@ class Leaf(NamedTuple):
 
     Attributes:
         name: Name of the leaf.
-        before: Its value at the start; None where the start does not have it.
+        before: Its default; None where there is none.
         after: Its tuned value.
         low: Lower end of the searched range; NaN where unknown.
         high: Upper end of the searched range; NaN where unknown.
@@ -120,7 +120,7 @@ def objective(
 
 
 def schedules(leaves: Sequence[Leaf], *, width: float = WIDE) -> "Figure | None":
-    """Draw the learned schedules against their start, a panel for each leaf, at most `MAX_PANELS`.
+    """Draw the learned schedules against the defaults, a panel for each leaf, at most `MAX_PANELS`.
 
     Args:
         leaves: Schedules `[horizon]` or `[horizon, k]`; of more than six columns the median and the range
@@ -137,7 +137,7 @@ def schedules(leaves: Sequence[Leaf], *, width: float = WIDE) -> "Figure | None"
         figure, grid = panels(width, aspect * rows, rows, columns)
         for axes, leaf in zip(grid, leaves, strict=False):
             if leaf.before is not None:
-                _columns(axes, leaf.before, "start", DEFAULT_STYLE)
+                _columns(axes, leaf.before, "default", DEFAULT_STYLE)
             _columns(axes, leaf.after, "tuned", TUNED_STYLE)
             axes.set_title(clean(leaf.name))
             step_axis(axes)
@@ -284,7 +284,7 @@ def _strip(axes: "Axes", leaf: Leaf) -> None:
     rows = list(range(after.size))
     axes.hlines(rows, before, after, color=TUNED_STYLE["color"], linewidth=1.4, alpha=0.6)
     dots = {"linestyle": "none", "clip_on": False, "markersize": 6, "zorder": 4}
-    axes.plot(before, rows, "o", label="start", mfc="white", mec=DEFAULT_STYLE["color"], **dots)
+    axes.plot(before, rows, "o", label="default", mfc="white", mec=DEFAULT_STYLE["color"], **dots)
     axes.plot(after, rows, "o", label="tuned", color=TUNED_STYLE["color"], **dots)
     for row, old, new in zip(rows, before, after, strict=True):
         text = number(new) if math.isnan(old) else f"{number(old)} → {number(new)}"
@@ -313,7 +313,7 @@ def _strip(axes: "Axes", leaf: Leaf) -> None:
 def _sorted(axes: "Axes", leaf: Leaf) -> None:
     """Draw many elements as their sorted values, before and after."""
     for array, label, style in (
-        (leaf.before, "start", DEFAULT_STYLE),
+        (leaf.before, "default", DEFAULT_STYLE),
         (leaf.after, "tuned", TUNED_STYLE),
     ):
         if array is not None:
