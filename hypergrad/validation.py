@@ -26,6 +26,7 @@ from hypergrad.core.checks import check_whole, describe
 from hypergrad.core.draws import DATA, draws_that_lose, marks_of_batch
 from hypergrad.core.flow import NOTHING, Marks, read_by_schedule, taken_for_numbers
 from hypergrad.core.host import check_indices
+from hypergrad.core.memory import total_memory
 from hypergrad.core.mistakes import SCHEDULED
 from hypergrad.core.pure import traced_program
 from hypergrad.core.types import Array, Batch, HParams, Key, Params, PyTree
@@ -222,14 +223,14 @@ def _try(problem: Problem, hparams: HParams, real: bool) -> _Tried:
 
     params = traced("init", problem.init, key, hparams)
     weights = trained(params)
-    _check_weights(weights)
     batch = traced("train_batch", problem.train_batch, key, index)
+    valid = traced("valid_batch", problem.valid_batch, key)
+    _check_shapes(weights, {"train_batch": batch, "valid_batch": valid})
     slope = jax.value_and_grad(partial(_loss, problem), has_aux=True)
     (_, out), grads = traced(
         "loss", slope, weights, params, hparams, batch, params=params, drawn_by="train_batch"
     )
     value, state = split_loss(params, out)
-    valid = traced("valid_batch", problem.valid_batch, key)
     judged = traced(
         "objective",
         problem.objective,
@@ -284,8 +285,8 @@ def _note_reads(seen: Seen, program: ClosedJaxpr, args: tuple, hparams: HParams)
     )
 
 
-def _check_weights(weights: PyTree) -> None:
-    """Raise a `ValueError` unless there are weights, all of them floating point."""
+def _check_shapes(weights: PyTree, batches: dict[str, Batch]) -> None:
+    """Raise a `ValueError` unless there are weights, all floating point, and each batch fits in the memory."""
     if not jax.tree.leaves(weights):
         raise ValueError(
             "problem.init returned params without leaves, expected at least one array to train"
@@ -296,6 +297,14 @@ def _check_weights(weights: PyTree) -> None:
             raise ValueError(
                 f"params[{name!r}] has dtype {leaf.dtype}, expected floating point; carry what is not "
                 "trained in Variables(params, state)"
+            )
+    room = total_memory() * jax.process_count()
+    for name, batch in batches.items():
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
+        if size > room:
+            raise ValueError(
+                f"problem.{name} returned a batch of {size / 2**30:.3g} GiB, expected at most the "
+                f"{room / 2**30:.3g} GiB of memory that there are; draw fewer examples"
             )
 
 
