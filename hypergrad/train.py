@@ -55,7 +55,21 @@ def split_key(key: Key) -> tuple[Key, Key]:
 def init_state(problem: Problem, key: Key, hparams: HParams) -> TrainState:
     """Make the state before the first step; differentiable in `hparams`."""
     init_key, run_key = split_key(key)
-    return start_state(problem, problem.init(init_key, hparams), hparams, run_key)
+    return start_state(problem, _first_params(problem, init_key, hparams), hparams, run_key)
+
+
+def _first_params(problem: Problem, key: Key, hparams: HParams) -> Params:
+    """Return the first params; say in a line where the problem divides them over devices that they do not fit."""
+    try:
+        return problem.init(key, hparams)
+    except ValueError as error:
+        if type(error).__name__ != "IndivisibleError":  # jax does not export it
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"problem.init divides an array unevenly over devices ({reason[:160]}), expected sizes that the "
+            "devices divide; call it within jax.jit, where the compiler pads, or choose such a size"
+        ) from error
 
 
 def start_state(problem: Problem, params: Params, hparams: HParams, key: Key) -> TrainState:

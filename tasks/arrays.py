@@ -18,6 +18,8 @@ IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x
 def find_file(path: str | Path) -> Path:
     """Return the path of a file that is there, or raise a `ValueError`."""
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"data is {str(path)!r}, a folder, expected a file; name a file in it")
     if not path.is_file():
         raise ValueError(
             f"data is {str(path)!r}, a file that is not there, expected one that is; check the path"

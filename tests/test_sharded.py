@@ -132,6 +132,41 @@ def test_every_way_to_divide_a_model(name):
     check([name], ["fsdp", "tensor", "data"])
 
 
+UNEVEN = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import jax, jax.numpy as jnp, optax
+from jax.sharding import NamedSharding, PartitionSpec as P
+import hypergrad as hg
+
+mesh = hg.populations.mesh(4)
+rows = NamedSharding(mesh, P(mesh.axis_names[0]))
+loss = lambda w, hparams, batch: jnp.mean((w - hparams["to"]) ** 2)
+init = lambda key, hparams: jax.lax.with_sharding_constraint(jnp.ones((66, 2)), rows)
+problem = hg.Problem(init=init, loss=loss, objective=loss, valid_batch=lambda key: (),
+    optimizer=lambda h: optax.sgd(0.1), train_batch=lambda key, step: ())
+estimate = hg.estimators.reverse(problem, 2).estimate
+args = jax.random.key(0), (), {"to": jnp.zeros(())}
+print(jax.jit(estimate)(*args)[1].value)
+try:
+    estimate(*args)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_sizes_that_do_not_divide_work_where_the_compiler_pads():
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", UNEVEN]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    value, refused = done.stdout.splitlines()
+    weight = 1 - 0.2 / 132  # of the gradient 2 w / 132, at a rate of .1, one step
+    assert float(value) == pytest.approx((weight * (1 - 0.2 / 132)) ** 2, rel=1e-5)
+    assert refused.startswith("problem.init divides an array unevenly over devices (")
+    assert "expected sizes that the devices divide; call it within jax.jit" in refused
+
+
 TUNED = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
