@@ -59,7 +59,7 @@ def init_state(problem: Problem, key: Key, hparams: HParams) -> TrainState:
 
 
 def _first_params(problem: Problem, key: Key, hparams: HParams) -> Params:
-    """Return the first params; say in a line where the problem divides them over devices that they do not fit."""
+    """Return the first params; say in a line where a problem divides them over devices unevenly."""
     try:
         return problem.init(key, hparams)
     except ValueError as error:
