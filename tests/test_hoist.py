@@ -112,6 +112,19 @@ def test_small_arrays_stay_and_traces_are_those_of_jit():
     assert largest_constant(Compiled(lambda w: program(w)).lower(W).as_text()) == small.nbytes
 
 
+@pytest.mark.parametrize("data", [X[:2, :2], X], ids=["small", "large"])
+def test_a_brief_program_says_so_to_the_compiler_and_to_no_trace(monkeypatch, data):
+    def times(w):
+        return jnp.tanh(data @ w[: data.shape[1]])
+
+    want, brief = Compiled(times)(W), Compiled(times, brief=True)
+    nearly(brief(W), want)
+    nearly(jax.jit(lambda w: 2 * brief(w))(W), 2 * want)  # jax refuses options within a trace
+    monkeypatch.setattr("hypergrad.core.hoist.BRIEF", {"no_such_option": "2"})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        Compiled(times, brief=True)(W)
+
+
 def test_data_of_the_host_are_copied_once_and_never_stale():
     data = X.copy()
 

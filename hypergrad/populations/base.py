@@ -140,11 +140,11 @@ def make_population(
     orders = jax.random.split(order, num_seeds) if many and order is not None else order
     order_axis = None if order is None else 0
 
-    def each(function: Callable, *axes: Any, gather: bool = False) -> Mapped:
-        return layout.each(jax.vmap(function, axes) if many else function, gather)
+    def each(function: Callable, *axes: Any, gather: bool = False, brief: bool = False) -> Mapped:
+        return layout.each(jax.vmap(function, axes) if many else function, gather, brief)
 
     run = _run_of(problem, horizon)
-    start_each = each(run.start, order_axis, 0, None)
+    start_each = each(run.start, order_axis, 0, None, brief=True)
     together_each = each(run.together, (None, None, order_axis), None, 0)
     apart_each = each(run.apart, None, None, 0, None)
     value_each = each(run.objective, None, None, 0, gather=True)

@@ -31,8 +31,8 @@ class Layout(NamedTuple):
     depend on nothing else: not on N, not on the member's neighbours, not on the number of devices.
 
     Attributes:
-        each: (function, gather) -> `Mapped`, where `function(shared, *parts)` works on one member. With
-            `gather`, results are whole on every device.
+        each: (function, gather, brief) -> `Mapped`, where `function(shared, *parts)` works on one member. With
+            `gather`, results are whole on every device. A `brief` one compiles longer than it runs.
         width: Number of members computed side by side on one device; None: all of them.
         multiple: Number that must divide N; 1 where any N will do.
         host: Whether it loops on the host, and so cannot be traced.
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
         whole: (tree) -> the same arrays, each of them whole on every device, also of other hosts.
     """
 
-    each: Callable[[Callable, bool], Mapped]
+    each: Callable[..., Mapped]
     width: int | None
     multiple: int
     host: bool
@@ -59,7 +59,7 @@ def vectorized() -> Layout:
     then on results are the same to 1e-5, not to the bit.
     """
 
-    def each(function: Callable, gather: bool = False) -> Mapped:
+    def each(function: Callable, gather: bool = False, brief: bool = False) -> Mapped:
         return _backing_off(lambda width: _one_device(function, width), None)
 
     return Layout(each, None, 1, False, "all side by side")
@@ -80,7 +80,7 @@ def chunked(width: int = CPU_WIDTH) -> Layout:
 def _chunks(width: int) -> Layout:
     """Build what `chunked` returns."""
 
-    def each(function: Callable, gather: bool = False) -> Mapped:
+    def each(function: Callable, gather: bool = False, brief: bool = False) -> Mapped:
         return _backing_off(lambda w: _one_device(function, w), width)
 
     return Layout(each, width, 1, False, f"chunks of {width}")
@@ -105,8 +105,8 @@ def _loop(width: int, mesh: Mesh | None) -> Layout:
     """Build what `looped` returns."""
     members = width if mesh is None else width * mesh.devices.size
 
-    def each(function: Callable, gather: bool = False) -> Mapped:
-        return _looped(function, members, mesh)
+    def each(function: Callable, gather: bool = False, brief: bool = False) -> Mapped:
+        return _looped(function, members, mesh, brief)
 
     label = "one after another" if members == 1 else f"one program of {members} after another"
     return Layout(each, width, 1, True, label)
@@ -141,7 +141,7 @@ def sharded(mesh: Mesh | None = None, inner: Layout | None = None, *, pad: bool 
         )
     num = mesh.devices.size
 
-    def each(function: Callable, gather: bool = False) -> Mapped:
+    def each(function: Callable, gather: bool = False, brief: bool = False) -> Mapped:
         def at(width: int | None) -> Mapped:
             return _many_devices(_one_device(function, width), mesh, gather)
 
@@ -324,11 +324,10 @@ def _with_keys(tree: PyTree) -> PyTree:
     return jax.tree.map(leaf, tree, is_leaf=lambda x: isinstance(x, _KeyData))
 
 
-def _looped(function: Callable, width: int, mesh: Mesh | None) -> Mapped:
+def _looped(function: Callable, width: int, mesh: Mesh | None, brief: bool) -> Mapped:
     """Call one compiled program for every `width` members."""
     spread = None if mesh is None else _many_devices(_one_device(function, None), mesh, True)
 
-    @Compiled
     def program(shared: PyTree, *parts: PyTree) -> PyTree:
         parts = _with_keys(parts)
         if spread is not None:
@@ -337,6 +336,8 @@ def _looped(function: Callable, width: int, mesh: Mesh | None) -> Mapped:
             return _without_keys(jax.vmap(lambda *one: function(shared, *one))(*parts))
         result = function(shared, *jax.tree.map(lambda x: x[0], parts))
         return _without_keys(jax.tree.map(lambda x: jnp.asarray(x)[None], result))
+
+    compiled = Compiled(program, brief=brief)
 
     def mapped(shared: PyTree, *parts: PyTree) -> PyTree:
         nonlocal width
@@ -348,7 +349,7 @@ def _looped(function: Callable, width: int, mesh: Mesh | None) -> Mapped:
             index = np.minimum(np.arange(start, start + width), num - 1)
             chunk = jax.tree.map(lambda x, i=index: x[i], on_host)
             try:
-                results = program(shared, *chunk)
+                results = compiled(shared, *chunk)
                 found.append(results if width == 1 else jax.block_until_ready(results))
                 start += width
             except jax.errors.JaxRuntimeError as error:

@@ -58,15 +58,14 @@ def make_search(
     def ask(key: Key, state: PyTree) -> HParams:
         return searcher.ask(key, state, num)
 
-    tell, look = searcher.tell, searcher.info
-    if not on_host:
-        ask, tell, look = jax.jit(ask), jax.jit(tell), jax.jit(look)
+    compiled: Callable = (lambda part: part) if on_host else partial(Compiled, brief=True)
+    draw, tell, look = compiled(ask), compiled(searcher.tell), compiled(searcher.info)
 
     def generation(
         key: Key, state: PyTree, train: Callable[[Key, HParams], Trials]
     ) -> tuple[PyTree, Trials]:
         ask_key, train_key = jax.random.split(key)
-        trials = train(train_key, ask(ask_key, state))
+        trials = train(train_key, draw(ask_key, state))
         state = tell(state, trials)
         trials = trials._replace(info={**trials.info, **look(state)})
         return (state, trials) if on_host else population.whole((state, trials))
