@@ -206,7 +206,10 @@ def members_of(task: Task, settings: Settings) -> Population:
     """Build the population that trains for a study: its trials, its finalists and those that are judged.
 
     On a CPU one program, which compiles once, trains all of them, a chunk at a time (`looped`), and where
-    shapes differ, too. Elsewhere a generation of a search is one program.
+    shapes differ, too. Elsewhere a generation of a search is one program. The platform decides, not the size:
+    the loop on the host costs a CPU some tenths of a millisecond for each chunk and call, a second of
+    compilation pays for thousands of them, and a rule with the number of generations in it would give a study
+    other bits when it is extended.
     """
     make = partial(make_population, layout=layout_of(task, settings), horizon=task.horizon)
     if static.static_names(task.space):
