@@ -24,6 +24,7 @@ NAMES = {
     "odds": "hypergradient of a dropout rate: pathwise, relaxed at three temperatures, evolved",
     "precision": "what sixteen bits take of a hypergradient, and whether the certificate says so",
     "many": "32 hypergradients at once, and one device a core, against a loop",
+    "attribution": "scores of training examples, judged by training again without some of them",
     "hypercleaning": "finding flipped labels by tuning a weight for every example",
     "configurations": "576 small networks a data set, trained and measured, for the two after this one",
     "fghpo": "flatness-guided search with every measure beside plain halving and others, at equal cost",
@@ -61,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--data",
-        help="folder of the MNIST files, for 'schedules', 'hypercleaning', 'implicit' and 'pools' (SVHN too); "
-        "of the OpenML tables, for 'configurations', 'own_batches' and 'runtime'",
+        help="folder of the MNIST files, for 'attribution', 'schedules', 'hypercleaning', 'implicit' and "
+        "'pools' (SVHN too); of the OpenML tables, for 'configurations', 'own_batches' and 'runtime'",
     )
     parser.add_argument(
         "--torch-python",
