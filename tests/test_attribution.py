@@ -166,6 +166,8 @@ def test_all_methods_know_the_mean_of_numbers():
         through = hg.attribution(problem, h, KEY, horizon)
         assert_close(through.scores, apart / N)
         assert_close(influence(problem, h, KEY, horizon, solve=solve.cg()).scores, apart / N)
+        gentle = influence(problem, h, KEY, 2, solve=solve.damped(solve.cg(1), 0.1))
+        assert any("damped by up to" in line for line in gentle.advice())
         left = exact_leave_one_out(problem, h, KEY, horizon, chunk=4)
         assert_close(left.scores, apart / (N - 1))
         weights = 1 - jnp.eye(N)

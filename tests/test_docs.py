@@ -58,7 +58,7 @@ def test_the_readme_example_tunes(begun):
     assert (place / "runs/mine/report.html").is_file()
 
 
-LONG = ("docs/choosing.md", "docs/curvature.md", "docs/populations.md")
+LONG = ("docs/attribution.md", "docs/choosing.md", "docs/curvature.md", "docs/populations.md")
 
 
 @pytest.mark.parametrize(

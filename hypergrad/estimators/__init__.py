@@ -32,7 +32,7 @@ from hypergrad.estimators.attribution.datamodeling import (
     DatamodelingScore,
     linear_datamodeling_score,
 )
-from hypergrad.estimators.attribution.influence import influence
+from hypergrad.estimators.attribution.influence import InfluenceInfo, influence
 from hypergrad.estimators.attribution.retraining import (
     exact_leave_one_out,
     random_subsets,
@@ -103,6 +103,7 @@ __all__ = [
     "EvolvedInfo",
     "ImplicitInfo",
     "ImplicitState",
+    "InfluenceInfo",
     "MixedInfo",
     "OnlineInfo",
     "OnlineState",

@@ -1,8 +1,11 @@
 """Influence functions: the implicit hypergradients of the weights of examples."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
+from hypergrad.core import tree
 from hypergrad.core.checks import check_function
 from hypergrad.core.solve import Solve, SolveInfo, cg, positive
 from hypergrad.core.types import Array, Batch, HParams, Key, PyTree
@@ -19,6 +22,40 @@ from hypergrad.estimators.base import inner_loss
 from hypergrad.estimators.implicit.response import Curvature, hessian_of_loss
 from hypergrad.problem import Problem
 from hypergrad.train import carried, split_key, trained, with_parts
+
+
+class InfluenceInfo(NamedTuple):
+    """Diagnostics of influence functions.
+
+    Attributes:
+        solved: How well the linear systems were solved, arrays like `value`.
+        gradient_norm: Norm ‖∇_w L‖ of the loss of all examples at the end, `[]`; zero in theory.
+    """
+
+    solved: SolveInfo
+    gradient_norm: Array
+
+    def advice(self, found: Attribution) -> list[str]:
+        """Say in words what is wrong with the scores, and what to do."""
+        solved, said = self.solved, []
+        if not jnp.all(jnp.isfinite(found.scores)):
+            said.append("the scores are not finite; lower the learning rate, or damp the solve")
+        if not jnp.all(solved.smallest_curvature > 0):
+            said.append(
+                f"the smallest curvature met is {jnp.min(solved.smallest_curvature):.1e}, expected above 0: "
+                "the Hessian is not positive definite here; train longer, or damp the solve"
+            )
+        if not jnp.all(solved.converged):
+            said.append(
+                f"the linear solver left a relative residual of {jnp.max(solved.residual):.1e}: allow it "
+                "more iterations, or damp it"
+            )
+        if jnp.any(solved.damping > 0):
+            said.append(
+                f"the Hessian was damped by up to {jnp.max(solved.damping):.1e}: the scores are too small "
+                "where the loss is flatter than that"
+            )
+        return said
 
 
 def influence(
@@ -53,7 +90,7 @@ def influence(
             whose hparams are weights `[N]` and whose batches are (batch, indices).
 
     Returns:
-        An attribution whose `info` is the solver's, a `SolveInfo` of arrays like `value`.
+        An attribution whose `info` is an `InfluenceInfo`.
 
     Reference:
         Koh, Liang, 2017, arXiv:1703.04730, equation 2.
@@ -71,8 +108,9 @@ def influence(
         v, info = solver(matvec, pull(cotangent)[0])
         return -products(v), info
 
-    scores, info = for_predictions(one, value, 1)
-    return Attribution(scores, value, None, None, info)
+    scores, solved = for_predictions(one, value, 1)
+    slope = jax.grad(inner_loss(made.problem, last.params, batch))(trained(last.params), ones)
+    return Attribution(scores, value, None, None, InfluenceInfo(solved, tree.norm(slope)))
 
 
 def _every(made: Weighted) -> tuple[Batch, Array]:
