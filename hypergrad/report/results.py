@@ -58,6 +58,7 @@ class Configuration(NamedTuple):
         valid: The validation objective over seeds.
         test: The test metric over examples.
         curves: Training and validation curves, by "train_curve" and "valid_curve".
+        draws_std: Standard deviation of the validation objective from draw to draw; NaN without draws.
     """
 
     raw: Any
@@ -65,6 +66,7 @@ class Configuration(NamedTuple):
     valid: Interval
     test: Interval
     curves: dict[str, Curve]
+    draws_std: float = math.nan
 
 
 class Flatness(NamedTuple):
@@ -235,7 +237,7 @@ def _configuration(data: _Entries) -> Configuration:
         if data.found.get(key) is not None
     }
     valid, test = (_interval(data.entries(key, {})) for key in ("valid", "test"))
-    return Configuration(raw, leaves, valid, test, curves)
+    return Configuration(raw, leaves, valid, test, curves, data.get("draws_std", float, None))
 
 
 def _curve(data: _Entries) -> Curve:

@@ -130,6 +130,10 @@ def _rival(results: Results) -> Rival:
     budget = f" with {four_digits(spent)} trainings" if math.isfinite(spent) else ""
     if abs(spent - cost) <= 0.1 * cost:
         budget = f" at equal cost ({four_digits(spent)} trainings)"
+    if math.isfinite(random.draws_std):
+        budget += (
+            f", in expectation over its draws (standard deviation {four_digits(random.draws_std)}),"
+        )
     places = {1: "ahead", 0: "level", -1: "behind", None: "not comparable"}
     valid = places[_ahead(random.valid, tuned.valid, False)]
     test = places[_ahead(random.test, tuned.test, results.higher_is_better)]

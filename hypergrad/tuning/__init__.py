@@ -7,6 +7,7 @@
 - `finalists`: Finalists: the candidates of a study, trained again on equal seeds, and the best of them.
 - `judge`: Judge configurations on fresh seeds: curves, validation objectives and test scores with
   intervals.
+- `pool`: Random search as a pool of trials: what the best of as many is worth in expectation, over its luck.
 - `provenance`: The origin of a study: its task, files, settings and digests.
 - `replay`: Train one trial of a study again and show where it went wrong.
 - `resume`: Continue a study of a task.

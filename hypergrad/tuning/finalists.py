@@ -11,6 +11,7 @@ from hypergrad.report.study import Study
 from hypergrad.searchers import Trials, final_values
 from hypergrad.space import static
 from hypergrad.tuners import TUNERS
+from hypergrad.tuning.pool import Mixture, best_of_draws
 
 FINALISTS = 10
 """Number of trials of each method that are trained again before one of them is chosen."""
@@ -30,17 +31,34 @@ def choose_best(
     if found.best is None:
         start = spaces.default(task.space)
         return static.restored(task.space, jax.tree.map(np.asarray, start)), float("inf")
-    if method == "descent":
-        candidates = of_descent(task, found)
-    else:
-        # later iterates by gradient are better than earlier ones, whose values may be lucky
-        last = found.trials[-FINALISTS:] if method in TUNERS else found.trials
-        candidates = [*best_trials(last, FINALISTS), found.best]
+    candidates = of_descent(task, found) if method == "descent" else of_trials(found, method)
     each = objectives(task, members, candidates, keys)
     best = favoured(each) if method == "descent" else int(np.argmin(each.mean(1)))
     if not np.isfinite(each[best].mean()):
         return static.restored(task.space, found.best), found.best_value
     return static.restored(task.space, candidates[best]), float(each[best].mean())
+
+
+def expected_best(task: Task, members: Population, found: Study, keys: Key) -> Mixture:
+    """Return what a search ends with by chance, where its trials are a pool that as many are drawn from.
+
+    The finalists, ranked by their mean objectives over the same keys `[S]`, with the probability of each that it
+    is the best of the draws.
+    """
+    candidates = best_trials(found.trials, FINALISTS)
+    values = objectives(task, members, candidates, keys).mean(1)
+    weights = best_of_draws(sum(len(told.values) for told in found.trials), len(candidates))
+    order = np.argsort(values, kind="stable")[: len(weights)]
+    return Mixture([static.restored(task.space, candidates[i]) for i in order], weights)
+
+
+def of_trials(found: Study, method: str) -> list[HParams]:
+    """Return the finalists among the trials of a method, and its best.
+
+    Later iterates by gradient are better than earlier ones, whose values may be lucky.
+    """
+    last = found.trials[-FINALISTS:] if method in TUNERS else found.trials
+    return [*best_trials(last, FINALISTS), found.best]
 
 
 def favoured(each: np.ndarray) -> int:

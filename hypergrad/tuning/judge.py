@@ -15,6 +15,7 @@ from hypergrad.report.study import Study
 from hypergrad.searchers import final_values
 from hypergrad.tuning.certificates import troubles
 from hypergrad.tuning.finalists import first_states
+from hypergrad.tuning.pool import Mixture, over_draws, spread_of
 from hypergrad.tuning.provenance import final_digest
 from hypergrad.tuning.settings import Settings
 
@@ -23,25 +24,29 @@ CURVE_POINTS = 25
 
 
 def judge(
-    task: Task, members: Population, configurations: dict[str, HParams], keys: Key
+    task: Task, members: Population, configurations: dict[str, Mixture], keys: Key
 ) -> dict[str, dict[str, Any]]:
     """Train every configuration from the same keys, and read its curves and test scores.
+
+    What a pool of trials ends with by chance is the mean over its candidates, each with its probability.
 
     Args:
         task: Task that was tuned.
         members: Population of any number of members.
-        configurations: Hparams by name.
+        configurations: What each way ends with, by name.
         keys: Fresh keys of the runs of each, `[S]`.
 
     Returns:
         For each name: the validation objective of each seed, curves, and the test metric with a 95 %
         bootstrap interval over test examples, whose scores are averaged over seeds first. The test metric is
-        empty without a test set.
+        empty without a test set. Several candidates have the standard deviation of their objectives from
+        draw to draw, and the hparams of the likeliest.
     """
     interval = max(1, task.horizon // CURVE_POINTS)
     steps = [*range(0, task.horizon - task.horizon % interval + 1, interval)]
     steps += [task.horizon] * (task.horizon % interval > 0)
-    hparams, states = first_states(task, members, list(configurations.values()), keys)
+    candidates = [one for found in configurations.values() for one in found.hparams]
+    hparams, states = first_states(task, members, candidates, keys)
     curves, losses = [members.value(hparams, states)], []
     for before, after in pairwise(steps):
         states, found = members.follow(hparams, states, after - before)
@@ -49,21 +54,26 @@ def judge(
         curves.append(members.value(hparams, states))
     scores = None if task.test is None else members.measure(task.test, hparams, states)
 
-    def of_each(found: Any) -> list[np.ndarray]:
+    def of_each(found: Any) -> np.ndarray:
         found = np.asarray(found)
-        return list(found.reshape(len(configurations), len(keys), *found.shape[1:]))
+        return found.reshape(len(candidates), len(keys), *found.shape[1:])
 
-    every = [of_each(np.concatenate(losses, 1)), of_each(np.stack(curves, 1))]
-    tests = [None] * len(configurations) if scores is None else of_each(scores)
-    judged = {}
-    for (name, value), loss, curve, test in zip(configurations.items(), *every, tests, strict=True):
+    loss, curve = of_each(np.concatenate(losses, 1)), of_each(np.stack(curves, 1))
+    test = None if scores is None else of_each(scores)
+    judged, first = {}, 0
+    for name, found in configurations.items():
+        own, weights = slice(first, first + len(found.hparams)), found.weights
+        valid = over_draws(weights, curve[own])
         judged[name] = {
-            "hparams": tree.named(value),
-            "valid": {**_interval(curve[:, -1]), "values": curve[:, -1]},
-            "test": {} if test is None else _bootstrap(test.mean(0)),
-            "train_curve": _curve(np.arange(task.horizon), loss),
-            "valid_curve": _curve(np.asarray(steps), curve),
+            "hparams": tree.named(found.hparams[0]),
+            "valid": {**_interval(valid[:, -1]), "values": valid[:, -1]},
+            "test": {} if test is None else _bootstrap(over_draws(weights, test[own]).mean(0)),
+            "train_curve": _curve(np.arange(task.horizon), over_draws(weights, loss[own])),
+            "valid_curve": _curve(np.asarray(steps), valid),
         }
+        if len(weights) > 1:
+            judged[name]["draws_std"] = spread_of(weights, curve[own, :, -1].mean(1))
+        first = own.stop
     return judged
 
 

@@ -47,8 +47,9 @@ from hypergrad.tuning.build import (
     within_memory,
 )
 from hypergrad.tuning.data import data_of
-from hypergrad.tuning.finalists import choose_best
+from hypergrad.tuning.finalists import choose_best, expected_best
 from hypergrad.tuning.judge import judge, result_of
+from hypergrad.tuning.pool import alone
 from hypergrad.tuning.provenance import check_same_result, describe_study
 from hypergrad.tuning.scout import (
     Scout,
@@ -76,8 +77,9 @@ def tune(
 
     The last settings of a descent, or the best trials of a search, are trained again on the same seeds, and the
     best of them is chosen, because the lowest of many noisy values is partly luck. The default
-    hparams, the tuned ones and (for methods by gradient) the best of as many random trials as cost the
-    same number of trainings are then trained on fresh seeds; the test set is read then, once.
+    hparams, the tuned ones and (for methods by gradient) the finalists of as many random trials as cost the
+    same number of trainings are then trained on fresh seeds; the test set is read then, once. Random search
+    counts with what it reaches in expectation, over the luck of its draws (`pool`).
 
     Static dimensions of the space (`Integer` and `Choice` with `static=True`, whose values change shapes) are
     for searches: each combination of their values is compiled once, on its first trial, and each device trains
@@ -281,9 +283,12 @@ def _judge_all(
     seeds = jax.random.split(keys.choose, max(settings.num_seeds, 4))
     own = jax.random.split(keys.choose, 3 * len(seeds)) if settings.method == "descent" else seeds
     best = choose_best(task, members, found, settings.method, own)
-    configurations = {"default": spaces.starting_values(task.space), "tuned": best[0]}
+    configurations = {
+        "default": alone(spaces.starting_values(task.space)),
+        "tuned": alone(best[0]),
+    }
     if baseline is not None and baseline.best is not None:
-        configurations["random"] = choose_best(task, members, baseline, "random", seeds)[0]
+        configurations["random"] = expected_best(task, members, baseline, seeds)
     judged = judge(task, members, configurations, jax.random.split(keys.judge, settings.eval_seeds))
     listeners.step(Progress("judge", 1, 1, found.best_value, found.best_value, {}))
     result = result_of(task, settings, found, baseline, judged, work.cost, best[0], spent)
