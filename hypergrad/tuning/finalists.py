@@ -42,8 +42,8 @@ def choose_best(
 def expected_best(task: Task, members: Population, found: Study, keys: Key) -> Mixture:
     """Return what a search ends with by chance, where its trials are a pool that as many are drawn from.
 
-    The finalists, ranked by their mean objectives over the same keys `[S]`, with the probability of each that it
-    is the best of the draws.
+    The finalists, ranked by their mean objectives over the same keys `[S]`, with the probability of each that
+    it is the best of the draws.
     """
     candidates = best_trials(found.trials, FINALISTS)
     values = objectives(task, members, candidates, keys).mean(1)

@@ -6,7 +6,7 @@ import numpy as np
 
 from hypergrad.core.types import HParams
 
-SMALLEST = 0.005
+LEAST_WEIGHT = 0.005
 """Probability below which a finalist is not judged."""
 
 
@@ -41,7 +41,7 @@ def best_of_draws(num: int, num_ranked: int) -> np.ndarray:
     """
     i = np.arange(1, min(num, num_ranked) + 1)
     weights = (1 - (i - 1) / num) ** num - (1 - i / num) ** num
-    kept = weights[weights >= SMALLEST]
+    kept = weights[weights >= LEAST_WEIGHT]
     return kept / kept.sum()
 
 
