@@ -16,6 +16,7 @@ from hypergrad.estimators import (
     retrained,
     solve,
 )
+from hypergrad.report.examples import extreme_examples
 from hypergrad.testing import assert_close
 
 KEY = jax.random.key(3)
@@ -95,27 +96,28 @@ def by_hand(problem, value, weights):
 def drawn():
     first, _ = jax.random.split(KEY)
     _, run = jax.random.split(first)
-    keys = [jax.random.fold_in(run, t) for t in range(T)]
-    return np.array([jax.random.randint(key, (B,), 0, N) for key in keys])
+    keys = jax.vmap(lambda t: jax.random.fold_in(run, t))(jnp.arange(T))
+    return np.asarray(jax.vmap(lambda key: jax.random.randint(key, (B,), 0, N))(keys))
 
 
-@pytest.mark.parametrize("optimizer", [sgd, adam])
+@pytest.mark.parametrize("optimizer", [pytest.param(sgd, marks=pytest.mark.slow), adam])
 def test_scores_are_those_of_plain_autodiff_and_of_differences(optimizer):
     with jax.enable_x64(True):
         problem = network(optimizer)
         by_step = hg.attribution(problem, H, KEY, T, of=predictions, per_step=True, chunk=2)
         whole = hg.attribution(problem, H, KEY, T, of=predictions, certified=False)
         ones = jnp.ones((T, B))
-        expected = jax.jacrev(lambda w: by_hand(problem, predictions, w))(ones)
-        np.testing.assert_array_equal(by_step.indices, drawn())
+        train = jax.jit(lambda w: by_hand(problem, predictions, w))
+        expected, index = jax.jit(jax.jacrev(train))(ones), drawn()
+        np.testing.assert_array_equal(by_step.indices, index)
         assert_close(by_step.scores, expected)
-        assert_close(whole.value, by_hand(problem, predictions, ones))
-        index, scores = drawn(), np.zeros((3, N))
+        assert_close(whole.value, train(ones))
+        scores = np.zeros((3, N))
         for t, b in np.ndindex(T, B):
             scores[:, index[t, b]] += np.asarray(expected)[:, t, b]
         assert_close(whole.scores, scores)
         eps = 1e-5
-        moved = [by_hand(problem, predictions, 1 + sign * eps * (index == 2)) for sign in (1, -1)]
+        moved = [train(1 + sign * eps * (index == 2)) for sign in (1, -1)]
         slope = (moved[0] - moved[1]) / (2 * eps)
         np.testing.assert_allclose(whole.scores[:, 2], slope, rtol=1e-6)
         assert np.all(by_step.rounding < 1e-12) and not by_step.advice()
@@ -133,9 +135,8 @@ def test_the_objective_is_attributed_with_and_without_jit():
     values = retrained(problem, H, KEY, T, weights)
     index = drawn()
     batch = problem.valid_batch(KEY)
-    expected = [
-        by_hand(problem, lambda p, h: problem.objective(p, h, batch), w[index]) for w in weights
-    ]
+    train = jax.jit(lambda w: by_hand(problem, lambda p, h: problem.objective(p, h, batch), w))
+    expected = [train(w[index]) for w in weights]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     some = retrained(problem, H, KEY, T, weights, chunk=2)
     np.testing.assert_allclose(values, some, rtol=1e-5)
@@ -222,6 +223,7 @@ def test_a_carried_state_needs_a_weighted_loss():
     assert not found.advice()
 
 
+@pytest.mark.slow
 def test_rows_draw_by_themselves():
     problem = network(sgd)
     keyed = problem._replace(
@@ -277,3 +279,20 @@ def test_the_score_of_datamodels_is_a_mean_rank_correlation():
         retrained(problem, h, KEY, 3, weights[:, :2])
     with pytest.raises(ValueError, match="num_checkpoints is 5"):
         gradient_tracing(problem, h, KEY, 3, num_checkpoints=5)
+
+
+def test_extreme_examples_are_drawn_as_pictures_or_rows():
+    scores = np.array([0.0, 3.0, -2.0, 1.0])
+    figure = extreme_examples(scores, pictures=np.ones((4, 2, 2)), num=2)
+    assert [axes.get_title("left") for axes in figure.axes] == ["1", "3", "2", "0"]
+    assert "raise" in figure.axes[0].get_ylabel() and "lower" in figure.axes[2].get_ylabel()
+    rows = extreme_examples(scores, names=["a", "b", "c", "d$"], num=9)
+    marks = [[text.get_text() for text in axes.get_yticklabels()] for axes in rows.axes]
+    assert marks == [["b", "d$", "a", "c"], ["c", "a", "d$", "b"]]
+    for options, words in (
+        ({"scores": np.ones((2, 3))}, "scores is"),
+        ({"scores": scores, "names": ["a"]}, "names are 1, expected 4"),
+        ({"scores": scores, "num": 0}, "num is 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            extreme_examples(**options)

@@ -2,6 +2,7 @@
 
 - `contents`: Content of the page of a report, as plain data for its template.
 - `diagrams`: Figures of some studies: an architecture, and slices through a landscape.
+- `examples`: The training examples that raise and lower a value most, as pictures or as rows.
 - `extras`: What a task adds to its report: test scores, a code snippet, a diagram of its architecture,
   notes.
 - `figures`: The figures of a study, from plain arrays.
