@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from hypergrad.core.checks import check_kind, describe
 from hypergrad.core.types import Array
@@ -68,10 +68,16 @@ def linear_datamodeling_score(
     mean, half = (float(np.mean(known)) if known.size else np.nan), np.nan
     if known.size > 1:
         error = np.std(known, ddof=1) / np.sqrt(known.size)
-        half = float(stats.t.ppf(0.975, known.size - 1) * error)
+        half = float(stdtrit(known.size - 1, 0.975) * error)
     return DatamodelingScore(mean, mean - half, mean + half, each)
 
 
 def _spearman(left: np.ndarray, right: np.ndarray) -> float:
     flat = not np.all(np.isfinite([left, right])) or min(np.ptp(left), np.ptp(right)) == 0
-    return np.nan if flat else float(np.corrcoef(stats.rankdata(left), stats.rankdata(right))[0, 1])
+    return np.nan if flat else float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """Return ranks, the mean rank where numbers are equal."""
+    _, places, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
