@@ -256,6 +256,7 @@ def test_rows_draw_by_themselves():
         ),
         ({}, {"of": lambda p, h: jnp.ones((2, 3))}, "of returned .*expected one real number"),
         ({}, {"of": lambda p, h: {"a": 1.0}}, "of returned .*expected one real number"),
+        ({"optimizer": lambda h: optax.lbfgs()}, {}, "problem has a loop of unknown length"),
         ({}, {"of": 3}, "of is 3, expected a function"),
         ({}, {"chunk": 0}, "chunk is 0, expected a whole number"),
         ({}, {"loss": 3}, "loss is 3, expected a function"),

@@ -24,7 +24,7 @@ from hypergrad.estimators.attribution.base import (
 from hypergrad.estimators.base import first_nonfinite
 from hypergrad.estimators.rounding import moved_in_wide, relative_gap
 from hypergrad.estimators.unrolled.adjoint import each_step, state_floats
-from hypergrad.estimators.unrolled.base import growth_rate
+from hypergrad.estimators.unrolled.base import growth_rate, unknown_lengths
 from hypergrad.problem import Problem
 from hypergrad.train import init_state, split_key, trained
 
@@ -162,7 +162,8 @@ def _pulled(
         growth = growth_rate(tree.norm(adjoint[:num]), pulled.norms[::-1])
         return scored(pulled.hparams[0]), growth
 
-    scores, growth = for_predictions(one, value, chunk)
+    with unknown_lengths("use an optimizer without line search, or lax.scan"):
+        scores, growth = for_predictions(one, value, chunk)
     return _Found(value, scores, growth, run.losses)
 
 

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 from hypergrad.core.checks import check_kind, describe
 from hypergrad.core.types import Array
@@ -67,6 +66,8 @@ def linear_datamodeling_score(
     known = each[np.isfinite(each)]
     mean, half = (float(np.mean(known)) if known.size else np.nan), np.nan
     if known.size > 1:
+        from scipy.special import stdtrit  # which takes a while to import
+
         error = np.std(known, ddof=1) / np.sqrt(known.size)
         half = float(stdtrit(known.size - 1, 0.975) * error)
     return DatamodelingScore(mean, mean - half, mean + half, each)

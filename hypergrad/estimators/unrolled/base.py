@@ -1,5 +1,7 @@
 """Helpers that estimators share when they differentiate through every step of training."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -122,17 +124,10 @@ def unrolled_estimate(
         last step.
     """
     init_key, valid_key = split_key(key)
-    try:
+    with unknown_lengths("use the estimator 'forward', or lax.scan"):
         run = backward(problem, hparams, start, num_steps)
         value, direct, adjoint = objective_parts(problem, valid_key, hparams, run.state)
         total, first, norms, certificate, resting = run.pullback(adjoint)
-    except ValueError as error:
-        if "Reverse-mode differentiation does not work" not in str(error):
-            raise
-        raise ValueError(
-            "problem has a loop of unknown length (lax.while_loop, or a line search as in optax.lbfgs), "
-            "expected loops that reverse mode can go back through; use the estimator 'forward', or lax.scan"
-        ) from error
     if through_init:
         total = tree.add(total, through_start(problem, init_key, hparams, first))
     chex.assert_shape(run.losses, (num_steps,))
@@ -140,6 +135,20 @@ def unrolled_estimate(
     parts = (value, direct, adjoint)
     estimate = assembled(hparams, run.state, parts, total, norms, resting, bad)
     return estimate, run.losses, certificate, run.state
+
+
+@contextlib.contextmanager
+def unknown_lengths(cure: str) -> Iterator[None]:
+    """Say in one line that reverse mode met a loop of unknown length."""
+    try:
+        yield
+    except ValueError as error:
+        if "Reverse-mode differentiation does not work" not in str(error):
+            raise
+        raise ValueError(
+            "problem has a loop of unknown length (lax.while_loop, or a line search as in optax.lbfgs), "
+            f"expected loops that reverse mode can go back through; {cure}"
+        ) from error
 
 
 def through_start(
