@@ -29,7 +29,7 @@ def done(tmp_path_factory):
 @pytest.mark.parametrize(
     ("given", "share"),
     [
-        ({}, 0.25),
+        ({}, 0.3),
         ({"budget": 19}, 0.0),
         ({"budget": 19, "scout": 0.5}, 0.5),
         ({"scout": 0}, 0.0),
@@ -47,8 +47,8 @@ def test_a_scout_costs_its_share():
     settings = Settings(budget=60, scout=0.25)
     scout = scout_of(settings, COST)
     search = scout.settings
-    assert scout_steps(settings) == 15 and scout.num_finalists == 8 and scout.num_seeds == 4
-    assert search.population * search.generations + 32 == scout.trainings
+    assert scout_steps(settings) == 15 and scout.num_finalists == 7 and scout.num_seeds == 8
+    assert search.population * search.generations + 56 == scout.trainings
     assert abs(scout.trainings - 15 * 11.2) < search.generations + 1
     assert scout_of(settings._replace(scout=0.0), COST) is None
 
@@ -66,6 +66,12 @@ def test_a_budget_too_small_for_a_scout_is_refused(given, tmp_path):
         hg.tune(TASK, scout=1)
 
 
+def test_a_small_scout_that_nobody_asked_for_is_left_out(tmp_path):
+    found = hg.tune(TASK, storage=tmp_path / "run", budget=20, num_seeds=1, eval_seeds=2)
+    assert study.read_description(tmp_path / "run")["settings"]["scout"] == 0.0
+    assert len(found.trials) == 20 and not (tmp_path / "run" / "scout").exists()
+
+
 def test_the_descent_starts_at_the_best_of_the_scout(done):
     out, found = done
     records = [json.loads(line) for line in (out / "scout" / "journal.jsonl").open()]
@@ -75,16 +81,16 @@ def test_the_descent_starts_at_the_best_of_the_scout(done):
     place = np.argmin(np.abs(tried - start).max(1))
     np.testing.assert_allclose(tried[place], start, rtol=1e-4)
     assert place in np.argsort(values)[:8]
-    assert len(found.trials) == 15, "the scout has taken five of twenty steps"
+    assert len(found.trials) == 14, "the scout has taken six of twenty steps"
 
 
 def test_random_search_costs_as_much_as_scout_and_descent(done):
     out, found = done
     described = study.read_description(out)
-    assert described["settings"]["scout"] == 0.25
+    assert described["settings"]["scout"] == 0.3
     trials = len(found.result["random_trace"]["trainings"]) and found.result["random_trace"]
-    spent = scout_of(Settings(**SETTINGS, scout=0.25), StepCost(described["cost"], "")).trainings
-    total = spent + 15 * described["cost"]
+    spent = scout_of(Settings(**SETTINGS, scout=0.3), StepCost(described["cost"], "")).trainings
+    total = spent + 14 * described["cost"]
     assert found.result["trace"]["trainings"][-1] == total
     assert abs(trials["trainings"][-1] - total) < 2
 

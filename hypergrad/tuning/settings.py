@@ -28,7 +28,7 @@ class Settings(NamedTuple):
             generations are given.
         seed: Seed of every random draw.
         scout: Share of the budget of "descent" that a search of constant settings takes before it, from whose
-            best it starts; where None a quarter, or nothing for fewer than 20 steps, an online estimator, and
+            best it starts; where None 30 %, or nothing for fewer than 20 steps, an online estimator, and
             where `prior` or `warm_start` say where to start.
         learning_rate: Rate of the outer Adam for a step of the budget; it decays to zero by a cosine over the
             budget.
@@ -154,7 +154,7 @@ OPTIONS = (
     Option(
         "scout",
         float,
-        "share of a descent's budget for a search of its start (default: a quarter of 20 steps or more)",
+        "share of a descent's budget for a search of its start (default: 0.3 from 20 steps on)",
         "SHARE",
     ),
     Option("learning_rate", float, "rate of the outer Adam", "RATE"),
@@ -199,7 +199,7 @@ _FORMS: dict[type | str, _Form] = {
         lambda x: is_whole(x) and 0 < x < 2**63, "a size in bytes; pass e.g. 64M or 2G"
     ),
     "scout": _Form(
-        lambda x: is_number(x) and 0 <= x < 1, "a share in [0, 1); pass e.g. 0.25, or 0 for none"
+        lambda x: is_number(x) and 0 <= x < 1, "a share in [0, 1); pass e.g. 0.3, or 0 for none"
     ),
     float: _Form(lambda x: is_number(x) and 0 < x < 1e30, "a positive number; pass e.g. 0.05"),
     str: _Form(_is_line, "a text of one line; write one in quotes"),

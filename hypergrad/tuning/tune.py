@@ -58,6 +58,7 @@ from hypergrad.tuning.scout import (
     start_at,
     starts_of,
     with_share,
+    without_small_scout,
 )
 from hypergrad.tuning.settings import Settings, check_settings
 
@@ -108,7 +109,8 @@ def tune(
     task = as_task(task, space, horizon)
     if settings.get("warm_start") is not None:
         settings["warm_start"] = _other_folder(settings["warm_start"], storage)
-    chosen = with_share(check_settings(settings, NAMES))
+    given = check_settings(settings, NAMES)
+    chosen = with_share(given)
     check_used([name for name, value in settings.items() if value is not None], chosen.method)
     listeners = Listeners(callbacks)
     with collected_warnings() as caught:
@@ -117,6 +119,9 @@ def tune(
         members = members_of(task, chosen)
         # refuses what cannot work before a study is replaced
         tuner, cost = build(task, chosen, members)
+        if given.scout is None and without_small_scout(chosen, cost) != chosen:
+            chosen = chosen._replace(scout=0.0)
+            tuner, cost = build(task, chosen, members)
         scout_of(chosen, cost)
         with contextlib.nullcontext() if storage is None else create(storage, overwrite) as folder:
             counted = {"cost": cost.trainings, "counted": cost.counted, **data._asdict()}
