@@ -38,7 +38,8 @@ NAMES = {
     "scaling": "weak scaling of a population over devices, and what a generation sends between them",
     "search_quality": "regret of searchers and schedulers, beside Optuna's samplers",
     "cehpo_questions": "the questions that the paper of cross-entropy search leaves open",
-    "schedules": "a tuned learning-rate schedule against constants, cosines and random search",
+    "schedules": "schedules by descent against searches of the best parametric family, at equal cost",
+    "invocations": "`make tune` with ten seeds: descent against random search, and its schedules smoothed",
 }
 
 

@@ -21,7 +21,7 @@ RECENT = 10
 LEAST_STEPS = 5
 """Number of steps before which no jump is told from noise."""
 
-JUMP = 3.0
+JUMP = 5.0
 """Standard deviations above the median at which an objective has jumped."""
 
 LEAST_SPREAD = 0.02
@@ -79,7 +79,7 @@ def clipped_mean(each: PyTree, typical: Typical, clip: float) -> tuple[PyTree, A
 def has_jumped(value: Array, typical: Typical) -> Array:
     """Tell whether an objective is far above the last ones.
 
-    f > median + 3 max(σ, .02 |median|),   σ = 1.48 median |f_i − median|
+    f > median + 5 max(σ, .02 |median|),   σ = 1.48 median |f_i − median|
 
     Objectives that were called jumps are among the last ones, too, so that a lasting change is accepted after a
     few steps.
