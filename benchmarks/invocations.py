@@ -1,4 +1,4 @@
-"""The first command of a user, ten times: does what descent learns on digits beat random search, and by how much?
+"""The first command of a user, ten times: does descent on digits beat random search, and by how much?
 
 Every invocation is `make tune` with another seed: 403 hyperparameters by descent, scout included, against the
 expectation of random search over constants at equal cost, both judged on the same fresh trainings, more of them
