@@ -18,7 +18,7 @@ from benchmarks.record import Figure, Results, markdown
 from benchmarks.worker import Worker
 
 SEARCH, COMMAND = "a search over a transformer", "hypergrad tune digits"
-STEP = re.compile(r"descent \d+/\d+")
+STEP = re.compile(r"(?:scout|descent) \d+/\d+")
 COMPILED = re.compile(r"Finished XLA compilation of .* in ([\d.]+) sec")
 
 
