@@ -13,6 +13,7 @@ from hypergrad.space import LogReal, Real, Sequence
 from hypergrad.tuners import descent
 from hypergrad.tuners.safeguards import (
     RECENT,
+    _median,
     clipped_mean,
     has_jumped,
     noted,
@@ -64,6 +65,16 @@ def test_a_mean_of_clipped_seeds_keeps_its_sign_where_the_clipped_mean_loses_it(
 )
 def test_a_jump_is_told_from_noise(values, value, expected):
     assert bool(has_jumped(jnp.float32(value), after(values))) is expected
+
+
+@pytest.mark.parametrize("num", [1, 2, 5, 10, 11])
+def test_the_median_is_that_of_a_sort(num):
+    random = np.random.default_rng(num)
+    for missing in range(num + 1):
+        x = random.integers(0, 5, num).astype(np.float32)  # with ties
+        x[random.permutation(num)[:missing]] = np.nan
+        expected = np.nanmedian(x) if missing < num else np.nan
+        np.testing.assert_equal(np.asarray(_median(jnp.asarray(x))), expected)
 
 
 def test_a_lasting_change_is_accepted_after_a_few_steps():

@@ -65,8 +65,8 @@ def clipped_mean(each: PyTree, typical: Typical, clip: float) -> tuple[PyTree, A
         The mean, and the median norm of this step.
     """
     norms = jax.vmap(tree.norm)(each)
-    middle = jnp.median(norms)
-    known = jnp.nanmedian(jnp.append(typical.norms[1:], middle))
+    middle = _median(norms)
+    known = _median(jnp.append(typical.norms[1:], middle))
     most = jnp.where(jnp.isinf(clip), jnp.inf, clip * known)
     shares = jnp.where(norms > most, most / norms, 1.0)
 
@@ -88,11 +88,21 @@ def has_jumped(value: Array, typical: Typical) -> Array:
         value: Objective of this step, `[]`.
         typical: The steps before.
     """
-    middle = jnp.nanmedian(typical.values)
-    spread = 1.4826 * jnp.nanmedian(jnp.abs(typical.values - middle))
+    middle = _median(typical.values)
+    spread = 1.4826 * _median(jnp.abs(typical.values - middle))
     sigma = jnp.maximum(spread, LEAST_SPREAD * jnp.abs(middle))
     enough = jnp.sum(~jnp.isnan(typical.values)) >= LEAST_STEPS
     return enough & (value > middle + JUMP * sigma)
+
+
+def _median(x: Array) -> Array:
+    """Return the median of those of `[n]` that are not NaN; it compiles much sooner than a sort."""
+    known, place = ~jnp.isnan(x), jnp.arange(len(x))
+    num, y = jnp.sum(known), jnp.where(known, x, jnp.inf)
+    before = (y < y[:, None]) | ((y == y[:, None]) & (place < place[:, None]))
+    rank = jnp.sum(before, axis=1)
+    low, high = (jnp.sum(jnp.where(rank == at, y, 0.0)) for at in ((num - 1) // 2, num // 2))
+    return jnp.where(num > 0, (low + high) / 2, jnp.nan)
 
 
 def noted(typical: Typical, value: Array, norm: Array, back: Array) -> Typical:

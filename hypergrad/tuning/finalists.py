@@ -1,5 +1,7 @@
 """Finalists: the candidates of a study, trained again on equal seeds, and the best of them."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -114,9 +116,13 @@ def _is_back(info: dict, restart: int) -> bool:
 
 def _average(space: PyTree, points: list[HParams]) -> HParams:
     """Return the mean of points in unconstrained coordinates."""
-    stacked = jax.tree.map(lambda *xs: np.stack(xs), *points)
-    z = jax.vmap(lambda hparams: spaces.unconstrain(space, hparams))(stacked)
-    return jax.tree.map(np.asarray, spaces.constrain(space, jax.tree.map(lambda x: x.mean(0), z)))
+
+    @jax.jit  # operation by operation it would be dozens of programs
+    def mean(stacked: HParams) -> HParams:
+        z = jax.vmap(lambda hparams: spaces.unconstrain(space, hparams))(stacked)
+        return spaces.constrain(space, jax.tree.map(lambda x: x.mean(0), z))
+
+    return jax.tree.map(np.asarray, mean(jax.tree.map(lambda *xs: np.stack(xs), *points)))
 
 
 def objectives(task: Task, members: Population, candidates: list[HParams], keys: Key) -> np.ndarray:
@@ -133,4 +139,6 @@ def first_states(
     """Return the hparams and the first states of every configuration with every key, `[C S]`."""
     num = len(keys)
     hparams = static.stacked(task.space, [one for one in configurations for _ in range(num)])
-    return hparams, members.init(keys[np.tile(np.arange(num), len(configurations))], hparams)
+    again: Any = np.tile(np.asarray(jax.random.key_data(keys)), (len(configurations), 1))
+    same = jax.random.wrap_key_data(again, impl=jax.random.key_impl(keys))
+    return hparams, members.init(same, hparams)
