@@ -175,7 +175,7 @@ def measure(case: Case) -> list[Figure]:
     problem, loss, of = make_problem(case)
     num, horizon = len(case.splits.train[1]), case.horizon
     h, key = {"lr": jnp.float32(case.rate)}, jax.random.key(0)
-    common = {"of": of, "loss": loss}
+    common: dict[str, Any] = {"of": of, "loss": loss}
     again = Costed(lambda h, key, w: retrained(problem, h, key, horizon, w, **common))
     subsets = {
         drop: random_subsets(jax.random.key(1), case.num_subsets, num, drop) for drop in DROPS
