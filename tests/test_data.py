@@ -292,10 +292,9 @@ def test_read_npz_refuses(tmp_path, name):
     "reader", [lambda p: data.read_csv(p, None), arrays.read_idx, arrays.npz_names]
 )
 def test_missing_file_and_folder(tmp_path, reader):
-    for path in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(
-            ValueError, match=f"data is '{re.escape(str(path))}', a file that is not there"
-        ):
+    said = {tmp_path / "nowhere": "a file that is not there", tmp_path: "a folder, expected a file"}
+    for path, what in said.items():
+        with pytest.raises(ValueError, match=f"data is '{re.escape(str(path))}', {what}"):
             reader(path)
 
 
