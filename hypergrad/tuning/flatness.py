@@ -66,8 +66,8 @@ def measure_flatness(task: Task, directory: str | Path, *, allow_changes: bool =
     """Measure how flat the networks of a finished study are, and write its `flatness.json`.
 
     The default, the tuned and the likeliest random configuration are trained again on the first seeds of their
-    comparison. Each network is measured at the end of its training, on up to 256 training examples. The report shows
-    the measures from then on.
+    comparison. Each network is measured at the end of its training, on up to 256 training examples. The report
+    shows the measures from then on.
 
     **Cost:** three trainings a configuration, and some 200 products with the Hessian for each of them.
 
