@@ -87,8 +87,9 @@ def tune(
     one member at a time (`chunk` of them side by side). Trials, records and `best` have the values as
     the user named them.
 
-    **Cost:** descent: budget x num_seeds x num_restarts hypergradients, as much again for the random
-    baseline, and 11 x max(num_seeds, 4) trainings of each for the choice.
+    **Cost:** descent: budget x num_seeds x num_restarts hypergradients with its scout, as much again for the
+    random baseline, some 10 x max(num_seeds, 4) trainings of each for the choice, and up to 8 x eval_seeds for
+    the comparison.
 
     Args:
         task: Task to tune; a `Problem` has no test set, and needs a space and a horizon.
