@@ -101,10 +101,12 @@ BAD = {
         problem=PROBLEM._replace(train_batch=lambda key, step: 1 / 0)
     ),
     "problem.train_batch returned a batch of 4.19e+06 GiB": a_task(
-        problem=PROBLEM._replace(train_batch=lambda key, step: jnp.zeros((2**20, 2**30)))
+        problem=PROBLEM._replace(
+            train_batch=lambda key, step: jnp.zeros((2**20, 2**30), jnp.float32)
+        )
     ),
     "problem.valid_batch returned a batch of 4.19e+06 GiB": a_task(
-        problem=PROBLEM._replace(valid_batch=lambda key: jnp.zeros((2**20, 2**30)))
+        problem=PROBLEM._replace(valid_batch=lambda key: jnp.zeros((2**20, 2**30), jnp.float32))
     ),
     "problem.loss failed": a_task(
         space={"lr": LogReal(1e-3, 1.0), "act": Choice(("sin", "sine"), static=True)},
