@@ -9,11 +9,10 @@ import argparse
 import warnings
 
 import numpy as np
-from scipy.stats import wilcoxon
 
 import hypergrad as hg
 from benchmarks.record import Figure, Results, markdown
-from benchmarks.schedules import interval, judge, smoothed
+from benchmarks.schedules import difference, interval, judge, signed_rank, smoothed
 from tasks import digits
 
 NUM_SEEDS = 10
@@ -65,11 +64,8 @@ def table(results: Results) -> str:
             row = [way]
             for metric in ("validation loss", "test accuracy"):
                 lost = np.subtract(found[metric], base[metric])
-                p = float("nan")
-                if len(lost) > 1 and np.any(lost):
-                    p = float(wilcoxon(lost).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
                 row.append("{:.4f} ± {:.4f}".format(*interval(found[metric])))
-                row.append(f"{lost.mean():+.4f} (p = {p:.2g})" if np.any(lost) else "")
+                row.append(difference(lost.mean(), signed_rank(lost)))
             rows.append(row)
         luck = np.mean(methods["random"]["standard deviation over draws"])
         rough = np.mean(methods["tuned"]["change of the rate a step"])

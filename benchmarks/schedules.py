@@ -242,14 +242,14 @@ def compared(methods: dict[str, Any], metric: str) -> dict[str, tuple[float, flo
     own = np.array(methods[TUNED][metric])
     rivals = [name for name in methods if not name.startswith(TUNED)]
     lost = {name: np.array(methods[name][metric]) - own for name in rivals}
-    if len(own) < 2:
-        return {name: (float(x.mean()), float("nan")) for name, x in lost.items()}
-    p = benjamini_hochberg([_signed_rank(x) for x in lost.values()])
+    p = benjamini_hochberg([signed_rank(x) for x in lost.values()])
     return {name: (float(x.mean()), q) for (name, x), q in zip(lost.items(), p, strict=True)}
 
 
-def _signed_rank(lost: np.ndarray) -> float:
-    """Return the p value of the signed-rank test of paired differences."""
+def signed_rank(lost: np.ndarray) -> float:
+    """Return the p value of the signed-rank test of paired differences; NaN for a single one."""
+    if len(lost) < 2:
+        return float("nan")
     test: Any = wilcoxon(lost) if np.any(lost) else None
     return 1.0 if test is None else float(test.pvalue)
 
@@ -262,7 +262,7 @@ def table(results: Results) -> str:
         rows = []
         for method, found in methods.items():
             means = ["{:.4f} ± {:.4f}".format(*interval(found[metric])) for metric in by]
-            against = [_against(by[metric].get(method)) for metric in by]
+            against = [difference(*by[metric].get(method, ())) for metric in by]
             rows.append([method, means[0], against[0], means[1], against[1]])
         tuned = methods[TUNED]
         head = (
@@ -274,7 +274,6 @@ def table(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def _against(found: tuple[float, float] | None) -> str:
-    if found is None:
-        return ""
-    return f"{found[0]:+.4f} (p = {found[1]:.2g})"
+def difference(mean: float = 0.0, p: float = 1.0) -> str:
+    """Write a mean difference with its p value; nothing where there is none."""
+    return f"{mean:+.4f} (p = {p:.2g})" if mean else ""
