@@ -74,13 +74,9 @@ def with_share(settings: Settings) -> Settings:
     return settings._replace(scout=SCOUT_SHARE if long and not told else 0.0)
 
 
-def without_small_scout(settings: Settings, cost: StepCost) -> Settings:
-    """Return settings whose scout nobody asked for, without it where its share of the budget is too small."""
-    try:
-        scout_of(settings, cost)
-    except ValueError:
-        return settings._replace(scout=0.0)
-    return settings
+def is_too_small(settings: Settings, cost: StepCost) -> bool:
+    """Tell whether the share of a scout does not even pay for two trials for each training of one finalist."""
+    return scout_steps(settings) * cost.trainings < 3 * _seeds_of(settings)
 
 
 def scout_of(settings: Settings, cost: StepCost) -> Scout | None:
@@ -89,18 +85,16 @@ def scout_of(settings: Settings, cost: StepCost) -> Scout | None:
     Raises:
         ValueError: where its share of the budget is too small.
     """
-    steps = scout_steps(settings)
     if not settings.scout:
         return None
-    trainings = steps * cost.trainings
-    num_seeds = SEEDS * max(settings.num_seeds, 4)
-    num_finalists = min(8, int(trainings / (3 * num_seeds)))
-    num_trials = int(trainings) - num_finalists * num_seeds
-    if not num_finalists:
+    trainings, num_seeds = scout_steps(settings) * cost.trainings, _seeds_of(settings)
+    if is_too_small(settings, cost):
         raise ValueError(
             f"scout is {settings.scout:g} of a budget of {settings.budget}, that is {trainings:.3g} trainings, "
             f"expected at least {3 * num_seeds} and a step to descend; pass a larger budget, or scout=0"
         )
+    num_finalists = min(8, int(trainings / (3 * num_seeds)))
+    num_trials = int(trainings) - num_finalists * num_seeds
     generations, size = equal_generations(GENERATION, num_trials)
     search = Settings(
         SCOUT_METHOD,
@@ -112,6 +106,10 @@ def scout_of(settings: Settings, cost: StepCost) -> Scout | None:
     )
     spent = generations * size + num_finalists * num_seeds
     return Scout(search, num_finalists, num_seeds, float(spent))
+
+
+def _seeds_of(settings: Settings) -> int:
+    return SEEDS * max(settings.num_seeds, 4)
 
 
 def starts_of(
@@ -133,9 +131,8 @@ def starts_of(
     seeds = jax.random.split(key, scout.num_seeds)
     values = objectives(task, members, candidates, seeds).mean(1)
     order = np.argsort(values, kind="stable")[: max(1, np.isfinite(values).sum())]
-    taken = [
-        candidates[i] for i in np.resize(order, num)
-    ]  # again from the best where there are fewer
+    # again from the best where there are fewer
+    taken = [candidates[i] for i in np.resize(order, num)]
     return jax.tree.map(lambda *xs: np.stack(xs), *taken)
 
 

@@ -54,11 +54,11 @@ from hypergrad.tuning.provenance import check_same_result, describe_study
 from hypergrad.tuning.scout import (
     Scout,
     choice_key,
+    is_too_small,
     scout_of,
     start_at,
     starts_of,
     with_share,
-    without_small_scout,
 )
 from hypergrad.tuning.settings import Settings, check_settings
 
@@ -120,7 +120,7 @@ def tune(
         members = members_of(task, chosen)
         # refuses what cannot work before a study is replaced
         tuner, cost = build(task, chosen, members)
-        if given.scout is None and without_small_scout(chosen, cost) != chosen:
+        if given.scout is None and chosen.scout and is_too_small(chosen, cost):
             chosen = chosen._replace(scout=0.0)
             tuner, cost = build(task, chosen, members)
         scout_of(chosen, cost)
