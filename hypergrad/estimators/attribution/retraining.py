@@ -55,9 +55,7 @@ def retrained(
             f"weights is {describe(weights)}, expected an array of shape (S, {made.num_examples}), a weight "
             "for each example; make some with random_subsets(...)"
         )
-    return in_chunks(
-        lambda row: ended(made, key, horizon, row)[1], jnp.asarray(weights, float), chunk
-    )
+    return _values(made, key, horizon, jnp.asarray(weights, float), chunk)
 
 
 def exact_leave_one_out(
@@ -85,9 +83,11 @@ def exact_leave_one_out(
         loss: Weighted loss, as in `attribution`.
         chunk: Number of trainings side by side.
     """
-    num = weighted(problem, hparams, horizon, of, loss).num_examples
+    made = weighted(problem, hparams, horizon, of, loss)
+    check_whole("chunk", chunk)
+    num = made.num_examples
     weights = jnp.concatenate([jnp.ones((1, num)), 1 - jnp.eye(num)])
-    values = retrained(problem, hparams, key, horizon, weights, of=of, loss=loss, chunk=chunk)
+    values = _values(made, key, horizon, weights, chunk)
     return Attribution((values[0] - values[1:]).T, values[0], None, None, None)
 
 
@@ -107,6 +107,11 @@ def random_subsets(key: Key, num_subsets: int, num_examples: int, drop: float) -
     row = jnp.where(jnp.arange(num_examples) < num, 0.0, 1.0)
     keys = jax.random.split(key, num_subsets)
     return jax.vmap(lambda k: jax.random.permutation(k, row))(keys)
+
+
+def _values(made: Weighted, key: Key, horizon: int, weights: Array, chunk: int) -> Array:
+    """Train with each row of weights `[S, N]`; return the objectives or predictions."""
+    return in_chunks(lambda row: ended(made, key, horizon, row)[1], weights, chunk)
 
 
 def ended(made: Weighted, key: Key, horizon: int, weights: Array) -> tuple[TrainState, Array]:
