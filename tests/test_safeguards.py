@@ -154,6 +154,9 @@ def test_a_step_over_the_cliff_is_taken_back_and_never_the_best():
     state = tuner.init(KEY)
     best = study.run(tuner, KEY, 60).best_value
     assert best == min(t.values[0] for t in found) and state.typical.pace == 1.0
+    pace = np.array([1.0, *(t.info["pace"][0] for t in found)])
+    expected = np.where(back, pace[:-1] * 0.5, np.minimum(1.0, pace[:-1] * 1.1))
+    np.testing.assert_allclose(pace[1:], expected, rtol=1e-6)
 
 
 def test_restarts_start_where_they_are_told():

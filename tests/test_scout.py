@@ -10,7 +10,7 @@ import hypergrad as hg
 from hypergrad import study
 from hypergrad.core.methods import StepCost
 from hypergrad.study import StudyWarning
-from hypergrad.tuning.finalists import favoured
+from hypergrad.tuning.finalists import distinct, favoured
 from hypergrad.tuning.scout import scout_of, with_share
 from hypergrad.tuning.settings import Settings, check_settings, scout_steps
 from tasks import quadratic
@@ -143,3 +143,9 @@ def test_an_average_stays_unless_another_is_surely_better():
     assert favoured(np.stack([average, average - 0.1, average - 0.2 + 0.01 * seeds])) == 2
     assert favoured(np.stack([average * np.inf, average])) == 1
     assert favoured(np.stack([average, average * np.inf])) == 0
+
+
+def test_a_candidate_is_trained_once():
+    one, other = {"x": np.arange(3.0), "kind": "a"}, {"x": np.arange(3.0), "kind": "b"}
+    again = {"x": np.arange(3.0), "kind": "a"}
+    assert distinct([one, other, again, other]) == [one, other]

@@ -34,6 +34,7 @@ def choose_best(
         start = spaces.default(task.space)
         return static.restored(task.space, jax.tree.map(np.asarray, start)), float("inf")
     candidates = of_descent(task, found) if method == "descent" else of_trials(found, method)
+    candidates = distinct(candidates)
     each = objectives(task, members, candidates, keys)
     best = favoured(each) if method == "descent" else int(np.argmin(each.mean(1)))
     if not np.isfinite(each[best].mean()):
@@ -87,6 +88,16 @@ def best_trials(trials: list[Trials], num: int) -> list[HParams]:
     ]
     best = sorted(told)[:num]
     return [jax.tree.map(lambda x, m=m: x[m], trials[step].hparams) for _, step, m in best]
+
+
+def distinct(candidates: list[HParams]) -> list[HParams]:
+    """Return candidates without repetitions: the best of all is often among the others, too."""
+    kept: list[HParams] = []
+    for one in candidates:
+        leaves = jax.tree.leaves(one)
+        if not any(all(map(np.array_equal, leaves, jax.tree.leaves(other))) for other in kept):
+            kept.append(one)
+    return kept
 
 
 def of_descent(task: Task, found: Study) -> list[HParams]:

@@ -52,5 +52,4 @@ def over_draws(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def spread_of(weights: np.ndarray, means: np.ndarray) -> float:
     """Return the standard deviation from draw to draw of means `[N]`."""
-    center = np.sum(weights * means)
-    return float(np.sqrt(np.sum(weights * (means - center) ** 2)))
+    return float(np.sqrt(over_draws(weights, (means - over_draws(weights, means)) ** 2)))
